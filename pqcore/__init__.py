@@ -1,0 +1,33 @@
+"""A transactional queue for PostgreSQL, over the driver you use.
+
+    from pqcore import PQ
+
+    pq = PQ("postgresql://localhost/app")
+    pq.create()
+    pq["apples"].put({"kind": "Cox"})
+    job = pq["apples"].get()
+"""
+
+from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
+from pqcore.errors import PQError
+from pqcore.hookspecs import hookimpl
+from pqcore.job import AsyncJob, Job
+from pqcore.operations import QueueStats
+from pqcore.queue import PQ, Queue, QueueIterator
+from pqcore.settings import logger
+
+__version__ = "0.1.0"
+__all__ = [
+    "PQ",
+    "AsyncJob",
+    "AsyncPQ",
+    "AsyncQueue",
+    "AsyncQueueIterator",
+    "Job",
+    "PQError",
+    "Queue",
+    "QueueIterator",
+    "QueueStats",
+    "hookimpl",
+    "logger",
+]

@@ -1,0 +1,271 @@
+"""The asynchronous face: `AsyncPQ` and `AsyncQueue`.
+
+The names and arguments of `pqcore.queue`, awaited; what they mean is written
+there.  A task that is cancelled while it awaits a job does not lose it: the
+statement is let finish, and what it took is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from pqcore import operations
+from pqcore.engine import Engine
+from pqcore.identifiers import TableName
+from pqcore.job import AsyncJob
+from pqcore.operations import QueueStats
+from pqcore.runtime import AsyncioRuntime
+from pqcore.serializers import Serializer
+from pqcore.settings import QueueSettings
+from pqcore.timespec import TimeSpec
+
+Q = TypeVar("Q", bound="AsyncQueue")
+
+
+class AsyncQueueIterator:
+    """Takes one job after the other, for ever; yields None at each timeout.
+
+    Attributes:
+        timeout: Seconds to wait for each; None for the queue's ``timeout``.
+    """
+
+    timeout: float | None = None
+
+    def __init__(self, queue: AsyncQueue) -> None:
+        self._queue = queue
+
+    def __aiter__(self) -> AsyncQueueIterator:
+        return self
+
+    async def __anext__(self) -> AsyncJob | None:
+        return await self._queue.get(timeout=self.timeout)
+
+
+class AsyncQueue(QueueSettings):
+    """A transactional queue, awaited; see `pqcore.Queue`.
+
+    ``async with queue as cursor:`` is a transaction of the running task and of
+    those that it starts, in which all queues of the same `AsyncPQ` take part.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        conn: Any = None,
+        pool: Any = None,
+        table: str = "queue",
+        schema: str | None = None,
+        *,
+        engine: Engine | None = None,
+        serializer: Serializer | str | None = None,
+        **options: Any,
+    ) -> None:
+        names = TableName(table, schema) if engine is None else engine.names
+        super().__init__(name, names, serializer, options)
+        self._engine = _engine(names, conn, pool) if engine is None else engine
+
+    async def put(
+        self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
+    ) -> int:
+        """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
+        return await operations.put(self._engine, self, data, schedule_at, expected_at, connection)
+
+    async def put_many(
+        self,
+        items: Iterable[Any],
+        schedule_at: TimeSpec = None,
+        expected_at: TimeSpec = None,
+        *,
+        connection: Any = None,
+    ) -> list[int]:
+        """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
+        return await operations.put_many(self._engine, self, items, schedule_at, expected_at, connection)
+
+    async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
+        """Take the next job that is due; see `pqcore.Queue.get`."""
+        rows = await operations.get(self._engine, self, 1, block=block, timeout=timeout)
+        return AsyncJob(self, rows[0]) if rows else None
+
+    async def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[AsyncJob]:
+        """Take up to ``n`` jobs; see `pqcore.Queue.get_many`."""
+        rows = await operations.get(self._engine, self, n, block=block, timeout=timeout)
+        return [AsyncJob(self, row) for row in rows]
+
+    async def lease(
+        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> AsyncJob | None:
+        """Take a job for a time; see `pqcore.Queue.lease`."""
+        length = operations.lease_time(timeout)
+        rows = await operations.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
+        return AsyncJob(self, rows[0]) if rows else None
+
+    async def lease_many(
+        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> list[AsyncJob]:
+        """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
+        length = operations.lease_time(timeout)
+        rows = await operations.get(self._engine, self, n, block=block, timeout=wait, lease=length)
+        return [AsyncJob(self, row) for row in rows]
+
+    async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
+        """Finish a leased job; see `pqcore.Queue.ack`."""
+        if lost := await operations.ack(self._engine, self, [job], connection):
+            raise operations.lease_lost(self, lost)
+
+    async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
+        """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
+        return await operations.ack(self._engine, self, list(jobs), connection)
+
+    async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
+        """Give a leased job back; see `pqcore.Queue.nack`."""
+        await operations.nack(self._engine, self, job, delay)
+
+    async def extend(self, job: AsyncJob, timeout: str | float | timedelta) -> None:
+        """Make a lease end ``timeout`` from now; see `pqcore.Queue.extend`."""
+        await operations.extend(self._engine, self, job, timeout)
+
+    async def update(self, job_id: int, data: Any) -> int:
+        """Replace a job's data; see `pqcore.Queue.update`."""
+        return await operations.update(self._engine, self, job_id, data)
+
+    async def cancel(self, job_id: int) -> bool:
+        """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
+        return await operations.cancel(self._engine, self, job_id)
+
+    async def peek(self, n: int = 1) -> list[AsyncJob]:
+        """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
+        return [AsyncJob(self, row) for row in await operations.peek(self._engine, self, n)]
+
+    async def count(self) -> int:
+        """How many jobs are due; `len` cannot be awaited."""
+        return await operations.count(self._engine, self)
+
+    async def stats(self) -> QueueStats:
+        """What waits in the queue."""
+        found = await operations.stats(self._engine, self.name)
+        return found.get(self.name, QueueStats(0, 0, 0, None))
+
+    async def clear(self) -> None:
+        """Delete all rows of the queue: waiting, leased and finished."""
+        await operations.clear(self._engine, self)
+
+    async def purge(self, older_than: str | float | timedelta) -> int:
+        """Delete finished rows, kept or archived; see `pqcore.Queue.purge`."""
+        return await operations.purge(self._engine, self, older_than)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A transaction, or a savepoint within one; see `pqcore.Queue.transaction`."""
+        async with self as cursor:
+            yield cursor
+
+    async def close(self) -> None:
+        """Close the connections, as `AsyncPQ.close` does."""
+        await self._engine.close()
+
+    async def __aenter__(self) -> Any:
+        return (await self._engine.enter(dict(self.cursor_kwargs)))[1]
+
+    async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
+        await self._engine.leave(self._engine.innermost(), failed=kind is not None)
+
+    def __aiter__(self) -> AsyncQueueIterator:
+        return AsyncQueueIterator(self)
+
+
+class AsyncPQ(Generic[Q]):
+    """The queues of one table, awaited; takes the arguments of `pqcore.PQ`.
+
+    Connections are opened when first needed, in the event loop that needs them.
+    """
+
+    queue_class: type[AsyncQueue] = AsyncQueue
+
+    def __init__(
+        self,
+        conn: Any = None,
+        pool: Any = None,
+        table: str = "queue",
+        schema: str | None = None,
+        queue_class: type[Q] | None = None,
+        *,
+        backend: str | None = None,
+        max_connections: int = 10,
+        pool_timeout: float = 30.0,
+        prepared: bool = True,
+        **options: Any,
+    ) -> None:
+        if queue_class is not None:
+            self.queue_class = queue_class
+        self._options = options
+        self._queues: dict[str, AsyncQueue] = {}
+        self._engine = _engine(
+            TableName(table, schema),
+            conn,
+            pool,
+            backend=backend,
+            max_connections=max_connections,
+            pool_timeout=pool_timeout,
+            prepared=prepared,
+        )
+        # A bad option is to fail here, not at the first queue.
+        QueueSettings("any", self._engine.names, None, options)
+
+    @property
+    def backend(self) -> str:
+        """The name of the chosen backend, and why it was chosen."""
+        return f"{self._engine.spec.name} ({self._engine.why})"
+
+    async def create(self) -> None:
+        """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
+        await operations.create(self._engine)
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
+        """A queue with options of its own; see `pqcore.PQ.queue`."""
+        return self.queue_class(name, engine=self._engine, serializer=serializer, **{**self._options, **options})
+
+    async def stats(self) -> dict[str, QueueStats]:
+        """What waits, a queue."""
+        return await operations.stats(self._engine, None)
+
+    async def close(self) -> None:
+        """Close the connection or pool: ours, or the one given."""
+        await self._engine.close()
+
+    def __getitem__(self, name: str) -> Q:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues.setdefault(name, self.queue(name))
+        return queue  # type: ignore[return-value]
+
+    async def __aenter__(self) -> AsyncPQ[Q]:
+        return self
+
+    async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
+        await self.close()
+
+
+def _engine(
+    names: TableName,
+    conn: Any,
+    pool: Any,
+    *,
+    backend: str | None = None,
+    max_connections: int = 10,
+    pool_timeout: float = 30.0,
+    prepared: bool = True,
+) -> Engine:
+    return Engine(
+        "async",
+        AsyncioRuntime(),
+        names,
+        target=conn,
+        pool=pool,
+        backend=backend,
+        max_connections=max_connections,
+        pool_timeout=pool_timeout,
+        prepared=prepared,
+    )

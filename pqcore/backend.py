@@ -1,0 +1,204 @@
+"""What a backend is: the contract between the core and a driver, and all of it.
+
+A backend is about a hundred lines.  It carries statements to the server and rows
+back; it knows nothing of queues.  It comes in two parts:
+
+* a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`).  It names
+  the backend and says what it can do, and importing it imports no driver;
+* a class that the spec points to, with the methods of `Backend` (a blocking
+  driver) or `AsyncBackend`, and a session class with those of `Session` or
+  `AsyncSession`.
+
+Protocols are matched by shape: nothing needs to be inherited.  `PLUGIN_API` is
+raised when the contract changes in a way that breaks a backend written for the
+last one.
+"""
+
+from __future__ import annotations
+
+import enum
+import select
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pqcore.statement import Paramstyle, Query
+
+PLUGIN_API = 1
+"""The version of this contract."""
+
+Mode: TypeAlias = Literal["blocking", "async"]
+Row: TypeAlias = Sequence[Any]
+"""A row, by position."""
+
+
+class Capability(enum.Enum):
+    """What a backend may offer beyond running statements in transactions.
+
+    What it does not offer it must give a reason for (`BackendSpec.missing`);
+    the conformance report lists both.
+    """
+
+    LISTEN = "waits for notifications; else waiters poll"
+    POOL = "adopts a pool of the driver's own"
+    PREPARED = "prepares hot statements on the server"
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend is called and what it can do, known without importing its driver.
+
+    Attributes:
+        name: As users write it: ``backend="asyncpg"``.  A driver with both
+            faces registers two specs of one name, one a mode.
+        mode: ``"blocking"`` serves `PQ`, ``"async"`` serves `AsyncPQ`.
+        load: Where the class is, as ``"package.module:Class"``; imported when chosen.
+        requires: The modules that must be importable, such as ``("asyncpg",)``.
+        install: How to get them, shown when they are missing.
+        paramstyle: How its statements have placeholders.
+        capabilities: What it offers.
+        missing: Why it lacks each of the others.
+        connections: Dotted names of the connection classes that it adopts.
+        pools: Dotted names of the pool classes that it adopts.
+        schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
+        api: The `PLUGIN_API` that it was written for.
+    """
+
+    name: str
+    mode: Mode
+    load: str
+    requires: tuple[str, ...]
+    install: str
+    paramstyle: Paramstyle
+    capabilities: frozenset[Capability]
+    missing: Mapping[Capability, str] = field(default_factory=dict)
+    connections: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    api: int = PLUGIN_API
+
+
+class Session(Protocol):
+    """One connection of a blocking driver.
+
+    Between `enter` and `leave` every statement commits by itself, unless the
+    caller's own transaction is open or `begin` was called.
+    """
+
+    def enter(self) -> None:
+        """Start to use the connection: switch it to autocommit if it is idle."""
+
+    def leave(self) -> None:
+        """Stop using it: put back what `enter` switched."""
+
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open (failed ones too); asks the driver, not the server."""
+
+    def usable(self) -> bool:
+        """Whether the driver still holds the connection to be open; no round trip."""
+
+    def alive(self) -> bool:
+        """Whether an idle connection still works: may look at the socket, or ask the server."""
+
+    def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Run one statement and return its rows, or nothing unless ``query.rows``.
+
+        ``parameters`` stand in the order of the placeholders of ``query.sql``.
+        They are None, str, int, bytes, aware datetimes, timedeltas, or lists
+        of these.  Rows hold the same, times naive.
+        """
+
+    def begin(self) -> None: ...
+    def commit(self) -> None: ...
+    def rollback(self) -> None: ...
+
+    def cursor(self, **options: Any) -> Any:
+        """What ``with queue as cursor`` gives the user to run statements of their own."""
+
+    def listen(self, channel: str) -> None:
+        """LISTEN to a channel (capability LISTEN); the name is any text up to 63 bytes."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when a notification may have arrived, at the latest after ``seconds``.
+
+        Must not hold the connection: others may run statements meanwhile.
+        """
+
+    def notifications(self) -> list[str]:
+        """The channels notified since the last call, without waiting; they are forgotten."""
+
+    def close(self) -> None: ...
+
+
+class AsyncSession(Protocol):
+    """One connection of an asynchronous driver: `Session`, awaited."""
+
+    def in_transaction(self) -> bool: ...
+    def usable(self) -> bool: ...
+    def cursor(self, **options: Any) -> Any: ...
+    async def enter(self) -> None: ...
+    async def leave(self) -> None: ...
+    async def alive(self) -> bool: ...
+    async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]: ...
+    async def begin(self) -> None: ...
+    async def commit(self) -> None: ...
+    async def rollback(self) -> None: ...
+    async def listen(self, channel: str) -> None: ...
+    async def wait(self, seconds: float) -> None: ...
+    async def notifications(self) -> list[str]: ...
+    async def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """Makes sessions, with a blocking driver.
+
+    Constructed with ``prepared`` (bool): whether statements may be prepared on
+    the server; False behind a pooler that changes servers between transactions.
+    """
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """What the driver raises; translated by SQLSTATE into pqcore's errors."""
+
+    def connect(self, dsn: str) -> Session:
+        """Open a connection; ``dsn`` is a libpq URL or keyword string."""
+
+    def wrap(self, connection: Any) -> Session:
+        """Use a connection that the caller handed over, once or for long."""
+
+    def acquire(self, pool: Any) -> Session:
+        """Borrow a connection of the caller's pool (capability POOL)."""
+
+    def release(self, pool: Any, session: Session) -> None:
+        """Give it back, also when it broke."""
+
+    def connect_like(self, pool: Any) -> Session | None:
+        """Open one beside the pool, with the pool's parameters, to listen on; None if they are unknown."""
+
+    def close_connection(self, connection: Any) -> None: ...
+    def close_pool(self, pool: Any) -> None: ...
+
+
+class AsyncBackend(Protocol):
+    """Makes sessions, with an asynchronous driver: `Backend`, awaited."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]: ...
+    def wrap(self, connection: Any) -> AsyncSession: ...
+    async def connect(self, dsn: str) -> AsyncSession: ...
+    async def acquire(self, pool: Any) -> AsyncSession: ...
+    async def release(self, pool: Any, session: Any) -> None: ...
+    async def connect_like(self, pool: Any) -> AsyncSession | None: ...
+    async def close_connection(self, connection: Any) -> None: ...
+    async def close_pool(self, pool: Any) -> None: ...
+
+
+def readable(fileno: int, seconds: float = 0) -> bool:
+    """Whether a socket has something to read; waits for at most ``seconds``.
+
+    An idle connection has not: what there is to read is a notification, a
+    farewell of the server, or its end.  poll(2), as select(2) stops at 1,024 files.
+    """
+    poll = select.poll()
+    poll.register(fileno, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -1,0 +1,192 @@
+"""Where sessions come from: a DSN, a connection of the caller's, or a pool of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+from pqcore.dialect import Dialect
+from pqcore.errors import Closed, ConnectionLost, PoolTimeout
+from pqcore.runtime import Gate, Runtime
+from pqcore.sessions import CoreSession, translate
+
+
+class Opener:
+    """A backend, blocking or not, as the core calls it."""
+
+    def __init__(self, backend: Any, sql: Dialect, *, suspends: bool) -> None:
+        self.backend = backend
+        self.errors = (*backend.errors, OSError)
+        self.sql = sql
+        self._suspends = suspends
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the backend, awaiting it where it is to be awaited."""
+        try:
+            result = getattr(self.backend, method)(*arguments)
+            return await result if self._suspends else result
+        except self.errors as exc:
+            raise translate(exc, method, lost=method == "connect") from exc
+
+    def session(self, driver: Any) -> CoreSession:
+        return CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
+
+    def wrap(self, connection: object) -> CoreSession:
+        return self.session(self.backend.wrap(connection))
+
+
+class Source(Protocol):
+    """Lends sessions."""
+
+    async def acquire(self) -> CoreSession: ...
+    async def release(self, session: CoreSession) -> None: ...
+    async def listener(self) -> CoreSession | None:
+        """A session that nobody else uses, to listen on; None if there is none to be had."""
+
+    async def close(self) -> None: ...
+
+
+class OwnPool:
+    """Connections that we open, kept for reuse.
+
+    Opened when first needed.  One that idled is looked at before it is lent:
+    a restart of the server goes unnoticed.  After a fork, or in another event
+    loop, the old ones are left to their owner.
+
+    Args:
+        opener: The backend.
+        dsn: Where to connect.
+        runtime: How to wait.
+        size: Connections, at most; one more is opened for listening.
+        timeout: Seconds to wait for a free one.
+    """
+
+    def __init__(self, opener: Opener, dsn: str, runtime: Runtime, size: int, timeout: float) -> None:
+        self._opener = opener
+        self._dsn = dsn
+        self._runtime = runtime
+        self._size = size
+        self._timeout = timeout
+        self._closed = False
+        self._owner: Hashable = None
+        self._idle: list[CoreSession] = []
+        self._abandoned: list[CoreSession] = []
+        self._places: Gate
+
+    async def acquire(self) -> CoreSession:
+        if self._closed:
+            msg = "this PQ has been closed"
+            raise Closed(msg)
+        if self._owner != (owner := self._runtime.owner()):
+            # Kept, not closed: closing would end the connection for its owner too.
+            self._abandoned, self._idle = self._idle, []
+            self._owner, self._places = owner, self._runtime.gate(self._size)
+        if not await self._places.enter(self._timeout):
+            msg = (
+                f"all {self._size} connections have been in use for {self._timeout} seconds: "
+                "raise max_connections, or look for transactions that are held open"
+            )
+            raise PoolTimeout(msg)
+        try:
+            while self._idle:
+                session = self._idle.pop()
+                if await session.alive():
+                    return session
+                await _discard(session)
+            return await self._connect()
+        except BaseException:
+            self._places.leave()
+            raise
+
+    async def release(self, session: CoreSession) -> None:
+        keep = session.usable() and not session.in_transaction() and not self._closed
+        if keep:
+            self._idle.append(session)
+        self._places.leave()
+        if not keep:
+            await _discard(session)
+
+    async def listener(self) -> CoreSession | None:
+        return await self._connect()
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._owner == self._runtime.owner():
+            while self._idle:
+                await _discard(self._idle.pop())
+
+    async def _connect(self) -> CoreSession:
+        session = self._opener.session(await self._opener.call("connect", self._dsn))
+        await session.enter()
+        return session
+
+
+class CallersPool:
+    """A pool of the caller's."""
+
+    def __init__(self, opener: Opener, pool: object) -> None:
+        self._opener = opener
+        self._pool = pool
+
+    async def acquire(self) -> CoreSession:
+        session = self._opener.session(await self._opener.call("acquire", self._pool))
+        try:
+            await session.enter()
+        except BaseException:
+            await self.release(session)
+            raise
+        return session
+
+    async def release(self, session: CoreSession) -> None:
+        try:
+            await session.leave()
+        finally:
+            await self._opener.call("release", self._pool, session.driver)
+
+    async def listener(self) -> CoreSession | None:
+        driver = await self._opener.call("connect_like", self._pool)
+        return None if driver is None else self._opener.session(driver)
+
+    async def close(self) -> None:
+        await self._opener.call("close_pool", self._pool)
+
+
+class CallersConnection:
+    """One connection of the caller's, for one at a time."""
+
+    def __init__(self, opener: Opener, connection: object, runtime: Runtime) -> None:
+        self._opener = opener
+        self._connection = connection
+        self._session = opener.wrap(connection)
+        self._gate = runtime.gate()
+
+    async def acquire(self) -> CoreSession:
+        await self._gate.enter()
+        try:
+            if not self._session.usable():
+                msg = "the connection is closed: give PQ an open one, or a DSN or pool, which replace lost connections"
+                raise ConnectionLost(msg)
+            await self._session.enter()
+        except BaseException:
+            self._gate.leave()
+            raise
+        return self._session
+
+    async def release(self, session: CoreSession) -> None:
+        try:
+            await session.leave()
+        finally:
+            self._gate.leave()
+
+    async def listener(self) -> CoreSession | None:
+        return None
+
+    async def close(self) -> None:
+        await self._opener.call("close_connection", self._connection)
+
+
+async def _discard(session: CoreSession) -> None:
+    try:
+        await session.close()
+    except ConnectionLost:
+        pass  # it was lost before

@@ -1,0 +1,334 @@
+"""The statements: named, commented with why they are safe under concurrency, compiled once.
+
+The table's waiting rows fall into three classes, each with a partial index that
+ends in the id, so that a row is found by reading a bounded number of pages:
+
+``ready``
+    No expectation, no lease; ordered by the time due.  One range scan gives
+    those due; those scheduled for later lie behind them and cost nothing.
+``urgent``
+    With an expectation, never scheduled: always due; ordered by expectation.
+``hidden``
+    Leased, or scheduled *and* expected: ordered by when they come out.  One
+    probe tells whether any is out.  Usually none is, and the two other
+    classes are the whole truth; else the slower ``merged`` pick is used.
+
+An expectation precedes none, so ``urgent`` comes before ``ready``.  A finished
+row is in none of the three.
+
+All of it runs at READ COMMITTED or above.  ``FOR UPDATE SKIP LOCKED`` makes a
+row the taker's own until its transaction ends; a row that another session
+changed between this statement's snapshot and the lock is checked again by
+PostgreSQL against the whole WHERE clause (EvalPlanQual), so a job taken a moment
+ago is not taken twice.  ``statement_timestamp()`` is the server's clock at the
+statement, not at the start of a long transaction.
+
+After a pick, ``id = ANY (ARRAY(...))`` looks the rows up by primary key whatever
+the statistics say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+from pqcore.identifiers import TableName
+from pqcore.statement import Paramstyle, Query, compile_query
+
+Pick: TypeAlias = Literal["ordered", "unguarded", "merged"]
+Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
+Retention: TypeAlias = Literal["keep", "delete", "archive"]
+
+REACH = 1_000
+"""Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
+
+_READY = "q_name = :q_name::text AND dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
+_URGENT = (
+    "q_name = :q_name::text AND dequeued_at IS NULL AND leased_until IS NULL"
+    " AND schedule_at IS NULL AND expected_at IS NOT NULL"
+)
+_HIDDEN = (
+    "q_name = :q_name::text AND dequeued_at IS NULL"
+    " AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
+)
+_DUE_AT = "coalesce(schedule_at, enqueued_at)"
+_OUT_AT = "coalesce(leased_until, schedule_at)"
+_OUT_NOW = f"{_HIDDEN} AND {_OUT_AT} <= statement_timestamp()"
+_READY_NOW = f"{_READY} AND {_DUE_AT} <= statement_timestamp()"
+_SOMETHING_OUT = f"EXISTS (SELECT FROM {{table}} WHERE {_OUT_NOW})"
+_ORDER = f"expected_at, {_DUE_AT}, id"
+
+_COLUMNS = "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload"
+_JOB = (
+    "id, data::text, payload, serializer, attempts,"
+    " enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
+)
+_TIMES = (
+    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::interval),"
+    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::interval)"
+)
+
+
+def _ordered(n: int, guard: str) -> str:
+    # The inner LIMIT is a constant, so that the planner knows that few rows are
+    # wanted; the outer one stops pulling, and so locking, once urgent ones fill the order.
+    return f"""
+WITH urgent AS (
+  SELECT id FROM {{table}} WHERE {_URGENT}{guard}
+  ORDER BY expected_at, enqueued_at, id LIMIT {n} FOR UPDATE SKIP LOCKED
+), ready AS (
+  SELECT id FROM (
+    SELECT id FROM {{table}} WHERE {_READY_NOW}{guard}
+    ORDER BY {_DUE_AT}, id LIMIT {n} FOR UPDATE SKIP LOCKED
+  ) AS due LIMIT {n} - (SELECT count(*) FROM urgent)
+), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
+
+
+def _candidates(near: int, reach: int) -> str:
+    return f"""
+  SELECT id FROM (SELECT id FROM {{table}} WHERE {_URGENT}
+    ORDER BY expected_at, enqueued_at, id LIMIT {near}) AS urgent
+  UNION ALL SELECT id FROM (SELECT id FROM {{table}} WHERE {_READY_NOW}
+    ORDER BY {_DUE_AT}, id LIMIT {near}) AS ready
+  UNION ALL SELECT id FROM (SELECT id FROM {{table}} WHERE {_OUT_NOW}
+    ORDER BY {_OUT_AT}, id LIMIT {reach}) AS hidden"""
+
+
+def _merged(n: int) -> str:
+    # Looks without locking at the heads of all three classes, then locks the first
+    # n free ones in the order of the whole; every condition stands again beside
+    # FOR UPDATE, where it is checked against the row as it is once locked.
+    return f"""
+WITH picked AS (
+  SELECT id FROM {{table}}
+  WHERE id = ANY (ARRAY({_candidates(n + 100, max(n, REACH))}))
+    AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()
+    AND (leased_until IS NULL OR leased_until <= statement_timestamp())
+  ORDER BY {_ORDER} LIMIT {n} FOR UPDATE SKIP LOCKED
+)"""
+
+
+_PICKS: dict[Pick, Callable[[int], str]] = {
+    "ordered": lambda n: _ordered(n, f" AND NOT {_SOMETHING_OUT}"),
+    "unguarded": lambda n: _ordered(n, ""),
+    "merged": _merged,
+}
+
+# How a picked row leaves the waiting ones.  Each is one statement with the pick,
+# so there is no moment at which a job is neither waiting nor taken.
+_PICKED = "id = ANY (ARRAY(SELECT id FROM picked))"
+_FINISHES: dict[Finish, str] = {
+    "keep": f"""
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = attempts + 1, leased_until = NULL
+WHERE {_PICKED} RETURNING {_JOB}""",
+    "delete": f"""
+DELETE FROM {{table}} WHERE {_PICKED} RETURNING {_JOB.replace("attempts", "attempts + 1")}""",
+    "archive": f""", moved AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *)
+INSERT INTO {{archive}} ({_COLUMNS})
+SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", "attempts + 1")}
+FROM moved RETURNING {_JOB}""",
+    "lease": f"""
+UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::interval, attempts = attempts + 1
+WHERE {_PICKED} RETURNING {_JOB}""",
+}
+
+# A lease is held by whoever knows the count of attempts that it was given with: the
+# fencing token.  The count rises with each lease, so a token that was overtaken
+# matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
+# the row as locked: of two that come at once, one finds it changed.
+_HELD = "dequeued_at IS NULL AND leased_until IS NOT NULL"
+_HELD_ONES = f"""
+FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token)
+WHERE id = job AND attempts = token AND {_HELD}"""
+_HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {_HELD}"
+
+_ACKS: dict[Retention, str] = {
+    "keep": f"""
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL {_HELD_ONES} RETURNING id""",
+    "delete": f"""
+DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING id""",
+    "archive": f"""
+WITH moved AS (
+  DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING {{table}}.*
+)
+INSERT INTO {{archive}} ({_COLUMNS})
+SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id""",
+}
+
+# Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
+# The row keeps its id and its place.
+_RESTORED = f"""
+INSERT INTO {{table}} ({_COLUMNS})
+VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
+  :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea)
+ON CONFLICT (id) DO NOTHING"""
+_RESTORES: dict[Retention, str] = {
+    "keep": """
+UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int WHERE id = :id::bigint""",
+    "delete": _RESTORED,
+    "archive": f"""
+WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
+}
+
+
+class Dialect:
+    """The statements of one table, in one driver's paramstyle.
+
+    Args:
+        names: The table.
+        paramstyle: How the driver wants placeholders.
+    """
+
+    name = "postgresql"
+
+    def __init__(self, names: TableName, paramstyle: Paramstyle) -> None:
+        self._substitutions = names.substitutions()
+        self._paramstyle: Paramstyle = paramstyle
+        # Bounded: get_many(n) has a statement for each n.
+        self.take = lru_cache(maxsize=64)(self._take)
+
+        compiled = self._compile
+
+        # Inserting takes no lock that another insert waits for.
+        self.put = compiled(
+            "put",
+            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at)"
+            " VALUES (:q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp())"
+            " RETURNING id",
+            hot=True,
+        )
+        self.put_timed = compiled(
+            "put_timed",
+            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)"
+            " VALUES (:q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp(), "
+            + _TIMES
+            + ") RETURNING id",
+            hot=True,
+        )
+        # Ids are drawn in the order of the arrays: a column default is computed above the Sort.
+        self.put_many = compiled(
+            "put_many",
+            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)"
+            " SELECT :q_name::text, item.data::json, item.payload, :serializer::text, statement_timestamp(), "
+            + _TIMES
+            + " FROM unnest(:data::text[], :payload::bytea[]) WITH ORDINALITY AS item (data, payload, place)"
+            " ORDER BY place RETURNING id",
+        )
+        # Reads only. Tells why a take came back empty, and when it is worth another look.
+        self.why_empty = compiled(
+            "why_empty",
+            f"""
+SELECT {_SOMETHING_OUT}, extract(epoch FROM least(
+  (SELECT {_DUE_AT} FROM {{table}} WHERE {_READY} AND {_DUE_AT} > statement_timestamp()
+   ORDER BY {_DUE_AT}, id LIMIT 1),
+  (SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {_OUT_AT} > statement_timestamp()
+   ORDER BY {_OUT_AT}, id LIMIT 1)
+) - statement_timestamp())::float8""",
+            hot=True,
+        )
+        self.ack: dict[Retention, Query] = {
+            kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()
+        }
+        self.restore: dict[Retention, Query] = {
+            kept: compiled(f"restore_{kept}", sql, rows=False) for kept, sql in _RESTORES.items()
+        }
+        # Without a delay the job goes back to its place, and waiters are told;
+        # with one it is scheduled anew, and waiters find the time in why_empty.
+        self.nack = compiled(
+            "nack",
+            f"UPDATE {{table}} SET leased_until = NULL,"
+            f" schedule_at = coalesce(statement_timestamp() + :delay::interval, schedule_at)"
+            f" WHERE {_HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        self.extend = compiled(
+            "extend",
+            f"UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::interval"
+            f" WHERE {_HELD_ONE} RETURNING id",
+            hot=True,
+        )
+        self.update = compiled(
+            "update",
+            "UPDATE {table} SET data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text"
+            " WHERE id = :id::bigint AND q_name = :q_name::text RETURNING id",
+        )
+        # Skips a locked row instead of waiting: whoever holds it is working on it.
+        self.cancel = compiled(
+            "cancel",
+            "DELETE FROM {table} WHERE id = (SELECT id FROM {table}"
+            " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
+            " AND (leased_until IS NULL OR leased_until <= statement_timestamp())"
+            " FOR UPDATE SKIP LOCKED) RETURNING id",
+        )
+        self.clear = compiled("clear", "DELETE FROM {table} WHERE q_name = :q_name::text", rows=False)
+        # One class a term, so that each is counted through its own index.
+        self.count = compiled(
+            "count",
+            f"SELECT (SELECT count(*) FROM {{table}} WHERE {_URGENT})"
+            f" + (SELECT count(*) FROM {{table}} WHERE {_READY_NOW})"
+            f" + (SELECT count(*) FROM {{table}} WHERE {_OUT_NOW}"
+            f" AND {_DUE_AT} <= statement_timestamp())",
+        )
+        self.stats = compiled(
+            "stats",
+            f"""
+SELECT q_name,
+  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held), count(*) FILTER (WHERE held),
+  extract(epoch FROM statement_timestamp() - min(due_at) FILTER (WHERE due))::float8
+FROM (
+  SELECT q_name, {_DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,
+    {_DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due
+  FROM {{table}} WHERE dequeued_at IS NULL AND (:q_name::text IS NULL OR q_name = :q_name::text)
+) AS waiting GROUP BY q_name ORDER BY q_name""",
+        )
+        # A slice of ids a statement, so that none runs long or locks much, however
+        # large the table. Finished rows are changed by nobody else.
+        self.purge_kept = compiled(
+            "purge_kept",
+            """
+WITH slice AS (
+  SELECT id FROM {table} WHERE id > :after::bigint ORDER BY id LIMIT 10000
+), gone AS (
+  DELETE FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND q_name = :q_name::text
+    AND dequeued_at <= statement_timestamp() - :age::interval
+  RETURNING id
+)
+SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
+        )
+        self.purge_archive = compiled(
+            "purge_archive",
+            """
+WITH slice AS (
+  SELECT id FROM {archive} WHERE q_name = :q_name::text
+    AND dequeued_at <= statement_timestamp() - :age::interval
+  ORDER BY dequeued_at LIMIT 10000 FOR UPDATE SKIP LOCKED
+), gone AS (
+  DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM slice)) RETURNING id
+)
+SELECT max(id), count(*) FROM gone""",
+        )
+        self.ping = compiled("ping", "SELECT 1")
+
+    def _take(self, pick: Pick, finish: Finish, n: int) -> Query:
+        """The statement that takes up to ``n`` rows.
+
+        Args:
+            pick: ``ordered`` gives nothing when a hidden row came out;
+                ``unguarded`` does not look; ``merged`` takes hidden rows too.
+            finish: What becomes of the rows.
+            n: Rows, at most.
+        """
+        name = f"{finish}_{n}_{pick}"
+        return self._compile(name, _PICKS[pick](n) + _FINISHES[finish], hot=n in (1, 10, 100, 1000))
+
+    def peek(self, n: int) -> Query:
+        """The statement that reads the next ``n`` rows due, locking nothing."""
+        sql = (
+            f"SELECT {_JOB} FROM {{table}} WHERE id = ANY (ARRAY({_candidates(n, max(n, REACH))}))"
+            f" AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()"
+            f" ORDER BY {_ORDER} LIMIT {n}"
+        )
+        return self._compile(f"peek_{n}", sql)
+
+    def _compile(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query:
+        return compile_query(name, template, self._substitutions, self._paramstyle, rows=rows, hot=hot)

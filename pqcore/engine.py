@@ -1,0 +1,315 @@
+"""Runs operations: finds the session, keeps the transaction, checks the table once.
+
+One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
+
+* on an idle connection an operation is one statement that commits by itself;
+* within ``with queue``, and on a connection of the caller's with a transaction
+  open, it joins, and a failure is undone to a savepoint;
+* given ``connection=``, it is a statement of the caller's and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pqcore.backend import BackendSpec, Capability, Mode
+from pqcore.connections import CallersConnection, CallersPool, Opener, OwnPool, Source
+from pqcore.dialect import Dialect
+from pqcore.errors import ConfigurationError, PQError, TransactionOrderError
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins, unwrap
+from pqcore.runtime import Gate, Runtime, held
+from pqcore.schema import check_version
+from pqcore.sessions import CoreSession
+from pqcore.settings import logger
+from pqcore.statement import Query
+from pqcore.waiting import Listener
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=64)
+def _savepoint(verb: str, name: str) -> Query:
+    sql = f"{verb} {name}"
+    return Query(sql.lower(), sql, sql, (), (), rows=False, hot=False)
+
+
+@dataclass
+class OpenTransaction:
+    """A transaction that a ``with`` block began or joined."""
+
+    session: CoreSession
+    gate: Gate
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Block:
+    """One ``with`` block; the inner ones are savepoints."""
+
+    transaction: OpenTransaction
+    savepoint: str | None
+
+
+class Engine:
+    """Runs operations over a backend.
+
+    Args:
+        mode: Which kind of backend to choose.
+        runtime: How to wait.
+        names: The table.
+        target: A DSN, connection or pool.
+        pool: A pool, if ``target`` is None.
+        backend: The name of the backend, if it is to be chosen by name.
+        max_connections: Of our own pool.
+        pool_timeout: Of our own pool, in seconds.
+        prepared: Whether statements may be prepared on the server.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        runtime: Runtime,
+        names: TableName,
+        *,
+        target: object,
+        pool: object,
+        backend: str | None,
+        max_connections: int,
+        pool_timeout: float,
+        prepared: bool,
+    ) -> None:
+        self.runtime = runtime
+        self.names = names
+        self._mode: Mode = mode
+        self._prepared = prepared
+        self._openers: dict[str, Opener] = {}
+        self._blocks = runtime.local()
+        self._inline: set[str] = set()
+        self._checked = False
+        if target is not None and pool is not None:
+            msg = "give either a connection (or DSN) or a pool, not both"
+            raise ConfigurationError(msg)
+        given = pool if target is None else target
+        if given is None:
+            msg = "give PQ a DSN, a connection or a pool"
+            raise ConfigurationError(msg)
+        self.source: Source
+        if isinstance(given, str):
+            if not isinstance(max_connections, int) or max_connections < 1:
+                msg = f"max_connections is {max_connections!r}; give a number of at least 1"
+                raise ConfigurationError(msg)
+            self.spec, self.why = plugins.choose(mode, name=backend, dsn=given)
+            dsn = given if "://" not in given else "postgresql://" + given.partition("://")[2]
+            self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout)
+        else:
+            found = plugins.backend_for(given, mode, backend)
+            if found is None:
+                kind = f"{type(given).__module__}.{type(given).__qualname__}"
+                msg = f"not a DSN, connection or pool that {backend or 'any installed backend'} knows: a {kind}"
+                raise ConfigurationError(msg)
+            self.spec, is_pool = found
+            self.why = f"it adopts a {type(given).__module__}.{type(given).__qualname__}"
+            opener = self._opener(self.spec)
+            self.source = CallersPool(opener, given) if is_pool else CallersConnection(opener, given, runtime)
+        self.listener = Listener(self.source, runtime)
+        self.sole_listener = isinstance(self.source, CallersConnection)
+
+    async def run(
+        self,
+        operation: Callable[[CoreSession], Awaitable[T]],
+        *,
+        connection: object = None,
+        protect: bool = True,
+        undo: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
+        """Run an operation in the transaction of the running thread or task, or else by itself.
+
+        Args:
+            operation: What to do with the session.
+            connection: A connection of the caller's to do it on.
+            protect: Whether, inside of a transaction, a failure is undone to a savepoint.
+            undo: What takes the result back, if the caller was cancelled before it arrived.
+        """
+        if connection is not None:
+            session = await self._adopt(connection)
+            await self._check(session)
+            return await operation(session)
+        transaction = self._current()
+        if transaction is not None:
+            work = self._join(transaction, operation, protect=protect)
+        else:
+            work = self._use(await self.source.acquire(), operation, protect=protect)
+        return await (work if undo is None else self.runtime.settle(work, undo))
+
+    def in_transaction(self) -> bool:
+        """Whether a ``with`` block of the running thread or task is open."""
+        return self._current() is not None
+
+    async def enter(self, options: dict[str, Any]) -> tuple[Block, Any]:
+        """Begin a block; returns it and what it gives to the user."""
+        transaction = self._current()
+        if transaction is None:
+            session = await self.source.acquire()
+            try:
+                await self._check(session)
+                transaction = OpenTransaction(session, self.runtime.gate())
+                savepoint = "pq_0" if session.in_transaction() else None
+                if savepoint is None:
+                    await session.begin()
+                else:
+                    await session.execute(_savepoint("SAVEPOINT", savepoint))
+                handle = session.cursor(**options)
+            except BaseException:
+                await self.source.release(session)
+                raise
+        else:
+            savepoint = f"pq_{len(transaction.blocks)}"
+            async with held(transaction.gate):
+                await transaction.session.execute(_savepoint("SAVEPOINT", savepoint))
+            handle = transaction.session.cursor(**options)
+        block = Block(transaction, savepoint)
+        transaction.blocks.append(block)
+        self._blocks.set((*(self._blocks.get() or ()), block))
+        return block, handle
+
+    async def migrate(self, operation: Callable[[CoreSession], Awaitable[None]]) -> None:
+        """Run an operation that changes the schema: the table is not looked at before."""
+        transaction = self._current()
+        if transaction is not None:
+            await self._join(transaction, operation, protect=True)
+        else:
+            session = await self.source.acquire()
+            try:
+                await operation(session)
+            finally:
+                await self.source.release(session)
+        self._checked = True
+
+    async def wait_inline(self, channel: str, seconds: float, blind: float) -> None:
+        """Wait on the caller's only connection, while nobody else uses it.
+
+        In a transaction of the caller's nothing would arrive: then for at most
+        ``blind`` seconds.
+        """
+        session = await self.source.acquire()
+        try:
+            listening = not session.in_transaction() and self.spec.capabilities >= {Capability.LISTEN}
+            if listening and channel not in self._inline:
+                await session.listen(channel)
+                self._inline.add(channel)
+                return  # to look once more, now that nothing can be missed
+            waiting = bool(listening and not await session.notifications())
+        finally:
+            await self.source.release(session)
+        if not listening:
+            await self.runtime.sleep(min(seconds, blind))
+        elif waiting:
+            await session.wait(seconds)
+
+    def innermost(self) -> Block:
+        """The block that the running thread or task entered last."""
+        blocks: tuple[Block, ...] = self._blocks.get() or ()
+        if not blocks:
+            msg = "no transaction block is open here"
+            raise TransactionOrderError(msg)
+        return blocks[-1]
+
+    async def leave(self, block: Block, *, failed: bool) -> None:
+        """End a block: keep what was done in it, or undo it."""
+        self._blocks.set(tuple(other for other in self._blocks.get() or () if other is not block))
+        transaction = block.transaction
+        if not transaction.blocks or transaction.blocks[-1] is not block:
+            msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
+            raise TransactionOrderError(msg)
+        transaction.blocks.pop()
+        try:
+            async with held(transaction.gate):
+                await self._end(transaction.session, block.savepoint, failed=failed)
+        finally:
+            if not transaction.blocks:
+                await self.source.release(transaction.session)
+
+    async def close(self) -> None:
+        await self.listener.close()
+        await self.source.close()
+
+    # Within
+
+    def _current(self) -> OpenTransaction | None:
+        blocks: tuple[Block, ...] = self._blocks.get() or ()
+        if blocks and blocks[-1].transaction.blocks:
+            return blocks[-1].transaction
+        return None
+
+    async def _use(
+        self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
+    ) -> T:
+        try:
+            if not self._checked:
+                await self._check(session)
+            if protect and session.in_transaction():  # the caller's own
+                return await self._shelter(session, operation)
+            return await operation(session)
+        finally:
+            await self.source.release(session)
+
+    async def _join(
+        self, transaction: OpenTransaction, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
+    ) -> T:
+        async with held(transaction.gate):
+            if protect:
+                return await self._shelter(transaction.session, operation)
+            return await operation(transaction.session)
+
+    async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
+        await session.execute(_savepoint("SAVEPOINT", "pq_op"))
+        try:
+            result = await operation(session)
+        except BaseException:
+            if session.usable():
+                await self._end(session, "pq_op", failed=True)
+            raise
+        await session.execute(_savepoint("RELEASE", "pq_op"))
+        return result
+
+    async def _end(self, session: CoreSession, savepoint: str | None, *, failed: bool) -> None:
+        if not failed:
+            if savepoint is None:
+                await session.commit()
+            else:
+                await session.execute(_savepoint("RELEASE", savepoint))
+            return
+        try:  # the user's exception is under way: it is not to be hidden by another
+            if savepoint is None:
+                await session.rollback()
+            else:
+                await session.execute(_savepoint("ROLLBACK TO", savepoint))
+                await session.execute(_savepoint("RELEASE", savepoint))
+        except PQError:
+            logger.warning("rolling back failed; the server does so when the connection ends", exc_info=True)
+
+    async def _check(self, session: CoreSession) -> None:
+        if not self._checked:
+            await check_version(session, self.names)
+            self._checked = True
+
+    async def _adopt(self, connection: object) -> CoreSession:
+        for _ in range(5):  # an ORM's session holds a connection that holds the driver's
+            found = plugins.backend_for(connection, self._mode)
+            if found is not None and not found[1]:
+                return self._opener(found[0]).wrap(connection)
+            inner: Any = unwrap(connection)
+            connection = await inner if isinstance(inner, Awaitable) else inner
+        msg = f"no driver's connection was found inside of a {type(connection).__qualname__}"
+        raise ConfigurationError(msg)
+
+    def _opener(self, spec: BackendSpec) -> Opener:
+        if spec.name not in self._openers:
+            backend = plugins.make(spec, prepared=self._prepared)
+            sql = Dialect(self.names, spec.paramstyle)
+            self._openers[spec.name] = Opener(backend, sql, suspends=self.runtime.suspends)
+        return self._openers[spec.name]

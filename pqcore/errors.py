@@ -1,0 +1,157 @@
+"""Every error that pqcore raises, under one root.
+
+An error also derives from the built-in that Python users expect in its place
+(``ValueError`` for a bad argument, ``ImportError`` for a missing driver), so
+that code written for plain Python keeps working.  What the driver raised is
+always chained as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+
+class PQError(Exception):
+    """The root of all of pqcore's errors."""
+
+
+# What the caller passed in
+
+
+class ConfigurationError(PQError, ValueError):
+    """The arguments of a queue, a backend or a plugin do not fit together."""
+
+
+class UnknownBackend(ConfigurationError):
+    """No installed backend has this name, URL scheme or connection type."""
+
+
+class UnknownSerializer(ConfigurationError, KeyError):
+    """No installed serializer has this name."""
+
+    __str__ = Exception.__str__  # a KeyError would show the message's repr
+
+
+class BackendNotInstalled(PQError, ImportError):
+    """The backend is known, but its driver cannot be imported."""
+
+
+class PluginError(PQError):
+    """A plugin is broken, doubled, or made for another plugin API version."""
+
+
+class InvalidName(PQError, ValueError):
+    """A queue, table or schema name that PostgreSQL cannot hold."""
+
+
+class InvalidTimeSpec(PQError, ValueError, TypeError):
+    """Not a time: neither ``'5m'``, nor a timedelta, nor a datetime."""
+
+
+class SerializationError(PQError, TypeError, ValueError):
+    """The job's data cannot be encoded; nothing was written."""
+
+
+class PayloadTooLarge(PQError, ValueError):
+    """The encoded job is larger than the queue accepts; nothing was written."""
+
+
+# What a row holds
+
+
+class DeserializationError(PQError, ValueError):
+    """The row's data cannot be decoded by this queue."""
+
+
+class UnsafeSerializer(DeserializationError):
+    """The row names a serializer that this queue was not told to accept."""
+
+
+class JobNotFound(PQError, LookupError):
+    """No such row: the job is finished and gone, cancelled, or never was."""
+
+
+class LeaseLost(PQError):
+    """The lease ran out and the job was given to somebody else, or is gone.
+
+    Whatever was done under the lease may be done again by its next holder.
+    """
+
+
+# The table
+
+
+class SchemaError(PQError):
+    """The table is not as this version of pqcore needs it."""
+
+
+class TableMissing(SchemaError, LookupError):
+    """The queue's table does not exist: call ``create()``."""
+
+
+class SchemaOutdated(SchemaError):
+    """The table is of an older version, or pq's own: call ``create()``."""
+
+
+class SchemaTooNew(SchemaError):
+    """The table was made by a newer pqcore: upgrade this one."""
+
+
+# The server
+
+
+class DatabaseError(PQError):
+    """The server refused a statement.
+
+    Attributes:
+        sqlstate: The server's five-letter code, or None where there is none.
+    """
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class TransactionAborted(DatabaseError):
+    """An earlier statement failed; the owner must roll the transaction back."""
+
+
+class TransientError(DatabaseError):
+    """A deadlock, serialization failure or lock timeout: try it again."""
+
+
+class StatementCancelled(DatabaseError, TimeoutError):
+    """The server cancelled the statement (``statement_timeout``, or asked to)."""
+
+
+class AccessDenied(DatabaseError, PermissionError):
+    """The database role may not do this."""
+
+
+class InvalidData(DatabaseError, ValueError):
+    """The server cannot store this value."""
+
+
+class ConnectionLost(DatabaseError, ConnectionError):
+    """The connection broke, or the server cannot be reached.
+
+    If a statement was under way, whether it took effect is not known.
+    """
+
+
+class PoolTimeout(PQError, TimeoutError):
+    """No connection of the pool became free in time."""
+
+
+class Closed(PQError):
+    """The PQ, or the connection or pool it was given, has been closed."""
+
+
+class TransactionOrderError(PQError):
+    """Transaction blocks ended in another order than they began."""
+
+
+class NotSupported(PQError, NotImplementedError):
+    """The chosen backend does not offer this."""
+
+
+class EmbeddedServerError(PQError):
+    """The embedded PostgreSQL is missing or did not start."""

@@ -1,0 +1,200 @@
+"""A job taken from a queue."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pqcore.aio import AsyncQueue
+    from pqcore.queue import Queue
+    from pqcore.settings import QueueSettings
+    from pqcore.timespec import TimeSpec
+
+
+class Moment(datetime):
+    """An aware datetime in UTC that takes a naive one for UTC too.
+
+    pq gave naive datetimes; code that compares a job's times with
+    ``datetime.utcnow()``, or subtracts them, works on.
+    """
+
+    @classmethod
+    def of(cls, naive: datetime | None) -> Moment | None:
+        """The moment of a naive datetime in UTC, as the server gives it."""
+        if naive is None:
+            return None
+        return cls(
+            naive.year, naive.month, naive.day, naive.hour, naive.minute, naive.second, naive.microsecond, timezone.utc
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(_as_utc(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: datetime) -> bool:
+        return super().__lt__(_as_utc(other))
+
+    def __le__(self, other: datetime) -> bool:
+        return super().__le__(_as_utc(other))
+
+    def __gt__(self, other: datetime) -> bool:
+        return super().__gt__(_as_utc(other))
+
+    def __ge__(self, other: datetime) -> bool:
+        return super().__ge__(_as_utc(other))
+
+    def __sub__(self, other: Any) -> Any:
+        return super().__sub__(_as_utc(other))
+
+    def __rsub__(self, other: datetime) -> timedelta:
+        return cast(datetime, _as_utc(other)) - datetime.fromisoformat(self.isoformat())
+
+    __hash__ = datetime.__hash__
+
+
+def _as_utc(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=timezone.utc)
+    return value
+
+
+def _written(moment: datetime | None) -> str:
+    return "None" if moment is None else f'"{moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
+
+
+class BaseJob:
+    """What a row of the queue held when it was taken.
+
+    Attributes:
+        id: The row's id.
+        attempts: How often the job has been taken, this time included; under a
+            lease also the fencing token.
+        raw: The data as stored: JSON text, or bytes.
+        serializer: The serializer that wrote it, or None for a row of pq's.
+    """
+
+    __slots__ = ("_data", "_decoded", "_queue", "_times", "attempts", "id", "raw", "serializer")
+
+    def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
+        self._queue = queue
+        self.id: int = row[0]
+        self.raw: str | bytes = row[1] if row[2] is None else row[2]
+        self.serializer: str | None = row[3]
+        self.attempts: int = row[4]
+        self._times: Sequence[datetime | None] = row[5:8]
+        self._decoded = False
+        self._data: Any = None
+
+    @property
+    def size(self) -> int:
+        """The length of the stored data: characters of JSON text, or bytes."""
+        return len(self.raw)
+
+    @property
+    def enqueued_at(self) -> Moment:
+        """When it was put."""
+        return cast(Moment, Moment.of(self._times[0]))
+
+    @property
+    def schedule_at(self) -> Moment | None:
+        """Before when it was not to be taken."""
+        return Moment.of(self._times[1])
+
+    @property
+    def expected_at(self) -> Moment | None:
+        """By when it is wanted: its priority."""
+        return Moment.of(self._times[2])
+
+    def _get_data(self) -> Any:
+        # Decoded when asked for, so that a row that cannot be decoded is still taken, and can be dealt with.
+        if not self._decoded:
+            self._data = self._queue.decode_row(self.id, self.serializer, self.raw)
+            self._decoded = True
+        return self._data
+
+    def _replace(self, data: Any, raw: str | bytes) -> None:
+        self._data, self.raw, self._decoded = data, raw, True
+        self.serializer = self._queue.serializer_name
+
+    def __repr__(self) -> str:
+        return (
+            f"<pqcore.{type(self).__name__} id={self.id} size={self.size} "
+            f"enqueued_at={_written(self.enqueued_at)} schedule_at={_written(self.schedule_at)} "
+            f"expected_at={_written(self.expected_at)}>"
+        )
+
+
+class Job(BaseJob):
+    """A job taken from a `Queue`."""
+
+    __slots__ = ()
+    _queue: Queue
+
+    @property
+    def data(self) -> Any:
+        """The data that was put.  Setting it writes the row.
+
+        Raises:
+            DeserializationError: The row holds something that this queue cannot read.
+            JobNotFound: (when set) The row is gone.
+        """
+        return self._get_data()
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        self._queue.update(self.id, data)
+        self._replace(data, self._queue.encode_row(data).raw)
+
+    def ack(self) -> None:
+        """Finish a leased job; see `Queue.ack`."""
+        self._queue.ack(self)
+
+    def nack(self, delay: TimeSpec = None) -> None:
+        """Give a leased job back; see `Queue.nack`."""
+        self._queue.nack(self, delay)
+
+    def extend(self, timeout: str | float | timedelta) -> None:
+        """Hold a leased job for longer; see `Queue.extend`."""
+        self._queue.extend(self, timeout)
+
+
+class AsyncJob(BaseJob):
+    """A job taken from an `AsyncQueue`."""
+
+    __slots__ = ()
+    _queue: AsyncQueue
+
+    @property
+    def data(self) -> Any:
+        """The data that was put; to write it, ``await job.update(data)``.
+
+        Raises:
+            DeserializationError: The row holds something that this queue cannot read.
+        """
+        return self._get_data()
+
+    async def update(self, data: Any) -> None:
+        """Write new data to the row.
+
+        Raises:
+            JobNotFound: The row is gone.
+        """
+        await self._queue.update(self.id, data)
+        self._replace(data, self._queue.encode_row(data).raw)
+
+    async def ack(self) -> None:
+        """Finish a leased job; see `AsyncQueue.ack`."""
+        await self._queue.ack(self)
+
+    async def nack(self, delay: TimeSpec = None) -> None:
+        """Give a leased job back; see `AsyncQueue.nack`."""
+        await self._queue.nack(self, delay)
+
+    async def extend(self, timeout: str | float | timedelta) -> None:
+        """Hold a leased job for longer; see `AsyncQueue.extend`."""
+        await self._queue.extend(self, timeout)

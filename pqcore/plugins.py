@@ -1,0 +1,292 @@
+"""Plugins: found from metadata, loaded by name when needed, checked when loaded.
+
+A backend is one entry point in the group ``pqcore.backends``, a serializer one
+in ``pqcore.serializers``; its name is the backend's or serializer's, its
+value a module with hook implementations (`pqcore.hookspecs`).  The built-in
+ones are registered in the same way.  Listing reads metadata alone, so a plugin
+that is broken, or whose driver is missing, troubles only those who choose it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from pqcore import hookspecs
+from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode
+from pqcore.errors import BackendNotInstalled, ConfigurationError, PluginError, UnknownBackend, UnknownSerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pqcore.serializers import Serializer
+
+BACKENDS = "pqcore.backends"
+SERIALIZERS = "pqcore.serializers"
+PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
+"""For a DSN with no backend named: the first of these that is installed, then any other."""
+
+
+class Plugins:
+    """The plugin manager, and what plugins have registered.
+
+    One is enough for a process: `plugins`.
+    """
+
+    def __init__(self) -> None:
+        self.manager = pluggy.PluginManager("pqcore")
+        self.manager.add_hookspecs(hookspecs)
+        self.broken: dict[str, Exception] = {}
+        self._specs: dict[tuple[str, Mode], BackendSpec] = {}
+        self._serializers: dict[str, Serializer] = {}
+        self._loaded: set[tuple[str, str]] = set()
+        self._lock = threading.RLock()
+        self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
+        self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
+
+    def register(self, plugin: object, name: str | None = None) -> None:
+        """Register a plugin by hand: a module or object with hook implementations.
+
+        Raises:
+            PluginError: It implements a hook that does not exist, or brings
+                something under a name that is taken.
+        """
+        with self._lock:
+            try:
+                registered = self.manager.register(plugin, name)
+                self.manager.check_pending()
+            except (pluggy.PluginValidationError, ValueError) as exc:
+                if self.manager.is_registered(plugin):
+                    self.manager.unregister(plugin)
+                raise PluginError(f"plugin {name or plugin!r}: {exc}") from exc
+            except PluginError:
+                self.manager.unregister(plugin)
+                raise
+        del registered
+
+    # Backends
+
+    def backend_names(self) -> list[str]:
+        """The names of all installed backends, preferred ones first; imports nothing."""
+        names = {point.name for point in _points(BACKENDS)} | {name for name, _ in self._specs}
+        return sorted(names, key=lambda name: (PREFERENCE.index(name) if name in PREFERENCE else 99, name))
+
+    def backend_specs(self) -> list[BackendSpec]:
+        """What all installed backends declare; those that cannot be loaded are in `broken`."""
+        for name in self.backend_names():
+            try:
+                self._load(BACKENDS, name)
+            except PluginError as exc:
+                self.broken[name] = exc
+        order = self.backend_names()
+        return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode))
+
+    def backend_spec(self, name: str, mode: Mode) -> BackendSpec:
+        """The backend of this name and kind.
+
+        Raises:
+            UnknownBackend: There is none.
+            PluginError: Its plugin is broken.
+        """
+        self._load(BACKENDS, name)
+        spec = self._specs.get((name, mode))
+        if spec is not None:
+            return spec
+        other: Mode = "async" if mode == "blocking" else "blocking"
+        if (name, other) in self._specs:
+            face = "AsyncPQ" if other == "async" else "PQ"
+            msg = f"backend {name!r} is {other} only: use {face}, or another backend"
+            raise UnknownBackend(msg)
+        known = ", ".join(self.backend_names()) or "none"
+        msg = f"unknown backend {name!r}; installed: {known}"
+        raise UnknownBackend(msg)
+
+    def choose(self, mode: Mode, *, name: str | None = None, dsn: str | None = None) -> tuple[BackendSpec, str]:
+        """Choose a backend for a DSN, and say why.
+
+        In this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``);
+        the environment variable PQCORE_BACKEND; the first of `PREFERENCE`, and then
+        of all others, whose driver is installed.
+        """
+        if name is not None:
+            return self.backend_spec(name, mode), "named by the caller"
+        scheme = dsn.partition("://")[0] if dsn and "://" in dsn else ""
+        if "+" in scheme:
+            wanted = scheme.partition("+")[2]
+            for spec in self._candidates(mode, first=wanted):
+                if scheme in spec.schemes or wanted == spec.name:
+                    return spec, f"named by the scheme {scheme}://"
+            msg = f"no {mode} backend for the URL scheme {scheme}://; installed: {', '.join(self.backend_names())}"
+            raise UnknownBackend(msg)
+        if variable := os.environ.get("PQCORE_BACKEND"):
+            return self.backend_spec(variable, mode), "named by PQCORE_BACKEND"
+        specs = list(self._candidates(mode))
+        for spec in specs:
+            if not _absent(spec):
+                return spec, f"the first installed of {', '.join(spec.name for spec in specs)}"
+        hints = "; ".join(f"{spec.name}: {spec.install}" for spec in specs)
+        msg = f"no {mode} backend has its driver installed; {hints}"
+        raise BackendNotInstalled(msg)
+
+    def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
+        """The backend that adopts an object, and whether as a pool; None if none does."""
+        classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(target).__mro__}
+        wrong = None
+        for spec in self.backend_specs():
+            if name not in (None, spec.name):
+                continue
+            for pool, adopted in ((False, spec.connections), (True, spec.pools)):
+                if classes.isdisjoint(adopted):
+                    continue
+                if spec.mode == mode:
+                    return spec, pool
+                wrong = spec
+        if wrong is not None:
+            face = "AsyncPQ" if wrong.mode == "async" else "PQ"
+            msg = f"a {type(target).__module__}.{type(target).__qualname__} is {wrong.mode}: give it to {face}"
+            raise UnknownBackend(msg)
+        return None
+
+    def make(self, spec: BackendSpec, *, prepared: bool) -> Backend | AsyncBackend:
+        """Import a backend's class and construct it.
+
+        Raises:
+            BackendNotInstalled: Its driver cannot be imported.
+        """
+        if absent := _absent(spec):
+            msg = f"backend {spec.name!r} needs {', '.join(absent)}: {spec.install}"
+            raise BackendNotInstalled(msg)
+        module, _, attribute = spec.load.partition(":")
+        try:
+            factory: Any = getattr(importlib.import_module(module), attribute)
+        except ImportError as exc:
+            msg = f"backend {spec.name!r}: cannot import {spec.load}: {exc}: {spec.install}"
+            raise BackendNotInstalled(msg) from exc
+        except AttributeError as exc:
+            msg = f"backend {spec.name!r}: {module} has no {attribute}"
+            raise PluginError(msg) from exc
+        made: Backend | AsyncBackend = factory(prepared=prepared)
+        return made
+
+    # Serializers
+
+    def serializer_names(self) -> list[str]:
+        """The names of all installed serializers; imports nothing."""
+        return sorted({point.name for point in _points(SERIALIZERS)} | set(self._serializers))
+
+    def serializer(self, name: str) -> Serializer:
+        """The serializer of this name.
+
+        Raises:
+            UnknownSerializer: There is none.
+            PluginError: Its plugin is broken.
+        """
+        self._load(SERIALIZERS, name)
+        try:
+            return self._serializers[name]
+        except KeyError:
+            known = ", ".join(self.serializer_names())
+            msg = (
+                f"unknown serializer {name!r}; installed: {known} "
+                r"(a slash in a queue's own name is written '\/')"
+            )
+            raise UnknownSerializer(msg) from None
+
+    # What plugins call, and how they are loaded
+
+    def _add_backend(self, spec: BackendSpec) -> None:
+        if spec.api != PLUGIN_API:
+            msg = f"backend {spec.name!r} was made for plugin API {spec.api}; this pqcore has {PLUGIN_API}"
+            raise PluginError(msg)
+        unexplained = [cap.name for cap in Capability if cap not in spec.capabilities and cap not in spec.missing]
+        if unexplained:
+            msg = f"backend {spec.name!r} lacks {', '.join(unexplained)} and gives no reason (BackendSpec.missing)"
+            raise PluginError(msg)
+        key = (spec.name, spec.mode)
+        if key in self._specs and self._specs[key] != spec:
+            msg = f"two plugins bring a {spec.mode} backend {spec.name!r}: {self._specs[key].load} and {spec.load}"
+            raise PluginError(msg)
+        self._specs[key] = spec
+
+    def _add_serializer(self, serializer: Serializer) -> None:
+        known = self._serializers.setdefault(serializer.name, serializer)
+        if type(known) is not type(serializer):
+            msg = f"two plugins bring a serializer {serializer.name!r}: {known!r} and {serializer!r}"
+            raise PluginError(msg)
+
+    def _candidates(self, mode: Mode, first: str | None = None) -> Iterable[BackendSpec]:
+        names = self.backend_names()
+        if first in names:
+            names.insert(0, first)
+        for name in dict.fromkeys(names):
+            try:
+                self._load(BACKENDS, name)
+            except PluginError as exc:
+                self.broken[name] = exc
+                continue
+            if (name, mode) in self._specs:
+                yield self._specs[name, mode]
+
+    def _load(self, group: str, name: str) -> None:
+        with self._lock:
+            if (group, name) in self._loaded:
+                if name in self.broken:
+                    raise self.broken[name]
+                return
+            self._loaded.add((group, name))
+            points = _points(group, name)
+            if len({point.value for point in points}) > 1:
+                owners = ", ".join(f"{p.value} of {p.dist.name if p.dist else 'unknown'}" for p in points)
+                self._fail(name, PluginError(f"two plugins bring {name!r} in {group}: {owners}"))
+            for point in points[:1]:
+                try:
+                    plugin = point.load()
+                except Exception as exc:
+                    error = PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {exc}")
+                    error.__cause__ = exc
+                    self._fail(name, error)
+                if not self.manager.is_registered(plugin):
+                    try:
+                        self.register(plugin, point.value)
+                    except PluginError as exc:
+                        self._fail(name, exc)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.broken[name] = error
+        raise error
+
+
+def _points(group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
+    found = importlib.metadata.entry_points(group=group)
+    # The same distribution can be listed twice, from an editable install and its build folder.
+    unique = {(point.name, point.value): point for point in found if name in (None, point.name)}
+    return list(unique.values())
+
+
+def _absent(spec: BackendSpec) -> list[str]:
+    return [module for module in spec.requires if importlib.util.find_spec(module) is None]
+
+
+plugins = Plugins()
+"""The plugins of this process."""
+
+
+def unwrap(target: object) -> object:
+    """What a plugin's `pqcore_unwrap` finds inside of ``target``.
+
+    Raises:
+        ConfigurationError: No plugin knows it.
+    """
+    inner = plugins.manager.hook.pqcore_unwrap(target=target)
+    if inner is None:
+        kind = f"{type(target).__module__}.{type(target).__qualname__}"
+        msg = f"not a connection that any installed backend or plugin knows: a {kind}"
+        raise ConfigurationError(msg)
+    result: object = inner
+    return result

@@ -1,0 +1,407 @@
+"""The blocking face: `PQ` and `Queue`.  Each method is a line over `pqcore.operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from pqcore import operations
+from pqcore.engine import Engine
+from pqcore.identifiers import TableName
+from pqcore.job import Job
+from pqcore.operations import QueueStats
+from pqcore.runtime import BlockingRuntime, drive
+from pqcore.serializers import Serializer
+from pqcore.settings import QueueSettings
+from pqcore.timespec import TimeSpec
+
+Q = TypeVar("Q", bound="Queue")
+
+
+class QueueIterator:
+    """Takes one job after the other, for ever; yields None at each timeout.
+
+    Attributes:
+        timeout: Seconds to wait for each; None for the queue's ``timeout``.
+    """
+
+    timeout: float | None = None
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def __iter__(self) -> QueueIterator:
+        return self
+
+    def __next__(self) -> Job | None:
+        return self._queue.get(timeout=self.timeout)
+
+
+class Queue(QueueSettings):
+    """A transactional queue.
+
+    Made by ``pq["name"]``, and safe to share between threads if the `PQ` has a
+    pool or DSN.  ``with queue as cursor:`` is a transaction of the running
+    thread, in which all queues of the same `PQ` take part.
+
+    Args:
+        name: The queue's name, maybe with ``/`` and a serializer's.
+        conn: As for `PQ`; not with ``engine``.
+        pool: As for `PQ`; not with ``engine``.
+        table: As for `PQ`.
+        schema: As for `PQ`.
+        engine: The `PQ`'s own.
+        serializer: Named apart, or given as an object; ``name`` is then taken as it is.
+        **options: Set as attributes; see `QueueSettings`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        conn: Any = None,
+        pool: Any = None,
+        table: str = "queue",
+        schema: str | None = None,
+        *,
+        engine: Engine | None = None,
+        serializer: Serializer | str | None = None,
+        **options: Any,
+    ) -> None:
+        names = TableName(table, schema) if engine is None else engine.names
+        super().__init__(name, names, serializer, options)
+        self._engine = _engine(names, conn, pool) if engine is None else engine
+
+    def put(
+        self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
+    ) -> int:
+        """Put a job.
+
+        Args:
+            data: Whatever the queue's serializer can encode; JSON-compatible by default.
+            schedule_at: Not before this time: ``'5m'``, a timedelta or a datetime.
+            expected_at: Wanted by this time; the earlier, the sooner it is taken.
+            connection: Put it in the transaction of this connection: a driver's,
+                a SQLAlchemy ``Connection`` or ``Session``, or a Django connection.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            InvalidTimeSpec: A time is not one (a ValueError).
+            SerializationError: The data cannot be encoded (a TypeError and ValueError).
+            PayloadTooLarge: It is larger than ``max_size``.
+        """
+        return drive(operations.put(self._engine, self, data, schedule_at, expected_at, connection))
+
+    def put_many(
+        self,
+        items: Iterable[Any],
+        schedule_at: TimeSpec = None,
+        expected_at: TimeSpec = None,
+        *,
+        connection: Any = None,
+    ) -> list[int]:
+        """Put many jobs at once: all or none.
+
+        Args:
+            items: The data of each; a generator is consumed as it is sent.
+            schedule_at: For all, as for `put`.
+            expected_at: For all, as for `put`.
+            connection: As for `put`.
+
+        Returns:
+            The ids, in the order of ``items``.
+        """
+        return drive(operations.put_many(self._engine, self, items, schedule_at, expected_at, connection))
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
+        """Take the next job that is due; it is finished before this returns.
+
+        Outside of a transaction the job is delivered at most once; within ``with
+        queue`` it comes back if that is rolled back.
+
+        Args:
+            block: Whether to wait for one.
+            timeout: Seconds to wait, at most; None for the queue's ``timeout``, 0
+                to return at once.
+
+        Returns:
+            The job, or None if none was due in time.
+        """
+        rows = drive(operations.get(self._engine, self, 1, block=block, timeout=timeout))
+        return Job(self, rows[0]) if rows else None
+
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
+        """Take up to ``n`` jobs in one statement, waiting for the first.
+
+        Returns:
+            The jobs, in the order of `get`; an empty list if none was due in time.
+        """
+        rows = drive(operations.get(self._engine, self, n, block=block, timeout=timeout))
+        return [Job(self, row) for row in rows]
+
+    def lease(
+        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> Job | None:
+        """Take a job for a time: unless acknowledged by then, it is given to another.
+
+        For work longer than a transaction should live.  Delivered at least once.
+
+        Args:
+            timeout: The length of the lease: seconds, ``'5m'`` or a timedelta.
+            block: Whether to wait for a job.
+            wait: Seconds to wait, at most; None for the queue's ``timeout``.
+        """
+        rows = drive(
+            operations.get(self._engine, self, 1, block=block, timeout=wait, lease=operations.lease_time(timeout))
+        )
+        return Job(self, rows[0]) if rows else None
+
+    def lease_many(
+        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> list[Job]:
+        """Take up to ``n`` jobs for a time, as `lease` does."""
+        rows = drive(
+            operations.get(self._engine, self, n, block=block, timeout=wait, lease=operations.lease_time(timeout))
+        )
+        return [Job(self, row) for row in rows]
+
+    def ack(self, job: Job, *, connection: Any = None) -> None:
+        """Finish a leased job.
+
+        Args:
+            job: The job, as `lease` gave it.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            LeaseLost: The lease ran out, and the job was given to another.
+        """
+        if lost := drive(operations.ack(self._engine, self, [job], connection)):
+            raise operations.lease_lost(self, lost)
+
+    def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
+        """Finish leased jobs in one statement.
+
+        Returns:
+            Those whose lease was lost, which were not finished; see `LeaseLost`.
+        """
+        return drive(operations.ack(self._engine, self, list(jobs), connection))  # type: ignore[return-value]
+
+    def nack(self, job: Job, delay: TimeSpec = None) -> None:
+        """Give a leased job back.
+
+        Args:
+            job: The job, as `lease` gave it.
+            delay: Time until it may be taken again; None puts it back in its place.
+
+        Raises:
+            LeaseLost: As for `ack`.
+        """
+        drive(operations.nack(self._engine, self, job, delay))
+
+    def extend(self, job: Job, timeout: str | float | timedelta) -> None:
+        """Make a lease end ``timeout`` from now.
+
+        Raises:
+            LeaseLost: As for `ack`.
+        """
+        drive(operations.extend(self._engine, self, job, timeout))
+
+    def update(self, job_id: int, data: Any) -> int:
+        """Replace a job's data.
+
+        Returns:
+            The size of what is stored: characters of JSON text, or bytes.
+
+        Raises:
+            JobNotFound: There is no such row.
+        """
+        return drive(operations.update(self._engine, self, job_id, data))
+
+    def cancel(self, job_id: int) -> bool:
+        """Delete a job that is waiting.
+
+        Returns:
+            Whether it was: False if it is taken, leased, finished, or not there.
+        """
+        return drive(operations.cancel(self._engine, self, job_id))
+
+    def peek(self, n: int = 1) -> list[Job]:
+        """The next ``n`` jobs that are due, in order; they stay where they are."""
+        return [Job(self, row) for row in drive(operations.peek(self._engine, self, n))]
+
+    def count(self) -> int:
+        """How many jobs are due."""
+        return drive(operations.count(self._engine, self))
+
+    def stats(self) -> QueueStats:
+        """What waits in the queue."""
+        found = drive(operations.stats(self._engine, self.name))
+        return found.get(self.name, QueueStats(0, 0, 0, None))
+
+    def clear(self) -> None:
+        """Delete all rows of the queue: waiting, leased and finished."""
+        drive(operations.clear(self._engine, self))
+
+    def purge(self, older_than: str | float | timedelta) -> int:
+        """Delete finished rows, kept or archived.
+
+        Args:
+            older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
+
+        Returns:
+            The number of rows deleted.
+        """
+        return drive(operations.purge(self._engine, self, older_than))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """A transaction, or a savepoint within one; gives a cursor of the driver's.
+
+        Committed at the end, rolled back on an exception.
+        """
+        with self as cursor:
+            yield cursor
+
+    _transaction = transaction  # pq's name
+
+    def close(self) -> None:
+        """Close the connections, as `PQ.close` does."""
+        drive(self._engine.close())
+
+    def __enter__(self) -> Any:
+        return drive(self._engine.enter(dict(self.cursor_kwargs)))[1]
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        drive(self._engine.leave(self._engine.innermost(), failed=kind is not None))
+
+    def __iter__(self) -> QueueIterator:
+        return QueueIterator(self)
+
+    def __len__(self) -> int:
+        return self.count()
+
+
+class PQ(Generic[Q]):
+    """The queues of one table.
+
+    Args:
+        conn: A DSN (``"postgresql://..."`` or ``"dbname=..."``), or a connection
+            of yours.  A DSN has a pool of its own, and replaces lost connections.
+        pool: A pool of yours, instead.
+        table: The table's name.
+        schema: The table's schema; None for the first of the search path.
+        queue_class: The class of the queues; a subclass of `Queue`.
+        backend: The backend's name; else chosen by ``conn`` or ``pool``, by the URL
+            (``postgresql+psycopg2://``), by PQCORE_BACKEND, or what is installed.
+        max_connections: With a DSN: connections at most, and one more to listen.
+        pool_timeout: With a DSN: seconds to wait for a free connection.
+        prepared: False where statements cannot be prepared on the server, as
+            behind PgBouncer in transaction mode.
+        **options: Set as attributes of the queues; see `QueueSettings`.
+
+    Raises:
+        UnknownBackend: No backend has the name, or adopts the connection.
+        BackendNotInstalled: Its driver is missing.
+    """
+
+    queue_class: type[Queue] = Queue
+
+    def __init__(
+        self,
+        conn: Any = None,
+        pool: Any = None,
+        table: str = "queue",
+        schema: str | None = None,
+        queue_class: type[Q] | None = None,
+        *,
+        backend: str | None = None,
+        max_connections: int = 10,
+        pool_timeout: float = 30.0,
+        prepared: bool = True,
+        **options: Any,
+    ) -> None:
+        if queue_class is not None:
+            self.queue_class = queue_class
+        self._options = options
+        self._queues: dict[str, Queue] = {}
+        self._engine = _engine(
+            TableName(table, schema),
+            conn,
+            pool,
+            backend=backend,
+            max_connections=max_connections,
+            pool_timeout=pool_timeout,
+            prepared=prepared,
+        )
+        # A bad option is to fail here, not at the first queue.
+        QueueSettings("any", self._engine.names, None, options)
+
+    @property
+    def backend(self) -> str:
+        """The name of the chosen backend, and why it was chosen."""
+        return f"{self._engine.spec.name} ({self._engine.why})"
+
+    def create(self) -> None:
+        """Make the table, or migrate it in place; does nothing if it is up to date.
+
+        Raises:
+            SchemaTooNew: A newer pqcore made it.
+            TransientError: It was in use for too long; call it again.
+        """
+        drive(operations.create(self._engine))
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
+        """A queue with options of its own.
+
+        Args:
+            name: Taken as it is, slashes too, if ``serializer`` is given.
+            serializer: A serializer, or the name of one.
+            **options: As for `PQ`.
+        """
+        return self.queue_class(name, engine=self._engine, serializer=serializer, **{**self._options, **options})
+
+    def stats(self) -> dict[str, QueueStats]:
+        """What waits, a queue."""
+        return drive(operations.stats(self._engine, None))
+
+    def close(self) -> None:
+        """Close the connection or pool: ours, or the one given."""
+        drive(self._engine.close())
+
+    def __getitem__(self, name: str) -> Q:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues.setdefault(name, self.queue(name))
+        return queue  # type: ignore[return-value]
+
+    def __enter__(self) -> PQ[Q]:
+        return self
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        self.close()
+
+
+def _engine(
+    names: TableName,
+    conn: Any,
+    pool: Any,
+    *,
+    backend: str | None = None,
+    max_connections: int = 10,
+    pool_timeout: float = 30.0,
+    prepared: bool = True,
+) -> Engine:
+    return Engine(
+        "blocking",
+        BlockingRuntime(),
+        names,
+        target=conn,
+        pool=pool,
+        backend=backend,
+        max_connections=max_connections,
+        pool_timeout=pool_timeout,
+        prepared=prepared,
+    )

@@ -1,0 +1,251 @@
+"""Time, locks and cancellation, for both kinds of face.
+
+Operations wait through a `Runtime` and so never name a thread or an event loop.
+`BlockingRuntime`'s coroutines block their thread and never suspend; `drive`
+steps such a coroutine to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from pqcore.errors import PQError
+
+T = TypeVar("T")
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result.
+
+    Raises:
+        PQError: It did suspend: a blocking session awaited something.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    msg = "a blocking operation suspended: the backend's session is not blocking"
+    raise PQError(msg)
+
+
+class Event(Protocol):
+    """Set once; waited for by one."""
+
+    def set(self) -> None: ...
+    async def wait(self, seconds: float) -> bool:
+        """Wait until set, for at most ``seconds``; whether it is set."""
+
+
+class Gate(Protocol):
+    """A lock, or a number of places, taken for at most ``seconds``."""
+
+    async def enter(self, seconds: float | None = None) -> bool: ...
+    def leave(self) -> None: ...
+
+
+class Background(Protocol):
+    """A coroutine that runs beside the caller."""
+
+    def stop(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """How operations wait, for one kind of face."""
+
+    suspends: bool
+
+    def owner(self) -> Hashable:
+        """Changes when connections opened before can no longer be used: after a fork, in another loop."""
+
+    def event(self) -> Event: ...
+    def gate(self, places: int = 1) -> Gate: ...
+    def local(self) -> Local: ...
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
+    async def sleep(self, seconds: float) -> None: ...
+    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
+        """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it."""
+
+
+class Local(Protocol):
+    """A value of the running thread, or of the running task and those it starts."""
+
+    def get(self) -> Any: ...
+    def set(self, value: Any) -> None: ...
+
+
+@asynccontextmanager
+async def held(gate: Gate) -> AsyncIterator[None]:
+    """Hold a gate for the length of a block."""
+    await gate.enter()
+    try:
+        yield
+    finally:
+        gate.leave()
+
+
+# Blocking
+
+
+class _ThreadEvent:
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.set = self._event.set
+
+    async def wait(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+
+class _ThreadGate:
+    def __init__(self, places: int) -> None:
+        self._places = threading.Semaphore(places)
+        self.leave = self._places.release
+
+    async def enter(self, seconds: float | None = None) -> bool:
+        return self._places.acquire(timeout=seconds)
+
+
+class _ThreadLocal(threading.local):
+    value: Any = None
+
+    def get(self) -> Any:
+        return self.value
+
+    def set(self, value: Any) -> None:
+        self.value = value
+
+
+class _Thread:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._thread = threading.Thread(target=lambda: drive(work()), name="pqcore-listener", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Nothing to do: the work ends by itself when its connection is closed."""
+
+
+class BlockingRuntime:
+    """Threads."""
+
+    suspends = False
+
+    def owner(self) -> Hashable:
+        return os.getpid()
+
+    def event(self) -> Event:
+        return _ThreadEvent()
+
+    def gate(self, places: int = 1) -> Gate:
+        return _ThreadGate(places)
+
+    def local(self) -> Local:
+        return _ThreadLocal()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
+        return _Thread(work)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
+        return await work
+
+
+# asyncio
+
+
+class _LoopEvent:
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.set = self._event.set
+
+    async def wait(self, seconds: float) -> bool:
+        if not self._event.is_set():
+            waiter = asyncio.ensure_future(self._event.wait())
+            try:
+                await asyncio.wait([waiter], timeout=seconds)
+            finally:
+                waiter.cancel()
+        return self._event.is_set()
+
+
+class _LoopGate:
+    def __init__(self, places: int) -> None:
+        self._places = asyncio.Semaphore(places)
+        self.leave = self._places.release
+
+    async def enter(self, seconds: float | None = None) -> bool:
+        if not self._places.locked() or seconds is None:
+            return await self._places.acquire()
+        try:
+            return await asyncio.wait_for(self._places.acquire(), seconds)
+        except asyncio.TimeoutError:
+            return False
+
+
+class _LoopLocal(Generic[T]):
+    def __init__(self) -> None:
+        self._value: ContextVar[Any] = ContextVar("pqcore_transaction", default=None)
+        self.get = self._value.get
+
+    def set(self, value: Any) -> None:
+        self._value.set(value)
+
+
+class _LoopTask:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work(), name="pqcore-listener")
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+class AsyncioRuntime:
+    """Tasks of an asyncio event loop."""
+
+    suspends = True
+
+    def owner(self) -> Hashable:
+        return os.getpid(), asyncio.get_running_loop()
+
+    def event(self) -> Event:
+        return _LoopEvent()
+
+    def gate(self, places: int = 1) -> Gate:
+        return _LoopGate(places)
+
+    def local(self) -> Local:
+        return _LoopLocal()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
+        return _LoopTask(work)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await _outlast(task)
+            if not task.cancelled() and task.exception() is None:
+                await _outlast(asyncio.ensure_future(undo(task.result())))
+            raise
+
+
+async def _outlast(task: asyncio.Future[Any]) -> None:
+    """Wait for a task to end, whatever becomes of the waiter; a further cancellation is already owed."""
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            continue

@@ -1,0 +1,44 @@
+--- The table of pq 1.9.1, column for column, so that one made by pq passes as it is.
+CREATE TABLE IF NOT EXISTS {table} (
+  id          bigserial    PRIMARY KEY,
+  enqueued_at timestamptz  NOT NULL DEFAULT current_timestamp,
+  dequeued_at timestamptz,
+  expected_at timestamptz,
+  schedule_at timestamptz,
+  q_name      text         NOT NULL CHECK (length(q_name) > 0),
+  data        json
+)
+--- What pq has not. Each is a change of the catalogue alone: no row is rewritten, the lock is short.
+ALTER TABLE {table}
+  ADD COLUMN IF NOT EXISTS attempts     integer NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS leased_until timestamptz,
+  ADD COLUMN IF NOT EXISTS serializer   text,
+  ADD COLUMN IF NOT EXISTS payload      bytea,
+  ALTER COLUMN data DROP NOT NULL
+--- Dead rows at the head of a queue cost every get: vacuum early, and in one go.
+ALTER TABLE {table} SET (
+  autovacuum_vacuum_scale_factor = 0.01,
+  autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0.05
+)
+--- NOT VALID: not checked for rows that pq wrote, all of which have data.
+DO $do$ BEGIN
+  ALTER TABLE {table} ADD CONSTRAINT {data_check} CHECK (data IS NOT NULL OR payload IS NOT NULL) NOT VALID;
+EXCEPTION WHEN duplicate_object THEN NULL;
+END $do$
+--- Finished rows, for retention = 'archive'.
+CREATE TABLE IF NOT EXISTS {archive} (
+  id          bigint       PRIMARY KEY,
+  q_name      text         NOT NULL,
+  enqueued_at timestamptz  NOT NULL,
+  dequeued_at timestamptz  NOT NULL,
+  expected_at timestamptz,
+  schedule_at timestamptz,
+  data        json,
+  attempts    integer      NOT NULL,
+  serializer  text,
+  payload     bytea
+)
+--- For purging the oldest first.
+CREATE INDEX IF NOT EXISTS {archive_index} ON {archive} (q_name, dequeued_at)

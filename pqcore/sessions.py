@@ -1,0 +1,138 @@
+"""A driver's session as operations see it: awaitable, raising only `PQError`.
+
+A blocking session's methods become coroutines that never suspend; an
+asynchronous one's are awaited.  What the driver raises is translated here and
+nowhere else, by SQLSTATE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from pqcore.backend import AsyncSession, Row, Session
+from pqcore.dialect import Dialect
+from pqcore.errors import (
+    AccessDenied,
+    ConnectionLost,
+    DatabaseError,
+    InvalidData,
+    PQError,
+    SchemaOutdated,
+    StatementCancelled,
+    TableMissing,
+    TransactionAborted,
+    TransientError,
+)
+from pqcore.statement import Query
+
+Errors: TypeAlias = tuple[type[BaseException], ...]
+
+# Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
+    ("25P02", TransactionAborted, "an earlier statement of this transaction failed: roll it back first"),
+    ("40", TransientError, "try the transaction again"),
+    ("55P03", TransientError, "a lock was not to be had in time: try again"),
+    ("57014", StatementCancelled, "the statement was cancelled (see statement_timeout)"),
+    ("57P", ConnectionLost, "the server ended the connection"),
+    ("08", ConnectionLost, "the connection is lost"),
+    ("53300", ConnectionLost, "the server takes no more connections (see max_connections)"),
+    ("42501", AccessDenied, "the database role may not do this: see GRANT"),
+    ("28", AccessDenied, "the server does not accept these credentials"),
+    ("22", InvalidData, "the server cannot store this value"),
+    ("23", InvalidData, "a constraint of the table forbids this value"),
+    ("54000", InvalidData, "the value is too large for the server"),
+)
+
+
+def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exception:
+    """Turn a driver's exception into pqcore's.
+
+    Args:
+        exc: What the driver raised.
+        doing: The name of the statement, for the message.
+        lost: Whether the connection is found to be unusable.
+    """
+    sqlstate: str | None = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
+    reason = str(exc).strip() or type(exc).__name__
+    if sqlstate in ("42P01", "3F000"):
+        return TableMissing(f"{doing}: {reason}: call create() to make the queue's table")
+    if sqlstate in ("42703", "42883", "42P10"):
+        return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
+    for prefix, kind, advice in _BY_SQLSTATE:
+        if sqlstate and sqlstate.startswith(prefix):
+            return kind(f"{doing}: {reason} ({advice})", sqlstate)
+    if lost or isinstance(exc, OSError):
+        return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
+    return DatabaseError(f"{doing}: {reason}", sqlstate)
+
+
+class CoreSession:
+    """One connection, to an operation.
+
+    Args:
+        driver: The backend's session.
+        sql: The statements, as the driver wants them.
+        errors: What its driver raises.
+        suspends: Whether its methods are to be awaited.
+    """
+
+    def __init__(self, driver: Session | AsyncSession, sql: Dialect, errors: Errors, *, suspends: bool) -> None:
+        self.driver: Any = driver
+        self.sql = sql
+        self._errors = errors
+        self._suspends = suspends
+
+    def in_transaction(self) -> bool:
+        return bool(self.driver.in_transaction())
+
+    def usable(self) -> bool:
+        return bool(self.driver.usable())
+
+    def cursor(self, **options: Any) -> Any:
+        return self.driver.cursor(**options)
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
+        rows: Any = await self._call(query.name, self.driver.execute, query, parameters)
+        return rows  # type: ignore[no-any-return]
+
+    async def enter(self) -> None:
+        await self._call("checkout", self.driver.enter)
+
+    async def leave(self) -> None:
+        if self.usable():
+            await self._call("checkin", self.driver.leave)
+
+    async def alive(self) -> bool:
+        try:
+            return bool(await self._call("ping", self.driver.alive))
+        except PQError:
+            return False
+
+    async def begin(self) -> None:
+        await self._call("begin", self.driver.begin)
+
+    async def commit(self) -> None:
+        await self._call("commit", self.driver.commit)
+
+    async def rollback(self) -> None:
+        await self._call("rollback", self.driver.rollback)
+
+    async def listen(self, channel: str) -> None:
+        await self._call("listen", self.driver.listen, channel)
+
+    async def wait(self, seconds: float) -> None:
+        await self._call("wait", self.driver.wait, seconds)
+
+    async def notifications(self) -> list[str]:
+        return list(await self._call("notifications", self.driver.notifications))
+
+    async def close(self) -> None:
+        await self._call("close", self.driver.close)
+
+    async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
+        try:
+            result = method(*arguments)
+            return await result if self._suspends else result
+        except self._errors as exc:
+            raise translate(exc, doing, lost=not self.usable()) from exc

@@ -1,0 +1,177 @@
+"""What a queue is set to, and how it reads and writes data: the same for both faces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from logging import getLogger
+from typing import Any, ClassVar
+
+from pqcore.dialect import Retention
+from pqcore.errors import (
+    ConfigurationError,
+    DeserializationError,
+    PayloadTooLarge,
+    SerializationError,
+    UnsafeSerializer,
+)
+from pqcore.identifiers import MAX_QUEUE_NAME, TableName, check_text, split_queue_name
+from pqcore.plugins import plugins
+from pqcore.serializers import Serializer, json_encode, pickle_dumps, pickle_loads
+
+logger = getLogger("pqcore")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A job's data, ready to be stored."""
+
+    data: str | None
+    payload: bytes | None
+
+    @property
+    def raw(self) -> str | bytes:
+        return self.payload if self.data is None else self.data  # type: ignore[return-value]
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+class QueueSettings:
+    """The settings of a queue.
+
+    Each may be set on a subclass, as a keyword of `PQ`, or on the queue.
+
+    Attributes:
+        name: The queue's name, without the serializer's.
+        timeout: Seconds that `get` waits if not told otherwise.
+        poll_interval: Seconds after which a waiter looks, woken or not.
+        retention: What becomes of a finished row: ``"keep"`` marks it,
+            ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
+        accept: Names of further serializers whose rows this queue reads.
+        max_size: Bytes of encoded data that a job may have.
+        cursor_kwargs: For the cursor that ``with queue as cursor`` gives.
+        converters: pq's way to add serializers: name to (dumps, loads), between
+            data and what ``encode`` takes.
+        encode, decode: pq's way to replace `json`: between that and JSON text.
+    """
+
+    timeout: float = 1
+    poll_interval: float = 5
+    retention: Retention = "keep"
+    accept: tuple[str, ...] = ()
+    max_size: int = 2**28
+    cursor_kwargs: Mapping[str, Any] = {}
+    logger = logger
+    converters: ClassVar[dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]] = {
+        "pickle": (pickle_dumps, pickle_loads)
+    }
+    dumps: Callable[[Any], Any] = staticmethod(_identity)
+    loads: Callable[[Any], Any] = staticmethod(_identity)
+    encode: Callable[[Any], str] = staticmethod(json_encode)
+    decode: Callable[[str], Any] = staticmethod(json.loads)
+    serializer: Serializer | None = None
+
+    def __init__(self, name: str, table: TableName, serializer: Serializer | str | None, options: Mapping[str, Any]):
+        suffix = None
+        if serializer is None:
+            check_text(name, "queue name", MAX_QUEUE_NAME)
+            name, suffix = split_queue_name(name)
+        self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
+        self.table = table
+        self.serializer_name = "json"
+        self._use(suffix or serializer or self.serializer)
+        for option, value in options.items():
+            if option.startswith("_") or option in ("name", "table", "serializer_name"):
+                msg = f"not an option of a queue: {option!r}"
+                raise ConfigurationError(msg)
+            setattr(self, option, value)
+        if self.retention not in ("keep", "delete", "archive"):
+            msg = f"retention is {self.retention!r}; choose 'keep', 'delete' or 'archive'"
+            raise ConfigurationError(msg)
+        for option in ("timeout", "poll_interval", "max_size"):
+            number = getattr(self, option)
+            if not isinstance(number, (int, float)) or not number >= 0:
+                msg = f"{option} is {number!r}; give a number that is not negative"
+                raise ConfigurationError(msg)
+
+    def _use(self, serializer: Serializer | str | None) -> None:
+        if serializer is None or serializer == "json":
+            return
+        if isinstance(serializer, str):
+            self.serializer_name = serializer
+            if serializer in self.converters:
+                self.dumps, self.loads = self.converters[serializer]
+                return
+            serializer = plugins.serializer(serializer)
+        self.serializer = serializer
+        self.serializer_name = serializer.name
+
+    def encode_row(self, data: Any) -> Encoded:
+        """Encode a job's data.
+
+        Raises:
+            SerializationError: The serializer cannot (a TypeError and ValueError).
+            PayloadTooLarge: The result has more than ``max_size`` bytes.
+        """
+        serializer = self.serializer
+        try:
+            raw: Any = self.encode(self.dumps(data)) if serializer is None else serializer.dumps(data)
+        except Exception as exc:
+            kind = f"{type(data).__module__}.{type(data).__qualname__}"
+            msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {exc}"
+            raise SerializationError(msg) from exc
+        if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
+            msg = f"queue {self.name!r}: {self.serializer_name} gave a {type(raw).__name__} for the encoded data"
+            raise SerializationError(msg)
+        # A character has at least one byte: encoding is spared where that settles it.
+        size = len(raw)
+        if isinstance(raw, str) and self.max_size // 4 < size <= self.max_size and not raw.isascii():
+            size = len(raw.encode(errors="replace"))
+        if size > self.max_size:
+            msg = (
+                f"queue {self.name!r}: the job's data has {size} bytes, more than max_size={self.max_size}: "
+                "store it elsewhere and put a reference, or raise max_size (PostgreSQL's own limit is 1 GB)"
+            )
+            raise PayloadTooLarge(msg)
+        return Encoded(None, raw) if isinstance(raw, bytes) else Encoded(raw, None)
+
+    def decode_row(self, job_id: int, written_by: str | None, raw: str | bytes) -> Any:
+        """Decode a row's data with the serializer that wrote it, if this queue accepts that.
+
+        Raises:
+            UnsafeSerializer: It does not.
+            DeserializationError: The data is not what the serializer writes.
+        """
+        if written_by is None:  # a row of pq's: JSON, or what a converter put into it
+            written_by = self.serializer_name if self.serializer is None else "json"
+        try:
+            if written_by == self.serializer_name:
+                if self.serializer is None:
+                    return self.loads(self.decode(raw))  # type: ignore[arg-type]
+                return self.serializer.loads(raw)
+            if written_by == "json":  # safe to read, whoever wrote it
+                return self.decode(raw)  # type: ignore[arg-type]
+            if written_by in self.accept:
+                if written_by in self.converters:
+                    return self.converters[written_by][1](self.decode(raw))  # type: ignore[arg-type]
+                return plugins.serializer(written_by).loads(raw)
+        except Exception as exc:
+            msg = f"queue {self.name!r}: job {job_id} is not valid {written_by}: {exc}"
+            raise DeserializationError(msg) from exc
+        msg = (
+            f"queue {self.name!r} reads {self.serializer_name}, but job {job_id} was written by {written_by!r}: "
+            f"open the queue as {self.name + '/' + written_by!r}, or pass accept=({written_by!r},) if that is safe"
+        )
+        raise UnsafeSerializer(msg)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} in {self.table}>"
+
+
+def interval(seconds: float) -> timedelta:
+    """Seconds as the server's ``interval``."""
+    return timedelta(seconds=seconds)

@@ -1,0 +1,65 @@
+"""An SQL statement as a value: a name, a text with named parameters, compiled once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
+"""How a driver wants placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
+
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A statement compiled for one table and one driver.
+
+    Attributes:
+        name: What it is called in errors, logs and plans.
+        sql: The text, with placeholders in the backend's paramstyle.
+        numbered: The text with ``$1`` placeholders, as PREPARE wants it.
+        order: The names of the parameters, one for each placeholder of ``sql``.
+        first: Where in ``order`` each of ``numbered``'s parameters stands first.
+        rows: Whether it returns rows (asking the driver costs more than saying so).
+        hot: Whether it is worth a server-side prepared statement.
+    """
+
+    name: str
+    sql: str
+    numbered: str
+    order: tuple[str, ...]
+    first: tuple[int, ...]
+    rows: bool
+    hot: bool
+
+    def bind(self, values: Mapping[str, object]) -> tuple[object, ...]:
+        """The parameters, in the order of the placeholders."""
+        return tuple([values[name] for name in self.order])
+
+
+def compile_query(
+    name: str,
+    template: str,
+    substitutions: Mapping[str, str],
+    paramstyle: Paramstyle,
+    *,
+    rows: bool = True,
+    hot: bool = False,
+) -> Query:
+    """Compile a template: ``{table}`` is an identifier, ``:name`` a parameter.
+
+    Identifiers come from ``substitutions`` quoted already; parameters are never
+    put into the text.  Each parameter is cast in the SQL (``:n::bigint``), so
+    every driver infers the same type.
+    """
+    text = template.format_map(substitutions).strip()
+    names = list(dict.fromkeys(_PARAMETER.findall(text)))
+    numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
+    if paramstyle == "numeric_dollar":
+        return Query(name, numbered, numbered, tuple(names), tuple(range(len(names))), rows, hot)
+    order = tuple(_PARAMETER.findall(text))
+    sql = _PARAMETER.sub("%s", text.replace("%", "%%") if order else text)
+    return Query(name, sql, numbered, order, tuple(order.index(n) for n in names), rows, hot)

@@ -1,0 +1,88 @@
+"""What users may write for a time, reduced to two kinds of value.
+
+A point in time becomes an aware datetime; a distance from now stays a
+timedelta, because the *server* adds it to its own clock: what is due is decided
+by one clock, however wrong that of a client may be.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from typing import TypeAlias
+
+from pqcore.errors import InvalidTimeSpec
+
+TimeSpec: TypeAlias = str | timedelta | datetime | None
+"""``'5m'`` (s, m, h, d), a timedelta, a datetime (naive means UTC), or None."""
+
+_SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_FURTHEST = timedelta(days=366 * 5_000)  # the server's clock, plus this, is a time it can hold
+
+
+def parse(spec: TimeSpec) -> datetime | timedelta | None:
+    """Read a time as users write it.
+
+    Args:
+        spec: ``'30s'``, ``'5m'``, ``'2h'`` or ``'1d'``; a timedelta from now
+            (negative for the past); a datetime, where naive means UTC; None.
+
+    Returns:
+        An aware datetime in UTC, a timedelta to be added to the server's
+        clock, or None.
+
+    Raises:
+        InvalidTimeSpec: (a ValueError) Anything else, or out of range.
+    """
+    if spec is None:
+        return None
+    if isinstance(spec, datetime):
+        return _aware(spec)
+    if isinstance(spec, str):
+        match = _SPEC.fullmatch(spec)
+        if match is None:
+            msg = f"not a time: {spec!r}; write a number and a unit, as in '30s', '5m', '2h' or '1d'"
+            raise InvalidTimeSpec(msg)
+        try:
+            spec = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        except (OverflowError, ValueError) as exc:
+            msg = f"not a time: {spec[:40]!r} is too far away"
+            raise InvalidTimeSpec(msg) from exc
+    if isinstance(spec, timedelta):
+        if abs(spec) > _FURTHEST:
+            msg = f"not a time: {spec!r} is too far away; at most {_FURTHEST.days} days"
+            raise InvalidTimeSpec(msg)
+        return spec
+    msg = f"not a time: {spec!r}; give '5m', a timedelta or a datetime, not {type(spec).__name__}"
+    raise InvalidTimeSpec(msg)
+
+
+def seconds(spec: str | float | timedelta) -> float:
+    """Read a duration: a number of seconds, ``'5m'`` or a timedelta.
+
+    Raises:
+        InvalidTimeSpec: (a ValueError) Anything else, or negative.
+    """
+    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
+        value = float(spec)
+    else:
+        parsed = parse(spec)
+        if not isinstance(parsed, timedelta):
+            msg = f"not a duration: {spec!r}; give seconds, '5m' or a timedelta"
+            raise InvalidTimeSpec(msg)
+        value = parsed.total_seconds()
+    if not 0 <= value <= _FURTHEST.total_seconds():  # also refuses NaN
+        msg = f"not a duration: {spec!r} is negative or too long"
+        raise InvalidTimeSpec(msg)
+    return value
+
+
+def _aware(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError as exc:
+        msg = f"not a time: {moment!r} is outside of what UTC can hold"
+        raise InvalidTimeSpec(msg) from exc

@@ -1,0 +1,157 @@
+"""Waiting for notifications: one listening connection a process, shared by all queues.
+
+A notification is a hint.  Every wait is bounded, and a waiter looks at the table
+whenever it ends, so one that is lost costs time and no job.  Losing the
+listening connection wakes everybody; the next to wait opens another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from pqcore.errors import PQError
+from pqcore.runtime import Background, Event, Runtime, held
+from pqcore.settings import logger
+
+if TYPE_CHECKING:
+    from pqcore.connections import Source
+    from pqcore.sessions import CoreSession
+
+SLICE = 1.0
+"""Seconds after which the listener looks whether it is still wanted."""
+PROBE = 15.0
+"""Seconds of silence after which the listener asks the server whether it is still there."""
+RETRY = 1.0
+"""Seconds between attempts to open a listening connection; meanwhile waiters poll."""
+
+
+class Listener:
+    """The listening connection, and those who wait for it.
+
+    Args:
+        source: Where the connection comes from.
+        runtime: How to wait.
+    """
+
+    def __init__(self, source: Source, runtime: Runtime) -> None:
+        self._source = source
+        self._runtime = runtime
+        self._owner: Hashable = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._gate = self._runtime.gate()
+        self._session: CoreSession | None = None
+        self._background: Background | None = None
+        self._channels: set[str] = set()
+        self._counts: dict[str, int] = defaultdict(int)
+        self._waiters: dict[str, set[Event]] = defaultdict(set)
+        self._retry_at = 0.0
+
+    def ticket(self, channel: str) -> int | None:
+        """How often the channel was notified so far; None if it is not listened to.
+
+        To be drawn before looking at the table, and given to `wait` after.
+        """
+        if self._owner != (owner := self._runtime.owner()):
+            self._owner = owner
+            self._reset()
+        return self._counts[channel] if channel in self._channels else None
+
+    async def listen(self, channel: str) -> bool:
+        """Start to listen to a channel; False if that cannot be done now."""
+        async with held(self._gate):
+            if channel in self._channels:
+                return True
+            if self._session is None and not await self._open():
+                return False
+            session = self._session
+            if session is None:
+                return False
+            try:
+                await session.listen(channel)
+            except PQError as exc:
+                logger.warning("lost the listening connection: %s", exc)
+                await self._lose(session)
+                return False
+            self._channels.add(channel)
+            return True
+
+    async def wait(self, channel: str, ticket: int, seconds: float) -> None:
+        """Wait until the channel is notified again, for at most ``seconds``."""
+        event = self._runtime.event()
+        waiters = self._waiters[channel]
+        waiters.add(event)
+        try:
+            if self._counts[channel] == ticket:
+                await event.wait(seconds)
+        finally:
+            waiters.discard(event)
+
+    async def close(self) -> None:
+        """Stop listening; waiters are woken."""
+        if self._owner != self._runtime.owner() or self._session is None:
+            return
+        if self._background is not None:
+            self._background.stop()
+        async with held(self._gate):
+            if self._session is not None:
+                await self._lose(self._session)
+
+    async def _open(self) -> bool:
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            session = await self._source.listener()
+        except PQError as exc:
+            self._retry_at = time.monotonic() + RETRY
+            logger.warning("cannot listen, so waiters poll: %s", exc)
+            return False
+        if session is None:
+            return False
+        self._session = session
+        self._background = self._runtime.start(lambda: self._follow(session))
+        return True
+
+    async def _follow(self, session: CoreSession) -> None:
+        """Pass notifications on until the connection is lost or closed."""
+        heard = time.monotonic()
+        while self._session is session:
+            try:
+                await session.wait(SLICE)
+                async with held(self._gate):
+                    if self._session is not session:
+                        return
+                    if time.monotonic() - heard > PROBE:
+                        await session.execute(session.sql.ping)
+                        heard = time.monotonic()
+                    channels = await session.notifications()
+            except PQError as exc:
+                logger.warning("lost the listening connection: %s", exc)
+                async with held(self._gate):
+                    await self._lose(session)
+                return
+            if channels:
+                heard = time.monotonic()
+                for channel in set(channels):
+                    self._wake(channel)
+
+    def _wake(self, channel: str) -> None:
+        self._counts[channel] += 1
+        for event in list(self._waiters[channel]):
+            event.set()
+
+    async def _lose(self, session: CoreSession) -> None:
+        if self._session is not session:
+            return
+        self._session = None
+        self._channels.clear()
+        for channel in list(self._waiters):
+            self._wake(channel)
+        try:
+            await session.close()
+        except PQError:
+            logger.debug("closing the lost listening connection failed", exc_info=True)

@@ -1,0 +1,138 @@
+"""asyncpg: asynchronous.
+
+asyncpg prepares every statement and caches it.  Transactions go through its own
+objects, as it refuses ``connection.transaction()`` within one begun by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from pqcore.backend import Row
+from pqcore.errors import Closed
+from pqcore.statement import Query
+
+
+class AsyncpgSession:
+    """One connection."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._transaction: Any = None
+        self._arrived: list[str] = []
+        self._stirred = asyncio.Event()
+
+    async def enter(self) -> None:
+        """Nothing to switch: asyncpg has no implicit transactions."""
+
+    async def leave(self) -> None:
+        """Nothing to put back."""
+
+    def in_transaction(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
+    def usable(self) -> bool:
+        return not self.connection.is_closed()
+
+    async def alive(self) -> bool:
+        return self.usable()  # the event loop has noticed, if the server ended it
+
+    async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if query.rows:
+            rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
+            return rows
+        await self.connection.execute(query.sql, *parameters)
+        return ()
+
+    async def begin(self) -> None:
+        self._transaction = self.connection.transaction()
+        await self._transaction.start()
+
+    async def commit(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        await transaction.commit()
+
+    async def rollback(self) -> None:
+        transaction, self._transaction = self._transaction, None
+        await transaction.rollback()
+
+    def cursor(self, **options: Any) -> Any:
+        return self.connection
+
+    async def listen(self, channel: str) -> None:
+        self.connection.add_termination_listener(self._stir)
+        await self.connection.add_listener(channel, self._collect)
+
+    async def wait(self, seconds: float) -> None:
+        waiter = asyncio.ensure_future(self._stirred.wait())
+        try:
+            await asyncio.wait([waiter], timeout=seconds)
+        finally:
+            waiter.cancel()
+
+    async def notifications(self) -> list[str]:
+        if not self.usable():
+            msg = "connection is closed"
+            raise asyncpg.InterfaceError(msg)
+        self._stirred.clear()
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def _collect(self, connection: Any, pid: int, channel: str, payload: str) -> None:
+        self._arrived.append(channel)
+        self._stirred.set()
+
+    def _stir(self, connection: Any) -> None:
+        self._stirred.set()
+
+    async def close(self) -> None:
+        await self.connection.close(timeout=5)
+
+
+class AsyncpgBackend:
+    """Makes sessions over asyncpg's connections and pools."""
+
+    errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.TimeoutError)
+
+    def __init__(self, *, prepared: bool = True) -> None:
+        self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
+
+    async def connect(self, dsn: str) -> AsyncpgSession:
+        if "://" not in dsn:
+            return AsyncpgSession(await asyncpg.connect(**_keywords(dsn), **self._options))
+        return AsyncpgSession(await asyncpg.connect(dsn, **self._options))
+
+    def wrap(self, connection: Any) -> AsyncpgSession:
+        return AsyncpgSession(connection)
+
+    async def acquire(self, pool: Any) -> AsyncpgSession:
+        if pool.is_closing():
+            msg = "the connection pool is closed: give AsyncPQ an open one"
+            raise Closed(msg)
+        if not pool._initialized:
+            await pool
+        return AsyncpgSession(await pool.acquire())
+
+    async def release(self, pool: Any, session: AsyncpgSession) -> None:
+        await pool.release(session.connection)
+
+    async def connect_like(self, pool: Any) -> AsyncpgSession | None:
+        return AsyncpgSession(await asyncpg.connect(*pool._connect_args, **pool._connect_kwargs))
+
+    async def close_connection(self, connection: Any) -> None:
+        await connection.close()
+
+    async def close_pool(self, pool: Any) -> None:
+        await pool.close()
+
+
+def _keywords(dsn: str) -> dict[str, str]:
+    """Read a libpq keyword string (``host=... dbname=...``), which asyncpg does not."""
+    names = {"dbname": "database", "hostaddr": "host"}
+    pairs = dict(part.split("=", 1) for part in shlex.split(dsn))
+    return {names.get(key, key): value for key, value in pairs.items()}

