@@ -81,9 +81,14 @@ class BackendSpec:
 class Session(Protocol):
     """One connection of a blocking driver.
 
+    Attributes:
+        connection: The driver's connection.
+
     Between `enter` and `leave` every statement commits by itself, unless the
     caller's own transaction is open or `begin` was called.
     """
+
+    connection: Any
 
     def enter(self) -> None:
         """Start to use the connection: switch it to autocommit if it is idle."""
@@ -133,6 +138,8 @@ class Session(Protocol):
 class AsyncSession(Protocol):
     """One connection of an asynchronous driver: `Session`, awaited."""
 
+    connection: Any
+
     def in_transaction(self) -> bool: ...
     def usable(self) -> bool: ...
     def cursor(self, **options: Any) -> Any: ...
@@ -175,6 +182,9 @@ class Backend(Protocol):
     def connect_like(self, pool: Any) -> Session | None:
         """Open one beside the pool, with the pool's parameters, to listen on; None if they are unknown."""
 
+    def make_pool(self, dsn: str, size: int) -> Any:
+        """Open a pool as a user of the driver would; for the conformance suite (capability POOL)."""
+
     def close_connection(self, connection: Any) -> None: ...
     def close_pool(self, pool: Any) -> None: ...
 
@@ -189,6 +199,7 @@ class AsyncBackend(Protocol):
     async def acquire(self, pool: Any) -> AsyncSession: ...
     async def release(self, pool: Any, session: Any) -> None: ...
     async def connect_like(self, pool: Any) -> AsyncSession | None: ...
+    async def make_pool(self, dsn: str, size: int) -> Any: ...
     async def close_connection(self, connection: Any) -> None: ...
     async def close_pool(self, pool: Any) -> None: ...
 

@@ -85,7 +85,7 @@ class Plugins:
             except PluginError as exc:
                 self.broken[name] = exc
         order = self.backend_names()
-        return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode))
+        return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode == "async"))
 
     def backend_spec(self, name: str, mode: Mode) -> BackendSpec:
         """The backend of this name and kind.

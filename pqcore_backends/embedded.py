@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 from urllib.parse import quote
 
 from pqcore.errors import EmbeddedServerError
@@ -45,6 +45,7 @@ _SETTINGS = {
 }
 
 
+@final
 class EmbeddedServer:
     """One PostgreSQL server, as durable as by default, that lives no longer than this process.
 
@@ -346,7 +347,7 @@ def _unprivileged_user() -> dict[str, Any]:
 
 
 def _temporary_folder(shared: bool) -> Path:
-    """Choose a folder with a path short enough for a socket in it (107 bytes), or one open to all, too."""
+    """Choose a folder, if need be one open to all, with room for a socket's path (107 bytes) in it."""
     for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if len(os.fsencode(folder)) > 60:
             continue
@@ -416,6 +417,9 @@ def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become our children
     server: subprocess.Popen[bytes] | None = None
 
+    def die_with_guard() -> None:
+        prctl(1, int(signal.SIGQUIT), 0, 0, 0)  # PR_SET_PDEATHSIG
+
     def run(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with open(f"{root}/server.log", "ab") as log:
             return subprocess.Popen(
@@ -425,7 +429,7 @@ def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=lambda: prctl(1, int(signal.SIGQUIT), 0, 0, 0),  # PR_SET_PDEATHSIG
+                preexec_fn=die_with_guard,  # noqa: PLW1509 (the guard has no other threads)
                 **identity,
             )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+import psycopg_pool
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
@@ -19,11 +20,6 @@ from pqcore.backend import Row, readable
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
-try:
-    from psycopg_pool import PoolClosed
-    from psycopg_pool import PoolTimeout as DriversPoolTimeout
-except ImportError:  # without pools of the caller's there is nothing to catch
-    PoolClosed = DriversPoolTimeout = ()  # type: ignore[misc, assignment]
 
 
 class _Common:
@@ -31,11 +27,11 @@ class _Common:
 
     connection: Any
     _switched = False
+    _begun = False
+    _arrived: list[str] | None = None
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE
-
-    _begun = False
 
     def usable(self) -> bool:
         return not self.connection.closed
@@ -46,19 +42,21 @@ class _Common:
     def _to_switch(self) -> bool:
         return not self.connection.autocommit and not self.in_transaction()
 
+    def _collect(self) -> None:
+        """Keep the notifications that arrive while statements run."""
+        if self._arrived is None:
+            arrived = self._arrived = []
+            self.connection.add_notify_handler(lambda notify: arrived.append(notify.channel))
+
     def _channels(self) -> list[str]:
         pgconn = self.connection.pgconn
         pgconn.consume_input()
-        channels = self._arrived
+        channels = [] if self._arrived is None else self._arrived.copy()
+        if self._arrived is not None:
+            self._arrived.clear()
         while notify := pgconn.notifies():
             channels.append(notify.relname.decode())
-        self._arrived = []
         return channels
-
-    _arrived: list[str]
-
-    def _collect(self, notify: psycopg.Notify) -> None:
-        self._arrived.append(notify.channel)
 
 
 class PsycopgSession(_Common):
@@ -102,9 +100,7 @@ class PsycopgSession(_Common):
         self.connection.autocommit = True
 
     def listen(self, channel: str) -> None:
-        if not hasattr(self, "_arrived"):
-            self._arrived = []
-            self.connection.add_notify_handler(self._collect)
+        self._collect()
         self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
     def wait(self, seconds: float) -> None:
@@ -159,16 +155,19 @@ class AsyncPsycopgSession(_Common):
         await self.connection.set_autocommit(True)
 
     async def listen(self, channel: str) -> None:
-        if not hasattr(self, "_arrived"):
-            self._arrived = []
-            self.connection.add_notify_handler(self._collect)
+        self._collect()
         await self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
     async def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         arrived = loop.create_future()
         fileno = self.connection.fileno()
-        loop.add_reader(fileno, lambda: arrived.done() or arrived.set_result(None))
+
+        def stir() -> None:
+            if not arrived.done():
+                arrived.set_result(None)
+
+        loop.add_reader(fileno, stir)
         try:
             await asyncio.wait([arrived], timeout=seconds)
         finally:
@@ -200,7 +199,7 @@ class _Pooled:
 
 
 def _pool_error(exc: Exception) -> Exception:
-    if isinstance(exc, PoolClosed):
+    if isinstance(exc, psycopg_pool.PoolClosed):
         return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
     return PoolTimeout(f"the connection pool is exhausted: {exc}")
 
@@ -218,7 +217,7 @@ class PsycopgBackend(_Pooled):
         while True:
             try:
                 connection = pool.getconn()
-            except (PoolClosed, DriversPoolTimeout) as exc:
+            except (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout) as exc:
                 raise _pool_error(exc) from exc
             session: PsycopgSession = self._session(connection)
             try:
@@ -233,6 +232,9 @@ class PsycopgBackend(_Pooled):
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
         return self.wrap(pool.connection_class.connect(pool.conninfo, **{**(pool.kwargs or {}), "autocommit": True}))
+
+    def make_pool(self, dsn: str, size: int) -> Any:
+        return psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=size, open=True)
 
     def close_connection(self, connection: Any) -> None:
         connection.close()
@@ -254,7 +256,7 @@ class AsyncPsycopgBackend(_Pooled):
         while True:
             try:
                 connection = await pool.getconn()
-            except (PoolClosed, DriversPoolTimeout) as exc:
+            except (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout) as exc:
                 raise _pool_error(exc) from exc
             session: AsyncPsycopgSession = self._session(connection)
             try:
@@ -270,6 +272,11 @@ class AsyncPsycopgBackend(_Pooled):
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
         options = {**(pool.kwargs or {}), "autocommit": True}
         return self.wrap(await pool.connection_class.connect(pool.conninfo, **options))
+
+    async def make_pool(self, dsn: str, size: int) -> Any:
+        pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=size, open=False)
+        await pool.open()
+        return pool
 
     async def close_connection(self, connection: Any) -> None:
         await connection.close()

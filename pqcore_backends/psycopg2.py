@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
-from psycopg2.pool import PoolError
+from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from pqcore.backend import Row, readable
 from pqcore.errors import Closed, PoolTimeout
@@ -168,6 +168,9 @@ class Psycopg2Backend:
             return None
         connection.autocommit = True
         return Psycopg2Session(connection, prepared=self._prepares)
+
+    def make_pool(self, dsn: str, size: int) -> Any:
+        return ThreadedConnectionPool(1, size, dsn)
 
     def close_connection(self, connection: Any) -> None:
         connection.close()

@@ -1,0 +1,237 @@
+"""What a scenario works with: queues over the backend under test, and a second pair of eyes.
+
+Everything goes through the backend itself, so that a backend can be tested
+where no other driver is installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from pqcore.aio import AsyncPQ
+from pqcore.backend import BackendSpec
+from pqcore.connections import Opener
+from pqcore.dialect import Dialect
+from pqcore.identifiers import TableName, quote
+from pqcore.plugins import plugins
+from pqcore.queue import PQ
+from pqcore.runtime import drive
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query
+from pqcore.testing.portal import Blocking, Portal
+from pqcore.testing.server import with_options
+
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+PATIENCE = 20.0
+"""Seconds after which something awaited is held to be lost. No test measures it."""
+
+
+def statement(sql: str, *, rows: bool = True) -> Query:
+    """A statement without parameters."""
+    return Query("test", sql, sql, (), (), rows=rows, hot=False)
+
+
+class Connection:
+    """A connection of the driver's own, as a user would open it, with means to use it.
+
+    Attributes:
+        raw: The driver's connection.
+    """
+
+    def __init__(self, harness: Harness, session: CoreSession) -> None:
+        self._harness = harness
+        self.session = session
+        self.raw: Any = session.driver.connection
+
+    def begin(self) -> None:
+        """Begin a transaction of the user's."""
+        self._harness.wait_for(lambda: self.session.begin())
+        self.sql("SELECT 1")  # some drivers begin with the first statement only
+
+    def commit(self) -> None:
+        self._harness.wait_for(lambda: self.session.commit())
+
+    def rollback(self) -> None:
+        self._harness.wait_for(lambda: self.session.rollback())
+
+    def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
+        """Run a statement, and return its rows."""
+        found = self._harness.wait_for(lambda: self.session.execute(statement(text, rows=rows)))
+        return [tuple(row) for row in found]
+
+    def close(self) -> None:
+        if self.session.usable():
+            self._harness.wait_for(lambda: self.session.close())
+
+
+class Harness:
+    """One test's view of the backend under test, in a schema of its own.
+
+    Attributes:
+        spec: The backend.
+        dsn: Where its server is; connections are told by ``application``.
+        schema: The test's schema, dropped at its end.
+        mode: ``"blocking"`` or ``"async"``; scenarios are the same in both.
+    """
+
+    def __init__(self, spec: BackendSpec, dsn: str) -> None:
+        self.spec = spec
+        self.mode = spec.mode
+        self.application = f"pqcore-test-{time.time_ns() % 10**9}-{next(_numbers)}"
+        self.dsn = with_options(dsn, application_name=self.application)
+        self._dsn = dsn
+        self.schema = self.application.replace("-", "_")
+        self._stack = ExitStack()
+        self._portal = Portal() if spec.mode == "async" else None
+        if self._portal is not None:
+            self._stack.callback(self._portal.close)
+        backend = plugins.make(spec, prepared=True)
+        sql = Dialect(TableName("queue", self.schema), spec.paramstyle)
+        self.opener = Opener(backend, sql, suspends=spec.mode == "async")
+        self._eyes = self._open(dsn)
+        self.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
+
+    def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine of the backend's: stepped, or in the portal."""
+        if self._portal is None:
+            return drive(make())  # type: ignore[arg-type]
+        result: T = self._portal.call(make)
+        return result
+
+    def pq(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
+        """A `PQ` over the backend, closed at the end; an `AsyncPQ` looks like one.
+
+        Args:
+            target: A DSN or connection; by default the test's DSN.
+            create: Whether to make the table.
+            **options: As for `PQ`; the schema is the test's.
+        """
+        options = {"schema": self.schema, "backend": self.spec.name, **options}
+        if target is None and "pool" not in options:
+            target = self.dsn
+        pq: Any
+        if self._portal is None:
+            pq = PQ(target, **options)
+        else:
+            pq = Blocking(self._portal.call(lambda: _made(AsyncPQ, target, options)), self._portal)
+        if isinstance(target, str):
+            self._stack.callback(pq.close)
+        if create:
+            pq.create()
+        return pq
+
+    def queue(self, name: str = "q", **options: Any) -> Any:
+        """A queue of a new `PQ`; see `pq`."""
+        return self.pq(**options)[name]
+
+    def connect(self) -> Connection:
+        """A connection of the driver's own, closed at the end."""
+        connection = self._open(self.dsn)
+        self._stack.callback(connection.close)
+        return connection
+
+    def pool(self, size: int = 4) -> Any:
+        """A pool of the driver's own, closed at the end (capability POOL)."""
+        pool = self.wait_for(lambda: self.opener.call("make_pool", self.dsn, size))
+        self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))
+        return pool
+
+    def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
+        """Look at, or change, the database from another connection; `{table}` is the queue's."""
+        return self._eyes.sql(text.replace("{table}", self.table), rows=rows)
+
+    def sql_within(self, queue: Any, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
+        """Run a statement in the transaction that ``with queue`` opened."""
+        engine = queue._engine
+        query = statement(text.replace("{table}", self.table), rows=rows)
+        found = self.wait_for(lambda: engine.run(lambda session: session.execute(query), protect=False))
+        return [tuple(row) for row in found]
+
+    @property
+    def table(self) -> str:
+        """The quoted name of the test's table ``queue``."""
+        return str(TableName("queue", self.schema))
+
+    def connections(self) -> int:
+        """How many connections the test's queues have open."""
+        [[number]] = self.sql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{self.application}'")
+        return int(number)
+
+    def cut_connections(self) -> int:
+        """Have the server end all of them, as a restart would; returns how many."""
+        rows = self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE application_name = '{self.application}'"
+        )
+        self.eventually(lambda: self.connections() == 0)
+        return len(rows)
+
+    def listening(self) -> bool:
+        """Whether a connection of the test's queues executed LISTEN last, and idles."""
+        rows = self.sql(
+            "SELECT FROM pg_stat_activity"
+            f" WHERE application_name = '{self.application}' AND state = 'idle' AND query ILIKE 'LISTEN%'"
+        )
+        return bool(rows)
+
+    def eventually(self, condition: Callable[[], Any]) -> Any:
+        """Ask until the answer is true; the truth comes from the server, which tells of no change."""
+        deadline = time.monotonic() + PATIENCE
+        pause = threading.Event()
+        while not (answer := condition()):
+            assert time.monotonic() < deadline, f"did not become true in {PATIENCE} seconds"
+            pause.wait(0.01)
+        return answer
+
+    @contextmanager
+    def thread(self, work: Callable[[], T]) -> Iterator[Callable[[], T]]:
+        """Run ``work`` in a thread for the length of a block; gives what joins it and returns its result."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(work())
+            except BaseException as exc:
+                errors.append(exc)
+
+        thread = threading.Thread(target=run, daemon=True)
+
+        def join() -> T:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), f"the thread did not end in {PATIENCE} seconds"
+            if errors:
+                raise errors[0]
+            return results[0]
+
+        thread.start()
+        yield join
+        join()
+
+    def close(self) -> None:
+        """Drop the schema and close everything."""
+        try:
+            self.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
+        finally:
+            self._eyes.close()
+            self._stack.close()
+
+    def _open(self, dsn: str) -> Connection:
+        async def connect() -> CoreSession:
+            session = self.opener.session(await self.opener.call("connect", dsn))
+            await session.enter()
+            return session
+
+        return Connection(self, self.wait_for(connect))
+
+
+async def _made(factory: Callable[..., T], target: Any, options: dict[str, Any]) -> T:
+    """Construct within the event loop."""
+    return factory(target, **options)

@@ -1,0 +1,185 @@
+"""What a run of the suite found: a table of capabilities and results, and a guard against gaps.
+
+Every standard test must have run, as it was shipped, for every backend under
+test.  One that was deselected makes the run a partial one; one that was deleted,
+replaced, skipped or expected to fail makes it fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import platform
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pqcore.backend import BackendSpec, Capability
+from pqcore.plugins import plugins
+
+
+def standard_tests() -> dict[str, str | None]:
+    """The names of all standard tests, as ``module::test``, and the mode that each is limited to.
+
+    Read from the sources, so that nothing done to the imported modules changes it.
+    """
+    found: dict[str, str | None] = {}
+    for entry in resources.files("pqcore.testing.suite").iterdir():
+        if not entry.name.startswith("test_"):
+            continue
+        tree = ast.parse(entry.read_text("utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                found[f"{entry.name.removesuffix('.py')}::{node.name}"] = _mode(node)
+    return found
+
+
+def _mode(node: ast.FunctionDef) -> str | None:
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.only":
+            return str(ast.literal_eval(decorator.args[0]))
+    return None
+
+
+class Report:
+    """The results of one run.
+
+    Args:
+        names: The backends to test; None for all that are registered.
+    """
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        chosen = [plugins.backend_spec(name, mode) for name, mode in _modes(names)]
+        self.specs: list[BackendSpec] = chosen
+        self.server = ""
+        self._results: dict[tuple[str, str], str] = {}
+        self._missing: dict[str, dict[Capability, int]] = {}
+        self._collected: set[tuple[str, str]] = set()
+        self._began = False
+
+    def collected(self, items: Sequence[Any]) -> None:
+        """Note which tests are about to run."""
+        self._began = True
+        self._collected = {(_test(item), _backend(item)) for item in items if _backend(item)}
+
+    def add(self, item: Any, result: Any) -> None:
+        """Note one phase of one test."""
+        key = (_test(item), _backend(item))
+        if hasattr(result, "wasxfail"):
+            self._results[key] = "expected to fail"
+        elif result.failed:
+            self._results[key] = "failed"
+        elif result.skipped:
+            missing = getattr(item, "pqcore_missing", None)
+            self._results[key] = "skipped" if missing is None else f"not offered: {missing.name}"
+        elif result.when == "call":
+            self._results.setdefault(key, "passed")
+
+    def partial(self) -> list[tuple[str, str]]:
+        """The tests that were deselected, or are gone."""
+        wanted = {
+            (test, _label(spec))
+            for test, mode in standard_tests().items()
+            for spec in self.specs
+            if mode in (None, spec.mode)
+        }
+        return sorted(wanted - self._collected)
+
+    def violations(self) -> list[str]:
+        """Why the run proves less than it seems to."""
+        wrong = [
+            f"{test}[{backend}] was {outcome}"
+            for (test, backend), outcome in self._results.items()
+            if outcome in ("skipped", "expected to fail")
+        ]
+        known = standard_tests()
+        wrong += [f"{test} is not a standard test" for test, _ in self._collected if test not in known]
+        return wrong
+
+    def write(self, path: str) -> None:
+        """Write ``path.json`` and ``path.md``."""
+        if not self._began:
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path + ".json").write_text(json.dumps(self._document(), indent=2) + "\n", "utf-8")
+        Path(path + ".md").write_text("\n".join(self._lines()) + "\n", "utf-8")
+
+    def summarize(self, terminal: Any) -> None:
+        """Print the table."""
+        if not self._began:
+            return
+        terminal.section("pqcore conformance")
+        for line in self._lines():
+            terminal.write_line(line)
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "server": self.server,
+            "python": platform.python_version(),
+            "complete": not self.partial(),
+            "violations": self.violations(),
+            "backends": {
+                _label(spec): {
+                    "name": spec.name,
+                    "mode": spec.mode,
+                    "capabilities": {cap.name: cap in spec.capabilities for cap in Capability},
+                    "missing": {cap.name: reason for cap, reason in spec.missing.items()},
+                    "results": {test: outcome for (test, label), outcome in self._results.items() if label == _label(spec)},
+                }
+                for spec in self.specs
+            },
+        }
+
+    def _lines(self) -> list[str]:
+        labels = [_label(spec) for spec in self.specs]
+        lines = [f"Server: {self.server}. Python {platform.python_version()}.", ""]
+        lines += ["| | " + " | ".join(labels) + " |", "| --- |" + " --- |" * len(labels)]
+        for cap in Capability:
+            cells = ["yes" if cap in spec.capabilities else "no" for spec in self.specs]
+            lines.append(f"| {cap.name}: {cap.value} | " + " | ".join(cells) + " |")
+        for module in sorted({test.partition("::")[0] for test, _ in self._results}):
+            cells = [self._count(module, label) for label in labels]
+            lines.append(f"| {module.removeprefix('test_').replace('_', ' ')} | " + " | ".join(cells) + " |")
+        reasons = [f"- {_label(spec)}: {cap.name}: {why}" for spec in self.specs for cap, why in spec.missing.items()]
+        if reasons:
+            lines += ["", "Not offered:", *reasons]
+        if failed := sorted(f"{test}[{label}]" for (test, label), what in self._results.items() if what == "failed"):
+            lines += ["", "Failed:", *(f"- {name}" for name in failed)]
+        if partial := self.partial():
+            lines += ["", f"A partial run: {len(partial)} standard tests were not collected, so conformance is not shown."]
+        if wrong := self.violations():
+            lines += ["", "Not as shipped:", *(f"- {line}" for line in wrong)]
+        return lines
+
+    def _count(self, module: str, label: str) -> str:
+        outcomes = [
+            what for (test, backend), what in self._results.items() if backend == label and test.startswith(module + "::")
+        ]
+        passed = outcomes.count("passed")
+        other = len(outcomes) - passed
+        return f"{passed} passed" + (f", {other} not" if other else "") if outcomes else "none"
+
+
+def _modes(names: Sequence[str] | None) -> list[tuple[str, Any]]:
+    registered = [(spec.name, spec.mode) for spec in plugins.backend_specs()]
+    if names is None:
+        return registered
+    wanted = [name for part in names for name in part.split(",")]
+    for name in wanted:
+        if name not in {known for known, _ in registered}:
+            plugins.backend_spec(name, "blocking")  # says what is wrong with it
+    return [(name, mode) for name, mode in registered if name in wanted]
+
+
+def _label(spec: BackendSpec) -> str:
+    return spec.name if spec.mode == "blocking" else f"{spec.name}-async"
+
+
+def _test(item: Any) -> str:
+    return f"{item.module.__name__.rpartition('.')[2]}::{item.originalname}"
+
+
+def _backend(item: Any) -> str:
+    spec = getattr(item, "callspec", None) and item.callspec.params.get("harness")
+    return _label(spec) if spec else ""

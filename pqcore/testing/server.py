@@ -1,0 +1,54 @@
+"""Where tests get their PostgreSQL: a DSN, a container, or the embedded server, in this order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+from pqcore.errors import ConfigurationError
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, str]]:
+    """A running server.
+
+    Taken from, in this order: ``PQCORE_TEST_DSN``, a running one;
+    ``PQCORE_TEST_CONTAINER``, an image for testcontainers, such as ``postgres:15``;
+    else an embedded one, which is stopped at the end.
+
+    Yields:
+        A DSN (a URL), and where it came from.
+    """
+    if dsn := os.environ.get("PQCORE_TEST_DSN"):
+        if "://" not in dsn:
+            msg = f"PQCORE_TEST_DSN is to be a URL, postgresql://user@host/database, not {dsn!r}"
+            raise ConfigurationError(msg)
+        yield dsn, "PQCORE_TEST_DSN"
+    elif image := os.environ.get("PQCORE_TEST_CONTAINER"):
+        with _container(image) as dsn:
+            yield dsn, f"container {image}"
+    else:
+        from pqcore_backends.embedded import EmbeddedServer
+
+        # Durability is not what is tested here, and the tests make many small commits.
+        settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        with EmbeddedServer(settings=settings) as embedded:
+            yield embedded.dsn(), f"embedded PostgreSQL {embedded.version}"
+
+
+@contextmanager
+def _container(image: str) -> Iterator[str]:
+    try:
+        from testcontainers.community.postgres import PostgresContainer
+    except ImportError:  # before it moved
+        from testcontainers.postgres import PostgresContainer
+    with PostgresContainer(image, username="postgres", password="postgres", dbname="pqcore", driver=None) as container:
+        yield container.get_connection_url()
+
+
+def with_options(dsn: str, **options: str) -> str:
+    """Add options, such as ``application_name``, to a DSN that is a URL."""
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    return f"{dsn}{'&' if '?' in dsn else '?'}{query}"
