@@ -1,11 +1,13 @@
 """A transactional queue for PostgreSQL, over the driver you use.
 
-    from pqcore import PQ
+Start with `PQ`, or `AsyncPQ`:
 
-    pq = PQ("postgresql://localhost/app")
-    pq.create()
-    pq["apples"].put({"kind": "Cox"})
-    job = pq["apples"].get()
+>>> pq = PQ("postgresql://localhost/app")
+>>> pq.create()
+>>> pq["apples"].put({"kind": "Cox"})
+1
+>>> pq["apples"].get().data
+{'kind': 'Cox'}
 """
 
 from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from pqcore.dialect import Dialect
-from pqcore.errors import Closed, ConnectionLost, PoolTimeout
+from pqcore.errors import Closed, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Gate, Runtime
 from pqcore.sessions import CoreSession, translate
 
@@ -163,14 +164,17 @@ class CallersConnection:
     async def acquire(self) -> CoreSession:
         await self._gate.enter()
         try:
-            if not self._session.usable():
-                msg = "the connection is closed: give PQ an open one, or a DSN or pool, which replace lost connections"
-                raise ConnectionLost(msg)
+            self._check()
             await self._session.enter()
         except BaseException:
             self._gate.leave()
             raise
         return self._session
+
+    def _check(self) -> None:
+        if not self._session.usable():
+            msg = "the connection is closed: give PQ an open one, or a DSN or pool, which replace lost connections"
+            raise ConnectionLost(msg)
 
     async def release(self, session: CoreSession) -> None:
         try:
@@ -186,7 +190,5 @@ class CallersConnection:
 
 
 async def _discard(session: CoreSession) -> None:
-    try:
+    with suppress(PQError):  # it may have been lost before
         await session.close()
-    except ConnectionLost:
-        pass  # it was lost before

@@ -227,9 +227,7 @@ SELECT {_SOMETHING_OUT}, extract(epoch FROM least(
 ) - statement_timestamp())::float8""",
             hot=True,
         )
-        self.ack: dict[Retention, Query] = {
-            kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()
-        }
+        self.ack: dict[Retention, Query] = {kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()}
         self.restore: dict[Retention, Query] = {
             kept: compiled(f"restore_{kept}", sql, rows=False) for kept, sql in _RESTORES.items()
         }

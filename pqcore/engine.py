@@ -245,9 +245,7 @@ class Engine:
             return blocks[-1].transaction
         return None
 
-    async def _use(
-        self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
-    ) -> T:
+    async def _use(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
         try:
             if not self._checked:
                 await self._check(session)

@@ -36,16 +36,16 @@ class Moment(datetime):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    def __lt__(self, other: datetime) -> bool:
+    def __lt__(self, other: Any) -> bool:
         return super().__lt__(_as_utc(other))
 
-    def __le__(self, other: datetime) -> bool:
+    def __le__(self, other: Any) -> bool:
         return super().__le__(_as_utc(other))
 
-    def __gt__(self, other: datetime) -> bool:
+    def __gt__(self, other: Any) -> bool:
         return super().__gt__(_as_utc(other))
 
-    def __ge__(self, other: datetime) -> bool:
+    def __ge__(self, other: Any) -> bool:
         return super().__ge__(_as_utc(other))
 
     def __sub__(self, other: Any) -> Any:

@@ -8,11 +8,10 @@ blocking face steps it (`pqcore.runtime.drive`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from pqcore import schema
 from pqcore.backend import Row
@@ -24,6 +23,8 @@ from pqcore.job import BaseJob
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec, parse, seconds
+
+J = TypeVar("J", bound=BaseJob)
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
@@ -55,18 +56,21 @@ class QueueStats:
 async def put(
     engine: Engine, queue: QueueSettings, data: Any, schedule_at: TimeSpec, expected_at: TimeSpec, connection: object
 ) -> int:
+    """Put one row; its id."""
     times = _times(schedule_at, expected_at)
     encoded = queue.encode_row(data)
-    values = {
+    values: dict[str, object] = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,
         "data": encoded.data,
         "payload": encoded.payload,
     }
+    if times is not None:
+        values.update(times)
 
     async def work(s: CoreSession) -> int:
         query = s.sql.put if times is None else s.sql.put_timed
-        rows = await s.execute(query, query.bind(values if times is None else values | times))
+        rows = await s.execute(query, query.bind(values))
         return int(rows[0][0])
 
     return await engine.run(work, connection=connection)
@@ -80,6 +84,7 @@ async def put_many(
     expected_at: TimeSpec,
     connection: object,
 ) -> list[int]:
+    """Put many rows, all or none; their ids in order."""
     times = _times(schedule_at, expected_at) or _NO_TIMES
     common = {"q_name": queue.name, "serializer": queue.serializer_name, **times}
 
@@ -93,9 +98,8 @@ async def put_many(
         if connection is not None and not s.in_transaction():
             # The caller's connection is idle: whether its driver begins is its own
             # affair, so all goes into one statement, which is atomic either way.
-            everything = list(_chunks(queue, items))
-            if everything:
-                ids = await send(s, tuple(list(chain.from_iterable(column)) for column in zip(*everything)))  # type: ignore[arg-type]
+            for everything in _chunks(queue, items, whole=True):
+                ids = await send(s, everything)
             return ids
         chunks = _chunks(queue, items)
         first, second = next(chunks, None), next(chunks, None)
@@ -130,7 +134,7 @@ _NO_TIMES: dict[str, datetime | timedelta | None] = {
 }
 
 
-def _chunks(queue: QueueSettings, items: Iterable[Any]) -> Iterator[_Chunk]:
+def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) -> Iterator[_Chunk]:
     texts: list[str | None] = []
     payloads: list[bytes | None] = []
     size = 0
@@ -139,7 +143,7 @@ def _chunks(queue: QueueSettings, items: Iterable[Any]) -> Iterator[_Chunk]:
         texts.append(encoded.data)
         payloads.append(encoded.payload)
         size += len(encoded.raw)
-        if len(texts) >= CHUNK_ROWS or size >= CHUNK_SIZE:
+        if not whole and (len(texts) >= CHUNK_ROWS or size >= CHUNK_SIZE):
             yield texts, payloads
             texts, payloads, size = [], [], 0
     if texts:
@@ -210,8 +214,7 @@ async def _take(
             return rows, None
         [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
         if something_out:
-            for pick in ("merged", "unguarded"):
-                query = s.sql.take(pick, finish, n)  # type: ignore[arg-type]
+            for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))
                 if rows:
                     break
@@ -244,7 +247,7 @@ async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) ->
         query = s.sql.restore[queue.retention]
         for row in rows:
             values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
-            times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]))
+            times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
             await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
 
     await engine.run(work)
@@ -270,7 +273,7 @@ def lease_time(timeout: str | float | timedelta) -> timedelta:
     return timedelta(seconds=length)
 
 
-async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], connection: object) -> list[BaseJob]:
+async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
         return []
@@ -286,6 +289,7 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], con
 
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
+    """Give a leased row back."""
     pause = None if delay is None else timedelta(seconds=seconds(delay))  # type: ignore[arg-type]
     if not await _give_back(engine, queue, job.id, job.attempts, pause):
         raise lease_lost(queue, [job])
@@ -297,6 +301,7 @@ async def _give_back(engine: Engine, queue: QueueSettings, job: int, token: int,
 
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: str | float | timedelta) -> None:
+    """Let a lease end later."""
     values = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
     if not await _execute(engine, "extend", values):
         raise lease_lost(queue, [job])
@@ -316,6 +321,7 @@ def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
 
 
 async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -> int:
+    """Replace a row's data; the size of what is stored."""
     encoded = queue.encode_row(data)
     values = {
         "id": job_id,
@@ -333,11 +339,12 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int) -> bool:
+    """Delete a waiting row; whether there was one."""
     return bool(await _execute(engine, "cancel", {"id": job_id, "q_name": queue.name}))
 
 
 async def _execute(
-    engine: Engine, statement: str, values: dict[str, object], *, protect: bool = True
+    engine: Engine, statement: str, values: Mapping[str, object], *, protect: bool = True
 ) -> Sequence[Row]:
     async def work(s: CoreSession) -> Sequence[Row]:
         query = getattr(s.sql, statement)
@@ -350,15 +357,18 @@ async def _execute(
 
 
 async def count(engine: Engine, queue: QueueSettings) -> int:
+    """The number of rows due."""
     [[number]] = await _execute(engine, "count", {"q_name": queue.name}, protect=False)
     return int(number)
 
 
 async def clear(engine: Engine, queue: QueueSettings) -> None:
+    """Delete a queue's rows."""
     await _execute(engine, "clear", {"q_name": queue.name})
 
 
 async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
+    """Read the next rows due."""
     _check_number(n)
 
     async def work(s: CoreSession) -> Sequence[Row]:
@@ -369,27 +379,31 @@ async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
 
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
+    """Count what waits, a queue; of one queue if it is named."""
     rows = await _execute(engine, "stats", {"q_name": name}, protect=False)
     return {row[0]: QueueStats(*row[1:5]) for row in rows}
 
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
+    """Delete finished rows, a slice at a time; how many."""
     values: dict[str, object] = {"q_name": queue.name, "age": timedelta(seconds=seconds(older_than))}
     removed, after = 0, 0
     while True:
         [[last, gone]] = await _execute(engine, "purge_kept", {**values, "after": after})
-        removed += gone
+        removed += int(gone)
         if last is None:
             break
         after = last
     while True:
         [[_, gone]] = await _execute(engine, "purge_archive", values)
-        removed += gone
+        removed += int(gone)
         if not gone:
             return removed
 
 
 async def create(engine: Engine) -> None:
+    """Make the table, or migrate it."""
+
     async def work(s: CoreSession) -> None:
         await schema.create(s, engine.names)
 

@@ -2,7 +2,8 @@
 
 A backend is one entry point in the group ``pqcore.backends``, a serializer one
 in ``pqcore.serializers``; its name is the backend's or serializer's, its
-value a module with hook implementations (`pqcore.hookspecs`).  The built-in
+value a module with hook implementations (`pqcore.hookspecs`).  Plugins that bring
+neither are entry points in ``pqcore.plugins``.  The built-in
 ones are registered in the same way.  Listing reads metadata alone, so a plugin
 that is broken, or whose driver is missing, troubles only those who choose it.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 BACKENDS = "pqcore.backends"
 SERIALIZERS = "pqcore.serializers"
+PLUGINS = "pqcore.plugins"
 PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
 """For a DSN with no backend named: the first of these that is installed, then any other."""
 
@@ -59,7 +61,7 @@ class Plugins:
         """
         with self._lock:
             try:
-                registered = self.manager.register(plugin, name)
+                self.manager.register(plugin, name)
                 self.manager.check_pending()
             except (pluggy.PluginValidationError, ValueError) as exc:
                 if self.manager.is_registered(plugin):
@@ -68,7 +70,6 @@ class Plugins:
             except PluginError:
                 self.manager.unregister(plugin)
                 raise
-        del registered
 
     # Backends
 
@@ -198,6 +199,16 @@ class Plugins:
             )
             raise UnknownSerializer(msg) from None
 
+    # Other hooks
+
+    def load_others(self) -> None:
+        """Load the plugins of the group ``pqcore.plugins``; those that cannot be loaded are in `broken`."""
+        for name in sorted({point.name for point in _points(PLUGINS)}):
+            try:
+                self._load(PLUGINS, name)
+            except PluginError as exc:
+                self.broken[name] = exc
+
     # What plugins call, and how they are loaded
 
     def _add_backend(self, spec: BackendSpec) -> None:
@@ -247,7 +258,7 @@ class Plugins:
             for point in points[:1]:
                 try:
                     plugin = point.load()
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - whatever importing it raises, it is reported
                     error = PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {exc}")
                     error.__cause__ = exc
                     self._fail(name, error)
@@ -283,6 +294,7 @@ def unwrap(target: object) -> object:
     Raises:
         ConfigurationError: No plugin knows it.
     """
+    plugins.load_others()
     inner = plugins.manager.hook.pqcore_unwrap(target=target)
     if inner is None:
         kind = f"{type(target).__module__}.{type(target).__qualname__}"

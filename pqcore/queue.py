@@ -187,7 +187,7 @@ class Queue(QueueSettings):
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return drive(operations.ack(self._engine, self, list(jobs), connection))  # type: ignore[return-value]
+        return drive(operations.ack(self._engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.

@@ -153,7 +153,7 @@ class BlockingRuntime:
         return _Thread(work)
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
 
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         return await work

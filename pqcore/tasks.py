@@ -64,7 +64,7 @@ class Queue(blocking.Queue):
 
         def decorate(function: Callable[..., Any]) -> Callable[..., int]:
             path = f"{function.__module__}.{function.__qualname__}"
-            function._path = path  # type: ignore[attr-defined]
+            function._path = path  # type: ignore[attr-defined]  # noqa: SLF001 - pq's name
             self.handler_registry[path] = function
             self._declared.add(path)
 
@@ -108,7 +108,7 @@ class Queue(blocking.Queue):
             return self.fail(job, data, LookupError(f"job {job.id} names an unknown function; {advice}"))
         try:
             function(job.id, *args, **kwargs)
-        except Exception as exc:  # whatever a task raises is the job's failure, not the worker's
+        except Exception as exc:  # noqa: BLE001 - whatever a task raises is the job's failure, not the worker's
             return self.fail(job, data, exc)
         return True
 

@@ -45,15 +45,12 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
             msg = f"not a time: {spec!r}; write a number and a unit, as in '30s', '5m', '2h' or '1d'"
             raise InvalidTimeSpec(msg)
         try:
-            spec = timedelta(**{_UNITS[match[2]]: int(match[1])})
+            return _near(timedelta(**{_UNITS[match[2]]: int(match[1])}))
         except (OverflowError, ValueError) as exc:
             msg = f"not a time: {spec[:40]!r} is too far away"
             raise InvalidTimeSpec(msg) from exc
     if isinstance(spec, timedelta):
-        if abs(spec) > _FURTHEST:
-            msg = f"not a time: {spec!r} is too far away; at most {_FURTHEST.days} days"
-            raise InvalidTimeSpec(msg)
-        return spec
+        return _near(spec)
     msg = f"not a time: {spec!r}; give '5m', a timedelta or a datetime, not {type(spec).__name__}"
     raise InvalidTimeSpec(msg)
 
@@ -64,8 +61,8 @@ def seconds(spec: str | float | timedelta) -> float:
     Raises:
         InvalidTimeSpec: (a ValueError) Anything else, or negative.
     """
-    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
-        value = float(spec)
+    if isinstance(spec, (int, float)):
+        value = float("nan") if isinstance(spec, bool) else float(spec)
     else:
         parsed = parse(spec)
         if not isinstance(parsed, timedelta):
@@ -76,6 +73,13 @@ def seconds(spec: str | float | timedelta) -> float:
         msg = f"not a duration: {spec!r} is negative or too long"
         raise InvalidTimeSpec(msg)
     return value
+
+
+def _near(distance: timedelta) -> timedelta:
+    if abs(distance) > _FURTHEST:
+        msg = f"not a time: {distance!r} is too far away; at most {_FURTHEST.days} days"
+        raise InvalidTimeSpec(msg)
+    return distance
 
 
 def _aware(moment: datetime) -> datetime:

@@ -131,7 +131,7 @@ class AsyncpgBackend:
         await pool.close()
 
 
-def _keywords(dsn: str) -> dict[str, str]:
+def _keywords(dsn: str) -> dict[str, Any]:
     """Read a libpq keyword string (``host=... dbname=...``), which asyncpg does not."""
     names = {"dbname": "database", "hostaddr": "host"}
     pairs = dict(part.split("=", 1) for part in shlex.split(dsn))

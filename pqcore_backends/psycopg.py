@@ -21,7 +21,6 @@ from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
 
-
 class _Common:
     """What asks the driver only, not the server."""
 

@@ -19,7 +19,6 @@ from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
 
-
 _names = itertools.count()
 
 

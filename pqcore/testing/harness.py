@@ -167,8 +167,7 @@ class Harness:
     def cut_connections(self) -> int:
         """Have the server end all of them, as a restart would; returns how many."""
         rows = self.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            f" WHERE application_name = '{self.application}'"
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{self.application}'"
         )
         self.eventually(lambda: self.connections() == 0)
         return len(rows)

@@ -125,7 +125,9 @@ class Report:
                     "mode": spec.mode,
                     "capabilities": {cap.name: cap in spec.capabilities for cap in Capability},
                     "missing": {cap.name: reason for cap, reason in spec.missing.items()},
-                    "results": {test: outcome for (test, label), outcome in self._results.items() if label == _label(spec)},
+                    "results": {
+                        test: outcome for (test, label), outcome in self._results.items() if label == _label(spec)
+                    },
                 }
                 for spec in self.specs
             },
@@ -147,14 +149,19 @@ class Report:
         if failed := sorted(f"{test}[{label}]" for (test, label), what in self._results.items() if what == "failed"):
             lines += ["", "Failed:", *(f"- {name}" for name in failed)]
         if partial := self.partial():
-            lines += ["", f"A partial run: {len(partial)} standard tests were not collected, so conformance is not shown."]
+            lines += [
+                "",
+                f"A partial run: {len(partial)} standard tests were not collected, so conformance is not shown.",
+            ]
         if wrong := self.violations():
             lines += ["", "Not as shipped:", *(f"- {line}" for line in wrong)]
         return lines
 
     def _count(self, module: str, label: str) -> str:
         outcomes = [
-            what for (test, backend), what in self._results.items() if backend == label and test.startswith(module + "::")
+            what
+            for (test, backend), what in self._results.items()
+            if backend == label and test.startswith(module + "::")
         ]
         passed = outcomes.count("passed")
         other = len(outcomes) - passed
