@@ -421,7 +421,7 @@ def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
         prctl(1, int(signal.SIGQUIT), 0, 0, 0)  # PR_SET_PDEATHSIG
 
     def run(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        with open(f"{root}/server.log", "ab") as log:
+        with Path(root, "server.log").open("ab") as log:
             return subprocess.Popen(
                 argv,
                 env=environment,
@@ -429,7 +429,7 @@ def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_guard,  # noqa: PLW1509 (the guard has no other threads)
+                preexec_fn=die_with_guard,  # safe: the guard has no other threads
                 **identity,
             )
 
@@ -447,7 +447,8 @@ def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
                             os.kill(int(status.parent.name), signal.SIGKILL)
                 time.sleep(0.005)
         with contextlib.suppress(OSError, ValueError, IndexError):
-            lines = Path(server.args[2], "postmaster.pid").read_text().splitlines()  # type: ignore
+            arguments: Any = server.args
+            lines = Path(arguments[2], "postmaster.pid").read_text().splitlines()
             if lines[0] == str(server.pid):
                 libc.shmctl(int(lines[6].split()[1]), 0, None)  # IPC_RMID
 

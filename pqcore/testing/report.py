@@ -114,6 +114,9 @@ class Report:
             terminal.write_line(line)
 
     def _document(self) -> dict[str, Any]:
+        def results(label: str) -> dict[str, str]:
+            return {test: outcome for (test, backend), outcome in self._results.items() if backend == label}
+
         return {
             "server": self.server,
             "python": platform.python_version(),
@@ -125,9 +128,7 @@ class Report:
                     "mode": spec.mode,
                     "capabilities": {cap.name: cap in spec.capabilities for cap in Capability},
                     "missing": {cap.name: reason for cap, reason in spec.missing.items()},
-                    "results": {
-                        test: outcome for (test, label), outcome in self._results.items() if label == _label(spec)
-                    },
+                    "results": results(_label(spec)),
                 }
                 for spec in self.specs
             },
@@ -151,17 +152,18 @@ class Report:
         if partial := self.partial():
             lines += [
                 "",
-                f"A partial run: {len(partial)} standard tests were not collected, so conformance is not shown.",
+                f"A partial run: {len(partial)} standard tests were not collected; conformance is not shown.",
             ]
         if wrong := self.violations():
             lines += ["", "Not as shipped:", *(f"- {line}" for line in wrong)]
         return lines
 
     def _count(self, module: str, label: str) -> str:
+        prefix = module + "::"
         outcomes = [
-            what
-            for (test, backend), what in self._results.items()
-            if backend == label and test.startswith(module + "::")
+            outcome
+            for (test, backend), outcome in self._results.items()
+            if backend == label and test.startswith(prefix)
         ]
         passed = outcomes.count("passed")
         other = len(outcomes) - passed

@@ -1,0 +1,35 @@
+# Everything sets itself up in .venv: python3 with venv, and make, are enough.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / - /'
+
+demo: .venv/ready  ## move real jobs over every driver, on an embedded PostgreSQL, and kill a worker
+	$(BIN)/python -m pqcore.demo
+
+test: .venv/ready  ## run the whole test suite, on an embedded PostgreSQL
+	$(BIN)/python -m pytest
+
+lint: .venv/ready  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+conformance: .venv/ready  ## run the conformance suite alone, and write its report
+	$(BIN)/python -m pytest --pyargs pqcore.testing.suite
+
+plans: .venv/ready  ## explain every statement on a table of millions of rows, into docs/plans.md
+	$(BIN)/python -m benchmarks.plans --markdown docs/plans.md
+
+clean:  ## remove what the above made
+	rm -rf .venv build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# The marker is made last, so an interrupted set-up is taken up again.
+.venv/ready: pyproject.toml requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+.PHONY: help demo test lint conformance plans clean
