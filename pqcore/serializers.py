@@ -31,9 +31,12 @@ class Serializer(Protocol):
         """Decode what `dumps` returned."""
 
 
+_encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
+
+
 def json_encode(value: object) -> str:
     """Encode to JSON text; unlike `json.dumps`, refuse NaN and infinity, which JSON has not."""
-    return json.dumps(value, allow_nan=False)
+    return _encoder.encode(value)
 
 
 def pickle_dumps(value: object) -> str:
