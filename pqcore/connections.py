@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import suppress
+from threading import Lock
 from typing import Any, Protocol
 
 from pqcore.dialect import Dialect
@@ -72,17 +73,15 @@ class OwnPool:
         self._owner: Hashable = None
         self._idle: list[CoreSession] = []
         self._abandoned: list[CoreSession] = []
-        self._places: Gate
+        self._places = runtime.gate(size)
+        self._taking_over = Lock()
 
     async def acquire(self) -> CoreSession:
         if self._closed:
             msg = "this PQ has been closed"
             raise Closed(msg)
-        if self._owner != (owner := self._runtime.owner()):
-            # Kept, not closed: closing would end the connection for its owner too.
-            self._abandoned, self._idle = self._idle, []
-            self._owner, self._places = owner, self._runtime.gate(self._size)
-        if not await self._places.enter(self._timeout):
+        places = self._places_of(self._runtime.owner())
+        if not await places.enter(self._timeout):
             msg = (
                 f"all {self._size} connections have been in use for {self._timeout} seconds: "
                 "raise max_connections, or look for transactions that are held open"
@@ -96,8 +95,18 @@ class OwnPool:
                 await _discard(session)
             return await self._connect()
         except BaseException:
-            self._places.leave()
+            places.leave()
             raise
+
+    def _places_of(self, owner: Hashable) -> Gate:
+        if self._owner != owner:
+            with self._taking_over:  # threads may come here together
+                if self._owner != owner:
+                    # Kept, not closed: closing would end the connection for its owner too.
+                    self._abandoned += self._idle
+                    self._idle, self._places = [], self._runtime.gate(self._size)
+                    self._owner = owner
+        return self._places
 
     async def release(self, session: CoreSession) -> None:
         keep = session.usable() and not session.in_transaction() and not self._closed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Hashable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pqcore.errors import PQError
@@ -40,6 +41,7 @@ class Listener:
         self._source = source
         self._runtime = runtime
         self._owner: Hashable = None
+        self._taking_over = Lock()
         self._reset()
 
     def _reset(self) -> None:
@@ -57,8 +59,10 @@ class Listener:
         To be drawn before looking at the table, and given to `wait` after.
         """
         if self._owner != (owner := self._runtime.owner()):
-            self._owner = owner
-            self._reset()
+            with self._taking_over:  # threads may come here together
+                if self._owner != owner:
+                    self._reset()
+                    self._owner = owner
         return self._counts[channel] if channel in self._channels else None
 
     async def listen(self, channel: str) -> bool:
