@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pqcore import operations
 from pqcore.engine import Engine
@@ -22,7 +22,8 @@ from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec
 
-Q = TypeVar("Q", bound="AsyncQueue")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class AsyncQueueIterator:
@@ -176,7 +177,7 @@ class AsyncQueue(QueueSettings):
         return AsyncQueueIterator(self)
 
 
-class AsyncPQ(Generic[Q]):
+class AsyncPQ:
     """The queues of one table, awaited; takes the arguments of `pqcore.PQ`.
 
     Connections are opened when first needed, in the event loop that needs them.
@@ -190,7 +191,7 @@ class AsyncPQ(Generic[Q]):
         pool: Any = None,
         table: str = "queue",
         schema: str | None = None,
-        queue_class: type[Q] | None = None,
+        queue_class: type[AsyncQueue] | None = None,
         *,
         backend: str | None = None,
         max_connections: int = 10,
@@ -235,13 +236,13 @@ class AsyncPQ(Generic[Q]):
         """Close the connection or pool: ours, or the one given."""
         await self._engine.close()
 
-    def __getitem__(self, name: str) -> Q:
+    def __getitem__(self, name: str) -> AsyncQueue:
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues.setdefault(name, self.queue(name))
-        return queue  # type: ignore[return-value]
+        return queue
 
-    async def __aenter__(self) -> AsyncPQ[Q]:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: object, value: object, traceback: object) -> None:

@@ -287,8 +287,8 @@ class Engine:
             else:
                 await session.execute(_savepoint("ROLLBACK TO", savepoint))
                 await session.execute(_savepoint("RELEASE", savepoint))
-        except PQError:
-            logger.warning("rolling back failed; the server does so when the connection ends", exc_info=True)
+        except PQError as exc:
+            logger.warning("rolling back failed; the server does so when the connection ends: %s", exc)
 
     async def _check(self, session: CoreSession) -> None:
         if not self._checked:

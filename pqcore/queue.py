@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pqcore import operations
 from pqcore.engine import Engine
@@ -17,7 +17,8 @@ from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec
 
-Q = TypeVar("Q", bound="Queue")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class QueueIterator:
@@ -284,7 +285,7 @@ class Queue(QueueSettings):
         return self.count()
 
 
-class PQ(Generic[Q]):
+class PQ:
     """The queues of one table.
 
     Args:
@@ -315,7 +316,7 @@ class PQ(Generic[Q]):
         pool: Any = None,
         table: str = "queue",
         schema: str | None = None,
-        queue_class: type[Q] | None = None,
+        queue_class: type[Queue] | None = None,
         *,
         backend: str | None = None,
         max_connections: int = 10,
@@ -371,13 +372,13 @@ class PQ(Generic[Q]):
         """Close the connection or pool: ours, or the one given."""
         drive(self._engine.close())
 
-    def __getitem__(self, name: str) -> Q:
+    def __getitem__(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues.setdefault(name, self.queue(name))
-        return queue  # type: ignore[return-value]
+        return queue
 
-    def __enter__(self) -> PQ[Q]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:

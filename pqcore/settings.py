@@ -60,7 +60,7 @@ class QueueSettings:
     """
 
     timeout: float = 1
-    poll_interval: float = 5
+    poll_interval: float = 1
     retention: Retention = "keep"
     accept: tuple[str, ...] = ()
     max_size: int = 2**28

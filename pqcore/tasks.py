@@ -134,7 +134,12 @@ class Queue(blocking.Queue):
         return any(path.startswith(module + ".") for module in self.trusted_modules)
 
 
-class PQ(blocking.PQ[Queue]):
+class PQ(blocking.PQ):
     """The queues of one table, as queues of function calls; see `pqcore.PQ`."""
 
-    queue_class = Queue
+    queue_class: type[blocking.Queue] = Queue
+
+    def __getitem__(self, name: str) -> Queue:
+        queue = super().__getitem__(name)
+        assert isinstance(queue, Queue)  # noqa: S101 - for the type checker
+        return queue

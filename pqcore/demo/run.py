@@ -1,0 +1,141 @@
+"""The course of the demonstration: who is told what, and when."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pqcore.demo.board import PlainBoard, Tally
+from pqcore.demo.crew import Crew, Member
+from pqcore.demo.messages import DemoError, Done, Holding, Left, Message, Order, Put, Ready, Task, Undone
+from pqcore.demo.tables import Books
+
+DRIVERS = ("psycopg2", "psycopg", "asyncpg")
+CONSUMERS = 2
+"""Of each driver; and one producer."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be moved, and where.
+
+    Attributes:
+        dsn: The database.
+        schema: The schema of all tables.
+        directory: Where the files lie.
+        paths: One for each job.
+    """
+
+    dsn: str
+    schema: str
+    directory: Path
+    paths: list[str]
+
+
+class Run:
+    """One run of the demonstration.
+
+    All start together.  When a third of the jobs is done, one consumer of each
+    driver is told to hold its next job, and only then the producers to put the
+    second half: so there are jobs to hold.  Each holder is killed and replaced.
+
+    Args:
+        crew: The workers, none yet.
+        plan: What is to be moved.
+        board: Shows how it goes.
+    """
+
+    def __init__(self, crew: Crew, plan: Plan, board: PlainBoard) -> None:
+        self.books = Books()
+        self._crew = crew
+        self._plan = plan
+        self._board = board
+        self._tally: Tally = board.tally
+        self._waiting = 0
+        self._done = 0
+        self._halfway = self._over = False
+
+    def perform(self) -> Books:
+        """Run to the end.
+
+        Returns:
+            What the workers told.
+
+        Raises:
+            DemoError: A worker failed, or nothing happened for too long.
+        """
+        for place, driver in enumerate(DRIVERS):
+            paths = self._plan.paths[place :: len(DRIVERS)]
+            middle = len(paths) // 2
+            self._hire(self._task(f"{driver} producer", driver, (paths[:middle], paths[middle:])))
+            for number in range(1, CONSUMERS + 1):
+                self._hire(self._task(f"{driver} consumer {number}", driver))
+        for member, message in self._crew.messages():
+            self._take_note(member, message)
+            self._direct()
+            self._board.refresh()
+        return self.books
+
+    def _take_note(self, member: Member, message: Message) -> None:
+        driver = member.task.driver
+        if isinstance(message, Done):
+            self._done += 1
+            self._tally.done[driver] += 1
+        elif isinstance(message, Put):
+            self.books.put += [(*job, driver, message.ordered) for job in message.jobs]
+            self._tally.put[driver] += len(message.jobs)
+        elif isinstance(message, Undone):
+            self.books.undone.append((message.job,))
+        elif isinstance(message, Ready):
+            self._waiting -= 1
+            if self._tally.began is not None:  # a replacement
+                self._crew.order([member], Order.GO)
+        elif isinstance(message, Holding):
+            self._replace(member, message.job)
+        elif isinstance(message, Left):
+            self._tally.alive[driver] -= 1
+            if not member.task.produces and not self._over:
+                raise DemoError(f"{member.task.name} left before the end")
+
+    def _direct(self) -> None:
+        if self._tally.began is None:
+            if self._waiting == 0:
+                self._tally.began = time.monotonic()
+                self._board.note(f"all {len(self._crew.members)} workers are connected: go")
+                self._crew.order(self._crew.members, Order.GO)
+        elif not self._halfway:
+            if self._done >= len(self._plan.paths) // 3:
+                self._halfway = True
+                victims = [member for member in self._consumers() if member.task.name.endswith(" 1")]
+                self._crew.order(victims, Order.HOLD)
+                self._crew.order(self._producers(), Order.GO)
+        elif not self._over and not self._producers() and self._done >= len(self.books.put):
+            self._over = True
+            self._tally.ended = time.monotonic()
+            self._crew.order(self._crew.members, Order.STOP)
+
+    def _replace(self, member: Member, job: int) -> None:
+        """Kill a worker that holds a job in an open transaction, and start another."""
+        self._crew.kill(member)
+        self._tally.alive[member.task.driver] -= 1
+        self._tally.killed[member.task.driver] += 1
+        self.books.held.append((job, member.task.name))
+        name = f"{member.task.driver} consumer {CONSUMERS + self._tally.killed[member.task.driver]}"
+        self._board.note(f"killed {member.task.name} while it held job {job}; {name} takes its place")
+        self._hire(replace(member.task, name=name))
+
+    def _hire(self, task: Task) -> None:
+        self._crew.hire(task)
+        self._waiting += 1
+        self._tally.alive[task.driver] += 1
+
+    def _task(self, name: str, driver: str, halves: tuple[list[str], ...] = ()) -> Task:
+        plan = self._plan
+        return Task(name, driver, plan.dsn, plan.schema, plan.directory, halves)
+
+    def _consumers(self) -> list[Member]:
+        return [member for member in self._crew.members if not member.task.produces]
+
+    def _producers(self) -> list[Member]:
+        return [member for member in self._crew.members if member.task.produces]

@@ -1,0 +1,147 @@
+"""The producers and consumers: how pqcore is used, blocking and asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pqcore import PQ, AsyncPQ
+from pqcore.demo.files import sha256
+from pqcore.demo.messages import Done, Failed, Holding, Message, Order, Put, Ready, Station, Stopped, Task, Undone
+from pqcore.demo.tables import insert_order, insert_result, numbered
+
+QUEUE = "files"
+BATCH = 50
+"""Jobs that a producer puts in a row."""
+ORDERS = 10
+"""So many of a batch with an order each, the others at once."""
+IDLE = 0.25
+"""Seconds that a consumer waits for a job before it looks for orders."""
+
+
+class Cancelled(Exception):
+    """The customer thought better of it."""
+
+
+def work(task: Task, pipe: Connection[Message, Order]) -> None:
+    """Be a worker; the whole life of its process."""
+    station = Station(pipe)
+    with suppress(Stopped):
+        try:
+            if task.driver == "asyncpg":
+                asyncio.run(produce_async(task, station) if task.produces else consume_async(task, station))
+            elif task.produces:
+                produce(task, station)
+            else:
+                consume(task, station)
+        except Stopped:
+            raise
+        except Exception:  # noqa: BLE001 (told to the conductor, whatever it is)
+            station.tell(Failed(traceback.format_exc()))
+
+
+def produce(task: Task, station: Station) -> None:
+    """Put jobs: some together with an order, in one transaction; the others many at once."""
+    sql = insert_order(task.schema)
+    with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
+        queue = pq[QUEUE]
+        queue.count()  # connects
+        station.tell(Ready())
+        for orders, others in _batches(task, station):
+            for path in orders:
+                with queue as cursor:
+                    job = queue.put({"path": path})
+                    cursor.execute(sql, (job, path, task.driver))
+                station.tell(Put([(job, path)], ordered=True))
+            ids = queue.put_many({"path": path} for path in others)
+            station.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
+            with suppress(Cancelled), queue as cursor:
+                job = queue.put({"path": orders[0]})
+                cursor.execute(sql, (job, orders[0], task.driver))
+                raise Cancelled
+            station.tell(Undone(job))
+
+
+def consume(task: Task, station: Station) -> None:
+    """Do jobs, each in one transaction with its result."""
+    sql = insert_result(task.schema)
+    hold = False
+    with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
+        queue = pq[QUEUE]
+        queue.count()
+        station.tell(Ready())
+        station.order()
+        while True:
+            with queue as cursor:
+                job = queue.get(timeout=IDLE)
+                hold = hold or (station.has_order() and station.order() is Order.HOLD)
+                if job is None:
+                    continue
+                cursor.execute(sql, _result(task, job))
+                if hold:
+                    station.tell(Holding(job.id))
+                    station.order()  # in vain
+            station.tell(Done())
+
+
+async def produce_async(task: Task, station: Station) -> None:
+    """`produce`, awaited."""
+    sql = numbered(insert_order(task.schema))
+    async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
+        queue = pq[QUEUE]
+        await queue.count()
+        station.tell(Ready())
+        for orders, others in _batches(task, station):
+            for path in orders:
+                async with queue as connection:
+                    job = await queue.put({"path": path})
+                    await connection.execute(sql, job, path, task.driver)
+                station.tell(Put([(job, path)], ordered=True))
+            ids = await queue.put_many({"path": path} for path in others)
+            station.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
+            with suppress(Cancelled):
+                async with queue as connection:
+                    job = await queue.put({"path": orders[0]})
+                    await connection.execute(sql, job, orders[0], task.driver)
+                    raise Cancelled
+            station.tell(Undone(job))
+
+
+async def consume_async(task: Task, station: Station) -> None:
+    """`consume`, awaited."""
+    sql = numbered(insert_result(task.schema))
+    hold = False
+    async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
+        queue = pq[QUEUE]
+        await queue.count()
+        station.tell(Ready())
+        station.order()
+        while True:
+            async with queue as connection:
+                job = await queue.get(timeout=IDLE)
+                hold = hold or (station.has_order() and station.order() is Order.HOLD)
+                if job is None:
+                    continue
+                await connection.execute(sql, *_result(task, job))
+                if hold:
+                    station.tell(Holding(job.id))
+                    station.order()
+            station.tell(Done())
+
+
+def _batches(task: Task, station: Station) -> Iterator[tuple[list[str], list[str]]]:
+    """What to put: paths with an order each, and paths without; each half after an order to go on."""
+    for half in task.halves:
+        station.order()
+        for begin in range(0, len(half), BATCH):
+            batch = half[begin : begin + BATCH]
+            yield batch[:ORDERS], batch[ORDERS:]
+
+
+def _result(task: Task, job: Any) -> tuple[int, str, str, str, str]:
+    path: str = job.data["path"]
+    return job.id, path, sha256(task.directory / path), task.name, task.driver
