@@ -109,13 +109,18 @@ class Session(Protocol):
         """Run one statement and return its rows, or nothing unless ``query.rows``.
 
         ``parameters`` stand in the order of the placeholders of ``query.sql``.
-        They are None, str, int, bytes, aware datetimes, timedeltas, or lists
-        of these.  Rows hold the same, times naive.
+        They are None, str, int, float, bytes, aware datetimes, or lists of
+        these.  Rows hold the same, times naive.
         """
 
     def begin(self) -> None: ...
-    def commit(self) -> None: ...
     def rollback(self) -> None: ...
+
+    def commit(self) -> None:
+        """Commit; raise an error with SQLSTATE 25P02 if the transaction had failed before.
+
+        The server then rolls back, and says so in a place that few drivers look at.
+        """
 
     def cursor(self, **options: Any) -> Any:
         """What ``with queue as cursor`` gives the user to run statements of their own."""
@@ -202,6 +207,10 @@ class AsyncBackend(Protocol):
     async def make_pool(self, dsn: str, size: int) -> Any: ...
     async def close_connection(self, connection: Any) -> None: ...
     async def close_pool(self, pool: Any) -> None: ...
+
+
+ABORTED = "the transaction was rolled back, as a statement in it had failed"
+"""What a session's ``commit`` says then."""
 
 
 def readable(fileno: int, seconds: float = 0) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
 from contextlib import suppress
 from threading import Lock
@@ -11,6 +12,8 @@ from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Gate, Runtime
 from pqcore.sessions import CoreSession, translate
+
+CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
 
 class Opener:
@@ -27,6 +30,8 @@ class Opener:
         try:
             result = getattr(self.backend, method)(*arguments)
             return await result if self._suspends else result
+        except PQError:  # which may be an OSError too
+            raise
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc
 
@@ -34,7 +39,10 @@ class Opener:
         return CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
 
     def wrap(self, connection: object) -> CoreSession:
-        return self.session(self.backend.wrap(connection))
+        session = self.session(self.backend.wrap(connection))
+        if not session.usable():
+            raise ConnectionLost(CLOSED)
+        return session
 
 
 class Source(Protocol):
@@ -132,14 +140,28 @@ class OwnPool:
 
 
 class CallersPool:
-    """A pool of the caller's."""
+    """A pool of the caller's.
 
-    def __init__(self, opener: Opener, pool: object) -> None:
+    Some raise an error when all of their connections are in use; then we ask
+    again, for ``timeout`` seconds.
+    """
+
+    def __init__(self, opener: Opener, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener
         self._pool = pool
+        self._runtime = runtime
+        self._timeout = timeout
 
     async def acquire(self) -> CoreSession:
-        session = self._opener.session(await self._opener.call("acquire", self._pool))
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                session = self._opener.session(await self._opener.call("acquire", self._pool))
+                break
+            except PoolTimeout:
+                if time.monotonic() >= deadline:
+                    raise
+                await self._runtime.sleep(0.01)
         try:
             await session.enter()
         except BaseException:
@@ -173,17 +195,13 @@ class CallersConnection:
     async def acquire(self) -> CoreSession:
         await self._gate.enter()
         try:
-            self._check()
+            if not self._session.usable():
+                raise ConnectionLost(CLOSED)  # noqa: TRY301
             await self._session.enter()
         except BaseException:
             self._gate.leave()
             raise
         return self._session
-
-    def _check(self) -> None:
-        if not self._session.usable():
-            msg = "the connection is closed: give PQ an open one, or a DSN or pool, which replace lost connections"
-            raise ConnectionLost(msg)
 
     async def release(self, session: CoreSession) -> None:
         try:

@@ -59,14 +59,19 @@ _READY_NOW = f"{_READY} AND {_DUE_AT} <= statement_timestamp()"
 _SOMETHING_OUT = f"EXISTS (SELECT FROM {{table}} WHERE {_OUT_NOW})"
 _ORDER = f"expected_at, {_DUE_AT}, id"
 
+# Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
+_EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
 _COLUMNS = "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload"
 _JOB = (
     "id, data::text, payload, serializer, attempts,"
-    " enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
+    f" {_EXPRESSIBLE.format('enqueued_at')},"
+    f" CASE WHEN schedule_at IS NOT NULL THEN {_EXPRESSIBLE.format('schedule_at')} END,"
+    f" CASE WHEN expected_at IS NOT NULL THEN {_EXPRESSIBLE.format('expected_at')} END"
 )
+# Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
 _TIMES = (
-    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::interval),"
-    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::interval)"
+    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second'),"
+    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 )
 
 
@@ -129,7 +134,8 @@ INSERT INTO {{archive}} ({_COLUMNS})
 SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", "attempts + 1")}
 FROM moved RETURNING {_JOB}""",
     "lease": f"""
-UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::interval, attempts = attempts + 1
+UPDATE {{table}} SET attempts = attempts + 1,
+  leased_until = statement_timestamp() + :lease::float8 * interval '1 second'
 WHERE {_PICKED} RETURNING {_JOB}""",
 }
 
@@ -145,15 +151,15 @@ _HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {_HELD}"
 
 _ACKS: dict[Retention, str] = {
     "keep": f"""
-UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL {_HELD_ONES} RETURNING id""",
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL {_HELD_ONES} RETURNING id, attempts""",
     "delete": f"""
-DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING id""",
+DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING id, attempts""",
     "archive": f"""
 WITH moved AS (
   DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING {{table}}.*
 )
 INSERT INTO {{archive}} ({_COLUMNS})
-SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id""",
+SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id, attempts""",
 }
 
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
@@ -219,12 +225,12 @@ class Dialect:
         self.why_empty = compiled(
             "why_empty",
             f"""
-SELECT {_SOMETHING_OUT}, extract(epoch FROM least(
+SELECT {_SOMETHING_OUT}, (extract(epoch FROM least(
   (SELECT {_DUE_AT} FROM {{table}} WHERE {_READY} AND {_DUE_AT} > statement_timestamp()
    ORDER BY {_DUE_AT}, id LIMIT 1),
   (SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {_OUT_AT} > statement_timestamp()
    ORDER BY {_OUT_AT}, id LIMIT 1)
-) - statement_timestamp())::float8""",
+)) - extract(epoch FROM statement_timestamp()))::float8""",
             hot=True,
         )
         self.ack: dict[Retention, Query] = {kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()}
@@ -236,12 +242,12 @@ SELECT {_SOMETHING_OUT}, extract(epoch FROM least(
         self.nack = compiled(
             "nack",
             f"UPDATE {{table}} SET leased_until = NULL,"
-            f" schedule_at = coalesce(statement_timestamp() + :delay::interval, schedule_at)"
+            f" schedule_at = coalesce(statement_timestamp() + :delay::float8 * interval '1 second', schedule_at)"
             f" WHERE {_HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.extend = compiled(
             "extend",
-            f"UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::interval"
+            f"UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
             f" WHERE {_HELD_ONE} RETURNING id",
             hot=True,
         )
@@ -272,7 +278,7 @@ SELECT {_SOMETHING_OUT}, extract(epoch FROM least(
             f"""
 SELECT q_name,
   count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held), count(*) FILTER (WHERE held),
-  extract(epoch FROM statement_timestamp() - min(due_at) FILTER (WHERE due))::float8
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8
 FROM (
   SELECT q_name, {_DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,
     {_DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due
@@ -288,7 +294,7 @@ WITH slice AS (
   SELECT id FROM {table} WHERE id > :after::bigint ORDER BY id LIMIT 10000
 ), gone AS (
   DELETE FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND q_name = :q_name::text
-    AND dequeued_at <= statement_timestamp() - :age::interval
+    AND dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
   RETURNING id
 )
 SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
@@ -298,7 +304,7 @@ SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
             """
 WITH slice AS (
   SELECT id FROM {archive} WHERE q_name = :q_name::text
-    AND dequeued_at <= statement_timestamp() - :age::interval
+    AND dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
   ORDER BY dequeued_at LIMIT 10000 FOR UPDATE SKIP LOCKED
 ), gone AS (
   DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM slice)) RETURNING id

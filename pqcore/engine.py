@@ -114,7 +114,11 @@ class Engine:
             self.spec, is_pool = found
             self.why = f"it adopts a {type(given).__module__}.{type(given).__qualname__}"
             opener = self._opener(self.spec)
-            self.source = CallersPool(opener, given) if is_pool else CallersConnection(opener, given, runtime)
+            self.source = (
+                CallersPool(opener, given, runtime, pool_timeout)
+                if is_pool
+                else CallersConnection(opener, given, runtime)
+            )
         self.listener = Listener(self.source, runtime)
         self.sole_listener = isinstance(self.source, CallersConnection)
 

@@ -32,7 +32,7 @@ def fit(identifier: str) -> str:
     return encoded[: MAX_IDENTIFIER - 13].decode(errors="ignore") + "_" + digest
 
 
-def check_text(name: object, what: str, most: int) -> str:
+def check_text(name: object, what: str, most: int | None = None) -> str:
     """Refuse what PostgreSQL cannot hold as a name.
 
     Raises:
@@ -53,7 +53,7 @@ def check_text(name: object, what: str, most: int) -> str:
     except UnicodeEncodeError as exc:
         msg = f"{what} {name[:80]!r} is not valid Unicode: {exc.reason}"
         raise InvalidName(msg) from exc
-    if size > most:
+    if most is not None and size > most:
         msg = f"{what} {name[:80]!r}... has {size} bytes; at most {most}"
         raise InvalidName(msg)
     return name

@@ -83,7 +83,7 @@ class BaseJob:
     def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
         self._queue = queue
         self.id: int = row[0]
-        self.raw: str | bytes = row[1] if row[2] is None else row[2]
+        self.raw: str | bytes = row[1] if row[2] is None else bytes(row[2])  # a driver may give a view
         self.serializer: str | None = row[3]
         self.attempts: int = row[4]
         self._times: Sequence[datetime | None] = row[5:8]

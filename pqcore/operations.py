@@ -126,7 +126,7 @@ async def put_many(
 
 
 _Chunk = tuple[list[str | None], list[bytes | None]]
-_NO_TIMES: dict[str, datetime | timedelta | None] = {
+_NO_TIMES: dict[str, datetime | float | None] = {
     "schedule_at": None,
     "schedule_in": None,
     "expected_at": None,
@@ -150,15 +150,15 @@ def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) 
         yield texts, payloads
 
 
-def _times(schedule_at: TimeSpec, expected_at: TimeSpec) -> dict[str, datetime | timedelta | None] | None:
+def _times(schedule_at: TimeSpec, expected_at: TimeSpec) -> dict[str, datetime | float | None] | None:
     if schedule_at is None and expected_at is None:
         return None
     schedule, expected = parse(schedule_at), parse(expected_at)
     return {
         "schedule_at": schedule if isinstance(schedule, datetime) else None,
-        "schedule_in": schedule if isinstance(schedule, timedelta) else None,
+        "schedule_in": schedule.total_seconds() if isinstance(schedule, timedelta) else None,
         "expected_at": expected if isinstance(expected, datetime) else None,
-        "expected_in": expected if isinstance(expected, timedelta) else None,
+        "expected_in": expected.total_seconds() if isinstance(expected, timedelta) else None,
     }
 
 
@@ -166,7 +166,7 @@ def _times(schedule_at: TimeSpec, expected_at: TimeSpec) -> dict[str, datetime |
 
 
 async def get(
-    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: timedelta | None = None
+    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None = None
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
@@ -201,7 +201,7 @@ async def _wait_alone(engine: Engine, topic: str, pause: float) -> None:
 
 
 async def _take(
-    engine: Engine, queue: QueueSettings, n: int, lease: timedelta | None
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None
 ) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown)."""
     finish: Finish = queue.retention if lease is None else "lease"
@@ -260,8 +260,8 @@ def _from_utc(moment: datetime | None) -> datetime | None:
 # Leases
 
 
-def lease_time(timeout: str | float | timedelta) -> timedelta:
-    """The length of a lease.
+def lease_time(timeout: str | float | timedelta) -> float:
+    """The length of a lease, in seconds.
 
     Raises:
         InvalidTimeSpec: Not a duration, or of no length.
@@ -270,7 +270,7 @@ def lease_time(timeout: str | float | timedelta) -> timedelta:
     if length <= 0:
         msg = f"lease timeout is {timeout!r}; give a time longer than none"
         raise ConfigurationError(msg)
-    return timedelta(seconds=length)
+    return length
 
 
 async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
@@ -284,18 +284,18 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
         query = s.sql.ack[queue.retention]
         return await s.execute(query, query.bind(values))
 
-    done = {row[0] for row in await engine.run(work, connection=connection)}
-    return [job for job in jobs if job.id not in done]
+    done = {(row[0], row[1]) for row in await engine.run(work, connection=connection)}
+    return [job for job in jobs if (job.id, job.attempts) not in done]
 
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
-    pause = None if delay is None else timedelta(seconds=seconds(delay))  # type: ignore[arg-type]
+    pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     if not await _give_back(engine, queue, job.id, job.attempts, pause):
         raise lease_lost(queue, [job])
 
 
-async def _give_back(engine: Engine, queue: QueueSettings, job: int, token: int, delay: timedelta | None) -> bool:
+async def _give_back(engine: Engine, queue: QueueSettings, job: int, token: int, delay: float | None) -> bool:
     values = {"id": job, "token": token, "delay": delay, "channel": channel(queue.name)}
     return bool(await _execute(engine, "nack", values))
 
@@ -386,7 +386,7 @@ async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
     """Delete finished rows, a slice at a time; how many."""
-    values: dict[str, object] = {"q_name": queue.name, "age": timedelta(seconds=seconds(older_than))}
+    values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
     removed, after = 0, 0
     while True:
         [[last, gone]] = await _execute(engine, "purge_kept", {**values, "after": after})
@@ -405,7 +405,7 @@ async def create(engine: Engine) -> None:
     """Make the table, or migrate it."""
 
     async def work(s: CoreSession) -> None:
-        await schema.create(s, engine.names)
+        await schema.create(s, engine.names, engine.runtime.sleep)
 
     await engine.migrate(work)
 

@@ -298,7 +298,7 @@ class PQ:
         backend: The backend's name; else chosen by ``conn`` or ``pool``, by the URL
             (``postgresql+psycopg2://``), by PQCORE_BACKEND, or what is installed.
         max_connections: With a DSN: connections at most, and one more to listen.
-        pool_timeout: With a DSN: seconds to wait for a free connection.
+        pool_timeout: With a DSN or pool: seconds to wait for a free connection.
         prepared: False where statements cannot be prepared on the server, as
             behind PgBouncer in transaction mode.
         **options: Set as attributes of the queues; see `QueueSettings`.

@@ -134,5 +134,7 @@ class CoreSession:
         try:
             result = method(*arguments)
             return await result if self._suspends else result
+        except PQError:  # which may be an OSError too
+            raise
         except self._errors as exc:
             raise translate(exc, doing, lost=not self.usable()) from exc

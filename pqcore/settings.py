@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from logging import getLogger
 from typing import Any, ClassVar
 
@@ -78,12 +77,13 @@ class QueueSettings:
     def __init__(self, name: str, table: TableName, serializer: Serializer | str | None, options: Mapping[str, Any]):
         suffix = None
         if serializer is None:
-            check_text(name, "queue name", MAX_QUEUE_NAME)
-            name, suffix = split_queue_name(name)
+            name, suffix = split_queue_name(check_text(name, "queue name"))
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.table = table
         self.serializer_name = "json"
-        self._use(suffix or serializer or self.serializer)
+        if serializer is None:
+            serializer = self.serializer if suffix is None else suffix
+        self._use(serializer)
         for option, value in options.items():
             if option.startswith("_") or option in ("name", "table", "serializer_name"):
                 msg = f"not an option of a queue: {option!r}"
@@ -100,6 +100,7 @@ class QueueSettings:
 
     def _use(self, serializer: Serializer | str | None) -> None:
         if serializer is None or serializer == "json":
+            self.serializer = None
             return
         if isinstance(serializer, str):
             self.serializer_name = serializer
@@ -127,10 +128,17 @@ class QueueSettings:
         if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
             msg = f"queue {self.name!r}: {self.serializer_name} gave a {type(raw).__name__} for the encoded data"
             raise SerializationError(msg)
-        # A character has at least one byte: encoding is spared where that settles it.
         size = len(raw)
-        if isinstance(raw, str) and self.max_size // 4 < size <= self.max_size and not raw.isascii():
-            size = len(raw.encode(errors="replace"))
+        if isinstance(raw, str):
+            if "\0" in raw:
+                msg = f"queue {self.name!r}: the encoded data contains a NUL, which PostgreSQL's text cannot hold"
+                raise SerializationError(msg)
+            if not raw.isascii():
+                try:
+                    size = len(raw.encode())
+                except UnicodeEncodeError as exc:
+                    msg = f"queue {self.name!r}: the encoded data is not valid Unicode: {exc}"
+                    raise SerializationError(msg) from exc
         if size > self.max_size:
             msg = (
                 f"queue {self.name!r}: the job's data has {size} bytes, more than max_size={self.max_size}: "
@@ -170,8 +178,3 @@ class QueueSettings:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} in {self.table}>"
-
-
-def interval(seconds: float) -> timedelta:
-    """Seconds as the server's ``interval``."""
-    return timedelta(seconds=seconds)

@@ -55,11 +55,14 @@ def compile_query(
     put into the text.  Each parameter is cast in the SQL (``:n::bigint``), so
     every driver infers the same type.
     """
-    text = template.format_map(substitutions).strip()
-    names = list(dict.fromkeys(_PARAMETER.findall(text)))
-    numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
+    template = template.strip()
+    order = tuple(_PARAMETER.findall(template))
+    names = list(dict.fromkeys(order))
+    numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", template).format_map(substitutions)
     if paramstyle == "numeric_dollar":
         return Query(name, numbered, numbered, tuple(names), tuple(range(len(names))), rows, hot)
-    order = tuple(_PARAMETER.findall(text))
-    sql = _PARAMETER.sub("%s", text.replace("%", "%%") if order else text)
+    if order:  # else the driver leaves a % as it is
+        template = _PARAMETER.sub("%s", template.replace("%", "%%"))
+        substitutions = {place: name.replace("%", "%%") for place, name in substitutions.items()}
+    sql = template.format_map(substitutions)
     return Query(name, sql, numbered, order, tuple(order.index(n) for n in names), rows, hot)

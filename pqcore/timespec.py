@@ -16,9 +16,10 @@ from pqcore.errors import InvalidTimeSpec
 TimeSpec: TypeAlias = str | timedelta | datetime | None
 """``'5m'`` (s, m, h, d), a timedelta, a datetime (naive means UTC), or None."""
 
+_INFINITIES = (datetime.min, datetime.max)  # noqa: DTZ901 - compared with naive ones
 _SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_FURTHEST = timedelta(days=366 * 5_000)  # the server's clock, plus this, is a time it can hold
+_FURTHEST = timedelta(days=366 * 1_000)  # the server's clock, give or take this, is a datetime
 
 
 def parse(spec: TimeSpec) -> datetime | timedelta | None:
@@ -83,6 +84,9 @@ def _near(distance: timedelta) -> timedelta:
 
 
 def _aware(moment: datetime) -> datetime:
+    if moment.replace(tzinfo=None) in _INFINITIES:
+        msg = f"not a time: {moment!r} stands for infinity with some drivers; give one that is nearer"
+        raise InvalidTimeSpec(msg)
     if moment.tzinfo is None:
         return moment.replace(tzinfo=timezone.utc)
     try:

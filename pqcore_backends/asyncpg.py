@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from pqcore.backend import Row
+from pqcore.backend import ABORTED, Row
 from pqcore.errors import Closed
 from pqcore.statement import Query
 
@@ -43,10 +43,14 @@ class AsyncpgSession:
         return self.usable()  # the event loop has noticed, if the server ended it
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        if query.rows:
-            rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
-            return rows
-        await self.connection.execute(query.sql, *parameters)
+        try:
+            if query.rows:
+                rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
+                return rows
+            await self.connection.execute(query.sql, *parameters)
+        except asyncpg.InternalClientError:  # its state is lost, as when the server ended it just now
+            self.connection.terminate()
+            raise
         return ()
 
     async def begin(self) -> None:
@@ -55,7 +59,10 @@ class AsyncpgSession:
 
     async def commit(self) -> None:
         transaction, self._transaction = self._transaction, None
-        await transaction.commit()
+        # Not transaction.commit(), which does not look whether the server answers ROLLBACK.
+        transaction._connection._top_xact = None
+        if await self.connection.execute("COMMIT") != "COMMIT":
+            raise asyncpg.InFailedSQLTransactionError(ABORTED)
 
     async def rollback(self) -> None:
         transaction, self._transaction = self._transaction, None
@@ -97,7 +104,7 @@ class AsyncpgSession:
 class AsyncpgBackend:
     """Makes sessions over asyncpg's connections and pools."""
 
-    errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.TimeoutError)
+    errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncio.TimeoutError)
 
     def __init__(self, *, prepared: bool = True) -> None:
         self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
@@ -123,6 +130,9 @@ class AsyncpgBackend:
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:
         return AsyncpgSession(await asyncpg.connect(*pool._connect_args, **pool._connect_kwargs))
+
+    async def make_pool(self, dsn: str, size: int) -> Any:
+        return await asyncpg.create_pool(dsn, min_size=1, max_size=size)
 
     async def close_connection(self, connection: Any) -> None:
         await connection.close()

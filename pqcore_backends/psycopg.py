@@ -13,10 +13,11 @@ from typing import Any
 import psycopg
 import psycopg_pool
 from psycopg import sql
+from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pqcore.backend import Row, readable
+from pqcore.backend import ABORTED, Row, readable
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
@@ -31,6 +32,9 @@ class _Common:
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE
+
+    def _failed(self) -> bool:
+        return bool(self.connection.pgconn.transaction_status == TransactionStatus.INERROR)
 
     def usable(self) -> bool:
         return not self.connection.closed
@@ -90,8 +94,11 @@ class PsycopgSession(_Common):
 
     def commit(self) -> None:
         self._begun = False
+        failed = self._failed()
         self.connection.commit()
         self.connection.autocommit = True
+        if failed:
+            raise InFailedSqlTransaction(ABORTED)
 
     def rollback(self) -> None:
         self._begun = False
@@ -145,8 +152,11 @@ class AsyncPsycopgSession(_Common):
 
     async def commit(self) -> None:
         self._begun = False
+        failed = self._failed()
         await self.connection.commit()
         await self.connection.set_autocommit(True)
+        if failed:
+            raise InFailedSqlTransaction(ABORTED)
 
     async def rollback(self) -> None:
         self._begun = False

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
+from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import Row, readable
+from pqcore.backend import ABORTED, Row, readable
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
 
 _names = itertools.count()
+
+
+class _Aborted(InFailedSqlTransaction):
+    pgcode = "25P02"  # which psycopg2 sets only on what the server sent
 
 
 class Psycopg2Session:
@@ -31,8 +37,11 @@ class Psycopg2Session:
         self._calls: dict[str, str | None] = {}
         self._switched = False
         self._begun = False
-        # Our own kind of cursor: the user's may return dictionaries.
-        self._cursor = connection.cursor(cursor_factory=extensions.cursor)
+
+    @cached_property
+    def _cursor(self) -> Any:
+        # Our own kind: the user's may return dictionaries.
+        return self.connection.cursor(cursor_factory=extensions.cursor)
 
     def enter(self) -> None:
         if not self.connection.autocommit and not self.in_transaction():
@@ -74,7 +83,7 @@ class Psycopg2Session:
             return
         try:
             self._cursor.execute(call, [parameters[place] for place in query.first])
-        except psycopg2.errors.InvalidSqlStatementName:
+        except InvalidSqlStatementName:
             # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
             # again, unless that would be in a transaction that it aborted.
             self._calls.clear()
@@ -88,8 +97,11 @@ class Psycopg2Session:
 
     def commit(self) -> None:
         self._begun = False
+        failed = self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
         self.connection.commit()
         self.connection.autocommit = True
+        if failed:
+            raise _Aborted(ABORTED)
 
     def rollback(self) -> None:
         self._begun = False

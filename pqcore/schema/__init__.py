@@ -13,6 +13,8 @@ by the next `create`: each statement may be run again.
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -99,7 +101,7 @@ async def check_version(session: CoreSession, names: TableName) -> None:
         raise SchemaOutdated(msg)
 
 
-async def create(session: CoreSession, names: TableName) -> None:
+async def create(session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]) -> None:
     """Make the table, or bring it up to the latest version; does nothing if it is there.
 
     Inside of a transaction of the caller's it is part of that; then indexes of a
@@ -114,35 +116,41 @@ async def create(session: CoreSession, names: TableName) -> None:
     if session.in_transaction():
         await _apply_all(session, names)
         return
-    # For the session, as concurrent index builds span transactions; two that come at once queue up here.
+    # For the session, as concurrent index builds span transactions. Asked for again and again
+    # rather than waited for: a build waits for all statements that run, such as one that waits.
     lock = f"hashtextextended({_literal('pqcore ' + str(names))}, 0)"
-    await session.execute(_raw("lock_migrations", f"SELECT pg_advisory_lock({lock})::text"))
+    while (await session.execute(_raw("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
+        await sleep(0.05)
     try:
         found = await version(session, names) or 0
         if found > latest():
             await check_version(session, names)
-        in_use = False
-        if await version(session, names) is not None:
-            [[in_use]] = await session.execute(_raw("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
+        in_use = found > 0 or await version(session, names) is not None
+        if in_use:
+            async with _transaction(session):  # as looking may have to wait for a lock
+                [[in_use]] = await session.execute(_raw("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
         if not in_use:
-            await _in_transaction(session, names, range(found + 1, latest() + 1))
+            async with _transaction(session):
+                await _apply_all(session, names)
             return
         for number in range(found + 1, latest() + 1):
             if number == INDEXES:
                 await _build_indexes(session, names)
             else:
-                await _in_transaction(session, names, [number])
+                async with _transaction(session):
+                    await _apply(session, names, number)
     finally:
         if session.usable():
             await session.execute(_raw("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
 
 
-async def _in_transaction(session: CoreSession, names: TableName, numbers: range | list[int]) -> None:
+@asynccontextmanager
+async def _transaction(session: CoreSession) -> AsyncIterator[None]:
+    """A transaction that waits for locks for a limited time."""
     await session.begin()
     try:
         await session.execute(_raw("lock_timeout", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", rows=False))
-        for number in numbers:
-            await _apply(session, names, number)
+        yield
     except BaseException:
         await session.rollback()
         raise
@@ -166,13 +174,22 @@ async def _apply(session: CoreSession, names: TableName, number: int) -> None:
         if not exists:
             quoted = names.beside("x").rpartition(".")[0]
             await session.execute(_raw("create_schema", f"CREATE SCHEMA IF NOT EXISTS {quoted}", rows=False))
+    if number == INDEXES:
+        await _drop_invalid(session, names)
     for statement in migrations()[number - 1]:
         await session.execute(_query(names, f"migration {number}", statement, rows=False))
     await _record(session, names, number)
 
 
 async def _build_indexes(session: CoreSession, names: TableName) -> None:
-    # A build that was interrupted leaves an invalid index behind, which IF NOT EXISTS would take for done.
+    await _drop_invalid(session, names, "CONCURRENTLY")
+    for statement in migrations()[INDEXES - 1]:
+        await session.execute(_query(names, f"migration {INDEXES}", statement, rows=False, concurrently=True))
+    await _record(session, names, INDEXES)
+
+
+async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -> None:
+    """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done."""
     table = _literal(str(names))
     invalid = await session.execute(
         _raw(
@@ -183,10 +200,7 @@ async def _build_indexes(session: CoreSession, names: TableName) -> None:
         )
     )
     for [index] in invalid:
-        await session.execute(_raw("drop_invalid", f"DROP INDEX CONCURRENTLY IF EXISTS {index}", rows=False))
-    for statement in migrations()[INDEXES - 1]:
-        await session.execute(_query(names, f"migration {INDEXES}", statement, rows=False, concurrently=True))
-    await _record(session, names, INDEXES)
+        await session.execute(_raw("drop_invalid", f"DROP INDEX {how} IF EXISTS {index}", rows=False))
 
 
 async def _record(session: CoreSession, names: TableName, number: int) -> None:

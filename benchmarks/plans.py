@@ -1,0 +1,643 @@
+"""What every statement reads, whatever lies in the table.
+
+Fills a table in many ways, runs each statement under EXPLAIN (ANALYZE, BUFFERS) in a
+transaction that is rolled back, and prints the plans: custom ones, made for the values,
+and generic ones, made without them, as a prepared statement comes to use.
+
+    python -m benchmarks.plans --markdown docs/plans.md
+
+Takes some minutes. Uses, and drops, a schema of its own in the database that it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import psycopg
+from psycopg import sql
+
+from pqcore import PQ
+from pqcore.dialect import REACH, Dialect
+from pqcore.identifiers import TableName
+from pqcore.statement import Query
+from pqcore_backends.embedded import EmbeddedServer
+
+Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
+Mode: TypeAlias = Literal["custom", "generic"]
+
+NAMES = TableName("queue", "pqcore_plans")
+TABLE, ARCHIVE = str(NAMES), NAMES.related("_archive")
+DIALECT = Dialect(NAMES, "numeric_dollar")
+MANY = 100
+"""Rows of the larger takes, puts and acks."""
+WHOLE = REACH + 3 * MANY + 100
+"""Rows: a scan or sort of more is no longer one of the bounded candidates."""
+TAKES = 10_000
+"""Of one job each, before the dead rows that they left are counted."""
+MEASURING = ("count", "stats", "clear", "purge")
+"""What tells about, or removes, any number of rows, and reads as many."""
+
+
+# Situations
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Rows of one kind.
+
+    Attributes:
+        share: How many, as a fraction of ``--rows``; or 1 < share for a number.
+        columns: What is set, beside the queue's name and the data.
+        values: To what; ``n`` is the row's number.
+        queues: How many queues they are spread over.
+        table: Where they go.
+    """
+
+    share: float
+    columns: str = "enqueued_at"
+    values: str = "now() - interval '1 hour'"
+    queues: int = 1
+    table: str = TABLE
+
+    def sql(self, rows: int) -> str:
+        number = round(self.share * rows) if self.share <= 1 else int(self.share)
+        name = "'jobs'" if self.queues == 1 else f"'jobs-' || n % {self.queues}"
+        return (
+            f"INSERT INTO {self.table} (q_name, data, {self.columns})"
+            f" SELECT {name}, '{{}}', {self.values} FROM generate_series(1, {number}) AS n"
+        )
+
+
+def _finished(share: float) -> Fill:
+    return Fill(share, "enqueued_at, dequeued_at, attempts", "now() - interval '1 hour', now() - interval '1 hour', 1")
+
+
+def _archived(share: float) -> Fill:
+    values = "-n, now() - interval '1 hour', now() - interval '1 hour', 1"
+    return Fill(share, "id, enqueued_at, dequeued_at, attempts", values, table=ARCHIVE)
+
+
+def _leased(share: float, until: str) -> Fill:
+    return Fill(share, "leased_until, attempts", f"now() {until}, 1")
+
+
+READY = Fill(1)
+ONE = Fill(2)
+FUTURE = Fill(1, "schedule_at", "now() + interval '1 day'")
+FUTURE_EXPECTED = Fill(1, "schedule_at, expected_at", "now() + interval '1 day', now() + interval '2 days'")
+URGENT = Fill(1, "enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'")
+LEASED = _leased(1, "+ interval '1 day'")
+EXPIRED = _leased(0.001, "- interval '1 minute'")
+DUE = Fill(0.1, "schedule_at, expected_at", "now() - interval '1 minute', now() + interval '1 day'")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What lies in the table.
+
+    Attributes:
+        key: Its column's heading.
+        title: Said in full; ``{rows}`` is ``--rows``.
+        fills: The rows, in the order in which they are put.
+        queue: The queue that is asked.
+    """
+
+    key: str
+    title: str
+    fills: tuple[Fill, ...]
+    queue: str = "jobs"
+
+
+def _depth(key: str, share: float, title: str) -> Situation:
+    return Situation(key, title, (_finished(share), Fill(share), _archived(share)))
+
+
+DEEP = _depth("1c", 1, "{rows} ready jobs, and as many finished and as many archived, all of equal times")
+HELD = Situation("5b", "as 5a, and a thousandth of them expired", (_finished(1), LEASED, EXPIRED))
+SITUATIONS = (
+    _depth("1a", 200, "200 ready jobs, and as many finished and as many archived, all of equal times"),
+    _depth("1b", 20_000, "as 1a, with 20,000"),
+    DEEP,
+    Situation("2a", "{rows} jobs scheduled for tomorrow, as many finished, and none ready", (_finished(1), FUTURE)),
+    Situation("2b", "as 2a, and two ready", (_finished(1), FUTURE, ONE)),
+    Situation("2c", "as 2a, but scheduled and expected", (_finished(1), FUTURE_EXPECTED)),
+    Situation("2d", "as 2c, and two ready", (_finished(1), FUTURE_EXPECTED, ONE)),
+    Situation("3", "{rows} ready jobs, spread over 1,000 queues", (Fill(1, queues=1000),), "jobs-7"),
+    Situation("4", "{rows} jobs that are expected, as many finished", (_finished(1), URGENT)),
+    Situation("5a", "{rows} leased jobs, as many finished", (_finished(1), LEASED)),
+    HELD,
+    Situation("5c", "as 1c, and a tenth as many scheduled, expected, and due", (_finished(1), READY, DUE)),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What lay in the table when a prepared statement got the plan that it keeps."""
+
+    title: str
+    fill: Fill | None
+    emptied: bool = False
+
+
+STARTS = (
+    Start("new", None),
+    Start("emptied", Fill(MANY), emptied=True),
+    Start(f"{MANY} jobs", Fill(MANY)),
+    Start("1,000 queues of 10 jobs", Fill(10_000, queues=1000)),
+)
+
+
+# Statements
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A statement with values.
+
+    Attributes:
+        name: Its row's heading.
+        query: The statement.
+        values: Its parameters.
+        before: What is run in the same transaction first.
+    """
+
+    name: str
+    query: Query
+    values: Mapping[str, object]
+    before: tuple[str, ...] = ()
+
+    @property
+    def bounded(self) -> bool:
+        return not self.name.startswith(MEASURING)
+
+    def arguments(self) -> sql.Composable:
+        if not self.query.order:
+            return sql.SQL("")
+        literals = [sql.Literal(self.values[name]) for name in self.query.order]
+        return sql.SQL("({})").format(sql.SQL(", ").join(literals))
+
+
+def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterator[Subject]:
+    """All statements of the dialect, those that change least first."""
+    values: dict[str, object] = {
+        "q_name": queue,
+        "channel": queue,
+        "id": ids[0],
+        "token": attempts[0] + 1,
+        "attempts": attempts[0],
+        "enqueued_at": datetime.now(timezone.utc),
+        "schedule_at": None,
+        "schedule_in": timedelta(hours=1),
+        "expected_at": None,
+        "expected_in": timedelta(hours=2),
+        "data": "{}",
+        "payload": None,
+        "serializer": "json",
+        "lease": timedelta(hours=1),
+        "delay": None,
+        "age": timedelta(minutes=5),
+        "after": 0,
+    }
+    several = {"data": ["{}"] * MANY, "payload": [None] * MANY}
+    lease = f"UPDATE {TABLE} SET leased_until = now() + interval '1 hour', attempts = attempts + 1 WHERE id IN ({{}})"
+    removed = f"DELETE FROM {TABLE} WHERE id = {ids[0]}"
+    archived = f"INSERT INTO {ARCHIVE} VALUES ({ids[0]}, 'jobs', now(), now(), NULL, NULL, '{{}}', 1)"
+    before = {
+        "nack": (lease.format(ids[0]),),
+        "extend": (lease.format(ids[0]),),
+        "restore_keep": (f"UPDATE {TABLE} SET dequeued_at = now(), leased_until = NULL WHERE id = {ids[0]}",),
+        "restore_delete": (removed,),
+        "restore_archive": (removed, archived),
+    }
+    fixed: dict[str, Query] = {}
+    for value in vars(DIALECT).values():
+        queries = value.values() if isinstance(value, dict) else [value]
+        fixed.update({query.name: query for query in queries if isinstance(query, Query) and query.order})
+    for name in [name for name in fixed if name.startswith("stats")]:
+        yield Subject(name, fixed.pop(name), values)
+    yield Subject("count", fixed.pop("count"), values)
+    yield Subject("why_empty", fixed.pop("why_empty"), values)
+    for n in (1, MANY):
+        yield Subject(f"peek_{n}", DIALECT.peek(n), values)
+    last = [Subject(name, fixed.pop(name), values) for name in [*fixed] if name.startswith(MEASURING)]
+    for finish in ("keep", "delete", "archive", "lease"):
+        for n in (1, MANY):
+            for pick in ("ordered", "unguarded", "merged"):
+                query = DIALECT.take(pick, finish, n)
+                yield Subject(query.name, query, values)
+    for name, query in fixed.items():
+        if name.startswith("ack"):
+            for n in (1, MANY):
+                tokens = [number + 1 for number in attempts[:n]]
+                setup = lease.format(", ".join(map(str, ids[:n])))
+                yield Subject(f"{name} of {n}", query, {**values, "ids": [*ids[:n]], "tokens": tokens}, (setup,))
+        elif name == "put_many":
+            yield Subject(f"{name} of {MANY}", query, {**values, **several})
+        else:
+            yield Subject(name, query, values, before.get(name, ()))
+    yield from sorted(last, key=lambda subject: subject.name == "clear")
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one run of a statement cost.
+
+    Attributes:
+        buffers: Shared pages, hit or read.
+        rows: That it returned or, without RETURNING, none.
+        planning: Milliseconds.
+        execution: Milliseconds.
+        signs: What is not bounded in the plan: ``S`` a sequential scan, ``B`` a
+            bitmap scan, ``T`` a sort, each of more than `WHOLE` rows.
+        plan: The text.
+    """
+
+    buffers: int
+    rows: float
+    planning: float
+    execution: float
+    signs: str
+    plan: str
+
+
+_NODE = re.compile(
+    r"^(?P<indent> *)(?:-> +)?(?P<kind>[A-Z][^(]*?) +\(.*?actual .*?rows=(?P<rows>[\d.]+) loops=(?P<loops>\d+)"
+)
+_REMOVED = re.compile(r"Rows Removed by Filter: (\d+)")
+
+
+def read_plan(lines: Sequence[str]) -> Figure:
+    """Read the text that EXPLAIN (ANALYZE, BUFFERS) gives."""
+    nodes: list[tuple[str, float]] = []
+    signs: set[str] = set()
+    buffers: int | None = None
+    times = {"Planning Time": 0.0, "Execution Time": 0.0}
+    planned = False
+    for line in lines:
+        planned = planned or line.startswith("Planning:")
+        if match := _NODE.match(line):
+            nodes.append((match["kind"], float(match["rows"]) * int(match["loops"])))
+            kind, rows = nodes[-1]
+            if rows > WHOLE:
+                signs |= {"B"} if kind.startswith("Bitmap Heap Scan") else {"S"} if "Seq Scan on" in kind else set()
+            if rows > WHOLE and len(nodes) > 1 and nodes[-2][0].endswith("Sort"):
+                signs.add("T")
+        elif (match := _REMOVED.search(line)) and int(match[1]) > WHOLE:
+            signs |= {"S"} if "Seq Scan on" in nodes[-1][0] else set()
+        elif "Buffers: shared" in line and buffers is None and not planned:
+            # Those of the topmost node that has any include those below it.
+            shared = re.split(r"local|temp", line)[0]
+            buffers = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", shared)))
+        elif (parts := line.split(": "))[0] in times:
+            times[parts[0]] = float(parts[1].split()[0])
+    return Figure(
+        buffers or 0,
+        nodes[0][1],
+        times["Planning Time"],
+        times["Execution Time"],
+        "".join(sorted(signs)),
+        "\n".join(lines),
+    )
+
+
+def _run(connection: Connection, statement: str) -> None:
+    connection.execute(statement.encode())
+
+
+def _prepare(connection: Connection, subject: Subject, name: str) -> None:
+    """Prepare a statement, and have it planned once, so that the catalogue's pages are not counted."""
+    _run(connection, f"PREPARE {name} AS {subject.query.numbered}")
+    _explain(connection, subject, name, "")
+
+
+def _explain(connection: Connection, subject: Subject, name: str, options: str) -> list[str]:
+    command = sql.SQL(f"EXPLAIN {options} EXECUTE {name}") + subject.arguments()
+    return [str(line) for (line,) in connection.execute(command)]
+
+
+def _measure(connection: Connection, subject: Subject, name: str) -> Figure:
+    _run(connection, "BEGIN")
+    try:
+        for statement in subject.before:
+            _run(connection, statement)
+        return read_plan(_explain(connection, subject, name, "(ANALYZE, BUFFERS)"))
+    finally:
+        _run(connection, "ROLLBACK")
+
+
+def _create(connection: Connection) -> None:
+    _run(connection, f"DROP SCHEMA IF EXISTS {NAMES.schema} CASCADE")
+    PQ(connection, table=NAMES.table, schema=NAMES.schema).create()
+    for table in (TABLE, ARCHIVE):
+        _run(connection, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+
+
+def _vacuum(connection: Connection, options: str = "") -> None:
+    for table in (TABLE, ARCHIVE):
+        _run(connection, f"VACUUM {options} {table}")
+
+
+def _waiting(connection: Connection, queue: str) -> tuple[list[int], list[int]]:
+    """Ids and attempts of some waiting jobs."""
+    found = connection.execute(
+        f"SELECT id, attempts FROM {TABLE} WHERE q_name = %s AND dequeued_at IS NULL ORDER BY id LIMIT {MANY}".encode(),
+        [queue],
+    ).fetchall()
+    return [int(str(row[0])) for row in found], [int(str(row[1])) for row in found]
+
+
+@dataclass
+class Findings:
+    """All figures.
+
+    Attributes:
+        rows: ``--rows``.
+        server: Its version.
+        settled: By statement, situation, whether analyzed, and mode.
+        kept: By statement, start and situation: of plans that were made at the start.
+        dead: By what happened before: a take of one job.
+    """
+
+    rows: int
+    server: str
+    settled: dict[tuple[str, str, bool, Mode], Figure] = field(default_factory=dict)
+    kept: dict[tuple[str, str, str], Figure] = field(default_factory=dict)
+    dead: dict[str, Figure] = field(default_factory=dict)
+    bounded: dict[str, bool] = field(default_factory=dict)
+
+    def report(self, heading: str, subject: Subject, figure: Figure) -> None:
+        self.bounded[subject.name] = subject.bounded
+        times = f"{figure.execution} ms, planned in {figure.planning} ms"
+        print(
+            f"\n## {heading}, {subject.name}: {figure.buffers} buffers, {figure.rows:.0f} rows, {times} {figure.signs}"
+        )
+        print(figure.plan, flush=True)
+
+
+def _settled(connection: Connection, findings: Findings) -> None:
+    """Every statement in every situation, without statistics and with."""
+    for situation in SITUATIONS:
+        _create(connection)
+        for fill in situation.fills:
+            _run(connection, fill.sql(findings.rows))
+        jobs = _waiting(connection, situation.queue)
+        for analyzed in (False, True):
+            _vacuum(connection, "ANALYZE" if analyzed else "")
+            for subject in _subjects(situation.queue, *jobs):
+                mode: Mode
+                for mode in ("custom", "generic"):
+                    _run(connection, f"SET plan_cache_mode = force_{mode}_plan")
+                    _prepare(connection, subject, "subject")
+                    figure = _measure(connection, subject, "subject")
+                    _run(connection, "DEALLOCATE subject")
+                    # Rows that were rolled back are no part of the situation.
+                    _run(connection, f"VACUUM (INDEX_CLEANUP ON) {TABLE}")
+                    findings.settled[subject.name, situation.key, analyzed, mode] = figure
+                    state = "analyzed" if analyzed else "never analyzed"
+                    findings.report(f"{situation.key}, {state}, {mode} plan", subject, figure)
+
+
+def _kept(connection: Connection, other: Connection, findings: Findings) -> None:
+    """Prepared statements that got their plan before the table was filled."""
+    _run(connection, "SET plan_cache_mode = force_generic_plan")
+    for start in STARTS:
+        for situation in (DEEP, HELD):
+            _create(connection)
+            if start.fill is not None:
+                _run(connection, start.fill.sql(findings.rows))
+                _run(connection, f"DELETE FROM {TABLE} WHERE {start.emptied}")
+                _vacuum(connection, "ANALYZE")
+            some = range(1, MANY + 1)
+            names: dict[str, str] = {}
+            for subject in _subjects(situation.queue, some, some):
+                if subject.bounded:
+                    names[subject.name] = f"subject_{len(names)}"
+                    _prepare(connection, subject, names[subject.name])
+            for fill in situation.fills:
+                _run(other, fill.sql(findings.rows))
+            for subject in _subjects(situation.queue, *_waiting(other, situation.queue)):
+                if subject.bounded:
+                    figure = _measure(connection, subject, names[subject.name])
+                    findings.kept[subject.name, start.title, situation.key] = figure
+                    findings.report(f"{situation.key}, planned when the table was: {start.title}", subject, figure)
+            _run(connection, "DEALLOCATE ALL")
+
+
+def _dead(connection: Connection, other: Connection, findings: Findings) -> None:
+    """A take after many that nobody vacuumed, also while a transaction is open that began before them."""
+    _create(connection)
+    for fill in DEEP.fills:
+        _run(connection, fill.sql(max(findings.rows, 4 * TAKES)))
+    _vacuum(connection, "ANALYZE")
+    _run(connection, "SET plan_cache_mode = force_generic_plan")
+    query = DIALECT.take("ordered", "keep", 1)
+    subject = Subject(query.name, query, {"q_name": DEEP.queue})
+    _prepare(connection, subject, "subject")
+
+    def look(after: str) -> None:
+        findings.dead[after] = figure = _measure(connection, subject, "subject")
+        findings.report(after, subject, figure)
+
+    def take() -> None:
+        for _ in range(TAKES):
+            _run(connection, f"EXECUTE subject ('{DEEP.queue}')")
+
+    look("nothing")
+    take()
+    look(f"{TAKES:,} takes")
+    look("the same, once more")
+    _run(connection, f"VACUUM {TABLE}")
+    look("VACUUM")
+    _run(other, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+    _run(other, f"SELECT FROM {TABLE} LIMIT 1")
+    take()
+    look(f"{TAKES:,} takes beside an older open transaction")
+    look("the same, again")
+    _run(other, "COMMIT")
+    look("its end")
+    look("its end, again")
+
+
+# Writing
+
+
+def _pages(figures: Iterable[Figure]) -> str:
+    """The most pages of some, marked if any plan is not bounded."""
+    figures = list(figures)
+    most = max(figures, key=lambda figure: figure.buffers)
+    signs = "".join(sorted(set().union(*(figure.signs for figure in figures))))
+    return f"{most.buffers:,}{signs and ' ' + signs}"
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    heading, *others = rows
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _settled_table(findings: Findings) -> str:
+    def cell(name: str, key: str) -> str:
+        custom, generic = (_pages([findings.settled[name, key, True, mode]]) for mode in ("custom", "generic"))
+        return custom if custom == generic else f"{custom} / {generic}"
+
+    keys = [situation.key for situation in SITUATIONS]
+    names = sorted(findings.bounded, key=lambda name: not findings.bounded[name])
+    names = [name for name in names if (name, keys[0], True, "custom") in findings.settled]
+    return _table([["", *keys], *([f"`{name}`", *(cell(name, key) for key in keys)] for name in names)])
+
+
+def _most_table(findings: Findings) -> str:
+    def settled(name: str, wanted: bool) -> str:
+        return _pages(
+            figure for (of, _, analyzed, _), figure in findings.settled.items() if (of, analyzed) == (name, wanted)
+        )
+
+    def kept(name: str, start: Start) -> str:
+        return _pages(figure for (of, title, _), figure in findings.kept.items() if (of, title) == (name, start.title))
+
+    names = [name for name, bounded in findings.bounded.items() if bounded]
+    heading = ["", "analyzed", "never analyzed", *(f"planned when: {start.title}" for start in STARTS)]
+    rows = (
+        [f"`{name}`", settled(name, True), settled(name, False), *(kept(name, start) for start in STARTS)]
+        for name in names
+    )
+    return _table([heading, *rows])
+
+
+def _sample(findings: Findings, name: str, key: str) -> str:
+    return f"### `{name}` in {key}\n\n```text\n{findings.settled[name, key, True, 'generic'].plan}\n```\n"
+
+
+SAMPLES = (
+    ("keep_1_ordered", "1c"),
+    ("keep_1_ordered", "2c"),
+    ("keep_1_ordered", "3"),
+    ("keep_1_merged", "5c"),
+    ("why_empty", "2c"),
+)
+
+
+def _document(findings: Findings) -> str:
+    def most(*names: str) -> str:
+        figures = [(key[0], figure) for key, figure in [*findings.settled.items(), *findings.kept.items()]]
+        return f"{max(figure.buffers for name, figure in figures if name in names):,}"
+
+    finishes = ("keep", "delete", "archive", "lease")
+    usual = most(*(f"{finish}_1_{pick}" for finish in finishes for pick in ("ordered", "unguarded")))
+    merged = most(*(f"{finish}_1_merged" for finish in finishes))
+    held = most("nack", "extend", *(f"ack_{kept} of 1" for kept in finishes))
+    situations = "\n".join(f"- **{each.key}**: {each.title.format(rows=f'{findings.rows:,}')}" for each in SITUATIONS)
+    dead = [[after, f"{figure.buffers:,}", f"{figure.execution:.2f}"] for after, figure in findings.dead.items()]
+    samples = "\n".join(_sample(findings, *sample) for sample in SAMPLES).rstrip()
+    return f"""# What the statements read
+
+Every statement, run under `EXPLAIN (ANALYZE, BUFFERS)` on {findings.server}. `make plans` measures it all again, on an
+embedded server, and writes this page; `python -m benchmarks.plans --dsn DSN` does so on another. Both print all plans.
+
+A figure is the number of pages (8 kB; shared buffers hit or read) that one run of a statement touched. It tells more
+than a time: it does not depend on the machine, and whatever grows with the table shows at once.
+
+At most, in any of these situations:
+
+- {usual} for a take of one job, and {merged} while hidden jobs are out (up to {REACH:,} of them are compared)
+- {most("why_empty")} to find out why there was none, {most("peek_1")} for a peek
+- {most("put", "put_timed")} for a put, {most("update")} for an update, {most("cancel")} for a cancel
+- {held} for an ack, nack or extend
+
+The situations:
+
+{situations}
+
+`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see `pqcore/dialect.py` for
+the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more than {WHOLE:,} rows. Only the last
+statements of the first table, which tell about any number of rows or remove them, may have such.
+
+## Custom and generic plans
+
+Of tables that were vacuumed and analyzed. Two figures are that of the custom plan, made for the values, and that of the
+generic one, made without them; one figure is both.
+
+{_settled_table(findings)}
+
+## Whatever the planner knows
+
+The most pages in any of the situations: after ANALYZE; after VACUUM alone, without statistics; and with generic plans
+made earlier, when the table was something else, and kept, as prepared statements keep them, while it was filled as in
+{DEEP.key} or {HELD.key} and nobody analyzed it. *Emptied* is a table that was used, emptied, vacuumed and analyzed.
+
+{_most_table(findings)}
+
+## Dead rows
+
+The index entry of a row that was taken stays until VACUUM. A scan that meets it looks at the row and, if nobody can see
+that any more, marks the entry, so that this is done once; then only the index's pages are left to pass. But while a
+transaction is open that began earlier, anywhere in the database, each take looks at all rows taken since. Rows that
+were put one after the other share pages, so the time tells more than the pages here. Keep transactions short.
+
+{_table([["a take of one job, after", "pages", "ms"], *dead])}
+
+## Some plans
+
+Generic ones, of analyzed tables.
+
+{samples}
+"""
+
+
+@contextmanager
+def _server(dsn: str | None) -> Iterator[str]:
+    if dsn is not None:
+        yield dsn
+        return
+    with EmbeddedServer(settings={"fsync": "off", "max_wal_size": "4GB"}) as server:
+        yield server.dsn()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plans", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--dsn", help="the database (default: that of an embedded server)")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="jobs of the large situations (default: %(default)s)"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="write a page with the figures")
+    options = parser.parse_args(arguments)
+    with (
+        _server(options.dsn) as dsn,
+        psycopg.connect(dsn, autocommit=True) as connection,
+        psycopg.connect(dsn, autocommit=True) as other,
+    ):
+        for each in (connection, other):
+            _run(each, "SET synchronous_commit = off")
+            _run(each, "SET pqcore.notify = 'off'")
+        version = connection.execute("SHOW server_version").fetchone() or ("",)
+        findings = Findings(options.rows, f"PostgreSQL {str(version[0]).split()[0]}")
+        try:
+            _settled(connection, findings)
+            _kept(connection, other, findings)
+            _dead(connection, other, findings)
+        finally:
+            _run(connection, f"DROP SCHEMA IF EXISTS {NAMES.schema} CASCADE")
+    unbounded = sorted(
+        {key[0] for key, figure in findings.settled.items() if figure.signs and findings.bounded[key[0]]}
+        | {key[0] for key, figure in findings.kept.items() if figure.signs}
+    )
+    if options.markdown is not None:
+        options.markdown.write_text(_document(findings), "utf-8")
+    if unbounded:
+        sys.exit(f"not bounded: {', '.join(unbounded)}")
+
+
+if __name__ == "__main__":
+    main()

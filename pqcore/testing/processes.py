@@ -1,0 +1,221 @@
+"""Consumers, to be run by threads, or by processes that are spawned: they use what can be pickled, and are importable.
+
+A process is told where the queue is by a `Place`, and speaks through a pipe.
+An asynchronous backend is used through a portal here too, so that a consumer is
+written once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal, TypeAlias
+
+from pqcore.aio import AsyncPQ
+from pqcore.backend import Mode
+from pqcore.errors import LeaseLost
+from pqcore.queue import PQ
+from pqcore.testing.history import History
+from pqcore.testing.portal import Blocking, Portal
+
+Way: TypeAlias = Literal["get", "get_many", "block", "lease", "lease_many"]
+BATCH = 7
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a queue is, and by which backend to reach it."""
+
+    backend: str
+    mode: Mode
+    dsn: str
+    schema: str
+    queue: str = "q"
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """The queue, over a `PQ` of its own; an asynchronous one looks blocking."""
+        if self.mode == "blocking":
+            with PQ(self.dsn, schema=self.schema, backend=self.backend) as pq:
+                yield pq[self.queue]
+            return
+        portal = Portal()
+        try:
+            async_pq = Blocking(portal.call(self._made), portal)
+            try:
+                yield async_pq[self.queue]
+            finally:
+                async_pq.close()
+        finally:
+            portal.close()
+
+    async def _made(self) -> AsyncPQ:
+        return AsyncPQ(self.dsn, schema=self.schema, backend=self.backend)
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+def consume(queue: Any, way: Way, history: History, rng: random.Random, share: float = 0.1) -> None:
+    """Take jobs until none is to be had.
+
+    Args:
+        queue: The queue.
+        way: How: ``block`` is a get within ``with queue``.
+        history: Where it is recorded.
+        rng: Decides what fails.
+        share: How many of the transactions are rolled back, and how many leases are
+            left to run out, as those of a consumer that died.
+    """
+    step: Callable[..., bool] = {
+        "get": _get,
+        "get_many": _get_many,
+        "block": _block,
+        "lease": _lease,
+        "lease_many": _lease_many,
+    }[way]
+    while step(queue, history, rng, share):
+        pass
+
+
+def _get(queue: Any, history: History, rng: random.Random, share: float) -> bool:
+    with history.record("get") as op:
+        job = queue.get(block=False)
+        if job is None:
+            return False
+        op.job, op.token = job.id, job.attempts
+        return True
+
+
+def _get_many(queue: Any, history: History, rng: random.Random, share: float) -> bool:
+    with history.record("get") as op:
+        op.jobs = [(job.id, job.attempts) for job in queue.get_many(BATCH, block=False)]
+        return bool(op.jobs)
+
+
+def _block(queue: Any, history: History, rng: random.Random, share: float) -> bool:
+    with suppress(Undo), history.record("get") as op:
+        with queue:
+            job = queue.get(block=False)
+            if job is None:
+                return False
+            op.job, op.token = job.id, job.attempts
+            if rng.random() < share:
+                op.outcome = "undone"
+                raise Undo
+        return True
+    return True
+
+
+def _lease(queue: Any, history: History, rng: random.Random, share: float) -> bool:
+    with history.record("lease") as op:
+        job = queue.lease("1h", block=False)
+        if job is None:
+            return False
+        op.job, op.token = job.id, job.attempts
+    if rng.random() < share:
+        return True
+    back = rng.random() < share
+    with suppress(LeaseLost), history.record("nack" if back else "ack", token=job.attempts) as op:
+        op.job = job.id
+        if back:
+            job.nack()
+        else:
+            job.ack()
+    return True
+
+
+def _lease_many(queue: Any, history: History, rng: random.Random, share: float) -> bool:
+    with history.record("lease") as op:
+        jobs = queue.lease_many(BATCH, "1h", block=False)
+        op.jobs = [(job.id, job.attempts) for job in jobs]
+    if rng.random() < share:
+        return bool(jobs)
+    with history.record("ack") as op:
+        lost = {job.id for job in queue.ack_many(jobs)}
+        op.jobs = [(job.id, job.attempts) for job in jobs if job.id not in lost]
+    return bool(jobs)
+
+
+# What runs in a process. Each first says that it is there, and then waits to be told to go on.
+
+
+def consumer(place: Place, way: Way, seed: int, pipe: Connection) -> None:
+    """Consume, and send the history."""
+    history = History()
+    with place.opened() as queue:
+        queue.count()  # it is connected
+        pipe.send("ready")
+        pipe.recv()
+        consume(queue, way, history, random.Random(seed))
+    pipe.send(history)
+
+
+def producer(place: Place, key: str, number: int, pipe: Connection) -> None:
+    """Put jobs of one key, and send the history."""
+    history = History()
+    with place.opened() as queue:
+        queue.count()
+        pipe.send("ready")
+        pipe.recv()
+        for item in range(number):
+            with history.record("put", key) as op:
+                op.job = queue.put([key, item])
+    pipe.send(history)
+
+
+def holder(place: Place, way: Way, pipe: Connection) -> None:
+    """Take a job and hold it, under a lease or in a transaction, until killed."""
+    with place.opened() as queue:
+        pipe.send("ready")
+        pipe.recv()
+        if way == "lease":
+            pipe.send(queue.lease("1h").id)
+            threading.Event().wait()
+        with queue:
+            pipe.send(queue.get().id)
+            threading.Event().wait()
+
+
+class Child:
+    """A spawned process, and the pipe to it.
+
+    Args:
+        work: One of this module's functions for processes.
+        arguments: Its arguments, but for the pipe.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(*arguments, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def recv(self, patience: float) -> Any:
+        """What it sends next; EOFError if it ended instead."""
+        assert self.pipe.poll(patience), f"the process sent nothing for {patience} seconds"
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+@contextmanager
+def children(*works: tuple[Any, ...]) -> Iterator[list[Child]]:
+    """Spawn processes, all at once; kill what is left of them at the end."""
+    spawned = [Child(*work) for work in works]
+    try:
+        yield spawned
+    finally:
+        for child in spawned:
+            child.kill()

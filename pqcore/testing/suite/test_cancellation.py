@@ -1,0 +1,679 @@
+"""Cancelled tasks: whatever the instant, no job is lost, and no connection is worse for it.
+
+These scenarios are about asyncio itself, so they run in an event loop of their
+own, not behind the portal.  A statement is held in flight by locks that the
+harness takes from another connection, so the instant of a cancellation is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from pqcore.aio import AsyncPQ
+from pqcore.backend import Capability
+from pqcore.identifiers import quote
+from pqcore.testing.harness import PATIENCE, Connection, Harness
+
+NEVER = 3600.0
+RETENTIONS = ["keep", "delete", "archive"]
+Take = Callable[[Any], Coroutine[Any, Any, Any]]
+TAKES: dict[str, Take] = {
+    "get": lambda queue: queue.get(block=False),
+    "get_many": lambda queue: queue.get_many(5, block=False),
+    "lease": lambda queue: queue.lease(NEVER, block=False),
+    "lease_many": lambda queue: queue.lease_many(5, NEVER, block=False),
+}
+Scenario = Callable[[AsyncPQ], Awaitable[None]]
+
+
+def run(harness: Harness, scenario: Scenario, **options: Any) -> None:
+    """Run a scenario in an event loop; at its end there must be no connection left, and no complaint."""
+    prepare(harness)
+    complaints: list[str] = []
+
+    def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # asyncpg forgets a future of its own where connecting is cancelled.
+        if "connection_lost" not in str(context):
+            complaints.append(str(context))
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(complain)
+        async with opened(harness, **options) as pq:
+            await scenario(pq)
+
+    asyncio.run(main())
+    gc.collect()  # so that what complains does so here, and not in the next test
+    assert complaints == []
+    harness.eventually(lambda: harness.connections() == 0)
+
+
+def prepare(harness: Harness) -> None:
+    """Make the table, and leave no connection."""
+    harness.pq().close()
+    harness.eventually(lambda: harness.connections() == 0)
+
+
+def opened(harness: Harness, target: Any = None, **options: Any) -> AsyncPQ:
+    options = {"poll_interval": NEVER, **options}
+    target = harness.dsn if target is None else target
+    return AsyncPQ(target, schema=harness.schema, backend=harness.spec.name, **options)
+
+
+@contextmanager
+def locked(harness: Harness) -> Iterator[Connection]:
+    """Hold the table locked, so that all statements on it stay in flight; commit to let them go."""
+    connection = harness.connect()
+    connection.begin()
+    connection.sql(f"LOCK TABLE {harness.table} IN ACCESS EXCLUSIVE MODE", rows=False)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Ask the server until the answer is true, while the event loop goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"did not become true in {PATIENCE} seconds"
+        await asyncio.sleep(0.005)
+
+
+async def in_flight(harness: Harness, number: int = 1) -> None:
+    """Wait until so many statements wait for a lock."""
+    waiting = (
+        f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
+    )
+    await eventually(lambda: len(harness.sql(waiting)) >= number)
+
+
+async def steps(number: int = 20) -> None:
+    """Let the other tasks take a few steps."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Await a task that is to end by its cancellation."""
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(task), PATIENCE)
+    assert task.cancelled()
+
+
+async def works(harness: Harness, pq: AsyncPQ) -> None:
+    """Whether everything still works, and lasts."""
+    queue = pq["works"]
+    for number in range(12):
+        await queue.put(number)
+    assert harness.sql("SELECT count(*) FROM {table} WHERE q_name = 'works'") == [(12,)]
+    async with queue:
+        assert len(await queue.get_many(5)) == 5
+    assert [(await queue.get(timeout=0)).data for _ in range(7)] == list(range(5, 12))  # type: ignore[union-attr]
+    assert harness.sql("SELECT FROM {table} WHERE q_name = 'works' AND dequeued_at IS NULL") == []
+    stuck = f"FROM pg_stat_activity WHERE application_name = '{harness.application}' AND state LIKE 'idle in%'"
+    assert harness.sql(f"SELECT pid {stuck}") == []
+
+
+def listed(taken: Any) -> list[Any]:
+    if taken is None:
+        return []
+    return taken if isinstance(taken, list) else [taken]
+
+
+async def drained(queue: Any) -> list[Any]:
+    jobs = []
+    while batch := await queue.get_many(100, block=False):
+        jobs += batch
+    return jobs
+
+
+# At a known instant
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+@pytest.mark.parametrize("times", [1, 3], ids=["once", "thrice"])
+def test_what_a_cancelled_take_took_is_put_back(harness: Harness, retention: str, take: Take, times: int) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        ids = [
+            await queue.put("soon", expected_at="1h"),
+            await queue.put({"a": "…"}, "0s"),
+            await queue.put("c"),
+        ]
+        columns = "id, q_name, enqueued_at, schedule_at, expected_at, data::text, serializer, dequeued_at, leased_until"
+        before = harness.sql(f"SELECT {columns} FROM {{table}} ORDER BY id")
+        with locked(harness) as lock:
+            task = asyncio.create_task(take(queue))
+            await in_flight(harness)
+            for _ in range(times):
+                task.cancel()
+                await steps()
+            lock.commit()
+            await cancelled(task)
+        assert harness.sql(f"SELECT {columns} FROM {{table}} ORDER BY id") == before
+        jobs = await drained(queue)
+        assert [(job.id, job.data) for job in jobs] == list(zip(ids, ["soon", {"a": "…"}, "c"], strict=True))
+        if take in (TAKES["get"], TAKES["get_many"]):
+            assert {job.attempts for job in jobs} == {1}  # as if nothing had happened
+        await works(harness, pq)
+
+    run(harness, scenario, retention=retention)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_in_a_transaction_that_goes_on_it_is_put_back_too(harness: Harness, retention: str, take: Take) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        ids = [await queue.put(number) for number in range(3)]
+        with locked(harness) as lock:
+            async with queue:
+                child = asyncio.create_task(take(queue))
+                await in_flight(harness)
+                child.cancel()
+                await steps()
+                lock.commit()
+                await cancelled(child)
+                ids.append(await queue.put(3))
+        assert [job.id for job in await drained(queue)] == ids
+        await works(harness, pq)
+
+    run(harness, scenario, retention=retention)
+
+
+@pytest.mark.only("async")
+def test_a_transaction_that_is_cancelled_is_rolled_back(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        await queue.put("a")
+
+        async def block() -> None:
+            async with queue:
+                await queue.put("never")
+                assert (await queue.get()) is not None
+                await queue.get(timeout=NEVER)
+                await queue.get(timeout=NEVER)
+
+        task = asyncio.create_task(block())
+        await eventually(harness.listening)
+        task.cancel()
+        await cancelled(task)
+        assert [job.data for job in await drained(queue)] == ["a"]
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_over_one_connection_it_is_put_back(harness: Harness, retention: str) -> None:
+    async def scenario(_: AsyncPQ) -> None:
+        connection = (await harness.opener.call("connect", harness.dsn)).connection
+        pq = opened(harness, connection, retention=retention)
+        queue = pq["q"]
+        job_id = await queue.put("a")
+        with locked(harness) as lock:
+            task = asyncio.create_task(queue.get())
+            await in_flight(harness)
+            task.cancel()
+            await steps()
+            lock.commit()
+            await cancelled(task)
+        job = await queue.get(timeout=0)
+        assert job is not None
+        assert job.id == job_id
+        waiter = asyncio.create_task(queue.get(timeout=NEVER))
+        await steps()
+        waiter.cancel()
+        await cancelled(waiter)
+        await works(harness, pq)
+        await pq.close()
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("take", ["get", "lease"])
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: str) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        assert await queue.get(timeout=0.02) is None  # it is listened to now
+        async with looks(queue) as looked:
+            other = asyncio.create_task(queue.get(timeout=NEVER))
+            await eventually(lambda: looked)
+        with locked(harness) as lock:
+            lock.sql("SET LOCAL pqcore.notify = 'off'", rows=False)  # or the other would be woken by this
+            lock.sql(f"INSERT INTO {harness.table} (q_name, data) VALUES ('q', '1')", rows=False)
+            task = asyncio.create_task(queue.get() if take == "get" else queue.lease())
+            await in_flight(harness)
+            task.cancel()
+            await steps()
+            lock.commit()
+            await cancelled(task)
+        job = await asyncio.wait_for(other, PATIENCE)
+        assert job is not None
+        assert job.data == 1
+
+    run(harness, scenario, retention=retention)
+
+
+@asynccontextmanager
+async def looks(queue: Any) -> AsyncIterator[list[None]]:
+    """A list that grows with each look at the table."""
+    looked: list[None] = []
+    engine = queue._engine
+    whole = engine.run
+
+    async def counting(*arguments: Any, **options: Any) -> Any:
+        result = await whole(*arguments, **options)
+        looked.append(None)
+        return result
+
+    engine.run = counting
+    yield looked
+    engine.run = whole
+
+
+@pytest.mark.only("async")
+def test_a_cancelled_waiter_leaves_the_others_waiting(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        tasks = [asyncio.create_task(queue.get(timeout=NEVER)) for _ in range(4)]
+        await eventually(harness.listening)
+        for task in tasks[:3]:
+            task.cancel()
+            await cancelled(task)
+        await queue.put("a")
+        job = await asyncio.wait_for(tasks[3], PATIENCE)
+        assert job is not None
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+def test_a_cancelled_put_leaves_its_connection_in_order(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        await queue.put("first")
+        with locked(harness) as lock:
+            puts: list[Coroutine[Any, Any, Any]] = [queue.put("a") for _ in range(4)]
+            tasks = [asyncio.create_task(put) for put in (*puts, queue.put_many("bc"))]
+            await in_flight(harness, 5)
+            for task in tasks:
+                task.cancel()
+            await steps()
+            lock.commit()
+            for task in tasks:
+                await cancelled(task)
+        # Whether a put that was cancelled took place is not known; but it did, or not.
+        assert {job.data for job in await drained(queue)} <= {"first", "a", "b", "c"}
+        await works(harness, pq)
+
+    run(harness, scenario, max_connections=5)
+
+
+@pytest.mark.only("async")
+def test_a_cancelled_commit_leaves_its_connection_in_order(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        # The commit of anything put takes a lock, which somebody else holds.
+        schema, key = quote(harness.schema), random.getrandbits(31)
+        harness.sql(
+            f"CREATE FUNCTION {schema}.hold() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN PERFORM pg_advisory_xact_lock_shared({key}); RETURN NULL; END $$",
+            rows=False,
+        )
+        harness.sql(
+            "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED"
+            f" FOR EACH ROW WHEN (NEW.q_name = 'q') EXECUTE FUNCTION {schema}.hold()",
+            rows=False,
+        )
+        holder = harness.connect()
+        holder.sql(f"SELECT pg_advisory_lock({key})")
+
+        async def block() -> None:
+            async with queue:
+                await queue.put("a")
+
+        task = asyncio.create_task(block())
+        await in_flight(harness)
+        task.cancel()
+        await steps()
+        holder.close()
+        await cancelled(task)
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("when", ["while it waits", "when its turn comes"])
+def test_who_is_cancelled_while_waiting_for_a_connection_takes_none(harness: Harness, when: str) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        for _ in range(3):
+            holding, go = asyncio.Event(), asyncio.Event()
+            holder = asyncio.create_task(hold(queue, holding, go))
+            await holding.wait()
+            waiting = asyncio.create_task(queue.put("never"))
+            await steps()
+            if when == "while it waits":
+                waiting.cancel()
+                await steps()
+            else:
+                victims.append(waiting)
+            go.set()
+            await cancelled(waiting)
+            await holder
+        assert [job.data for job in await drained(queue)] == ["kept"] * 3
+        await works(harness, pq)
+
+    async def hold(queue: Any, holding: asyncio.Event, go: asyncio.Event) -> None:
+        async with queue:
+            await queue.put("kept")
+            holding.set()
+            await go.wait()
+        while victims:
+            victims.pop().cancel()  # the only connection became free, and nobody had a step since
+
+    victims: list[asyncio.Task[Any]] = []
+    run(harness, scenario, max_connections=1)
+
+
+@pytest.mark.only("async")
+def test_a_wait_does_not_block_the_event_loop(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        await queue.put("a", "1h")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.001)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        assert await queue.get(timeout=0.2) is None
+        assert ticks >= 10
+        with locked(harness) as lock:
+            task = asyncio.create_task(queue.get(block=False))
+            await in_flight(harness)
+            ticks = 0
+            await eventually(lambda: ticks >= 10)
+            assert not task.done()
+            lock.commit()
+            assert await task is None
+        ticker.cancel()
+
+    run(harness, scenario)
+
+
+# At any instant
+
+
+async def take_in_a_block(queue: Any, seen: set[int]) -> Any:
+    async with queue:
+        job = await queue.get(block=False)
+        seen.add(job.id)
+        await queue.put("beside", "1h")
+        return job
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("kind", [*TAKES, "block"])
+def test_at_any_instant_nothing_is_lost(harness: Harness, retention: str, kind: str) -> None:
+    rng = random.Random(f"{retention} {kind}")
+
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        everything = set(await queue.put_many(range(400)))
+        returned: list[int] = []
+        seen: set[int] = set()
+        cancellations = 0
+        for _ in range(20):
+            tasks: list[asyncio.Task[Any]] = []
+            for _ in range(4):
+                work = take_in_a_block(queue, seen) if kind == "block" else TAKES[kind](queue)
+                tasks.append(asyncio.create_task(work))
+                asyncio.get_running_loop().call_later(rng.uniform(0, 0.004), tasks[-1].cancel)
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, asyncio.CancelledError):
+                    cancellations += 1
+                else:
+                    returned += [job.id for job in listed(result)]
+        left = [job.id for job in await drained(queue)]
+        assert cancellations >= 5
+        assert len(set(returned)) == len(returned)
+        assert len(set(left)) == len(left)
+        if kind == "block":  # of a commit that was cancelled it is not known whether it took place
+            assert set(returned) <= everything - set(left) <= seen
+            beside = harness.sql("SELECT count(*) FROM {table} WHERE schedule_at IS NOT NULL")
+            assert beside == [(len(everything) - len(left),)]
+        else:
+            assert set(returned).isdisjoint(left)
+            assert set(returned) | set(left) == everything
+        await works(harness, pq)
+        assert harness.connections() <= 5
+
+    run(harness, scenario, retention=retention, max_connections=4)
+
+
+@pytest.mark.only("async")
+def test_at_any_instant_of_the_first_wait(harness: Harness) -> None:
+    rng = random.Random(7)
+
+    async def scenario(unused: AsyncPQ) -> None:
+        for _ in range(10):
+            async with opened(harness, max_connections=2) as own:  # connects, looks, opens a connection, listens
+                tasks = [asyncio.create_task(own[name].get(timeout=NEVER)) for name in "aabb"]
+                for task in tasks[1:]:
+                    asyncio.get_running_loop().call_later(rng.uniform(0, 0.03), task.cancel)
+                await asyncio.wait(tasks[1:])
+                await own["a"].put("a")
+                job = await asyncio.wait_for(tasks[0], PATIENCE)
+                assert job is not None
+                # Where connecting was cancelled, psycopg lets go when the garbage is collected.
+                tasks.clear()
+                await eventually(lambda: gc.collect() >= 0 and harness.connections() <= 3)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+def test_with_wait_for_nothing_is_lost(harness: Harness) -> None:
+    rng = random.Random(11)
+
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        got: list[Any] = []
+        timeouts = 0
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(queue.get(timeout=NEVER), 0.02)
+        producer = asyncio.create_task(produce(queue, 60))
+        while not producer.done() or len(got) < 60:
+            try:
+                job = await asyncio.wait_for(queue.get(timeout=NEVER), rng.uniform(0, 0.003))
+            except asyncio.TimeoutError:
+                timeouts += 1
+                assert timeouts < 10_000, f"{len(got)} of 60 arrived"
+            else:
+                assert job is not None
+                got.append(job.data)
+        await producer
+        assert sorted(got) == list(range(60))
+        assert timeouts > 0
+        assert await drained(queue) == []
+        await works(harness, pq)
+
+    async def produce(queue: Any, number: int) -> None:
+        for item in range(number):
+            await queue.put(item)
+
+    run(harness, scenario)
+
+
+# Tasks and transactions
+
+
+@pytest.mark.only("async")
+def test_tasks_started_in_a_block_share_its_transaction(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        async with queue:
+            await asyncio.gather(*(queue.put(number) for number in range(10)))
+            task = asyncio.create_task(pq["other"].put("x"))
+            await task
+            jobs = await asyncio.gather(*(queue.get(block=False) for _ in range(12)))
+            assert sorted(job.data for job in jobs if job is not None) == list(range(10))
+            await queue.put("kept")
+            assert harness.sql("SELECT count(*) FROM {table}") == [(0,)]
+            assert harness.connections() == 1
+        assert harness.sql("SELECT count(*) FROM {table} WHERE dequeued_at IS NULL") == [(2,)]
+
+        class Undo(Exception):
+            pass
+
+        async def undone() -> None:
+            async with queue:
+                await asyncio.gather(*(queue.get() for _ in range(1)), *(queue.put(number) for number in range(5)))
+                raise Undo
+
+        with pytest.raises(Undo):
+            await undone()
+        assert [job.data for job in await drained(queue)] == ["kept"]
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+def test_other_tasks_are_not_in_the_transaction(harness: Harness) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        inside, done = asyncio.Event(), asyncio.Event()
+
+        async def other() -> None:
+            await inside.wait()
+            await queue.put("theirs")
+            done.set()
+
+        task = asyncio.create_task(other())
+        async with queue:
+            await queue.put("ours")
+            inside.set()
+            await asyncio.wait_for(done.wait(), PATIENCE)
+            assert harness.sql("SELECT data::text FROM {table}") == [('"theirs"',)]
+        await task
+        assert len(await drained(queue)) == 2
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_task_that_outlives_the_block_is_no_longer_in_it(harness: Harness, end: str) -> None:
+    class Undo(Exception):
+        pass
+
+    async def later(queue: Any, started: asyncio.Event, over: asyncio.Event) -> None:
+        await queue.put("within")
+        started.set()
+        await over.wait()
+        await queue.put("after")
+        assert harness.sql("SELECT data::text FROM {table} WHERE data::text LIKE '%after%'") == [('"after"',)]
+        async with queue:
+            await queue.put("after too")
+
+    async def block(queue: Any, over: asyncio.Event) -> asyncio.Task[None]:
+        started = asyncio.Event()
+        task = asyncio.create_task(steps())
+        with suppress(Undo):
+            async with queue:
+                task = asyncio.create_task(later(queue, started, over))
+                await started.wait()
+                if end == "rollback":
+                    raise Undo
+        return task
+
+    async def scenario(pq: AsyncPQ) -> None:
+        over = asyncio.Event()
+        task = await block(pq["q"], over)
+        over.set()
+        await task
+        expected = ["within"] * (end == "commit") + ["after", "after too"]
+        assert [job.data for job in await drained(pq["q"])] == expected
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+async def use(harness: Harness, pq: AsyncPQ) -> None:
+    """Open connections, and one to listen."""
+    queue = pq["q"]
+    await queue.put("a")
+    async with queue:
+        await queue.put("b")
+    assert [job.data for job in await queue.get_many(10)] == ["a", "b"]
+    waiting = asyncio.create_task(queue.get(timeout=NEVER))
+    await eventually(harness.listening)
+    await queue.put("c")
+    job = await asyncio.wait_for(waiting, PATIENCE)
+    assert job is not None
+    await pq["other"].get(timeout=0.01)
+
+
+@pytest.mark.only("async")
+def test_event_loops_one_after_the_other(harness: Harness) -> None:
+    prepare(harness)
+
+    def loops() -> None:
+        pq = opened(harness)
+
+        async def last() -> None:
+            await use(harness, pq)
+            await pq.close()
+
+        for _ in range(8):
+            asyncio.run(use(harness, pq))
+            # Three at most of this loop, and of the one before: they do not add up.
+            harness.eventually(lambda: gc.collect() >= 0 and harness.connections() <= 6)
+        asyncio.run(last())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # see the next test
+        loops()
+        harness.eventually(lambda: gc.collect() >= 0 and harness.connections() == 0)
+
+
+@pytest.mark.only("async")
+def test_an_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None:
+    prepare(harness)
+
+    def left() -> int:
+        pq = opened(harness)
+        asyncio.run(use(harness, pq))
+        harness.sql("SELECT pg_sleep(0.05)")  # for the server to notice
+        return harness.connections()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # what they warn of is what is tested
+        number = left()
+        gc.collect()
+    assert number == 0

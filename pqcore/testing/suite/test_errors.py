@@ -1,0 +1,501 @@
+"""What goes wrong, and how it is told: one family of errors, whatever the driver raised."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from pqcore import PQ, AsyncPQ, errors, hookimpl
+from pqcore.backend import BackendSpec, Capability
+from pqcore.errors import (
+    AccessDenied,
+    Closed,
+    ConfigurationError,
+    ConnectionLost,
+    DatabaseError,
+    InvalidData,
+    PQError,
+    StatementCancelled,
+    TransactionAborted,
+    TransientError,
+    UnknownBackend,
+)
+from pqcore.identifiers import quote
+from pqcore.plugins import plugins
+from pqcore.testing.harness import PATIENCE, Connection, Harness
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """A transaction of the user's, ended at the latest when a test fails: others would wait for it."""
+    connection.begin()
+    try:
+        yield
+    finally:
+        if connection.session.in_transaction():
+            connection.rollback()
+
+
+def other_face(harness: Harness) -> type:
+    """The class for backends of the other kind."""
+    return PQ if harness.mode == "async" else AsyncPQ
+
+
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def drivers(harness: Harness) -> tuple[type[BaseException], ...]:
+    """What may be the cause of an error."""
+    return harness.opener.errors
+
+
+def chain(exc: BaseException) -> str:
+    """All that a log would hold of an error."""
+    return "".join(traceback.format_exception(exc)) + repr(exc)
+
+
+# The family
+
+
+def test_every_error_is_of_the_family_and_explained(harness: Harness) -> None:
+    found = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
+    assert len(found) > 25
+    for cls in found:
+        assert issubclass(cls, PQError), cls
+        assert cls.__dict__.get("__doc__"), cls
+        assert str(cls("what went wrong")) == "what went wrong"
+    with pytest.raises(PQError):
+        harness.pq(create=False)["q"].put(1)
+
+
+# What the caller passed in
+
+
+def test_an_unknown_backend_is_refused(harness: Harness) -> None:
+    with pytest.raises(UnknownBackend, match=r"'nonsense'.*installed: ") as caught:
+        harness.pq(backend="nonsense", create=False)
+    assert harness.spec.name in str(caught.value)
+    assert isinstance(caught.value, ConfigurationError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_backend_of_the_other_kind_is_refused_by_name(harness: Harness) -> None:
+    class Elsewhere:
+        @hookimpl
+        def pqcore_register_backends(self, register: Callable[[BackendSpec], None]) -> None:
+            register(
+                BackendSpec(
+                    name="elsewhere",
+                    mode="blocking" if harness.mode == "async" else "async",
+                    load="nowhere:Nothing",
+                    requires=(),
+                    install="",
+                    paramstyle="format",
+                    capabilities=frozenset(),
+                    missing=dict.fromkeys(Capability, "it is not there"),
+                )
+            )
+
+    plugin = Elsewhere()
+    plugins.register(plugin)
+    try:
+        with pytest.raises(UnknownBackend, match=f"use {other_face(harness).__name__},"):
+            harness.pq(backend="elsewhere", create=False)
+    finally:
+        plugins.manager.unregister(plugin)
+        for mode in ("blocking", "async"):
+            plugins._specs.pop(("elsewhere", mode), None)
+
+
+def test_a_connection_of_the_other_kind_is_refused(harness: Harness) -> None:
+    face = "AsyncPQ" if harness.mode == "async" else "PQ"
+    with pytest.raises(UnknownBackend, match=f"{harness.mode}: give it to {face}$"):
+        other_face(harness)(harness.connect().raw)
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_of_the_other_kind_is_refused(harness: Harness) -> None:
+    face = "AsyncPQ" if harness.mode == "async" else "PQ"
+    with pytest.raises(UnknownBackend, match=f"{harness.mode}: give it to {face}$"):
+        other_face(harness)(pool=harness.pool())
+
+
+@pytest.mark.parametrize(
+    "target", [5, 0, b"dbname=postgres", object(), ["dsn"], {"dbname": "x"}, object, False], ids=repr
+)
+def test_what_is_no_connection_is_refused(harness: Harness, target: Any) -> None:
+    kind = type(target).__qualname__
+    for options in ({"target": target}, {"pool": target}):
+        with pytest.raises(ConfigurationError, match=f"not a DSN, connection or pool.*{kind}"):
+            harness.pq(create=False, **options)
+        with pytest.raises(ConfigurationError, match=f"not a DSN, connection or pool.*{kind}"):
+            harness.pq(create=False, backend=None, **options)
+
+
+def test_either_a_connection_or_a_pool_is_needed(harness: Harness) -> None:
+    with pytest.raises(ConfigurationError, match="not both"):
+        harness.pq(harness.dsn, pool=object(), create=False)
+    with pytest.raises(ConfigurationError, match="give PQ a DSN, a connection or a pool"):
+        harness.pq(None, pool=None, create=False)
+
+
+# No server, or none that wants us
+
+
+def test_a_server_that_is_not_there_is_told(harness: Harness) -> None:
+    pq = harness.pq(f"postgresql://user@127.0.0.1:{closed_port()}/db", create=False)
+    queue = pq["q"]
+    for attempt in (lambda: queue.put(1), queue.get, queue.count, pq.create):
+        with pytest.raises(ConnectionLost, match="the server cannot be reached") as caught:
+            attempt()
+        assert isinstance(caught.value, ConnectionError)
+        assert isinstance(caught.value.__cause__, drivers(harness))
+
+
+@pytest.mark.parametrize("part", ["role", "database"])
+def test_a_role_or_database_that_is_not_there_is_told(harness: Harness, part: str) -> None:
+    parts = urlsplit(harness.dsn)
+    name = f"nobody_{harness.schema}"
+    if part == "role":
+        parts = parts._replace(netloc=f"{name}@{parts.netloc.rpartition('@')[2]}")
+    else:
+        parts = parts._replace(path=f"/{name}")
+    queue = harness.pq(parts.geturl(), create=False)["q"]
+    with pytest.raises(DatabaseError, match=name) as caught:
+        queue.put(1)
+    assert isinstance(caught.value.__cause__, drivers(harness))
+    assert isinstance(caught.value, (AccessDenied, ConnectionLost))
+
+
+@contextmanager
+def refusing_server() -> Iterator[int]:
+    """A server that asks everybody for a password, and likes none; gives its port."""
+    fields = {"S": "FATAL", "V": "FATAL", "C": "28P01", "M": 'password authentication failed for user "user"'}
+    refusal = b"".join(code.encode() + text.encode() + b"\0" for code, text in fields.items()) + b"\0"
+
+    def receive(client: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (more := client.recv(size - len(data))):
+            data += more
+        return data
+
+    def serve(client: socket.socket) -> None:
+        with client:
+            while length := receive(client, 4):
+                [code] = struct.unpack("!i", receive(client, struct.unpack("!i", length)[0] - 4)[:4])
+                if code in (80877103, 80877104):  # asks for encryption
+                    client.sendall(b"N")
+                    continue
+                client.sendall(b"R" + struct.pack("!ii", 8, 3))
+                [length] = struct.unpack("!i", receive(client, 5)[1:])
+                receive(client, int(length) - 4)
+                client.sendall(b"E" + struct.pack("!i", len(refusal) + 4) + refusal)
+                return
+
+    def accept() -> None:
+        with contextlib.suppress(OSError, struct.error):
+            while True:
+                serve(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
+
+
+def test_a_wrong_password_is_told_and_not_shown(harness: Harness) -> None:
+    password = f"wrong-{harness.schema}"
+    with refusing_server() as port:
+        pq = harness.pq(f"postgresql://user:{password}@127.0.0.1:{port}/db", create=False)
+        with pytest.raises(DatabaseError, match="password authentication failed") as caught:
+            pq["q"].put(1)
+    assert isinstance(caught.value, (AccessDenied, ConnectionLost))
+    assert isinstance(caught.value.__cause__, drivers(harness))
+    assert password not in chain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["postgresql://user:{}@127.0.0.1:{}/db", "host=127.0.0.1 user=user dbname=db password='{}' port={}"],
+    ids=["URL", "keywords"],
+)
+def test_the_password_is_not_shown(harness: Harness, dsn: str) -> None:
+    password = f"secret-{harness.schema}"
+    pq = harness.pq(dsn.format(password, closed_port()), create=False)
+    queue = pq["q"]
+    for attempt in (lambda: queue.put(1), pq.create, lambda: queue.get(timeout=0)):
+        with pytest.raises(ConnectionLost) as caught:
+            attempt()
+        assert password not in chain(caught.value)
+    for shown in (pq, queue, pq.backend, queue.table):
+        assert password not in f"{shown} {shown!r}"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://user:{}@127.0.0.1:no-port/db",
+        "postgresql://user:100%{}@127.0.0.1:1/db",
+        "postgresql://user:{}@[::1/db",
+        "host=127.0.0.1 password={} alone",
+        "host=127.0.0.1 user=user port=1 no_such_option=1 password={}",
+        "host=127.0.0.1 password='{}",
+    ],
+)
+def test_a_malformed_dsn_is_told_and_its_password_not_shown(harness: Harness, dsn: str) -> None:
+    password = f"secret-{harness.schema}"
+
+    def attempt() -> None:
+        harness.pq(dsn.format(password), create=False)["q"].put(1)
+
+    with pytest.raises(PQError) as caught:
+        attempt()
+    assert password not in f"{caught.value} {caught.value!r}"
+
+
+def test_what_was_closed_is_told(harness: Harness) -> None:
+    pq = harness.pq()
+    pq.close()
+    with pytest.raises(Closed):
+        pq["q"].put(1)
+    connection = harness.connect()
+    pq = harness.pq(connection.raw)
+    pq.close()
+    with pytest.raises(ConnectionLost, match="closed"):
+        pq["q"].put(1)
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_that_was_closed_is_told(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool())
+    pq["q"].put(1)
+    pq.close()
+    with pytest.raises(Closed, match="pool is closed"):
+        pq["q"].put(1)
+
+
+# What the server refuses
+
+SQLSTATES: dict[str, type[DatabaseError]] = {
+    "22000": InvalidData,
+    "22P02": InvalidData,
+    "23514": InvalidData,
+    "54000": InvalidData,
+    "40001": TransientError,
+    "40P01": TransientError,
+    "55P03": TransientError,
+    "57014": StatementCancelled,
+    "42501": AccessDenied,
+    "28000": AccessDenied,
+    "28P01": AccessDenied,
+    "08006": ConnectionLost,
+    "53300": ConnectionLost,
+    "57P01": ConnectionLost,
+    "57P03": ConnectionLost,
+    "53100": DatabaseError,
+    "P0001": DatabaseError,
+    "XX000": DatabaseError,
+}
+
+
+@pytest.mark.parametrize(("sqlstate", "kind"), SQLSTATES.items())
+def test_errors_go_by_sqlstate(harness: Harness, sqlstate: str, kind: type[DatabaseError]) -> None:
+    queue = harness.queue()
+    schema = quote(harness.schema)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" RAISE 'refused by a trigger' USING ERRCODE = '{sqlstate}'; END $$",
+        rows=False,
+    )
+    trigger = f"CREATE TRIGGER refuse BEFORE INSERT ON {{table}} EXECUTE FUNCTION {schema}.refuse()"
+    harness.sql(trigger, rows=False)
+    for attempt in (lambda: queue.put(1), lambda: queue.put_many([1, 2]), lambda: queue.put(1, "1h")):
+        with pytest.raises(DatabaseError, match="refused by a trigger") as caught:
+            attempt()
+        assert type(caught.value) is kind
+        assert caught.value.sqlstate == sqlstate
+        assert str(caught.value).startswith("put")
+        assert isinstance(caught.value.__cause__, drivers(harness))
+    harness.sql("DROP TRIGGER refuse ON {table}", rows=False)
+    queue.put(1)
+    assert queue.get().data == 1
+
+
+def test_a_statement_timeout_is_told(harness: Harness) -> None:
+    connection, blocker = harness.connect(), harness.connect()
+    queue = harness.pq(connection.raw)["q"]
+    connection.sql("SET statement_timeout = '50ms'", rows=False)
+    with transaction(blocker):
+        blocker.sql(f"LOCK TABLE {harness.table} IN ACCESS EXCLUSIVE MODE", rows=False)
+        for attempt in (queue.count, lambda: queue.put(1), lambda: queue.get(block=False)):
+            with pytest.raises(StatementCancelled, match="statement_timeout") as caught:
+                attempt()
+            assert isinstance(caught.value, TimeoutError)
+            assert caught.value.sqlstate == "57014"
+            assert isinstance(caught.value.__cause__, drivers(harness))
+    assert queue.count() == 0
+
+
+def test_a_lock_timeout_is_transient(harness: Harness) -> None:
+    connection, blocker = harness.connect(), harness.connect()
+    queue = harness.pq(connection.raw)["q"]
+    job_id = queue.put("old")
+    connection.sql("SET lock_timeout = '50ms'", rows=False)
+    with transaction(blocker):
+        blocker.sql(f"SELECT FROM {harness.table} FOR UPDATE")
+        with pytest.raises(TransientError) as caught:
+            queue.update(job_id, "new")
+        assert caught.value.sqlstate == "55P03"
+    queue.update(job_id, "new")
+    assert queue.get().data == "new"
+
+
+def test_a_deadlock_is_transient(harness: Harness) -> None:
+    mine, theirs = harness.connect(), harness.connect()
+    mine.sql("SET deadlock_timeout = '10ms'", rows=False)
+    theirs.sql("SET deadlock_timeout = '1min'", rows=False)  # so that it is we who are found
+    queue, other = harness.pq(mine.raw)["q"], harness.pq(theirs.raw)["q"]
+    first, second = queue.put_many([1, 2])
+    locked = threading.Event()
+
+    def lock_second() -> None:
+        with other:
+            other.update(second, "theirs")
+            locked.set()
+            other.update(first, "theirs")
+
+    def lock_first() -> None:
+        with queue:
+            queue.update(first, "mine")
+            stack.enter_context(harness.thread(lock_second))
+            assert locked.wait(PATIENCE)
+            harness.eventually(
+                lambda: harness.sql(
+                    "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    f" AND application_name = '{harness.application}'"
+                )
+            )
+            queue.update(second, "mine")
+
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(TransientError) as caught:
+            lock_first()
+        assert caught.value.sqlstate == "40P01"
+    assert [job.data for job in queue.get_many(2)] == ["theirs", "theirs"]
+
+
+def test_a_serialization_failure_is_transient(harness: Harness) -> None:
+    connection = harness.connect()
+    queue = harness.pq(connection.raw)["q"]
+    job_id = queue.put("old")
+    connection.sql("SET default_transaction_isolation = 'repeatable read'", rows=False)
+    with transaction(connection):
+        harness.sql("UPDATE {table} SET data = '\"theirs\"'", rows=False)
+        with pytest.raises(TransientError) as caught:
+            queue.update(job_id, "mine")
+        assert caught.value.sqlstate == "40001"
+    assert queue.get().data == "theirs"
+
+
+def test_a_role_without_rights_is_told(harness: Harness) -> None:
+    role = f"{harness.schema}_role"
+    connection = harness.connect()
+    pq = harness.pq(connection.raw)
+    pq["q"].put(1)
+    harness.sql(f"CREATE ROLE {role}", rows=False)
+    try:
+        connection.sql(f"SET ROLE {role}", rows=False)
+        for grant in ("", f"GRANT USAGE ON SCHEMA {quote(harness.schema)} TO {role}"):
+            if grant:
+                harness.sql(grant, rows=False)
+            fresh = harness.pq(connection.raw, create=False)
+            for queue in (pq["q"], fresh["q"]):
+                for attempt in (partial(queue.put, 1), queue.get, queue.count, partial(queue.purge, 0)):
+                    with pytest.raises(AccessDenied, match="permission denied") as caught:
+                        attempt()
+                    assert isinstance(caught.value, PermissionError)
+                    assert caught.value.sqlstate == "42501"
+        connection.sql("RESET ROLE", rows=False)
+        assert pq["q"].get().data == 1
+        assert fresh["q"].get(block=False) is None
+    finally:
+        harness.sql(f"DROP OWNED BY {role}", rows=False)
+        harness.sql(f"DROP ROLE {role}", rows=False)
+
+
+# A failure leaves the connection as it was
+
+
+def expect_recovery(pq: Any) -> None:
+    """A statement fails, and the next works; often enough for a driver to prepare it."""
+    queue, broken = pq["q"], pq.queue("q", encode=lambda data: "{")
+
+    def fail() -> None:
+        with pytest.raises(InvalidData) as caught:
+            broken.put(1)
+        assert caught.value.__cause__ is not None
+
+    for number in range(8):
+        fail()
+        queue.put(number)
+        assert queue.get().data == number
+    with queue:
+        queue.put("before")
+        fail()
+        queue.put("after")
+        with pytest.raises(InvalidData):
+            broken.put_many([1, 2])
+        assert queue.get().data == "before"
+    fail()
+    assert queue.get().data == "after"
+
+
+def test_a_failure_does_not_poison_our_connection(harness: Harness) -> None:
+    expect_recovery(harness.pq(max_connections=1))
+
+
+def test_a_failure_does_not_poison_the_callers_connection(harness: Harness) -> None:
+    connection = harness.connect()
+    pq = harness.pq(connection.raw)
+    expect_recovery(pq)
+    with transaction(connection):
+        expect_recovery(pq)
+        connection.commit()
+    assert connection.sql("SELECT 1") == [(1,)]
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_failure_does_not_poison_a_pools_connections(harness: Harness) -> None:
+    expect_recovery(harness.pq(pool=harness.pool(1)))
+
+
+def test_a_transaction_that_failed_before_is_told(harness: Harness) -> None:
+    connection = harness.connect()
+    queue = harness.pq(connection.raw)["q"]
+    with transaction(connection):
+        with pytest.raises(DatabaseError):
+            connection.sql("SELECT 1 / 0")
+        for attempt in (lambda: queue.put(1), lambda: queue.get(block=False), queue.count):
+            with pytest.raises(TransactionAborted, match="roll it back"):
+                attempt()
+    queue.put(1)
+    assert queue.get().data == 1

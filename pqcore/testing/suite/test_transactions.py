@@ -1,0 +1,1150 @@
+"""Transactions and savepoints, on connections and pools of ours and of the caller's."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore.backend import Capability
+from pqcore.errors import (
+    Closed,
+    ConfigurationError,
+    ConnectionLost,
+    LeaseLost,
+    PoolTimeout,
+    PQError,
+    TransactionAborted,
+)
+from pqcore.identifiers import quote
+from pqcore.testing.harness import PATIENCE, Connection, Harness
+
+
+class Boom(Exception):
+    """A failure of the user's."""
+
+
+class Stop(BaseException):
+    """One that is no Exception, as KeyboardInterrupt."""
+
+
+def orders(harness: Harness) -> str:
+    """Make a table of the user's, and return its name."""
+    name = f"{quote(harness.schema)}.orders"
+    harness.sql(f"CREATE TABLE {name} (number int)", rows=False)
+    return name
+
+
+def numbers(harness: Harness) -> list[int]:
+    """What the user's table holds, as others see it."""
+    found = harness.sql(f"SELECT number FROM {quote(harness.schema)}.orders ORDER BY number")
+    return [number for [number] in found]
+
+
+def waiting(harness: Harness) -> list[str]:
+    """The data of the jobs that wait, as others see it: JSON."""
+    return [data for [data] in harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")]
+
+
+def finished(harness: Harness) -> list[str]:
+    """The data of the jobs that were taken, as others see it: JSON."""
+    return [data for [data] in harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NOT NULL ORDER BY id")]
+
+
+def refuse(harness: Harness, data: str, by: str) -> None:
+    """Have the server refuse rows with this JSON text."""
+    if by == "constraint":
+        harness.sql(f"ALTER TABLE {{table}} ADD CHECK (data::text <> '{data}')", rows=False)
+        return
+    function = f"{quote(harness.schema)}.refuse"
+    harness.sql(
+        f"CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN IF NEW.data::text = '{data}' THEN RAISE EXCEPTION 'refused'; END IF; RETURN NEW; END $$",
+        rows=False,
+    )
+    harness.sql(
+        f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {{table}} FOR EACH ROW EXECUTE FUNCTION {function}()",
+        rows=False,
+    )
+
+
+@contextmanager
+def failing(block: Any) -> Iterator[None]:
+    """A block that ends with an exception of the user's."""
+    with pytest.raises(Boom), block:  # noqa: PT012
+        yield
+        raise Boom
+
+
+def within(harness: Harness, work: Callable[[], Any]) -> Any:
+    """Run where a connection that is never given back makes the test fail, instead of waiting for ever."""
+    with harness.thread(work) as join:
+        return join()
+
+
+def together(harness: Harness, *works: Callable[[], Any]) -> list[Any]:
+    """Run each in a thread of its own, and return what they return."""
+    with ExitStack() as stack:
+        joins = [stack.enter_context(harness.thread(work)) for work in works]
+        return [join() for join in joins]
+
+
+def end_connections(harness: Harness) -> None:
+    """Have the server end those there are; a pool may open others by itself."""
+    where = f"pg_stat_activity WHERE application_name = '{harness.application}'"
+    pids = [str(pid) for pid, _ in harness.sql(f"SELECT pid, pg_terminate_backend(pid) FROM {where}")]
+    assert pids
+    harness.eventually(lambda: not harness.sql(f"SELECT FROM {where} AND pid IN ({', '.join(pids)})"))
+
+
+# With blocks
+
+
+def test_a_block_commits_at_its_end(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("first")
+    with queue as cursor:
+        assert cursor is not None
+        assert queue.get().data == "first"
+        queue.put("second")
+        assert (waiting(harness), finished(harness)) == (['"first"'], [])
+    assert (waiting(harness), finished(harness)) == (['"second"'], ['"first"'])
+
+
+@pytest.mark.parametrize("kind", [Boom, Stop])
+def test_an_exception_undoes_the_block_and_passes_unchanged(harness: Harness, kind: type[BaseException]) -> None:
+    queue = harness.queue()
+    job_id = queue.put("first")
+    error = kind("mine")
+
+    def block() -> None:
+        with queue:
+            assert queue.get().id == job_id
+            queue.put("second")
+            queue.put_many(["third", "fourth"])
+            raise error
+
+    with pytest.raises(kind) as caught:
+        block()
+    assert caught.value is error
+    assert error.args == ("mine",)
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert (waiting(harness), finished(harness)) == (['"first"'], [])
+    job = queue.get(block=False)
+    assert (job.id, job.attempts) == (job_id, 1)
+    assert queue.get(block=False) is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sql_of_the_users_shares_the_fate_of_the_job(harness: Harness, fails: bool) -> None:
+    queue = harness.queue()
+    table = orders(harness)
+    queue.put(1)
+    with failing(queue) if fails else queue:
+        job = queue.get()
+        harness.sql_within(queue, f"INSERT INTO {table} VALUES ({job.data})", rows=False)
+        assert harness.sql_within(queue, f"SELECT number FROM {table}") == [(1,)]
+        queue.put(2)
+    assert numbers(harness) == ([] if fails else [1])
+    assert (waiting(harness), finished(harness)) == ((["1"], []) if fails else (["2"], ["1"]))
+
+
+def test_transaction_is_another_name_for_the_block(harness: Harness) -> None:
+    queue = harness.queue()
+    with queue.transaction() as cursor:
+        assert cursor is not None
+        queue.put("kept")
+        assert waiting(harness) == []
+    assert waiting(harness) == ['"kept"']
+    with failing(queue.transaction()):
+        queue.put("undone")
+    with queue:
+        queue.put("outer")
+        with failing(queue.transaction()):
+            queue.put("inner")
+    assert waiting(harness) == ['"kept"', '"outer"']
+
+
+def test_a_block_can_follow_a_block(harness: Harness) -> None:
+    queue = harness.queue()
+    for number in range(4):
+        with queue if number % 2 else failing(queue):
+            queue.put(number)
+    queue.put("alone")
+    assert waiting(harness) == ["1", "3", '"alone"']
+
+
+def test_a_block_keeps_its_transaction_until_its_end(harness: Harness) -> None:
+    queue = harness.queue()
+    with queue:
+        seen = []
+        for _ in range(3):
+            queue.put(1)
+            queue.count()
+            queue.peek()
+            queue.get(block=False)
+            seen += harness.sql_within(queue, "SELECT pg_backend_pid(), pg_current_xact_id()::text")
+        assert len(set(seen)) == 1
+
+
+# Blocks within blocks
+
+
+def test_inner_blocks_are_undone_alone(harness: Harness) -> None:
+    queue = harness.queue()
+    with queue:
+        queue.put("outer")
+        with failing(queue):
+            queue.put("undone")
+        with queue:
+            queue.put("inner")
+            with failing(queue):
+                queue.put("undone too")
+                with queue:
+                    queue.put("undone with the one around it")
+            queue.put("inner after")
+        assert waiting(harness) == []
+        queue.put("outer after")
+    assert waiting(harness) == ['"outer"', '"inner"', '"inner after"', '"outer after"']
+
+
+def test_the_failure_of_the_outer_block_undoes_the_inner(harness: Harness) -> None:
+    queue = harness.queue()
+    with failing(queue), queue:
+        queue.put("inner")
+    assert waiting(harness) == []
+
+
+def test_a_job_taken_in_an_inner_block_that_fails_comes_back_in_the_outer(harness: Harness) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    queue.put("job")
+    with queue:
+        with failing(queue):
+            assert queue.get(block=False).data == "job"
+            assert queue.get(block=False) is None
+        assert queue.get(block=False).data == "job"
+        assert other.get(block=False) is None
+    assert finished(harness) == ['"job"']
+
+
+def test_inner_blocks_may_be_of_other_queues(harness: Harness) -> None:
+    pq = harness.pq()
+    with pq["a"]:
+        pq["b"].put("b in a's block")
+        with failing(pq["b"]):
+            pq["a"].put("undone")
+        with pq["b"]:
+            pq["c"].put("c in b's block")
+        assert waiting(harness) == []
+    assert waiting(harness) == ['"b in a\'s block"', '"c in b\'s block"']
+
+
+def test_all_queues_of_the_same_pq_take_part_and_no_others(harness: Harness) -> None:
+    pq, other = harness.pq(), harness.pq(create=False)
+    pq["b"].put("job")
+    with failing(pq["a"]):
+        assert pq["b"].get(block=False).data == "job"
+        pq["c"].put("undone")
+        pq.queue("d").put("undone too")
+        other["a"].put("another PQ's")
+    assert waiting(harness) == ['"job"', '"another PQ\'s"']
+
+
+def test_a_block_belongs_to_its_thread(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("job")
+
+    def beside() -> None:
+        queue.put("beside")
+        with queue:
+            queue.put("beside, in a block")
+
+    with failing(queue):
+        queue.put("undone")
+        with harness.thread(beside) as join:
+            join()
+        assert waiting(harness) == ['"job"', '"beside"', '"beside, in a block"']
+    assert waiting(harness) == ['"job"', '"beside"', '"beside, in a block"']
+
+
+# Failures within a block
+
+
+@pytest.mark.parametrize("by", ["constraint", "trigger"])
+def test_an_operation_that_the_server_refuses_leaves_the_transaction_usable(harness: Harness, by: str) -> None:
+    queue = harness.queue()
+    refuse(harness, '"evil"', by)
+    taken = queue.put("taken")
+    with queue:
+        queue.put("before")
+        assert queue.get(block=False).id == taken
+        attempts: list[Callable[[], Any]] = [
+            lambda: queue.put("evil"),
+            lambda: queue.put("evil", "1h", "2h"),
+            lambda: queue.put_many(["good", "evil"]),
+            lambda: queue.update(taken, "evil"),
+        ]
+        for attempt in attempts:
+            with pytest.raises(PQError) as caught:
+                attempt()
+            assert caught.value.__cause__ is not None
+            queue.put("after")
+    assert waiting(harness) == ['"before"'] + ['"after"'] * 4
+    assert finished(harness) == ['"taken"']
+
+
+def test_an_operation_that_the_server_refuses_undoes_the_block_if_it_escapes(harness: Harness) -> None:
+    queue = harness.queue()
+    refuse(harness, '"evil"', "constraint")
+
+    def block() -> None:
+        with queue:
+            queue.put("before")
+            queue.put("evil")
+
+    with pytest.raises(PQError) as caught:
+        block()
+    assert not isinstance(caught.value, TransactionAborted)
+    assert waiting(harness) == []
+    queue.put("after")
+    assert waiting(harness) == ['"after"']
+
+
+def test_sql_of_the_users_that_fails_aborts_the_transaction_and_operations_say_so(harness: Harness) -> None:
+    queue = harness.queue()
+    with failing(queue):
+        queue.put("undone")
+        with pytest.raises(PQError):
+            harness.sql_within(queue, "SELECT 1/0")
+        for operation in (lambda: queue.put("refused"), lambda: queue.get(block=False), queue.count):
+            with pytest.raises(TransactionAborted):
+                operation()
+    assert waiting(harness) == []
+    queue.put("after")
+    assert waiting(harness) == ['"after"']
+
+
+def test_sql_of_the_users_that_fails_in_an_inner_block_is_undone_with_it(harness: Harness) -> None:
+    queue = harness.queue()
+
+    def inner() -> None:
+        with queue:
+            queue.put("inner")
+            harness.sql_within(queue, "SELECT 1/0")
+
+    with queue:
+        queue.put("outer")
+        with pytest.raises(PQError):
+            inner()
+        queue.put("outer after")
+    assert waiting(harness) == ['"outer"', '"outer after"']
+
+
+def test_a_block_whose_transaction_was_aborted_does_not_end_as_if_it_were_committed(harness: Harness) -> None:
+    # The server answers COMMIT with ROLLBACK then, which is no error to most drivers.
+    queue = harness.queue()
+
+    def block() -> None:
+        with queue:
+            queue.put("undone")
+            with suppress(PQError):
+                harness.sql_within(queue, "SELECT 1/0")
+
+    with pytest.raises(PQError):
+        block()
+    assert waiting(harness) == []
+    queue.put("after")
+    assert waiting(harness) == ['"after"']
+
+
+# What others see
+
+
+def test_a_job_in_an_open_transaction_is_passed_by_without_waiting(harness: Harness) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    first, second, third = queue.put_many([1, 2, 3])
+    with failing(queue):
+        assert queue.get(block=False).id == first
+        assert other.get(block=False).id == second
+        with other:
+            assert [job.id for job in other.get_many(9, block=False)] == [third]
+            assert queue.get(block=False) is None
+        assert other.get(block=False) is None
+        assert other.lease(block=False) is None
+        assert other.cancel(first) is False
+    assert other.get(block=False).id == first
+
+
+def test_what_was_put_in_an_open_transaction_is_seen_in_it_alone(harness: Harness) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    with queue:
+        job_id = queue.put("mine")
+        assert (len(queue), len(other)) == (1, 0)
+        assert [job.id for job in queue.peek()] == [job_id]
+        assert other.get(block=False) is None
+    assert other.get(block=False).id == job_id
+
+
+@pytest.mark.parametrize("expected", [None, "1h"])
+def test_a_job_that_comes_due_during_a_transaction_is_seen_in_it(harness: Harness, expected: str | None) -> None:
+    # pq compared with now(), which stands still in a transaction.
+    queue = harness.queue()
+    queue.put("job", "1h", expected)
+    with queue:
+        assert queue.get(block=False) is None
+        harness.sql("UPDATE {table} SET schedule_at = clock_timestamp()", rows=False)
+        assert harness.sql_within(queue, "SELECT schedule_at > now() FROM {table}") == [(True,)]
+        assert len(queue) == 1
+        assert queue.peek()[0].data == "job"
+        assert queue.get(block=False).data == "job"
+
+
+def test_a_get_in_a_transaction_waits_until_a_job_is_due(harness: Harness) -> None:
+    queue = harness.queue()
+    with queue:
+        queue.put("job", timedelta(milliseconds=50))
+        assert queue.get(block=False) is None
+        assert queue.get(timeout=PATIENCE).data == "job"
+
+
+# A connection of the caller's
+
+
+def begin_by_itself(harness: Harness, connection: Connection) -> bool:
+    """Have the connection begin a transaction with its first statement, as PEP 249 wants; False if it cannot."""
+    raw = connection.raw
+    if not hasattr(raw, "autocommit"):
+        return False
+    if hasattr(raw, "set_autocommit") and harness.mode == "async":
+        harness.wait_for(lambda: raw.set_autocommit(False))
+    else:
+        raw.autocommit = False
+    assert raw.autocommit is False
+    return True
+
+
+implicitly = pytest.mark.parametrize("implicit", [False, True], ids=["autocommit", "implicit"])
+
+
+def callers(harness: Harness, implicit: bool) -> tuple[Any, Connection]:
+    """A queue over a connection of the caller's, of which each statement commits by itself, or the first begins."""
+    connection = harness.connect()
+    pq = harness.pq(connection.raw)
+    if implicit:
+        begin_by_itself(harness, connection)
+    return pq["q"], connection
+
+
+def idle(connection: Connection) -> bool:
+    return not connection.session.in_transaction()
+
+
+@implicitly
+def test_on_an_idle_connection_each_operation_is_committed(harness: Harness, implicit: bool) -> None:
+    queue, connection = callers(harness, implicit)
+    first = queue.put("first")
+    assert waiting(harness) == ['"first"']
+    queue.put_many(["second", "third"])
+    assert waiting(harness) == ['"first"', '"second"', '"third"']
+    assert queue.get(block=False).id == first
+    assert finished(harness) == ['"first"']
+    job = queue.lease()
+    queue.update(job.id, "changed")
+    assert waiting(harness) == ['"changed"', '"third"']
+    queue.ack(job)
+    assert finished(harness) == ['"first"', '"changed"']
+    assert (len(queue), len(queue.peek()), queue.stats().ready) == (1, 1, 1)
+    queue.clear()
+    assert harness.sql("SELECT count(*) FROM {table}") == [(0,)]
+    assert queue.get(timeout=0.01) is None
+    assert idle(connection)
+
+
+@implicitly
+def test_the_connection_is_left_as_it_was_found(harness: Harness, implicit: bool) -> None:
+    queue, connection = callers(harness, implicit)
+    refuse(harness, '"evil"', "constraint")
+    before = getattr(connection.raw, "autocommit", None)
+
+    def in_block(*data: str) -> None:
+        with failing(queue) if "boom" in data else queue:
+            for item in data:
+                queue.put(item)
+
+    uses: list[tuple[Callable[[], Any], type[Exception] | None]] = [
+        (lambda: queue.put("x"), None),
+        (lambda: queue.put_many(map(str, range(9))), None),
+        (lambda: queue.get_many(100), None),
+        (lambda: queue.get(timeout=0.01), None),
+        (lambda: queue.put("evil"), PQError),
+        (lambda: queue.put_many(["good", "evil"]), PQError),
+        (lambda: in_block("good"), None),
+        (lambda: in_block("good", "evil"), PQError),
+        (lambda: in_block("good", "boom"), None),
+        (queue.clear, None),
+    ]
+    for place, (use, error) in enumerate(uses):
+        if error is None:
+            use()
+        else:
+            with pytest.raises(error):
+                use()
+        assert getattr(connection.raw, "autocommit", None) == before, place
+        assert idle(connection), place
+    assert connection.sql("SELECT 1") == [(1,)]
+    assert idle(connection) == (before is not False)
+    if not idle(connection):
+        connection.rollback()
+
+
+@implicitly
+def test_on_an_idle_connection_a_block_is_a_transaction(harness: Harness, implicit: bool) -> None:
+    queue, connection = callers(harness, implicit)
+    with queue:
+        queue.put("kept")
+        assert waiting(harness) == []
+    assert waiting(harness) == ['"kept"']
+    with failing(queue):
+        assert queue.get(block=False).data == "kept"
+        queue.put("undone")
+    assert (waiting(harness), finished(harness)) == (['"kept"'], [])
+    assert idle(connection)
+
+
+def opened(harness: Harness, connection: Connection, implicit: bool, number: int = 1) -> None:
+    """Have the caller open a transaction, with something in it."""
+    if not (implicit and begin_by_itself(harness, connection)):
+        connection.begin()
+    connection.sql(f"INSERT INTO {quote(harness.schema)}.orders VALUES ({number})", rows=False)
+    assert not idle(connection)
+
+
+@implicitly
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_in_a_transaction_of_the_callers_operations_join_it(harness: Harness, implicit: bool, end: str) -> None:
+    queue, connection = callers(harness, implicit)
+    orders(harness)
+    queue.put("job")
+    opened(harness, connection, implicit)
+    queue.put("put")
+    queue.put_many(["put", "many"])
+    assert queue.get(block=False).data == "job"
+    leased = queue.lease(block=False)
+    queue.ack(leased)
+    assert (len(queue), len(queue.peek(9))) == (2, 2)
+    assert not idle(connection)
+    assert (waiting(harness), finished(harness), numbers(harness)) == (['"job"'], [], [])
+    if end == "commit":
+        connection.commit()
+        assert waiting(harness) == ['"put"', '"many"']
+        assert finished(harness) == ['"job"', '"put"']
+        assert numbers(harness) == [1]
+    else:
+        connection.rollback()
+        assert (waiting(harness), finished(harness), numbers(harness)) == (['"job"'], [], [])
+        assert queue.get(block=False).data == "job"
+    assert idle(connection)
+
+
+@implicitly
+def test_an_operation_that_fails_spares_the_callers_transaction(harness: Harness, implicit: bool) -> None:
+    queue, connection = callers(harness, implicit)
+    orders(harness)
+    refuse(harness, '"evil"', "trigger")
+    opened(harness, connection, implicit)
+    queue.put("before")
+    with pytest.raises(PQError):
+        queue.put("evil")
+    with pytest.raises(PQError):
+        queue.put_many(["good", "evil"])
+    assert connection.sql(f"SELECT number FROM {quote(harness.schema)}.orders") == [(1,)]
+    queue.put("after")
+    connection.commit()
+    assert waiting(harness) == ['"before"', '"after"']
+    assert numbers(harness) == [1]
+
+
+@implicitly
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_block_in_a_transaction_of_the_callers_is_a_savepoint(harness: Harness, implicit: bool, end: str) -> None:
+    queue, connection = callers(harness, implicit)
+    table = orders(harness)
+    queue.put("job")
+    opened(harness, connection, implicit)
+    with failing(queue):
+        assert queue.get(block=False).data == "job"
+        queue.put("undone")
+        harness.sql_within(queue, f"INSERT INTO {table} VALUES (2)", rows=False)
+    with queue:
+        queue.put("joined")
+        with failing(queue):
+            queue.put("undone too")
+    connection.sql(f"INSERT INTO {table} VALUES (3)", rows=False)
+    assert not idle(connection)
+    assert (waiting(harness), numbers(harness)) == (['"job"'], [])
+    if end == "commit":
+        connection.commit()
+        assert (waiting(harness), numbers(harness)) == (['"job"', '"joined"'], [1, 3])
+    else:
+        connection.rollback()
+        assert (waiting(harness), numbers(harness)) == (['"job"'], [])
+
+
+def test_a_savepoint_of_the_callers_is_respected(harness: Harness) -> None:
+    queue, connection = callers(harness, implicit=False)
+    connection.begin()
+    queue.put("before")
+    connection.sql("SAVEPOINT mine", rows=False)
+    queue.put("undone")
+    with queue:
+        queue.put("undone too")
+    connection.sql("ROLLBACK TO mine", rows=False)
+    queue.put("after")
+    connection.commit()
+    assert waiting(harness) == ['"before"', '"after"']
+
+
+def test_in_an_aborted_transaction_of_the_callers_operations_say_so(harness: Harness) -> None:
+    queue, connection = callers(harness, implicit=False)
+    connection.begin()
+    with pytest.raises(PQError):
+        connection.sql("SELECT 1/0")
+    for operation in (lambda: queue.put(1), lambda: queue.get(block=False), queue.count, queue.__enter__):
+        with pytest.raises(TransactionAborted):
+            operation()
+    connection.rollback()
+    queue.put("after")
+    assert waiting(harness) == ['"after"']
+    assert queue.get(block=False).data == "after"
+
+
+def test_a_connection_serves_one_thread_after_the_other(harness: Harness) -> None:
+    queue, connection = callers(harness, implicit=False)
+
+    def work(name: int) -> None:
+        for number in range(5):
+            with queue:
+                queue.put([name, number])
+
+    together(harness, *(partial(work, name) for name in range(4)))
+    found = [tuple(job.data) for job in queue.get_many(100)]
+    assert sorted(found) == list(itertools.product(range(4), range(5)))
+    assert idle(connection)
+
+
+def test_a_closed_connection_is_told_of_with_advice(harness: Harness) -> None:
+    queue, connection = callers(harness, implicit=False)
+    queue.put("before")
+    connection.close()
+    for operation in (lambda: queue.put(1), lambda: queue.get(timeout=3600), lambda: len(queue), queue.__enter__):
+        with pytest.raises(ConnectionLost, match="DSN"):
+            operation()
+    with pytest.raises(ConnectionLost, match="DSN"), queue:
+        queue.put(1)
+    assert waiting(harness) == ['"before"']
+
+
+def test_a_connection_that_was_closed_before_it_was_given_is_told_of(harness: Harness) -> None:
+    harness.pq()
+    connection = harness.connect()
+    connection.close()
+    with pytest.raises(PQError):
+        harness.pq(connection.raw, create=False)["q"].put(1)
+
+
+def test_a_connection_that_the_server_ended_is_told_of(harness: Harness) -> None:
+    harness.pq()
+    for _ in range(4):  # the driver may have noticed, or not
+        connection = harness.connect()
+        queue = harness.pq(connection.raw, create=False)["q"]
+        end_connections(harness)
+        with pytest.raises(ConnectionLost):
+            queue.put(1)
+        with pytest.raises(ConnectionLost, match="DSN"):
+            queue.put(2)
+        assert not connection.session.usable()
+    assert waiting(harness) == []
+
+
+# connection=: an operation in a transaction of the caller's
+
+
+@implicitly
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_put_in_the_transaction_of_a_connection(harness: Harness, implicit: bool, end: str) -> None:
+    queue, connection = harness.queue(), harness.connect()
+    orders(harness)
+    opened(harness, connection, implicit)
+    first = queue.put("one", connection=connection.raw)
+    second = queue.put("timed", "1h", "2h", connection=connection.raw)
+    many = queue.put_many(["many", "more"], connection=connection.raw)
+    assert [first, second, *many] == sorted({first, second, *many})
+    queue.put("apart")
+    assert not idle(connection)
+    assert (waiting(harness), numbers(harness)) == (['"apart"'], [])
+    if end == "commit":
+        connection.commit()
+        assert waiting(harness) == ['"one"', '"timed"', '"many"', '"more"', '"apart"']
+        assert numbers(harness) == [1]
+    else:
+        connection.rollback()
+        assert (waiting(harness), numbers(harness)) == (['"apart"'], [])
+    assert idle(connection)
+
+
+def test_put_with_a_connection_stays_out_of_the_open_block(harness: Harness) -> None:
+    queue, connection = harness.queue(), harness.connect()
+    connection.begin()
+    with failing(queue):
+        queue.put("the connection's", connection=connection.raw)
+        queue.put("the block's")
+    connection.commit()
+    assert waiting(harness) == ['"the connection\'s"']
+
+
+def test_put_with_an_idle_connection_commits_as_its_driver_does(harness: Harness) -> None:
+    queue, connection = harness.queue(), harness.connect()
+    queue.put("one", connection=connection.raw)
+    queue.put_many(["two", "three"], connection=connection.raw)
+    assert waiting(harness) == ['"one"', '"two"', '"three"']
+    assert idle(connection)
+    if begin_by_itself(harness, connection):
+        queue.put("four", connection=connection.raw)
+        queue.put_many(["five", "six"], connection=connection.raw)
+        assert waiting(harness) == ['"one"', '"two"', '"three"']
+        connection.commit()
+        assert waiting(harness) == ['"one"', '"two"', '"three"', '"four"', '"five"', '"six"']
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_ack_in_the_transaction_of_a_connection(harness: Harness, many: bool, retention: str) -> None:
+    queue, connection = harness.queue(retention=retention), harness.connect()
+    table = orders(harness)
+    queue.put("job")
+    job = queue.lease(3600)
+    for end in (connection.rollback, connection.commit):
+        connection.begin()
+        connection.sql(f"INSERT INTO {table} VALUES (1)", rows=False)
+        if many:
+            assert queue.ack_many([job], connection=connection.raw) == []
+        else:
+            queue.ack(job, connection=connection.raw)
+        assert not idle(connection)
+        assert (waiting(harness), numbers(harness)) == (['"job"'], [])
+        end()
+        committed = end == connection.commit
+        assert (waiting(harness), numbers(harness)) == (([], [1]) if committed else (['"job"'], []))
+    with pytest.raises(LeaseLost):
+        queue.ack(job)
+
+
+@pytest.mark.parametrize("connection", [object(), 42, "dbname=postgres", False], ids=repr)
+def test_what_is_no_connection_is_refused(harness: Harness, connection: Any) -> None:
+    queue = harness.queue()
+    queue.put("job")
+    job = queue.lease()
+    operations: list[Callable[[], Any]] = [
+        lambda: queue.put(1, connection=connection),
+        lambda: queue.put_many([1, 2], connection=connection),
+        lambda: queue.ack(job, connection=connection),
+        lambda: queue.ack_many([job], connection=connection),
+    ]
+    for operation in operations:
+        with pytest.raises(ConfigurationError, match="connection"):
+            operation()
+    assert waiting(harness) == ['"job"']
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_is_no_connection(harness: Harness) -> None:
+    queue, pool = harness.queue(), harness.pool(1)
+    with pytest.raises(ConfigurationError):
+        queue.put(1, connection=pool)
+    assert waiting(harness) == []
+
+
+def test_put_with_a_closed_connection_is_told_of(harness: Harness) -> None:
+    queue, connection = harness.queue(), harness.connect()
+    connection.close()
+    with pytest.raises(PQError):
+        queue.put(1, connection=connection.raw)
+    queue.put("after")
+    assert waiting(harness) == ['"after"']
+
+
+# Pools of the caller's
+
+
+@pytest.mark.requires(Capability.POOL)
+@pytest.mark.parametrize("size", [1, 2])
+def test_connections_go_back_to_the_pool(harness: Harness, size: int) -> None:
+    pool = harness.pool(size)
+    pq = harness.pq(pool=pool)
+    queue = pq["q"]
+    refuse(harness, '"evil"', "constraint")
+
+    def work() -> None:
+        for number in range(4):
+            queue.put(number)
+            queue.put_many([number] * 3)
+            with queue:
+                queue.put(number)
+            with failing(queue):
+                queue.put("undone")
+            with pytest.raises(PQError):
+                queue.put("evil")
+            with pytest.raises(PQError), queue:
+                queue.put("evil")
+            with pytest.raises(PQError), queue:
+                harness.sql_within(queue, "SELECT 1/0")
+            with pytest.raises(TypeError):
+                queue.put(object())
+            assert len(queue) == len(queue.peek(99)) == 5
+            assert queue.get().data == number
+            job = queue.lease()
+            queue.ack(job)
+            assert len(queue.get_many(99)) == 3
+            assert queue.get(block=False) is None
+
+    within(harness, work)
+    assert 1 <= harness.connections() <= size
+    assert (waiting(harness), len(finished(harness))) == ([], 20)
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_connection_given_back_has_no_transaction_open(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(2))
+    queue = pq["q"]
+
+    def work() -> None:
+        queue.put(1)
+        with failing(queue):
+            queue.get()
+        with pytest.raises(PQError), queue:
+            harness.sql_within(queue, "SELECT 1/0")
+        queue.get(block=False)
+        queue.count()
+
+    within(harness, work)
+    states = harness.sql(
+        f"SELECT DISTINCT state FROM pg_stat_activity WHERE application_name = '{harness.application}'"
+    )
+    assert states == [("idle",)]
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_threads_share_a_queue_over_a_pool(harness: Harness) -> None:
+    # pq kept the transaction on the queue, which threads share: jobs were lost and done twice (#41).
+    pq = harness.pq(pool=harness.pool(8))
+    queue = pq["q"]
+    queue.put_many(range(160))
+    start = threading.Barrier(8)
+
+    def consume() -> list[int]:
+        done: list[int] = []
+        start.wait(PATIENCE)
+        while True:
+            with queue:
+                job = queue.get(block=False)
+                if job is None:
+                    return done
+                queue.update(job.id, [job.data])
+                pq["done"].put(job.data)
+                done.append(job.data)
+
+    shares = together(harness, *[consume] * 8)
+    assert sorted(number for share in shares for number in share) == list(range(160))
+    assert sorted(job.data for job in pq["done"].get_many(200)) == list(range(160))
+    assert harness.connections() <= 8
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_threads_put_and_get_over_a_pool(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(8))
+    queue = pq["q"]
+    start = threading.Barrier(8)
+
+    def work(name: int) -> list[Any]:
+        mine: list[Any] = []
+        start.wait(PATIENCE)
+        for number in range(20):
+            with queue:
+                queue.put([name, number])
+            with queue:
+                mine.append(tuple(queue.get(timeout=PATIENCE).data))
+        return mine
+
+    taken = together(harness, *(partial(work, name) for name in range(8)))
+    assert sorted(itertools.chain(*taken)) == list(itertools.product(range(8), range(20)))
+    assert waiting(harness) == []
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+@pytest.mark.requires(Capability.LISTEN)
+def test_waiting_holds_no_connection_of_the_pool(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(1))
+    queue = pq["q"]
+
+    def insisting(work: Callable[[], Any]) -> Any:
+        while True:  # some pools do not wait, and the other thread may hold the connection just now
+            with suppress(PoolTimeout):
+                return work()
+
+    with harness.thread(lambda: insisting(lambda: queue.get(timeout=3600))) as join:
+        harness.eventually(harness.listening)
+        within(harness, lambda: insisting(lambda: queue.put("job")))
+        assert join().data == "job"
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_that_is_exhausted_is_waited_for_or_told_of(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(1))
+    queue = pq["q"]
+    ended = threading.Event()
+
+    def beside() -> str:
+        try:
+            queue.put("beside")
+        except PoolTimeout as exc:
+            return str(exc)
+        finally:
+            ended.set()
+        return "waited"
+
+    with ExitStack() as stack:
+        with queue:
+            join = stack.enter_context(harness.thread(beside))
+            ended.wait(0.05)  # pools of drivers either refuse at once, or wait
+            queue.put("inside")
+        outcome = join()
+    assert outcome == "waited" or "pool" in outcome
+    assert waiting(harness) == ['"inside"', '"beside"'][: 1 + (outcome == "waited")]
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+@pytest.mark.parametrize("by", ["its owner", "PQ.close"])
+def test_a_closed_pool_is_told_of_with_advice(harness: Harness, by: str) -> None:
+    pool = harness.pool(2)
+    pq = harness.pq(pool=pool)
+    queue = pq["q"]
+    queue.put("before")
+    if by == "PQ.close":
+        pq.close()
+    else:
+        harness.wait_for(lambda: harness.opener.call("close_pool", pool))
+    harness.eventually(lambda: harness.connections() == 0)
+
+    def work() -> None:
+        for operation in (
+            lambda: queue.put(1),
+            lambda: queue.get(block=False),
+            queue.count,
+            queue.__enter__,
+            pq.create,
+        ):
+            with pytest.raises(PQError, match=r"(?i)closed.*open"):
+                operation()
+
+    within(harness, work)
+    assert waiting(harness) == ['"before"']
+    pq.close()
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_with_connections_that_the_server_ended_serves_on(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(2))
+    queue = pq["q"]
+
+    def insisting(work: Callable[[], Any]) -> Any:
+        for _ in range(2):  # once a connection, if the driver has not noticed yet
+            with suppress(ConnectionLost):
+                return work()
+        return work()
+
+    def work() -> None:
+        for number in range(4):
+            insisting(lambda: queue.put("first"))
+            end_connections(harness)
+            insisting(lambda: queue.put("second"))
+            end_connections(harness)
+            assert insisting(lambda: queue.get(block=False)).data == "first"
+            with queue:
+                queue.put(number)
+                assert queue.get(block=False).data == "second"
+            assert queue.get(block=False).data == number
+
+    within(harness, work)
+    assert waiting(harness) == []
+    pq.close()
+
+
+# Our own pool
+
+
+def test_our_own_pool_opens_no_more_than_it_may(harness: Harness) -> None:
+    queue = harness.queue(max_connections=3)
+    start = threading.Barrier(8)
+
+    def work() -> int:
+        taken = 0
+        start.wait(PATIENCE)
+        for number in range(5):
+            queue.put(number)
+            with queue:
+                taken += queue.get(block=False) is not None
+                queue.put(number)
+        return taken
+
+    taken = sum(together(harness, *[work] * 8))
+    assert 1 <= harness.connections() <= 3  # none is closed while it idles
+    assert len(queue) == 80 - taken
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_our_own_pool_opens_one_more_to_listen(harness: Harness) -> None:
+    pq, other = harness.pq(max_connections=1), harness.queue(create=False)
+    queue = pq["q"]
+    other.put(0)
+    assert queue.get().data == 0
+    before = harness.connections()  # the other's, and one
+    with harness.thread(lambda: queue.get(timeout=3600)) as join:
+        harness.eventually(harness.listening)
+        assert pq["another"].get(timeout=0.01) is None  # the one listens to all queues
+        assert harness.connections() == before + 1
+        other.put(1)
+        assert join().data == 1
+
+
+def test_a_pool_whose_connections_are_all_held_times_out_with_advice(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1, pool_timeout=0.02)
+
+    def beside() -> None:
+        for operation in (lambda: queue.put("beside"), lambda: queue.get(timeout=3600), queue.__enter__):
+            with pytest.raises(PoolTimeout, match="max_connections"):
+                operation()
+        with pytest.raises(TimeoutError):  # what it is, too
+            queue.count()
+
+    with queue:
+        queue.put("inside")
+        within(harness, beside)
+        queue.put("inside still")
+    within(harness, lambda: queue.put("after"))
+    assert waiting(harness) == ['"inside"', '"inside still"', '"after"']
+    assert harness.connections() == 1
+
+
+def test_a_connection_that_is_held_is_waited_for(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1, pool_timeout=3600.0)
+    entered, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with queue:
+            entered.set()
+            assert begun.wait(PATIENCE)
+            queue.put("held")
+
+    def beside() -> None:
+        begun.set()
+        queue.put("waited")
+
+    with harness.thread(hold) as hold_join:
+        assert entered.wait(PATIENCE)
+        with harness.thread(beside) as join:
+            join()
+        hold_join()
+    assert waiting(harness) == ['"held"', '"waited"']
+
+
+def test_failed_operations_give_their_connections_back(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1, pool_timeout=0.5)
+    refuse(harness, '"evil"', "trigger")
+    for _ in range(3):
+        with pytest.raises(PQError, match="refused"):
+            queue.put("evil")
+        with pytest.raises(PQError, match="refused"), queue:
+            queue.put("evil")
+        with pytest.raises(PQError, match="zero"), queue:
+            harness.sql_within(queue, "SELECT 1/0")
+        with failing(queue):
+            pass
+    queue.put("good")
+    assert waiting(harness) == ['"good"']
+    assert harness.connections() == 1
+
+
+def test_close_ends_all_connections_and_what_comes_after_says_so(harness: Harness) -> None:
+    pq = harness.pq()
+    queue = pq["q"]
+    queue.put("job")
+    assert queue.get().data == "job"
+    assert queue.get(timeout=0.01) is None  # has listened
+    assert harness.connections() >= 1
+    pq.close()
+    harness.eventually(lambda: harness.connections() == 0)
+    operations: list[Callable[[], Any]] = [
+        lambda: queue.put(1),
+        lambda: queue.put_many([1]),
+        lambda: queue.get(timeout=3600),
+        lambda: queue.lease(block=False),
+        lambda: pq["new"].put(1),
+        queue.count,
+        queue.__enter__,
+        pq.create,
+    ]
+    for operation in operations:
+        with pytest.raises(Closed):
+            operation()
+    pq.close()
+    queue.close()
+    assert harness.connections() == 0
+    assert waiting(harness) == []
+
+
+def test_the_end_of_a_pqs_own_block_closes_it(harness: Harness) -> None:
+    with harness.pq() as pq:
+        pq["q"].put("kept")
+    harness.eventually(lambda: harness.connections() == 0)
+    with pytest.raises(Closed):
+        pq["q"].put("lost")
+    assert waiting(harness) == ['"kept"']
+
+
+def test_a_block_under_way_outlives_close(harness: Harness) -> None:
+    pq = harness.pq()
+    queue = pq["q"]
+    with queue:
+        queue.put("before")
+        pq.close()
+        queue.put("after")
+    assert waiting(harness) == ['"before"', '"after"']
+    harness.eventually(lambda: harness.connections() == 0)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_close_ends_waiting(harness: Harness) -> None:
+    pq = harness.pq(poll_interval=3600)
+    queue = pq["q"]
+
+    def wait() -> None:
+        with pytest.raises(Closed):
+            queue.get(timeout=3600)
+
+    with harness.thread(wait) as join:
+        harness.eventually(harness.listening)
+        pq.close()
+        join()
+    harness.eventually(lambda: harness.connections() == 0)

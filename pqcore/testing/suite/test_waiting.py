@@ -1,0 +1,693 @@
+"""Waiting for jobs, and being woken: by notifications, by time, and by polling where neither helps.
+
+``poll_interval=3600`` stands for: only a notification, or a time that was known
+beforehand, can wake this waiter.  A waiter that misses its wake-up outlasts the
+harness's patience.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore import waiting
+from pqcore.backend import Capability
+from pqcore.errors import ConnectionLost
+from pqcore.identifiers import channel
+from pqcore.plugins import plugins
+from pqcore.testing.harness import PATIENCE, Connection, Harness
+
+NEVER = 3600.0
+SHORT = timedelta(milliseconds=150)
+INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
+
+
+def listen(harness: Harness, *queues: Any) -> None:
+    """Have each queue waited for once, so that the next waits are notified from their beginning."""
+    for queue in queues:
+        assert queue.get(timeout=0.02) is None
+
+
+class Looks:
+    """How often an engine has looked at the table, or done anything else, to the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._change = threading.Condition()
+
+    def add(self) -> None:
+        with self._change:
+            self.count += 1
+            self._change.notify_all()
+
+    def reach(self, count: int) -> None:
+        """Wait until so many have ended."""
+        with self._change:
+            assert self._change.wait_for(lambda: self.count >= count, PATIENCE), f"only {self.count} looks"
+
+
+@contextmanager
+def counted(queue: Any) -> Iterator[Looks]:
+    """Count what the engine of a queue does."""
+    looks, engine = Looks(), queue._engine
+    run = engine.run
+
+    async def counting(*arguments: Any, **options: Any) -> Any:
+        result = await run(*arguments, **options)
+        looks.add()
+        return result
+
+    engine.run = counting
+    try:
+        yield looks
+    finally:
+        engine.run = run
+
+
+@contextmanager
+def waiter(
+    harness: Harness, queue: Any, wait: Callable[[], Any] | None = None, *, looks: int = 1
+) -> Iterator[Callable[[], Any]]:
+    """Have a thread wait for a job, and enter the block when it has looked in vain.
+
+    Args:
+        harness: The test's.
+        queue: The queue, which is listened to already (see `listen`).
+        wait: How to wait for it; by default a get without end.
+        looks: How often it looks before it sleeps.
+    """
+    with counted(queue) as looked, harness.thread(wait or partial(queue.get, timeout=NEVER)) as join:
+        looked.reach(looks)
+        yield join
+
+
+def backends(harness: Harness, which: str) -> list[int]:
+    """The server's process ids of the test's connections whose last statement is LISTEN, or is not."""
+    return [
+        pid
+        for [pid] in harness.sql(
+            f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}' AND query {which}"
+        )
+    ]
+
+
+def cut(harness: Harness, pids: list[int]) -> None:
+    """Have the server end these connections, and not those that replace them."""
+    assert pids
+    numbers = ", ".join(map(str, pids))
+    harness.sql(f"SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{numbers}]) AS pid")
+    harness.eventually(lambda: not harness.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({numbers})"))
+
+
+def silent(harness: Harness) -> Connection:
+    """A connection whose inserts notify nobody."""
+    connection = harness.connect()
+    connection.sql("SET pqcore.notify = 'off'", rows=False)
+    return connection
+
+
+def insert(harness: Harness, connection: Connection, name: str, data: str) -> None:
+    connection.sql((INSERT % (name, data)).replace("{table}", harness.table), rows=False)
+
+
+# How long a wait is
+
+
+def seconds(wait: Callable[[], Any]) -> float:
+    """How long it takes to find nothing."""
+    began = time.monotonic()
+    assert not wait()
+    return time.monotonic() - began
+
+
+def test_a_get_waits_as_long_as_it_is_told(harness: Harness) -> None:
+    queue = harness.queue(timeout=NEVER)
+    assert 0.1 <= seconds(lambda: queue.get(timeout=0.1)) < PATIENCE
+    assert 0.05 <= seconds(lambda: queue.get(True, 0.05)) < PATIENCE
+    assert 0.05 <= seconds(lambda: queue.get_many(5, timeout=0.05)) < PATIENCE
+    assert 0.05 <= seconds(lambda: queue.lease(wait=0.05)) < PATIENCE
+    assert 0.05 <= seconds(lambda: queue.lease_many(5, wait=0.05)) < PATIENCE
+
+
+def test_a_get_that_is_not_to_wait_does_not(harness: Harness) -> None:
+    queue = harness.queue(timeout=NEVER)
+    began = time.monotonic()
+    assert queue.get(timeout=0) is None
+    assert queue.get(False) is None
+    assert queue.get(block=False, timeout=NEVER) is None
+    assert queue.get_many(5, timeout=0) == []
+    assert queue.get_many(5, block=False) == []
+    assert queue.lease(wait=0) is None
+    assert queue.lease(block=False) is None
+    assert time.monotonic() - began < PATIENCE
+    queue.put("a")
+    assert queue.get(timeout=0).data == "a"
+
+
+def test_a_timeout_holds_for_its_call_alone(harness: Harness) -> None:
+    queue = harness.queue(timeout=0.02)
+    assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
+    assert queue.timeout == 0.02
+    queue.put("a")
+    assert queue.get(timeout=NEVER).data == "a"
+    assert queue.timeout == 0.02
+    assert 0.02 <= seconds(lambda: queue.get()) < PATIENCE
+    queue.timeout = 0.1
+    assert seconds(lambda: queue.get()) >= 0.1
+
+
+def test_a_second_is_the_default(harness: Harness) -> None:
+    assert harness.queue().timeout == 1
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, "x", "", float("nan"), float("inf"), True])
+def test_a_timeout_must_be_one(harness: Harness, timeout: Any) -> None:
+    queue = harness.queue()
+    queue.put("a")
+    with pytest.raises(ValueError):
+        queue.get(timeout=timeout)
+    with pytest.raises(ValueError):
+        queue.get_many(1, timeout=timeout)
+    with pytest.raises(ValueError):
+        queue.lease(wait=timeout)
+    queue.timeout = timeout
+    with pytest.raises(ValueError):
+        queue.get()
+    assert queue.stats().ready == 1
+    with pytest.raises(ValueError):
+        harness.pq(timeout=-1)
+
+
+# Woken by notifications
+
+TAKES: dict[str, Callable[[Any], Any]] = {
+    "get": lambda queue: queue.get(timeout=NEVER),
+    "get_many": lambda queue: queue.get_many(5, timeout=NEVER)[0],
+    "lease": lambda queue: queue.lease(wait=NEVER),
+    "lease_many": lambda queue: queue.lease_many(5, wait=NEVER)[0],
+    "iteration": lambda queue: next(iter(queue)),
+}
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_a_put_wakes(harness: Harness, take: Callable[[Any], Any]) -> None:
+    queue = harness.queue(poll_interval=NEVER, timeout=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue, partial(take, queue)) as join:
+        job_id = harness.queue(create=False).put("a")
+        assert join().id == job_id
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_the_first_wait_is_woken_too(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        harness.eventually(harness.listening)
+        queue.put("a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_an_insert_by_anybody_wakes(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_put_many_wakes(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue, partial(queue.get_many, 100, timeout=NEVER)) as join:
+        harness.queue(create=False).put_many(range(50))
+        assert [job.data for job in join()] == list(range(50))
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_commit_wakes_and_nothing_before(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
+    listen(harness, queue)
+    with counted(queue) as looks, waiter(harness, queue, lambda: (queue.get(timeout=NEVER), time.monotonic())) as join:
+        with other:
+            other.put("a")
+            harness.sql("NOTIFY q", rows=False)
+            looks.reach(2)  # it is not there yet
+            before = time.monotonic()
+        job, woken = join()
+    assert (job.data, woken > before) == ("a", True)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_rollback_leaves_the_waiter_waiting(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.connect()
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        other.begin()
+        insert(harness, other, "q", "undone")
+        other.rollback()
+        insert(harness, other, "q", "a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_job_given_back_wakes(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
+    other.put("a")
+    held = other.lease(NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        held.nack()
+        assert join().attempts == 2
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_put_wakes_though_jobs_of_the_future_are_there(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.put("later", "1h")
+    queue.put("later still", "1h", "2h")
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:  # pq did not listen in this case
+        harness.eventually(harness.listening)
+        queue.put("a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize(
+    "name",
+    ["a b", 'quo"ted', "'; --", "é" * 31 + "x", "é" * 32, "x" * 63, "x" * 64, "X" * 200, "C:\\x", "日本", "SELECT"],
+)
+def test_any_name_wakes(harness: Harness, name: str) -> None:
+    queue = harness.queue(name, poll_interval=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        harness.sql(INSERT % (name.replace("'", "''"), "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_within_a_transaction_a_waiter_is_woken(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+
+    def wait() -> Any:
+        with queue:
+            return queue.get(timeout=NEVER)
+
+    with waiter(harness, queue, wait) as join:
+        harness.queue(create=False).put("a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_notifications_of_another_queue_give_no_job(harness: Harness) -> None:
+    pq = harness.pq(poll_interval=NEVER)
+    listen(harness, pq["a"], pq["b"])
+    with waiter(harness, pq["a"]) as join, harness.thread(lambda: pq["b"].get(timeout=NEVER)) as other:
+        harness.sql(f"NOTIFY {channel('a')}", rows=False)  # a hint without a job
+        pq["b"].put("b")
+        assert other().data == "b"
+        pq["b"].put("b again")
+        pq["a"].put("a")
+        assert join().data == "a"
+    assert pq["b"].get(block=False).data == "b again"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_notification_without_a_job_does_not_end_the_wait(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with counted(queue) as looks, waiter(harness, queue) as join:
+        for number in range(2, 5):
+            harness.sql("NOTIFY q", rows=False)
+            looks.reach(number)
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_of_several_waiters_one_gets_the_job(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    got: list[int] = []
+    change = threading.Condition()
+
+    def wait() -> None:
+        job = queue.get(timeout=NEVER)
+        with change:
+            got.append(job.id)
+            change.notify_all()
+
+    def has(count: int) -> bool:
+        return len(got) >= count
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    put = []
+    for number in range(1, 5):
+        put.append(queue.put(number))
+        with change:
+            assert change.wait_for(partial(has, number), PATIENCE)
+        assert got == put
+        assert sum(thread.is_alive() for thread in threads) >= 4 - number
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+# Woken by time
+
+
+SCHEDULED: dict[str, tuple[Any, ...]] = {"scheduled": (SHORT,), "and expected": (SHORT, "1h")}
+
+
+def late_enough(harness: Harness, job_id: int) -> bool:
+    [[due]] = harness.sql(f"SELECT dequeued_at >= schedule_at FROM {{table}} WHERE id = {job_id}")
+    return bool(due)
+
+
+@pytest.mark.parametrize("times", SCHEDULED.values(), ids=SCHEDULED)
+def test_a_waiter_wakes_when_a_job_comes_due(harness: Harness, times: tuple[Any, ...]) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.put("later", "1h")
+    job_id = queue.put("a", *times)
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        assert join().id == job_id
+    assert late_enough(harness, job_id)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("times", SCHEDULED.values(), ids=SCHEDULED)
+def test_a_waiter_wakes_when_a_job_comes_due_that_was_put_meanwhile(harness: Harness, times: tuple[Any, ...]) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.put("later", "1h")
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        job_id = harness.queue(create=False).put("a", *times)
+        assert join().id == job_id
+    assert late_enough(harness, job_id)
+
+
+@pytest.mark.parametrize("times", [(), (None, "1h")], ids=["plain", "expected"])
+def test_a_waiter_wakes_when_a_lease_runs_out(harness: Harness, times: tuple[Any, ...]) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.put("a", *times)
+    queue.lease(SHORT)
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        job = join()
+    assert (job.data, job.attempts) == ("a", 2)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_waiter_wakes_when_a_lease_runs_out_that_was_taken_meanwhile(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        with other:
+            other.put("a")
+            assert other.lease(SHORT).data == "a"
+        job = join()
+    assert (job.data, job.attempts) == ("a", 2)
+
+
+def test_a_wait_may_end_before_a_job_is_due(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("a", "1h")
+    assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
+
+
+def test_within_a_transaction_time_goes_on(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.put("a", SHORT)
+    with queue:  # in pq, now() stood still here
+        assert queue.get(block=False) is None
+        assert queue.get(timeout=PATIENCE).data == "a"
+
+
+# Woken by polling
+
+
+def test_polling_finds_a_job_of_which_nobody_was_notified(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=0.05)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        insert(harness, silent(harness), "q", "a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_notifications_can_be_silenced(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    queue.get(timeout=0.02)
+    ear, quiet = harness.connect(), silent(harness)
+    for name in ("q", "after"):
+        harness.wait_for(partial(ear.session.listen, name))
+    insert(harness, quiet, "q", "silent")
+    harness.sql(INSERT % ("after", "x"), rows=False)  # notifications arrive in the order of commits
+    heard: list[str] = []
+
+    def hear() -> bool:
+        ear.sql("SELECT 1")
+        heard.extend(harness.wait_for(lambda: ear.session.notifications()))
+        return "after" in heard
+
+    harness.eventually(hear)
+    assert heard == ["after"]
+    quiet.sql("SET pqcore.notify = 'on'", rows=False)
+    insert(harness, quiet, "q", "loud")
+    heard.clear()
+    harness.eventually(lambda: hear() or "q" in heard)
+    assert [queue.get(block=False).data, queue.get(block=False).data] == ["silent", "loud"]
+
+
+def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+
+    async def refused() -> None:
+        raise ConnectionLost("no more connections")
+
+    queue._engine.source.listener = refused
+    with waiter(harness, queue) as join:
+        harness.queue(create=False).put("a")
+        assert join().data == "a"
+    assert backends(harness, "ILIKE 'LISTEN%'") == []
+
+
+def test_over_a_backend_that_cannot_listen_a_waiter_polls(harness: Harness) -> None:
+    key, spec = (harness.spec.name, harness.spec.mode), harness.spec
+    deaf = replace(spec, capabilities=spec.capabilities - {Capability.LISTEN}, missing={Capability.LISTEN: "a test"})
+    plugins._specs[key] = deaf
+    try:
+        queue = harness.queue(poll_interval=NEVER)
+    finally:
+        plugins._specs[key] = spec
+    with waiter(harness, queue) as join:
+        assert backends(harness, "ILIKE 'LISTEN%'") == []  # its session need not have the method
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+    assert harness.connections() == 1
+
+
+# The listening connection
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_waits_on_several_queues_share_a_connection(harness: Harness) -> None:
+    pq = harness.pq(poll_interval=NEVER, max_connections=2)
+    names = [f"q{number}" for number in range(8)]
+    listen(harness, *(pq[name] for name in names))
+    assert harness.connections() == 2  # one that looks, one that listens
+    threads = []
+    got: dict[str, Any] = {}
+
+    def wait(name: str) -> None:
+        got[name] = pq[name].get(timeout=NEVER).data
+
+    for name in names:
+        threads.append(threading.Thread(target=wait, args=(name,), daemon=True))
+        threads[-1].start()
+    for name in names:
+        harness.sql(INSERT % (name, name), rows=False)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert got == {name: name for name in names}
+    assert harness.connections() <= 3
+
+
+@contextmanager
+def patient_listener() -> Iterator[None]:
+    """Let the listener rely on being stirred, instead of looking at each second."""
+    slice_, waiting.SLICE = waiting.SLICE, NEVER
+    try:
+        yield
+    finally:
+        waiting.SLICE = slice_
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_listening_to_one_more_queue_deafens_nobody(harness: Harness) -> None:
+    pq, other = harness.pq(poll_interval=NEVER), harness.pq(create=False)
+    with patient_listener():
+        listen(harness, pq["a"])
+        with waiter(harness, pq["a"]) as join:
+            listen(harness, pq["b"])
+            other["a"].put("a")
+            assert join().data == "a"
+        pq.close()
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_notifications_do_not_pile_up(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
+    listen(harness, queue)
+    for number in range(50):
+        other.put(number)
+    assert [job.data for job in queue.get_many(100)] == list(range(50))
+    with counted(queue) as looks:
+        assert seconds(partial(queue.get, timeout=0.1)) >= 0.1
+    # The first look, the last, and what the notifications asked for that were still under way.
+    assert 2 <= looks.count <= 10
+    with waiter(harness, queue) as join:
+        other.put("a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_lost_listening_connection_is_replaced(harness: Harness) -> None:
+    queue, other = harness.queue(poll_interval=NEVER), harness.connect()
+    for number in range(2):
+        listen(harness, queue)
+        with waiter(harness, queue) as join:
+            cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+            insert(harness, other, "q", str(number))
+            assert join().data == str(number)
+    with waiter(harness, queue) as join:
+        insert(harness, other, "q", "a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_waiter_outlives_all_its_connections(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        # In this order: one that is cut while it looks would rightly raise ConnectionLost.
+        cut(harness, backends(harness, "NOT ILIKE 'LISTEN%'"))
+        cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+        harness.queue(create=False).put("a")
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_waiters_of_all_queues_outlive_the_listening_connection(harness: Harness) -> None:
+    pq = harness.pq(poll_interval=NEVER)
+    listen(harness, pq["a"], pq["b"])
+    with waiter(harness, pq["a"]) as join, waiter(harness, pq["b"]) as other:
+        cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+        harness.sql(INSERT % ("b", "b"), rows=False)
+        harness.sql(INSERT % ("a", "a"), rows=False)
+        assert (join().data, other().data) == ("a", "b")
+
+
+# A pool or connection of the caller's
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.POOL)
+def test_over_a_pool_a_waiter_is_woken(harness: Harness) -> None:
+    pq = harness.pq(pool=harness.pool(2), poll_interval=NEVER)
+    listen(harness, pq["a"], pq["b"])
+    with waiter(harness, pq["a"]) as join:
+        harness.sql(INSERT % ("a", "a"), rows=False)
+        assert join().data == "a"
+    assert len(backends(harness, "ILIKE 'LISTEN%'")) == 1
+    assert harness.connections() <= 3
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_over_one_connection_a_waiter_is_woken(harness: Harness) -> None:
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    listen(harness, queue)
+    assert harness.connections() == 1
+    for number in range(3):
+        with waiter(harness, queue) as join:
+            harness.sql(INSERT % ("q", number), rows=False)
+            assert join().data == str(number)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_over_one_connection_the_first_wait_is_woken_too(harness: Harness) -> None:
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    with waiter(harness, queue, looks=2) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+def test_over_one_connection_a_waiter_wakes_when_a_job_comes_due(harness: Harness) -> None:
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    job_id = queue.put("a", SHORT)
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        assert join().id == job_id
+    assert late_enough(harness, job_id)
+
+
+def test_in_the_callers_transaction_a_waiter_polls(harness: Harness) -> None:
+    caller = harness.connect()
+    queue = harness.pq(caller.raw, poll_interval=NEVER)["q"]
+    caller.begin()
+    with waiter(harness, queue) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+    caller.rollback()
+    assert queue.get(block=False).data == "a"
+
+
+def test_in_a_block_over_one_connection_a_waiter_polls(harness: Harness) -> None:
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+
+    def wait() -> Any:
+        with queue:
+            return queue.get(timeout=NEVER)
+
+    with waiter(harness, queue, wait) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_over_one_connection_notifications_do_not_pile_up(harness: Harness) -> None:
+    connection = harness.connect()
+    queue, other = harness.pq(connection.raw, poll_interval=NEVER)["q"], harness.queue(create=False)
+    listen(harness, queue)
+    for number in range(50):
+        other.put(number)
+    assert queue.get().data == 0
+    backlog = getattr(connection.raw, "notifies", None)
+    if isinstance(backlog, list):  # psycopg2 keeps them where we can look
+        assert len(backlog) == 0
+    assert len(queue.get_many(100)) == 49
+    assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
+    with waiter(harness, queue) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.only("async")
+@pytest.mark.requires(Capability.LISTEN)
+def test_over_one_connection_a_put_of_another_task_wakes(harness: Harness) -> None:
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        queue.put("a")
+        assert join().data == "a"
