@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from pqcore.dialect import Dialect
-from pqcore.errors import Closed, ConnectionLost, PoolTimeout, PQError
+from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Gate, Runtime
 from pqcore.sessions import CoreSession, translate
 
@@ -85,9 +87,7 @@ class OwnPool:
         self._taking_over = Lock()
 
     async def acquire(self) -> CoreSession:
-        if self._closed:
-            msg = "this PQ has been closed"
-            raise Closed(msg)
+        self._check()
         places = self._places_of(self._runtime.owner())
         if not await places.enter(self._timeout):
             msg = (
@@ -125,7 +125,13 @@ class OwnPool:
             await _discard(session)
 
     async def listener(self) -> CoreSession | None:
+        self._check()
         return await self._connect()
+
+    def _check(self) -> None:
+        if self._closed:
+            msg = "this PQ has been closed"
+            raise Closed(msg)
 
     async def close(self) -> None:
         self._closed = True
@@ -134,9 +140,28 @@ class OwnPool:
                 await _discard(self._idle.pop())
 
     async def _connect(self) -> CoreSession:
-        session = self._opener.session(await self._opener.call("connect", self._dsn))
+        try:
+            session = self._opener.session(await self._opener.call("connect", self._dsn))
+        except ValueError as exc:  # a driver that reads the DSN itself
+            raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
+        except PQError as exc:
+            if redact(str(exc), self._dsn) == str(exc):
+                raise
+            # libpq quotes a DSN that it cannot read, so what it said is not chained.
+            raise ConfigurationError(redact(str(exc), self._dsn)) from None
         await session.enter()
         return session
+
+
+def redact(text: str, dsn: str) -> str:
+    """Remove a DSN, and the password in it, from a text."""
+    secrets = [dsn]
+    for pattern in (r"://[^/@:]*:(.+)@", r"password\s*=\s*'?([^'\s&]+)"):
+        for secret in re.findall(pattern, dsn):
+            secrets += [secret, unquote(secret)]
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 class CallersPool:
@@ -189,22 +214,25 @@ class CallersConnection:
     def __init__(self, opener: Opener, connection: object, runtime: Runtime) -> None:
         self._opener = opener
         self._connection = connection
-        self._session = opener.wrap(connection)
+        self.session = opener.wrap(connection)
+        self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
         self._gate = runtime.gate()
 
     async def acquire(self) -> CoreSession:
         await self._gate.enter()
         try:
-            if not self._session.usable():
+            if not self.session.usable():
                 raise ConnectionLost(CLOSED)  # noqa: TRY301
-            await self._session.enter()
+            await self.session.enter()
         except BaseException:
             self._gate.leave()
             raise
-        return self._session
+        return self.session
 
     async def release(self, session: CoreSession) -> None:
         try:
+            if self.on_release is not None and session.usable():
+                await self.on_release(session)
             await session.leave()
         finally:
             self._gate.leave()

@@ -26,7 +26,7 @@ from pqcore.schema import check_version
 from pqcore.sessions import CoreSession
 from pqcore.settings import logger
 from pqcore.statement import Query
-from pqcore.waiting import Listener
+from pqcore.waiting import BLIND_POLL, Listener, SoleListener
 
 T = TypeVar("T")
 
@@ -88,7 +88,6 @@ class Engine:
         self._prepared = prepared
         self._openers: dict[str, Opener] = {}
         self._blocks = runtime.local()
-        self._inline: set[str] = set()
         self._checked = False
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
@@ -119,8 +118,12 @@ class Engine:
                 if is_pool
                 else CallersConnection(opener, given, runtime)
             )
-        self.listener = Listener(self.source, runtime)
-        self.sole_listener = isinstance(self.source, CallersConnection)
+        able = Capability.LISTEN in self.spec.capabilities
+        self.listener: Listener | SoleListener
+        if isinstance(self.source, CallersConnection):
+            self.listener = SoleListener(self.source, runtime, able=able)
+        else:
+            self.listener = Listener(self.source, runtime, able=able)
 
     async def run(
         self,
@@ -148,10 +151,6 @@ class Engine:
         else:
             work = self._use(await self.source.acquire(), operation, protect=protect)
         return await (work if undo is None else self.runtime.settle(work, undo))
-
-    def in_transaction(self) -> bool:
-        """Whether a ``with`` block of the running thread or task is open."""
-        return self._current() is not None
 
     async def enter(self, options: dict[str, Any]) -> tuple[Block, Any]:
         """Begin a block; returns it and what it gives to the user."""
@@ -193,27 +192,6 @@ class Engine:
                 await self.source.release(session)
         self._checked = True
 
-    async def wait_inline(self, channel: str, seconds: float, blind: float) -> None:
-        """Wait on the caller's only connection, while nobody else uses it.
-
-        In a transaction of the caller's nothing would arrive: then for at most
-        ``blind`` seconds.
-        """
-        session = await self.source.acquire()
-        try:
-            listening = not session.in_transaction() and self.spec.capabilities >= {Capability.LISTEN}
-            if listening and channel not in self._inline:
-                await session.listen(channel)
-                self._inline.add(channel)
-                return  # to look once more, now that nothing can be missed
-            waiting = bool(listening and not await session.notifications())
-        finally:
-            await self.source.release(session)
-        if not listening:
-            await self.runtime.sleep(min(seconds, blind))
-        elif waiting:
-            await session.wait(seconds)
-
     def innermost(self) -> Block:
         """The block that the running thread or task entered last."""
         blocks: tuple[Block, ...] = self._blocks.get() or ()
@@ -237,9 +215,25 @@ class Engine:
             if not transaction.blocks:
                 await self.source.release(transaction.session)
 
+    async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
+        """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
+
+        Args:
+            channel: What is waited for.
+            ticket: What `Listener.ticket` gave before the last look.
+            seconds: At most so long.
+        """
+        if isinstance(self.listener, SoleListener) and self._current() is not None:
+            await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
+        elif ticket is not None:
+            await self.listener.wait(channel, ticket, seconds)
+        elif not await self.listener.listen(channel):
+            await self.runtime.sleep(min(seconds, BLIND_POLL))
+
     async def close(self) -> None:
+        """Close the connections; those in use, when they are given back."""
+        await self.source.close()  # first, so that who is woken finds it closed
         await self.listener.close()
-        await self.source.close()
 
     # Within
 

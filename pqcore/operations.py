@@ -29,8 +29,6 @@ J = TypeVar("J", bound=BaseJob)
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
 """put_many sends a statement for so many rows, or characters, whichever comes first."""
-BLIND_POLL = 0.25
-"""Seconds between looks while nothing can wake a waiter."""
 
 
 @dataclass(frozen=True)
@@ -186,18 +184,7 @@ async def get(
         if left <= 0:
             return rows
         pause = min(left, queue.poll_interval, left if wake_in is None else max(wake_in, 0.001))
-        if ticket is not None:
-            await engine.listener.wait(topic, ticket, pause)
-        elif not await engine.listener.listen(topic):
-            await _wait_alone(engine, topic, pause)
-
-
-async def _wait_alone(engine: Engine, topic: str, pause: float) -> None:
-    """Wait without a listening connection: on the caller's only one if it is idle, else blindly."""
-    if not engine.sole_listener or engine.in_transaction():
-        await engine.runtime.sleep(min(pause, BLIND_POLL))
-        return
-    await engine.wait_inline(topic, pause, BLIND_POLL)
+        await engine.wait(topic, ticket, pause)
 
 
 async def _take(

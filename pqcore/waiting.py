@@ -18,13 +18,15 @@ from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
 
 if TYPE_CHECKING:
-    from pqcore.connections import Source
+    from pqcore.connections import CallersConnection, Source
     from pqcore.sessions import CoreSession
 
 SLICE = 1.0
 """Seconds after which the listener looks whether it is still wanted."""
 PROBE = 15.0
 """Seconds of silence after which the listener asks the server whether it is still there."""
+BLIND_POLL = 0.25
+"""Seconds between looks while nothing can wake a waiter."""
 RETRY = 1.0
 """Seconds between attempts to open a listening connection; meanwhile waiters poll."""
 
@@ -35,11 +37,13 @@ class Listener:
     Args:
         source: Where the connection comes from.
         runtime: How to wait.
+        able: Whether the backend can listen at all.
     """
 
-    def __init__(self, source: Source, runtime: Runtime) -> None:
+    def __init__(self, source: Source, runtime: Runtime, *, able: bool) -> None:
         self._source = source
         self._runtime = runtime
+        self._able = able
         self._owner: Hashable = None
         self._taking_over = Lock()
         self._reset()
@@ -70,7 +74,7 @@ class Listener:
         async with held(self._gate):
             if channel in self._channels:
                 return True
-            if self._session is None and not await self._open():
+            if not self._able or (self._session is None and not await self._open()):
                 return False
             session = self._session
             if session is None:
@@ -152,10 +156,63 @@ class Listener:
         if self._session is not session:
             return
         self._session = None
-        self._channels.clear()
-        for channel in list(self._waiters):
+        for channel in self._channels | set(self._waiters):
             self._wake(channel)
+        self._channels.clear()
         try:
             await session.close()
         except PQError:
             logger.debug("closing the lost listening connection failed", exc_info=True)
+
+
+class SoleListener:
+    """Waiting on the caller's only connection, in turn with everything else on it.
+
+    Nothing runs in the background: the waiter looks at the socket itself, and
+    what arrived is read whenever the connection is given back.
+    """
+
+    def __init__(self, source: CallersConnection, runtime: Runtime, *, able: bool) -> None:
+        self._source = source
+        self._runtime = runtime
+        self._able = able
+        self._channels: set[str] = set()
+        self._counts: dict[str, int] = defaultdict(int)
+        source.on_release = self._read
+
+    def ticket(self, channel: str) -> int | None:
+        """See `Listener.ticket`."""
+        return self._counts[channel] if channel in self._channels else None
+
+    async def listen(self, channel: str) -> bool:
+        """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
+        if not self._able:
+            return False
+        session = await self._source.acquire()
+        try:
+            if session.in_transaction():
+                return False
+            await session.listen(channel)
+            self._channels.add(channel)
+            return True
+        finally:
+            await self._source.release(session)
+
+    async def wait(self, channel: str, ticket: int, seconds: float) -> None:
+        """See `Listener.wait`."""
+        deadline = time.monotonic() + seconds
+        session = self._source.session
+        while self._counts[channel] == ticket and (left := deadline - time.monotonic()) > 0:
+            if session.in_transaction():
+                await self._runtime.sleep(min(left, BLIND_POLL))
+                return
+            await session.wait(min(left, SLICE))
+            await self._source.release(await self._source.acquire())
+
+    async def close(self) -> None:
+        """Nothing to close: the connection is the caller's."""
+
+    async def _read(self, session: CoreSession) -> None:
+        if self._channels and not session.in_transaction():
+            for channel in await session.notifications():
+                self._counts[channel] += 1

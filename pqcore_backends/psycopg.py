@@ -7,6 +7,7 @@ use an idle connection it is switched to autocommit, which sends nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,7 +171,8 @@ class AsyncPsycopgSession(_Common):
     async def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         arrived = loop.create_future()
-        fileno = self.connection.fileno()
+        # A file of our own for the same socket: psycopg, too, has the loop watch its file.
+        fileno = os.dup(self.connection.fileno())
 
         def stir() -> None:
             if not arrived.done():
@@ -181,6 +183,7 @@ class AsyncPsycopgSession(_Common):
             await asyncio.wait([arrived], timeout=seconds)
         finally:
             loop.remove_reader(fileno)
+            os.close(fileno)
 
     async def notifications(self) -> list[str]:
         return self._channels()

@@ -328,7 +328,7 @@ def test_errors_go_by_sqlstate(harness: Harness, sqlstate: str, kind: type[Datab
     )
     trigger = f"CREATE TRIGGER refuse BEFORE INSERT ON {{table}} EXECUTE FUNCTION {schema}.refuse()"
     harness.sql(trigger, rows=False)
-    for attempt in (lambda: queue.put(1), lambda: queue.put_many([1, 2]), lambda: queue.put(1, "1h")):
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1, 2]), partial(queue.put, 1, "1h")):
         with pytest.raises(DatabaseError, match="refused by a trigger") as caught:
             attempt()
         assert type(caught.value) is kind

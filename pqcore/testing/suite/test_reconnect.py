@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
+from pqcore import waiting
 from pqcore.backend import Capability
 from pqcore.errors import ConnectionLost, DatabaseError, PQError
 from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.waiting import Listener
+
+
+def cut(harness: Harness) -> int:
+    """Have the server end the connections of the test's queues, and wait until they are gone; others may be opened.
+
+    The listening one goes last: who waits on it looks at once, and is not to be
+    hit in the middle of that.
+    """
+    rows = harness.sql(
+        f"SELECT query ILIKE 'LISTEN%', pid FROM pg_stat_activity WHERE application_name = '{harness.application}'"
+    )
+    assert rows, "there was no connection to cut"
+    for group in (False, True):
+        pids = ", ".join(str(pid) for listens, pid in rows if listens is group)
+        if pids:
+            among = f"FROM pg_stat_activity WHERE pid IN ({pids})"
+            harness.sql(f"SELECT pg_terminate_backend(pid) {among}")
+            harness.eventually(partial(gone, harness, among))
+    return len(rows)
+
+
+def gone(harness: Harness, among: str) -> bool:
+    """Whether none is left."""
+    return not harness.sql(f"SELECT {among}")
 
 
 def hold_at_once(harness: Harness, pq: Any, number: int) -> None:
@@ -21,24 +49,27 @@ def hold_at_once(harness: Harness, pq: Any, number: int) -> None:
         with pq["held"]:
             barrier.wait(PATIENCE)
 
-    threads = [harness.thread(hold) for _ in range(number)]
-    joins = [thread.__enter__() for thread in threads]
-    for join in joins:
-        join()
+    with ExitStack() as stack:
+        for join in [stack.enter_context(harness.thread(hold)) for _ in range(number)]:
+            join()
 
 
-def waits(harness: Harness) -> bool:
-    """Whether a waiter listens, has looked once more since, and is not in the middle of a statement."""
-    rows = harness.sql(
-        "SELECT query ILIKE 'LISTEN%', state, query_start FROM pg_stat_activity"
-        f" WHERE application_name = '{harness.application}' ORDER BY query_start"
-    )
-    return (
-        len(rows) > 1
-        and {state for _, state, _ in rows} == {"idle"}
-        and rows[-1][0] is False
-        and any(listens for listens, _, _ in rows)
-    )
+class Waits:
+    """Tells when a waiter has looked, found nothing, and begins to wait for a notification."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._begun = threading.Semaphore(0)
+        wait = Listener.wait
+
+        async def noticed(listener: Listener, channel: str, ticket: int, seconds: float) -> None:
+            self._begun.release()
+            await wait(listener, channel, ticket, seconds)
+
+        monkeypatch.setattr(Listener, "wait", noticed)
+
+    def begun(self) -> None:
+        """Return when the next wait begins."""
+        assert self._begun.acquire(timeout=PATIENCE)
 
 
 def expect_replacement(harness: Harness, pq: Any) -> None:
@@ -47,18 +78,18 @@ def expect_replacement(harness: Harness, pq: Any) -> None:
     for number in range(6):  # until a driver that prepares statements has done so
         queue.put(number)
         assert queue.get().data == number
-    assert harness.cut_connections() > 0
+    cut(harness)
     queue.put("first")
-    assert harness.cut_connections() > 0
+    cut(harness)
     assert queue.get().data == "first"
-    assert harness.cut_connections() > 0
+    cut(harness)
     with queue:
         queue.put("second")
-    assert harness.cut_connections() > 0
+    cut(harness)
     assert queue.count() == 1
-    assert harness.cut_connections() > 0
+    cut(harness)
     assert queue.put_many(range(3))
-    assert harness.cut_connections() > 0
+    cut(harness)
     pq.create()
     assert [job.data for job in queue.get_many(9)] == ["second", 0, 1, 2]
 
@@ -75,7 +106,7 @@ def test_lost_connections_of_a_pool_are_replaced(harness: Harness) -> None:
 def expect_all_replaced(harness: Harness, pq: Any) -> None:
     """Not only the first of many lost connections is replaced."""
     hold_at_once(harness, pq, 3)
-    assert harness.cut_connections() >= 3
+    cut(harness)
     for number in range(5):
         pq["q"].put(number)
     hold_at_once(harness, pq, 3)
@@ -83,7 +114,10 @@ def expect_all_replaced(harness: Harness, pq: Any) -> None:
 
 
 def test_all_of_many_lost_connections_are_replaced(harness: Harness) -> None:
-    expect_all_replaced(harness, harness.pq(max_connections=3))
+    pq = harness.pq(max_connections=3)
+    hold_at_once(harness, pq, 3)
+    assert harness.connections() == 3
+    expect_all_replaced(harness, pq)
 
 
 @pytest.mark.requires(Capability.POOL)
@@ -103,7 +137,7 @@ def expect_rollback(harness: Harness, pq: Any) -> None:
         with queue:
             assert queue.get().data == "kept"
             queue.put("gone")
-            harness.cut_connections()
+            cut(harness)
             if before:
                 queue.put("gone too")
 
@@ -136,7 +170,7 @@ def test_the_users_error_is_not_hidden_by_a_lost_connection(harness: Harness, st
     def fail() -> None:
         with pq["q"] as _:
             pq["q"].put("gone")
-            harness.cut_connections()
+            cut(harness)
             if statement:
                 with pytest.raises(ConnectionLost):
                     pq["q"].put("gone too")
@@ -155,7 +189,7 @@ def test_a_lost_savepoint_ends_the_whole_transaction(harness: Harness) -> None:
         with pq["q"]:
             pq["q"].put("gone")
             with pytest.raises(ConnectionLost), pq["other"]:
-                harness.cut_connections()
+                cut(harness)
             pq["q"].put("gone too")
 
     with pytest.raises(PQError):
@@ -173,7 +207,7 @@ def test_a_lost_connection_of_the_callers_is_told_with_advice(harness: Harness) 
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     queue.put("kept")
-    harness.cut_connections()
+    cut(harness)
     for _ in range(3):
         with pytest.raises(ConnectionLost) as caught:
             queue.put("gone")
@@ -190,7 +224,7 @@ def test_a_transaction_of_the_callers_that_is_lost_is_told(harness: Harness) -> 
     queue = harness.pq(connection.raw)["q"]
     connection.begin()
     queue.put("gone")
-    harness.cut_connections()
+    cut(harness)
     with pytest.raises(ConnectionLost):
         queue.put("gone too")
     with pytest.raises(DatabaseError):
@@ -199,59 +233,61 @@ def test_a_transaction_of_the_callers_that_is_lost_is_told(harness: Harness) -> 
 
 
 def test_a_waiter_on_the_callers_connection_is_told(harness: Harness) -> None:
-    connection = harness.connect()
-    queue = harness.pq(connection.raw, poll_interval=PATIENCE)["q"]
-    began = time.monotonic()
+    queue = harness.pq(harness.connect().raw, poll_interval=PATIENCE)["q"]
+    looked = f"FROM pg_stat_activity WHERE application_name = '{harness.application}' AND query_start > "
+    [[before]] = harness.sql("SELECT clock_timestamp()::text")
 
     def wait() -> None:
         with pytest.raises(ConnectionLost):
             queue.get(timeout=PATIENCE)
 
+    began = time.monotonic()
     with harness.thread(wait):
-        harness.eventually(
-            lambda: (
-                harness.sql(
-                    "SELECT FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%WITH urgent%'"
-                    f" AND application_name = '{harness.application}'"
-                )
-                or harness.listening()
-            )
-        )
-        harness.cut_connections()
+        harness.eventually(lambda: harness.sql(f"SELECT {looked} '{before}'"))
+        cut(harness)
     assert time.monotonic() - began < PATIENCE / 2
 
 
 # Waiting
 
 
-def expect_survival(harness: Harness, pq: Any) -> None:
+def expect_survival(harness: Harness, pq: Any, waits: Waits) -> None:
     """Who waits when the connections are cut gets a job that is put later."""
     queue = pq["q"]
-    for number in range(2):
-        with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:
-            harness.eventually(lambda: waits(harness))
-            assert harness.cut_connections() >= 2
-            queue.put(number)
-            assert join().data == number
-
-
-def test_a_waiter_survives_the_loss_of_its_connections(harness: Harness) -> None:
-    expect_survival(harness, harness.pq())
-
-
-@pytest.mark.requires(Capability.POOL)
-def test_a_waiter_survives_the_loss_of_a_pools_connections(harness: Harness) -> None:
-    expect_survival(harness, harness.pq(pool=harness.pool()))
+    began = time.monotonic()
+    with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:
+        waits.begun()
+        assert cut(harness) >= 2
+        queue.put("later")
+        assert join().data == "later"
+    assert time.monotonic() - began < PATIENCE / 2
+    assert queue.get(block=False) is None
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_listens_again_after_a_loss(harness: Harness) -> None:
+def test_a_waiter_survives_the_loss_of_its_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_survival(harness, harness.pq(), Waits(monkeypatch))
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.POOL)
+def test_a_waiter_survives_the_loss_of_a_pools_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq = harness.pq(pool=harness.pool())
+    expect_survival(harness, pq, Waits(monkeypatch))
+    pq.close()
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_waiter_survives_many_losses_and_listens_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "RETRY", 0)
     queue = harness.queue(poll_interval=PATIENCE)
+    waits = Waits(monkeypatch)
     with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:
-        harness.eventually(lambda: waits(harness))
-        harness.cut_connections()
-        harness.eventually(harness.listening)
+        for _ in range(3):
+            waits.begun()
+            cut(harness)
+        waits.begun()
         began = time.monotonic()
         harness.sql("INSERT INTO {table} (q_name, data) VALUES ('q', '1')", rows=False)
         assert join().data == 1
-    assert time.monotonic() - began < PATIENCE / 2
+    assert time.monotonic() - began < PATIENCE / 2  # woken, and not because it was time to look
