@@ -142,7 +142,7 @@ class OwnPool:
     async def _connect(self) -> CoreSession:
         try:
             session = self._opener.session(await self._opener.call("connect", self._dsn))
-        except ValueError as exc:  # a driver that reads the DSN itself
+        except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
             raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
         except PQError as exc:
             if redact(str(exc), self._dsn) == str(exc):

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import asyncpg
 
 from pqcore.backend import ABORTED, Row
 from pqcore.errors import Closed
 from pqcore.statement import Query
+
+IDLE = 0.005
+"""Seconds without a statement after which a connection is asked whether it is still there."""
 
 
 class AsyncpgSession:
@@ -26,6 +32,7 @@ class AsyncpgSession:
         self._transaction: Any = None
         self._arrived: list[str] = []
         self._stirred = asyncio.Event()
+        self.used_at = time.monotonic()
 
     async def enter(self) -> None:
         """Nothing to switch: asyncpg has no implicit transactions."""
@@ -34,13 +41,19 @@ class AsyncpgSession:
         """Nothing to put back."""
 
     def in_transaction(self) -> bool:
-        return bool(self.connection.is_in_transaction())
+        return self.usable() and bool(self.connection.is_in_transaction())
 
     def usable(self) -> bool:
-        return not self.connection.is_closed()
+        try:
+            return not self.connection.is_closed()
+        except asyncpg.InterfaceError:  # a pool takes a lost connection away
+            return False
 
     async def alive(self) -> bool:
-        return self.usable()  # the event loop has noticed, if the server ended it
+        # asyncpg notices the end of an idle connection in two steps, and between them looks usable.
+        if self.usable() and time.monotonic() - self.used_at > IDLE:
+            await self.connection.execute("SELECT 1")
+        return self.usable()
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         try:
@@ -51,6 +64,8 @@ class AsyncpgSession:
         except asyncpg.InternalClientError:  # its state is lost, as when the server ended it just now
             self.connection.terminate()
             raise
+        finally:
+            self.used_at = time.monotonic()
         return ()
 
     async def begin(self) -> None:
@@ -107,6 +122,7 @@ class AsyncpgBackend:
     errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncio.TimeoutError)
 
     def __init__(self, *, prepared: bool = True) -> None:
+        self._used_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
 
     async def connect(self, dsn: str) -> AsyncpgSession:
@@ -123,9 +139,18 @@ class AsyncpgBackend:
             raise Closed(msg)
         if not pool._initialized:
             await pool
-        return AsyncpgSession(await pool.acquire())
+        while True:
+            connection = await pool.acquire()
+            session = AsyncpgSession(connection)
+            session.used_at = self._used_at.get(connection._con, 0.0)
+            with suppress(*self.errors):
+                if session.in_transaction() or await session.alive():
+                    return session
+            await pool.release(connection)  # the server ended it while it idled; the pool replaces it
 
     async def release(self, pool: Any, session: AsyncpgSession) -> None:
+        if session.usable():
+            self._used_at[session.connection._con] = session.used_at
         await pool.release(session.connection)
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:

@@ -23,7 +23,7 @@ from pqcore.backend import Capability
 from pqcore.errors import ConnectionLost
 from pqcore.identifiers import channel
 from pqcore.plugins import plugins
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.harness import PATIENCE, Connection, Harness, statement
 
 NEVER = 3600.0
 SHORT = timedelta(milliseconds=150)
@@ -364,6 +364,48 @@ def test_of_several_waiters_one_gets_the_job(harness: Harness) -> None:
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+@contextmanager
+def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterator[None]:
+    """Have a job put when a waiter has looked in vain, before it does anything else.
+
+    Args:
+        harness: The test's.
+        queue: The queue.
+        heard: Whether the waiter goes on only when the notification has arrived.
+    """
+    engine, topic = queue._engine, channel(queue.name)
+    run = engine.run
+
+    async def racing(*arguments: Any, **options: Any) -> Any:
+        engine.run = run
+        result = await run(*arguments, **options)
+        before = engine.listener.ticket(topic)
+        assert (before is not None) == heard
+        await harness._eyes.session.execute(statement((INSERT % ("q", "a")).format(table=harness.table), rows=False))
+        while heard and engine.listener.ticket(topic) == before:
+            await engine.runtime.sleep(0.001)
+        return result
+
+    engine.run = racing
+    yield
+    assert engine.run == run
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_notification_between_look_and_wait_counts(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with after_the_first_look(harness, queue, heard=True), harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_job_put_just_before_a_waiter_listens_is_found(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    with after_the_first_look(harness, queue, heard=False), harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        assert join().data == "a"
 
 
 # Woken by time

@@ -1,0 +1,625 @@
+"""Plugins: how they are found and chosen, what a bad one cannot break; and that the core stands without drivers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pqcore
+from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Queue, QueueIterator, hookimpl
+from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
+from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
+from pqcore.plugins import PREFERENCE, Plugins, plugins
+
+DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}
+CORE = Path(pqcore.__file__).parent
+DSN = "postgresql://nobody@127.0.0.1:1/nowhere"  # nothing is sent before the first operation
+
+
+def run(code: str, *folders: Path, **environment: str) -> Any:
+    """Run code in a fresh process; returns what it gives to ``report``."""
+    paths = [*map(str, folders), str(CORE.parent)]
+    begin = "import json\ndef report(*results): print(json.dumps(results))\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", begin + textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def hide(*modules: str) -> str:
+    """Code that has it look as if the modules were not installed."""
+    return textwrap.dedent(f"""
+        import sys
+        from importlib.machinery import PathFinder
+
+        class Hiding(PathFinder):
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                return None if name in {modules!r} else super().find_spec(name, path, target)
+
+        sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
+    """)
+
+
+def distribute(folder: Path, name: str, points: dict[str, str], group: str = "pqcore.backends") -> None:
+    """Make it look as if a distribution were installed in a folder."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+def spec(name: str = "acme", mode: Mode = "blocking", **changes: Any) -> BackendSpec:
+    """A backend's declaration."""
+    lacking = dict.fromkeys(Capability, "it does not exist")
+    fields: dict[str, Any] = {
+        "load": f"{name}_driver:Backend",
+        "requires": (),
+        "install": f"pip install {name}",
+        "paramstyle": "format",
+        "capabilities": frozenset(),
+        "missing": lacking,
+        **changes,
+    }
+    return BackendSpec(name=name, mode=mode, **fields)
+
+
+class Brings:
+    """A plugin with backends."""
+
+    def __init__(self, *specs: BackendSpec) -> None:
+        self._specs = specs
+
+    @hookimpl
+    def pqcore_register_backends(self, register: Callable[[BackendSpec], None]) -> None:
+        for each in self._specs:
+            register(each)
+
+
+class BringsSerializers:
+    """A plugin with serializers."""
+
+    def __init__(self, *serializers: Any) -> None:
+        self._serializers = serializers
+
+    @hookimpl
+    def pqcore_register_serializers(self, register: Callable[[Any], None]) -> None:
+        for each in self._serializers:
+            register(each)
+
+
+class NothingBackend:
+    """A backend that can be constructed."""
+
+    errors = ()
+
+    def __init__(self, *, prepared: bool = True) -> None:
+        self.prepared = prepared
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
+    """Registers plugins with the process for the length of a test."""
+    monkeypatch.setattr(plugins, "_specs", dict(plugins._specs))
+    registered: list[object] = []
+
+    def add(plugin: object) -> None:
+        plugins.register(plugin)
+        registered.append(plugin)
+
+    yield add
+    for plugin in registered:
+        plugins.manager.unregister(plugin)
+
+
+@pytest.fixture(autouse=True)
+def _without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PQCORE_BACKEND", raising=False)
+
+
+# The core and the drivers
+
+
+def core_modules() -> list[str]:
+    """The names of the core's modules, but for the suite (tests) and the demo (a program)."""
+    names = []
+    for path in CORE.rglob("*.py"):
+        parts = ("pqcore", *path.relative_to(CORE).with_suffix("").parts)
+        name = ".".join(parts).removesuffix(".__init__")
+        if not name.startswith(("pqcore.testing.suite", "pqcore.demo")) and parts[-1] != "__main__":
+            names.append(name)
+    return sorted(names)
+
+
+def test_importing_the_core_imports_no_driver() -> None:
+    names = core_modules()
+    assert {"pqcore", "pqcore.queue", "pqcore.aio", "pqcore.schema", "pqcore.testing.plugin"} <= set(names)
+    [found, imported] = run(f"""
+        import importlib, sys
+        imported = [importlib.import_module(name).__name__ for name in {names!r}]
+        report(sorted({DRIVERS!r} & sys.modules.keys()), imported)
+    """)
+    assert found == []
+    assert imported == names
+
+
+def test_listing_what_is_installed_imports_no_driver() -> None:
+    [found, backends, serializers] = run(f"""
+        import sys
+        from pqcore.plugins import plugins
+        specs = [f"{{spec.name}} {{spec.mode}}" for spec in plugins.backend_specs()]
+        report(sorted({DRIVERS!r} & sys.modules.keys()), specs, plugins.serializer_names())
+    """)
+    assert found == []
+    assert backends == ["psycopg blocking", "psycopg async", "asyncpg async", "psycopg2 blocking"]
+    assert serializers == ["json", "pickle"]
+
+
+def test_importing_pqcore_imports_no_backend() -> None:
+    [found] = run("""
+        import sys
+        import pqcore
+        report(sorted(name for name in sys.modules if name.startswith("pqcore_backends")))
+    """)
+    assert found == []
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a source imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+
+
+def test_no_source_of_the_core_imports_a_driver() -> None:
+    sources = sorted(CORE.rglob("*.py"))
+    assert len(sources) > 25
+    found = [
+        f"{path.relative_to(CORE)}: {module}"
+        for path in sources
+        for module in imports(ast.parse(path.read_text("utf-8")))
+        if module.partition(".")[0] in DRIVERS
+    ]
+    assert found == []
+
+
+def test_the_search_for_imports_finds_them_at_any_level() -> None:
+    source = """
+        if TYPE_CHECKING:
+            import psycopg.rows
+        def f():
+            from asyncpg import connect
+            importlib.import_module("psycopg2")
+    """
+    assert sorted(imports(ast.parse(textwrap.dedent(source)))) == ["asyncpg", "psycopg.rows", "psycopg2"]
+
+
+# Drivers that are missing
+
+
+def test_a_missing_driver_troubles_only_who_chooses_it() -> None:
+    code = """
+        from pqcore import PQ, AsyncPQ
+        from pqcore.errors import BackendNotInstalled
+        results = [PQ("dbname=x").backend]
+        for face, backend in ((PQ, "psycopg2"), (AsyncPQ, "asyncpg")):
+            for dsn, options in (("dbname=x", {"backend": backend}), (f"postgresql+{backend}://x/y", {})):
+                try:
+                    face(dsn, **options)
+                except BackendNotInstalled as exc:
+                    results.append([str(exc), isinstance(exc, ImportError)])
+        report(*results)
+    """
+    [chosen, *errors] = run(hide("psycopg2", "asyncpg") + textwrap.dedent(code))
+    assert chosen.startswith("psycopg ")
+    assert [is_import_error for _, is_import_error in errors] == [True] * 4
+    for message, _ in errors[:2]:
+        assert "pip install 'pqcore[psycopg2]'" in message
+    for message, _ in errors[2:]:
+        assert "pip install 'pqcore[asyncpg]'" in message
+
+
+def test_the_first_installed_is_chosen() -> None:
+    code = """
+        from pqcore import PQ, AsyncPQ
+        report(PQ("dbname=x").backend, AsyncPQ("dbname=x").backend)
+    """
+    for hidden, blocking, asynchronous in [
+        ((), "psycopg", "psycopg"),
+        (("psycopg",), "psycopg2", "asyncpg"),
+        (("psycopg2",), "psycopg", "psycopg"),
+    ]:
+        found = run(hide(*hidden) + textwrap.dedent(code))
+        assert [why.partition(" ")[0] for why in found] == [blocking, asynchronous]
+        assert all("the first installed of" in why for why in found)
+
+
+def test_without_any_driver_it_says_what_to_install() -> None:
+    code = """
+        from pqcore import PQ, AsyncPQ
+        from pqcore.errors import BackendNotInstalled
+        for face in (PQ, AsyncPQ):
+            try:
+                face("dbname=x")
+            except BackendNotInstalled as exc:
+                results.append(str(exc))
+        report(*results)
+    """
+    [blocking, asynchronous] = run(hide(*DRIVERS) + "results = []" + textwrap.dedent(code))
+    assert "pip install 'pqcore[psycopg]'" in blocking
+    assert "pip install 'pqcore[psycopg2]'" in blocking
+    assert "pip install 'pqcore[asyncpg]'" in asynchronous
+
+
+def test_half_of_a_driver_does_not_hide_a_whole_one() -> None:
+    [blocking, asynchronous] = run(
+        hide("psycopg_pool")
+        + textwrap.dedent("""
+            from pqcore import PQ, AsyncPQ
+            report(PQ("dbname=x").backend, AsyncPQ("dbname=x").backend)
+        """)
+    )
+    assert blocking
+    assert asynchronous
+
+
+# Bad plugins
+
+BOOM = "raise ZeroDivisionError('boom')"
+HOOK = "from pqcore import hookimpl\n@hookimpl\ndef pqcore_register_{}s(register):\n    {}\n"
+BROKEN = {
+    "raises when imported": (BOOM, "ZeroDivisionError"),
+    "imports what is missing": ("import nowhere_to_be_found", "ModuleNotFoundError"),
+    "is no Python": ("def (:", "SyntaxError"),
+    "raises in its hook": (HOOK.format("backend", BOOM), "ZeroDivisionError"),
+    "misspells a hook": (HOOK.format("backendz", "pass"), "PluginValidationError"),
+}
+
+
+@pytest.mark.parametrize(("source", "cause"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_backend_troubles_only_who_chooses_it(tmp_path: Path, source: str, cause: str) -> None:
+    distribute(tmp_path, "acme", {"acme": "acme_plugin"})
+    (tmp_path / "acme_plugin.py").write_text(source)
+    [names, chosen, adopted, broken, errors] = run(
+        """
+        import psycopg2.pool
+        from pqcore import PQ
+        from pqcore.errors import PluginError
+        from pqcore.plugins import plugins
+        chosen = PQ("dbname=x").backend
+        adopted = PQ(pool=psycopg2.pool.SimpleConnectionPool(0, 1, "dbname=x")).backend
+        errors = []
+        for _ in range(2):
+            try:
+                PQ("dbname=x", backend="acme")
+            except PluginError as exc:
+                errors.append([str(exc), type(exc.__cause__).__name__])
+        report(sorted({spec.name for spec in plugins.backend_specs()}), chosen, adopted, list(plugins.broken), errors)
+        """,
+        tmp_path,
+    )
+    assert names == ["asyncpg", "psycopg", "psycopg2"]
+    assert chosen.startswith("psycopg ")
+    assert adopted.startswith("psycopg2 ")
+    assert broken == ["acme"]
+    assert [kind for _, kind in errors] == [cause, cause]
+    assert all("acme" in message and "acme_plugin" in message for message, _ in errors)
+
+
+def test_a_broken_serializer_troubles_only_who_chooses_it(tmp_path: Path) -> None:
+    distribute(tmp_path, "acme", {"acme": "acme_plugin", "psycopg2": "acme_plugin"}, "pqcore.serializers")
+    (tmp_path / "acme_plugin.py").write_text(BOOM)
+    [names, errors, chosen] = run(
+        """
+        from pqcore import PQ
+        from pqcore.errors import PluginError
+        from pqcore.plugins import plugins
+        pq = PQ("dbname=x")
+        pq["q"], pq["q/json"], pq["q/pickle"]
+        errors = []
+        for name in ("acme", "acme", "psycopg2"):
+            try:
+                pq[f"q/{name}"]
+            except PluginError as exc:
+                errors.append(type(exc.__cause__).__name__)
+        report(plugins.serializer_names(), errors, PQ("dbname=x", backend="psycopg2").backend)
+        """,
+        tmp_path,
+    )
+    assert names == ["acme", "json", "pickle", "psycopg2"]
+    assert errors == ["ZeroDivisionError"] * 3
+    assert chosen.startswith("psycopg2 ")  # a backend of that name is another thing
+
+
+def test_a_plugin_for_another_version_of_the_contract_is_refused() -> None:
+    for api in (PLUGIN_API + 1, 0):
+        fresh = Plugins()
+        with pytest.raises(PluginError, match=f"acme.*plugin API {api};.* {PLUGIN_API}"):
+            fresh.register(Brings(spec(api=api)))
+        with pytest.raises(UnknownBackend):
+            fresh.backend_spec("acme", "blocking")
+
+
+def test_a_plugin_for_another_version_is_broken_when_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribute(tmp_path, "acme", {"acme": "test_plugins_acme:plugin"})
+    (tmp_path / "test_plugins_acme.py").write_text(
+        f"import dataclasses, sys\nplugin = sys.modules[{__name__!r}].Brings(sys.modules[{__name__!r}].spec(api=99))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    fresh = Plugins()
+    assert "acme" in fresh.backend_names()
+    assert {each.name for each in fresh.backend_specs()} == set(PREFERENCE)
+    with pytest.raises(PluginError, match="plugin API 99"):
+        fresh.backend_spec("acme", "blocking")
+
+
+def test_two_backends_of_one_name_are_refused() -> None:
+    fresh = Plugins()
+    first = Brings(spec())
+    fresh.register(first)
+    second = Brings(spec(load="rival_driver:Backend"))
+    with pytest.raises(PluginError, match="'acme'.*acme_driver:Backend.*rival_driver:Backend"):
+        fresh.register(second)
+    assert not fresh.manager.is_registered(second)
+    assert fresh.manager.is_registered(first)
+    assert fresh.backend_spec("acme", "blocking").load == "acme_driver:Backend"
+    fresh.register(Brings(spec(mode="async")))  # the other face is another thing
+    with pytest.raises(PluginError, match="'psycopg2'"):
+        fresh.backend_specs()
+        fresh.register(Brings(spec("psycopg2")))
+
+
+def test_two_distributions_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribute(tmp_path / "a", "first-acme", {"acme": "first_acme"})
+    distribute(tmp_path / "b", "second-acme", {"acme": "second_acme"})
+    for folder in ("a", "b"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    fresh = Plugins()
+    with pytest.raises(PluginError) as caught:
+        fresh.backend_spec("acme", "blocking")
+    for part in ("'acme'", "first_acme", "first-acme", "second_acme", "second-acme"):
+        assert part in str(caught.value)
+    assert {each.name for each in fresh.backend_specs()} == set(PREFERENCE)
+    assert list(fresh.broken) == ["acme"]
+
+
+def test_two_serializers_of_one_name_are_refused() -> None:
+    class First:
+        name = "acme"
+        binary = False
+
+    class Second(First):
+        pass
+
+    fresh = Plugins()
+    fresh.register(BringsSerializers(First()))
+    rival = BringsSerializers(Second())
+    with pytest.raises(PluginError, match=r"'acme'.*First.*Second"):
+        fresh.register(rival)
+    assert not fresh.manager.is_registered(rival)
+    assert type(fresh.serializer("acme")) is First
+    with pytest.raises(UnknownSerializer, match="acme, json, pickle"):
+        fresh.serializer("nonsense")
+
+
+def test_a_missing_capability_needs_a_reason() -> None:
+    fresh = Plugins()
+    fresh.register(Brings(spec()))
+    for lacking in Capability:
+        missing = {cap: "why" for cap in Capability if cap is not lacking}
+        with pytest.raises(PluginError, match=f"acme.*lacks {lacking.name} .*BackendSpec.missing"):
+            Plugins().register(Brings(spec(missing=missing)))
+    Plugins().register(Brings(spec(capabilities=frozenset(Capability), missing={})))
+
+
+def test_a_misspelt_hook_is_refused() -> None:
+    class Misspelt:
+        @hookimpl
+        def pqcore_register_backend(self, register: Any) -> None:
+            pytest.fail("called")
+
+    class WrongArgument:
+        @hookimpl
+        def pqcore_register_backends(self, registrar: Any) -> None:
+            pytest.fail("called")
+
+    for plugin, name in ((Misspelt(), "pqcore_register_backend"), (WrongArgument(), "registrar")):
+        fresh = Plugins()
+        with pytest.raises(PluginError, match=name) as caught:
+            fresh.register(plugin)
+        assert caught.value.__cause__ is not None
+        assert not fresh.manager.is_registered(plugin)
+        fresh.register(Brings(spec()))  # and nothing of it is left that refuses the next
+
+
+def test_a_plugin_is_registered_once() -> None:
+    fresh = Plugins()
+    plugin = Brings(spec())
+    fresh.register(plugin)
+    with pytest.raises(PluginError):
+        fresh.register(plugin)
+
+
+def test_a_class_that_does_not_load_is_told() -> None:
+    fresh = Plugins()
+    missing = spec(load="nowhere_to_be_found:Backend")
+    with pytest.raises(BackendNotInstalled, match=r"acme.*nowhere_to_be_found.*pip install acme") as caught:
+        fresh.make(missing, prepared=True)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    with pytest.raises(PluginError, match="has no Nothing"):
+        fresh.make(spec(load="json:Nothing"), prepared=True)
+    with pytest.raises(BackendNotInstalled, match=r"needs nowhere_at_all: pip install acme"):
+        fresh.make(spec(requires=("nowhere_at_all",)), prepared=True)
+
+
+# The choice
+
+
+@pytest.mark.parametrize(
+    ("dsn", "options", "variable", "chosen", "why"),
+    [
+        (DSN, {"backend": "psycopg2"}, None, "psycopg2", "named by the caller"),
+        (DSN, {"backend": "psycopg2"}, "psycopg", "psycopg2", "named by the caller"),
+        (DSN.replace(":", "+psycopg:", 1), {"backend": "psycopg2"}, "psycopg", "psycopg2", "named by the caller"),
+        (DSN.replace(":", "+psycopg2:", 1), {}, None, "psycopg2", "named by the scheme postgresql+psycopg2://"),
+        (DSN.replace(":", "+psycopg2:", 1), {}, "psycopg", "psycopg2", "named by the scheme"),
+        (DSN, {}, "psycopg2", "psycopg2", "named by PQCORE_BACKEND"),
+        ("host=127.0.0.1 port=1", {}, "psycopg2", "psycopg2", "named by PQCORE_BACKEND"),
+        (DSN, {}, "", "psycopg", "the first installed of psycopg, psycopg2"),
+        (DSN, {}, None, "psycopg", "the first installed of psycopg, psycopg2"),
+        (DSN.replace("postgresql", "postgres"), {}, None, "psycopg", "the first installed"),
+        ("dbname=x options='a://b'", {}, None, "psycopg", "the first installed"),
+    ],
+)
+def test_the_order_of_choice(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, options: dict[str, str], variable: str | None, chosen: str, why: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("PQCORE_BACKEND", variable)
+    found = PQ[Queue](dsn, **options).backend
+    assert found.partition(" ")[0] == chosen
+    assert why in found
+
+
+def test_the_order_of_choice_for_the_other_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AsyncPQ[AsyncQueue](DSN).backend == "psycopg (the first installed of psycopg, asyncpg)"
+    assert AsyncPQ[AsyncQueue](DSN.replace(":", "+asyncpg:", 1)).backend.startswith("asyncpg (named by the scheme")
+    monkeypatch.setenv("PQCORE_BACKEND", "asyncpg")
+    assert AsyncPQ[AsyncQueue](DSN).backend == "asyncpg (named by PQCORE_BACKEND)"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "options", "variable", "message"),
+    [
+        (DSN, {"backend": "nonsense"}, None, "unknown backend 'nonsense'; installed: psycopg, asyncpg, psycopg2"),
+        (DSN, {}, "nonsense", "unknown backend 'nonsense'"),
+        (DSN.replace(":", "+nonsense:", 1), {}, None, r"postgresql\+nonsense://; installed: psycopg"),
+        (DSN, {"backend": "asyncpg"}, None, "async only: use AsyncPQ"),
+        (DSN, {}, "asyncpg", "async only: use AsyncPQ"),
+        (DSN.replace(":", "+asyncpg:", 1), {}, None, r"no blocking backend for the URL scheme postgresql\+asyncpg://"),
+    ],
+)
+def test_a_choice_that_cannot_be_met(
+    monkeypatch: pytest.MonkeyPatch, dsn: str, options: dict[str, str], variable: str | None, message: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("PQCORE_BACKEND", variable)
+    with pytest.raises(UnknownBackend, match=message):
+        PQ[Queue](dsn, **options)
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
+def test_a_scheme_that_names_the_backend_reaches_the_server(dsn: str, backend: str) -> None:
+    with PQ[Queue](dsn.replace("postgresql:", f"postgresql+{backend}:", 1)) as pq:
+        pq.create()
+        pq["q"].put(1)
+        job = pq["q"].get()
+    assert job is not None
+    assert job.data == 1
+
+
+def test_a_late_plugin_counts(register: Callable[[object], None]) -> None:
+    with pytest.raises(UnknownBackend):
+        PQ[Queue](DSN, backend="acme")
+    register(
+        Brings(spec(load=f"{__name__}:NothingBackend", schemes=("acmesql+fast",), connections=(f"{__name__}.Brings",)))
+    )
+    assert PQ[Queue](DSN, backend="acme").backend == "acme (named by the caller)"
+    assert PQ[Queue]("postgresql+acme://x/y").backend.startswith("acme (named by the scheme")
+    assert PQ[Queue]("acmesql+fast://x/y").backend.startswith("acme (named by the scheme")
+    assert PQ[Queue](DSN).backend.startswith("psycopg (")  # those with a place in the order come first
+    assert plugins.backend_for(Brings(), "blocking") == (plugins.backend_spec("acme", "blocking"), False)
+
+
+def test_a_plugin_is_told_whether_to_prepare(register: Callable[[object], None]) -> None:
+    register(Brings(spec(load=f"{__name__}:NothingBackend")))
+    for prepared in (True, False):
+        made: Any = plugins.make(plugins.backend_spec("acme", "blocking"), prepared=prepared)
+        assert isinstance(made, NothingBackend)
+        assert made.prepared is prepared
+
+
+# The two faces
+
+PAIRS: list[tuple[type, type]] = [
+    (PQ, AsyncPQ),
+    (Queue, AsyncQueue),
+    (Job, AsyncJob),
+    (QueueIterator, AsyncQueueIterator),
+]
+SPECIAL = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__", "__next__": "__anext__"}
+NOT_AWAITED = {"queue", "transaction"}
+
+
+def public(cls: type) -> set[str]:
+    """The names that users see."""
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def shape(function: Any) -> tuple[Any, ...]:
+    """The parameters and the result of a function, whichever face it belongs to."""
+    signature = inspect.signature(function)
+    parameters = [
+        (name, parameter.kind, parameter.default, str(parameter.annotation).replace("Async", ""))
+        for name, parameter in signature.parameters.items()
+    ]
+    return parameters, str(signature.return_annotation).replace("Async", "")
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
+def test_the_faces_have_the_same_names(blocking: type, asynchronous: type) -> None:
+    more = {"update"} if blocking is Job else set()  # in place of assigning to data
+    assert public(asynchronous) - public(blocking) == more
+    assert public(blocking) - public(asynchronous) == set()
+    special = {"__len__", "__getitem__", "__repr__", *SPECIAL}
+    for name in special & vars(blocking).keys() - {"__len__"}:
+        assert SPECIAL.get(name, name) in vars(asynchronous), name
+    assert not hasattr(asynchronous, "__len__")
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
+def test_the_faces_take_the_same_arguments(blocking: type, asynchronous: type) -> None:
+    names = [name for name in public(blocking) if callable(getattr(blocking, name)) and name != "queue_class"]
+    names += ["__init__"]
+    for name in names:
+        assert shape(getattr(blocking, name)) == shape(getattr(asynchronous, name)), name
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
+def test_what_waits_is_awaited(blocking: type, asynchronous: type) -> None:
+    for name, function in vars(asynchronous).items():
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        assert inspect.iscoroutinefunction(function) is (name not in NOT_AWAITED), name
+        assert not inspect.iscoroutinefunction(getattr(blocking, name, None)), name
+
+
+def test_the_faces_have_the_same_properties() -> None:
+    for blocking, asynchronous in PAIRS:
+        for name in public(blocking):
+            mine, theirs = (inspect.getattr_static(cls, name) for cls in (blocking, asynchronous))
+            assert isinstance(mine, property) is isinstance(theirs, property), name
+    assert Job.data.fset is not None
+    assert AsyncJob.data.fset is None
