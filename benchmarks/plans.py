@@ -249,17 +249,20 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
 # Measuring
 
 
+_SIGNS = {"S": f"Seq Scan {NAMES.table}", "B": f"Bitmap Heap Scan {NAMES.table}"}
+
+
 @dataclass(frozen=True)
 class Figure:
     """What one run of a statement cost.
 
     Attributes:
         buffers: Shared pages, hit or read.
-        rows: That it returned or, without RETURNING, none.
+        rows: That it returned.
         planning: Milliseconds.
         execution: Milliseconds.
         signs: What is not bounded in the plan: ``S`` a sequential scan, ``B`` a
-            bitmap scan, ``T`` a sort, each of more than `WHOLE` rows.
+            bitmap scan, ``T`` a sort, each of more than `WHOLE` rows of the queue's table.
         plan: The text.
     """
 
@@ -272,43 +275,36 @@ class Figure:
 
 
 _NODE = re.compile(
-    r"^(?P<indent> *)(?:-> +)?(?P<kind>[A-Z][^(]*?) +\(.*?actual .*?rows=(?P<rows>[\d.]+) loops=(?P<loops>\d+)"
+    r" *(?:-> +)?(?P<kind>[A-Z][A-Za-z ]*?)(?: using \S+)?(?: on (?P<table>\S+).*?)? +\("
+    r".*?actual .*?rows=(?P<rows>[\d.]+) loops=(?P<loops>\d+)"
 )
-_REMOVED = re.compile(r"Rows Removed by Filter: (\d+)")
+_REMOVED = re.compile(r" *Rows Removed by Filter: (\d+)")
 
 
 def read_plan(lines: Sequence[str]) -> Figure:
     """Read the text that EXPLAIN (ANALYZE, BUFFERS) gives."""
-    nodes: list[tuple[str, float]] = []
     signs: set[str] = set()
-    buffers: int | None = None
+    buffers, returned, planned = 0, -1.0, False
     times = {"Planning Time": 0.0, "Execution Time": 0.0}
-    planned = False
+    kind = above = ""
     for line in lines:
         planned = planned or line.startswith("Planning:")
         if match := _NODE.match(line):
-            nodes.append((match["kind"], float(match["rows"]) * int(match["loops"])))
-            kind, rows = nodes[-1]
+            above, kind = kind, f"{match['kind']} {match['table'] or ''}"
+            rows = float(match["rows"]) * int(match["loops"])
+            returned = rows if returned < 0 else returned
             if rows > WHOLE:
-                signs |= {"B"} if kind.startswith("Bitmap Heap Scan") else {"S"} if "Seq Scan on" in kind else set()
-            if rows > WHOLE and len(nodes) > 1 and nodes[-2][0].endswith("Sort"):
-                signs.add("T")
-        elif (match := _REMOVED.search(line)) and int(match[1]) > WHOLE:
-            signs |= {"S"} if "Seq Scan on" in nodes[-1][0] else set()
-        elif "Buffers: shared" in line and buffers is None and not planned:
-            # Those of the topmost node that has any include those below it.
-            shared = re.split(r"local|temp", line)[0]
-            buffers = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", shared)))
-        elif (parts := line.split(": "))[0] in times:
-            times[parts[0]] = float(parts[1].split()[0])
-    return Figure(
-        buffers or 0,
-        nodes[0][1],
-        times["Planning Time"],
-        times["Execution Time"],
-        "".join(sorted(signs)),
-        "\n".join(lines),
-    )
+                signs |= {sign for sign, of in _SIGNS.items() if kind.endswith(of)}
+                signs |= {"T"} if above.endswith("Sort ") else set()
+        elif (match := _REMOVED.match(line)) and int(match[1]) > WHOLE:
+            signs |= {"S"} if kind.endswith(_SIGNS["S"]) else set()
+        elif "Buffers: shared" in line and not buffers and not planned:
+            # Those of the first node that has any, the topmost, include those below it.
+            buffers = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", re.split("local|temp", line)[0])))
+        elif (name := line.partition(":")[0]) in times:
+            times[name] = float(line.split()[2])
+    planning, execution = times.values()
+    return Figure(buffers, returned, planning, execution, "".join(sorted(signs)), "\n".join(lines))
 
 
 def _run(connection: Connection, statement: str) -> None:
@@ -615,8 +611,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with (
         _server(options.dsn) as dsn,
-        psycopg.connect(dsn, autocommit=True) as connection,
-        psycopg.connect(dsn, autocommit=True) as other,
+        # The driver is to prepare nothing by itself: it would deallocate what we prepare.
+        psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection,
+        psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as other,
     ):
         for each in (connection, other):
             _run(each, "SET synchronous_commit = off")

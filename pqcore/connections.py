@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
-from pqcore.runtime import Gate, Runtime
+from pqcore.runtime import Runtime
 from pqcore.sessions import CoreSession, translate
 
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
@@ -88,7 +88,10 @@ class OwnPool:
 
     async def acquire(self) -> CoreSession:
         self._check()
-        places = self._places_of(self._runtime.owner())
+        owner = self._runtime.owner()
+        if self._owner != owner and self._take_over(owner):
+            await self._runtime.at_end(self._close_idle)
+        places = self._places
         if not await places.enter(self._timeout):
             msg = (
                 f"all {self._size} connections have been in use for {self._timeout} seconds: "
@@ -106,15 +109,15 @@ class OwnPool:
             places.leave()
             raise
 
-    def _places_of(self, owner: Hashable) -> Gate:
-        if self._owner != owner:
-            with self._taking_over:  # threads may come here together
-                if self._owner != owner:
-                    # Kept, not closed: closing would end the connection for its owner too.
-                    self._abandoned += self._idle
-                    self._idle, self._places = [], self._runtime.gate(self._size)
-                    self._owner = owner
-        return self._places
+    def _take_over(self, owner: Hashable) -> bool:
+        with self._taking_over:  # threads may come here together
+            if self._owner == owner:
+                return False
+            # Kept, not closed: closing would end the connection for its owner too.
+            self._abandoned += self._idle
+            self._idle, self._places = [], self._runtime.gate(self._size)
+            self._owner = owner
+            return True
 
     async def release(self, session: CoreSession) -> None:
         keep = session.usable() and not session.in_transaction() and not self._closed
@@ -136,8 +139,11 @@ class OwnPool:
     async def close(self) -> None:
         self._closed = True
         if self._owner == self._runtime.owner():
-            while self._idle:
-                await _discard(self._idle.pop())
+            await self._close_idle()
+
+    async def _close_idle(self) -> None:
+        while self._idle:
+            await _discard(self._idle.pop())
 
     async def _connect(self) -> CoreSession:
         try:

@@ -168,10 +168,11 @@ _RESTORED = f"""
 INSERT INTO {{table}} ({_COLUMNS})
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
   :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea)
-ON CONFLICT (id) DO NOTHING"""
+ON CONFLICT (id) DO NOTHING RETURNING id"""
 _RESTORES: dict[Retention, str] = {
     "keep": """
-UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int WHERE id = :id::bigint""",
+UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int WHERE id = :id::bigint
+RETURNING id, pg_notify(:channel::text, '')::text""",
     "delete": _RESTORED,
     "archive": f"""
 WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
@@ -235,7 +236,7 @@ SELECT {_SOMETHING_OUT}, (extract(epoch FROM least(
         )
         self.ack: dict[Retention, Query] = {kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()}
         self.restore: dict[Retention, Query] = {
-            kept: compiled(f"restore_{kept}", sql, rows=False) for kept, sql in _RESTORES.items()
+            kept: compiled(f"restore_{kept}", sql) for kept, sql in _RESTORES.items()
         }
         # Without a delay the job goes back to its place, and waiters are told;
         # with one it is scheduled anew, and waiters find the time in why_empty.

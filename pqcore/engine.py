@@ -208,12 +208,8 @@ class Engine:
             msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
-        try:
-            async with held(transaction.gate):
-                await self._end(transaction.session, block.savepoint, failed=failed)
-        finally:
-            if not transaction.blocks:
-                await self.source.release(transaction.session)
+        # Let finish whatever happens, so that it is known whether it was committed.
+        await self.runtime.settle(self._finish(transaction, block, failed=failed), _leave_it)
 
     async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
         """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
@@ -260,6 +256,14 @@ class Engine:
             if protect:
                 return await self._shelter(transaction.session, operation)
             return await operation(transaction.session)
+
+    async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
+        try:
+            async with held(transaction.gate):
+                await self._end(transaction.session, block.savepoint, failed=failed)
+        finally:
+            if not transaction.blocks:
+                await self.source.release(transaction.session)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))
@@ -309,3 +313,7 @@ class Engine:
             sql = Dialect(self.names, spec.paramstyle)
             self._openers[spec.name] = Opener(backend, sql, suspends=self.runtime.suspends)
         return self._openers[spec.name]
+
+
+async def _leave_it(result: None) -> None:
+    """Undo nothing: the transaction ended as it was to end."""

@@ -234,6 +234,7 @@ async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) ->
         query = s.sql.restore[queue.retention]
         for row in rows:
             values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
+            values["channel"] = channel(queue.name)
             times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
             await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
 

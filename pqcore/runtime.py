@@ -11,10 +11,11 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Generic, Protocol, TypeVar
+from types import AsyncGeneratorType
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from pqcore.errors import PQError
 
@@ -71,6 +72,9 @@ class Runtime(Protocol):
     def local(self) -> Local: ...
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+        """Have ``cleanup`` run when the event loop ends, if there is one."""
+
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it."""
 
@@ -155,6 +159,9 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
 
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+        """Nothing to do: connections are closed with the process."""
+
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         return await work
 
@@ -185,10 +192,15 @@ class _LoopGate:
     async def enter(self, seconds: float | None = None) -> bool:
         if not self._places.locked() or seconds is None:
             return await self._places.acquire()
+        # Not wait_for, which may return what it waited for to a task that was cancelled.
+        turn = asyncio.ensure_future(self._places.acquire())
         try:
-            return await asyncio.wait_for(self._places.acquire(), seconds)
-        except asyncio.TimeoutError:
-            return False
+            await asyncio.wait([turn], timeout=seconds)
+        except asyncio.CancelledError:
+            if not turn.cancel():
+                self.leave()
+            raise
+        return not turn.cancel()
 
 
 class _LoopLocal(Generic[T]):
@@ -213,6 +225,9 @@ class AsyncioRuntime:
 
     suspends = True
 
+    def __init__(self) -> None:
+        self._kept: list[AsyncGeneratorType[None, None]] = []
+
     def owner(self) -> Hashable:
         return os.getpid(), asyncio.get_running_loop()
 
@@ -231,6 +246,13 @@ class AsyncioRuntime:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+        # asyncio.run lets open asynchronous generators finish before it closes the loop.
+        kept = cast("AsyncGeneratorType[None, None]", _kept_open(cleanup))
+        await kept.__anext__()
+        self._kept = [other for other in self._kept if other.ag_frame is not None]
+        self._kept.append(kept)
+
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         task = asyncio.ensure_future(work)
         try:
@@ -240,6 +262,13 @@ class AsyncioRuntime:
             if not task.cancelled() and task.exception() is None:
                 await _outlast(asyncio.ensure_future(undo(task.result())))
             raise
+
+
+async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await cleanup()
 
 
 async def _outlast(task: asyncio.Future[Any]) -> None:

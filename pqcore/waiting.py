@@ -120,6 +120,7 @@ class Listener:
             return False
         if session is None:
             return False
+        await self._runtime.at_end(self.close)
         self._session = session
         self._background = self._runtime.start(lambda: self._follow(session))
         return True

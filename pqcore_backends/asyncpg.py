@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import asyncpg
 
@@ -20,19 +17,18 @@ from pqcore.backend import ABORTED, Row
 from pqcore.errors import Closed
 from pqcore.statement import Query
 
-IDLE = 0.005
-"""Seconds without a statement after which a connection is asked whether it is still there."""
+LOST = "the server ended the connection"
 
 
 class AsyncpgSession:
     """One connection."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection
+        self._reopen = reopen
         self._transaction: Any = None
         self._arrived: list[str] = []
         self._stirred = asyncio.Event()
-        self.used_at = time.monotonic()
 
     async def enter(self) -> None:
         """Nothing to switch: asyncpg has no implicit transactions."""
@@ -50,27 +46,43 @@ class AsyncpgSession:
             return False
 
     async def alive(self) -> bool:
-        # asyncpg notices the end of an idle connection in two steps, and between them looks usable.
-        if self.usable() and time.monotonic() - self.used_at > IDLE:
-            await self.connection.execute("SELECT 1")
-        return self.usable()
+        return self.usable()  # what the event loop has not noticed yet, execute does
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         try:
-            if query.rows:
-                rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
-                return rows
-            await self.connection.execute(query.sql, *parameters)
-        except asyncpg.InternalClientError:  # its state is lost, as when the server ended it just now
-            self.connection.terminate()
-            raise
-        finally:
-            self.used_at = time.monotonic()
+            return await self._execute(query, parameters)
+        except asyncpg.InternalClientError:
+            await self._replace()
+            return await self._execute(query, parameters)
+
+    async def _execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if query.rows:
+            rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
+            return rows
+        await self.connection.execute(query.sql, *parameters)
         return ()
 
+    async def _replace(self) -> None:
+        """Open another connection for one that the server ended while it idled.
+
+        asyncpg has read the server's farewell then, and refuses to send anything: nothing was.
+        """
+        self.connection.terminate()
+        if self._reopen is None or self._transaction is not None:
+            raise asyncpg.ConnectionDoesNotExistError(LOST)
+        self.connection = await self._reopen(self.connection)
+
     async def begin(self) -> None:
-        self._transaction = self.connection.transaction()
-        await self._transaction.start()
+        try:
+            await self._begin()
+        except asyncpg.InternalClientError:
+            await self._replace()
+            await self._begin()
+
+    async def _begin(self) -> None:
+        transaction = self.connection.transaction()
+        await transaction.start()
+        self._transaction = transaction
 
     async def commit(self) -> None:
         transaction, self._transaction = self._transaction, None
@@ -122,13 +134,15 @@ class AsyncpgBackend:
     errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncio.TimeoutError)
 
     def __init__(self, *, prepared: bool = True) -> None:
-        self._used_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
 
     async def connect(self, dsn: str) -> AsyncpgSession:
-        if "://" not in dsn:
-            return AsyncpgSession(await asyncpg.connect(**_keywords(dsn), **self._options))
-        return AsyncpgSession(await asyncpg.connect(dsn, **self._options))
+        async def opened(lost: Any) -> Any:
+            if "://" in dsn:
+                return await asyncpg.connect(dsn, **self._options)
+            return await asyncpg.connect(**_keywords(dsn), **self._options)
+
+        return AsyncpgSession(await opened(None), opened)
 
     def wrap(self, connection: Any) -> AsyncpgSession:
         return AsyncpgSession(connection)
@@ -139,18 +153,14 @@ class AsyncpgBackend:
             raise Closed(msg)
         if not pool._initialized:
             await pool
-        while True:
-            connection = await pool.acquire()
-            session = AsyncpgSession(connection)
-            session.used_at = self._used_at.get(connection._con, 0.0)
-            with suppress(*self.errors):
-                if session.in_transaction() or await session.alive():
-                    return session
-            await pool.release(connection)  # the server ended it while it idled; the pool replaces it
+
+        async def another(lost: Any) -> Any:
+            await pool.release(lost)
+            return await pool.acquire()
+
+        return AsyncpgSession(await pool.acquire(), another)
 
     async def release(self, pool: Any, session: AsyncpgSession) -> None:
-        if session.usable():
-            self._used_at[session.connection._con] = session.used_at
         await pool.release(session.connection)
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:

@@ -96,15 +96,23 @@ class PsycopgSession(_Common):
     def commit(self) -> None:
         self._begun = False
         failed = self._failed()
-        self.connection.commit()
-        self.connection.autocommit = True
+        try:
+            self.connection.commit()
+        finally:
+            self._end()
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
     def rollback(self) -> None:
         self._begun = False
-        self.connection.rollback()
-        self.connection.autocommit = True
+        try:
+            self.connection.rollback()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self.usable() and not self.in_transaction():
+            self.connection.autocommit = True
 
     def listen(self, channel: str) -> None:
         self._collect()
@@ -154,15 +162,23 @@ class AsyncPsycopgSession(_Common):
     async def commit(self) -> None:
         self._begun = False
         failed = self._failed()
-        await self.connection.commit()
-        await self.connection.set_autocommit(True)
+        try:
+            await self.connection.commit()
+        finally:
+            await self._end()
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
     async def rollback(self) -> None:
         self._begun = False
-        await self.connection.rollback()
-        await self.connection.set_autocommit(True)
+        try:
+            await self.connection.rollback()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        if self.usable() and not self.in_transaction():
+            await self.connection.set_autocommit(True)
 
     async def listen(self, channel: str) -> None:
         self._collect()

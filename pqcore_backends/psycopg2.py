@@ -98,15 +98,23 @@ class Psycopg2Session:
     def commit(self) -> None:
         self._begun = False
         failed = self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
-        self.connection.commit()
-        self.connection.autocommit = True
+        try:
+            self.connection.commit()
+        finally:
+            self._end()
         if failed:
             raise _Aborted(ABORTED)
 
     def rollback(self) -> None:
         self._begun = False
-        self.connection.rollback()
-        self.connection.autocommit = True
+        try:
+            self.connection.rollback()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self.usable() and not self.in_transaction():
+            self.connection.autocommit = True
 
     def cursor(self, **options: Any) -> Any:
         return self.connection.cursor(**options)

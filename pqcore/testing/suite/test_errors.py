@@ -272,6 +272,14 @@ def test_a_malformed_dsn_is_told_and_its_password_not_shown(harness: Harness, ds
     assert password not in f"{caught.value} {caught.value!r}"
 
 
+@pytest.mark.parametrize("password", ["server", "the", "e", "127.0.0.1"])
+def test_a_password_of_common_words_changes_no_error(harness: Harness, password: str) -> None:
+    queue = harness.pq(f"postgresql://{password}:{password}@127.0.0.1:{closed_port()}/db", create=False)["q"]
+    with pytest.raises(ConnectionLost) as caught:
+        queue.put(1)
+    assert isinstance(caught.value.__cause__, drivers(harness))
+
+
 def test_what_was_closed_is_told(harness: Harness) -> None:
     pq = harness.pq()
     pq.close()

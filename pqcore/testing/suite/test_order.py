@@ -271,14 +271,19 @@ def test_the_order_is_that_of_the_queue(harness: Harness) -> None:
         assert [job.data for job in pq[name].get_many(9)] == [0, 1, 2]
 
 
-def test_a_job_past_many_that_others_hold_is_found(harness: Harness) -> None:
-    pq, other = harness.pq(), harness.queue(create=False)
-    queue = pq["q"]
-    queue.put_many(range(300), None, FIRST)
-    last = queue.put("last", timedelta(hours=-1), SECOND)
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("expected", [None, FIRST])
+def test_a_job_past_many_that_others_hold_is_found(harness: Harness, expected: datetime | None, hidden: bool) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    queue.put_many(range(300), None, expected)
+    if hidden:
+        queue.put_many(range(3), timedelta(hours=-1), FIRST)
+    last = queue.put("last", None, expected and SECOND)
+    held = 303 if hidden else 300
     with queue:
-        assert len(queue.get_many(300)) == 300
+        assert len(queue.get_many(held)) == held
         assert other.get(block=False).id == last
+        assert other.get(block=False) is None
 
 
 # Times

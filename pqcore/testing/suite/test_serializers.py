@@ -233,6 +233,14 @@ def test_a_serializer_may_be_named_apart(harness: Harness) -> None:
     assert pq.queue("a/b", serializer="pickle").get().data == OBJECTS
 
 
+def test_a_queue_class_may_have_a_serializer(harness: Harness) -> None:
+    pq = harness.pq(queue_class=queue_class(harness, serializer=Backwards()))
+    for name in ("q", "q/json", "q/pickle"):
+        pq[name].put([name])
+    assert [row[2] for row in harness.sql(ROWS)] == ["backwards", "json", "pickle"]
+    assert [pq[name].get().data for name in ("q", "q/json", "q/pickle")] == [["q"], ["q/json"], ["q/pickle"]]
+
+
 def test_binary_data_survives_archiving(harness: Harness) -> None:
     queue = harness.pq(retention="archive").queue("q", serializer=Backwards())
     queue.put("é")

@@ -302,7 +302,7 @@ def test_within_a_transaction_a_waiter_is_woken(harness: Harness) -> None:
 
     def wait() -> Any:
         with queue:
-            return queue.get(timeout=NEVER)
+            return queue.get(timeout=PATIENCE)  # not for ever, as it holds a lock on the table
 
     with waiter(harness, queue, wait) as join:
         harness.queue(create=False).put("a")
@@ -688,7 +688,7 @@ def test_in_the_callers_transaction_a_waiter_polls(harness: Harness) -> None:
     caller = harness.connect()
     queue = harness.pq(caller.raw, poll_interval=NEVER)["q"]
     caller.begin()
-    with waiter(harness, queue) as join:
+    with waiter(harness, queue, partial(queue.get, timeout=PATIENCE)) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
     caller.rollback()
@@ -700,7 +700,7 @@ def test_in_a_block_over_one_connection_a_waiter_polls(harness: Harness) -> None
 
     def wait() -> Any:
         with queue:
-            return queue.get(timeout=NEVER)
+            return queue.get(timeout=PATIENCE)  # not for ever, as it holds a lock on the table
 
     with waiter(harness, queue, wait) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)

@@ -1,0 +1,180 @@
+"""Query plans: what a statement reads is bounded, whatever lies in the table and whatever the planner knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pqcore import PQ
+from pqcore.dialect import Dialect
+from pqcore.identifiers import TableName
+from pqcore.statement import Query
+
+ROWS = 50_000
+MOST_ROWS = 1_500
+"""That one scan may give: a thousand hidden ones, and a hundred beside those wanted, are looked at."""
+SQL = Dialect(TableName("queue"), "numeric_dollar")
+
+FINISHED = ("enqueued_at, dequeued_at", "now() - interval '1 hour', now()")
+READY = ("enqueued_at", "now() - interval '1 hour'")
+FUTURE = ("schedule_at", "now() + interval '1 day'")
+LEASED = ("leased_until, attempts", "now() + interval '1 day', 1")
+FUTURE_EXPECTED = ("schedule_at, expected_at", "now() + interval '1 day', now() + interval '2 days'")
+DUE_EXPECTED = ("schedule_at, expected_at", "now() - interval '1 hour', now() + interval '2 days'")
+URGENT = ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'")
+
+Kind = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A statement, the job it is about, and the most pages that it may touch.
+
+    A descent of an index is three or four pages, and a statement makes up to ten of them a job.
+    """
+
+    query: Query
+    pages: int
+    leased: int = 0  # so many jobs are leased first
+    values: tuple[tuple[str, Any], ...] = ()
+
+
+def cases() -> Iterator[Case]:
+    for n, pages in ((1, 60), (100, 2_500)):
+        for finish in ("keep", "delete", "archive", "lease"):
+            yield Case(SQL.take("ordered", finish, n), pages)
+            yield Case(SQL.take("unguarded", finish, n), pages)
+            # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
+            yield Case(SQL.take("merged", finish, n), pages + 7_000)
+        yield Case(SQL.peek(n), pages + 7_000)
+        for ack in SQL.ack.values():
+            yield Case(ack, pages, leased=n)
+    yield Case(SQL.why_empty, 60)
+    yield Case(SQL.put, 60)
+    yield Case(SQL.put_timed, 60)
+    yield Case(SQL.put_many, 2_500, values=(("data", ["{}"] * 100), ("payload", [None] * 100)))
+    yield Case(SQL.nack, 60, leased=1)
+    yield Case(SQL.extend, 60, leased=1)
+    yield Case(SQL.update, 60)
+    yield Case(SQL.cancel, 60)
+
+
+CASES = list(cases())
+
+
+class Server:
+    """A connection to a database with an empty queue."""
+
+    def __init__(self, dsn: str) -> None:
+        # The driver is to prepare nothing by itself: it would deallocate what we prepare.
+        self.connection = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
+        self.run("SET pqcore.notify = off")
+        PQ(self.connection).create()
+        self.run("ALTER TABLE queue SET (autovacuum_enabled = off)")
+
+    def run(self, statement: str) -> list[tuple[Any, ...]]:
+        cursor = self.connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+    def fill(self, *kinds: Kind, rows: int = ROWS, queues: int = 1) -> None:
+        name = "'jobs'" if queues == 1 else f"'jobs-' || n % {queues}"
+        for columns, values in kinds:
+            self.run(
+                f"INSERT INTO queue (q_name, data, {columns})"
+                f" SELECT {name}, '{{}}', {values} FROM generate_series(1, {rows}) AS n"
+            )
+
+    def prepare(self, mode: str, case: Case, name: str = "tried") -> None:
+        self.run(f"SET plan_cache_mode = force_{mode}_plan")
+        self.run(f"PREPARE {name} AS {case.query.numbered}")
+
+    def explain(self, case: Case, ids: list[int], name: str = "tried", options: str = "") -> Any:
+        values: dict[str, Any] = dict.fromkeys(("payload", "delay", "schedule_at", "expected_at", "expected_in"))
+        values |= {"q_name": "jobs", "channel": "jobs", "data": "{}", "serializer": "json"}
+        values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
+        values |= {"lease": timedelta(hours=1), "schedule_in": timedelta(hours=1), **dict(case.values)}
+        literals = [sql.Literal(values[parameter]) for parameter in case.query.order]
+        command = sql.SQL("EXPLAIN ({}) EXECUTE {} ({})").format(
+            sql.SQL(f"{options}FORMAT JSON"), sql.Identifier(name), sql.SQL(", ").join(literals)
+        )
+        [(found,)] = self.connection.execute(command).fetchall()
+        return found[0]["Plan"]
+
+    def offence(self, case: Case, name: str = "tried") -> str | None:
+        """What is wrong with how a statement goes, if anything."""
+        waiting = self.run("SELECT id FROM queue WHERE dequeued_at IS NULL ORDER BY id DESC LIMIT 100")
+        ids = sorted(row[0] for row in waiting)
+        self.explain(case, ids, name)  # once before, so that the catalogue's pages are not counted
+        self.run("BEGIN")
+        if case.leased:
+            some = ", ".join(map(str, ids[: case.leased]))
+            self.run(f"UPDATE queue SET leased_until = now() + interval '1 h', attempts = 7 WHERE id IN ({some})")
+        plan = self.explain(case, ids, name, "ANALYZE, BUFFERS, ")
+        self.run("ROLLBACK")
+        pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        found = [f"{pages} pages"] if pages > case.pages else []
+        for node in scans(plan):
+            rows = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            if node["Node Type"] == "Seq Scan" or rows > MOST_ROWS:
+                found.append(f"{node['Node Type']} of {rows} rows")
+        return f"{case.query.name}: {', '.join(found)}" if found else None
+
+
+def scans(plan: Any) -> Iterator[Any]:
+    """The nodes that read the queue's table."""
+    if plan.get("Relation Name") == "queue":
+        yield plan
+    for below in plan.get("Plans", ()):
+        yield from scans(below)
+
+
+@pytest.fixture
+def server(dsn: str) -> Iterator[Server]:
+    made = Server(dsn)
+    yield made
+    made.connection.close()
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param((FINISHED, READY, FUTURE), id="ready"),
+        pytest.param((FINISHED, LEASED, FUTURE_EXPECTED), id="hidden"),
+        pytest.param((FINISHED, URGENT, DUE_EXPECTED), id="hidden and out"),
+    ],
+)
+def test_depth_costs_nothing(server: Server, kinds: tuple[Kind, ...]) -> None:
+    server.fill(*kinds)
+    offences = []
+    for known in ("VACUUM", "VACUUM ANALYZE"):
+        server.run(f"{known} queue")
+        for mode in ("custom", "generic"):
+            for case in CASES:
+                server.prepare(mode, case)
+                if offence := server.offence(case):
+                    offences.append(f"after {known}, {mode}: {offence}")
+                server.run("DEALLOCATE tried")
+    assert not offences
+
+
+@pytest.mark.parametrize("start", ["new", "emptied", "a hundred jobs", "a thousand queues of ten"])
+def test_a_prepared_statement_does_not_suffer_from_the_table_it_was_planned_for(server: Server, start: str) -> None:
+    if start == "a thousand queues of ten":
+        server.fill(READY, rows=10_000, queues=1_000)
+    elif start != "new":
+        server.fill(READY, rows=100)
+    if start == "emptied":
+        server.run("DELETE FROM queue")
+    if start != "new":
+        server.run("VACUUM ANALYZE queue")
+    for number, case in enumerate(CASES):
+        server.prepare("generic", case, f"case_{number}")
+        server.explain(case, list(range(1, 101)), f"case_{number}")
+    server.fill(FINISHED, READY, LEASED, rows=20_000)  # and nobody analyzes it
+    assert [offence for number, case in enumerate(CASES) if (offence := server.offence(case, f"case_{number}"))] == []
