@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -195,15 +195,15 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
         "attempts": attempts[0],
         "enqueued_at": datetime.now(timezone.utc),
         "schedule_at": None,
-        "schedule_in": timedelta(hours=1),
+        "schedule_in": 3600.0,
         "expected_at": None,
-        "expected_in": timedelta(hours=2),
+        "expected_in": 7200.0,
         "data": "{}",
         "payload": None,
         "serializer": "json",
-        "lease": timedelta(hours=1),
+        "lease": 3600.0,
         "delay": None,
-        "age": timedelta(minutes=5),
+        "age": 300.0,
         "after": 0,
     }
     several = {"data": ["{}"] * MANY, "payload": [None] * MANY}

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -44,13 +45,18 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("pqcore")
         self.manager.add_hookspecs(hookspecs)
-        self.broken: dict[str, Exception] = {}
+        self._broken: dict[tuple[str, str], PluginError] = {}
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
         self._serializers: dict[str, Serializer] = {}
         self._loaded: set[tuple[str, str]] = set()
         self._lock = threading.RLock()
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
+
+    @property
+    def broken(self) -> dict[str, PluginError]:
+        """Why each plugin that was found and cannot be used cannot be used, by the entry point's name."""
+        return {name: error for (_, name), error in self._broken.items()}
 
     def register(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin by hand: a module or object with hook implementations.
@@ -63,13 +69,12 @@ class Plugins:
             try:
                 self.manager.register(plugin, name)
                 self.manager.check_pending()
-            except (pluggy.PluginValidationError, ValueError) as exc:
+            except Exception as exc:
                 if self.manager.is_registered(plugin):
                     self.manager.unregister(plugin)
+                if isinstance(exc, PluginError):
+                    raise
                 raise PluginError(f"plugin {name or plugin!r}: {exc}") from exc
-            except PluginError:
-                self.manager.unregister(plugin)
-                raise
 
     # Backends
 
@@ -81,10 +86,8 @@ class Plugins:
     def backend_specs(self) -> list[BackendSpec]:
         """What all installed backends declare; those that cannot be loaded are in `broken`."""
         for name in self.backend_names():
-            try:
+            with suppress(PluginError):  # kept in `broken`
                 self._load(BACKENDS, name)
-            except PluginError as exc:
-                self.broken[name] = exc
         order = self.backend_names()
         return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode == "async"))
 
@@ -129,7 +132,7 @@ class Plugins:
             return self.backend_spec(variable, mode), "named by PQCORE_BACKEND"
         specs = list(self._candidates(mode))
         for spec in specs:
-            if not _absent(spec):
+            if _importable(spec):
                 return spec, f"the first installed of {', '.join(spec.name for spec in specs)}"
         hints = "; ".join(f"{spec.name}: {spec.install}" for spec in specs)
         msg = f"no {mode} backend has its driver installed; {hints}"
@@ -204,10 +207,8 @@ class Plugins:
     def load_others(self) -> None:
         """Load the plugins of the group ``pqcore.plugins``; those that cannot be loaded are in `broken`."""
         for name in sorted({point.name for point in _points(PLUGINS)}):
-            try:
+            with suppress(PluginError):  # kept in `broken`
                 self._load(PLUGINS, name)
-            except PluginError as exc:
-                self.broken[name] = exc
 
     # What plugins call, and how they are loaded
 
@@ -236,40 +237,37 @@ class Plugins:
         if first in names:
             names.insert(0, first)
         for name in dict.fromkeys(names):
-            try:
+            with suppress(PluginError):  # kept in `broken`
                 self._load(BACKENDS, name)
-            except PluginError as exc:
-                self.broken[name] = exc
-                continue
             if (name, mode) in self._specs:
                 yield self._specs[name, mode]
 
     def _load(self, group: str, name: str) -> None:
         with self._lock:
+            if (group, name) in self._broken:
+                raise self._broken[group, name]
             if (group, name) in self._loaded:
-                if name in self.broken:
-                    raise self.broken[name]
                 return
             self._loaded.add((group, name))
             points = _points(group, name)
             if len({point.value for point in points}) > 1:
                 owners = ", ".join(f"{p.value} of {p.dist.name if p.dist else 'unknown'}" for p in points)
-                self._fail(name, PluginError(f"two plugins bring {name!r} in {group}: {owners}"))
+                self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}: {owners}"))
             for point in points[:1]:
                 try:
                     plugin = point.load()
                 except Exception as exc:  # noqa: BLE001 - whatever importing it raises, it is reported
                     error = PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {exc}")
                     error.__cause__ = exc
-                    self._fail(name, error)
+                    self._fail(group, name, error)
                 if not self.manager.is_registered(plugin):
                     try:
                         self.register(plugin, point.value)
                     except PluginError as exc:
-                        self._fail(name, exc)
+                        self._fail(group, name, exc)
 
-    def _fail(self, name: str, error: Exception) -> None:
-        self.broken[name] = error
+    def _fail(self, group: str, name: str, error: PluginError) -> None:
+        self._broken[group, name] = error
         raise error
 
 
@@ -278,6 +276,16 @@ def _points(group: str, name: str | None = None) -> list[importlib.metadata.Entr
     # The same distribution can be listed twice, from an editable install and its build folder.
     unique = {(point.name, point.value): point for point in found if name in (None, point.name)}
     return list(unique.values())
+
+
+def _importable(spec: BackendSpec) -> bool:
+    if _absent(spec):
+        return False
+    try:  # a driver may be there and lack its library
+        importlib.import_module(spec.load.partition(":")[0])
+    except ImportError:
+        return False
+    return True
 
 
 def _absent(spec: BackendSpec) -> list[str]:

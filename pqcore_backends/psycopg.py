@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-import psycopg_pool
 from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
@@ -21,6 +20,13 @@ from psycopg.rows import tuple_row
 from pqcore.backend import ABORTED, Row, readable
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
+
+try:
+    import psycopg_pool
+except ImportError:  # without it there are no pools to adopt
+    _POOL_ERRORS: tuple[type[Exception], ...] = ()
+else:
+    _POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
 
 
 class _Common:
@@ -245,7 +251,7 @@ class PsycopgBackend(_Pooled):
         while True:
             try:
                 connection = pool.getconn()
-            except (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout) as exc:
+            except _POOL_ERRORS as exc:
                 raise _pool_error(exc) from exc
             session: PsycopgSession = self._session(connection)
             try:
@@ -284,7 +290,7 @@ class AsyncPsycopgBackend(_Pooled):
         while True:
             try:
                 connection = await pool.getconn()
-            except (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout) as exc:
+            except _POOL_ERRORS as exc:
                 raise _pool_error(exc) from exc
             session: AsyncPsycopgSession = self._session(connection)
             try:

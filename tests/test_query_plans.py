@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -98,7 +97,7 @@ class Server:
         values: dict[str, Any] = dict.fromkeys(("payload", "delay", "schedule_at", "expected_at", "expected_in"))
         values |= {"q_name": "jobs", "channel": "jobs", "data": "{}", "serializer": "json"}
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
-        values |= {"lease": timedelta(hours=1), "schedule_in": timedelta(hours=1), **dict(case.values)}
+        values |= {"lease": 3600.0, "schedule_in": 3600.0, **dict(case.values)}
         literals = [sql.Literal(values[parameter]) for parameter in case.query.order]
         command = sql.SQL("EXPLAIN ({}) EXECUTE {} ({})").format(
             sql.SQL(f"{options}FORMAT JSON"), sql.Identifier(name), sql.SQL(", ").join(literals)

@@ -1,0 +1,1 @@
+"""The scenarios, by subject; each runs over every backend."""

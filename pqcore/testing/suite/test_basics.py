@@ -170,7 +170,7 @@ def test_stats_tell_what_waits(harness: Harness) -> None:
     assert set(stats) == {"q", "other"}
     assert (stats["q"].ready, stats["q"].scheduled, stats["q"].leased) == (1, 1, 1)
     assert stats["q"].oldest >= 0
-    assert stats["q"] .ready == queue.stats().ready
+    assert stats["q"].ready == queue.stats().ready
 
 
 def test_cancel_deletes_a_waiting_job(harness: Harness) -> None:
