@@ -15,6 +15,8 @@ from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeou
 from pqcore.runtime import Runtime
 from pqcore.sessions import CoreSession, translate
 
+REPLAN = 10.0
+"""Seconds after which prepared statements are planned anew, for the table as it is by then."""
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
 
@@ -101,13 +103,22 @@ class OwnPool:
         try:
             while self._idle:
                 session = self._idle.pop()
-                if await session.alive():
+                if await session.alive() and await self._replanned(session):
                     return session
                 await _discard(session)
             return await self._connect()
         except BaseException:
             places.leave()
             raise
+
+    async def _replanned(self, session: CoreSession) -> bool:
+        if time.monotonic() - session.planned_at > REPLAN:
+            session.planned_at = time.monotonic()
+            try:
+                await session.execute(session.sql.replan)
+            except ConnectionLost:
+                return False
+        return True
 
     def _take_over(self, owner: Hashable) -> bool:
         with self._taking_over:  # threads may come here together

@@ -56,7 +56,11 @@ _DUE_AT = "coalesce(schedule_at, enqueued_at)"
 _OUT_AT = "coalesce(leased_until, schedule_at)"
 _OUT_NOW = f"{_HIDDEN} AND {_OUT_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {_DUE_AT} <= statement_timestamp()"
-_SOMETHING_OUT = f"EXISTS (SELECT FROM {{table}} WHERE {_OUT_NOW})"
+# Looks at the first one by order, not for any: then the planner has no reason to try its luck with a scan.
+_SOMETHING_OUT = (
+    f"coalesce((SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} ORDER BY {_OUT_AT}, id LIMIT 1)"
+    " <= statement_timestamp(), false)"
+)
 _ORDER = f"expected_at, {_DUE_AT}, id"
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
@@ -146,7 +150,7 @@ WHERE {_PICKED} RETURNING {_JOB}""",
 _HELD = "dequeued_at IS NULL AND leased_until IS NOT NULL"
 _HELD_ONES = f"""
 FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token)
-WHERE id = job AND attempts = token AND {_HELD}"""
+WHERE id = job AND attempts = token AND id = ANY (:ids::bigint[]) AND {_HELD}"""
 _HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {_HELD}"
 
 _ACKS: dict[Retention, str] = {
@@ -313,6 +317,8 @@ WITH slice AS (
 SELECT max(id), count(*) FROM gone""",
         )
         self.ping = compiled("ping", "SELECT 1")
+        # A prepared statement keeps the plan of the table it was planned for: a scan, if it was empty.
+        self.replan = compiled("replan", "DISCARD PLANS", rows=False)
 
     def _take(self, pick: Pick, finish: Finish, n: int) -> Query:
         """The statement that takes up to ``n`` rows.

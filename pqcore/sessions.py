@@ -7,6 +7,7 @@ nowhere else, by SQLSTATE.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -82,6 +83,7 @@ class CoreSession:
         self.sql = sql
         self._errors = errors
         self._suspends = suspends
+        self.planned_at = time.monotonic()
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())

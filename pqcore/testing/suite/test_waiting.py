@@ -655,6 +655,7 @@ def test_over_a_pool_a_waiter_is_woken(harness: Harness) -> None:
         assert join().data == "a"
     assert len(backends(harness, "ILIKE 'LISTEN%'")) == 1
     assert harness.connections() <= 3
+    pq.close()
 
 
 @pytest.mark.requires(Capability.LISTEN)
