@@ -14,7 +14,7 @@ from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
 from pqcore.errors import PQError
 from pqcore.hookspecs import hookimpl
 from pqcore.job import AsyncJob, Job
-from pqcore.operations import QueueStats
+from pqcore.operations.managing import QueueStats
 from pqcore.queue import PQ, Queue, QueueIterator
 from pqcore.settings import logger
 

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pqcore import operations
 from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
-from pqcore.operations import QueueStats
+from pqcore.operations import leasing, managing, putting, taking
+from pqcore.operations.managing import QueueStats
 from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -72,7 +72,7 @@ class AsyncQueue(QueueSettings):
         self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
-        return await operations.put(self._engine, self, data, schedule_at, expected_at, connection)
+        return await putting.put(self._engine, self, data, schedule_at, expected_at, connection)
 
     async def put_many(
         self,
@@ -83,79 +83,79 @@ class AsyncQueue(QueueSettings):
         connection: Any = None,
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
-        return await operations.put_many(self._engine, self, items, schedule_at, expected_at, connection)
+        return await putting.put_many(self._engine, self, items, schedule_at, expected_at, connection)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
         """Take the next job that is due; see `pqcore.Queue.get`."""
-        rows = await operations.get(self._engine, self, 1, block=block, timeout=timeout)
+        rows = await taking.get(self._engine, self, 1, block=block, timeout=timeout)
         return AsyncJob(self, rows[0]) if rows else None
 
     async def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[AsyncJob]:
         """Take up to ``n`` jobs; see `pqcore.Queue.get_many`."""
-        rows = await operations.get(self._engine, self, n, block=block, timeout=timeout)
+        rows = await taking.get(self._engine, self, n, block=block, timeout=timeout)
         return [AsyncJob(self, row) for row in rows]
 
     async def lease(
         self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> AsyncJob | None:
         """Take a job for a time; see `pqcore.Queue.lease`."""
-        length = operations.lease_time(timeout)
-        rows = await operations.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
+        length = leasing.lease_time(timeout)
+        rows = await taking.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
         return AsyncJob(self, rows[0]) if rows else None
 
     async def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[AsyncJob]:
         """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
-        length = operations.lease_time(timeout)
-        rows = await operations.get(self._engine, self, n, block=block, timeout=wait, lease=length)
+        length = leasing.lease_time(timeout)
+        rows = await taking.get(self._engine, self, n, block=block, timeout=wait, lease=length)
         return [AsyncJob(self, row) for row in rows]
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
         """Finish a leased job; see `pqcore.Queue.ack`."""
-        if lost := await operations.ack(self._engine, self, [job], connection):
-            raise operations.lease_lost(self, lost)
+        if lost := await leasing.ack(self._engine, self, [job], connection):
+            raise leasing.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
         """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
-        return await operations.ack(self._engine, self, list(jobs), connection)
+        return await leasing.ack(self._engine, self, list(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""
-        await operations.nack(self._engine, self, job, delay)
+        await leasing.nack(self._engine, self, job, delay)
 
     async def extend(self, job: AsyncJob, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now; see `pqcore.Queue.extend`."""
-        await operations.extend(self._engine, self, job, timeout)
+        await leasing.extend(self._engine, self, job, timeout)
 
     async def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data; see `pqcore.Queue.update`."""
-        return await operations.update(self._engine, self, job_id, data)
+        return await managing.update(self._engine, self, job_id, data)
 
     async def cancel(self, job_id: int) -> bool:
         """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
-        return await operations.cancel(self._engine, self, job_id)
+        return await managing.cancel(self._engine, self, job_id)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
-        return [AsyncJob(self, row) for row in await operations.peek(self._engine, self, n)]
+        return [AsyncJob(self, row) for row in await taking.peek(self._engine, self, n)]
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""
-        return await operations.count(self._engine, self)
+        return await managing.count(self._engine, self)
 
     async def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = await operations.stats(self._engine, self.name)
+        found = await managing.stats(self._engine, self.name)
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
-        await operations.clear(self._engine, self)
+        await managing.clear(self._engine, self)
 
     async def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived; see `pqcore.Queue.purge`."""
-        return await operations.purge(self._engine, self, older_than)
+        return await managing.purge(self._engine, self, older_than)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -222,7 +222,7 @@ class AsyncPQ:
 
     async def create(self) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await operations.create(self._engine)
+        await managing.create(self._engine)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
         """A queue with options of its own; see `pqcore.PQ.queue`."""
@@ -230,7 +230,7 @@ class AsyncPQ:
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return await operations.stats(self._engine, None)
+        return await managing.stats(self._engine, None)
 
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

@@ -162,9 +162,10 @@ class OwnPool:
         except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
             raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
         except PQError as exc:
-            if redact(str(exc), self._dsn) == str(exc):
+            cause = exc.__cause__
+            if type(cause).__name__ != "ProgrammingError" and not isinstance(cause, ValueError):
                 raise
-            # libpq quotes a DSN that it cannot read, so what it said is not chained.
+            # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
             raise ConfigurationError(redact(str(exc), self._dsn)) from None
         await session.enter()
         return session

@@ -10,12 +10,12 @@ One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from pqcore.backend import BackendSpec, Capability, Mode
+from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.connections import CallersConnection, CallersPool, Opener, OwnPool, Source
 from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError, PQError, TransactionOrderError
@@ -178,6 +178,15 @@ class Engine:
         transaction.blocks.append(block)
         self._blocks.set((*(self._blocks.get() or ()), block))
         return block, handle
+
+    async def execute(self, statement: str, values: Mapping[str, object], *, protect: bool = True) -> Sequence[Row]:
+        """Run an operation that is a single statement, named as `Dialect` names it."""
+
+        async def work(session: CoreSession) -> Sequence[Row]:
+            query: Query = getattr(session.sql, statement)
+            return await session.execute(query, query.bind(values))
+
+        return await self.run(work, protect=protect)
 
     async def migrate(self, operation: Callable[[CoreSession], Awaitable[None]]) -> None:
         """Run an operation that changes the schema: the table is not looked at before."""

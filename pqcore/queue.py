@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pqcore import operations
 from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import Job
-from pqcore.operations import QueueStats
+from pqcore.operations import leasing, managing, putting, taking
+from pqcore.operations.managing import QueueStats
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -94,7 +94,7 @@ class Queue(QueueSettings):
             SerializationError: The data cannot be encoded (a TypeError and ValueError).
             PayloadTooLarge: It is larger than ``max_size``.
         """
-        return drive(operations.put(self._engine, self, data, schedule_at, expected_at, connection))
+        return drive(putting.put(self._engine, self, data, schedule_at, expected_at, connection))
 
     def put_many(
         self,
@@ -115,7 +115,7 @@ class Queue(QueueSettings):
         Returns:
             The ids, in the order of ``items``.
         """
-        return drive(operations.put_many(self._engine, self, items, schedule_at, expected_at, connection))
+        return drive(putting.put_many(self._engine, self, items, schedule_at, expected_at, connection))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.
@@ -131,7 +131,7 @@ class Queue(QueueSettings):
         Returns:
             The job, or None if none was due in time.
         """
-        rows = drive(operations.get(self._engine, self, 1, block=block, timeout=timeout))
+        rows = drive(taking.get(self._engine, self, 1, block=block, timeout=timeout))
         return Job(self, rows[0]) if rows else None
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
@@ -140,7 +140,7 @@ class Queue(QueueSettings):
         Returns:
             The jobs, in the order of `get`; an empty list if none was due in time.
         """
-        rows = drive(operations.get(self._engine, self, n, block=block, timeout=timeout))
+        rows = drive(taking.get(self._engine, self, n, block=block, timeout=timeout))
         return [Job(self, row) for row in rows]
 
     def lease(
@@ -155,18 +155,14 @@ class Queue(QueueSettings):
             block: Whether to wait for a job.
             wait: Seconds to wait, at most; None for the queue's ``timeout``.
         """
-        rows = drive(
-            operations.get(self._engine, self, 1, block=block, timeout=wait, lease=operations.lease_time(timeout))
-        )
+        rows = drive(taking.get(self._engine, self, 1, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
         return Job(self, rows[0]) if rows else None
 
     def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[Job]:
         """Take up to ``n`` jobs for a time, as `lease` does."""
-        rows = drive(
-            operations.get(self._engine, self, n, block=block, timeout=wait, lease=operations.lease_time(timeout))
-        )
+        rows = drive(taking.get(self._engine, self, n, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
         return [Job(self, row) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
@@ -179,8 +175,8 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: The lease ran out, and the job was given to another.
         """
-        if lost := drive(operations.ack(self._engine, self, [job], connection)):
-            raise operations.lease_lost(self, lost)
+        if lost := drive(leasing.ack(self._engine, self, [job], connection)):
+            raise leasing.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
         """Finish leased jobs in one statement.
@@ -188,7 +184,7 @@ class Queue(QueueSettings):
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return drive(operations.ack(self._engine, self, list(jobs), connection))
+        return drive(leasing.ack(self._engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.
@@ -200,7 +196,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(operations.nack(self._engine, self, job, delay))
+        drive(leasing.nack(self._engine, self, job, delay))
 
     def extend(self, job: Job, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now.
@@ -208,7 +204,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(operations.extend(self._engine, self, job, timeout))
+        drive(leasing.extend(self._engine, self, job, timeout))
 
     def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data.
@@ -219,7 +215,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: There is no such row.
         """
-        return drive(operations.update(self._engine, self, job_id, data))
+        return drive(managing.update(self._engine, self, job_id, data))
 
     def cancel(self, job_id: int) -> bool:
         """Delete a job that is waiting.
@@ -227,24 +223,24 @@ class Queue(QueueSettings):
         Returns:
             Whether it was: False if it is taken, leased, finished, or not there.
         """
-        return drive(operations.cancel(self._engine, self, job_id))
+        return drive(managing.cancel(self._engine, self, job_id))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
-        return [Job(self, row) for row in drive(operations.peek(self._engine, self, n))]
+        return [Job(self, row) for row in drive(taking.peek(self._engine, self, n))]
 
     def count(self) -> int:
         """How many jobs are due."""
-        return drive(operations.count(self._engine, self))
+        return drive(managing.count(self._engine, self))
 
     def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = drive(operations.stats(self._engine, self.name))
+        found = drive(managing.stats(self._engine, self.name))
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
-        drive(operations.clear(self._engine, self))
+        drive(managing.clear(self._engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived.
@@ -255,7 +251,7 @@ class Queue(QueueSettings):
         Returns:
             The number of rows deleted.
         """
-        return drive(operations.purge(self._engine, self, older_than))
+        return drive(managing.purge(self._engine, self, older_than))
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -352,7 +348,7 @@ class PQ:
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        drive(operations.create(self._engine))
+        drive(managing.create(self._engine))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.
@@ -366,7 +362,7 @@ class PQ:
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return drive(operations.stats(self._engine, None))
+        return drive(managing.stats(self._engine, None))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

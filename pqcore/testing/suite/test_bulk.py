@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from pqcore import operations
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, PayloadTooLarge, PQError, SerializationError
+from pqcore.operations import putting
 from pqcore.testing.harness import Connection, Harness
 
 
@@ -31,7 +31,7 @@ def failing(block: Any) -> Iterator[None]:
 @pytest.fixture
 def chunks_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have put_many send a statement every ten rows."""
-    monkeypatch.setattr(operations, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(putting, "CHUNK_ROWS", 10)
 
 
 small_chunks = pytest.mark.usefixtures("chunks_of_ten")
@@ -115,7 +115,7 @@ def test_as_many_as_several_statements_take_go_into_one_transaction(harness: Har
 
 
 def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "CHUNK_SIZE", 1_000)
+    monkeypatch.setattr(putting, "CHUNK_SIZE", 1_000)
     queue = harness.queue()
     sizes = [400, 400, 400, 10, 5_000, 10, 2_000, 10]
     items = [character * size for character, size in zip("abcdefgh", sizes, strict=True)]
@@ -125,7 +125,7 @@ def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.Monkey
 
 
 def test_items_are_consumed_as_they_are_sent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(putting, "CHUNK_ROWS", 10)
     held, most = 0, 0
 
     class Text(str):
@@ -281,6 +281,38 @@ def test_times_apply_to_all(harness: Harness) -> None:
     assert queue.get_many(100, block=False) == []
     queue.put_many(range(3), "0s", moment)
     assert [job.data for job in queue.get_many(100, block=False)] == [0, 1, 2]
+
+
+@small_chunks
+@pytest.mark.only("blocking")  # a generator cannot await
+@pytest.mark.parametrize("over", ["DSN", "connection"])
+@pytest.mark.parametrize("block", [False, True], ids=["alone", "block"])
+def test_items_that_come_from_another_queue_are_moved_or_refused(harness: Harness, over: str, block: bool) -> None:
+    # The generator runs in the midst of put_many: on the only connection it must not wait for put_many to end.
+    pq = harness.pq(None if over == "DSN" else harness.connect().raw)
+    pq["from"].put_many(range(25))
+
+    def items() -> Iterator[Any]:
+        while (job := pq["from"].get(block=False)) is not None:
+            yield job.data
+
+    def move() -> bool:
+        with suppress(PQError):
+            with pq["to"] if block else nullcontext():
+                pq["to"].put_many(items())
+            return True
+        return False
+
+    with harness.thread(move) as join:
+        try:
+            moved = join()
+        except AssertionError:
+            harness.cut_connections()  # lest the transaction stay open
+            raise
+    if moved:
+        assert [job.data for job in pq["to"].get_many(99, block=False)] == list(range(25))
+    elif block:
+        assert [job.data for job in pq["from"].get_many(99, block=False)] == list(range(25))
 
 
 def test_many_wake_one_who_waits(harness: Harness) -> None:

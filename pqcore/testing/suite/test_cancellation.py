@@ -11,16 +11,19 @@ import asyncio
 import gc
 import random
 import time
+import types
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
 
+from pqcore import waiting
 from pqcore.aio import AsyncPQ
 from pqcore.backend import Capability
-from pqcore.identifiers import quote
+from pqcore.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
 
 NEVER = 3600.0
@@ -90,10 +93,18 @@ async def eventually(condition: Callable[[], Any]) -> None:
 
 async def in_flight(harness: Harness, number: int = 1) -> None:
     """Wait until so many statements wait for a lock."""
-    waiting = (
+    statement = (
         f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
     )
-    await eventually(lambda: len(harness.sql(waiting)) >= number)
+    await eventually(lambda: len(harness.sql(statement)) >= number)
+
+
+def busy(harness: Harness) -> list[Any]:
+    """The connections that are in a statement or transaction."""
+    return harness.sql(
+        "SELECT pid, state, query FROM pg_stat_activity"
+        f" WHERE application_name = '{harness.application}' AND state <> 'idle'"
+    )
 
 
 async def steps(number: int = 20) -> None:
@@ -127,6 +138,12 @@ def listed(taken: Any) -> list[Any]:
     if taken is None:
         return []
     return taken if isinstance(taken, list) else [taken]
+
+
+async def listen(queue: Any) -> None:
+    """Have the queue waited for once, so that the next waits are notified from their beginning."""
+    while channel(queue.name) not in queue._engine.listener._channels:
+        assert await queue.get(timeout=0.02) is None
 
 
 async def drained(queue: Any) -> list[Any]:
@@ -251,7 +268,7 @@ def test_over_one_connection_it_is_put_back(harness: Harness, retention: str) ->
 def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
-        assert await queue.get(timeout=0.02) is None  # it is listened to now
+        await listen(queue)
         async with looks(queue) as looked:
             other = asyncio.create_task(queue.get(timeout=NEVER))
             await eventually(lambda: looked)
@@ -305,6 +322,16 @@ def test_a_cancelled_waiter_leaves_the_others_waiting(harness: Harness) -> None:
     run(harness, scenario)
 
 
+@contextmanager
+def without_probes() -> Iterator[None]:
+    """Let nobody ask whether the listening connection still works."""
+    probe, waiting.PROBE = waiting.PROBE, NEVER
+    try:
+        yield
+    finally:
+        waiting.PROBE = probe
+
+
 @pytest.mark.only("async")
 def test_a_cancelled_put_leaves_its_connection_in_order(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
@@ -320,6 +347,7 @@ def test_a_cancelled_put_leaves_its_connection_in_order(harness: Harness) -> Non
             lock.commit()
             for task in tasks:
                 await cancelled(task)
+        await eventually(lambda: busy(harness) == [])  # a statement that is not over would hold locks
         # Whether a put that was cancelled took place is not known; but it did, or not.
         assert {job.data for job in await drained(queue)} <= {"first", "a", "b", "c"}
         await works(harness, pq)
@@ -370,15 +398,15 @@ def test_who_is_cancelled_while_waiting_for_a_connection_takes_none(harness: Har
             holding, go = asyncio.Event(), asyncio.Event()
             holder = asyncio.create_task(hold(queue, holding, go))
             await holding.wait()
-            waiting = asyncio.create_task(queue.put("never"))
+            waiter = asyncio.create_task(queue.put("never"))
             await steps()
             if when == "while it waits":
-                waiting.cancel()
+                waiter.cancel()
                 await steps()
             else:
-                victims.append(waiting)
+                victims.append(waiter)
             go.set()
-            await cancelled(waiting)
+            await cancelled(waiter)
             await holder
         assert [job.data for job in await drained(queue)] == ["kept"] * 3
         await works(harness, pq)
@@ -424,6 +452,158 @@ def test_a_wait_does_not_block_the_event_loop(harness: Harness) -> None:
     run(harness, scenario)
 
 
+# At each suspension
+
+
+class Plan:
+    """Cancels a task at a suspension: of its own, or of a task that it started.
+
+    Args:
+        number: At which, counted from one.
+        when: ``"sent"``: when what is awaited was just asked for; ``"answered"``: when the
+            answer is there, and the task would go on next.
+    """
+
+    current: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+    def __init__(self, number: int, when: str) -> None:
+        self._number = number
+        self._when = when
+        self.count = 0
+        self.victim: asyncio.Task[Any]
+
+    def suspended(self, awaited: Any) -> None:
+        self.count += 1
+        if self.count == self._number:
+            if self._when == "answered" and asyncio.isfuture(awaited):
+                # Called before the task is woken, which has yet to ask for that.
+                awaited.add_done_callback(lambda _: self.victim.cancel())
+            else:
+                asyncio.get_running_loop().call_soon(self.victim.cancel)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start the victim."""
+        context = copy_context()
+        context.run(self.current.set, self)
+        self.victim = context.run(asyncio.create_task, work)
+        return self.victim
+
+    @staticmethod
+    def install() -> None:
+        """Have the running loop tell plans of the suspensions of all tasks to come."""
+
+        async def watched(work: Coroutine[Any, Any, Any]) -> Any:
+            return await step_by_step(work)
+
+        asyncio.get_running_loop().set_task_factory(
+            lambda loop, work, **options: asyncio.Task(watched(work), loop=loop, **options)  # type: ignore[arg-type]
+        )
+
+
+@types.coroutine
+def step_by_step(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await something, and tell the plan of each suspension."""
+    thrown: BaseException | None = None
+    while True:
+        try:
+            awaited = work.send(None) if thrown is None else work.throw(thrown)
+        except StopIteration as stop:
+            return stop.value
+        plan = Plan.current.get()
+        if plan is not None:
+            plan.suspended(awaited)
+        try:
+            thrown = None
+            yield awaited
+        except BaseException as exc:
+            thrown = exc
+
+
+async def interrupted(make: Callable[[], Coroutine[Any, Any, Any]], when: str) -> AsyncIterator[Any]:
+    """Do something again and again, each time interrupted one suspension later, until it ends before.
+
+    Yields what it returned, or None.
+    """
+    Plan.install()
+    for number in range(1, 100):
+        plan = Plan(number, when)
+        task = plan.start(make())
+        await asyncio.wait([task], timeout=PATIENCE)
+        assert task.done()
+        yield None if task.cancelled() else task.result()
+        if plan.count < number:
+            assert number > 1
+            return
+    pytest.fail("it did not end")
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("kind", [*TAKES, "block"])
+@pytest.mark.parametrize("when", ["sent", "answered"])
+def test_at_each_suspension_nothing_is_lost(harness: Harness, retention: str, kind: str, when: str) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        everything = set(await queue.put_many(range(300)))
+        returned: list[int] = []
+        seen: set[int] = set()
+
+        def take() -> Coroutine[Any, Any, Any]:
+            return take_in_a_block(queue, seen) if kind == "block" else TAKES[kind](queue)
+
+        async for result in interrupted(take, when):
+            returned += [job.id for job in listed(result)]
+            await eventually(lambda: not busy(harness))
+        left = [job.id for job in await drained(queue)]
+        accounted(harness, everything, returned, left, seen if kind == "block" else None)
+        await works(harness, pq)
+
+    run(harness, scenario, retention=retention)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("when", ["sent", "answered"])
+def test_at_each_suspension_a_put_is_whole_or_not_at_all(harness: Harness, when: str) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        many = pq["many"]
+        acknowledged: list[int] = []
+        async for job in interrupted(lambda: pq["one"].put("a"), when):
+            acknowledged += listed(job)
+            await eventually(lambda: not busy(harness))
+        # Two statements, in a transaction.
+        async for jobs in interrupted(lambda: many.put_many(range(6_000)), when):
+            acknowledged += listed(jobs)
+            await eventually(lambda: not busy(harness))
+            assert harness.sql("SELECT count(*) % 6000 FROM {table} WHERE q_name = 'many'") == [(0,)]
+        assert set(acknowledged) <= {job for [job] in harness.sql("SELECT id FROM {table}")}
+        await works(harness, pq)
+
+    run(harness, scenario)
+
+
+@pytest.mark.only("async")
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("when", ["sent", "answered"])
+def test_who_is_cancelled_while_it_begins_to_listen_deafens_nobody(harness: Harness, when: str) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        await listen(pq["a"])
+        Plan.install()
+        for number in range(1, 12):
+            other = asyncio.create_task(pq["a"].get(timeout=NEVER))
+            plan = Plan(number, when)
+            task = plan.start(pq[f"b{number}"].get(timeout=NEVER))
+            await asyncio.wait([task], timeout=0.1)
+            task.cancel()
+            await asyncio.wait([task], timeout=PATIENCE)
+            await pq["a"].put(number)
+            job = await asyncio.wait_for(other, PATIENCE)
+            assert job is not None
+            assert job.data == number
+
+    with without_probes():
+        run(harness, scenario)
+
+
 # At any instant
 
 
@@ -433,6 +613,21 @@ async def take_in_a_block(queue: Any, seen: set[int]) -> Any:
         seen.add(job.id)
         await queue.put("beside", "1h")
         return job
+
+
+def accounted(
+    harness: Harness, everything: set[int], returned: list[int], left: list[int], seen: set[int] | None
+) -> None:
+    """Each job was returned to a caller, or was left; or, if taken within a block, seen by one that committed."""
+    assert len(set(returned)) == len(returned)
+    assert len(set(left)) == len(left)
+    assert set(returned).isdisjoint(left)
+    if seen is None:
+        assert set(returned) | set(left) == everything
+    else:  # of a commit that was cancelled it is not known whether it took place
+        assert set(returned) <= everything - set(left) <= seen
+        beside = harness.sql("SELECT count(*) FROM {table} WHERE schedule_at IS NOT NULL")
+        assert beside == [(len(everything) - len(left),)]
 
 
 @pytest.mark.only("async")
@@ -460,15 +655,7 @@ def test_at_any_instant_nothing_is_lost(harness: Harness, retention: str, kind: 
                     returned += [job.id for job in listed(result)]
         left = [job.id for job in await drained(queue)]
         assert cancellations >= 5
-        assert len(set(returned)) == len(returned)
-        assert len(set(left)) == len(left)
-        if kind == "block":  # of a commit that was cancelled it is not known whether it took place
-            assert set(returned) <= everything - set(left) <= seen
-            beside = harness.sql("SELECT count(*) FROM {table} WHERE schedule_at IS NOT NULL")
-            assert beside == [(len(everything) - len(left),)]
-        else:
-            assert set(returned).isdisjoint(left)
-            assert set(returned) | set(left) == everything
+        accounted(harness, everything, returned, left, seen if kind == "block" else None)
         await works(harness, pq)
         assert harness.connections() <= 5
 
@@ -493,7 +680,8 @@ def test_at_any_instant_of_the_first_wait(harness: Harness) -> None:
                 tasks.clear()
                 await eventually(lambda: gc.collect() >= 0 and harness.connections() <= 3)
 
-    run(harness, scenario)
+    with without_probes():
+        run(harness, scenario)
 
 
 @pytest.mark.only("async")
@@ -631,10 +819,10 @@ async def use(harness: Harness, pq: AsyncPQ) -> None:
     async with queue:
         await queue.put("b")
     assert [job.data for job in await queue.get_many(10)] == ["a", "b"]
-    waiting = asyncio.create_task(queue.get(timeout=NEVER))
+    waiter = asyncio.create_task(queue.get(timeout=NEVER))
     await eventually(harness.listening)
     await queue.put("c")
-    job = await asyncio.wait_for(waiting, PATIENCE)
+    job = await asyncio.wait_for(waiter, PATIENCE)
     assert job is not None
     await pq["other"].get(timeout=0.01)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.errors import InvalidName, UnknownSerializer
 from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.waiting import Listener
 
 _letters = random.Random(1)
 LONGEST = "".join(_letters.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=2_000))  # an index cannot compress it
@@ -117,14 +119,21 @@ def test_a_queue_may_be_called(harness: Harness, name: str) -> None:
 
 @pytest.mark.requires(Capability.LISTEN)
 @each_queue
-def test_a_waiter_is_woken_on_a_queue_called(harness: Harness, name: str) -> None:
-    queue = harness.queue(name, timeout=PATIENCE, poll_interval=PATIENCE)
+def test_a_waiter_is_woken_on_a_queue_called(harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    waiting, wait = threading.Event(), Listener.wait
+
+    async def noticed(*arguments: Any) -> None:
+        waiting.set()
+        await wait(*arguments)
+
+    monkeypatch.setattr(Listener, "wait", noticed)
+    queue = harness.queue(name, timeout=5, poll_interval=5)
+    began = time.monotonic()
     with harness.thread(queue.get) as join:
-        harness.eventually(harness.listening)
-        began = time.monotonic()
+        assert waiting.wait(PATIENCE)
         queue.put("wake up")
         assert join().data == "wake up"
-        assert time.monotonic() - began < PATIENCE / 2  # woken, and not because it was time to look
+    assert time.monotonic() - began < 5  # woken, and not because it was time to look
 
 
 def test_an_injected_statement_is_not_run(harness: Harness) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,14 +234,15 @@ def test_tables_keep_their_indexes_and_triggers_when_others_are_made(harness: Ha
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_waiters_on_an_older_table_are_still_woken(harness: Harness) -> None:
-    queue = harness.queue(timeout=PATIENCE, poll_interval=PATIENCE)
-    harness.pq(table="second")
-    with harness.thread(queue.get) as join:
-        harness.eventually(harness.listening)
-        queue.put(1)
-        assert join().data == 1
-    assert complete(harness)
+def test_all_tables_notify(harness: Harness) -> None:
+    queues = [harness.queue(table=table) for table in ("queue", "second", "third")]
+    session = harness.connect().session
+    harness.wait_for(lambda: session.listen("q"))
+    for queue in queues:
+        for put in (partial(queue.put, 1), partial(queue.put_many, [1, 2])):
+            put()
+            heard = harness.eventually(lambda: harness.wait_for(lambda: session.notifications()))
+            assert heard == ["q"]  # once a statement
 
 
 def test_create_by_many_at_once(harness: Harness) -> None:

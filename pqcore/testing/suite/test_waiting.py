@@ -33,7 +33,8 @@ INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
 def listen(harness: Harness, *queues: Any) -> None:
     """Have each queue waited for once, so that the next waits are notified from their beginning."""
     for queue in queues:
-        assert queue.get(timeout=0.02) is None
+        while channel(queue.name) not in queue._engine.listener._channels:
+            assert queue.get(timeout=0.02) is None
 
 
 class Looks:

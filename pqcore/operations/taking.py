@@ -1,0 +1,117 @@
+"""Taking jobs: a look, a wait, another look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pqcore.backend import Row
+from pqcore.dialect import Finish
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError
+from pqcore.identifiers import channel
+from pqcore.operations.leasing import give_back
+from pqcore.sessions import CoreSession
+from pqcore.settings import QueueSettings
+from pqcore.timespec import seconds
+
+
+async def get(
+    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None = None
+) -> Sequence[Row]:
+    """Take up to ``n`` rows, waiting for the first.
+
+    It looks, and if there is nothing waits for the earliest of: a notification,
+    the next time that a row comes due, the poll interval, its timeout; and looks again.
+    """
+    _check_number(n)
+    left = seconds(queue.timeout if timeout is None else timeout)
+    deadline = time.monotonic() + left
+    topic = channel(queue.name)
+    while True:
+        ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
+        rows, wake_in = await _take(engine, queue, n, lease)
+        if rows or not block:
+            return rows
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return rows
+        pause = min(left, queue.poll_interval, left if wake_in is None else max(wake_in, 0.001))
+        await engine.wait(topic, ticket, pause)
+
+
+async def _take(
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None
+) -> tuple[Sequence[Row], float | None]:
+    """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown)."""
+    finish: Finish = queue.retention if lease is None else "lease"
+    values = {"q_name": queue.name, "lease": lease}
+
+    async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
+        query = s.sql.take("ordered", finish, n)
+        rows = await s.execute(query, query.bind(values))
+        if rows:
+            return rows, None
+        [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
+        if something_out:
+            for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
+                rows = await s.execute(query, query.bind(values))
+                if rows:
+                    break
+        return rows, wake_in
+
+    async def undo(result: tuple[Sequence[Row], float | None]) -> None:
+        if lease is None:
+            await _restore(engine, queue, result[0])
+        else:
+            for row in result[0]:
+                await give_back(engine, queue, row[0], row[4], None)
+
+    rows, wake_in = await engine.run(work, protect=False, undo=undo)
+    return (_in_order(rows) if len(rows) > 1 else rows), wake_in
+
+
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    # RETURNING promises no order
+    def key(row: Row) -> tuple[bool, datetime, datetime, int]:
+        due = row[5] if row[6] is None else row[6]
+        return row[7] is None, due if row[7] is None else row[7], due, row[0]
+
+    return sorted(rows, key=key)
+
+
+async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
+    """Put rows back that were taken for somebody who is no longer there to take them."""
+
+    async def work(s: CoreSession) -> None:
+        query = s.sql.restore[queue.retention]
+        for row in rows:
+            values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
+            values["channel"] = channel(queue.name)
+            times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
+            await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
+
+    await engine.run(work)
+
+
+def _from_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=timezone.utc)
+
+
+async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
+    """Read the next rows due."""
+    _check_number(n)
+
+    async def work(s: CoreSession) -> Sequence[Row]:
+        query = s.sql.peek(n)
+        return await s.execute(query, query.bind({"q_name": queue.name}))
+
+    return await engine.run(work, protect=False)
+
+
+def _check_number(n: int) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 100_000:
+        msg = f"n is {n!r}; give a number of jobs from 1 to 100,000"
+        raise ConfigurationError(msg)
