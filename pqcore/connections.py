@@ -234,26 +234,31 @@ class CallersConnection:
         self._connection = connection
         self.session = opener.wrap(connection)
         self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
-        self._gate = runtime.gate()
+        self._turn = runtime.turn()
+        self._depth = 0
 
     async def acquire(self) -> CoreSession:
-        await self._gate.enter()
+        await self._turn.enter()
         try:
             if not self.session.usable():
                 raise ConnectionLost(CLOSED)  # noqa: TRY301
-            await self.session.enter()
+            if self._depth == 0:
+                await self.session.enter()
         except BaseException:
-            self._gate.leave()
+            self._turn.leave()
             raise
+        self._depth += 1
         return self.session
 
     async def release(self, session: CoreSession) -> None:
+        self._depth -= 1
         try:
-            if self.on_release is not None and session.usable():
-                await self.on_release(session)
-            await session.leave()
+            if self._depth == 0:
+                if self.on_release is not None and session.usable():
+                    await self.on_release(session)
+                await session.leave()
         finally:
-            self._gate.leave()
+            self._turn.leave()
 
     async def listener(self) -> CoreSession | None:
         return None

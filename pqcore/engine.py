@@ -159,7 +159,7 @@ class Engine:
             session = await self.source.acquire()
             try:
                 await self._check(session)
-                transaction = OpenTransaction(session, self.runtime.gate())
+                transaction = OpenTransaction(session, self.runtime.turn())
                 savepoint = "pq_0" if session.in_transaction() else None
                 if savepoint is None:
                     await session.begin()

@@ -69,6 +69,9 @@ class Runtime(Protocol):
 
     def event(self) -> Event: ...
     def gate(self, places: int = 1) -> Gate: ...
+    def turn(self) -> Gate:
+        """A gate for one at a time, which may come again while it is in, as a generator within put_many does."""
+
     def local(self) -> Local: ...
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
@@ -117,6 +120,15 @@ class _ThreadGate:
         return self._places.acquire(timeout=seconds)
 
 
+class _ThreadTurn:
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.leave = self._lock.release
+
+    async def enter(self, seconds: float | None = None) -> bool:
+        return self._lock.acquire(timeout=-1 if seconds is None else seconds)
+
+
 class _ThreadLocal(threading.local):
     value: Any = None
 
@@ -149,6 +161,9 @@ class BlockingRuntime:
 
     def gate(self, places: int = 1) -> Gate:
         return _ThreadGate(places)
+
+    def turn(self) -> Gate:
+        return _ThreadTurn()
 
     def local(self) -> Local:
         return _ThreadLocal()
@@ -236,6 +251,9 @@ class AsyncioRuntime:
 
     def gate(self, places: int = 1) -> Gate:
         return _LoopGate(places)
+
+    def turn(self) -> Gate:
+        return _LoopGate(1)  # nobody awaits anything within an operation of their own
 
     def local(self) -> Local:
         return _LoopLocal()

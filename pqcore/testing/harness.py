@@ -90,8 +90,6 @@ class Harness:
         self.schema = self.application.replace("-", "_")
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
-        if self._portal is not None:
-            self._stack.callback(self._portal.close)
         backend = plugins.make(spec, prepared=True)
         sql = Dialect(TableName("queue", self.schema), spec.paramstyle)
         self.opener = Opener(backend, sql, suspends=spec.mode == "async")
@@ -167,9 +165,10 @@ class Harness:
     def cut_connections(self) -> int:
         """Have the server end all of them, as a restart would; returns how many."""
         rows = self.sql(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{self.application}'"
+            f"SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{self.application}'"
         )
-        self.eventually(lambda: self.connections() == 0)
+        pids = ", ".join(str(pid) for pid, _ in rows) or "NULL"
+        self.eventually(lambda: not self.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({pids})"))
         return len(rows)
 
     def listening(self) -> bool:
@@ -215,12 +214,15 @@ class Harness:
         join()
 
     def close(self) -> None:
-        """Drop the schema and close everything."""
+        """Close everything and drop the schema."""
         try:
-            self.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
-        finally:
-            self._eyes.close()
             self._stack.close()
+        finally:
+            self.cut_connections()  # a test that failed may have left a transaction open
+            self.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
+            self._eyes.close()
+            if self._portal is not None:
+                self._portal.close()
 
     def _open(self, dsn: str) -> Connection:
         async def connect() -> CoreSession:

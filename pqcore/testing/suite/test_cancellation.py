@@ -496,7 +496,7 @@ class Plan:
             return await step_by_step(work)
 
         asyncio.get_running_loop().set_task_factory(
-            lambda loop, work, **options: asyncio.Task(watched(work), loop=loop, **options)  # type: ignore[arg-type]
+            lambda loop, work, **options: asyncio.Task(watched(work), loop=loop, **options)
         )
 
 
