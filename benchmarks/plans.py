@@ -220,7 +220,8 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     fixed: dict[str, Query] = {}
     for value in vars(DIALECT).values():
         queries = value.values() if isinstance(value, dict) else [value]
-        fixed.update({query.name: query for query in queries if isinstance(query, Query) and query.order})
+        fixed.update({query.name: query for query in queries if isinstance(query, Query)})
+    del fixed["ping"], fixed["replan"]  # these read no table
     for name in [name for name in fixed if name.startswith("stats")]:
         yield Subject(name, fixed.pop(name), values)
     yield Subject("count", fixed.pop("count"), values)

@@ -7,7 +7,7 @@ statement is let finish, and what it took is put back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,11 @@ class AsyncQueue(QueueSettings):
         *,
         engine: Engine | None = None,
         serializer: Serializer | str | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
-        super().__init__(name, names, serializer, options)
+        super().__init__(name, names, serializer, {**(options or {}), **more})
         self._engine = _engine(names, conn, pool) if engine is None else engine
 
     async def put(
@@ -226,7 +227,8 @@ class AsyncPQ:
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
         """A queue with options of its own; see `pqcore.PQ.queue`."""
-        return self.queue_class(name, engine=self._engine, serializer=serializer, **{**self._options, **options})
+        options = {**self._options, **options}
+        return self.queue_class(name, engine=self._engine, serializer=serializer, options=options)
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""

@@ -101,6 +101,9 @@ class Engine:
             if not isinstance(max_connections, int) or max_connections < 1:
                 msg = f"max_connections is {max_connections!r}; give a number of at least 1"
                 raise ConfigurationError(msg)
+            if not isinstance(pool_timeout, (int, float)) or not pool_timeout >= 0:
+                msg = f"pool_timeout is {pool_timeout!r}; give a number of seconds"
+                raise ConfigurationError(msg)
             self.spec, self.why = plugins.choose(mode, name=backend, dsn=given)
             dsn = given if "://" not in given else "postgresql://" + given.partition("://")[2]
             self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout)

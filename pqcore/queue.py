@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,8 @@ class Queue(QueueSettings):
         schema: As for `PQ`.
         engine: The `PQ`'s own.
         serializer: Named apart, or given as an object; ``name`` is then taken as it is.
-        **options: Set as attributes; see `QueueSettings`.
+        options: Set as attributes; see `QueueSettings`.
+        **more: Likewise.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class Queue(QueueSettings):
         *,
         engine: Engine | None = None,
         serializer: Serializer | str | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
-        super().__init__(name, names, serializer, options)
+        super().__init__(name, names, serializer, {**(options or {}), **more})
         self._engine = _engine(names, conn, pool) if engine is None else engine
 
     def put(
@@ -358,7 +360,8 @@ class PQ:
             serializer: A serializer, or the name of one.
             **options: As for `PQ`.
         """
-        return self.queue_class(name, engine=self._engine, serializer=serializer, **{**self._options, **options})
+        options = {**self._options, **options}
+        return self.queue_class(name, engine=self._engine, serializer=serializer, options=options)
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""

@@ -22,6 +22,9 @@ from pqcore.serializers import Serializer, json_encode, pickle_dumps, pickle_loa
 
 logger = getLogger("pqcore")
 
+SHORTEST_POLL = 0.01
+"""Seconds: a waiter that looks more often keeps the server busy."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -50,6 +53,7 @@ class QueueSettings:
         poll_interval: Seconds after which a waiter looks, woken or not.
         retention: What becomes of a finished row: ``"keep"`` marks it,
             ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
+        serializer: The serializer, or its name, where the queue's name does not tell; JSON by default.
         accept: Names of further serializers whose rows this queue reads.
         max_size: Bytes of encoded data that a job may have.
         cursor_kwargs: For the cursor that ``with queue as cursor`` gives.
@@ -82,13 +86,14 @@ class QueueSettings:
         self.table = table
         self.serializer_name = "json"
         if serializer is None:
-            serializer = self.serializer if suffix is None else suffix
+            serializer = options.get("serializer", self.serializer) if suffix is None else suffix
         self._use(serializer)
         for option, value in options.items():
             if option.startswith("_") or option in ("name", "table", "serializer_name"):
                 msg = f"not an option of a queue: {option!r}"
                 raise ConfigurationError(msg)
-            setattr(self, option, value)
+            if option != "serializer":
+                setattr(self, option, value)
         if self.retention not in ("keep", "delete", "archive"):
             msg = f"retention is {self.retention!r}; choose 'keep', 'delete' or 'archive'"
             raise ConfigurationError(msg)
@@ -97,6 +102,12 @@ class QueueSettings:
             if not isinstance(number, (int, float)) or not number >= 0:
                 msg = f"{option} is {number!r}; give a number that is not negative"
                 raise ConfigurationError(msg)
+        if self.poll_interval < SHORTEST_POLL:
+            msg = f"poll_interval is {self.poll_interval!r}; give at least {SHORTEST_POLL} seconds"
+            raise ConfigurationError(msg)
+        if isinstance(self.accept, str):
+            msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
+            raise ConfigurationError(msg)
 
     def _use(self, serializer: Serializer | str | None) -> None:
         if serializer is None or serializer == "json":

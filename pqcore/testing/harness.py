@@ -7,6 +7,7 @@ where no other driver is installed.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,7 +30,7 @@ from pqcore.testing.server import with_options
 T = TypeVar("T")
 _numbers = itertools.count(1)
 
-PATIENCE = 20.0
+PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
 """Seconds after which something awaited is held to be lost. No test measures it."""
 
 

@@ -191,4 +191,4 @@ def _test(item: Any) -> str:
 
 def _backend(item: Any) -> str:
     spec = getattr(item, "callspec", None) and item.callspec.params.get("harness")
-    return _label(spec) if spec else ""
+    return _label(spec) if isinstance(spec, BackendSpec) else ""

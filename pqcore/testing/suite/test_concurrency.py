@@ -88,7 +88,7 @@ def place(harness: Harness) -> Place:
 def test_threads_that_share_a_queue_take_each_job_once(harness: Harness, way: Way) -> None:
     queue = harness.queue()
     made, histories = History(), [History() for _ in range(4)]
-    ids = put(queue, made)
+    ids = put(queue, made, JOBS // 2 if way == "block" else JOBS)
     at_once(*(partial(consume, queue, way, history, random.Random(seed)) for seed, history in enumerate(histories)))
     assert waiting(harness) == []
     assert taken(histories) == finished(harness) == ids

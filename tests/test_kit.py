@@ -1,0 +1,152 @@
+"""The conformance kit itself: wrong backends fail the right tests, and gaps in a run are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pqcore.testing.suite
+from pqcore.testing.report import standard_tests
+
+SUITE = Path(pqcore.testing.suite.__path__[0])
+
+WRONG = {
+    "rollback commits": "def rollback(self): self.commit()",
+    "notifications are dropped": "def notifications(self):\n        super().notifications()\n        return []",
+    "rows are dictionaries": (
+        "def execute(self, query, parameters):\n"
+        "        return [dict(enumerate(row)) | {'x': 1} for row in super().execute(query, parameters)]"
+    ),
+    "the caller's transaction is committed": (
+        "def enter(self):\n        self.connection.commit()\n        super().enter()"
+    ),
+    "a lost connection looks usable": "def alive(self): return True",
+    "nothing is prepared": (
+        "def __init__(self, connection, *, prepared): super().__init__(connection, prepared=False)"
+    ),
+}
+
+PLUGIN = """
+import dataclasses
+from pqcore import hookimpl
+from pqcore.plugins import plugins
+from pqcore_backends.plugin import PSYCOPG2
+from pqcore_backends.psycopg2 import Psycopg2Backend, Psycopg2Session
+
+class WrongSession(Psycopg2Session):
+    {body}
+
+class WrongBackend(Psycopg2Backend):
+    def connect(self, dsn):
+        import psycopg2
+        return WrongSession(psycopg2.connect(dsn), prepared=self._prepares)
+    def wrap(self, connection):
+        return WrongSession(connection, prepared=self._prepares)
+
+class Plugin:
+    @hookimpl
+    def pqcore_register_backends(self, register):
+        wrong = dict(name="wrong", load="wrong_plugin:WrongBackend", connections=(), pools=())
+        register(dataclasses.replace(PSYCOPG2, **wrong))
+
+plugins.register(Plugin(), "wrong")
+"""
+
+
+def run_suite(folder: Path, dsn: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run the suite as a backend's author does; returns the process and the report."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    done = subprocess.run(
+        [*command, "--pqcore-report", str(folder / "report"), *arguments],
+        cwd=folder,
+        env={**os.environ, "PQCORE_TEST_DSN": dsn, "PYTHONPATH": str(folder), "PQCORE_TEST_PATIENCE": "3"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    report = folder / "report.json"
+    return done, json.loads(report.read_text()) if report.exists() else {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "where", "which"),
+    [
+        ("rollback commits", "test_transactions.py", "an_exception_undoes_the_block"),
+        ("notifications are dropped", "test_waiting.py", "an_insert_by_anybody_wakes"),
+        ("rows are dictionaries", "test_basics.py", "what_was_put_is_got"),
+        ("the caller's transaction is committed", "test_transactions.py", "owner"),
+        ("a lost connection looks usable", "test_reconnect.py", "lost_connections_are_replaced"),
+        ("nothing is prepared", "test_prepared.py", "hot_statements"),
+    ],
+)
+def test_a_wrong_backend_fails(tmp_path: Path, pqcore_server: str, fault: str, where: str, which: str) -> None:
+    (tmp_path / "wrong_plugin.py").write_text(PLUGIN.format(body=WRONG[fault]))
+    arguments = [
+        "-p",
+        "wrong_plugin",
+        "--pqcore-backend",
+        "wrong",
+        "-x",
+        str(SUITE / where),
+        "-k",
+        which,
+    ]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 1, done.stdout
+    assert "failed" in report["backends"]["wrong"]["results"].values(), done.stdout
+
+
+def test_a_run_of_some_tests_is_told_to_be_partial(tmp_path: Path, pqcore_server: str) -> None:
+    arguments = ["--pqcore-backend", "psycopg2", str(SUITE / "test_basics.py"), "-k", "test_queues_are_apart"]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 0, done.stdout
+    assert report["complete"] is False
+    assert "A partial run" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["skip", "xfail"])
+def test_a_standard_test_that_is_skipped_or_expected_to_fail_fails_the_run(
+    tmp_path: Path, pqcore_server: str, how: str
+) -> None:
+    (tmp_path / "shirking.py").write_text(
+        "import pytest\n"
+        "def pytest_collection_modifyitems(items):\n"
+        "    for item in items:\n"
+        f"        item.add_marker(pytest.mark.{how}(reason='hard'))\n"
+    )
+    arguments = [
+        "-o",
+        "xfail_strict=false",
+        "-p",
+        "shirking",
+        "--pqcore-backend",
+        "psycopg2",
+        str(SUITE / "test_basics.py"),
+        "-k",
+        "apart",
+    ]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 1, done.stdout
+    assert report["violations"], done.stdout
+
+
+def test_an_unknown_backend_is_an_error(tmp_path: Path, pqcore_server: str) -> None:
+    done, _ = run_suite(tmp_path, pqcore_server, "--pyargs", "pqcore.testing.suite", "--pqcore-backend", "nothing")
+    assert done.returncode not in (0, 5)
+    assert "unknown backend 'nothing'" in done.stdout + done.stderr
+
+
+def test_every_subject_has_standard_tests() -> None:
+    subjects = {test.partition("::")[0] for test in standard_tests()}
+    assert subjects >= {
+        *("test_basics", "test_bulk", "test_cancellation", "test_concurrency", "test_errors", "test_leases"),
+        *("test_names", "test_order", "test_prepared", "test_reconnect", "test_schema", "test_serializers"),
+        *("test_transactions", "test_waiting"),
+    }
