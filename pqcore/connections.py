@@ -131,7 +131,7 @@ class OwnPool:
             return True
 
     async def release(self, session: CoreSession) -> None:
-        keep = session.usable() and not session.in_transaction() and not self._closed
+        keep = session.usable() and not session.in_transaction() and not session.doubtful and not self._closed
         if keep:
             self._idle.append(session)
         self._places.leave()

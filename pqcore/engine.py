@@ -160,17 +160,12 @@ class Engine:
         transaction = self._current()
         if transaction is None:
             session = await self.source.acquire()
+            savepoint = await self.runtime.settle(self._begin(session), lambda made: self._abandon(session, made))
+            transaction = OpenTransaction(session, self.runtime.turn())
             try:
-                await self._check(session)
-                transaction = OpenTransaction(session, self.runtime.turn())
-                savepoint = "pq_0" if session.in_transaction() else None
-                if savepoint is None:
-                    await session.begin()
-                else:
-                    await session.execute(_savepoint("SAVEPOINT", savepoint))
                 handle = session.cursor(**options)
             except BaseException:
-                await self.source.release(session)
+                await self._abandon(session, savepoint)
                 raise
         else:
             savepoint = f"pq_{len(transaction.blocks)}"
@@ -235,7 +230,7 @@ class Engine:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds)
-        elif not await self.listener.listen(channel):
+        elif not await self.runtime.settle(self.listener.listen(channel), _leave_it):
             await self.runtime.sleep(min(seconds, BLIND_POLL))
 
     async def close(self) -> None:
@@ -258,6 +253,11 @@ class Engine:
             if protect and session.in_transaction():  # the caller's own
                 return await self._shelter(session, operation)
             return await operation(session)
+        except Exception:
+            raise
+        except BaseException:  # a cancellation, or an interrupt
+            session.doubtful = True
+            raise
         finally:
             await self.source.release(session)
 
@@ -268,6 +268,24 @@ class Engine:
             if protect:
                 return await self._shelter(transaction.session, operation)
             return await operation(transaction.session)
+
+    async def _begin(self, session: CoreSession) -> str | None:
+        try:
+            await self._check(session)
+            if session.in_transaction():  # the caller's own
+                await session.execute(_savepoint("SAVEPOINT", "pq_0"))
+                return "pq_0"
+            await session.begin()
+        except BaseException:
+            await self.source.release(session)
+            raise
+        return None
+
+    async def _abandon(self, session: CoreSession, savepoint: str | None) -> None:
+        try:
+            await self._end(session, savepoint, failed=True)
+        finally:
+            await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
         try:
@@ -327,5 +345,5 @@ class Engine:
         return self._openers[spec.name]
 
 
-async def _leave_it(result: None) -> None:
-    """Undo nothing: the transaction ended as it was to end."""
+async def _leave_it(result: object) -> None:
+    """Undo nothing: what was begun is as good to others."""

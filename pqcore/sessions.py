@@ -84,6 +84,8 @@ class CoreSession:
         self._errors = errors
         self._suspends = suspends
         self.planned_at = time.monotonic()
+        # Interrupted in the middle of something: nobody knows what state it is in.
+        self.doubtful = False
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())
