@@ -1,0 +1,53 @@
+"""What the documents say is there, is there."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from pqcore import hookspecs
+from pqcore.backend import AsyncSession, Capability, Session
+from pqcore.plugins import plugins
+from pqcore.testing.report import standard_tests
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_every_hook_is_documented_with_its_arguments() -> None:
+    text = (ROOT / "docs/plugins.md").read_text()
+    hooks = [name for name in vars(plugins.manager.hook) if name.startswith("pqcore_")]
+    assert hooks
+    for name in hooks:
+        arguments = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
+        assert f"## {name}({arguments})" in text
+
+
+def test_every_method_of_a_session_and_every_capability_is_documented() -> None:
+    text = (ROOT / "docs/backends.md").read_text()
+    for protocol in (Session, AsyncSession):
+        for name in vars(protocol):
+            if not name.startswith("_"):
+                assert f"`{name}" in text, name
+    for capability in Capability:
+        assert f"`{capability.name}`" in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_targets_of_make_that_the_readme_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^ +make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_suite_is_as_large_as_it_is_said_to_be() -> None:
+    assert len(standard_tests()) > 300
