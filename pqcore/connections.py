@@ -163,7 +163,8 @@ class OwnPool:
             raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
         except PQError as exc:
             cause = exc.__cause__
-            if type(cause).__name__ != "ProgrammingError" and not isinstance(cause, ValueError):
+            unread = type(cause).__name__ == "ProgrammingError" and getattr(exc, "sqlstate", None) is None
+            if not unread and not isinstance(cause, ValueError):
                 raise
             # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
             raise ConfigurationError(redact(str(exc), self._dsn)) from None

@@ -39,6 +39,7 @@ _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
     ("08", ConnectionLost, "the connection is lost"),
     ("53300", ConnectionLost, "the server takes no more connections (see max_connections)"),
     ("42501", AccessDenied, "the database role may not do this: see GRANT"),
+    ("3D000", DatabaseError, "make the database, or correct its name"),
     ("28", AccessDenied, "the server does not accept these credentials"),
     ("22", InvalidData, "the server cannot store this value"),
     ("23", InvalidData, "a constraint of the table forbids this value"),

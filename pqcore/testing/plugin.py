@@ -112,7 +112,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _concerned(item: pytest.Item) -> bool:
     from pqcore.backend import BackendSpec
 
-    return isinstance(item.callspec.params.get("harness"), BackendSpec)  # type: ignore[attr-defined]
+    callspec = getattr(item, "callspec", None)
+    return callspec is None or isinstance(callspec.params.get("harness"), BackendSpec)
 
 
 def _standard(item: pytest.Item) -> bool:

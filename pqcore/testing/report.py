@@ -165,9 +165,13 @@ class Report:
             for (test, backend), outcome in self._results.items()
             if backend == label and test.startswith(prefix)
         ]
-        passed = outcomes.count("passed")
-        other = len(outcomes) - passed
-        return f"{passed} passed" + (f", {other} not" if other else "") if outcomes else "none"
+        told = {
+            "passed": outcomes.count("passed"),
+            "failed": outcomes.count("failed"),
+            "not offered": sum(outcome.startswith("not offered") for outcome in outcomes),
+            "left out": sum(outcome in ("skipped", "expected to fail") for outcome in outcomes),
+        }
+        return ", ".join(f"{number} {what}" for what, number in told.items() if number) or "none"
 
 
 def _modes(names: Sequence[str] | None) -> list[tuple[str, Any]]:

@@ -315,7 +315,12 @@ def test_a_distance_is_added_to_the_clock_of_the_server(harness: Harness) -> Non
         queue.put("both", spec, spec)
         queue.put_many(["many", "many"], spec, spec)
         model += [(distance, None), (None, distance), *[(distance, distance)] * 3]
-    assert harness.sql("SELECT schedule_at - enqueued_at, expected_at - enqueued_at FROM {table} ORDER BY id") == model
+    distances = ", ".join(
+        f"extract(epoch FROM {column} - enqueued_at)::float8" for column in ("schedule_at", "expected_at")
+    )
+    assert harness.sql(f"SELECT {distances} FROM {{table}} ORDER BY id") == [
+        tuple(None if distance is None else distance.total_seconds() for distance in pair) for pair in model
+    ]
     [[age]] = harness.sql("SELECT extract(epoch FROM clock_timestamp() - min(enqueued_at))::float8 FROM {table}")
     assert 0 <= age <= PATIENCE
 
