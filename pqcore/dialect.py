@@ -43,25 +43,22 @@ Retention: TypeAlias = Literal["keep", "delete", "archive"]
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
-_READY = "q_name = :q_name::text AND dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
-_URGENT = (
-    "q_name = :q_name::text AND dequeued_at IS NULL AND leased_until IS NULL"
-    " AND schedule_at IS NULL AND expected_at IS NOT NULL"
+_IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
+_IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
+_IS_HIDDEN = (
+    "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
 )
-_HIDDEN = (
-    "q_name = :q_name::text AND dequeued_at IS NULL"
-    " AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
-)
+_READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN))
 _DUE_AT = "coalesce(schedule_at, enqueued_at)"
 _OUT_AT = "coalesce(leased_until, schedule_at)"
 _OUT_NOW = f"{_HIDDEN} AND {_OUT_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {_DUE_AT} <= statement_timestamp()"
-# Looks at the first one by order, not for any: then the planner has no reason to try its luck with a scan.
-_SOMETHING_OUT = (
-    f"coalesce((SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} ORDER BY {_OUT_AT}, id LIMIT 1)"
-    " <= statement_timestamp(), false)"
-)
 _ORDER = f"expected_at, {_DUE_AT}, id"
+_URGENT_ORDER = "expected_at, enqueued_at, id"
+_READY_ORDER = f"{_DUE_AT}, id"
+_HIDDEN_ORDER = f"{_OUT_AT}, id"
+# The first one by order, not any: then the planner has no reason to try its luck with a scan.
+_FIRST_HIDDEN = f"SELECT {_OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
 _EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
@@ -79,48 +76,59 @@ _TIMES = (
 )
 
 
-def _ordered(n: int, guard: str) -> str:
-    # The inner LIMIT is a constant, so that the planner knows that few rows are
-    # wanted; the outer one stops pulling, and so locking, once urgent ones fill the order.
+def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
+    # The inner LIMIT, a constant, tells the planner that few rows are wanted.  The outer one, which it
+    # cannot know, has it prefer what gives rows at once, the index, to what gives all of a few cheaply,
+    # a sort: a prepared statement keeps its plan when the few have become a million.
+    return (
+        f"SELECT * FROM (SELECT {columns} FROM {{table}} WHERE {condition}"
+        f" ORDER BY {order} LIMIT {n}{suffix}) AS head LIMIT {most or f'(SELECT {n})'}"
+    )
+
+
+def _ordered(n: int, first: str = "", guard: str = "") -> str:
+    # The outer limit of the second stops pulling, and so locking, once urgent ones fill the order.
+    rest = f"{n} - (SELECT count(*) FROM urgent)"
     return f"""
-WITH urgent AS (
-  SELECT id FROM {{table}} WHERE {_URGENT}{guard}
-  ORDER BY expected_at, enqueued_at, id LIMIT {n} FOR UPDATE SKIP LOCKED
+WITH {first}urgent AS (
+  {_head(_URGENT + guard, _URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
 ), ready AS (
-  SELECT id FROM (
-    SELECT id FROM {{table}} WHERE {_READY_NOW}{guard}
-    ORDER BY {_DUE_AT}, id LIMIT {n} FOR UPDATE SKIP LOCKED
-  ) AS due LIMIT {n} - (SELECT count(*) FROM urgent)
+  {_head(_READY_NOW + guard, _READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
-def _candidates(near: int, reach: int) -> str:
+def _candidates(near: int, reach: int, columns: str) -> str:
     return f"""
-  SELECT id FROM (SELECT id FROM {{table}} WHERE {_URGENT}
-    ORDER BY expected_at, enqueued_at, id LIMIT {near}) AS urgent
-  UNION ALL SELECT id FROM (SELECT id FROM {{table}} WHERE {_READY_NOW}
-    ORDER BY {_DUE_AT}, id LIMIT {near}) AS ready
-  UNION ALL SELECT id FROM (SELECT id FROM {{table}} WHERE {_OUT_NOW}
-    ORDER BY {_OUT_AT}, id LIMIT {reach}) AS hidden"""
+  ({_head(_URGENT, _URGENT_ORDER, near, columns=columns)})
+  UNION ALL ({_head(_READY_NOW, _READY_ORDER, near, columns=columns)})
+  UNION ALL ({_head(_OUT_NOW, _HIDDEN_ORDER, reach, columns=columns)})"""
 
 
 def _merged(n: int) -> str:
-    # Looks without locking at the heads of all three classes, then locks the first
-    # n free ones in the order of the whole; every condition stands again beside
-    # FOR UPDATE, where it is checked against the row as it is once locked.
+    # Looks without locking at the heads of all three classes, then goes through them in the order of
+    # the whole and locks the first n free ones; every condition stands again beside FOR UPDATE, where
+    # it is checked against the row as it is once locked.
     return f"""
 WITH picked AS (
-  SELECT id FROM {{table}}
-  WHERE id = ANY (ARRAY({_candidates(n + 100, max(n, REACH))}))
-    AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()
-    AND (leased_until IS NULL OR leased_until <= statement_timestamp())
-  ORDER BY {_ORDER} LIMIT {n} FOR UPDATE SKIP LOCKED
+  SELECT free.id FROM (
+    SELECT id FROM ({_candidates(n + 100, max(n, REACH), "id, expected_at, schedule_at, enqueued_at")}
+    ) AS candidates ORDER BY {_ORDER}
+  ) AS candidate CROSS JOIN LATERAL (
+    SELECT id FROM {{table}} WHERE id = candidate.id
+      AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()
+      AND (leased_until IS NULL OR leased_until <= statement_timestamp())
+    FOR UPDATE SKIP LOCKED
+  ) AS free LIMIT {n}
 )"""
 
 
 _PICKS: dict[Pick, Callable[[int], str]] = {
-    "ordered": lambda n: _ordered(n, f" AND NOT {_SOMETHING_OUT}"),
-    "unguarded": lambda n: _ordered(n, ""),
+    "ordered": lambda n: _ordered(
+        n,
+        f"hidden AS ({_FIRST_HIDDEN}), ",
+        " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())",
+    ),
+    "unguarded": _ordered,
     "merged": _merged,
 }
 
@@ -147,21 +155,24 @@ WHERE {_PICKED} RETURNING {_JOB}""",
 # fencing token.  The count rises with each lease, so a token that was overtaken
 # matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
 # the row as locked: of two that come at once, one finds it changed.
-_HELD = "dequeued_at IS NULL AND leased_until IS NOT NULL"
+#
+# num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
+# IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
+# and the rows are locked in the order of their ids.
+_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at) = 1"
 _HELD_ONES = f"""
-FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token)
-WHERE id = job AND attempts = token AND id = ANY (:ids::bigint[]) AND {_HELD}"""
+WHERE id = ANY (:ids::bigint[]) AND {_HELD} AND (
+  (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
+) IS TRUE"""
 _HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {_HELD}"
 
 _ACKS: dict[Retention, str] = {
     "keep": f"""
-UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL {_HELD_ONES} RETURNING id, attempts""",
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{_HELD_ONES} RETURNING id, attempts""",
     "delete": f"""
-DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING id, attempts""",
+DELETE FROM {{table}}{_HELD_ONES} RETURNING id, attempts""",
     "archive": f"""
-WITH moved AS (
-  DELETE FROM {{table}} USING {_HELD_ONES.strip().removeprefix("FROM ")} RETURNING {{table}}.*
-)
+WITH moved AS (DELETE FROM {{table}}{_HELD_ONES} RETURNING *)
 INSERT INTO {{archive}} ({_COLUMNS})
 SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id, attempts""",
 }
@@ -181,6 +192,21 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
     "archive": f"""
 WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
 }
+
+
+def _stats(which: str) -> str:
+    columns = (
+        f"q_name, {_DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
+        f" {_DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
+    )
+    classes = " UNION ALL ".join(
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN)
+    )
+    return f"""
+SELECT q_name,
+  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held), count(*) FILTER (WHERE held),
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8
+FROM ({classes}) AS waiting GROUP BY q_name ORDER BY q_name"""
 
 
 class Dialect:
@@ -230,7 +256,7 @@ class Dialect:
         self.why_empty = compiled(
             "why_empty",
             f"""
-SELECT {_SOMETHING_OUT}, (extract(epoch FROM least(
+SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epoch FROM least(
   (SELECT {_DUE_AT} FROM {{table}} WHERE {_READY} AND {_DUE_AT} > statement_timestamp()
    ORDER BY {_DUE_AT}, id LIMIT 1),
   (SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {_OUT_AT} > statement_timestamp()
@@ -278,18 +304,9 @@ SELECT {_SOMETHING_OUT}, (extract(epoch FROM least(
             f" + (SELECT count(*) FROM {{table}} WHERE {_OUT_NOW}"
             f" AND {_DUE_AT} <= statement_timestamp())",
         )
-        self.stats = compiled(
-            "stats",
-            f"""
-SELECT q_name,
-  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held), count(*) FILTER (WHERE held),
-  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8
-FROM (
-  SELECT q_name, {_DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,
-    {_DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due
-  FROM {{table}} WHERE dequeued_at IS NULL AND (:q_name::text IS NULL OR q_name = :q_name::text)
-) AS waiting GROUP BY q_name ORDER BY q_name""",
-        )
+        # One class a term here, too: a table of finished rows is not read.
+        self.stats = compiled("stats", _stats(" AND q_name = :q_name::text"))
+        self.stats_all = compiled("stats_all", _stats(""))
         # A slice of ids a statement, so that none runs long or locks much, however
         # large the table. Finished rows are changed by nobody else.
         self.purge_kept = compiled(
@@ -308,9 +325,9 @@ SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
             "purge_archive",
             """
 WITH slice AS (
-  SELECT id FROM {archive} WHERE q_name = :q_name::text
+  SELECT id FROM (SELECT id FROM {archive} WHERE q_name = :q_name::text
     AND dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
-  ORDER BY dequeued_at LIMIT 10000 FOR UPDATE SKIP LOCKED
+    ORDER BY dequeued_at LIMIT 10000 FOR UPDATE SKIP LOCKED) AS head LIMIT (SELECT 10000)
 ), gone AS (
   DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM slice)) RETURNING id
 )
@@ -335,9 +352,8 @@ SELECT max(id), count(*) FROM gone""",
     def peek(self, n: int) -> Query:
         """The statement that reads the next ``n`` rows due, locking nothing."""
         sql = (
-            f"SELECT {_JOB} FROM {{table}} WHERE id = ANY (ARRAY({_candidates(n, max(n, REACH))}))"
-            f" AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()"
-            f" ORDER BY {_ORDER} LIMIT {n}"
+            f"SELECT {_JOB} FROM ({_candidates(n, max(n, REACH), '*')}) AS candidates"
+            f" WHERE {_DUE_AT} <= statement_timestamp() ORDER BY {_ORDER} LIMIT {n}"
         )
         return self._compile(f"peek_{n}", sql)
 

@@ -67,7 +67,8 @@ async def clear(engine: Engine, queue: QueueSettings) -> None:
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
     """Count what waits, a queue; of one queue if it is named."""
-    rows = await engine.execute("stats", {"q_name": name}, protect=False)
+    statement = "stats_all" if name is None else "stats"
+    rows = await engine.execute(statement, {"q_name": name}, protect=False)
     return {row[0]: QueueStats(*row[1:5]) for row in rows}
 
 
