@@ -67,7 +67,7 @@ class AsyncQueue(QueueSettings):
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
         super().__init__(name, names, serializer, {**(options or {}), **more})
-        self._engine = _engine(names, conn, pool) if engine is None else engine
+        self._engine = engine or Engine("async", AsyncioRuntime(), names, conn, pool)
 
     async def put(
         self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
@@ -204,7 +204,9 @@ class AsyncPQ:
             self.queue_class = queue_class
         self._options = options
         self._queues: dict[str, AsyncQueue] = {}
-        self._engine = _engine(
+        self._engine = Engine(
+            "async",
+            AsyncioRuntime(),
             TableName(table, schema),
             conn,
             pool,
@@ -249,26 +251,3 @@ class AsyncPQ:
 
     async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
         await self.close()
-
-
-def _engine(
-    names: TableName,
-    conn: Any,
-    pool: Any,
-    *,
-    backend: str | None = None,
-    max_connections: int = 10,
-    pool_timeout: float = 30.0,
-    prepared: bool = True,
-) -> Engine:
-    return Engine(
-        "async",
-        AsyncioRuntime(),
-        names,
-        target=conn,
-        pool=pool,
-        backend=backend,
-        max_connections=max_connections,
-        pool_timeout=pool_timeout,
-        prepared=prepared,
-    )

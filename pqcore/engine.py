@@ -74,13 +74,13 @@ class Engine:
         mode: Mode,
         runtime: Runtime,
         names: TableName,
-        *,
         target: object,
         pool: object,
-        backend: str | None,
-        max_connections: int,
-        pool_timeout: float,
-        prepared: bool,
+        *,
+        backend: str | None = None,
+        max_connections: int = 10,
+        pool_timeout: float = 30.0,
+        prepared: bool = True,
     ) -> None:
         self.runtime = runtime
         self.names = names

@@ -74,7 +74,7 @@ class Queue(QueueSettings):
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
         super().__init__(name, names, serializer, {**(options or {}), **more})
-        self._engine = _engine(names, conn, pool) if engine is None else engine
+        self._engine = engine or Engine("blocking", BlockingRuntime(), names, conn, pool)
 
     def put(
         self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
@@ -326,7 +326,9 @@ class PQ:
             self.queue_class = queue_class
         self._options = options
         self._queues: dict[str, Queue] = {}
-        self._engine = _engine(
+        self._engine = Engine(
+            "blocking",
+            BlockingRuntime(),
             TableName(table, schema),
             conn,
             pool,
@@ -382,26 +384,3 @@ class PQ:
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         self.close()
-
-
-def _engine(
-    names: TableName,
-    conn: Any,
-    pool: Any,
-    *,
-    backend: str | None = None,
-    max_connections: int = 10,
-    pool_timeout: float = 30.0,
-    prepared: bool = True,
-) -> Engine:
-    return Engine(
-        "blocking",
-        BlockingRuntime(),
-        names,
-        target=conn,
-        pool=pool,
-        backend=backend,
-        max_connections=max_connections,
-        pool_timeout=pool_timeout,
-        prepared=prepared,
-    )
