@@ -212,6 +212,8 @@ class Engine:
         self._blocks.set(tuple(other for other in self._blocks.get() or () if other is not block))
         transaction = block.transaction
         if not transaction.blocks or transaction.blocks[-1] is not block:
+            if block in transaction.blocks:
+                transaction.blocks.remove(block)  # the last one to end gives the connection back
             msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()

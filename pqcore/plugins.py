@@ -49,6 +49,7 @@ class Plugins:
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
         self._serializers: dict[str, Serializer] = {}
         self._loaded: set[tuple[str, str]] = set()
+        self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         self._lock = threading.RLock()
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
@@ -80,7 +81,7 @@ class Plugins:
 
     def backend_names(self) -> list[str]:
         """The names of all installed backends, preferred ones first; imports nothing."""
-        names = {point.name for point in _points(BACKENDS)} | {name for name, _ in self._specs}
+        names = {point.name for point in self._points(BACKENDS)} | {name for name, _ in self._specs}
         return sorted(names, key=lambda name: (PREFERENCE.index(name) if name in PREFERENCE else 99, name))
 
     def backend_specs(self) -> list[BackendSpec]:
@@ -182,7 +183,7 @@ class Plugins:
 
     def serializer_names(self) -> list[str]:
         """The names of all installed serializers; imports nothing."""
-        return sorted({point.name for point in _points(SERIALIZERS)} | set(self._serializers))
+        return sorted({point.name for point in self._points(SERIALIZERS)} | set(self._serializers))
 
     def serializer(self, name: str) -> Serializer:
         """The serializer of this name.
@@ -206,7 +207,7 @@ class Plugins:
 
     def load_others(self) -> None:
         """Load the plugins of the group ``pqcore.plugins``; those that cannot be loaded are in `broken`."""
-        for name in sorted({point.name for point in _points(PLUGINS)}):
+        for name in sorted({point.name for point in self._points(PLUGINS)}):
             with suppress(PluginError):  # kept in `broken`
                 self._load(PLUGINS, name)
 
@@ -249,7 +250,7 @@ class Plugins:
             if (group, name) in self._loaded:
                 return
             self._loaded.add((group, name))
-            points = _points(group, name)
+            points = self._points(group, name)
             if len({point.value for point in points}) > 1:
                 owners = ", ".join(f"{p.value} of {p.dist.name if p.dist else 'unknown'}" for p in points)
                 self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}: {owners}"))
@@ -266,16 +267,16 @@ class Plugins:
                     except PluginError as exc:
                         self._fail(group, name, exc)
 
+    def _points(self, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
+        if group not in self._found:  # looking through all distributions takes milliseconds
+            points = importlib.metadata.entry_points(group=group)
+            # The same distribution can be listed twice, from an editable install and its build folder.
+            self._found[group] = list({(point.name, point.value): point for point in points}.values())
+        return [point for point in self._found[group] if name in (None, point.name)]
+
     def _fail(self, group: str, name: str, error: PluginError) -> None:
         self._broken[group, name] = error
         raise error
-
-
-def _points(group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
-    found = importlib.metadata.entry_points(group=group)
-    # The same distribution can be listed twice, from an editable install and its build folder.
-    unique = {(point.name, point.value): point for point in found if name in (None, point.name)}
-    return list(unique.values())
 
 
 def _importable(spec: BackendSpec) -> bool:
