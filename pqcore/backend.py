@@ -1,6 +1,6 @@
 """What a backend is: the contract between the core and a driver, and all of it.
 
-A backend is about a hundred lines.  It carries statements to the server and rows
+A backend is some hundred lines.  It carries statements to the server and rows
 back; it knows nothing of queues.  It comes in two parts:
 
 * a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`).  It names
