@@ -15,6 +15,7 @@ from pqcore.errors import PQError
 from pqcore.hookspecs import hookimpl
 from pqcore.job import AsyncJob, Job
 from pqcore.operations.managing import QueueStats
+from pqcore.options import Dedup
 from pqcore.queue import PQ, Queue, QueueIterator
 from pqcore.settings import logger
 
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncPQ",
     "AsyncQueue",
     "AsyncQueueIterator",
+    "Dedup",
     "Job",
     "PQError",
     "Queue",

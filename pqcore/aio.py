@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
-from pqcore.operations import leasing, managing, putting, taking
+from pqcore.letters import AsyncDeadLetters
+from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
+from pqcore.options import Dedup
 from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -70,10 +72,22 @@ class AsyncQueue(QueueSettings):
         self._engine = engine or Engine("async", AsyncioRuntime(), names, conn, pool)
 
     async def put(
-        self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
+        self,
+        data: Any,
+        schedule_at: TimeSpec = None,
+        expected_at: TimeSpec = None,
+        *,
+        connection: Any = None,
+        dedup: Dedup | str | None = None,
+        group: str | None = None,
+        limits: Mapping[str, int] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
-        return await putting.put(self._engine, self, data, schedule_at, expected_at, connection)
+        options = None
+        if dedup is not None or group is not None or limits or headers:
+            options = {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+        return await putting.put(self._engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(
         self,
@@ -82,9 +96,13 @@ class AsyncQueue(QueueSettings):
         expected_at: TimeSpec = None,
         *,
         connection: Any = None,
+        group: str | None = None,
+        limits: Mapping[str, int] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
-        return await putting.put_many(self._engine, self, items, schedule_at, expected_at, connection)
+        options = {"group": group, "limits": limits, "headers": headers}
+        return await putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
         """Take the next job that is due; see `pqcore.Queue.get`."""
@@ -133,13 +151,30 @@ class AsyncQueue(QueueSettings):
         """Replace a job's data; see `pqcore.Queue.update`."""
         return await managing.update(self._engine, self, job_id, data)
 
-    async def cancel(self, job_id: int) -> bool:
+    async def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
-        return await managing.cancel(self._engine, self, job_id)
+        return await managing.cancel(self._engine, self, job_id, running=running)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
         return [AsyncJob(self, row) for row in await taking.peek(self._engine, self, n)]
+
+    async def status(self, job_id: int) -> str:
+        """Where a job is; see `pqcore.Queue.status`."""
+        return await results.status(self._engine, self, job_id)
+
+    async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
+        """What the function of a job returned; see `pqcore.Queue.result`."""
+        return await results.wait_for(self._engine, self, job_id, timeout)
+
+    async def progress(self, job_id: int) -> Any:
+        """What a job that runs has reported last; see `pqcore.Queue.progress`."""
+        return await results.progress(self._engine, self, job_id)
+
+    @property
+    def dead(self) -> AsyncDeadLetters:
+        """The queue's dead letters."""
+        return AsyncDeadLetters(self)
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""

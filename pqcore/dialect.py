@@ -33,13 +33,17 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+from pqcore.fragments import COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
 from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query, compile_query
+from pqcore.task_statements import TaskStatements
 
 Pick: TypeAlias = Literal["ordered", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 Retention: TypeAlias = Literal["keep", "delete", "archive"]
 
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+"""Rows: for so many the statement is worth being prepared; who may choose a number chooses one of these."""
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
@@ -49,31 +53,14 @@ _IS_HIDDEN = (
     "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
 )
 _READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN))
-_DUE_AT = "coalesce(schedule_at, enqueued_at)"
 _OUT_AT = "coalesce(leased_until, schedule_at)"
 _OUT_NOW = f"{_HIDDEN} AND {_OUT_AT} <= statement_timestamp()"
-_READY_NOW = f"{_READY} AND {_DUE_AT} <= statement_timestamp()"
-_ORDER = f"expected_at, {_DUE_AT}, id"
+_READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
 _URGENT_ORDER = "expected_at, enqueued_at, id"
-_READY_ORDER = f"{_DUE_AT}, id"
+_READY_ORDER = f"{DUE_AT}, id"
 _HIDDEN_ORDER = f"{_OUT_AT}, id"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
 _FIRST_HIDDEN = f"SELECT {_OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
-
-# Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
-_EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
-_COLUMNS = "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload"
-_JOB = (
-    "id, data::text, payload, serializer, attempts,"
-    f" {_EXPRESSIBLE.format('enqueued_at')},"
-    f" CASE WHEN schedule_at IS NOT NULL THEN {_EXPRESSIBLE.format('schedule_at')} END,"
-    f" CASE WHEN expected_at IS NOT NULL THEN {_EXPRESSIBLE.format('expected_at')} END"
-)
-# Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
-_TIMES = (
-    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second'),"
-    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
-)
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
@@ -112,10 +99,10 @@ def _merged(n: int) -> str:
 WITH picked AS (
   SELECT free.id FROM (
     SELECT id FROM ({_candidates(n + 100, max(n, REACH), "id, expected_at, schedule_at, enqueued_at")}
-    ) AS candidates ORDER BY {_ORDER}
+    ) AS candidates ORDER BY {ORDER}
   ) AS candidate CROSS JOIN LATERAL (
     SELECT id FROM {{table}} WHERE id = candidate.id
-      AND dequeued_at IS NULL AND {_DUE_AT} <= statement_timestamp()
+      AND dequeued_at IS NULL AND {DUE_AT} <= statement_timestamp()
       AND (leased_until IS NULL OR leased_until <= statement_timestamp())
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n}
@@ -138,51 +125,37 @@ _PICKED = "id = ANY (ARRAY(SELECT id FROM picked))"
 _FINISHES: dict[Finish, str] = {
     "keep": f"""
 UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = attempts + 1, leased_until = NULL
-WHERE {_PICKED} RETURNING {_JOB}""",
+WHERE {_PICKED} RETURNING {JOB}""",
     "delete": f"""
-DELETE FROM {{table}} WHERE {_PICKED} RETURNING {_JOB.replace("attempts", "attempts + 1")}""",
+DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", "attempts + 1")}""",
     "archive": f""", moved AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *)
-INSERT INTO {{archive}} ({_COLUMNS})
-SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", "attempts + 1")}
-FROM moved RETURNING {_JOB}""",
+INSERT INTO {{archive}} ({COLUMNS})
+SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", "attempts + 1")}
+FROM moved RETURNING {JOB}""",
     "lease": f"""
 UPDATE {{table}} SET attempts = attempts + 1,
   leased_until = statement_timestamp() + :lease::float8 * interval '1 second'
-WHERE {_PICKED} RETURNING {_JOB}""",
+WHERE {_PICKED} RETURNING {JOB}""",
 }
-
-# A lease is held by whoever knows the count of attempts that it was given with: the
-# fencing token.  The count rises with each lease, so a token that was overtaken
-# matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
-# the row as locked: of two that come at once, one finds it changed.
-#
-# num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
-# IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
-# and the rows are locked in the order of their ids.
-_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at) = 1"
-_HELD_ONES = f"""
-WHERE id = ANY (:ids::bigint[]) AND {_HELD} AND (
-  (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
-) IS TRUE"""
-_HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {_HELD}"
 
 _ACKS: dict[Retention, str] = {
     "keep": f"""
-UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{_HELD_ONES} RETURNING id, attempts""",
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HELD_ONES} RETURNING id, attempts""",
     "delete": f"""
-DELETE FROM {{table}}{_HELD_ONES} RETURNING id, attempts""",
+DELETE FROM {{table}}{HELD_ONES} RETURNING id, attempts""",
     "archive": f"""
-WITH moved AS (DELETE FROM {{table}}{_HELD_ONES} RETURNING *)
-INSERT INTO {{archive}} ({_COLUMNS})
-SELECT {_COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id, attempts""",
+WITH moved AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *)
+INSERT INTO {{archive}} ({COLUMNS})
+SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id, attempts""",
 }
 
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
 # The row keeps its id and its place.
 _RESTORED = f"""
-INSERT INTO {{table}} ({_COLUMNS})
+INSERT INTO {{table}} ({COLUMNS}, group_key)
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
-  :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea)
+  :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea,
+  :headers::text::json, :failures::int, :excused::int, NULL, :headers::text::json #>> '{{{{gate,group}}}}')
 ON CONFLICT (id) DO NOTHING RETURNING id"""
 _RESTORES: dict[Retention, str] = {
     "keep": """
@@ -196,16 +169,19 @@ WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
 
 def _stats(which: str) -> str:
     columns = (
-        f"q_name, {_DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
-        f" {_DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
+        f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
+        f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due,"
+        " parked_on"
     )
     classes = " UNION ALL ".join(
         f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN)
     )
     return f"""
 SELECT q_name,
-  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held), count(*) FILTER (WHERE held),
-  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8
+  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held),
+  count(*) FILTER (WHERE held AND parked_on IS NULL),
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
+  count(*) FILTER (WHERE parked_on IS NOT NULL)
 FROM ({classes}) AS waiting GROUP BY q_name ORDER BY q_name"""
 
 
@@ -239,17 +215,19 @@ class Dialect:
             "put_timed",
             "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)"
             " VALUES (:q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp(), "
-            + _TIMES
+            + TIMES
             + ") RETURNING id",
             hot=True,
         )
         # Ids are drawn in the order of the arrays: a column default is computed above the Sort.
         self.put_many = compiled(
             "put_many",
-            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)"
+            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
+            " headers, group_key)"
             " SELECT :q_name::text, item.data::json, item.payload, :serializer::text, statement_timestamp(), "
-            + _TIMES
-            + " FROM unnest(:data::text[], :payload::bytea[]) WITH ORDINALITY AS item (data, payload, place)"
+            + TIMES
+            + ", :headers::text::json, :group_key::text"
+            " FROM unnest(:data::text[], :payload::bytea[]) WITH ORDINALITY AS item (data, payload, place)"
             " ORDER BY place RETURNING id",
         )
         # Reads only. Tells why a take came back empty, and when it is worth another look.
@@ -257,8 +235,8 @@ class Dialect:
             "why_empty",
             f"""
 SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epoch FROM least(
-  (SELECT {_DUE_AT} FROM {{table}} WHERE {_READY} AND {_DUE_AT} > statement_timestamp()
-   ORDER BY {_DUE_AT}, id LIMIT 1),
+  (SELECT {DUE_AT} FROM {{table}} WHERE {_READY} AND {DUE_AT} > statement_timestamp()
+   ORDER BY {DUE_AT}, id LIMIT 1),
   (SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {_OUT_AT} > statement_timestamp()
    ORDER BY {_OUT_AT}, id LIMIT 1)
 )) - extract(epoch FROM statement_timestamp()))::float8""",
@@ -274,12 +252,12 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
             "nack",
             f"UPDATE {{table}} SET leased_until = NULL,"
             f" schedule_at = coalesce(statement_timestamp() + :delay::float8 * interval '1 second', schedule_at)"
-            f" WHERE {_HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
+            f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.extend = compiled(
             "extend",
             f"UPDATE {{table}} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
-            f" WHERE {_HELD_ONE} RETURNING id",
+            f" WHERE {HELD_ONE} RETURNING id",
             hot=True,
         )
         self.update = compiled(
@@ -292,17 +270,23 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
             "cancel",
             "DELETE FROM {table} WHERE id = (SELECT id FROM {table}"
             " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
-            " AND (leased_until IS NULL OR leased_until <= statement_timestamp())"
-            " FOR UPDATE SKIP LOCKED) RETURNING id",
+            " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
+            " FOR UPDATE SKIP LOCKED) RETURNING id, headers::text",
         )
-        self.clear = compiled("clear", "DELETE FROM {table} WHERE q_name = :q_name::text", rows=False)
+        # Places under limits go with the jobs that held them.
+        self.clear = compiled(
+            "clear",
+            "WITH freed AS (DELETE FROM {slots} WHERE q_name = :q_name::text)"
+            " DELETE FROM {table} WHERE q_name = :q_name::text",
+            rows=False,
+        )
         # One class a term, so that each is counted through its own index.
         self.count = compiled(
             "count",
             f"SELECT (SELECT count(*) FROM {{table}} WHERE {_URGENT})"
             f" + (SELECT count(*) FROM {{table}} WHERE {_READY_NOW})"
             f" + (SELECT count(*) FROM {{table}} WHERE {_OUT_NOW}"
-            f" AND {_DUE_AT} <= statement_timestamp())",
+            f" AND {DUE_AT} <= statement_timestamp())",
         )
         # One class a term here, too: a table of finished rows is not read.
         self.stats = compiled("stats", _stats(" AND q_name = :q_name::text"))
@@ -333,6 +317,7 @@ WITH slice AS (
 )
 SELECT max(id), count(*) FROM gone""",
         )
+        self.tasks = TaskStatements(compiled)
         self.ping = compiled("ping", "SELECT 1")
         # A prepared statement keeps the plan of the table it was planned for: a scan, if it was empty.
         self.replan = compiled("replan", "DISCARD PLANS", rows=False)
@@ -347,13 +332,13 @@ SELECT max(id), count(*) FROM gone""",
             n: Rows, at most.
         """
         name = f"{finish}_{n}_{pick}"
-        return self._compile(name, _PICKS[pick](n) + _FINISHES[finish], hot=n in (1, 10, 100, 1000))
+        return self._compile(name, _PICKS[pick](n) + _FINISHES[finish], hot=n in SIZES)
 
     def peek(self, n: int) -> Query:
         """The statement that reads the next ``n`` rows due, locking nothing."""
         sql = (
-            f"SELECT {_JOB} FROM ({_candidates(n, max(n, REACH), '*')}) AS candidates"
-            f" WHERE {_DUE_AT} <= statement_timestamp() ORDER BY {_ORDER} LIMIT {n}"
+            f"SELECT {JOB} FROM ({_candidates(n, max(n, REACH), '*')}) AS candidates"
+            f" WHERE {DUE_AT} <= statement_timestamp() ORDER BY {ORDER} LIMIT {n}"
         )
         return self._compile(f"peek_{n}", sql)
 

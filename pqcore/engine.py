@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
@@ -178,10 +179,10 @@ class Engine:
         return block, handle
 
     async def execute(self, statement: str, values: Mapping[str, object], *, protect: bool = True) -> Sequence[Row]:
-        """Run an operation that is a single statement, named as `Dialect` names it."""
+        """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
 
         async def work(session: CoreSession) -> Sequence[Row]:
-            query: Query = getattr(session.sql, statement)
+            query: Query = attrgetter(statement)(session.sql)
             return await session.execute(query, query.bind(values))
 
         return await self.run(work, protect=protect)

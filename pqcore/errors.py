@@ -54,6 +54,22 @@ class PayloadTooLarge(PQError, ValueError):
     """The encoded job is larger than the queue accepts; nothing was written."""
 
 
+class DuplicateJob(PQError, ValueError):
+    """A job with this dedup key is there already; nothing was written.
+
+    Attributes:
+        job_id: The id of that job.
+    """
+
+    def __init__(self, message: str, job_id: int) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class UnknownTask(PQError, LookupError):
+    """No function is declared under the path that a row names, and its module is not trusted."""
+
+
 # What a row holds
 
 
@@ -74,6 +90,22 @@ class LeaseLost(PQError):
 
     Whatever was done under the lease may be done again by its next holder.
     """
+
+
+class JobFailed(PQError):
+    """The job whose result was asked for failed for good, or was cancelled.
+
+    Attributes:
+        error: What it raised: ``type``, ``message`` and ``traceback``; empty if it was cancelled.
+    """
+
+    def __init__(self, message: str, error: dict[str, str]) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+class ResultTimeout(PQError, TimeoutError):
+    """The result was not there in time; the job may still be waiting or running."""
 
 
 # The table

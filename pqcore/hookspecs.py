@@ -1,18 +1,21 @@
 """The hooks, all of them.  A plugin implements those that it likes; see docs/plugins.md.
 
-Hooks find things and tell of events.  None is called for each statement.
+Hooks find things and tell of events.  None is called for each statement.  A hook that
+is told of an event may return something to await; what it raises is logged.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from pqcore.backend import BackendSpec
+    from pqcore.events import JobEvent, PutEvent
     from pqcore.serializers import Serializer
 
 hookspec = pluggy.HookspecMarker("pqcore")
@@ -45,3 +48,58 @@ def pqcore_unwrap(target: Any) -> Any:
     called again until a backend knows the result.  Stops at the first result
     that is not None.
     """
+
+
+@hookspec
+def pqcore_around_put(event: PutEvent) -> AbstractContextManager[object]:
+    """Return a context manager, entered before jobs are encoded and left once they are put.
+
+    What it adds to ``event.headers`` travels with the jobs.  It is left with the
+    exception if the put fails.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def pqcore_job_put(event: PutEvent) -> Awaitable[None] | None:
+    """Jobs were put; ``event.ids`` has their ids.  Within a transaction, it is not committed yet."""
+
+
+@hookspec
+def pqcore_around_run(event: JobEvent) -> AbstractContextManager[object]:
+    """Return a context manager, entered around the function of a job.
+
+    In the thread that runs it, or in its asyncio task; left with the exception if the function
+    raises.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def pqcore_job_started(event: JobEvent) -> Awaitable[None] | None:
+    """A worker starts to run a job."""
+
+
+@hookspec
+def pqcore_job_succeeded(event: JobEvent) -> Awaitable[None] | None:
+    """The function returned, and the job is finished in the database."""
+
+
+@hookspec
+def pqcore_job_failed(event: JobEvent) -> Awaitable[None] | None:
+    """The function raised ``event.error``; told once a failure, before it is known to be retried or dead."""
+
+
+@hookspec
+def pqcore_job_retried(event: JobEvent) -> Awaitable[None] | None:
+    """The job goes back to the queue, for ``event.delay`` seconds: it failed, or asked for it (`Snooze`)."""
+
+
+@hookspec
+def pqcore_job_dead(event: JobEvent) -> Awaitable[None] | None:
+    """The job is a dead letter now, for ``event.reason``."""
+
+
+@hookspec
+def pqcore_job_dropped(event: JobEvent) -> Awaitable[None] | None:
+    """The job was discarded, or cancelled while it ran: ``event.reason`` says which."""

@@ -82,6 +82,16 @@ def channel(queue_name: str) -> str:
     return "pq_" + md5(encoded, usedforsecurity=False).hexdigest()
 
 
+def control_channel(queue_name: str) -> str:
+    """The channel on which workers hear that a job of theirs is to stop."""
+    return channel(queue_name + ":control")
+
+
+def results_channel(queue_name: str) -> str:
+    """The channel on which those who wait for results hear that there is one."""
+    return channel(queue_name + ":results")
+
+
 class TableName:
     """A table, and what is named after it, quoted for SQL.
 
@@ -115,6 +125,13 @@ class TableName:
         return {
             "table": str(self),
             "archive": self.related("_archive"),
+            "slots": self.related("_slots"),
+            "dead": self.related("_dead"),
+            "results": self.related("_results"),
+            "batches": self.related("_batches"),
+            "ticks": self.related("_ticks"),
+            "rates": self.related("_rates"),
+            "dedup": self.related("_dedup"),
             "migrations": self.beside("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),
@@ -122,6 +139,12 @@ class TableName:
             "urgent_index": quote(fit(self.table + "_urgent")),
             "hidden_index": quote(fit(self.table + "_hidden")),
             "archive_index": quote(fit(self.table + "_archive_age")),
+            "dedup_index": quote(fit(self.table + "_unfinished")),
+            "group_index": quote(fit(self.table + "_groups")),
+            "parked_index": quote(fit(self.table + "_parked")),
+            "slots_job_index": quote(fit(self.table + "_slots_job")),
+            "dead_index": quote(fit(self.table + "_dead_age")),
+            "results_index": quote(fit(self.table + "_results_age")),
             "data_check": quote(fit(self.table + "_has_data")),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,9 +77,24 @@ class BaseJob:
             lease also the fencing token.
         raw: The data as stored: JSON text, or bytes.
         serializer: The serializer that wrote it, or None for a row of pq's.
+        failures: How often it failed with an exception before.
+        excused: How often a lease of it ended with nothing to be held against it.
     """
 
-    __slots__ = ("_data", "_decoded", "_queue", "_times", "attempts", "id", "raw", "serializer")
+    __slots__ = (
+        "_data",
+        "_decoded",
+        "_headers",
+        "_queue",
+        "_times",
+        "attempts",
+        "excused",
+        "failures",
+        "id",
+        "raw",
+        "raw_headers",
+        "serializer",
+    )
 
     def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
         self._queue = queue
@@ -87,6 +103,10 @@ class BaseJob:
         self.serializer: str | None = row[3]
         self.attempts: int = row[4]
         self._times: Sequence[datetime | None] = row[5:8]
+        self.raw_headers: str | None = row[8]
+        self.failures: int = row[9] or 0
+        self.excused: int = row[10] or 0
+        self._headers: dict[str, Any] | None = None
         self._decoded = False
         self._data: Any = None
 
@@ -109,6 +129,18 @@ class BaseJob:
     def expected_at(self) -> Moment | None:
         """By when it is wanted: its priority."""
         return Moment.of(self._times[2])
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """What travels beside the data: how it is to be run, a trace's context, whatever ``put`` was given."""
+        if self._headers is None:
+            self._headers = {} if self.raw_headers is None else json.loads(self.raw_headers)
+        return self._headers
+
+    @property
+    def crashes(self) -> int:
+        """How often a lease of it ran out: its worker died, or was cut off."""
+        return self.attempts - 1 - self.failures - self.excused
 
     def _get_data(self) -> Any:
         # Decoded when asked for, so that a row that cannot be decoded is still taken, and can be dealt with.

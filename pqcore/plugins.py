@@ -51,6 +51,7 @@ class Plugins:
         self._loaded: set[tuple[str, str]] = set()
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         self._lock = threading.RLock()
+        self._others_loaded = False
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
 
@@ -207,9 +208,12 @@ class Plugins:
 
     def load_others(self) -> None:
         """Load the plugins of the group ``pqcore.plugins``; those that cannot be loaded are in `broken`."""
+        if self._others_loaded:
+            return
         for name in sorted({point.name for point in self._points(PLUGINS)}):
             with suppress(PluginError):  # kept in `broken`
                 self._load(PLUGINS, name)
+        self._others_loaded = True
 
     # What plugins call, and how they are loaded
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import Job
-from pqcore.operations import leasing, managing, putting, taking
+from pqcore.letters import DeadLetters
+from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
+from pqcore.options import Dedup
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -77,7 +79,16 @@ class Queue(QueueSettings):
         self._engine = engine or Engine("blocking", BlockingRuntime(), names, conn, pool)
 
     def put(
-        self, data: Any, schedule_at: TimeSpec = None, expected_at: TimeSpec = None, *, connection: Any = None
+        self,
+        data: Any,
+        schedule_at: TimeSpec = None,
+        expected_at: TimeSpec = None,
+        *,
+        connection: Any = None,
+        dedup: Dedup | str | None = None,
+        group: str | None = None,
+        limits: Mapping[str, int] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> int:
         """Put a job.
 
@@ -87,16 +98,24 @@ class Queue(QueueSettings):
             expected_at: Wanted by this time; the earlier, the sooner it is taken.
             connection: Put it in the transaction of this connection: a driver's,
                 a SQLAlchemy ``Connection`` or ``Session``, or a Django connection.
+            dedup: A key that one job has at a time; see `Dedup`. A string is held until the job is finished.
+            group: Leased jobs of one group are worked on in the order that they were put, one at a time.
+            limits: How many leased jobs of a name may be worked on at once, by all workers: ``{"reports": 3}``.
+            headers: What travels beside the data, as JSON: ``job.headers``.
 
         Returns:
-            The job's id.
+            The job's id; that of the job that has the dedup key, if it is taken.
 
         Raises:
             InvalidTimeSpec: A time is not one (a ValueError).
             SerializationError: The data cannot be encoded (a TypeError and ValueError).
             PayloadTooLarge: It is larger than ``max_size``.
+            DuplicateJob: The dedup key is taken, and that was to be an error.
         """
-        return drive(putting.put(self._engine, self, data, schedule_at, expected_at, connection))
+        options = None
+        if dedup is not None or group is not None or limits or headers:
+            options = {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+        return drive(putting.put(self._engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
         self,
@@ -105,6 +124,9 @@ class Queue(QueueSettings):
         expected_at: TimeSpec = None,
         *,
         connection: Any = None,
+        group: str | None = None,
+        limits: Mapping[str, int] | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Put many jobs at once: all or none.
 
@@ -113,11 +135,15 @@ class Queue(QueueSettings):
             schedule_at: For all, as for `put`.
             expected_at: For all, as for `put`.
             connection: As for `put`.
+            group: For all, as for `put`.
+            limits: For all, as for `put`.
+            headers: For all, as for `put`.
 
         Returns:
             The ids, in the order of ``items``.
         """
-        return drive(putting.put_many(self._engine, self, items, schedule_at, expected_at, connection))
+        options = {"group": group, "limits": limits, "headers": headers}
+        return drive(putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.
@@ -219,17 +245,57 @@ class Queue(QueueSettings):
         """
         return drive(managing.update(self._engine, self, job_id, data))
 
-    def cancel(self, job_id: int) -> bool:
+    def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting.
 
+        Args:
+            job_id: The job.
+            running: Whether, if it is leased, to ask who works on it to stop. A worker cancels a coroutine;
+                a function in a thread is to look at ``current().cancelled``.
+
         Returns:
-            Whether it was: False if it is taken, leased, finished, or not there.
+            Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
         """
-        return drive(managing.cancel(self._engine, self, job_id))
+        return drive(managing.cancel(self._engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
         return [Job(self, row) for row in drive(taking.peek(self._engine, self, n))]
+
+    def status(self, job_id: int) -> str:
+        """Where a job is.
+
+        Returns:
+            ``waiting``, ``scheduled``, ``parked`` (for a limit or group), ``running`` (or
+            leased), ``done``, ``dead``, and if its result is kept ``failed`` or ``cancelled``.
+
+        Raises:
+            JobNotFound: Nothing is known of it: it never was, or nothing of it was kept.
+        """
+        return drive(results.status(self._engine, self, job_id))
+
+    def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
+        """What the function of a job returned, waited for.
+
+        Args:
+            job_id: A job that was put with ``keep_result``.
+            timeout: How long to wait: seconds, ``'5m'`` or a timedelta; None for as long as it takes.
+
+        Raises:
+            JobFailed: It is a dead letter, or was dropped.
+            JobNotFound: No result is kept of it.
+            ResultTimeout: It was not there in time.
+        """
+        return drive(results.wait_for(self._engine, self, job_id, timeout))
+
+    def progress(self, job_id: int) -> Any:
+        """What a job that runs has reported last; None if nothing."""
+        return drive(results.progress(self._engine, self, job_id))
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The queue's dead letters."""
+        return DeadLetters(self)
 
     def count(self) -> int:
         """How many jobs are due."""

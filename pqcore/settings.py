@@ -19,6 +19,7 @@ from pqcore.errors import (
 from pqcore.identifiers import MAX_QUEUE_NAME, TableName, check_text, split_queue_name
 from pqcore.plugins import plugins
 from pqcore.serializers import Serializer, json_encode, pickle_dumps, pickle_loads
+from pqcore.timespec import seconds
 
 logger = getLogger("pqcore")
 
@@ -55,6 +56,8 @@ class QueueSettings:
             ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
         serializer: The serializer, or its name, where the queue's name does not tell; JSON by default.
         accept: Names of further serializers whose rows this queue reads.
+        rate: How many jobs may be leased in a time, by all workers together: ``"100/1m"``;
+            None for as many as there are.  Up to so many at once, after a pause.
         max_size: Bytes of encoded data that a job may have.
         cursor_kwargs: For the cursor that ``with queue as cursor`` gives.
         converters: pq's way to add serializers: name to (dumps, loads), between
@@ -67,6 +70,7 @@ class QueueSettings:
     retention: Retention = "keep"
     accept: tuple[str, ...] = ()
     max_size: int = 2**28
+    rate: str | None = None
     cursor_kwargs: Mapping[str, Any] = {}
     logger = logger
     converters: ClassVar[dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]] = {
@@ -105,9 +109,24 @@ class QueueSettings:
         if self.poll_interval < SHORTEST_POLL:
             msg = f"poll_interval is {self.poll_interval!r}; give at least {SHORTEST_POLL} seconds"
             raise ConfigurationError(msg)
+        if self.rate is not None:
+            _ = self.bucket  # a rate that is none is to fail here
         if isinstance(self.accept, str):
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
+
+    @property
+    def bucket(self) -> tuple[int, float]:
+        """The rate limit as a token bucket: its size, and tokens a second."""
+        number, _, time = str(self.rate).partition("/")
+        try:
+            size, length = int(number), seconds(time)
+        except ValueError:
+            size, length = 0, 0.0
+        if size < 1 or length <= 0:
+            msg = f"rate is {self.rate!r}; give a number of jobs and a time, as in '100/1m' or '5/1s'"
+            raise ConfigurationError(msg) from None
+        return size, size / length
 
     def _use(self, serializer: Serializer | str | None) -> None:
         if serializer is None or serializer == "json":

@@ -11,6 +11,8 @@ from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.identifiers import channel
 from pqcore.job import BaseJob
+from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec, seconds
@@ -35,28 +37,68 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
         return []
-    held = sorted((job.id, job.attempts) for job in jobs)  # one order of locking for all
-    values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
+    gates = {job.id: gate for job in jobs if (gate := gate_of(job.raw_headers)) is not None}
 
     async def work(s: CoreSession) -> Sequence[Row]:
-        query = s.sql.ack[queue.retention]
-        return await s.execute(query, query.bind(values))
+        if not gates:
+            return await ack_rows(s, queue, jobs)
+        async with atomic(s):
+            await lock_gates(engine, queue, s, gates.values())
+            rows = await ack_rows(s, queue, jobs)
+            done = {row[0] for row in rows}
+            freed = {job: gate for job, gate in gates.items() if job in done}
+            await give_up(engine, queue, s, freed, locked=True)
+        return rows
 
     done = {(row[0], row[1]) for row in await engine.run(work, connection=connection)}
     return [job for job in jobs if (job.id, job.attempts) not in done]
 
 
+async def ack_rows(s: CoreSession, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
+    """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
+    query = s.sql.ack[queue.retention]
+    return await s.execute(query, query.bind(pairs(jobs)))
+
+
+def pairs(jobs: Sequence[BaseJob]) -> dict[str, object]:
+    """The ids and tokens of jobs as the statements take them: in one order of locking for all."""
+    held = sorted((job.id, job.attempts) for job in jobs)
+    return {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
+
+
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
-    if not await give_back(engine, queue, job.id, job.attempts, pause):
+    values = {"id": job.id, "token": job.attempts, "delay": pause, "channel": channel(queue.name)}
+    gate = gate_of(job.raw_headers)
+
+    async def work(s: CoreSession) -> Sequence[Row]:
+        query = s.sql.nack
+        if gate is None:
+            return await s.execute(query, query.bind(values))
+        async with atomic(s):
+            await lock_gates(engine, queue, s, [gate])
+            if rows := await s.execute(query, query.bind(values)):
+                await give_up(engine, queue, s, {job.id: gate}, locked=True)
+        return rows
+
+    if not await engine.run(work):
         raise lease_lost(queue, [job])
 
 
-async def give_back(engine: Engine, queue: QueueSettings, job: int, token: int, delay: float | None) -> bool:
-    """Give a leased row back; whether the lease held."""
-    values = {"id": job, "token": token, "delay": delay, "channel": channel(queue.name)}
-    return bool(await engine.execute("nack", values))
+async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[int, int]]) -> list[int]:
+    """Give leased rows back at once, held against none of them: they were not begun.  The ids of those held.
+
+    Args:
+        engine: Where.
+        queue: Whose.
+        rows: Ids and tokens.  Places under limits are kept for whoever takes them next.
+    """
+    if not rows:
+        return []
+    held = sorted(rows)
+    values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "channel": channel(queue.name)}
+    return [row[0] for row in await engine.execute("tasks.release", values)]
 
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: str | float | timedelta) -> None:
@@ -64,6 +106,16 @@ async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: st
     values = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
     if not await engine.execute("extend", values):
         raise lease_lost(queue, [job])
+
+
+async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[tuple[int, int], bool]:
+    """Let leases end ``length`` seconds from now.
+
+    Returns:
+        Those that are held, by id and token: whether the job was asked to stop.
+    """
+    rows = await engine.execute("tasks.beat", {**pairs(jobs), "lease": length})
+    return {(row[0], row[1]): bool(row[2]) for row in rows}
 
 
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:

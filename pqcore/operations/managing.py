@@ -9,6 +9,9 @@ from typing import Any
 from pqcore import schema
 from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
+from pqcore.identifiers import control_channel
+from pqcore.operations.gating import gate_of, give_up
+from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
@@ -23,12 +26,14 @@ class QueueStats:
         scheduled: Jobs that are not due yet.
         leased: Jobs held under a lease that has not run out.
         oldest: Seconds since the oldest ready job became due; None without one.
+        parked: Jobs that wait for a place under a concurrency limit, or for their turn in a group.
     """
 
     ready: int
     scheduled: int
     leased: int
     oldest: float | None
+    parked: int = 0
 
 
 async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -> int:
@@ -49,9 +54,21 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
     return len(encoded.raw)
 
 
-async def cancel(engine: Engine, queue: QueueSettings, job_id: int) -> bool:
-    """Delete a waiting row; whether there was one."""
-    return bool(await engine.execute("cancel", {"id": job_id, "q_name": queue.name}))
+async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
+    """Delete a waiting row, or ask a running job to stop; whether there was one."""
+
+    async def work(s: CoreSession) -> bool:
+        values = {"id": job_id, "q_name": queue.name, "channel": control_channel(queue.name)}
+        rows = await s.execute(s.sql.cancel, s.sql.cancel.bind(values))
+        if not rows:
+            stop = s.sql.tasks.ask_to_stop
+            return running and bool(await s.execute(stop, stop.bind(values)))
+        if (gate := gate_of(rows[0][1])) is not None:
+            async with atomic(s):
+                await give_up(engine, queue, s, {job_id: gate})
+        return True
+
+    return await engine.run(work)
 
 
 async def count(engine: Engine, queue: QueueSettings) -> int:
@@ -69,7 +86,7 @@ async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
     """Count what waits, a queue; of one queue if it is named."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False)
-    return {row[0]: QueueStats(*row[1:5]) for row in rows}
+    return {row[0]: QueueStats(*row[1:6]) for row in rows}
 
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from pqcore.engine import Engine
+from pqcore.errors import DuplicateJob, TransientError
+from pqcore.events import PutEvent, around, heard, tell
+from pqcore.operations.transactions import atomic
+from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec, parse
+
+Times: TypeAlias = dict[str, datetime | float | None]
+_Chunk: TypeAlias = tuple[list[str | None], list[bytes | None]]
+NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
+_NO_OPTIONS = PutOptions(None, None, None)
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
@@ -17,26 +26,96 @@ CHUNK_SIZE = 8 * 2**20
 
 
 async def put(
-    engine: Engine, queue: QueueSettings, data: Any, schedule_at: TimeSpec, expected_at: TimeSpec, connection: object
+    engine: Engine,
+    queue: QueueSettings,
+    data: Any,
+    schedule_at: TimeSpec,
+    expected_at: TimeSpec,
+    connection: object,
+    options: Mapping[str, Any] | None = None,
 ) -> int:
-    """Put one row; its id."""
-    times = _times(schedule_at, expected_at)
-    encoded = queue.encode_row(data)
-    values: dict[str, object] = {
-        "q_name": queue.name,
-        "serializer": queue.serializer_name,
-        "data": encoded.data,
-        "payload": encoded.payload,
-    }
+    """Put one row; its id.
+
+    Args:
+        engine: Where.
+        queue: Into which queue.
+        data: What.
+        schedule_at: As for `Queue.put`.
+        expected_at: As for `Queue.put`.
+        connection: As for `Queue.put`.
+        options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, and ``task``.
+    """
+    times = times_of(schedule_at, expected_at)
+    if not heard("pqcore_around_put", "pqcore_job_put"):
+        return await _put(engine, queue, data, times, connection, options)
+    options = dict(options or {})
+    event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
+    with around("pqcore_around_put", event):
+        event.ids = [await _put(engine, queue, data, times, connection, {**options, "headers": event.headers})]
+    await tell("pqcore_job_put", event)
+    return event.ids[0]
+
+
+async def _put(
+    engine: Engine,
+    queue: QueueSettings,
+    data: Any,
+    times: Times | None,
+    connection: object,
+    options: Mapping[str, Any] | None,
+) -> int:
+    values = encoded_row(queue, data)
+    chosen = None if options is None else _options(options)
     if times is not None:
         values.update(times)
 
-    async def work(s: CoreSession) -> int:
+    async def plain(s: CoreSession) -> int:
         query = s.sql.put if times is None else s.sql.put_timed
         rows = await s.execute(query, query.bind(values))
         return int(rows[0][0])
 
-    return await engine.run(work, connection=connection)
+    if chosen is None or chosen == _NO_OPTIONS:
+        return await engine.run(plain, connection=connection)
+    row = {**NO_TIMES, **values, "headers": chosen.headers, "group_key": chosen.group}
+    return await engine.run(lambda s: insert(s, row, chosen.dedup, str(engine.names)), connection=connection)
+
+
+async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None, table: str) -> int:
+    """Insert a row with all that it may have, under its dedup key; its id, or that of the job that has the key.
+
+    Args:
+        s: The session.
+        row: The values of the statement, but for the key.
+        dedup: The key.
+        table: The table's quoted name.
+
+    Raises:
+        DuplicateJob: The key is taken, and the put was to be an error then.
+        TransientError: The key was taken and given up again, time after time.
+    """
+    if dedup is None:
+        rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
+        return int(rows[0][0])
+    tasks = s.sql.tasks
+    values = {**row, "dedup_key": dedup.key, "period": dedup.period, "table_name": table}
+    if dedup.period is not None:
+        put, find = tasks.put_for_a_time, tasks.find_held
+    else:
+        put, find = (tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put), tasks.find_duplicate
+    for _ in range(20):  # the job that has the key may be finished between the two statements
+        if rows := await s.execute(put, put.bind(values)):
+            return int(rows[0][0])
+        if not (rows := await s.execute(find, find.bind(values))):
+            continue
+        holder = int(rows[0][0])
+        if dedup.on_conflict == "error":
+            msg = f"job {holder} of queue {row['q_name']!r} has the dedup key {dedup.key!r}; nothing was put"
+            raise DuplicateJob(msg, holder)
+        if dedup.on_conflict == "replace":  # only if it still waits
+            await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
+        return holder
+    msg = f"dedup key {dedup.key!r} is being taken and given up all the time: try again"
+    raise TransientError(msg)
 
 
 async def put_many(
@@ -46,10 +125,36 @@ async def put_many(
     schedule_at: TimeSpec,
     expected_at: TimeSpec,
     connection: object,
+    options: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Put many rows, all or none; their ids in order."""
-    times = _times(schedule_at, expected_at) or _NO_TIMES
-    common = {"q_name": queue.name, "serializer": queue.serializer_name, **times}
+    """Put many rows, all or none; their ids in order.  ``options`` as for `put`, but no ``dedup``."""
+    times = times_of(schedule_at, expected_at) or NO_TIMES
+    if not heard("pqcore_around_put", "pqcore_job_put"):
+        return await _put_many(engine, queue, items, times, connection, options or {})
+    options = dict(options or {})
+    event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}))
+    with around("pqcore_around_put", event):
+        event.ids = await _put_many(engine, queue, items, times, connection, {**options, "headers": event.headers})
+    await tell("pqcore_job_put", event)
+    return event.ids
+
+
+async def _put_many(
+    engine: Engine,
+    queue: QueueSettings,
+    items: Iterable[Any],
+    times: Times,
+    connection: object,
+    options: Mapping[str, Any],
+) -> list[int]:
+    chosen = _options(options)
+    common = {
+        "q_name": queue.name,
+        "serializer": queue.serializer_name,
+        "headers": chosen.headers,
+        "group_key": chosen.group,
+        **times,
+    }
 
     async def send(s: CoreSession, chunk: _Chunk) -> list[int]:
         query = s.sql.put_many
@@ -68,33 +173,32 @@ async def put_many(
         first, second = next(chunks, None), next(chunks, None)
         if first is None:
             return ids
-        begun = second is not None and not s.in_transaction()
-        if begun:
-            await s.begin()
-        try:
+        if second is None:
+            return await send(s, first)
+        async with atomic(s):
             ids = await send(s, first)
             del first
             while second is not None:
                 ids += await send(s, second)
                 second = next(chunks, None)
-        except BaseException:
-            if begun and s.usable():
-                await s.rollback()
-            raise
-        if begun:
-            await s.commit()
         return ids
 
     return await engine.run(work, connection=connection)
 
 
-_Chunk = tuple[list[str | None], list[bytes | None]]
-_NO_TIMES: dict[str, datetime | float | None] = {
-    "schedule_at": None,
-    "schedule_in": None,
-    "expected_at": None,
-    "expected_in": None,
-}
+def encoded_row(queue: QueueSettings, data: Any) -> dict[str, object]:
+    """What a row holds of a job's data."""
+    encoded = queue.encode_row(data)
+    return {
+        "q_name": queue.name,
+        "serializer": queue.serializer_name,
+        "data": encoded.data,
+        "payload": encoded.payload,
+    }
+
+
+def _options(options: Mapping[str, Any]) -> PutOptions:
+    return put_options(options.get("headers"), options.get("group"), options.get("limits"), options.get("dedup"))
 
 
 def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) -> Iterator[_Chunk]:
@@ -113,7 +217,8 @@ def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) 
         yield texts, payloads
 
 
-def _times(schedule_at: TimeSpec, expected_at: TimeSpec) -> dict[str, datetime | float | None] | None:
+def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:
+    """The times as the statements take them: points in time, or seconds from now; None for neither."""
     if schedule_at is None and expected_at is None:
         return None
     schedule, expected = parse(schedule_at), parse(expected_at)

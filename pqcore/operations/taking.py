@@ -12,7 +12,9 @@ from pqcore.dialect import Finish
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import channel
+from pqcore.operations.gating import admit
 from pqcore.operations.leasing import give_back
+from pqcore.operations.rationing import draw, refund
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
@@ -32,7 +34,7 @@ async def get(
     topic = channel(queue.name)
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
-        rows, wake_in = await _take(engine, queue, n, lease)
+        rows, wake_in = await look(engine, queue, n, lease)
         if rows or not block:
             return rows
         left = deadline - time.monotonic()
@@ -42,35 +44,55 @@ async def get(
         await engine.wait(topic, ticket, pause)
 
 
+async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> tuple[Sequence[Row], float | None]:
+    """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
+
+    Under a lease, within the queue's rate limit, and only those that limits and groups let run.
+    """
+    if lease is None or queue.rate is None:
+        return await _take(engine, queue, n, lease)
+    granted, pause = await draw(engine, queue, n)
+    if not granted:
+        return (), pause
+    rows: Sequence[Row] = ()
+    try:
+        rows, wake_in = await _take(engine, queue, granted, lease)
+    finally:
+        await refund(engine, queue, granted - len(rows))
+    return rows, wake_in
+
+
 async def _take(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None
 ) -> tuple[Sequence[Row], float | None]:
-    """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown)."""
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
 
     async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
         query = s.sql.take("ordered", finish, n)
         rows = await s.execute(query, query.bind(values))
-        if rows:
+        if not rows:
+            [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
+            if something_out:
+                for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
+                    rows = await s.execute(query, query.bind(values))
+                    if rows:
+                        break
+            if not rows:
+                return rows, wake_in
+        rows = _in_order(rows) if len(rows) > 1 else rows
+        if lease is None:
             return rows, None
-        [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
-        if something_out:
-            for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
-                rows = await s.execute(query, query.bind(values))
-                if rows:
-                    break
-        return rows, wake_in
+        allowed = await admit(engine, queue, s, rows)
+        return allowed, None if allowed else 0.0  # all parked: there may be others behind them
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
         if lease is None:
             await _restore(engine, queue, result[0])
         else:
-            for row in result[0]:
-                await give_back(engine, queue, row[0], row[4], None)
+            await give_back(engine, queue, [(row[0], row[4]) for row in result[0]])
 
-    rows, wake_in = await engine.run(work, protect=False, undo=undo)
-    return (_in_order(rows) if len(rows) > 1 else rows), wake_in
+    return await engine.run(work, protect=False, undo=undo)
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:
@@ -89,7 +111,7 @@ async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) ->
         query = s.sql.restore[queue.retention]
         for row in rows:
             values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
-            values["channel"] = channel(queue.name)
+            values |= {"channel": channel(queue.name), "headers": row[8], "failures": row[9], "excused": row[10]}
             times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
             await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
 

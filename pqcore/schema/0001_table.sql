@@ -14,6 +14,14 @@ ALTER TABLE {table}
   ADD COLUMN IF NOT EXISTS leased_until timestamptz,
   ADD COLUMN IF NOT EXISTS serializer   text,
   ADD COLUMN IF NOT EXISTS payload      bytea,
+  ADD COLUMN IF NOT EXISTS headers      json,
+  ADD COLUMN IF NOT EXISTS failures     integer,
+  ADD COLUMN IF NOT EXISTS excused      integer,
+  ADD COLUMN IF NOT EXISTS error        json,
+  ADD COLUMN IF NOT EXISTS dedup_key    text,
+  ADD COLUMN IF NOT EXISTS group_key    text,
+  ADD COLUMN IF NOT EXISTS parked_on    text,
+  ADD COLUMN IF NOT EXISTS cancelling   boolean,
   ALTER COLUMN data DROP NOT NULL
 --- Dead rows at the head of a queue cost every get: vacuum early, in one go, and the indexes too,
 --- which VACUUM else leaves out while few pages have dead rows. The table is not cut short when
@@ -42,7 +50,11 @@ CREATE TABLE IF NOT EXISTS {archive} (
   data        json,
   attempts    integer      NOT NULL,
   serializer  text,
-  payload     bytea
+  payload     bytea,
+  headers     json,
+  failures    integer,
+  excused     integer,
+  error       json
 )
 --- For purging the oldest first.
 CREATE INDEX IF NOT EXISTS {archive_index} ON {archive} (q_name, dequeued_at)

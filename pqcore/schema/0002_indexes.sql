@@ -11,3 +11,15 @@ CREATE INDEX {concurrently} IF NOT EXISTS {hidden_index} ON {table}
   (q_name, coalesce(leased_until, schedule_at), id)
   WHERE dequeued_at IS NULL
     AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))
+--- A dedup key is of one job that is not finished; put's ON CONFLICT answers to this index.
+CREATE UNIQUE INDEX {concurrently} IF NOT EXISTS {dedup_index} ON {table}
+  (q_name, dedup_key)
+  WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL
+--- The head of a FIFO group.
+CREATE INDEX {concurrently} IF NOT EXISTS {group_index} ON {table}
+  (q_name, group_key, id)
+  WHERE group_key IS NOT NULL AND dequeued_at IS NULL
+--- Jobs that wait for a place under a limit, or for their turn in a group; in the order of a get.
+CREATE INDEX {concurrently} IF NOT EXISTS {parked_index} ON {table}
+  (q_name, parked_on, expected_at, coalesce(schedule_at, enqueued_at), id)
+  WHERE parked_on IS NOT NULL

@@ -1,0 +1,42 @@
+"""Pieces of SQL that several statements share."""
+
+from __future__ import annotations
+
+DUE_AT = "coalesce(schedule_at, enqueued_at)"
+# The order of a get.
+ORDER = f"expected_at, {DUE_AT}, id"
+
+# Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
+_EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
+COLUMNS = (
+    "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
+    " headers, failures, excused, error"
+)
+# What `pqcore.job.BaseJob` reads, by position.
+JOB = (
+    "id, data::text, payload, serializer, attempts,"
+    f" {_EXPRESSIBLE.format('enqueued_at')},"
+    f" CASE WHEN schedule_at IS NOT NULL THEN {_EXPRESSIBLE.format('schedule_at')} END,"
+    f" CASE WHEN expected_at IS NOT NULL THEN {_EXPRESSIBLE.format('expected_at')} END,"
+    " headers::text, failures, excused"
+)
+# Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
+TIMES = (
+    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second'),"
+    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
+)
+
+# A lease is held by whoever knows the count of attempts that it was given with: the
+# fencing token.  The count rises with each lease, so a token that was overtaken
+# matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
+# the row as locked: of two that come at once, one finds it changed.
+#
+# num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
+# IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
+# and the rows are locked in the order of their ids.
+HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
+HELD_ONES = f"""
+WHERE id = ANY (:ids::bigint[]) AND {HELD} AND (
+  (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
+) IS TRUE"""
+HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {HELD}"

@@ -1,0 +1,119 @@
+"""Dead letters: jobs that failed for good, kept with their last error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from pqcore.job import BaseJob, Moment
+from pqcore.operations import letters
+from pqcore.runtime import drive
+
+if TYPE_CHECKING:
+    from pqcore.aio import AsyncQueue
+    from pqcore.queue import Queue
+    from pqcore.settings import QueueSettings
+
+
+class DeadLetter(BaseJob):
+    """A job that failed for good.
+
+    Attributes:
+        error: The last exception: ``type``, ``message`` and ``traceback``; empty if there was none.
+        reason: ``failed``: it had no retries left; ``crashed``: its workers died of it;
+            ``expired``: its deadline had passed.
+        died_at: When it was given up.
+    """
+
+    __slots__ = ("died_at", "error", "reason")
+
+    def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
+        super().__init__(queue, row)
+        self.error: dict[str, str] = letters.error_of(row[11])
+        self.reason: str = row[12]
+        self.died_at: Moment = cast(Moment, Moment.of(row[13]))
+
+    @property
+    def data(self) -> Any:
+        """The data that was put.
+
+        Raises:
+            DeserializationError: The row holds something that this queue cannot read.
+        """
+        return self._get_data()
+
+
+class DeadLetters:
+    """The dead letters of a `Queue`: ``queue.dead``."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._engine = queue._engine  # noqa: SLF001 - a part of the queue's face
+
+    def list(self, n: int = 100) -> list[DeadLetter]:
+        """The latest ``n``, the latest first."""
+        return [DeadLetter(self._queue, row) for row in drive(letters.listed(self._engine, self._queue, n))]
+
+    def get(self, job_id: int) -> DeadLetter:
+        """One, by the job's id.
+
+        Raises:
+            JobNotFound: There is none.
+        """
+        return DeadLetter(self._queue, drive(letters.one(self._engine, self._queue, job_id)))
+
+    def count(self) -> int:
+        """How many there are."""
+        return drive(letters.count(self._engine, self._queue))
+
+    def retry(self, *job_ids: int) -> int:
+        """Make jobs of them again: same id, due at once, with a clean record.
+
+        Args:
+            *job_ids: Which; all of the queue's without any.
+
+        Returns:
+            How many there were.
+        """
+        return drive(letters.revive(self._engine, self._queue, job_ids or None))
+
+    def purge(self, *job_ids: int, older_than: str | float | timedelta = 0) -> int:
+        """Delete them for good.
+
+        Args:
+            *job_ids: Which; all of the queue's without any.
+            older_than: Only those that died so long ago: seconds, ``'14d'`` or a timedelta.
+
+        Returns:
+            How many there were.
+        """
+        return drive(letters.purge(self._engine, self._queue, job_ids or None, older_than))
+
+
+class AsyncDeadLetters:
+    """The dead letters of an `AsyncQueue`; see `DeadLetters`."""
+
+    def __init__(self, queue: AsyncQueue) -> None:
+        self._queue = queue
+        self._engine = queue._engine  # noqa: SLF001 - a part of the queue's face
+
+    async def list(self, n: int = 100) -> list[DeadLetter]:
+        """The latest ``n``, the latest first."""
+        return [DeadLetter(self._queue, row) for row in await letters.listed(self._engine, self._queue, n)]
+
+    async def get(self, job_id: int) -> DeadLetter:
+        """One, by the job's id; see `DeadLetters.get`."""
+        return DeadLetter(self._queue, await letters.one(self._engine, self._queue, job_id))
+
+    async def count(self) -> int:
+        """How many there are."""
+        return await letters.count(self._engine, self._queue)
+
+    async def retry(self, *job_ids: int) -> int:
+        """Make jobs of them again; see `DeadLetters.retry`."""
+        return await letters.revive(self._engine, self._queue, job_ids or None)
+
+    async def purge(self, *job_ids: int, older_than: str | float | timedelta = 0) -> int:
+        """Delete them for good; see `DeadLetters.purge`."""
+        return await letters.purge(self._engine, self._queue, job_ids or None, older_than)

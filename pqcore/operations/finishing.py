@@ -1,0 +1,183 @@
+"""How a job that was run ends: done, tried again, put off, a dead letter, or dropped; and what follows from it.
+
+A job that was done and of which nothing follows is finished with others like it
+in one statement.  Else all that follows from it (its result, the next of its chain, its
+batch, its places under limits) is one transaction with its end: both, or neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pqcore.engine import Engine
+from pqcore.errors import ConnectionLost, DatabaseError, TransientError
+from pqcore.identifiers import channel, results_channel
+from pqcore.job import BaseJob
+from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.leasing import ack, ack_rows
+from pqcore.operations.putting import insert
+from pqcore.operations.stored import StoredPut
+from pqcore.operations.transactions import atomic
+from pqcore.sessions import CoreSession
+from pqcore.settings import Encoded, QueueSettings
+
+End: TypeAlias = Literal["done", "retry", "snooze", "dead", "drop"]
+TOGETHER = 100
+"""Jobs of which something follows: so many end in one transaction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How a leased job ends.
+
+    Attributes:
+        job: The job.
+        end: ``done``; ``retry``, with a failure on its record; ``snooze``, without;
+            ``dead``: a dead letter; ``drop``: deleted, as discarded or cancelled.
+        result: What the function returned.
+        error: The last exception, as `described`.
+        delay: Seconds until it is due again; None for at once, in its place.
+        reason: Why it is dead or dropped: ``failed``, ``crashed``, ``expired``, ``discarded``, ``cancelled``.
+    """
+
+    job: BaseJob
+    end: End
+    result: Any = None
+    error: dict[str, str] | None = None
+    delay: float | None = None
+    reason: str = ""
+
+
+_FOLLOWED = ('"gate"', '"batch"', '"then"', '"keep"')
+
+
+def _is_plain(outcome: Outcome) -> bool:
+    headers = outcome.job.raw_headers
+    return outcome.end == "done" and (headers is None or not any(word in headers for word in _FOLLOWED))
+
+
+async def finish(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """End leased jobs; those whose lease was lost are returned, and are as they were."""
+    plain = [outcome for outcome in outcomes if _is_plain(outcome)]
+    others = [outcome for outcome in outcomes if not _is_plain(outcome)]
+    lost_jobs = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in plain], None)}
+    lost = [outcome for outcome in plain if id(outcome.job) in lost_jobs]
+    for start in range(0, len(others), TOGETHER):
+        lost += await _finish_together(engine, queue, others[start : start + TOGETHER])
+    return lost
+
+
+async def _finish_together(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def work(s: CoreSession) -> list[Outcome]:
+        gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
+        async with atomic(s):
+            await lock_gates(engine, queue, s, gates.values())
+            ended = await _end_rows(s, queue, outcomes)
+            freed = {o.job.id: gates[o.job.id] for o in ended if o.job.id in gates}
+            await give_up(engine, queue, s, freed, locked=True)
+            for outcome in ended:
+                await _keep_result(s, queue, outcome)
+                await _go_on(engine, queue, s, outcome)
+            await _count_down(engine, queue, s, ended)
+        held = {id(outcome) for outcome in ended}
+        return [outcome for outcome in outcomes if id(outcome) not in held]
+
+    try:
+        return await engine.run(work)
+    except (ConnectionLost, TransientError):
+        raise
+    except DatabaseError:
+        if len(outcomes) == 1:
+            raise
+        # One of them cannot be stored; the others are not to suffer for it.
+        lost: list[Outcome] = []
+        for outcome in outcomes:
+            lost += await _finish_together(engine, queue, [outcome])
+        return lost
+
+
+async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Change the rows; those outcomes whose lease was held."""
+    ended = []
+    done = [outcome for outcome in outcomes if outcome.end == "done"]
+    if done:
+        held = {(row[0], row[1]) for row in await ack_rows(s, queue, [outcome.job for outcome in done])}
+        ended += [outcome for outcome in done if (outcome.job.id, outcome.job.attempts) in held]
+    tasks = s.sql.tasks
+    statements = {"retry": tasks.retry, "snooze": tasks.snooze, "dead": tasks.bury, "drop": tasks.drop}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.job.id):
+        if outcome.end == "done":
+            continue
+        query = statements[outcome.end]
+        values = {
+            "id": outcome.job.id,
+            "token": outcome.job.attempts,
+            "delay": outcome.delay,
+            "error": None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd"),
+            "reason": outcome.reason,
+            "failed": int(outcome.reason == "failed"),
+            "channel": channel(queue.name),
+        }
+        if await s.execute(query, query.bind(values)):
+            ended.append(outcome)
+    return ended
+
+
+async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -> None:
+    keep = outcome.job.headers.get("keep")
+    state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
+    if keep is None or state is None:
+        return
+    encoded = queue.encode_row(outcome.result) if outcome.end == "done" else Encoded(None, None)
+    values = {
+        "id": outcome.job.id,
+        "q_name": queue.name,
+        "state": state,
+        "data": encoded.data,
+        "payload": encoded.payload,
+        "serializer": queue.serializer_name,
+        "error": None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd"),
+        "keep": float(keep),
+        "channel": results_channel(queue.name),
+    }
+    await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
+
+
+async def _go_on(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+    """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
+    chain = outcome.job.headers.get("then")
+    if outcome.end == "done" and chain:
+        following = StoredPut.from_json(chain[0]).after(queue, outcome.result, chain[1:])
+        await insert(s, following.values(), None, str(engine.names))
+
+
+async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+    """Tell batches of jobs that ended, and put what was to be put after the last."""
+    counts: dict[int, list[int]] = {}
+    for outcome in ended:
+        batch = outcome.job.headers.get("batch")
+        if batch is not None and outcome.end in ("done", "dead", "drop") and not _has_chain(outcome):
+            count = counts.setdefault(int(batch), [0, 0])
+            count[0] += 1
+            count[1] += int(outcome.end != "done")
+    tasks = s.sql.tasks
+    for batch, (done, failed) in sorted(counts.items()):
+        values = {"id": batch, "done": done, "failed": failed}
+        for pending, total, failures, callback in await s.execute(
+            tasks.batch_progress, tasks.batch_progress.bind(values)
+        ):
+            if pending > 0:
+                continue
+            await s.execute(tasks.close_batch, tasks.close_batch.bind(values))
+            if callback is not None:
+                summary = {"batch": batch, "total": total, "failed": failures}
+                last = StoredPut.from_json(json.loads(callback)).after(queue, summary, [])
+                await insert(s, last.values(), None, str(engine.names))
+
+
+def _has_chain(outcome: Outcome) -> bool:
+    # Of a chain in a batch only the last, or the one that failed, counts.
+    return outcome.end == "done" and bool(outcome.job.headers.get("then"))

@@ -1,0 +1,33 @@
+"""Rate limits: a token bucket a queue, in the database, so that it holds for all workers together.
+
+Tokens trickle in at the rate, up to the bucket's size; a leased job costs one.
+See https://en.wikipedia.org/wiki/Token_bucket.
+"""
+
+from __future__ import annotations
+
+from pqcore.engine import Engine
+from pqcore.sessions import CoreSession
+from pqcore.settings import QueueSettings
+
+
+async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float]:
+    """Draw up to ``n`` tokens; how many, and seconds until there is one more."""
+    capacity, rate = queue.bucket
+    values = {"q_name": queue.name, "n": n, "capacity": capacity, "rate": rate}
+
+    async def work(s: CoreSession) -> tuple[int, float]:
+        query, fill = s.sql.tasks.draw, s.sql.tasks.fill
+        rows = await s.execute(query, query.bind(values))
+        if not rows:  # the first time
+            await s.execute(fill, fill.bind(values))
+            rows = await s.execute(query, query.bind(values))
+        return (int(rows[0][0]), float(rows[0][1])) if rows else (0, 0.0)
+
+    return await engine.run(work)
+
+
+async def refund(engine: Engine, queue: QueueSettings, n: int) -> None:
+    """Give tokens back that were not used."""
+    if n > 0:
+        await engine.execute("tasks.refund", {"q_name": queue.name, "n": n})

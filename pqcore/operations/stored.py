@@ -1,0 +1,69 @@
+"""A put that is to happen later: the next of a chain, what follows a batch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pqcore.operations.putting import NO_TIMES
+from pqcore.settings import QueueSettings
+
+
+@dataclass(frozen=True)
+class StoredPut:
+    """A row, encoded, as JSON can hold it.
+
+    Attributes:
+        queue: The queue's name.
+        serializer: Who encoded it.
+        data: JSON text, or None.
+        payload: Bytes in base64, or None.
+        headers: Its headers.
+        delay: Seconds, from when it is put until it is due.
+    """
+
+    queue: str
+    serializer: str
+    data: str | None
+    payload: str | None
+    headers: dict[str, Any]
+    delay: float | None = None
+
+    @classmethod
+    def encode(cls, queue: QueueSettings, data: Any, headers: dict[str, Any], delay: float | None = None) -> StoredPut:
+        """What a put of this data would store."""
+        encoded = queue.encode_row(data)
+        payload = None if encoded.payload is None else base64.b64encode(encoded.payload).decode()
+        return cls(queue.name, queue.serializer_name, encoded.data, payload, headers, delay)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> StoredPut:
+        """Read what `to_json` wrote."""
+        return cls(**stored)
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return dict(vars(self))
+
+    def after(self, queue: QueueSettings, result: Any, chain: list[dict[str, Any]]) -> StoredPut:
+        """The same, told of what came before it, and of what comes after."""
+        previous = StoredPut.encode(queue, result, {}).to_json()
+        headers = {**self.headers, "previous": {key: previous[key] for key in ("data", "payload", "serializer")}}
+        if chain:
+            headers["then"] = chain
+        return replace(self, headers=headers)
+
+    def values(self) -> dict[str, object]:
+        """The values of the statement that puts it."""
+        return {
+            **NO_TIMES,
+            "q_name": self.queue,
+            "serializer": self.serializer,
+            "data": self.data,
+            "payload": None if self.payload is None else base64.b64decode(self.payload),
+            "headers": json.dumps(self.headers) if self.headers else None,
+            "group_key": self.headers.get("gate", {}).get("group"),
+            "schedule_in": self.delay,
+        }

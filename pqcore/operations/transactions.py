@@ -1,0 +1,24 @@
+"""Several statements that take effect together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pqcore.sessions import CoreSession
+
+
+@asynccontextmanager
+async def atomic(s: CoreSession) -> AsyncIterator[None]:
+    """A transaction of our own, unless the session is in one: then the block is part of that."""
+    if s.in_transaction():
+        yield
+        return
+    await s.begin()
+    try:
+        yield
+    except BaseException:
+        if s.usable():
+            await s.rollback()
+        raise
+    await s.commit()

@@ -1,0 +1,105 @@
+"""What may be said of a job when it is put: dedup key, group, limits, headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
+
+from pqcore.errors import ConfigurationError, SerializationError
+from pqcore.identifiers import check_text
+from pqcore.timespec import seconds
+
+MAX_KEY = 500
+"""Bytes: the most that a dedup key, group or limit may have."""
+
+OnConflict: TypeAlias = Literal["keep", "replace", "error"]
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """A key that one job of a queue has at a time.
+
+    Attributes:
+        key: The key.
+        until: How long the job holds it: ``"finished"`` while it waits or runs;
+            ``"started"`` while it waits; or a time from when it is put (seconds,
+            ``'5m'``, a timedelta), whatever becomes of the job.
+        on_conflict: What becomes of a put whose key is taken: ``"keep"`` puts nothing
+            and returns the id of the job that has it; ``"replace"`` gives that
+            job the new data and times, if it still waits; ``"error"`` raises `DuplicateJob`.
+
+    Raises:
+        ConfigurationError: ``until`` or ``on_conflict`` is none of these.
+    """
+
+    key: str
+    until: str | float | timedelta = "finished"
+    on_conflict: OnConflict = "keep"
+
+    def __post_init__(self) -> None:
+        check_text(self.key, "dedup key", MAX_KEY)
+        if self.on_conflict not in ("keep", "replace", "error"):
+            msg = f"on_conflict is {self.on_conflict!r}; choose 'keep', 'replace' or 'error'"
+            raise ConfigurationError(msg)
+        _ = self.period
+
+    @property
+    def period(self) -> float | None:
+        """For how many seconds the key is held; None if by the job."""
+        return None if self.until in ("finished", "started") else seconds(self.until)
+
+
+@dataclass(frozen=True)
+class PutOptions:
+    """All of it, checked.
+
+    Attributes:
+        dedup: The key, or None.
+        group: Jobs of one group are run by workers in the order that they were put, one at a time.
+        headers: The job's headers, as JSON; None without any.
+    """
+
+    dedup: Dedup | None
+    group: str | None
+    headers: str | None
+
+
+def put_options(
+    headers: Mapping[str, Any] | None,
+    group: str | None,
+    limits: Mapping[str, int] | None,
+    dedup: Dedup | str | None,
+) -> PutOptions:
+    """Check the options of a put.
+
+    Raises:
+        ConfigurationError, InvalidName: A key or limit cannot be one.
+        SerializationError: The headers are not JSON.
+    """
+    if isinstance(dedup, str):
+        dedup = Dedup(dedup)
+    gate: dict[str, Any] = {}
+    if group is not None:
+        gate["group"] = check_text(group, "group", MAX_KEY)
+    if limits:
+        for key, places in limits.items():
+            check_text(key, "limit", MAX_KEY)
+            if not isinstance(places, int) or isinstance(places, bool) or places < 1:
+                msg = f"limit {key!r} is {places!r}; give the number of jobs that may run at once, at least 1"
+                raise ConfigurationError(msg)
+        gate["limits"] = dict(limits)
+    if dedup is not None and dedup.until == "started":
+        gate["dedup"] = "started"
+    merged = dict(headers or {})
+    if gate:
+        merged["gate"] = gate
+    try:
+        encoded = json.dumps(merged, allow_nan=False, separators=(",", ":")) if merged else None
+    except (TypeError, ValueError) as exc:
+        raise SerializationError(f"the job's headers are not JSON: {exc}") from exc
+    if encoded is not None and "\\u0000" in encoded:
+        raise SerializationError("the job's headers contain a NUL, which PostgreSQL's text cannot hold")
+    return PutOptions(dedup, group, encoded)

@@ -1,0 +1,387 @@
+"""The statements of tasks and workers: keys, limits, retries, dead letters, results, ticks.
+
+As those of `pqcore.dialect`, and under the same rules.  Places under a
+concurrency limit, and turns in a FIFO group, are given and given up under an
+advisory lock of the key (`lock_keys`, held to the end of the transaction); the
+statements that follow it in the transaction have newer snapshots (READ COMMITTED),
+so they see what the last holder of the lock did.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pqcore.fragments import COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
+
+if TYPE_CHECKING:
+    from pqcore.statement import Query
+
+_NOW = "statement_timestamp()"
+_IN = "{} + :{}::float8 * interval '1 second'"
+_PUT_COLUMNS = "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
+_PUT_VALUES = (
+    f":q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, {TIMES},"
+    " :headers::text::json, :group_key::text, :dedup_key::text"
+)
+_CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
+_HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
+_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
+_REPLACED = (
+    "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
+    f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
+    f" expected_at = coalesce(:expected_at::timestamptz, {_IN.format(_NOW, 'expected_in')}),"
+    " headers = :headers::text::json, failures = NULL, error = NULL"
+)
+_DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
+
+
+class _Compile(Protocol):
+    def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
+
+
+class TaskStatements:
+    """The statements, in one driver's paramstyle.
+
+    Args:
+        compiled: Compiles a template.
+    """
+
+    def __init__(self, compiled: _Compile) -> None:
+        # Putting under a dedup key.  The unique index decides: of two that come at once one waits for the
+        # other's transaction to end, and then finds the key taken or free.
+        self.put = compiled(
+            "put_keyed",
+            f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING RETURNING id",
+            hot=True,
+        )
+        self.put_replacing = compiled(
+            "put_replacing",
+            f"INSERT INTO {{table}} AS held ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES})"
+            f" {_CONFLICT} DO UPDATE SET {_REPLACED}"
+            " WHERE held.leased_until IS NULL OR held.parked_on IS NOT NULL RETURNING id",
+        )
+        self.find_duplicate = compiled("find_duplicate", f"SELECT id FROM {{table}} WHERE {_HOLDER}")
+        # Held for a time: the row of the key is locked and looked at as it then is, in one statement.
+        self.put_for_a_time = compiled(
+            "put_for_a_time",
+            f"""
+WITH claimed AS (
+  INSERT INTO {{dedup}} AS held (q_name, dedup_key, job_id, until)
+  VALUES (:q_name::text, :dedup_key::text, nextval(pg_get_serial_sequence(:table_name::text, 'id')),
+    clock_timestamp() + :period::float8 * interval '1 second')
+  ON CONFLICT (q_name, dedup_key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
+    WHERE held.until <= clock_timestamp()
+  RETURNING job_id
+)
+INSERT INTO {{table}} (id, {_PUT_COLUMNS.replace(", dedup_key", "")})
+SELECT job_id, {_PUT_VALUES.replace(", :dedup_key::text", "")} FROM claimed RETURNING id""",
+        )
+        self.find_held = compiled(
+            "find_held",
+            "SELECT job_id FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text",
+        )
+        self.replace = compiled(
+            "replace", f"UPDATE {{table}} SET {_REPLACED} WHERE id = :id::bigint AND {_WAITING} RETURNING id"
+        )
+
+        # Limits and groups.
+        self.lock_keys = compiled(
+            "lock_keys",
+            "SELECT count(pg_advisory_xact_lock(gate.lock)::text) FROM unnest(:locks::bigint[]) AS gate (lock)",
+        )
+        self.count_slots = compiled(
+            "count_slots",
+            "SELECT key, count(*) FROM {slots} WHERE q_name = :q_name::text AND key = ANY (:keys::text[]) GROUP BY key",
+        )
+        self.slots_of = compiled(
+            "slots_of", "SELECT key, job_id FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (:ids::bigint[])"
+        )
+        self.group_heads = compiled(
+            "group_heads",
+            "SELECT wanted.key, head.id FROM unnest(:groups::text[]) AS wanted (key) CROSS JOIN LATERAL ("
+            "SELECT id FROM {table} WHERE q_name = :q_name::text AND group_key = wanted.key AND dequeued_at IS NULL"
+            " ORDER BY id LIMIT 1) AS head",
+        )
+        self.take_slots = compiled(
+            "take_slots",
+            "INSERT INTO {slots} (q_name, key, job_id)"
+            " SELECT :q_name::text, place.key, place.job FROM unnest(:keys::text[], :ids::bigint[]) AS place (key, job)"
+            " ON CONFLICT DO NOTHING",
+            rows=False,
+        )
+        # A parked job is leased for ever to nobody: no take finds it, and it is in no index that one reads first.
+        self.park = compiled(
+            "park",
+            f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text,"
+            f" excused = coalesce(excused, 0) + 1{HELD_ONES}",
+            rows=False,
+        )
+        self.drop_dedup = compiled(
+            "drop_dedup", "UPDATE {table} SET dedup_key = NULL WHERE id = ANY (:ids::bigint[])", rows=False
+        )
+        self.free_slots = compiled(
+            "free_slots",
+            "DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (:ids::bigint[])",
+            rows=False,
+        )
+        # Whom a free place is for is decided here, and the place is kept: a newer job cannot slip in.
+        self.unpark = compiled(
+            "unpark",
+            f"""
+WITH next AS (
+  SELECT id FROM {{table}} WHERE q_name = :q_name::text AND parked_on = :key::text
+  ORDER BY {ORDER} LIMIT (SELECT greatest(:places::int - count(*), 0) FROM {{slots}}
+    WHERE q_name = :q_name::text AND key = :key::text)
+  FOR UPDATE SKIP LOCKED
+), freed AS (
+  UPDATE {{table}} SET leased_until = NULL, parked_on = NULL
+  WHERE id = ANY (ARRAY(SELECT id FROM next)) RETURNING id
+), kept AS (
+  INSERT INTO {{slots}} (q_name, key, job_id) SELECT :q_name::text, :key::text, id FROM freed ON CONFLICT DO NOTHING
+)
+SELECT id, pg_notify(:channel::text, '')::text FROM freed""",
+        )
+        # Only the head of a group, if it is parked: else it is waiting, or runs.
+        self.unpark_head = compiled(
+            "unpark_head",
+            """
+WITH head AS (
+  SELECT id FROM {table} WHERE q_name = :q_name::text AND group_key = :group::text AND dequeued_at IS NULL
+  ORDER BY id LIMIT 1
+)
+UPDATE {table} SET leased_until = NULL, parked_on = NULL
+WHERE id = ANY (ARRAY(SELECT id FROM head)) AND parked_on = :key::text
+RETURNING id, pg_notify(:channel::text, '')::text""",
+        )
+
+        # Giving jobs back, and holding on to them.
+        self.retry = compiled(
+            "retry",
+            "UPDATE {table} SET leased_until = NULL, failures = coalesce(failures, 0) + 1,"
+            " error = :error::text::json, cancelling = NULL,"
+            f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at)"
+            f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        self.snooze = compiled(
+            "snooze",
+            "UPDATE {table} SET leased_until = NULL, excused = coalesce(excused, 0) + 1,"
+            f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at)"
+            f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        self.release = compiled(
+            "release",
+            f"UPDATE {{table}} SET leased_until = NULL, excused = coalesce(excused, 0) + 1{HELD_ONES}"
+            " RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        self.beat = compiled(
+            "beat",
+            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ONES}"
+            " RETURNING id, attempts, coalesce(cancelling, false)",
+            hot=True,
+        )
+        self.drop = compiled("drop", f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id")
+
+        # Cancelling what runs: it is asked to stop, and whoever runs it is told.
+        self.ask_to_stop = compiled(
+            "ask_to_stop",
+            "UPDATE {table} SET cancelling = true WHERE id = :id::bigint AND q_name = :q_name::text"
+            f" AND dequeued_at IS NULL AND parked_on IS NULL AND leased_until > {_NOW}"
+            " RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        self.asked_to_stop = compiled(
+            "asked_to_stop", "SELECT id FROM {table} WHERE id = ANY (:ids::bigint[]) AND cancelling"
+        )
+
+        # Dead letters.  The row moves in one statement, if the lease is held.
+        self.bury = compiled(
+            "bury",
+            f"""
+WITH gone AS (DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *)
+INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason)
+SELECT {
+                _DEAD_COLUMNS.replace(" headers", " (headers::jsonb - 'batch')::json")
+                .replace("failures", "coalesce(failures, 0) + :failed::int")
+                .replace("error", ":error::text::json")
+            },
+  :reason::text
+FROM gone RETURNING id""",
+        )
+        letter = f"{JOB}, error::text, reason, died_at AT TIME ZONE 'UTC'"
+        self.dead_letters = compiled(
+            "dead_letters",
+            f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text"
+            " AND (:before::bigint IS NULL OR id < :before::bigint) ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
+        )
+        self.dead_letter = compiled(
+            "dead_letter", f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
+        )
+        self.count_dead = compiled("count_dead", "SELECT count(*) FROM {dead} WHERE q_name = :q_name::text")
+        # A fresh start: what it went through is excused. Due at once.
+        self.revive = compiled(
+            "revive",
+            f"""
+WITH picked AS (
+  SELECT id FROM {{dead}} WHERE q_name = :q_name::text AND (:ids::bigint[] IS NULL OR id = ANY (:ids::bigint[]))
+  ORDER BY died_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+), risen AS (
+  DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING *
+)
+INSERT INTO {{table}} ({COLUMNS}, group_key)
+SELECT {
+                COLUMNS.replace("dequeued_at", "NULL::timestamptz")
+                .replace(" schedule_at", f" {_NOW}")
+                .replace("failures", "NULL::int")
+                .replace("excused", "attempts")
+            },
+  headers #>> '{{{{gate,group}}}}'
+FROM risen RETURNING id""",
+        )
+        self.purge_dead = compiled(
+            "purge_dead",
+            f"""
+WITH picked AS (
+  SELECT id FROM {{dead}} WHERE q_name = :q_name::text AND (:ids::bigint[] IS NULL OR id = ANY (:ids::bigint[]))
+    AND died_at <= {_NOW} - :age::float8 * interval '1 second'
+  ORDER BY died_at LIMIT 10000 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING id""",
+        )
+
+        # Results and progress.
+        self.keep_result = compiled(
+            "keep_result",
+            "INSERT INTO {results} AS kept (job_id, q_name, state, data, payload, serializer, error, updated_at,"
+            " expires_at) VALUES (:id::bigint, :q_name::text, :state::text, :data::text::json, :payload::bytea,"
+            f" :serializer::text, :error::text::json, {_NOW}, {_IN.format(_NOW, 'keep')})"
+            " ON CONFLICT (job_id) DO UPDATE SET state = excluded.state, data = excluded.data,"
+            " payload = excluded.payload, serializer = excluded.serializer, error = excluded.error,"
+            " updated_at = excluded.updated_at, expires_at = excluded.expires_at"
+            " RETURNING pg_notify(:channel::text, '')::text",
+        )
+        self.report_progress = compiled(
+            "report_progress",
+            "INSERT INTO {results} AS kept (job_id, q_name, state, progress, expires_at)"
+            f" VALUES (:id::bigint, :q_name::text, 'running', :progress::text::json, {_IN.format(_NOW, 'keep')})"
+            " ON CONFLICT (job_id) DO UPDATE SET progress = excluded.progress,"
+            f" updated_at = {_NOW}, expires_at = greatest(kept.expires_at, excluded.expires_at)"
+            " RETURNING pg_notify(:channel::text, '')::text",
+        )
+        self.find_result = compiled(
+            "find_result",
+            "SELECT state, progress::text, data::text, payload, serializer, error::text FROM {results}"
+            " WHERE job_id = :id::bigint",
+        )
+        # Where a job is: of the three tables it can be in at most one has it unfinished.
+        self.find_job = compiled(
+            "find_job",
+            f"""
+SELECT CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'
+    WHEN leased_until > {_NOW} THEN 'running' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END,
+  error::text, attempts, headers::text FROM {{table}} WHERE id = :id::bigint AND q_name = :q_name::text
+UNION ALL
+SELECT 'dead', error::text, attempts, headers::text FROM {{dead}} WHERE id = :id::bigint AND q_name = :q_name::text
+UNION ALL
+SELECT 'done', error::text, attempts, headers::text FROM {{archive}} WHERE id = :id::bigint AND q_name = :q_name::text
+LIMIT 1""",
+        )
+
+        # Batches.  The row is locked by the UPDATE: of the last two jobs that end at once, one finds none pending.
+        self.open_batch = compiled(
+            "open_batch",
+            "INSERT INTO {batches} (q_name, total, pending, callback)"
+            " VALUES (:q_name::text, :total::int, :total::int, :callback::text::json) RETURNING id",
+        )
+        self.batch_progress = compiled(
+            "batch_progress",
+            "UPDATE {batches} SET pending = pending - :done::int, failed = failed + :failed::int"
+            " WHERE id = :id::bigint RETURNING pending, total, failed, callback::text",
+        )
+        self.close_batch = compiled("close_batch", "DELETE FROM {batches} WHERE id = :id::bigint", rows=False)
+
+        # Periodic tasks.  The tick's row is moved forward by one; the others find it moved, and put nothing.
+        self.tick = compiled(
+            "tick",
+            f"""
+WITH won AS (
+  INSERT INTO {{ticks}} AS last (q_name, name, tick) VALUES (:q_name::text, :name::text, :tick::timestamptz)
+  ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick
+  RETURNING tick
+)
+INSERT INTO {{table}} ({_PUT_COLUMNS})
+SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, tick,
+  coalesce(:expected_at::timestamptz, {_IN.format(_NOW, "expected_in")}), :headers::text::json, :group_key::text,
+  :dedup_key::text
+FROM won {_CONFLICT} DO NOTHING RETURNING id""",
+        )
+        self.begin_ticking = compiled(
+            "begin_ticking",
+            "INSERT INTO {ticks} (q_name, name, tick) VALUES (:q_name::text, :name::text, :tick::timestamptz)"
+            " ON CONFLICT DO NOTHING RETURNING name",
+        )
+        self.last_tick = compiled(
+            "last_tick",
+            "SELECT (SELECT tick AT TIME ZONE 'UTC' FROM {ticks} WHERE q_name = :q_name::text AND name = :name::text),"
+            " clock_timestamp() AT TIME ZONE 'UTC'",
+        )
+
+        # Rate limits: a token bucket a queue.  The row is locked, and read as locked, before it is changed.
+        self.draw = compiled(
+            "draw",
+            """
+WITH bucket AS (
+  SELECT q_name, tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
+  FROM {rates} WHERE q_name = :q_name::text FOR UPDATE
+), filled AS (
+  SELECT q_name, least(:capacity::float8, tokens + elapsed * :rate::float8) AS available FROM bucket
+), granted AS (
+  SELECT q_name, available, least(:n::int, floor(available))::int AS number FROM filled
+)
+UPDATE {rates} AS kept SET tokens = available - number, refilled_at = clock_timestamp()
+FROM granted WHERE kept.q_name = granted.q_name
+RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float8""",
+        )
+        self.fill = compiled(
+            "fill",
+            "INSERT INTO {rates} (q_name, tokens, refilled_at)"
+            " VALUES (:q_name::text, :capacity::float8, clock_timestamp()) ON CONFLICT DO NOTHING",
+            rows=False,
+        )
+        self.refund = compiled(
+            "refund",
+            "UPDATE {rates} SET tokens = tokens + :n::int WHERE q_name = :q_name::text",
+            rows=False,
+        )
+
+        # The sweep: what a crash, or a change by hand, left behind.
+        self.sweep_slots = compiled(
+            "sweep_slots",
+            "DELETE FROM {slots} AS slot WHERE slot.q_name = :q_name::text AND NOT EXISTS ("
+            "SELECT FROM {table} WHERE id = slot.job_id AND dequeued_at IS NULL)",
+            rows=False,
+        )
+        # Skips from key to key through the index, however many jobs wait on each.
+        self.parked_keys = compiled(
+            "parked_keys",
+            """
+WITH RECURSIVE found AS (
+  (SELECT parked_on, headers::text AS headers FROM {table} WHERE q_name = :q_name::text AND parked_on IS NOT NULL
+   ORDER BY parked_on LIMIT 1)
+  UNION ALL
+  SELECT next.parked_on, next.headers FROM found CROSS JOIN LATERAL (
+    SELECT parked_on, headers::text AS headers FROM {table}
+    WHERE q_name = :q_name::text AND parked_on IS NOT NULL AND parked_on > found.parked_on ORDER BY parked_on LIMIT 1
+  ) AS next
+)
+SELECT parked_on, headers FROM found""",
+        )
+        self.sweep_results = compiled(
+            "sweep_results",
+            f"DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT job_id FROM {{results}}"
+            f" WHERE expires_at <= {_NOW} ORDER BY expires_at LIMIT 10000 FOR UPDATE SKIP LOCKED))",
+            rows=False,
+        )
+        self.sweep_dedup = compiled(
+            "sweep_dedup",
+            f"DELETE FROM {{dedup}} WHERE q_name = :q_name::text AND until <= {_NOW}",
+            rows=False,
+        )
