@@ -120,7 +120,7 @@ class AsyncQueue(QueueSettings):
         """Take a job for a time; see `pqcore.Queue.lease`."""
         length = leasing.lease_time(timeout)
         rows = await taking.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
-        return AsyncJob(self, rows[0]) if rows else None
+        return AsyncJob(self, rows[0], leased=True) if rows else None
 
     async def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
@@ -128,7 +128,7 @@ class AsyncQueue(QueueSettings):
         """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
         length = leasing.lease_time(timeout)
         rows = await taking.get(self._engine, self, n, block=block, timeout=wait, lease=length)
-        return [AsyncJob(self, row) for row in rows]
+        return [AsyncJob(self, row, leased=True) for row in rows]
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
         """Finish a leased job; see `pqcore.Queue.ack`."""

@@ -17,8 +17,11 @@ last one.
 from __future__ import annotations
 
 import enum
+import os
 import select
+import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -139,6 +142,12 @@ class Session(Protocol):
 
     def close(self) -> None: ...
 
+    def abort(self) -> None:
+        """Break the connection off at once, from another thread, while a call on it may be waiting.
+
+        That call is to fail. Sends nothing and waits for nothing: the other side may be gone.
+        """
+
 
 class AsyncSession(Protocol):
     """One connection of an asynchronous driver: `Session`, awaited."""
@@ -159,6 +168,7 @@ class AsyncSession(Protocol):
     async def wait(self, seconds: float) -> None: ...
     async def notifications(self) -> list[str]: ...
     async def close(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Backend(Protocol):
@@ -211,6 +221,13 @@ class AsyncBackend(Protocol):
 
 ABORTED = "the transaction was rolled back, as a statement in it had failed"
 """What a session's ``commit`` says then."""
+
+
+def shut(fileno: int) -> None:
+    """Shut a socket down, both ways: who waits on it, in whatever thread, finds it at its end."""
+    duplicate = socket.socket(fileno=os.dup(fileno))
+    with duplicate, suppress(OSError):  # not connected any more
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def readable(fileno: int, seconds: float = 0) -> bool:

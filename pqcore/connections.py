@@ -9,6 +9,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any, Protocol
 from urllib.parse import unquote
+from weakref import WeakSet
 
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
@@ -28,6 +29,8 @@ class Opener:
         self.errors = (*backend.errors, OSError)
         self.sql = sql
         self._suspends = suspends
+        self._sessions: WeakSet[CoreSession] = WeakSet()
+        self._counting = Lock()
 
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the backend, awaiting it where it is to be awaited."""
@@ -40,7 +43,17 @@ class Opener:
             raise translate(exc, method, lost=method == "connect") from exc
 
     def session(self, driver: Any) -> CoreSession:
-        return CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
+        made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
+        with self._counting:
+            self._sessions.add(made)
+        return made
+
+    def stalled(self, limit: float) -> list[CoreSession]:
+        """The sessions with a call that has not returned for ``limit`` seconds."""
+        since = time.monotonic() - limit
+        with self._counting:
+            sessions = list(self._sessions)
+        return [session for session in sessions if (session.busy_since or since) < since]
 
     def wrap(self, connection: object) -> CoreSession:
         session = self.session(self.backend.wrap(connection))

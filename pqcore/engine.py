@@ -85,6 +85,8 @@ class Engine:
     ) -> None:
         self.runtime = runtime
         self.names = names
+        self._dsn = target if isinstance(target, str) else pool if isinstance(pool, str) else None
+        self._pool_timeout = pool_timeout
         self._mode: Mode = mode
         self._prepared = prepared
         self._openers: dict[str, Opener] = {}
@@ -128,6 +130,30 @@ class Engine:
             self.listener = SoleListener(self.source, runtime, able=able)
         else:
             self.listener = Listener(self.source, runtime, able=able)
+
+    def twin(self, max_connections: int) -> Engine:
+        """An engine for the same table and server, over the same backend, with connections of its own.
+
+        Args:
+            max_connections: How many, at most.
+
+        Raises:
+            ConfigurationError: This one was not given a DSN.
+        """
+        if self._dsn is None:
+            msg = "only what was given a DSN can have further connections of its own"
+            raise ConfigurationError(msg)
+        return Engine(
+            self._mode,
+            self.runtime,
+            self.names,
+            self._dsn,
+            None,
+            backend=self.spec.name,
+            max_connections=max_connections,
+            pool_timeout=self._pool_timeout,
+            prepared=self._prepared,
+        )
 
     async def run(
         self,
@@ -235,6 +261,22 @@ class Engine:
             await self.listener.wait(channel, ticket, seconds)
         elif not await self.runtime.settle(self.listener.listen(channel), _leave_it):
             await self.runtime.sleep(min(seconds, BLIND_POLL))
+
+    def nudge(self, channel: str) -> None:
+        """Wake those who wait on a channel, as a notification would."""
+        self.listener.wake(channel)
+
+    def abort_stalled(self, limit: float) -> int:
+        """Break off connections on which a call has not returned for ``limit`` seconds; how many.
+
+        The calls then fail with `ConnectionLost`. For half-open connections: the other
+        side is gone, and nobody said so.
+        """
+        stalled = [session for opener in self._openers.values() for session in opener.stalled(limit)]
+        for session in stalled:
+            logger.warning("no answer on a connection for %s seconds (%s): it is broken off", limit, session.doing)
+            session.abort()
+        return len(stalled)
 
     async def close(self) -> None:
         """Close the connections; those in use, when they are given back."""

@@ -79,6 +79,7 @@ class BaseJob:
         serializer: The serializer that wrote it, or None for a row of pq's.
         failures: How often it failed with an exception before.
         excused: How often a lease of it ended with nothing to be held against it.
+        leased: Whether it is held under a lease, and to be finished.
     """
 
     __slots__ = (
@@ -91,13 +92,15 @@ class BaseJob:
         "excused",
         "failures",
         "id",
+        "leased",
         "raw",
         "raw_headers",
         "serializer",
     )
 
-    def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
+    def __init__(self, queue: QueueSettings, row: Sequence[Any], *, leased: bool = False) -> None:
         self._queue = queue
+        self.leased = leased
         self.id: int = row[0]
         self.raw: str | bytes = row[1] if row[2] is None else bytes(row[2])  # a driver may give a view
         self.serializer: str | None = row[3]

@@ -184,14 +184,14 @@ class Queue(QueueSettings):
             wait: Seconds to wait, at most; None for the queue's ``timeout``.
         """
         rows = drive(taking.get(self._engine, self, 1, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
-        return Job(self, rows[0]) if rows else None
+        return Job(self, rows[0], leased=True) if rows else None
 
     def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[Job]:
         """Take up to ``n`` jobs for a time, as `lease` does."""
         rows = drive(taking.get(self._engine, self, n, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
-        return [Job(self, row) for row in rows]
+        return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
         """Finish a leased job.

@@ -85,6 +85,9 @@ class CoreSession:
         self._errors = errors
         self._suspends = suspends
         self.planned_at = time.monotonic()
+        # When the call that is under way began, and what it is; None between calls.
+        self.busy_since: float | None = None
+        self.doing = ""
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
 
@@ -135,7 +138,14 @@ class CoreSession:
     async def close(self) -> None:
         await self._call("close", self.driver.close)
 
+    def abort(self) -> None:
+        """Break the connection off, whoever uses it: what is under way on it fails."""
+        self.doubtful = True
+        self.driver.abort()
+
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
+        self.doing = doing
+        self.busy_since = time.monotonic()
         try:
             result = method(*arguments)
             return await result if self._suspends else result
@@ -143,3 +153,5 @@ class CoreSession:
             raise
         except self._errors as exc:
             raise translate(exc, doing, lost=not self.usable()) from exc
+        finally:
+            self.busy_since = None

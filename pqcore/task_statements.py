@@ -199,7 +199,7 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
 WITH gone AS (DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *)
 INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason)
 SELECT {
-                _DEAD_COLUMNS.replace(" headers", " (headers::jsonb - 'batch')::json")
+                _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
                 .replace("failures", "coalesce(failures, 0) + :failed::int")
                 .replace("error", ":error::text::json")
             },

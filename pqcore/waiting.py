@@ -146,9 +146,10 @@ class Listener:
             if channels:
                 heard = time.monotonic()
                 for channel in set(channels):
-                    self._wake(channel)
+                    self.wake(channel)
 
-    def _wake(self, channel: str) -> None:
+    def wake(self, channel: str) -> None:
+        """Wake those who wait on a channel."""
         self._counts[channel] += 1
         for event in list(self._waiters[channel]):
             event.set()
@@ -158,7 +159,7 @@ class Listener:
             return
         self._session = None
         for channel in self._channels | set(self._waiters):
-            self._wake(channel)
+            self.wake(channel)
         self._channels.clear()
         try:
             await session.close()
@@ -209,6 +210,10 @@ class SoleListener:
                 return
             await session.wait(min(left, SLICE))
             await self._source.release(await self._source.acquire())
+
+    def wake(self, channel: str) -> None:
+        """See `Listener.wake`; who waits sees it within `SLICE` seconds."""
+        self._counts[channel] += 1
 
     async def close(self) -> None:
         """Nothing to close: the connection is the caller's."""

@@ -127,6 +127,9 @@ class AsyncpgSession:
     async def close(self) -> None:
         await self.connection.close(timeout=5)
 
+    def abort(self) -> None:
+        self.connection.terminate()
+
 
 class AsyncpgBackend:
     """Makes sessions over asyncpg's connections and pools."""

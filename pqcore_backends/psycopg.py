@@ -17,7 +17,7 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pqcore.backend import ABORTED, Row, readable
+from pqcore.backend import ABORTED, Row, readable, shut
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
@@ -48,6 +48,10 @@ class _Common:
 
     def cursor(self, **options: Any) -> Any:
         return self.connection.cursor(**options)
+
+    def abort(self) -> None:
+        if self.usable():
+            shut(self.connection.fileno())
 
     def _to_switch(self) -> bool:
         return not self.connection.autocommit and not self.in_transaction()

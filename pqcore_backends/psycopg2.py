@@ -16,7 +16,7 @@ from psycopg2 import extensions
 from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import ABORTED, Row, readable
+from pqcore.backend import ABORTED, Row, readable, shut
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
@@ -133,6 +133,10 @@ class Psycopg2Session:
 
     def close(self) -> None:
         self.connection.close()
+
+    def abort(self) -> None:
+        if self.usable():
+            shut(self.connection.fileno())
 
 
 class Psycopg2Backend:

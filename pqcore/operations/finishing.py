@@ -24,7 +24,7 @@ from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 
-End: TypeAlias = Literal["done", "retry", "snooze", "dead", "drop"]
+End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
 
@@ -35,8 +35,9 @@ class Outcome:
 
     Attributes:
         job: The job.
-        end: ``done``; ``retry``, with a failure on its record; ``snooze``, without;
-            ``dead``: a dead letter; ``drop``: deleted, as discarded or cancelled.
+        end: ``done``; ``retry``: given back, with a failure on its record; ``snooze``: given back
+            without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
+            ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
         error: The last exception, as `described`.
         delay: Seconds until it is due again; None for at once, in its place.
@@ -107,7 +108,13 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
         held = {(row[0], row[1]) for row in await ack_rows(s, queue, [outcome.job for outcome in done])}
         ended += [outcome for outcome in done if (outcome.job.id, outcome.job.attempts) in held]
     tasks = s.sql.tasks
-    statements = {"retry": tasks.retry, "snooze": tasks.snooze, "dead": tasks.bury, "drop": tasks.drop}
+    statements = {
+        "retry": tasks.retry,
+        "snooze": tasks.snooze,
+        "crash": s.sql.nack,
+        "dead": tasks.bury,
+        "drop": tasks.drop,
+    }
     for outcome in sorted(outcomes, key=lambda outcome: outcome.job.id):
         if outcome.end == "done":
             continue
@@ -119,11 +126,25 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
             "error": None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd"),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
+            "headers": _without_batch(outcome.job),
             "channel": channel(queue.name),
         }
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)
     return ended
+
+
+def _without_batch(job: BaseJob) -> str | None:
+    """The headers of a dead letter: its batch has counted it, and is not to do so again if it is revived."""
+    headers = job.headers
+    if "batch" not in headers:
+        return None
+    links = [{**link, "headers": _less_batch(link["headers"])} for link in headers.get("then", [])]
+    return json.dumps({**_less_batch(headers), **({"then": links} if links else {})})
+
+
+def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in headers.items() if name != "batch"}
 
 
 async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -> None:

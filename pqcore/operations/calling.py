@@ -1,0 +1,88 @@
+"""Putting several calls together: all, or none; and what follows when they are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError
+from pqcore.operations.putting import NO_TIMES, insert
+from pqcore.operations.stored import StoredPut
+from pqcore.operations.transactions import atomic
+from pqcore.sessions import CoreSession
+from pqcore.settings import QueueSettings
+
+
+async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[int]:
+    """Put calls, all or none; the jobs' ids in order."""
+
+    async def work(s: CoreSession) -> list[int]:
+        async with atomic(s):
+            return await _insert_all(engine, s, calls)
+
+    return await engine.run(work, connection=connection)
+
+
+async def put_batch(
+    engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
+) -> tuple[int, list[int]]:
+    """Put calls, and another once all of them have ended; the batch's id, and the jobs' in order."""
+    if not calls:
+        msg = "a batch needs at least one call"
+        raise ConfigurationError(msg)
+
+    async def work(s: CoreSession) -> tuple[int, list[int]]:
+        after = None if callback is None else json.dumps(callback.to_json())
+        values = {"q_name": queue.name, "total": len(calls), "callback": after}
+        async with atomic(s):
+            [[batch]] = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
+            ids = await _insert_all(engine, s, [_of_batch(call, int(batch)) for call in calls])
+        return int(batch), ids
+
+    return await engine.run(work, connection=connection)
+
+
+def _of_batch(call: StoredPut, batch: int) -> StoredPut:
+    # In a chain each is told of the batch, so that the last, or one that fails, counts.
+    headers = {**call.headers, "batch": batch}
+    if "then" in headers:
+        headers["then"] = [_of_batch(StoredPut.from_json(link), batch).to_json() for link in headers["then"]]
+    return StoredPut(call.queue, call.serializer, call.data, call.payload, headers, call.delay)
+
+
+async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
+    ids: list[int] = []
+    rows = [call.values() for call in calls]
+
+    def common(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["q_name"], row["serializer"], row["headers"], row["group_key"], row["schedule_in"]
+
+    for _, alike in groupby(rows, common):
+        same = list(alike)
+        if len(same) == 1:
+            ids.append(await insert(s, same[0], None, str(engine.names)))
+            continue
+        values = {
+            **NO_TIMES,
+            **same[0],
+            "data": [row["data"] for row in same],
+            "payload": [row["payload"] for row in same],
+        }
+        found = await s.execute(s.sql.put_many, s.sql.put_many.bind(values))
+        ids += sorted(row[0] for row in found)  # drawn in order, whatever order they are returned in
+    return ids
+
+
+def chained(calls: Sequence[StoredPut]) -> StoredPut:
+    """The first of a chain, which carries the others."""
+    if not calls:
+        msg = "a chain needs at least one call"
+        raise ConfigurationError(msg)
+    first, *others = calls
+    if not others:
+        return first
+    headers = {**first.headers, "then": [call.to_json() for call in others]}
+    return StoredPut(first.queue, first.serializer, first.data, first.payload, headers, first.delay)

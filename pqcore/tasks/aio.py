@@ -1,0 +1,112 @@
+"""The asynchronous face of tasks: `AsyncPQ` and `AsyncQueue`; what the names mean is written in `.blocking`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from pqcore import aio as core
+from pqcore.operations import calling, putting
+from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of
+from pqcore.tasks.handles import AsyncHandle, Batch
+from pqcore.tasks.periodic import Missed, make_periodic
+from pqcore.timespec import TimeSpec
+
+
+class AsyncEnqueuer:
+    """What a declared function becomes: calling and awaiting it puts a job.
+
+    Attributes:
+        task: The task.
+        queue: The queue that it is put into.
+    """
+
+    def __init__(self, queue: AsyncQueue, task: Task) -> None:
+        functools.update_wrapper(self, task.function)
+        self.task = task
+        self.queue = queue
+        self._path = task.path
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> AsyncHandle:
+        """Put a job; see `pqcore.tasks.Enqueuer`."""
+        return await self.queue.put_call(call_of(self.queue, self.task, args, kwargs))
+
+    def call(self, *args: Any, **kwargs: Any) -> Call:
+        """The call, not put yet: for `AsyncQueue.chain`, `AsyncQueue.batch` and `AsyncQueue.put_calls`."""
+        return call_of(self.queue, self.task, args, kwargs)
+
+
+class AsyncQueue(TaskDeclarations, core.AsyncQueue):
+    """A queue of function calls, awaited; see `pqcore.AsyncQueue` and `TaskDeclarations`."""
+
+    def task(
+        self,
+        schedule_at: TimeSpec = None,
+        expected_at: TimeSpec = None,
+        max_retries: int = 0,
+        retry_in: Any = "30s",
+        **options: Any,
+    ) -> Callable[[Callable[..., Any]], AsyncEnqueuer]:
+        """Declare a function as a task; see `pqcore.tasks.Queue.task`."""
+        chosen = TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
+        return lambda function: AsyncEnqueuer(self, self.declare(function, chosen))
+
+    def periodic(
+        self,
+        cron: str,
+        tz: str = "UTC",
+        missed: Missed = "latest",
+        name: str | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Callable[[Any], AsyncEnqueuer]:
+        """Have workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
+
+        def decorate(function: Any) -> AsyncEnqueuer:
+            task: AsyncEnqueuer = function if isinstance(function, AsyncEnqueuer) else self.task()(function)
+            call = call_of(self, task.task, args, dict(kwargs or {}))
+            self.add_periodic(make_periodic(call, cron, tz, missed, name))
+            return task
+
+        return decorate
+
+    async def put_call(self, call: Call) -> AsyncHandle:
+        """Put a call; its job's id."""
+        options = call.options
+        times = (options.schedule_at, options.expected_at)
+        job_id = await putting.put(self._engine, self, call.data(), *times, call.connection, call.put_options())
+        return AsyncHandle.of(self, job_id)
+
+    async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
+        """Put calls together, all or none; the ids in order."""
+        ids = await calling.put_all(self._engine, [call.stored() for call in calls], connection)
+        return [AsyncHandle.of(self, job_id) for job_id in ids]
+
+    async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
+        """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
+        first = calling.chained([call.stored() for call in calls])
+        return AsyncHandle.of(self, (await calling.put_all(self._engine, [first], connection))[0])
+
+    async def batch(
+        self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
+    ) -> Batch[AsyncHandle]:
+        """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
+        stored = [
+            calling.chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored()
+            for call in calls
+        ]
+        after = None if then is None else then.stored()
+        number, ids = await calling.put_batch(self._engine, self, stored, after, connection)
+        return Batch(number, [AsyncHandle.of(self, job_id) for job_id in ids])
+
+
+class AsyncPQ(core.AsyncPQ):
+    """The queues of one table, as queues of function calls, awaited; see `pqcore.AsyncPQ`."""
+
+    queue_class: type[core.AsyncQueue] = AsyncQueue
+
+    def __getitem__(self, name: str) -> AsyncQueue:
+        queue = super().__getitem__(name)
+        assert isinstance(queue, AsyncQueue)  # noqa: S101 - for the type checker
+        return queue

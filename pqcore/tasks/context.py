@@ -1,0 +1,120 @@
+"""What a function may know of the job that it runs, and say of it: `current`."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from pqcore.errors import PQError, SerializationError
+
+if TYPE_CHECKING:
+    from pqcore.job import BaseJob
+    from pqcore.settings import QueueSettings
+
+
+class JobCancelled(Exception):
+    """The job that runs was cancelled, its time is up, or its lease was lost; see `JobContext.check`."""
+
+
+class JobContext:
+    """The job that runs.
+
+    Attributes:
+        job: The job.
+        queue: The settings of its queue.
+    """
+
+    def __init__(self, queue: QueueSettings, job: BaseJob) -> None:
+        self.job = job
+        self.queue = queue
+        self._stop = threading.Event()
+        self._progress: str | None = None
+        self.stop_reason = ""
+
+    @property
+    def id(self) -> int:
+        """The job's id."""
+        return self.job.id
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first time that it is run, 2 for the second..."""
+        return self.job.attempts - self.job.excused
+
+    @property
+    def previous(self) -> Any:
+        """What the function before in the chain returned; after a batch, its ``batch``, ``total`` and ``failed``."""
+        stored = self.job.headers.get("previous")
+        if stored is None:
+            return None
+        import base64
+
+        raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
+        return self.queue.decode_row(self.job.id, stored["serializer"], raw)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the function is to stop: cancelled, out of time, or no longer its worker's."""
+        return self._stop.is_set()
+
+    def check(self) -> None:
+        """Stop if the function is to stop: for functions in threads, which nobody else can stop.
+
+        Raises:
+            JobCancelled: It is.
+        """
+        if self._stop.is_set():
+            raise JobCancelled(self.stop_reason)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, or until the function is to stop; whether it is.  For functions in threads."""
+        return self._stop.wait(seconds)
+
+    def progress(self, value: Any) -> None:
+        """Report how far it is: anything that JSON can hold.  Stored by the worker, once a second at most.
+
+        Raises:
+            SerializationError: JSON cannot hold it.
+        """
+        try:
+            self._progress = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as exc:
+            raise SerializationError(f"progress is not JSON: {exc}") from exc
+
+    def stop(self, reason: str) -> None:
+        """Tell the function to stop; for workers."""
+        self.stop_reason = reason
+        self._stop.set()
+
+    def take_progress(self) -> str | None:
+        """What was reported since the last call; for workers."""
+        value, self._progress = self._progress, None
+        return value
+
+
+_current: ContextVar[JobContext] = ContextVar("pqcore_job")
+
+
+def current() -> JobContext:
+    """The job that the running thread or asyncio task works on.
+
+    Raises:
+        PQError: None.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        msg = "no job is being run here"
+        raise PQError(msg) from None
+
+
+def enter_job(context: JobContext) -> Any:
+    """Make a job the current one; for workers."""
+    return _current.set(context)
+
+
+def leave_job(token: Any) -> None:
+    """Undo `enter_job`."""
+    _current.reset(token)

@@ -1,0 +1,111 @@
+"""Periodic tasks: cron expressions with time zones, read by cronsim.
+
+In autumn a job for an hour that comes twice is run once, in spring one for an
+hour that is left out is run right after it; those that run every so many
+minutes go by elapsed time (as Debian's cron does; see cronsim).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pqcore.errors import ConfigurationError
+from pqcore.tasks.declaring import Call, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Missed: TypeAlias = Literal["latest", "all", "skip"]
+
+LATE = 30.0
+"""Seconds after which a tick counts as missed."""
+MOST_MISSED = 1_000
+"""Ticks: so many missed ones are made up for, at most; older ones are dropped."""
+_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Periodic:
+    """A task that is put at each tick.
+
+    Attributes:
+        name: What its ticks are remembered under; one of a queue.
+        cron: The expression: five fields, six with seconds first, or ``@daily`` and the like.
+        tz: The time zone that it is meant in, such as ``"Europe/Berlin"``.
+        missed: What becomes of ticks that passed while no worker was there: the
+            ``"latest"`` is made up for, ``"all"`` are, or none (``"skip"``).
+        call: What is put.
+    """
+
+    name: str
+    cron: str
+    tz: str
+    missed: Missed
+    call: Call
+
+    def __post_init__(self) -> None:
+        if self.missed not in ("latest", "all", "skip"):
+            msg = f"missed is {self.missed!r}; choose 'latest', 'all' or 'skip'"
+            raise ConfigurationError(msg)
+        next(self.ticks_after(datetime.now(ZoneInfo("UTC"))))
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.call.task
+
+    def ticks_after(self, moment: datetime) -> Iterator[datetime]:
+        """The ticks after a moment, one after the other.
+
+        Raises:
+            ConfigurationError: The expression or the time zone cannot be read.
+        """
+        try:
+            from cronsim import CronSim, CronSimError
+        except ImportError as exc:
+            msg = "periodic tasks need cronsim: pip install 'pqcore[worker]'"
+            raise ConfigurationError(msg) from exc
+        try:
+            zone = ZoneInfo(self.tz)
+        except (ZoneInfoNotFoundError, ValueError, TypeError) as exc:
+            msg = f"tz is {self.tz!r}; give a time zone such as 'UTC' or 'Europe/Berlin'"
+            raise ConfigurationError(msg) from exc
+        try:
+            ticks: Iterator[datetime] = CronSim(_ALIASES.get(self.cron, self.cron), moment.astimezone(zone))
+        except (CronSimError, AttributeError) as exc:
+            msg = f"cron expression {self.cron!r}: {exc}; give five fields, as in '*/5 * * * *', or '@daily'"
+            raise ConfigurationError(msg) from exc
+        return ticks
+
+    def due(self, last: datetime, now: datetime) -> list[datetime]:
+        """The ticks to be put, of those after ``last`` and up to ``now``, in order."""
+        passed: list[datetime] = []
+        for tick in self.ticks_after(last):
+            if tick > now:
+                break
+            passed.append(tick)
+            if self.missed != "all" or len(passed) > MOST_MISSED:
+                del passed[: -1 if self.missed != "all" else -MOST_MISSED]
+        if self.missed == "skip":
+            return [tick for tick in passed if now - tick < timedelta(seconds=LATE)]
+        return passed
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The next tick after a moment; None if there is none any more."""
+        return next(self.ticks_after(moment), None)
+
+
+def make_periodic(call: Call, cron: str, tz: str, missed: Any, name: str | None) -> Periodic:
+    """A periodic task, named after its function unless otherwise named."""
+    return Periodic(name or call.task.path, cron, tz, missed, call)

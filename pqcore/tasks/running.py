@@ -1,0 +1,158 @@
+"""From a row to a call, and from how the call ended to what becomes of the job.
+
+No I/O and no threads: the worker and `Queue.perform` share it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pqcore.errors import DeserializationError, UnknownTask
+from pqcore.job import BaseJob
+from pqcore.operations.finishing import Outcome
+from pqcore.settings import QueueSettings
+from pqcore.tasks.context import JobCancelled
+from pqcore.tasks.declaring import Task, TaskDeclarations, logger
+from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_from_json
+from pqcore.timespec import seconds
+
+UNKNOWN_PAUSE = 60.0
+"""Seconds for which a job is put off that names a function unknown here: another worker may know it."""
+MAX_TRACEBACK = 20_000
+"""Characters of a traceback that are kept: its end."""
+
+
+@dataclass(eq=False)
+class Run:
+    """A call that is about to be made.
+
+    Attributes:
+        job: Its job.
+        task: What is called.
+        args: With what, after the job's id.
+        kwargs: And with what.
+        max_retries: How many failures are forgiven.
+        retry: The pause after a failure.
+        timeout: Seconds that it may take; None for as long as it does.
+    """
+
+    job: BaseJob
+    task: Task
+    args: Any
+    kwargs: Any
+    max_retries: int
+    retry: RetryPolicy
+    timeout: float | None
+
+    @property
+    def is_coroutine(self) -> bool:
+        """Whether the function is to be awaited."""
+        return inspect.iscoroutinefunction(self.task.function)
+
+
+def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) -> Run | Outcome:
+    """Read a job; a run of it, or how it ends without one.
+
+    Args:
+        queue: Its queue.
+        declarations: Where functions are found.
+        job: The job.
+    """
+    try:
+        data = job._get_data()  # noqa: SLF001 - what both faces' jobs have in common
+        path, args, kwargs = data["function"], data["args"], data["kwargs"]
+    except (DeserializationError, TypeError, KeyError) as exc:
+        logger.error("job %d of %r is no call of a function", job.id, queue.name, exc_info=exc)
+        return Outcome(job, "dead", error=described(exc), reason="invalid")
+    try:
+        task = declarations.find_task(path)
+    except Exception as exc:  # noqa: BLE001 - importing a trusted module may raise anything
+        return unknown(queue, job, exc)
+    headers = job.headers.get("run", _NOTHING) if job.raw_headers is not None else _NOTHING
+    if job.crashes > 0 and job.crashes >= task.options.max_crashes:
+        error = {"type": "crash", "message": f"its worker died {job.crashes} times, or lost its lease", "traceback": ""}
+        logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
+        return Outcome(job, "dead", error=error, reason="crashed")
+    deadline = headers.get("deadline")
+    if deadline is not None and time.time() > deadline:
+        error = {"type": "deadline", "message": "its deadline passed before it was started", "traceback": ""}
+        return Outcome(job, "dead", error=error, reason="expired")
+    if "retry" in headers:
+        retry = policy_from_json(headers["retry"])
+    elif task.options.retry is not None:
+        retry = task.options.retry
+    else:
+        retry = _PqsRetry(data.get("retry_in"))
+    forgiven = data.get("max_retries", 0) - data.get("retried", 0)
+    return Run(job, task, args, kwargs, forgiven, retry, headers.get("timeout"))
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class _PqsRetry:
+    retry_in: Any
+
+    def __call__(self, failures: int, error: BaseException) -> float | None:
+        return None if self.retry_in is None else seconds(self.retry_in)
+
+
+def unknown(queue: QueueSettings, job: BaseJob, error: BaseException) -> Outcome:
+    """What becomes of a job that names a function that is not known here: it is kept."""
+    advice = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
+    known = error if not isinstance(error, UnknownTask) else None
+    logger.error("job %d of %r: %s; %s", job.id, queue.name, error, advice, exc_info=known)
+    return Outcome(job, "snooze", delay=UNKNOWN_PAUSE, reason="unknown")
+
+
+def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
+    """What becomes of a job whose function raised."""
+    job, options = run.job, run.task.options
+    if isinstance(error, Snooze):
+        return Outcome(job, "snooze", delay=error.delay)
+    if isinstance(error, (Discard, *options.discard_on)):
+        logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
+        return Outcome(job, "drop", error=described(error), reason="discarded")
+    details = described(error)
+    failures = job.failures + 1
+    may_retry = isinstance(error, (Retry, TimeoutError, JobCancelled, *options.retry_on))
+    if failures > run.max_retries or not may_retry:
+        logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
+        return Outcome(job, "dead", error=details, reason="failed")
+    try:
+        delay = error.delay if isinstance(error, Retry) else run.retry(failures, error)
+        pause = None if delay is None else seconds(delay)
+    except Discard as exc:
+        return Outcome(job, "drop", error=described(exc), reason="discarded")
+    except Exception:  # noqa: BLE001 - a policy is users' code
+        logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
+        pause = 60.0
+    logger.warning("job %d of %r (%s) failed; again in %s s", job.id, queue.name, run.task.path, pause, exc_info=error)
+    return Outcome(job, "retry", error=details, delay=pause)
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
+    kind = type(error)
+    text = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    message = str(error)
+    return {
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "message": _storable(message[:MAX_TRACEBACK]),
+        "traceback": _storable(text[-MAX_TRACEBACK:]),
+    }
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def caller(run: Run) -> Callable[[], Any]:
+    """What makes the call."""
+    return lambda: run.task.function(run.job.id, *run.args, **run.kwargs)
