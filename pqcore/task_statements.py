@@ -210,7 +210,7 @@ FROM gone RETURNING id""",
         self.dead_letters = compiled(
             "dead_letters",
             f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text"
-            " AND (:before::bigint IS NULL OR id < :before::bigint) ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
+            " ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
         )
         self.dead_letter = compiled(
             "dead_letter", f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"

@@ -29,7 +29,8 @@ class JobContext:
     def __init__(self, queue: QueueSettings, job: BaseJob) -> None:
         self.job = job
         self.queue = queue
-        self._stop = threading.Event()
+        self._stopped = False
+        self._woken: threading.Event | None = None  # made when it is waited for: most jobs never do
         self._progress: str | None = None
         self.stop_reason = ""
 
@@ -57,7 +58,7 @@ class JobContext:
     @property
     def cancelled(self) -> bool:
         """Whether the function is to stop: cancelled, out of time, or no longer its worker's."""
-        return self._stop.is_set()
+        return self._stopped
 
     def check(self) -> None:
         """Stop if the function is to stop: for functions in threads, which nobody else can stop.
@@ -65,12 +66,16 @@ class JobContext:
         Raises:
             JobCancelled: It is.
         """
-        if self._stop.is_set():
+        if self._stopped:
             raise JobCancelled(self.stop_reason)
 
     def wait(self, seconds: float) -> bool:
         """Sleep, or until the function is to stop; whether it is.  For functions in threads."""
-        return self._stop.wait(seconds)
+        if self._woken is None:
+            self._woken = threading.Event()
+        if self._stopped:
+            self._woken.set()
+        return self._woken.wait(seconds)
 
     def progress(self, value: Any) -> None:
         """Report how far it is: anything that JSON can hold.  Stored by the worker, once a second at most.
@@ -86,7 +91,9 @@ class JobContext:
     def stop(self, reason: str) -> None:
         """Tell the function to stop; for workers."""
         self.stop_reason = reason
-        self._stop.set()
+        self._stopped = True
+        if self._woken is not None:
+            self._woken.set()
 
     def take_progress(self) -> str | None:
         """What was reported since the last call; for workers."""

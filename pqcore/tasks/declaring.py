@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import pydoc
 import time
 from collections.abc import Callable, Mapping
@@ -107,6 +109,11 @@ class Task:
     path: str
     function: Callable[..., Any]
     options: TaskOptions = field(default_factory=TaskOptions)
+
+    @functools.cached_property
+    def is_coroutine(self) -> bool:
+        """Whether the function is to be awaited."""
+        return inspect.iscoroutinefunction(self.function)
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +267,9 @@ class TaskDeclarations:
             msg = f"unknown function {path!r}: declare it with @queue.task, or list its module in trusted_modules"
             raise UnknownTask(msg)
         declared = self._tasks.get(path)
-        return Task(path, function) if declared is None else dataclasses.replace(declared, function=function)
+        if declared is None:
+            return Task(path, function)
+        return declared if declared.function is function else dataclasses.replace(declared, function=function)
 
     def _trusts(self, path: str) -> bool:
         return any(path.startswith(module + ".") for module in self.trusted_modules)

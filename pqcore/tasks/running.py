@@ -5,7 +5,6 @@ No I/O and no threads: the worker and `Queue.perform` share it.
 
 from __future__ import annotations
 
-import inspect
 import time
 import traceback
 from collections.abc import Callable
@@ -48,11 +47,6 @@ class Run:
     max_retries: int
     retry: RetryPolicy
     timeout: float | None
-
-    @property
-    def is_coroutine(self) -> bool:
-        """Whether the function is to be awaited."""
-        return inspect.iscoroutinefunction(self.task.function)
 
 
 def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) -> Run | Outcome:

@@ -18,7 +18,7 @@ from pqcore.aio import AsyncPQ
 from pqcore.backend import BackendSpec
 from pqcore.connections import Opener
 from pqcore.dialect import Dialect
-from pqcore.identifiers import TableName, quote
+from pqcore.identifiers import TableName, fit, quote
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.runtime import drive
@@ -32,6 +32,17 @@ _numbers = itertools.count(1)
 
 PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
 """Seconds after which something awaited is held to be lost. No test measures it."""
+SIDE_TABLES = ("_archive", "_slots", "_dead", "_results", "_batches", "_ticks", "_rates", "_dedup")
+"""What the names of the tables beside a queue's end in."""
+INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked")
+"""What the names of the indexes of a queue's table end in."""
+
+
+def all_tables(*names: str) -> set[str]:
+    """The tables of a schema in which these queues' tables, and no others, were made."""
+    found = {fit(name + suffix) for name in names for suffix in ("", *SIDE_TABLES)}
+    assert len(found) == len(names) * (1 + len(SIDE_TABLES))
+    return found | {"pqcore_migrations"}
 
 
 def statement(sql: str, *, rows: bool = True) -> Query:

@@ -16,6 +16,8 @@ from pqcore.tasks.context import JobContext
 from pqcore.tasks.running import Run
 from pqcore.worker.bridge import Bridge
 
+PACE = 0.02
+"""Seconds after which the pace of before counts no more."""
 AHEAD = 0.1
 """Seconds of work, at the pace of late, that a worker fetches ahead."""
 
@@ -59,7 +61,10 @@ class Station:
         held: All jobs that are held, by id.
         done: How jobs ended, not stored yet.
         pace: Jobs a second, of late.
+        started: Jobs begun since the pace was measured.
+        measured_at: When that was, by the monotonic clock.
         reserved: Jobs that are being fetched.
+        idle: Whether there was nothing at the last look.
     """
 
     queue: Any
@@ -69,6 +74,7 @@ class Station:
     done: list[Outcome] = field(default_factory=list)
     pace: float = 0.0
     started: int = 0
+    measured_at: float = 0.0
     reserved: int = 0
     idle: bool = False
 
@@ -80,6 +86,14 @@ class Station:
     def job(self, row: Any) -> BaseJob:
         """The job of a row that was leased."""
         return self._job(self.queue, row, leased=True)
+
+    def measure(self, now: float) -> None:
+        """Reckon the pace anew, if there is enough to go by."""
+        elapsed = now - self.measured_at
+        if elapsed >= PACE / 4:
+            weight = min(elapsed / PACE, 1.0)
+            self.pace += weight * (self.started / elapsed - self.pace)
+            self.started, self.measured_at = 0, now
 
     def wanted(self, free: int, prefetch: int) -> int:
         """How many jobs to fetch: for the free places, and ahead if they go fast."""

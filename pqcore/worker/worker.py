@@ -43,6 +43,8 @@ STALE = 0.25
 """Seconds for which a job that was fetched ahead may wait for a place before it is given back."""
 PROGRESS = 1.0
 """Seconds between two reports of a job's progress, at least."""
+BRISK, GATHER = 1_000.0, 0.005
+"""Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""
 HEAR = 5.0
 """Seconds for which it is listened for cancellations at a time."""
 CRASH_PAUSE = 1.0
@@ -248,6 +250,7 @@ class Worker:
         failures = 0
         while not self._draining.is_set():
             reserved = sum(each.reserved for each in self._stations)
+            station.measure(time.monotonic())
             n = station.wanted(self._free - reserved, self._prefetch)
             if n == 0:
                 self._room.clear()
@@ -359,7 +362,7 @@ class Worker:
         self._next()
 
     async def _call(self, station: Station, held: Held, run: Run) -> Any:
-        if run.is_coroutine:
+        if run.task.is_coroutine:
             held.cancellable = True
             if not self._around:
                 return await run.task.function(run.job.id, *run.args, **run.kwargs)
@@ -407,7 +410,7 @@ class Worker:
     def _next(self) -> None:
         """Fill free places with what was fetched ahead, the queues in turn."""
         while self._free > 0:
-            station = max(self._stations, key=lambda each: len(each.buffer))
+            station = max(self._stations, key=_waiting) if len(self._stations) > 1 else self._stations[0]
             if not station.buffer or self._draining.is_set():
                 break
             self._begin(station, station.buffer.popleft())
@@ -442,6 +445,8 @@ class Worker:
                     continue
                 failures = 0
                 await self._stored(station, outcomes, lost)
+            if any(station.pace > BRISK for station in self._stations):
+                await asyncio.sleep(GATHER)
 
     async def _stored(self, station: Station, outcomes: list[Outcome], lost: list[Outcome]) -> None:
         refused = {id(outcome) for outcome in lost}
@@ -475,13 +480,11 @@ class Worker:
     # Tending
 
     async def _tend(self) -> None:
-        last = time.monotonic()
         while True:
             await asyncio.sleep(TEND)
             now = time.monotonic()
             for station in self._stations:
-                station.pace = 0.5 * station.pace + 0.5 * station.started / (now - last)
-                station.started = 0
+                station.measure(now)
                 if station.buffer:
                     self._hand_back(station, [held for held in station.buffer if now - held.leased_at > STALE])
                 station.bridge.engine.abort_stalled(self._stall_timeout)
@@ -491,7 +494,6 @@ class Worker:
                 except PQError as exc:
                     logger.warning("%r: cannot hold on to jobs: %s", station.queue.name, exc)
             self._room.set()
-            last = now
 
     async def _hold_on(self, station: Station, now: float) -> None:
         """Lengthen the leases that have run for a third of their time."""
@@ -546,6 +548,10 @@ class Worker:
             self._decide(station, held, Outcome(held.job, "drop", reason="cancelled"))
         else:
             self._stop(held, "cancelled")
+
+
+def _waiting(station: Station) -> int:
+    return len(station.buffer)
 
 
 def _check_result(station: Station, held: Held, result: Any) -> None:

@@ -28,7 +28,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.identifiers import quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_tables
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}
 
@@ -120,7 +120,7 @@ def catalogue(harness: Harness, table: str = "queue", within: str | None = None)
 def complete(harness: Harness, table: str = "queue", within: str | None = None) -> bool:
     """Whether a table has its indexes, all valid, and its trigger alone, one a statement."""
     found = catalogue(harness, table, within)
-    ours = {f"{table}_{name}" for name in ("pkey", "ready", "urgent", "hidden", "notify")}
+    ours = {table + suffix for suffix in (*INDEXES, "_notify")}
     return ours == found.keys() - {"priority_idx_", "priority_idx_no_"} and all(sound for sound, _ in found.values())
 
 
@@ -199,7 +199,7 @@ def dropped(harness: Harness, name: str) -> Iterator[str]:
 
 def test_create_makes_all_that_is_needed(harness: Harness) -> None:
     harness.pq()
-    assert tables(harness) == {"queue", "queue_archive", "pqcore_migrations"}
+    assert tables(harness) == all_tables("queue")
     assert complete(harness)
 
 
