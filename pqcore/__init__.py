@@ -15,6 +15,7 @@ from pqcore.errors import PQError
 from pqcore.hookspecs import hookimpl
 from pqcore.job import AsyncJob, Job
 from pqcore.operations.managing import QueueStats
+from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup
 from pqcore.queue import PQ, Queue, QueueIterator
 from pqcore.settings import logger
@@ -28,6 +29,7 @@ __all__ = [
     "AsyncQueueIterator",
     "Dedup",
     "Job",
+    "JobInfo",
     "PQError",
     "Queue",
     "QueueIterator",

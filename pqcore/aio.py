@@ -18,6 +18,7 @@ from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
 from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
+from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup
 from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
@@ -159,9 +160,13 @@ class AsyncQueue(QueueSettings):
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
         return [AsyncJob(self, row) for row in await taking.peek(self._engine, self, n)]
 
+    async def inspect(self, job_id: int) -> JobInfo:
+        """What is known of a job; see `pqcore.Queue.inspect`."""
+        return await results.inspect(self._engine, self, job_id)
+
     async def status(self, job_id: int) -> str:
-        """Where a job is; see `pqcore.Queue.status`."""
-        return await results.status(self._engine, self, job_id)
+        """Where a job is: the ``state`` of `inspect`."""
+        return (await self.inspect(job_id)).state
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
         """What the function of a job returned; see `pqcore.Queue.result`."""
@@ -169,7 +174,7 @@ class AsyncQueue(QueueSettings):
 
     async def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; see `pqcore.Queue.progress`."""
-        return await results.progress(self._engine, self, job_id)
+        return (await self.inspect(job_id)).progress
 
     @property
     def dead(self) -> AsyncDeadLetters:

@@ -173,6 +173,7 @@ class Engine:
         """
         if connection is not None:
             session = await self._adopt(connection)
+            session.callers = True
             await self._check(session)
             return await operation(session)
         transaction = self._current()

@@ -13,6 +13,7 @@ from pqcore.job import Job
 from pqcore.letters import DeadLetters
 from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
+from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
@@ -262,17 +263,17 @@ class Queue(QueueSettings):
         """The next ``n`` jobs that are due, in order; they stay where they are."""
         return [Job(self, row) for row in drive(taking.peek(self._engine, self, n))]
 
-    def status(self, job_id: int) -> str:
-        """Where a job is.
-
-        Returns:
-            ``waiting``, ``scheduled``, ``parked`` (for a limit or group), ``running`` (or
-            leased), ``done``, ``dead``, and if its result is kept ``failed`` or ``cancelled``.
+    def inspect(self, job_id: int) -> JobInfo:
+        """What is known of a job: its state, attempts, last error, progress.
 
         Raises:
-            JobNotFound: Nothing is known of it: it never was, or nothing of it was kept.
+            JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
         """
-        return drive(results.status(self._engine, self, job_id))
+        return drive(results.inspect(self._engine, self, job_id))
+
+    def status(self, job_id: int) -> str:
+        """Where a job is: the ``state`` of `inspect`."""
+        return self.inspect(job_id).state
 
     def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
         """What the function of a job returned, waited for.
@@ -290,7 +291,7 @@ class Queue(QueueSettings):
 
     def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; None if nothing."""
-        return drive(results.progress(self._engine, self, job_id))
+        return self.inspect(job_id).progress
 
     @property
     def dead(self) -> DeadLetters:

@@ -88,6 +88,8 @@ class CoreSession:
         # When the call that is under way began, and what it is; None between calls.
         self.busy_since: float | None = None
         self.doing = ""
+        # Whether the caller handed the connection over for this operation, to be left in its mode.
+        self.callers = False
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
 

@@ -272,16 +272,17 @@ DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING id"
             " WHERE job_id = :id::bigint",
         )
         # Where a job is: of the three tables it can be in at most one has it unfinished.
+        times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
+        found = f"error::text, attempts, headers::text, coalesce(failures, 0), {times}"
+        wanted = "WHERE id = :id::bigint AND q_name = :q_name::text"
         self.find_job = compiled(
             "find_job",
             f"""
 SELECT CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'
     WHEN leased_until > {_NOW} THEN 'running' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END,
-  error::text, attempts, headers::text FROM {{table}} WHERE id = :id::bigint AND q_name = :q_name::text
-UNION ALL
-SELECT 'dead', error::text, attempts, headers::text FROM {{dead}} WHERE id = :id::bigint AND q_name = :q_name::text
-UNION ALL
-SELECT 'done', error::text, attempts, headers::text FROM {{archive}} WHERE id = :id::bigint AND q_name = :q_name::text
+  {found} FROM {{table}} {wanted}
+UNION ALL SELECT 'dead', {found} FROM {{dead}} {wanted}
+UNION ALL SELECT 'done', {found} FROM {{archive}} {wanted}
 LIMIT 1""",
         )
 

@@ -41,6 +41,7 @@ class Outcome:
         result: What the function returned.
         error: The last exception, as `described`.
         delay: Seconds until it is due again; None for at once, in its place.
+        finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
         reason: Why it is dead or dropped: ``failed``, ``crashed``, ``expired``, ``discarded``, ``cancelled``.
     """
 
@@ -50,6 +51,7 @@ class Outcome:
     error: dict[str, str] | None = None
     delay: float | None = None
     reason: str = ""
+    finished: bool = False
 
 
 _FOLLOWED = ('"gate"', '"batch"', '"then"', '"keep"')
@@ -60,18 +62,29 @@ def _is_plain(outcome: Outcome) -> bool:
     return outcome.end == "done" and (headers is None or not any(word in headers for word in _FOLLOWED))
 
 
-async def finish(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """End leased jobs; those whose lease was lost are returned, and are as they were."""
+async def finish(
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object = None
+) -> list[Outcome]:
+    """End leased jobs; those whose lease was lost are returned, and are as they were.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        outcomes: How they end.
+        connection: In whose transaction; as for `Queue.put`.
+    """
     plain = [outcome for outcome in outcomes if _is_plain(outcome)]
     others = [outcome for outcome in outcomes if not _is_plain(outcome)]
-    lost_jobs = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in plain], None)}
-    lost = [outcome for outcome in plain if id(outcome.job) in lost_jobs]
+    lost_jobs = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in plain], connection)}
+    lost = [outcome for outcome in plain if id(outcome.job) in lost_jobs and not outcome.finished]
     for start in range(0, len(others), TOGETHER):
-        lost += await _finish_together(engine, queue, others[start : start + TOGETHER])
-    return lost
+        lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection)
+    return [outcome for outcome in lost if not outcome.finished]
 
 
-async def _finish_together(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+async def _finish_together(
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
+) -> list[Outcome]:
     async def work(s: CoreSession) -> list[Outcome]:
         gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
         async with atomic(s):
@@ -87,16 +100,16 @@ async def _finish_together(engine: Engine, queue: QueueSettings, outcomes: Seque
         return [outcome for outcome in outcomes if id(outcome) not in held]
 
     try:
-        return await engine.run(work)
+        return await engine.run(work, connection=connection)
     except (ConnectionLost, TransientError):
         raise
     except DatabaseError:
-        if len(outcomes) == 1:
+        if len(outcomes) == 1 or connection is not None:
             raise
         # One of them cannot be stored; the others are not to suffer for it.
         lost: list[Outcome] = []
         for outcome in outcomes:
-            lost += await _finish_together(engine, queue, [outcome])
+            lost += await _finish_together(engine, queue, [outcome], connection)
         return lost
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from pqcore.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultTimeout
 from pqcore.identifiers import results_channel
+from pqcore.job import Moment
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
@@ -16,26 +18,58 @@ POLL = 1.0
 """Seconds after which one who waits for a result looks, woken or not."""
 
 
-async def status(engine: Engine, queue: QueueSettings, job_id: int) -> str:
-    """Where a job is: ``waiting``, ``scheduled``, ``parked``, ``running``, ``done``, ``failed`` or ``cancelled``...
+@dataclass(frozen=True)
+class JobInfo:
+    """What is known of a job.
+
+    Attributes:
+        id: Its id.
+        state: ``waiting``, ``scheduled``, ``parked`` (for a limit or group), ``running`` (or
+            leased), ``done``, ``dead``; of a job that is gone and whose result is kept, also
+            ``failed``, ``cancelled`` or ``discarded``.
+        attempts: How often it was taken.
+        failures: How often it failed with an exception.
+        error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
+        progress: What it reported last; None if nothing.
+        headers: What travels beside its data.
+        enqueued_at: When it was put; None, as the other times, once only its result is left.
+        schedule_at: Before when it was not to be taken.
+        expected_at: By when it is wanted.
+    """
+
+    id: int
+    state: str
+    attempts: int = 0
+    failures: int = 0
+    error: dict[str, str] = field(default_factory=dict)
+    progress: Any = None
+    headers: dict[str, Any] = field(default_factory=dict)
+    enqueued_at: Moment | None = None
+    schedule_at: Moment | None = None
+    expected_at: Moment | None = None
+
+
+async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
+    """What is known of a job.
 
     Raises:
-        JobNotFound: Nothing is known of it: it never was, or is finished and nothing of it was kept.
+        JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
     """
     rows = await engine.execute("tasks.find_job", {"id": job_id, "q_name": queue.name}, protect=False)
+    kept = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
+    progress = None if not kept or kept[0][1] is None else json.loads(kept[0][1])
     if rows:
-        return str(rows[0][0])
-    rows = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
-    if rows:
-        return str(rows[0][0])
+        state, error, attempts, headers, failures, *times = rows[0]
+        moments = [Moment.of(moment) for moment in times]
+        return JobInfo(job_id, state, attempts, failures, _loaded(error), progress, _loaded(headers), *moments)
+    if kept:
+        return JobInfo(job_id, kept[0][0], error=_loaded(kept[0][5]), progress=progress)
     msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"
     raise JobNotFound(msg)
 
 
-async def progress(engine: Engine, queue: QueueSettings, job_id: int) -> Any:
-    """What a job reported last; None if nothing."""
-    rows = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
-    return None if not rows or rows[0][1] is None else json.loads(rows[0][1])
+def _loaded(text: str | None) -> dict[str, Any]:
+    return {} if text is None else dict(json.loads(text))
 
 
 async def report(engine: Engine, queue: QueueSettings, job_id: int, value: str, keep: float) -> None:
@@ -95,6 +129,6 @@ def _read(
 
 
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:
-    details = {} if error is None else dict(json.loads(error))
+    details = _loaded(error)
     why = f": {details['type']}: {details['message']}" if details else ""
     return JobFailed(f"job {job_id} was not done; it is {state}{why}", details)

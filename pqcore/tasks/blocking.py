@@ -190,7 +190,7 @@ class Queue(TaskDeclarations, core.Queue):
         finally:
             leave_job(token)
         if job.leased:
-            self._end(Outcome(job, "done", result=result))
+            self._end(Outcome(job, "done", result=result, finished=context.finished))
         return True
 
     def fail(self, job: Job, data: dict[str, Any], e: BaseException | None = None) -> bool:

@@ -8,6 +8,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from pqcore.errors import PQError, SerializationError
+from pqcore.operations.finishing import Outcome, finish
+from pqcore.operations.leasing import lease_lost
+from pqcore.runtime import drive
 
 if TYPE_CHECKING:
     from pqcore.job import BaseJob
@@ -23,7 +26,8 @@ class JobContext:
 
     Attributes:
         job: The job.
-        queue: The settings of its queue.
+        queue: Its queue.
+        finished: Whether the function finished it itself.
     """
 
     def __init__(self, queue: QueueSettings, job: BaseJob) -> None:
@@ -33,6 +37,7 @@ class JobContext:
         self._woken: threading.Event | None = None  # made when it is waited for: most jobs never do
         self._progress: str | None = None
         self.stop_reason = ""
+        self.finished = False
 
     @property
     def id(self) -> int:
@@ -87,6 +92,29 @@ class JobContext:
             self._progress = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as exc:
             raise SerializationError(f"progress is not JSON: {exc}") from exc
+
+    def finish(self, result: Any = None, *, connection: Any = None) -> Any:
+        """Finish the job now, in a transaction: it and what the function wrote commit together, or not at all.
+
+        Within ``with queue``, or on a connection of yours. If that is rolled back, the job is not
+        finished, and is run again if the function raises. To be awaited on an asynchronous queue.
+
+        Args:
+            result: What is kept as the result, if one is kept; instead of what the function returns.
+            connection: As for `Queue.put`.
+
+        Raises:
+            LeaseLost: The job was given to another meanwhile: roll back.
+        """
+        engine = self.queue._engine  # type: ignore[attr-defined]  # noqa: SLF001 - a part of the queue's face
+
+        async def work() -> None:
+            outcome = Outcome(self.job, "done", result)
+            if await finish(engine, self.queue, [outcome], connection):
+                raise lease_lost(self.queue, [self.job])
+            self.finished = True
+
+        return work() if engine.runtime.suspends else drive(work())
 
     def stop(self, reason: str) -> None:
         """Tell the function to stop; for workers."""

@@ -16,8 +16,9 @@ from typing import Any
 
 from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
 from pqcore.job import AsyncJob
+from pqcore.letters import AsyncDeadLetters
 
-_WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator)
+_WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters)
 
 
 class Portal:

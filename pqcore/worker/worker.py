@@ -335,7 +335,7 @@ class Worker:
             result = await self._call(station, held, run)
             if held.job.raw_headers is not None:
                 _check_result(station, held, result)
-            outcome = Outcome(held.job, "done", result)
+            outcome = Outcome(held.job, "done", result, finished=context.finished)
         except (asyncio.CancelledError, JobCancelled) as exc:
             held.error = exc
             outcome = self._stopped(station, held, run, context.stop_reason)

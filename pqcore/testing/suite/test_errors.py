@@ -24,7 +24,9 @@ from pqcore.errors import (
     ConfigurationError,
     ConnectionLost,
     DatabaseError,
+    DuplicateJob,
     InvalidData,
+    JobFailed,
     PQError,
     StatementCancelled,
     TransactionAborted,
@@ -74,11 +76,12 @@ def chain(exc: BaseException) -> str:
 
 def test_every_error_is_of_the_family_and_explained(harness: Harness) -> None:
     found = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
-    assert len(found) > 25
+    assert len(found) > 30
+    more: dict[type, tuple[Any, ...]] = {DuplicateJob: (7,), JobFailed: ({},)}
     for cls in found:
         assert issubclass(cls, PQError), cls
         assert cls.__dict__.get("__doc__"), cls
-        assert str(cls("what went wrong")) == "what went wrong"
+        assert str(cls("what went wrong", *more.get(cls, ()))) == "what went wrong"
     with pytest.raises(PQError):
         harness.pq(create=False)["q"].put(1)
 

@@ -14,6 +14,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import InvalidName, UnknownSerializer
+from pqcore.options import MAX_KEY, Dedup
 from pqcore.testing.harness import INDEXES, PATIENCE, Harness, all_tables
 from pqcore.waiting import Listener
 
@@ -213,6 +214,14 @@ def test_the_longest_name_fits_all_indexes(harness: Harness, retention: str) -> 
     job.ack()
     assert queue.purge(0) == 2
     assert queue.stats().scheduled == 1
+    key = LONGEST[-MAX_KEY:]
+    first = queue.put(4, dedup=key, group=key, limits={key: 1})
+    assert queue.put(5, dedup=key) == first
+    assert queue.put(6, dedup=Dedup(key, until=60)) != first
+    for gate in ({"group": key}, {"limits": {key: 1}}):
+        queue.put(7, **gate)
+    assert [job.data for job in queue.lease_many(9)] == [4, 6]
+    assert queue.stats().parked == 2
 
 
 def test_the_longest_name_may_have_a_serializer_behind(harness: Harness) -> None:

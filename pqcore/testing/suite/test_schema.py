@@ -28,6 +28,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.identifiers import quote
+from pqcore.options import Dedup
 from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_tables
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}
@@ -118,10 +119,14 @@ def catalogue(harness: Harness, table: str = "queue", within: str | None = None)
 
 
 def complete(harness: Harness, table: str = "queue", within: str | None = None) -> bool:
-    """Whether a table has its indexes, all valid, and its trigger alone, one a statement."""
+    """Whether a table has its indexes, all valid, its trigger alone, one a statement, and the tables beside it."""
     found = catalogue(harness, table, within)
     ours = {table + suffix for suffix in (*INDEXES, "_notify")}
-    return ours == found.keys() - {"priority_idx_", "priority_idx_no_"} and all(sound for sound, _ in found.values())
+    return (
+        ours == found.keys() - {"priority_idx_", "priority_idx_no_"}
+        and all(sound for sound, _ in found.values())
+        and all_tables(table) <= tables(harness, within)
+    )
 
 
 def tables(harness: Harness, name: str | None = None) -> set[str]:
@@ -135,8 +140,18 @@ def forget_versions(harness: Harness, above: int = 0) -> None:
     harness.sql(f"DELETE FROM {quote(harness.schema)}.pqcore_migrations WHERE version > {above}", rows=False)
 
 
+def attempts_beside(pq: Any) -> dict[str, Callable[[], Any]]:
+    """Every operation that reads or writes nothing but a table beside it."""
+    queue = pq["q"]
+    return {
+        "dead letters": lambda: queue.dead.list(),
+        "number of dead letters": lambda: queue.dead.count(),
+        "purge of dead letters": lambda: queue.dead.purge(),
+    }
+
+
 def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
-    """Every operation that reads or writes the table."""
+    """Every operation that reads or writes the table, or one beside it."""
     queue = pq["q"]
 
     def enter() -> None:
@@ -146,6 +161,8 @@ def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
     return {
         "put": lambda: queue.put(1),
         "put_many": lambda: queue.put_many([1, 2]),
+        "put with a key": lambda: queue.put(1, dedup="key"),
+        "put with a key for a time": lambda: queue.put(1, dedup=Dedup("key", until=60)),
         "get": lambda: queue.get(block=False),
         "blocking get": lambda: queue.get(timeout=PATIENCE),
         "get_many": lambda: queue.get_many(2, block=False),
@@ -158,7 +175,12 @@ def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
         "cancel": lambda: queue.cancel(1),
         "clear": lambda: queue.clear(),
         "purge": lambda: queue.purge(0),
+        "status": lambda: queue.status(1),
+        "progress": lambda: queue.progress(1),
+        "result": lambda: queue.result(1),
+        "retry of dead letters": lambda: queue.dead.retry(),
         "with": enter,
+        **attempts_beside(pq),
     }
 
 
@@ -266,7 +288,7 @@ def expect_missing(pq: Any) -> None:
     pq.create()
     pq["q"].put(1)
     for name, attempt in attempts(pq).items():
-        if name not in ("blocking get", "update"):
+        if name not in ("blocking get", "update", "status", "progress", "result"):
             attempt()
     pq["q"].put(2)
     assert pq["q"].get().data == 2
@@ -301,7 +323,7 @@ def test_a_table_that_was_dropped_is_missing(harness: Harness) -> None:
         pq["q"].get()
     harness.sql("DROP TABLE {table}", rows=False)
     for name, attempt in attempts(pq).items():
-        if name != "with":  # which sends no statement of its own
+        if name not in ("with", *attempts_beside(pq)):  # the block sends no statement of its own
             with pytest.raises(TableMissing, match=r"create\(\)"):
                 attempt()
     pq.create()
@@ -472,12 +494,13 @@ def invalidate(harness: Harness) -> None:
     assert not complete(harness)
 
 
-@pytest.mark.parametrize("above", [0, 1, 2])
+@pytest.mark.parametrize("above", range(schema.latest()))
 def test_an_interrupted_migration_is_completed(harness: Harness, above: int) -> None:
     make_pq_table(harness)
     harness.pq()["q"].put("new")
     before = contents(harness)
     forget_versions(harness, above)
+    harness.sql(f"DROP TABLE {quote(harness.schema)}.queue_dead", rows=False)
     if above < schema.INDEXES:
         invalidate(harness)
     pq = harness.pq(create=False)
@@ -619,14 +642,18 @@ FINISH: dict[str, Callable[[Any], Any]] = {
     "ack": lambda queue: queue.ack(queue.lease()),
     "ack_many": lambda queue: queue.ack_many(queue.lease_many(3)),
 }
-ROW = "id, q_name, enqueued_at, schedule_at, expected_at, data::text, serializer, encode(payload, 'hex')"
+ROW = (
+    "id, q_name, enqueued_at, schedule_at, expected_at, data::text, serializer, encode(payload, 'hex'),"
+    " headers::text, failures, excused, error::text"
+)
 
 
 @pytest.mark.parametrize("way", FINISH)
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 def test_finished_rows_go_where_retention_says(harness: Harness, retention: str, way: str) -> None:
     queue = harness.queue("q/pickle", retention=retention)
-    queue.put(OBJECT, schedule_at="0s", expected_at="1h")
+    queue.put(OBJECT, schedule_at="0s", expected_at="1h", headers={"a": 1}, dedup="key", group="group")
+    harness.sql("UPDATE {table} SET failures = 2, excused = 1, error = '{\"type\": \"E\"}'", rows=False)
     [row] = harness.sql(f"SELECT {ROW} FROM {{table}}")
     FINISH[way](queue)
     finished = f"SELECT {ROW}, attempts, dequeued_at BETWEEN enqueued_at AND now() FROM "
