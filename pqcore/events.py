@@ -5,11 +5,12 @@ With no plugin that listens, all of it costs a look at an empty list.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from pqcore.plugins import plugins
 from pqcore.settings import logger
@@ -24,7 +25,9 @@ JobHook: TypeAlias = Literal[
     "pqcore_job_retried",
     "pqcore_job_dead",
     "pqcore_job_dropped",
+    "pqcore_job_lost",
 ]
+JOB_HOOKS: tuple[JobHook, ...] = get_args(JobHook)
 
 
 @dataclass
@@ -33,10 +36,13 @@ class PutEvent:
 
     Attributes:
         queue: The queue's name.
-        data: The data of the job; of `put_many`, the iterable that it was given.
-        task: The path of the function, if the job is a call of one.
-        headers: The headers of the jobs; what a plugin adds travels with them.
+        data: The data of the job; of `put_many`, the iterable that it was given; of calls put
+            together, what is stored of them.
+        task: The path of the function, if the job is a call of one, put by itself.
+        headers: The headers of the jobs; what a plugin adds travels with them, and with what
+            follows them in a chain or batch.
         ids: Their ids, once they are put; maybe not yet committed, if within a transaction.
+        many: Whether they were put together, by `put_many`, `put_calls` or `batch`.
     """
 
     queue: str
@@ -44,11 +50,12 @@ class PutEvent:
     task: str | None
     headers: dict[str, Any]
     ids: list[int] = field(default_factory=list)
+    many: bool = False
 
 
 @dataclass
 class JobEvent:
-    """A job that a worker runs, or has run.
+    """A job that a worker runs, or has run: one object for all that is told of one run.
 
     Attributes:
         queue: The queue's name.
@@ -56,9 +63,11 @@ class JobEvent:
         task: The path of its function; empty if the job is not a call.
         waited: Seconds from when it was due until it was taken, by this machine's clock.
         duration: Seconds that the function took; 0 before.
-        error: What it raised, if it failed.
-        delay: Seconds until it is tried again, if it was retried; None for at once.
-        reason: Why it is a dead letter, or was dropped.
+        error: What it raised, if it did.
+        delay: Seconds until it is run again, if it was retried; None for at once.
+        reason: Why it is retried (``failed``, ``crashed``, ``snoozed``, ``shutdown``), a dead
+            letter (`DeadLetter.reason`), or was dropped (``discarded``, ``cancelled``, ``failed``).
+        notes: What plugins keep for themselves until the run's next hook, each under its own name.
     """
 
     queue: str
@@ -69,6 +78,12 @@ class JobEvent:
     error: BaseException | None = None
     delay: float | None = None
     reason: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first time that the job is run, 2 for the second..."""
+        return self.job.attempts - self.job.excused
 
 
 def heard(*hooks: str) -> bool:
@@ -77,23 +92,75 @@ def heard(*hooks: str) -> bool:
     return any(getattr(plugins.manager.hook, hook).get_hookimpls() for hook in hooks)
 
 
+def _each(hook: str, event: PutEvent | JobEvent) -> Iterator[Any]:
+    """What plugins return, one after the other; one that raises is logged, and stands in no other's way."""
+    for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):
+        try:
+            result = plugin.function(*[event for _ in plugin.argnames])
+        except Exception:  # noqa: BLE001 - a plugin is not to stop what it watches
+            logger.exception("plugin %s failed in %s", plugin.plugin_name, hook)
+            continue
+        if result is not None:
+            yield result
+
+
+class _Watched:
+    """A plugin's context manager, which can neither raise nor swallow an exception."""
+
+    def __init__(self, hook: str, manager: AbstractContextManager[object]) -> None:
+        self._hook = hook
+        self._manager = manager
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            self._manager.__exit__(*raised)
+        except Exception as exc:  # noqa: BLE001 - likewise
+            if exc is not raised[1]:
+                logger.exception("a plugin failed at the end of %s", self._hook)
+
+
 @contextmanager
 def around(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEvent | JobEvent) -> Iterator[None]:
     """Enter the context managers that plugins give; one that fails to open is logged, and left out."""
     with ExitStack() as stack:
-        try:
-            for manager in getattr(plugins.manager.hook, hook)(event=event):
-                stack.enter_context(manager)
-        except Exception:  # noqa: BLE001 - a plugin is not to stop what it watches
-            logger.exception("a plugin failed in %s", hook)
+        for manager in _each(hook, event):
+            try:
+                manager.__enter__()
+            except Exception:  # noqa: BLE001 - likewise
+                logger.exception("a plugin failed in %s", hook)
+            else:
+                stack.push(_Watched(hook, manager))
         yield
 
 
-async def tell(hook: str, event: PutEvent | JobEvent) -> None:
-    """Call a hook; what it returns is awaited if it can be.  A plugin's exception is logged, and no more."""
-    try:
-        for result in getattr(plugins.manager.hook, hook)(event=event):
-            if inspect.isawaitable(result):
+async def tell(hook: str, event: PutEvent | JobEvent, *, blocking: bool = False) -> None:
+    """Call a hook; what it returns is awaited if it can be.  A plugin's exception is logged, and no more.
+
+    Args:
+        hook: Its name.
+        event: What it is told.
+        blocking: Whether it is told by a coroutine that must not suspend: an event loop is made then.
+    """
+    for result in _each(hook, event):
+        if not inspect.isawaitable(result):
+            continue
+        try:
+            if blocking:
+                _run(result)
+            else:
                 await result
-    except Exception:  # noqa: BLE001 - likewise
-        logger.exception("a plugin failed in %s", hook)
+        except Exception:  # noqa: BLE001 - likewise
+            logger.exception("a plugin failed in %s", hook)
+
+
+def _run(awaitable: Any) -> None:
+    async def wait() -> None:
+        await awaitable
+
+    coroutine = wait()
+    try:
+        asyncio.run(coroutine)
+    finally:  # in a running loop it was not even begun
+        coroutine.close()
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()

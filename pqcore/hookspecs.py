@@ -54,8 +54,8 @@ def pqcore_unwrap(target: Any) -> Any:
 def pqcore_around_put(event: PutEvent) -> AbstractContextManager[object]:
     """Return a context manager, entered before jobs are encoded and left once they are put.
 
-    What it adds to ``event.headers`` travels with the jobs.  It is left with the
-    exception if the put fails.
+    What it adds to ``event.headers`` travels with the jobs.  ``event.ids`` is set when it is
+    left.  It is left with the exception if the put fails.
     """
     raise NotImplementedError
 
@@ -69,8 +69,8 @@ def pqcore_job_put(event: PutEvent) -> Awaitable[None] | None:
 def pqcore_around_run(event: JobEvent) -> AbstractContextManager[object]:
     """Return a context manager, entered around the function of a job.
 
-    In the thread that runs it, or in its asyncio task; left with the exception if the function
-    raises.
+    In the thread that runs it, or in its asyncio task; around a function that runs in a
+    process of its own, in the worker.  Left with the exception if the function raises.
     """
     raise NotImplementedError
 
@@ -87,19 +87,27 @@ def pqcore_job_succeeded(event: JobEvent) -> Awaitable[None] | None:
 
 @hookspec
 def pqcore_job_failed(event: JobEvent) -> Awaitable[None] | None:
-    """The function raised ``event.error``; told once a failure, before it is known to be retried or dead."""
+    """The function raised ``event.error``, or its process died; then it is told to be retried, dead or dropped.
+
+    Not told of `Snooze` and `Discard`, nor of functions that were cancelled.
+    """
 
 
 @hookspec
 def pqcore_job_retried(event: JobEvent) -> Awaitable[None] | None:
-    """The job goes back to the queue, for ``event.delay`` seconds: it failed, or asked for it (`Snooze`)."""
+    """The job goes back to the queue, for ``event.delay`` seconds; ``event.reason`` says why."""
 
 
 @hookspec
 def pqcore_job_dead(event: JobEvent) -> Awaitable[None] | None:
-    """The job is a dead letter now, for ``event.reason``."""
+    """The job is a dead letter now, for ``event.reason``; maybe without having been started."""
 
 
 @hookspec
 def pqcore_job_dropped(event: JobEvent) -> Awaitable[None] | None:
-    """The job was discarded, or cancelled while it ran: ``event.reason`` says which."""
+    """The job was discarded, cancelled while it ran, or, taken with `get`, failed: ``event.reason`` says which."""
+
+
+@hookspec
+def pqcore_job_lost(event: JobEvent) -> Awaitable[None] | None:
+    """The job was started, and its lease was lost before its end was stored: another runs it, or did."""

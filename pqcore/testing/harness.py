@@ -6,11 +6,12 @@ where no other driver is installed.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -24,8 +25,11 @@ from pqcore.queue import PQ
 from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query
-from pqcore.testing.portal import Blocking, Portal
+from pqcore.tasks import PQ as TaskPQ
+from pqcore.tasks import AsyncPQ as AsyncTaskPQ
+from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import with_options
+from pqcore.worker import Worker
 
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -123,14 +127,23 @@ class Harness:
             create: Whether to make the table.
             **options: As for `PQ`; the schema is the test's.
         """
+        return self._pq(PQ, AsyncPQ, target, create, options)
+
+    def tasks(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
+        """A `pqcore.tasks.PQ`, as `pq` makes one: its queues' tasks are called as blocking ones."""
+        return self._pq(TaskPQ, AsyncTaskPQ, target, create, options)
+
+    def _pq(
+        self, blocking: type[PQ], asynchronous: type[AsyncPQ], target: Any, create: bool, options: dict[str, Any]
+    ) -> Any:
         options = {"schema": self.schema, "backend": self.spec.name, **options}
         if target is None and "pool" not in options:
             target = self.dsn
         pq: Any
         if self._portal is None:
-            pq = PQ(target, **options)
+            pq = blocking(target, **options)
         else:
-            pq = Blocking(self._portal.call(lambda: _made(AsyncPQ, target, options)), self._portal)
+            pq = Blocking(self._portal.call(lambda: _made(asynchronous, target, options)), self._portal)
         if isinstance(target, str):
             self._stack.callback(pq.close)
         if create:
@@ -140,6 +153,57 @@ class Harness:
     def queue(self, name: str = "q", **options: Any) -> Any:
         """A queue of a new `PQ`; see `pq`."""
         return self.pq(**options)[name]
+
+    def task_queue(self, name: str = "q", **options: Any) -> Any:
+        """A queue of a new `pqcore.tasks.PQ`; see `tasks`."""
+        return self.tasks(**options)[name]
+
+    def drain(self, *queues: Any, **options: Any) -> None:
+        """Have a worker do all jobs of queues that are due, and end.  Several threads may call it at once.
+
+        Args:
+            *queues: The queues, of `task_queue`.
+            **options: As for `Worker`.
+        """
+
+        async def work() -> None:
+            await asyncio.wait_for(Worker(*map(unwrapped, queues), burst=True, **options).run(), PATIENCE)
+
+        self.in_loop(work)
+
+    @contextmanager
+    def working(self, *queues: Any, **options: Any) -> Iterator[Worker]:
+        """A worker that runs, in a thread or the portal, for the length of a block; then it is stopped in order.
+
+        Args:
+            *queues: The queues, of `task_queue`.
+            **options: As for `Worker`.
+        """
+        worker = Worker(*map(unwrapped, queues), **options)
+        started = threading.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def work() -> None:
+            loops.append(asyncio.get_running_loop())
+            running = asyncio.ensure_future(worker.run())
+            await asyncio.sleep(0)  # by then it can be stopped
+            started.set()
+            await running
+
+        with self.thread(lambda: self.in_loop(work)) as join:
+            assert started.wait(PATIENCE)
+            try:
+                yield worker
+            finally:
+                loops[0].call_soon_threadsafe(worker.stop)
+                join()
+
+    def in_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine of asyncio's: in the portal, where there is one, else in a loop of its own."""
+        if self._portal is None:
+            return asyncio.run(make())
+        result: T = self._portal.call(make)
+        return result
 
     def connect(self) -> Connection:
         """A connection of the driver's own, closed at the end."""

@@ -8,6 +8,7 @@ costs some thirty microseconds: for tests, not for benchmarks.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -85,7 +86,12 @@ class Blocking:
             return lambda: _BlockingContext(value(), self._portal)
         if callable(value) and name == "queue":
             return lambda *args, **kwargs: self._wrap(value(*args, **kwargs))
+        if callable(value) and name in _DECORATORS:
+            return lambda *args, **kwargs: self._decorator(value(*args, **kwargs))
         return self._wrap(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._target, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data":
@@ -123,10 +129,33 @@ class Blocking:
     def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         return self._wrap(self._portal.call(lambda: method(*args, **kwargs)))
 
+    def _decorator(self, decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda function: self._wrap(decorate(unwrapped(function)))
+
     def _wrap(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._wrap(item) for item in value]
+        if isinstance(value, AsyncHandle):
+            return BlockingHandle.of(value, self._portal)
+        if isinstance(value, Batch):
+            return dataclasses.replace(value, jobs=self._wrap(value.jobs))
         return Blocking(value, self._portal) if isinstance(value, _WRAPPED) else value
+
+
+class BlockingHandle(int):
+    """An `AsyncHandle` with its methods called through a portal: a number too."""
+
+    _blocking: Blocking
+
+    @classmethod
+    def of(cls, handle: AsyncHandle, portal: Portal) -> BlockingHandle:
+        """The same handle."""
+        made = cls(handle)
+        made._blocking = Blocking(handle, portal)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._blocking, name)
 
 
 class _BlockingContext:
@@ -145,6 +174,8 @@ def unwrapped(value: Any) -> Any:
     """What is behind a `Blocking`, also within a list."""
     if isinstance(value, list):
         return [unwrapped(item) for item in value]
+    if isinstance(value, BlockingHandle):
+        return value._blocking._target
     return value._target if isinstance(value, Blocking) else value
 
 

@@ -653,7 +653,7 @@ ROW = (
 def test_finished_rows_go_where_retention_says(harness: Harness, retention: str, way: str) -> None:
     queue = harness.queue("q/pickle", retention=retention)
     queue.put(OBJECT, schedule_at="0s", expected_at="1h", headers={"a": 1}, dedup="key", group="group")
-    harness.sql("UPDATE {table} SET failures = 2, excused = 1, error = '{\"type\": \"E\"}'", rows=False)
+    harness.sql('UPDATE {table} SET failures = 2, excused = 1, error = \'{"type": "E"}\'', rows=False)
     [row] = harness.sql(f"SELECT {ROW} FROM {{table}}")
     FINISH[way](queue)
     finished = f"SELECT {ROW}, attempts, dequeued_at BETWEEN enqueued_at AND now() FROM "
