@@ -10,15 +10,19 @@ Start with `PQ`, or `AsyncPQ`:
 {'kind': 'Cox'}
 """
 
-from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
-from pqcore.errors import PQError
-from pqcore.hookspecs import hookimpl
-from pqcore.job import AsyncJob, Job
-from pqcore.operations.managing import QueueStats
-from pqcore.operations.results import JobInfo
-from pqcore.options import Dedup
-from pqcore.queue import PQ, Queue, QueueIterator
-from pqcore.settings import logger
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
+    from pqcore.errors import PQError
+    from pqcore.hookspecs import hookimpl
+    from pqcore.job import AsyncJob, Job
+    from pqcore.operations.managing import QueueStats
+    from pqcore.operations.results import JobInfo
+    from pqcore.options import Dedup
+    from pqcore.queue import PQ, Queue, QueueIterator
+    from pqcore.settings import logger
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,3 +41,40 @@ __all__ = [
     "hookimpl",
     "logger",
 ]
+
+# Imported when first asked for: pytest imports this package in every run, for our plugin, and is not to wait for it.
+_HOMES = {
+    "AsyncPQ": "aio",
+    "AsyncQueue": "aio",
+    "AsyncQueueIterator": "aio",
+    "PQError": "errors",
+    "hookimpl": "hookspecs",
+    "AsyncJob": "job",
+    "Job": "job",
+    "QueueStats": "operations.managing",
+    "JobInfo": "operations.results",
+    "Dedup": "options",
+    "PQ": "queue",
+    "Queue": "queue",
+    "QueueIterator": "queue",
+    "logger": "settings",
+}
+
+if not TYPE_CHECKING:  # else any name would be taken for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = globals()[name] = getattr(importlib.import_module(f"pqcore.{_HOMES[name]}"), name)
+            return value
+        msg = f"module 'pqcore' has no attribute {name!r}"
+        if name.startswith("_"):
+            raise AttributeError(msg)
+        try:  # a module, such as pqcore.errors
+            return importlib.import_module(f"pqcore.{name}")
+        except ModuleNotFoundError as exc:
+            if exc.name != f"pqcore.{name}":
+                raise
+            raise AttributeError(msg) from None
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

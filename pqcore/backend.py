@@ -23,6 +23,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 from pqcore.statement import Paramstyle, Query
@@ -33,6 +34,16 @@ PLUGIN_API = 1
 Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
 """A row, by position."""
+TARGETS: Mapping[str, float] = {
+    "put": 0.9,
+    "get": 0.9,
+    "transactional_get": 0.9,
+    "put_many": 0.85,
+    "get_many": 0.85,
+    "lease_ack": 0.85,
+    "worker": 0.5,
+}
+"""How fast an operation is to be beside a bare loop over the driver; see docs/benchmarks.md."""
 
 
 class Capability(enum.Enum):
@@ -64,6 +75,7 @@ class BackendSpec:
         connections: Dotted names of the connection classes that it adopts.
         pools: Dotted names of the pool classes that it adopts.
         schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
+        targets: What the benchmarks hold it to, where that is not `TARGETS`: ``{"put": 0.8}``.
         api: The `PLUGIN_API` that it was written for.
     """
 
@@ -78,6 +90,7 @@ class BackendSpec:
     connections: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
+    targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
     api: int = PLUGIN_API
 
 
@@ -183,7 +196,10 @@ class Backend(Protocol):
         """What the driver raises; translated by SQLSTATE into pqcore's errors."""
 
     def connect(self, dsn: str) -> Session:
-        """Open a connection; ``dsn`` is a libpq URL or keyword string."""
+        """Open a connection; ``dsn`` is a libpq URL or keyword string.
+
+        Gives up after `CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says otherwise.
+        """
 
     def wrap(self, connection: Any) -> Session:
         """Use a connection that the caller handed over, once or for long."""
@@ -219,8 +235,16 @@ class AsyncBackend(Protocol):
     async def close_pool(self, pool: Any) -> None: ...
 
 
+CONNECT_TIMEOUT = 10
+"""Seconds that `Backend.connect` may take: the other side may accept a connection, and never answer."""
 ABORTED = "the transaction was rolled back, as a statement in it had failed"
 """What a session's ``commit`` says then."""
+
+
+def patience(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be added to libpq's parameters, so that connecting does not take for ever."""
+    said = "connect_timeout" in parameters or "PGCONNECT_TIMEOUT" in os.environ
+    return {} if said else {"connect_timeout": CONNECT_TIMEOUT}
 
 
 def shut(fileno: int) -> None:
@@ -236,6 +260,19 @@ def readable(fileno: int, seconds: float = 0) -> bool:
     An idle connection has not: what there is to read is a notification, a
     farewell of the server, or its end.  poll(2), as select(2) stops at 1,024 files.
     """
+    if seconds == 0:  # before each use of a connection: it is to cost little
+        try:
+            return bool(_polls(fileno).poll(0))
+        except RuntimeError:  # another thread asks the same at this moment
+            pass
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+@lru_cache(maxsize=1_000)
+def _polls(fileno: int) -> select.poll:
+    # Holds a number, not a file: it is as good for the next file of that number.
+    poll = select.poll()
+    poll.register(fileno, select.POLLIN)
+    return poll

@@ -15,6 +15,7 @@ from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Runtime
 from pqcore.sessions import CoreSession, translate
+from pqcore.statement import Query
 
 REPLAN = 10.0
 """Seconds after which prepared statements are planned anew, for the table as it is by then."""
@@ -49,11 +50,18 @@ class Opener:
         return made
 
     def stalled(self, limit: float) -> list[CoreSession]:
-        """The sessions with a call that has not returned for ``limit`` seconds."""
+        """The sessions with a call that has not returned for ``limit`` seconds, and should have."""
         since = time.monotonic() - limit
+        return [session for session in self._all() if session.waits and (session.busy_since or since) < since]
+
+    def unheard(self, limit: float) -> list[CoreSession]:
+        """The sessions without such a call of which the server was not heard for ``limit`` seconds."""
+        since = time.monotonic() - limit
+        return [session for session in self._all() if not session.waits and session.heard_at < since]
+
+    def _all(self) -> list[CoreSession]:
         with self._counting:
-            sessions = list(self._sessions)
-        return [session for session in sessions if (session.busy_since or since) < since]
+            return list(self._sessions)
 
     def wrap(self, connection: object) -> CoreSession:
         session = self.session(self.backend.wrap(connection))
@@ -86,14 +94,18 @@ class OwnPool:
         runtime: How to wait.
         size: Connections, at most; one more is opened for listening.
         timeout: Seconds to wait for a free one.
+        idle_limit: Seconds after which the server ends one that idles in a transaction; None for as it is set to.
     """
 
-    def __init__(self, opener: Opener, dsn: str, runtime: Runtime, size: int, timeout: float) -> None:
+    def __init__(
+        self, opener: Opener, dsn: str, runtime: Runtime, size: int, timeout: float, idle_limit: float | None = None
+    ) -> None:
         self._opener = opener
         self._dsn = dsn
         self._runtime = runtime
         self._size = size
         self._timeout = timeout
+        self._idle_limit = idle_limit
         self._closed = False
         self._owner: Hashable = None
         self._idle: list[CoreSession] = []
@@ -116,7 +128,7 @@ class OwnPool:
         try:
             while self._idle:
                 session = self._idle.pop()
-                if await session.alive() and await self._replanned(session):
+                if not session.doubtful and await session.alive() and await self._replanned(session):
                     return session
                 await _discard(session)
             return await self._connect()
@@ -182,6 +194,9 @@ class OwnPool:
             # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
             raise ConfigurationError(redact(str(exc), self._dsn)) from None
         await session.enter()
+        if self._idle_limit is not None:
+            sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
+            await session.execute(Query("idle_limit", sql, sql, (), (), rows=False, hot=False))
         return session
 
 

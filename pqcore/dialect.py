@@ -38,7 +38,7 @@ from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query, compile_query
 from pqcore.task_statements import TaskStatements
 
-Pick: TypeAlias = Literal["ordered", "unguarded", "merged"]
+Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 Retention: TypeAlias = Literal["keep", "delete", "archive"]
 
@@ -73,14 +73,14 @@ def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", 
     )
 
 
-def _ordered(n: int, first: str = "", guard: str = "") -> str:
+def _ordered(n: int, first: str = "", guard: str = "", urgent: str = "", ready: str = "") -> str:
     # The outer limit of the second stops pulling, and so locking, once urgent ones fill the order.
     rest = f"{n} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
-  {_head(_URGENT + guard, _URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
+  {_head(_URGENT + guard + urgent, _URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
 ), ready AS (
-  {_head(_READY_NOW + guard, _READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
+  {_head(_READY_NOW + guard + ready, _READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
@@ -114,6 +114,13 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
         n,
         f"hidden AS ({_FIRST_HIDDEN}), ",
         " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())",
+    ),
+    # Begins where the last one left off: what lies before is not looked at (see pqcore.operations.bounds).
+    "bounded": lambda n: _ordered(
+        n,
+        urgent=" AND (expected_at, enqueued_at, id) > (:after_expected::text::timestamptz,"
+        " :after_enqueued::text::timestamptz, :after_urgent::bigint)",
+        ready=f" AND ({DUE_AT}, id) > (:after_due::text::timestamptz, :after_ready::bigint)",
     ),
     "unguarded": _ordered,
     "merged": _merged,
@@ -159,7 +166,7 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
 ON CONFLICT (id) DO NOTHING RETURNING id"""
 _RESTORES: dict[Retention, str] = {
     "keep": """
-UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int WHERE id = :id::bigint
+UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int, dedup_key = NULL WHERE id = :id::bigint
 RETURNING id, pg_notify(:channel::text, '')::text""",
     "delete": _RESTORED,
     "archive": f"""
@@ -326,8 +333,8 @@ SELECT max(id), count(*) FROM gone""",
         """The statement that takes up to ``n`` rows.
 
         Args:
-            pick: ``ordered`` gives nothing when a hidden row came out;
-                ``unguarded`` does not look; ``merged`` takes hidden rows too.
+            pick: ``ordered`` gives nothing when a hidden row came out; ``bounded`` and
+                ``unguarded`` do not look, and the former begins at a bound; ``merged`` takes hidden rows too.
             finish: What becomes of the rows.
             n: Rows, at most.
         """

@@ -68,6 +68,7 @@ class Engine:
         max_connections: Of our own pool.
         pool_timeout: Of our own pool, in seconds.
         prepared: Whether statements may be prepared on the server.
+        idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class Engine:
         max_connections: int = 10,
         pool_timeout: float = 30.0,
         prepared: bool = True,
+        idle_limit: float | None = None,
     ) -> None:
         self.runtime = runtime
         self.names = names
-        self._dsn = target if isinstance(target, str) else pool if isinstance(pool, str) else None
+        self._lent = False  # by another engine, which closes it
         self._pool_timeout = pool_timeout
         self._mode: Mode = mode
         self._prepared = prepared
@@ -99,6 +101,7 @@ class Engine:
         if given is None:
             msg = "give PQ a DSN, a connection or a pool"
             raise ConfigurationError(msg)
+        self._given = given
         self.source: Source
         if isinstance(given, str):
             if not isinstance(max_connections, int) or max_connections < 1:
@@ -109,7 +112,7 @@ class Engine:
                 raise ConfigurationError(msg)
             self.spec, self.why = plugins.choose(mode, name=backend, dsn=given)
             dsn = given if "://" not in given else "postgresql://" + given.partition("://")[2]
-            self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout)
+            self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout, idle_limit)
         else:
             found = plugins.backend_for(given, mode, backend)
             if found is None:
@@ -131,29 +134,38 @@ class Engine:
         else:
             self.listener = Listener(self.source, runtime, able=able)
 
-    def twin(self, max_connections: int) -> Engine:
-        """An engine for the same table and server, over the same backend, with connections of its own.
+    def twin(self, max_connections: int, idle_limit: float) -> Engine:
+        """An engine for the same table and server, over the same backend.
+
+        It has connections of its own, if this one was given a DSN; a pool is
+        shared, and not closed with the twin.
 
         Args:
-            max_connections: How many, at most.
+            max_connections: How many of its own, at most.
+            idle_limit: Seconds after which the server ends one of its own that idles in a transaction. When
+                we are cut off, or stand still, others do not wait longer for what is locked. Not set
+                behind a pooler, where it would stay with the server's connection.
 
         Raises:
-            ConfigurationError: This one was not given a DSN.
+            ConfigurationError: This one was given a single connection.
         """
-        if self._dsn is None:
-            msg = "only what was given a DSN can have further connections of its own"
+        if isinstance(self.source, CallersConnection):
+            msg = "what was given a single connection can have no further ones"
             raise ConfigurationError(msg)
-        return Engine(
+        twin = Engine(
             self._mode,
             self.runtime,
             self.names,
-            self._dsn,
+            self._given,
             None,
             backend=self.spec.name,
             max_connections=max_connections,
             pool_timeout=self._pool_timeout,
             prepared=self._prepared,
+            idle_limit=idle_limit if self._prepared else None,
         )
+        twin._lent = not isinstance(self.source, OwnPool)
+        return twin
 
     async def run(
         self,
@@ -271,18 +283,24 @@ class Engine:
         """Break off connections on which a call has not returned for ``limit`` seconds; how many.
 
         The calls then fail with `ConnectionLost`. For half-open connections: the other
-        side is gone, and nobody said so.
+        side is gone, and nobody said so. Those that idle, and were not heard of for as long, are likely to
+        be so too, and are broken off with them, so that they are not found out one by one.
         """
         stalled = [session for opener in self._openers.values() for session in opener.stalled(limit)]
         for session in stalled:
             logger.warning("no answer on a connection for %s seconds (%s): it is broken off", limit, session.doing)
             session.abort()
+        if stalled:
+            for opener in self._openers.values():
+                for session in opener.unheard(limit):
+                    session.abort()
         return len(stalled)
 
     async def close(self) -> None:
         """Close the connections; those in use, when they are given back."""
-        await self.source.close()  # first, so that who is woken finds it closed
-        await self.listener.close()
+        if not self._lent:
+            await self.source.close()  # first, so that who is woken finds it closed
+        await self.listener.end()
 
     # Within
 

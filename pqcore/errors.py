@@ -61,7 +61,7 @@ class DuplicateJob(PQError, ValueError):
         job_id: The id of that job.
     """
 
-    def __init__(self, message: str, job_id: int) -> None:
+    def __init__(self, message: str, job_id: int = 0) -> None:
         super().__init__(message)
         self.job_id = job_id
 
@@ -99,9 +99,9 @@ class JobFailed(PQError):
         error: What it raised: ``type``, ``message`` and ``traceback``; empty if it was cancelled.
     """
 
-    def __init__(self, message: str, error: dict[str, str]) -> None:
+    def __init__(self, message: str, error: dict[str, str] | None = None) -> None:
         super().__init__(message)
-        self.error = error
+        self.error = error or {}
 
 
 class ResultTimeout(PQError, TimeoutError):

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from pqcore.plugins import plugins
@@ -28,6 +29,19 @@ JobHook: TypeAlias = Literal[
     "pqcore_job_lost",
 ]
 JOB_HOOKS: tuple[JobHook, ...] = get_args(JobHook)
+ENDS: dict[str, JobHook] = {
+    "done": "pqcore_job_succeeded",
+    "retry": "pqcore_job_retried",
+    "snooze": "pqcore_job_retried",
+    "crash": "pqcore_job_retried",
+    "dead": "pqcore_job_dead",
+    "drop": "pqcore_job_dropped",
+}
+"""The hook that is told of each end of a job (`Outcome.end`)."""
+FAILURES = ("retry", "crash", "dead")
+"""The ends that follow a failure."""
+REASONS = {"retry": "failed", "snooze": "snoozed"}
+"""The reasons of ends that have none else."""
 
 
 @dataclass
@@ -88,8 +102,7 @@ class JobEvent:
 
 def heard(*hooks: str) -> bool:
     """Whether any plugin implements one of the hooks."""
-    plugins.load_others()
-    return any(getattr(plugins.manager.hook, hook).get_hookimpls() for hook in hooks)
+    return any(map(plugins.heard, hooks))
 
 
 def _each(hook: str, event: PutEvent | JobEvent) -> Iterator[Any]:
@@ -105,17 +118,19 @@ def _each(hook: str, event: PutEvent | JobEvent) -> Iterator[Any]:
 
 
 class _Watched:
-    """A plugin's context manager, which can neither raise nor swallow an exception."""
+    """The end of a plugin's context manager, which can neither raise nor swallow an exception."""
 
     def __init__(self, hook: str, manager: AbstractContextManager[object]) -> None:
         self._hook = hook
         self._manager = manager
 
-    def __exit__(self, *raised: Any) -> None:
+    def __call__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
-            self._manager.__exit__(*raised)
+            self._manager.__exit__(kind, raised, traceback)
         except Exception as exc:  # noqa: BLE001 - likewise
-            if exc is not raised[1]:
+            if exc is not raised:
                 logger.exception("a plugin failed at the end of %s", self._hook)
 
 

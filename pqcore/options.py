@@ -14,6 +14,8 @@ from pqcore.timespec import seconds
 
 MAX_KEY = 500
 """Bytes: the most that a dedup key, group or limit may have."""
+RESERVED = ("gate", "run", "keep", "then", "batch", "previous")
+"""Headers that have a meaning to pqcore."""
 
 OnConflict: TypeAlias = Literal["keep", "replace", "error"]
 
@@ -67,20 +69,40 @@ class PutOptions:
     headers: str | None
 
 
+def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a put of a job like the one that has these headers, but for the dedup key."""
+    gate = headers.get("gate", {})
+    own = {name: value for name, value in headers.items() if name in RESERVED and name != "gate"}
+    users = {name: value for name, value in headers.items() if name not in RESERVED}
+    return {"headers": users, "own": own, "group": gate.get("group"), "limits": gate.get("limits")}
+
+
 def put_options(
     headers: Mapping[str, Any] | None,
     group: str | None,
     limits: Mapping[str, int] | None,
     dedup: Dedup | str | None,
+    own: Mapping[str, Any] | None = None,
 ) -> PutOptions:
     """Check the options of a put.
 
+    Args:
+        headers: The user's.
+        group: See `PutOptions`.
+        limits: How many jobs may be worked on at once, by key.
+        dedup: A `Dedup`, or its key.
+        own: Headers of pqcore's.
+
     Raises:
-        ConfigurationError, InvalidName: A key or limit cannot be one.
+        ConfigurationError, InvalidName: A key, limit or header cannot be one.
         SerializationError: The headers are not JSON.
     """
-    if isinstance(dedup, str):
+    if dedup is not None and not isinstance(dedup, Dedup):
         dedup = Dedup(dedup)
+    for name in headers or ():
+        if name in RESERVED:
+            msg = f"header {name!r} is pqcore's own; choose another name"
+            raise ConfigurationError(msg)
     gate: dict[str, Any] = {}
     if group is not None:
         gate["group"] = check_text(group, "group", MAX_KEY)
@@ -93,7 +115,7 @@ def put_options(
         gate["limits"] = dict(limits)
     if dedup is not None and dedup.until == "started":
         gate["dedup"] = "started"
-    merged = dict(headers or {})
+    merged = {**(headers or {}), **(own or {})}
     if gate:
         merged["gate"] = gate
     try:

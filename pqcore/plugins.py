@@ -52,6 +52,7 @@ class Plugins:
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         self._lock = threading.RLock()
         self._others_loaded = False
+        self._callers: dict[str, pluggy.HookCaller] = {}
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
 
@@ -214,6 +215,14 @@ class Plugins:
             with suppress(PluginError):  # kept in `broken`
                 self._load(PLUGINS, name)
         self._others_loaded = True
+
+    def heard(self, hook: str) -> bool:
+        """Whether any plugin implements a hook; asked for each put, so it is to be quick."""
+        caller = self._callers.get(hook)
+        if caller is None:
+            self.load_others()
+            caller = self._callers[hook] = getattr(self.manager.hook, hook)
+        return bool(caller.get_hookimpls())
 
     # What plugins call, and how they are loaded
 

@@ -11,8 +11,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from types import AsyncGeneratorType
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -89,14 +89,23 @@ class Local(Protocol):
     def set(self, value: Any) -> None: ...
 
 
-@asynccontextmanager
-async def held(gate: Gate) -> AsyncIterator[None]:
-    """Hold a gate for the length of a block."""
-    await gate.enter()
-    try:
-        yield
-    finally:
-        gate.leave()
+class held:  # noqa: N801 - used as a function
+    """Hold a gate for the length of a block.
+
+    No generator: what is closed with the event loop comes here, too late for another to be begun.
+
+    Args:
+        gate: The gate.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._gate.leave()
 
 
 # Blocking
@@ -112,12 +121,35 @@ class _ThreadEvent:
 
 
 class _ThreadGate:
+    """A semaphore; `threading.Semaphore` is written in Python, and costs some microseconds each way."""
+
     def __init__(self, places: int) -> None:
-        self._places = threading.Semaphore(places)
-        self.leave = self._places.release
+        self._places = places
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
 
     async def enter(self, seconds: float | None = None) -> bool:
-        return self._places.acquire(timeout=seconds)
+        with self._lock:
+            if self._places > 0:
+                self._places -= 1
+                return True
+            turn = threading.Lock()
+            turn.acquire()  # released by who leaves
+            self._waiting.append(turn)
+        if turn.acquire(timeout=-1 if seconds is None else seconds):
+            return True
+        with self._lock:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                return False
+        return True  # the place was given just now
+
+    def leave(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._places += 1
 
 
 class _ThreadTurn:

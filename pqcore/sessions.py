@@ -88,10 +88,17 @@ class CoreSession:
         # When the call that is under way began, and what it is; None between calls.
         self.busy_since: float | None = None
         self.doing = ""
+        # When it answered a statement last.
+        self.heard_at = self.planned_at
         # Whether the caller handed the connection over for this operation, to be left in its mode.
         self.callers = False
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the server is being waited for: not by `wait`, which has an end of its own."""
+        return self.busy_since is not None and self.doing != "wait"
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())
@@ -104,6 +111,7 @@ class CoreSession:
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
         rows: Any = await self._call(query.name, self.driver.execute, query, parameters)
+        self.heard_at = time.monotonic()
         return rows  # type: ignore[no-any-return]
 
     async def enter(self) -> None:

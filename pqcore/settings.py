@@ -17,6 +17,7 @@ from pqcore.errors import (
     UnsafeSerializer,
 )
 from pqcore.identifiers import MAX_QUEUE_NAME, TableName, check_text, split_queue_name
+from pqcore.operations.bounds import LowerBound
 from pqcore.plugins import plugins
 from pqcore.serializers import Serializer, json_encode, pickle_dumps, pickle_loads
 from pqcore.timespec import seconds
@@ -86,6 +87,7 @@ class QueueSettings:
         suffix = None
         if serializer is None:
             name, suffix = split_queue_name(check_text(name, "queue name"))
+        self.bound = LowerBound()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.table = table
         self.serializer_name = "json"

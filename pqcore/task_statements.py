@@ -26,12 +26,19 @@ _PUT_VALUES = (
 _CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
 _HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
 _WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
+# A new job, but for its id and place: with a clean record, and no place under limits but those that it asks for.
 _REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
     f" expected_at = coalesce(:expected_at::timestamptz, {_IN.format(_NOW, 'expected_in')}),"
-    " headers = :headers::text::json, failures = NULL, error = NULL"
+    " headers = :headers::text::json, group_key = :group_key::text, leased_until = NULL, parked_on = NULL,"
+    " failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL"
 )
+_TELL_REPLACED = """
+), freed AS (
+  DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (ARRAY(SELECT id FROM put))
+)
+SELECT id, pg_notify(:channel::text, '')::text FROM put"""
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
 
 
@@ -56,9 +63,11 @@ class TaskStatements:
         )
         self.put_replacing = compiled(
             "put_replacing",
-            f"INSERT INTO {{table}} AS held ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES})"
-            f" {_CONFLICT} DO UPDATE SET {_REPLACED}"
-            " WHERE held.leased_until IS NULL OR held.parked_on IS NOT NULL RETURNING id",
+            f"""
+WITH put AS (
+  INSERT INTO {{table}} AS held ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES})
+  {_CONFLICT} DO UPDATE SET {_REPLACED} WHERE held.leased_until IS NULL OR held.parked_on IS NOT NULL
+  RETURNING id{_TELL_REPLACED}""",
         )
         self.find_duplicate = compiled("find_duplicate", f"SELECT id FROM {{table}} WHERE {_HOLDER}")
         # Held for a time: the row of the key is locked and looked at as it then is, in one statement.
@@ -81,7 +90,10 @@ SELECT job_id, {_PUT_VALUES.replace(", :dedup_key::text", "")} FROM claimed RETU
             "SELECT job_id FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text",
         )
         self.replace = compiled(
-            "replace", f"UPDATE {{table}} SET {_REPLACED} WHERE id = :id::bigint AND {_WAITING} RETURNING id"
+            "replace",
+            f"""
+WITH put AS (
+  UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {_WAITING} RETURNING id{_TELL_REPLACED}""",
         )
 
         # Limits and groups.
@@ -124,6 +136,13 @@ SELECT job_id, {_PUT_VALUES.replace(", :dedup_key::text", "")} FROM claimed RETU
             "DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (:ids::bigint[])",
             rows=False,
         )
+        self.free_places = compiled(
+            "free_places",
+            "DELETE FROM {slots} AS slot USING unnest(:keys::text[], :ids::bigint[]) AS place (key, job)"
+            " WHERE slot.q_name = :q_name::text AND slot.key = place.key AND slot.job_id = place.job"
+            " AND EXISTS (SELECT FROM {table} WHERE id = place.job AND parked_on IS NOT NULL)",
+            rows=False,
+        )
         # Whom a free place is for is decided here, and the place is kept: a newer job cannot slip in.
         self.unpark = compiled(
             "unpark",
@@ -148,9 +167,11 @@ SELECT id, pg_notify(:channel::text, '')::text FROM freed""",
 WITH head AS (
   SELECT id FROM {table} WHERE q_name = :q_name::text AND group_key = :group::text AND dequeued_at IS NULL
   ORDER BY id LIMIT 1
+), free AS (
+  SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM head)) AND parked_on = :key::text
+  FOR UPDATE SKIP LOCKED
 )
-UPDATE {table} SET leased_until = NULL, parked_on = NULL
-WHERE id = ANY (ARRAY(SELECT id FROM head)) AND parked_on = :key::text
+UPDATE {table} SET leased_until = NULL, parked_on = NULL WHERE id = ANY (ARRAY(SELECT id FROM free))
 RETURNING id, pg_notify(:channel::text, '')::text""",
         )
 
@@ -181,6 +202,11 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         )
         self.drop = compiled("drop", f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id")
 
+        self.find_headers = compiled(
+            "find_headers",
+            "SELECT headers::text FROM {table} WHERE id = :id::bigint AND q_name = :q_name::text"
+            " AND num_nulls(dequeued_at) = 1",
+        )
         # Cancelling what runs: it is asked to stop, and whoever runs it is told.
         self.ask_to_stop = compiled(
             "ask_to_stop",
@@ -225,6 +251,8 @@ WITH picked AS (
   ORDER BY died_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), risen AS (
   DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING *
+), forgotten AS (
+  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM picked))
 )
 INSERT INTO {{table}} ({COLUMNS}, group_key)
 SELECT {
@@ -232,6 +260,7 @@ SELECT {
                 .replace(" schedule_at", f" {_NOW}")
                 .replace("failures", "NULL::int")
                 .replace("excused", "attempts")
+                .replace("error", "NULL::json")
             },
   headers #>> '{{{{gate,group}}}}'
 FROM risen RETURNING id""",
@@ -360,20 +389,25 @@ RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float
             "SELECT FROM {table} WHERE id = slot.job_id AND dequeued_at IS NULL)",
             rows=False,
         )
+        self.held_in_vain = compiled(
+            "held_in_vain",
+            "SELECT slot.key, slot.job_id, job.parked_on FROM {slots} AS slot CROSS JOIN LATERAL ("
+            "SELECT parked_on FROM {table} WHERE id = slot.job_id AND num_nulls(parked_on) = 0 LIMIT 1) AS job"
+            " WHERE slot.q_name = :q_name::text",
+        )
         # Skips from key to key through the index, however many jobs wait on each.
         self.parked_keys = compiled(
             "parked_keys",
-            """
+            f"""
 WITH RECURSIVE found AS (
-  (SELECT parked_on, headers::text AS headers FROM {table} WHERE q_name = :q_name::text AND parked_on IS NOT NULL
-   ORDER BY parked_on LIMIT 1)
+  SELECT min(parked_on) AS parked_on FROM {{table}} WHERE q_name = :q_name::text AND parked_on IS NOT NULL
   UNION ALL
-  SELECT next.parked_on, next.headers FROM found CROSS JOIN LATERAL (
-    SELECT parked_on, headers::text AS headers FROM {table}
-    WHERE q_name = :q_name::text AND parked_on IS NOT NULL AND parked_on > found.parked_on ORDER BY parked_on LIMIT 1
-  ) AS next
+  SELECT (SELECT min(parked_on) FROM {{table}} WHERE q_name = :q_name::text AND parked_on > found.parked_on)
+  FROM found WHERE found.parked_on IS NOT NULL
 )
-SELECT parked_on, headers FROM found""",
+SELECT parked_on, (SELECT headers::text FROM {{table}} WHERE q_name = :q_name::text AND parked_on = found.parked_on
+  ORDER BY {ORDER} LIMIT 1)
+FROM found WHERE parked_on IS NOT NULL""",
         )
         self.sweep_results = compiled(
             "sweep_results",

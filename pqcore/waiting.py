@@ -45,6 +45,7 @@ class Listener:
         self._runtime = runtime
         self._able = able
         self._owner: Hashable = None
+        self._over = False
         self._taking_over = Lock()
         self._reset()
 
@@ -62,19 +63,23 @@ class Listener:
 
         To be drawn before looking at the table, and given to `wait` after.
         """
+        self._take_over()
+        return self._counts[channel] if channel in self._channels else None
+
+    def _take_over(self) -> None:
         if self._owner != (owner := self._runtime.owner()):
             with self._taking_over:  # threads may come here together
                 if self._owner != owner:
                     self._reset()
                     self._owner = owner
-        return self._counts[channel] if channel in self._channels else None
 
     async def listen(self, channel: str) -> bool:
         """Start to listen to a channel; False if that cannot be done now."""
+        self._take_over()
         async with held(self._gate):
             if channel in self._channels:
                 return True
-            if not self._able or (self._session is None and not await self._open()):
+            if self._over or not self._able or (self._session is None and not await self._open()):
                 return False
             session = self._session
             if session is None:
@@ -101,13 +106,20 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening; waiters are woken."""
-        if self._owner != self._runtime.owner() or self._session is None:
+        if self._owner != self._runtime.owner():
             return
         if self._background is not None:
             self._background.stop()
-        async with held(self._gate):
+        async with held(self._gate):  # one that is being opened is to be closed too
             if self._session is not None:
+                if not self._runtime.suspends:
+                    self._session.abort()  # the thread that waits on it is to notice at once
                 await self._lose(self._session)
+
+    async def end(self) -> None:
+        """Stop listening, for good."""
+        self._over = True
+        await self.close()
 
     async def _open(self) -> bool:
         if time.monotonic() < self._retry_at:
@@ -217,6 +229,9 @@ class SoleListener:
 
     async def close(self) -> None:
         """Nothing to close: the connection is the caller's."""
+
+    async def end(self) -> None:
+        """Likewise."""
 
     async def _read(self, session: CoreSession) -> None:
         if self._channels and not session.in_transaction():

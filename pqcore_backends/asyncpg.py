@@ -7,13 +7,14 @@ objects, as it refuses ``connection.transaction()`` within one begun by hand.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 
-from pqcore.backend import ABORTED, Row
+from pqcore.backend import ABORTED, CONNECT_TIMEOUT, Row
 from pqcore.errors import Closed
 from pqcore.statement import Query
 
@@ -138,12 +139,13 @@ class AsyncpgBackend:
 
     def __init__(self, *, prepared: bool = True) -> None:
         self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
+        self._timeout = float(os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
 
     async def connect(self, dsn: str) -> AsyncpgSession:
         async def opened(lost: Any) -> Any:
             if "://" in dsn:
-                return await asyncpg.connect(dsn, **self._options)
-            return await asyncpg.connect(**_keywords(dsn), **self._options)
+                return await asyncpg.connect(dsn, timeout=self._timeout, **self._options)
+            return await asyncpg.connect(**_keywords(dsn), timeout=self._timeout, **self._options)
 
         return AsyncpgSession(await opened(None), opened)
 

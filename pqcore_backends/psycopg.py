@@ -13,11 +13,12 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pqcore.backend import ABORTED, Row, readable, shut
+from pqcore.backend import ABORTED, Row, patience, readable, shut
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
@@ -246,7 +247,7 @@ class PsycopgBackend(_Pooled):
     """Makes blocking sessions over psycopg's connections and psycopg_pool's pools."""
 
     def connect(self, dsn: str) -> PsycopgSession:
-        return self.wrap(psycopg.connect(dsn, autocommit=True))
+        return self.wrap(psycopg.connect(dsn, autocommit=True, **patience(conninfo_to_dict(dsn))))
 
     def wrap(self, connection: Any) -> PsycopgSession:
         return PsycopgSession(connection, prepared=self._prepares)
@@ -285,7 +286,8 @@ class AsyncPsycopgBackend(_Pooled):
     """Makes asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
 
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
-        return self.wrap(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
+        more = patience(conninfo_to_dict(dsn))
+        return self.wrap(await psycopg.AsyncConnection.connect(dsn, autocommit=True, **more))
 
     def wrap(self, connection: Any) -> AsyncPsycopgSession:
         return AsyncPsycopgSession(connection, prepared=self._prepares)

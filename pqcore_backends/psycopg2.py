@@ -16,7 +16,7 @@ from psycopg2 import extensions
 from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import ABORTED, Row, readable, shut
+from pqcore.backend import ABORTED, Row, patience, readable, shut
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
@@ -149,7 +149,8 @@ class Psycopg2Backend:
         self._pooled: dict[Any, Psycopg2Session] = {}
 
     def connect(self, dsn: str) -> Psycopg2Session:
-        return Psycopg2Session(psycopg2.connect(dsn), prepared=self._prepares)
+        connection = psycopg2.connect(dsn, **patience(extensions.parse_dsn(dsn)))
+        return Psycopg2Session(connection, prepared=self._prepares)
 
     def wrap(self, connection: Any) -> Psycopg2Session:
         return Psycopg2Session(connection, prepared=self._prepares)

@@ -14,6 +14,7 @@ from psycopg import sql
 from pqcore import PQ
 from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
+from pqcore.operations.bounds import LowerBound
 from pqcore.statement import Query
 
 ROWS = 50_000
@@ -30,7 +31,7 @@ DUE_EXPECTED = ("schedule_at, expected_at", "now() - interval '1 hour', now() + 
 URGENT = ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'")
 PARKED = (
     "leased_until, attempts, parked_on, group_key",
-    "'infinity', 1, CASE n % 20 WHEN 0 THEN 'group:' ELSE 'limit:' END || n % 10, n % 10",
+    "'infinity', 1, CASE n % 3 WHEN 0 THEN 'group:' ELSE 'limit:' END || n % 10, n % 10",
 )
 KEYED = ("dedup_key, group_key", "'key ' || n, 'group ' || n % 10")
 
@@ -57,6 +58,7 @@ def cases() -> Iterator[Case]:
         for finish in ("keep", "delete", "archive", "lease"):
             yield Case(SQL.take("ordered", finish, n), pages)
             yield Case(SQL.take("unguarded", finish, n), pages)
+            yield Case(SQL.take("bounded", finish, n), pages, values=tuple(LowerBound().values().items()))
             # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
             yield Case(SQL.take("merged", finish, n), pages + 7_000)
         yield Case(SQL.peek(n), pages + 7_000)
@@ -79,8 +81,9 @@ def task_cases() -> Iterator[Case]:
         dedup = (("dedup_key", key),)
         for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.put_for_a_time, tasks.tick):
             yield Case(query, 60, values=dedup)
-    for query in (tasks.replace, tasks.find_job, tasks.parked_keys, tasks.unpark_head, tasks.group_heads):
+    for query in (tasks.replace, tasks.find_job, tasks.group_heads):
         yield Case(query, 60)
+    yield Case(tasks.unpark_head, 60, values=(("key", "group:7"),))
     yield Case(tasks.unpark, 60)
     yield Case(tasks.unpark, 2_500, values=(("places", 100),))
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.ask_to_stop):
@@ -204,5 +207,5 @@ def test_a_prepared_statement_does_not_suffer_from_the_table_it_was_planned_for(
     for number, case in enumerate(CASES):
         server.prepare("generic", case, f"case_{number}")
         server.explain(case, list(range(1, 101)), f"case_{number}")
-    server.fill(FINISHED, READY, LEASED, rows=20_000)  # and nobody analyzes it
+    server.fill(FINISHED, READY, LEASED, PARKED, KEYED, rows=20_000)  # and nobody analyzes it
     assert [offence for number, case in enumerate(CASES) if (offence := server.offence(case, f"case_{number}"))] == []

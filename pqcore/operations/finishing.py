@@ -58,8 +58,7 @@ _FOLLOWED = ('"gate"', '"batch"', '"then"', '"keep"')
 
 
 def _is_plain(outcome: Outcome) -> bool:
-    headers = outcome.job.raw_headers
-    return outcome.end == "done" and (headers is None or not any(word in headers for word in _FOLLOWED))
+    return outcome.end == "done" and not has_followers(outcome.job.raw_headers)
 
 
 async def finish(
@@ -86,16 +85,11 @@ async def _finish_together(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
 ) -> list[Outcome]:
     async def work(s: CoreSession) -> list[Outcome]:
-        gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
+        gates = [gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None]
         async with atomic(s):
-            await lock_gates(engine, queue, s, gates.values())
+            await lock_gates(engine, queue, s, gates)
             ended = await _end_rows(s, queue, outcomes)
-            freed = {o.job.id: gates[o.job.id] for o in ended if o.job.id in gates}
-            await give_up(engine, queue, s, freed, locked=True)
-            for outcome in ended:
-                await _keep_result(s, queue, outcome)
-                await _go_on(engine, queue, s, outcome)
-            await _count_down(engine, queue, s, ended)
+            await _follow(engine, queue, s, ended, locked=True)
         held = {id(outcome) for outcome in ended}
         return [outcome for outcome in outcomes if id(outcome) not in held]
 
@@ -111,6 +105,47 @@ async def _finish_together(
         for outcome in outcomes:
             lost += await _finish_together(engine, queue, [outcome], connection)
         return lost
+
+
+def has_followers(headers: str | None) -> bool:
+    """Whether something follows from the end of a job with these headers."""
+    return headers is not None and any(word in headers for word in _FOLLOWED)
+
+
+async def follow(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
+    """Do what follows from the end of a job whose row is finished already: it was taken with `get`."""
+
+    async def work(s: CoreSession) -> None:
+        async with atomic(s):
+            await _follow(engine, queue, s, [outcome])
+
+    if has_followers(outcome.job.raw_headers):
+        await engine.run(work)
+
+
+async def cancel(engine: Engine, queue: QueueSettings, s: CoreSession, job_id: int, headers: str) -> bool:
+    """Delete a job that waits, and do what follows from that; whether it did wait."""
+    query = s.sql.cancel
+    async with atomic(s):
+        if (gate := gate_of(headers)) is not None:
+            await lock_gates(engine, queue, s, [gate])
+        rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
+        for _, found in rows:
+            job = BaseJob(queue, (job_id, None, b"", None, 0, None, None, None, found, 0, 0))
+            await _follow(engine, queue, s, [Outcome(job, "drop", reason="cancelled")], locked=found == headers)
+    return bool(rows)
+
+
+async def _follow(
+    engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome], *, locked: bool = False
+) -> None:
+    gates = {outcome.job.id: gate_of(outcome.job.raw_headers) for outcome in ended}
+    freed = {job: gate for job, gate in gates.items() if gate is not None}
+    await give_up(engine, queue, s, freed, locked=locked)
+    for outcome in ended:
+        await _keep_result(s, queue, outcome)
+        await _go_on(engine, queue, s, outcome)
+    await _count_down(engine, queue, s, ended)
 
 
 async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -163,7 +198,7 @@ def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
 async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -> None:
     keep = outcome.job.headers.get("keep")
     state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
-    if keep is None or state is None:
+    if not isinstance(keep, (int, float)) or state is None:
         return
     encoded = queue.encode_row(outcome.result) if outcome.end == "done" else Encoded(None, None)
     values = {
@@ -193,8 +228,8 @@ async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ende
     counts: dict[int, list[int]] = {}
     for outcome in ended:
         batch = outcome.job.headers.get("batch")
-        if batch is not None and outcome.end in ("done", "dead", "drop") and not _has_chain(outcome):
-            count = counts.setdefault(int(batch), [0, 0])
+        if isinstance(batch, int) and outcome.end in ("done", "dead", "drop") and not _has_chain(outcome):
+            count = counts.setdefault(batch, [0, 0])
             count[0] += 1
             count[1] += int(outcome.end != "done")
     tasks = s.sql.tasks

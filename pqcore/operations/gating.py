@@ -7,6 +7,11 @@ A job's place outlasts its worker: whoever takes the job over finds it held.
 
 All is decided under an advisory lock of each key, so it is exact however many
 workers there are.  Jobs that are not gated cost nothing of this.
+
+A job under several keys takes all of its places at once.  One that waits may hold those
+that were given to it, but only of keys that come before the one it waits for, the scarcest
+first: so jobs do not wait for one another in a circle, and none holds a place that
+others could use while it waits for one that is harder to get.
 """
 
 from __future__ import annotations
@@ -36,11 +41,11 @@ def gate_of(headers: str | None) -> dict[str, Any] | None:
 
 
 def _keys(gate: dict[str, Any]) -> dict[str, int]:
-    """The keys that a job needs a place under, and how many places each has."""
-    keys = {_LIMIT + key: int(places) for key, places in gate.get("limits", {}).items()}
+    """The keys that a job needs a place under, and how many places each has; in the order they are waited for."""
+    keys = [(int(places), _LIMIT + key) for key, places in gate.get("limits", {}).items()]
     if "group" in gate:
-        keys[_GROUP + gate["group"]] = 1
-    return keys
+        keys.append((1, _GROUP + gate["group"]))
+    return {key: places for places, key in sorted(keys)}
 
 
 async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> None:
@@ -80,13 +85,18 @@ async def admit(engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequ
                 _GROUP + row[0]: row[1] for row in await s.execute(tasks.group_heads, tasks.group_heads.bind(values))
             }
         taken: list[tuple[str, int]] = []
+        given_up: list[tuple[str, int]] = []
         parked: dict[str, list[tuple[int, int]]] = {}
         for row in rows:
             job = row[0]
             missing = [key for key in wanted.get(job, ()) if (key, job) not in holders]
-            full = next((key for key in missing if used.get(key, 0) >= places[key] or heads.get(key, job) != job), None)
+            full = next(
+                (key for key in missing if used.get(key, 0) >= wanted[job][key] or heads.get(key, job) != job), None
+            )
             if full is not None:
                 parked.setdefault(full, []).append((job, row[4]))
+                keys = list(wanted[job])
+                given_up += [(key, job) for key in keys[keys.index(full) :] if (key, job) in holders]
                 continue
             for key in missing:
                 used[key] = used.get(key, 0) + 1
@@ -98,6 +108,9 @@ async def admit(engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequ
             held = sorted(ones)
             values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "key": key}
             await s.execute(tasks.park, tasks.park.bind(values))
+        if given_up:
+            await _free_places(queue, s, given_up)
+            await _let_in(queue, s, {key: places[key] for key, _ in given_up})
         waiting = {job for ones in parked.values() for job, _ in ones}
         started = [job for job, gate in gates.items() if "dedup" in gate and job not in waiting]
         if started:
@@ -132,6 +145,12 @@ async def give_up(
     await _let_in(queue, s, keys)
 
 
+async def _free_places(queue: QueueSettings, s: CoreSession, places: Sequence[tuple[str, int]]) -> None:
+    """Free single places of jobs that are parked; their keys are locked."""
+    values = {"q_name": queue.name, "keys": [key for key, _ in places], "ids": [job for _, job in places]}
+    await s.execute(s.sql.tasks.free_places, s.sql.tasks.free_places.bind(values))
+
+
 async def _let_in(queue: QueueSettings, s: CoreSession, keys: dict[str, int]) -> None:
     tasks = s.sql.tasks
     for key, places in sorted(keys.items()):
@@ -152,9 +171,27 @@ async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
     """
     tasks = s.sql.tasks
     await s.execute(tasks.sweep_slots, tasks.sweep_slots.bind({"q_name": queue.name}))
+    circle = _circle(await s.execute(tasks.held_in_vain, tasks.held_in_vain.bind({"q_name": queue.name})))
     rows = await s.execute(tasks.parked_keys, tasks.parked_keys.bind({"q_name": queue.name}))
     for key, headers in rows:
         places = _keys(gate_of(headers) or {}).get(key, 1)
         async with atomic(s):
             await _lock(engine, queue, s, [key])
+            if surplus := [place for place in circle if place[0] == key]:
+                await _free_places(queue, s, surplus)
             await _let_in(queue, s, {key: places})
+
+
+def _circle(held: Iterable[Row]) -> list[tuple[str, int]]:
+    """The places of jobs that wait for one another: so they do if they were put with other limits for the same keys.
+
+    Args:
+        held: Of each place of a job that is parked: its key, the job, the key that the job waits for.
+    """
+    places = list(held)
+    while True:
+        keys = {key for key, _, _ in places}
+        left = [place for place in places if place[2] in keys]
+        if len(left) == len(places):
+            return [(key, job) for key, job, _ in left]
+        places = left

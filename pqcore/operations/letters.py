@@ -8,13 +8,19 @@ from datetime import timedelta
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
-from pqcore.errors import JobNotFound
+from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
+
+MOST_REVIVED, MOST_PURGED = 1_000, 10_000
+"""Dead letters: the most that one statement deals with; the limits in `pqcore.task_statements`."""
 
 
 async def listed(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
     """The rows of the latest ``n``."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        msg = f"n is {n!r}; give a number of dead letters, at least 1"
+        raise ConfigurationError(msg)
     return await engine.execute("tasks.dead_letters", {"q_name": queue.name, "n": n}, protect=False)
 
 
@@ -35,27 +41,33 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 
 async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None) -> int:
     """Make jobs of them again, due at once, with a clean record; all of them if ``ids`` is None.  How many."""
-    values: dict[str, object] = {"q_name": queue.name, "ids": None if ids is None else list(ids)}
-    return await _in_slices(engine, "tasks.revive", values)
+    values: dict[str, object] = {"q_name": queue.name}
+    return await _in_slices(engine, "tasks.revive", values, ids, MOST_REVIVED)
 
 
 async def purge(
     engine: Engine, queue: QueueSettings, ids: Sequence[int] | None, older_than: str | float | timedelta
 ) -> int:
     """Delete them; how many."""
-    values: dict[str, object] = {
-        "q_name": queue.name,
-        "ids": None if ids is None else list(ids),
-        "age": seconds(older_than),
-    }
-    return await _in_slices(engine, "tasks.purge_dead", values)
+    values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
+    return await _in_slices(engine, "tasks.purge_dead", values, ids, MOST_PURGED)
 
 
-async def _in_slices(engine: Engine, statement: str, values: dict[str, object]) -> int:
+async def _in_slices(
+    engine: Engine, statement: str, values: dict[str, object], ids: Sequence[int] | None, most: int
+) -> int:
+    """Run a statement for ``most`` at a time; none twice, though a job that is revived may be dead again at once."""
     total = 0
-    while rows := await engine.execute(statement, values):
-        total += len(rows)
-    return total
+    if ids is not None:
+        chosen = list(dict.fromkeys(ids))
+        for start in range(0, len(chosen), most):
+            total += len(await engine.execute(statement, {**values, "ids": chosen[start : start + most]}))
+        return total
+    while True:
+        number = len(await engine.execute(statement, {**values, "ids": None}))
+        total += number
+        if number < most:
+            return total
 
 
 def error_of(raw: str | None) -> dict[str, str]:

@@ -10,8 +10,7 @@ from pqcore import schema
 from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.identifiers import control_channel
-from pqcore.operations.gating import gate_of, give_up
-from pqcore.operations.transactions import atomic
+from pqcore.operations import finishing
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
@@ -59,14 +58,15 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
 
     async def work(s: CoreSession) -> bool:
         values = {"id": job_id, "q_name": queue.name, "channel": control_channel(queue.name)}
-        rows = await s.execute(s.sql.cancel, s.sql.cancel.bind(values))
-        if not rows:
-            stop = s.sql.tasks.ask_to_stop
-            return running and bool(await s.execute(stop, stop.bind(values)))
-        if (gate := gate_of(rows[0][1])) is not None:
-            async with atomic(s):
-                await give_up(engine, queue, s, {job_id: gate})
-        return True
+        find, stop = s.sql.tasks.find_headers, s.sql.tasks.ask_to_stop
+        found = await s.execute(find, find.bind(values))
+        if not found:
+            return False
+        if finishing.has_followers(found[0][0]):
+            cancelled = await finishing.cancel(engine, queue, s, job_id, found[0][0])
+        else:
+            cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
+        return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))
 
     return await engine.run(work)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from pqcore.engine import Engine
 from pqcore.errors import DuplicateJob, TransientError
 from pqcore.events import PutEvent, around, heard, tell
+from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
 from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.sessions import CoreSession
@@ -43,7 +44,8 @@ async def put(
         schedule_at: As for `Queue.put`.
         expected_at: As for `Queue.put`.
         connection: As for `Queue.put`.
-        options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, and ``task``.
+        options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
+            ``own``, headers of pqcore's.
     """
     times = times_of(schedule_at, expected_at)
     if not heard("pqcore_around_put", "pqcore_job_put"):
@@ -52,7 +54,7 @@ async def put(
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
     with around("pqcore_around_put", event):
         event.ids = [await _put(engine, queue, data, times, connection, {**options, "headers": event.headers})]
-    await tell("pqcore_job_put", event)
+    await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return event.ids[0]
 
 
@@ -98,6 +100,7 @@ async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None,
         return int(rows[0][0])
     tasks = s.sql.tasks
     values = {**row, "dedup_key": dedup.key, "period": dedup.period, "table_name": table}
+    values["channel"] = channel(str(row["q_name"]))
     if dedup.period is not None:
         put, find = tasks.put_for_a_time, tasks.find_held
     else:
@@ -132,10 +135,10 @@ async def put_many(
     if not heard("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})
     options = dict(options or {})
-    event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}))
+    event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}), many=True)
     with around("pqcore_around_put", event):
         event.ids = await _put_many(engine, queue, items, times, connection, {**options, "headers": event.headers})
-    await tell("pqcore_job_put", event)
+    await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return event.ids
 
 
@@ -198,7 +201,8 @@ def encoded_row(queue: QueueSettings, data: Any) -> dict[str, object]:
 
 
 def _options(options: Mapping[str, Any]) -> PutOptions:
-    return put_options(options.get("headers"), options.get("group"), options.get("limits"), options.get("dedup"))
+    chosen = (options.get(name) for name in ("headers", "group", "limits", "dedup", "own"))
+    return put_options(*chosen)
 
 
 def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) -> Iterator[_Chunk]:

@@ -55,6 +55,15 @@ class StoredPut:
             headers["then"] = chain
         return replace(self, headers=headers)
 
+    def with_headers(self, headers: dict[str, Any]) -> StoredPut:
+        """The same with further headers, on those that come after it too; its own stay as they are."""
+        if not headers:
+            return self
+        merged = {**headers, **self.headers}
+        if "then" in merged:
+            merged["then"] = [{**link, "headers": {**headers, **link["headers"]}} for link in merged["then"]]
+        return replace(self, headers=merged)
+
     def values(self) -> dict[str, object]:
         """The values of the statement that puts it."""
         return {

@@ -35,6 +35,8 @@ async def get(
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
         rows, wake_in = await look(engine, queue, n, lease)
+        if not rows and wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
+            continue
         if rows or not block:
             return rows
         left = deadline - time.monotonic()
@@ -68,9 +70,17 @@ async def _take(
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
 
+    bound = queue.bound
+
     async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
-        query = s.sql.take("ordered", finish, n)
-        rows = await s.execute(query, query.bind(values))
+        rows: Sequence[Row] = ()
+        if bounded := bound.usable(time.monotonic()):
+            query = s.sql.take("bounded", finish, n)
+            rows = await s.execute(query, query.bind({**values, **bound.values()}))
+        if not rows:
+            bounded = False
+            query = s.sql.take("ordered", finish, n)
+            rows = await s.execute(query, query.bind(values))
         if not rows:
             [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
             if something_out:
@@ -79,8 +89,10 @@ async def _take(
                     if rows:
                         break
             if not rows:
+                bound.advance((), time.monotonic(), full=True)
                 return rows, wake_in
         rows = _in_order(rows) if len(rows) > 1 else rows
+        bound.advance(rows, time.monotonic(), full=not bounded)
         if lease is None:
             return rows, None
         allowed = await admit(engine, queue, s, rows)

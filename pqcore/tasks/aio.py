@@ -8,6 +8,7 @@ from typing import Any
 
 from pqcore import aio as core
 from pqcore.operations import calling, putting
+from pqcore.serializers import Serializer
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.periodic import Missed, make_periodic
@@ -105,6 +106,12 @@ class AsyncPQ(core.AsyncPQ):
     """The queues of one table, as queues of function calls, awaited; see `pqcore.AsyncPQ`."""
 
     queue_class: type[core.AsyncQueue] = AsyncQueue
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
+        """A queue with options of its own; see `pqcore.PQ.queue`."""
+        queue = super().queue(name, serializer=serializer, **options)
+        assert isinstance(queue, AsyncQueue)  # noqa: S101 - for the type checker
+        return queue
 
     def __getitem__(self, name: str) -> AsyncQueue:
         queue = super().__getitem__(name)

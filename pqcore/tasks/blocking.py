@@ -6,23 +6,28 @@ import asyncio
 import functools
 import inspect
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 from pqcore import queue as core
-from pqcore.errors import PQError, UnknownTask
-from pqcore.events import JobEvent, around
+from pqcore.errors import PQError
+from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, heard, tell
 from pqcore.job import Job
 from pqcore.operations import calling, finishing, putting
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
+from pqcore.options import put_options_of
 from pqcore.runtime import drive
+from pqcore.serializers import Serializer
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic
-from pqcore.tasks.running import UNKNOWN_PAUSE, caller, conclude, prepare
+from pqcore.tasks.running import caller, check_result, conclude, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
 WORK_LEASE = 60.0
@@ -172,56 +177,92 @@ class Queue(TaskDeclarations, core.Queue):
     def perform(self, job: Job) -> bool:
         """Call the function that a job names; True if it returned.
 
-        A job that was leased is finished, or given back; one that was taken
-        with `get` is finished already, and is put again if it is to be retried.
+        A job that was leased is finished, or given back. One that was taken with `get` is finished already:
+        it is put again, as another, if it is to be retried, and is no dead letter.
         """
         run = prepare(self, self, job)
         if isinstance(run, Outcome):
             return self._not_run(job, run)
         context = JobContext(self, job)
         token = enter_job(context)
+        event = JobEvent(self.name, job, run.task.path, waited(job)) if heard(*JOB_HOOKS, "pqcore_around_run") else None
+        event_token = _event.set(event)
         try:
-            with around("pqcore_around_run", JobEvent(self.name, job, run.task.path)):
-                result = caller(run)()
-                if inspect.iscoroutine(result):
-                    result = asyncio.run(_awaited(result))
+            result = self._watched(caller(run), event)
+            check_result(self, job, result)
         except Exception as exc:  # noqa: BLE001 - whatever a task raises is the job's failure, not the worker's
             return self.fail(job, job.data, exc)
-        finally:
-            leave_job(token)
-        if job.leased:
+        else:
             self._end(Outcome(job, "done", result=result, finished=context.finished))
-        return True
+            return True
+        finally:
+            _event.reset(event_token)
+            leave_job(token)
+
+    def _watched(self, call: Callable[[], Any], event: JobEvent | None) -> Any:
+        """Make a call; plugins are told of it if there is an event to tell."""
+        if event is None:
+            return _called(call)
+        drive(tell("pqcore_job_started", event, blocking=True))
+        began = time.perf_counter()
+        try:
+            with around("pqcore_around_run", event):
+                return _called(call)
+        except BaseException as exc:
+            event.error = exc
+            raise
+        finally:
+            event.duration = time.perf_counter() - began
 
     def fail(self, job: Job, data: dict[str, Any], e: BaseException | None = None) -> bool:
         """Have a failed job tried again if it has retries left, else say why; always False."""
-        error = e if e is not None else PQError("failed")
-        if job.leased:
-            run = prepare(self, self, job)
-            self._end(run if isinstance(run, Outcome) else conclude(self, run, error))
-            return False
-        retried = data.get("retried", 0)
-        if data.get("max_retries", 0) > retried:
-            again = self.put({**data, "retried": retried + 1}, data["retry_in"], job.expected_at)
-            self.logger.info("put %r again as job %d", job, again)
-        elif isinstance(e, UnknownTask):  # another worker may know it
-            again = self.put(data, f"{UNKNOWN_PAUSE:.0f}s", job.expected_at)
-            self.logger.error("%s; put %r again as job %d", e, job, again)
-        else:
-            self.logger.error("failed to perform %r", job, exc_info=e)
+        run = prepare(self, self, job)
+        outcome = run if isinstance(run, Outcome) else conclude(self, run, e if e is not None else PQError("failed"))
+        self._end(outcome, data, failed=True)
         return False
 
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
-        if job.leased:
+        token = _event.set(None)
+        if outcome.end == "dead" and heard("pqcore_job_dead"):
+            _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
+        try:
             self._end(outcome)
-        elif outcome.reason == "unknown":
-            again = self.put(job.data, f"{UNKNOWN_PAUSE:.0f}s", job.expected_at)
-            self.logger.error("put %r again as job %d", job, again)
+        finally:
+            _event.reset(token)
         return False
 
-    def _end(self, outcome: Outcome) -> None:
-        if drive(finishing.finish(self._engine, self, [outcome])):
+    def _end(self, outcome: Outcome, data: Any = None, *, failed: bool = False) -> None:
+        """Store how a job ends, and tell plugins of it."""
+        hook: JobHook = ENDS[outcome.end]
+        if not outcome.job.leased:
+            if outcome.end in ("retry", "snooze"):
+                again = drive(self._put_again(outcome, data))
+                self.logger.info("put %r again as job %d", outcome.job, again)
+            else:
+                drive(finishing.follow(self._engine, self, outcome))
+                hook = hook if outcome.end == "done" else "pqcore_job_dropped"
+        elif drive(finishing.finish(self._engine, self, [outcome])):
+            hook = "pqcore_job_lost"
             self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
+        first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
+        self._tell_end(outcome, *first, hook)
+
+    def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
+        event = _event.get()
+        if event is None or event.job is not outcome.job:
+            return
+        event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
+        for hook in hooks:
+            drive(tell(hook, event, blocking=True))
+
+    async def _put_again(self, outcome: Outcome, data: Any) -> int:
+        """Put a job again that was taken for good, with all that it had but its dedup key."""
+        job = outcome.job
+        data = job._get_data() if data is None else data  # noqa: SLF001 - what both faces' jobs have in common
+        if outcome.end == "retry":
+            data = {**data, "retried": data.get("retried", 0) + 1}
+        due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
+        return await putting.put(self._engine, self, data, due, job.expected_at, None, put_options_of(job.headers))
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
@@ -244,6 +285,15 @@ class Queue(TaskDeclarations, core.Queue):
             thread.join()
 
 
+_event: ContextVar[JobEvent | None] = ContextVar("pqcore_event", default=None)
+"""What plugins are told of the job that the running thread performs."""
+
+
+def _called(call: Callable[[], Any]) -> Any:
+    result = call()
+    return asyncio.run(_awaited(result)) if inspect.iscoroutine(result) else result
+
+
 async def _awaited(coroutine: Any) -> Any:
     return await coroutine
 
@@ -252,6 +302,12 @@ class PQ(core.PQ):
     """The queues of one table, as queues of function calls; see `pqcore.PQ`."""
 
     queue_class: type[core.Queue] = Queue
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
+        """A queue with options of its own; see `pqcore.PQ.queue`."""
+        queue = super().queue(name, serializer=serializer, **options)
+        assert isinstance(queue, Queue)  # noqa: S101 - for the type checker
+        return queue
 
     def __getitem__(self, name: str) -> Queue:
         queue = super().__getitem__(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import pydoc
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from pqcore.errors import ConfigurationError, UnknownTask
 from pqcore.operations.stored import StoredPut
 from pqcore.options import Dedup, put_options
-from pqcore.tasks.policies import RetryPolicy, policy_to_json
+from pqcore.tasks.policies import Fixed, RetryPolicy, policy_to_json
 from pqcore.timespec import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TaskOptions:
         retry_in: The time until then, always the same; None for at once.
         retry: The policy instead: `Fixed`, `Exponential`, or a function of the number of
             failures and the exception that gives seconds.
-        retry_on: Only after these exceptions; after others it is a dead letter.
+        retry_on: Only after these exceptions, one or a tuple; after others it is a dead letter.
         discard_on: After these it is discarded.
         timeout: How long it may run: seconds, ``'5m'`` or a timedelta.
         deadline: Until when it must have been started: a time from when it is put, or a
@@ -81,11 +82,23 @@ class TaskOptions:
         for name in ("retry_in", "timeout", "keep_result"):
             if (value := getattr(self, name)) is not None:
                 seconds(value)
-        parse(self.deadline)
-        for name in ("max_retries", "max_crashes"):
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                msg = f"{name} is {value!r}; give a number that is not negative"
+        for name in ("schedule_at", "expected_at", "deadline"):
+            parse(getattr(self, name))
+        for name, least in (("max_retries", 0), ("max_crashes", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if (not isinstance(value, int) or value < least) and not (name == "limit" and value is None):
+                msg = f"{name} is {value!r}; give a number of at least {least}"
                 raise ConfigurationError(msg)
+        for name in ("retry_on", "discard_on"):
+            kinds = getattr(self, name)
+            kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+            if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+                msg = f"{name} is {kinds!r}; give exceptions"
+                raise ConfigurationError(msg)
+            object.__setattr__(self, name, kinds)
+        if self.retry is not None and not callable(self.retry):
+            msg = f"retry is {self.retry!r}; give Fixed, Exponential, or a function of failures and exception"
+            raise ConfigurationError(msg)
         if self.run_in not in (None, "thread", "process"):
             msg = f"run_in is {self.run_in!r}; choose 'thread' or 'process'"
             raise ConfigurationError(msg)
@@ -140,7 +153,8 @@ class Call:
         """What is stored: pq's own form, which its workers can run too."""
         retry_in = self.options.retry_in
         if isinstance(retry_in, timedelta):
-            retry_in = f"{int(retry_in.total_seconds())}s"
+            whole = retry_in // timedelta(seconds=1)
+            retry_in = f"{whole}s" if retry_in == timedelta(seconds=whole) else retry_in.total_seconds()
         return {
             "function": self.task.path,
             "args": self.args,
@@ -157,7 +171,8 @@ class Call:
         if options.limit is not None:
             limits["task:" + self.task.path] = options.limit
         return {
-            "headers": self._headers(),
+            "headers": options.headers,
+            "own": self._own_headers(),
             "group": self._value(options.group),
             "limits": limits,
             "dedup": self._value(options.dedup),
@@ -178,18 +193,16 @@ class Call:
         if isinstance(when, datetime) or self.options.expected_at is not None:
             msg = f"{self.task.path}: within a chain or batch give a time from then, such as '5m', or none"
             raise ConfigurationError(msg)
-        encoded = put_options(chosen["headers"], chosen["group"], chosen["limits"], None).headers
-        import json
-
+        encoded = put_options(chosen["headers"], chosen["group"], chosen["limits"], None, chosen["own"]).headers
         headers = {} if encoded is None else json.loads(encoded)
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
 
     def _value(self, option: Any) -> Any:
         return option(*self.args, **self.kwargs) if callable(option) else option
 
-    def _headers(self) -> dict[str, Any]:
+    def _own_headers(self) -> dict[str, Any]:
         options = self.options
-        headers = dict(options.headers or {})
+        headers: dict[str, Any] = {}
         run: dict[str, Any] = {}
         if options.timeout is not None:
             run["timeout"] = seconds(options.timeout)
@@ -243,7 +256,9 @@ class TaskDeclarations:
         self.periodics.append(periodic)
 
     def declare(self, function: Callable[..., Any], options: TaskOptions) -> Task:
-        """Declare a function, and mark it with its path as pq does."""
+        """Declare a function, and mark it with its path as pq does; one that is declared already, anew."""
+        if isinstance(declared := getattr(function, "task", None), Task):
+            function = declared.function
         path = f"{function.__module__}.{function.__qualname__}"
         function._path = path  # type: ignore[attr-defined]  # noqa: SLF001 - pq's name
         task = Task(path, function, options)
@@ -290,5 +305,7 @@ def call_of(queue: QueueSettings, task: Task, args: tuple[Any, ...], kwargs: dic
             raise ConfigurationError(msg)
         if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq: None is no override
             own[name[1:]] = value
+    if "retry_in" in own and "retry" not in own and task.options.retry is not None:
+        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # instead of the task's policy
     options = dataclasses.replace(task.options, **own) if own else task.options
     return Call(queue, task, args, kwargs, options, connection)

@@ -59,6 +59,7 @@ class Periodic:
             msg = f"missed is {self.missed!r}; choose 'latest', 'all' or 'skip'"
             raise ConfigurationError(msg)
         next(self.ticks_after(datetime.now(ZoneInfo("UTC"))))
+        self.call.stored()  # what cannot be put at a tick is to fail here
 
     @property
     def task(self) -> Task:

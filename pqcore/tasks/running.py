@@ -9,9 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
-from pqcore.errors import DeserializationError, UnknownTask
+from pqcore.errors import DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
 from pqcore.job import BaseJob
 from pqcore.operations.finishing import Outcome
 from pqcore.settings import QueueSettings
@@ -35,6 +36,7 @@ class Run:
         task: What is called.
         args: With what, after the job's id.
         kwargs: And with what.
+        failures: How often it failed before.
         max_retries: How many failures are forgiven.
         retry: The pause after a failure.
         timeout: Seconds that it may take; None for as long as it does.
@@ -44,6 +46,7 @@ class Run:
     task: Task
     args: Any
     kwargs: Any
+    failures: int
     max_retries: int
     retry: RetryPolicy
     timeout: float | None
@@ -60,32 +63,31 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     try:
         data = job._get_data()  # noqa: SLF001 - what both faces' jobs have in common
         path, args, kwargs = data["function"], data["args"], data["kwargs"]
-    except (DeserializationError, TypeError, KeyError) as exc:
-        logger.error("job %d of %r is no call of a function", job.id, queue.name, exc_info=exc)
+        failures, max_retries = job.failures + int(data.get("retried", 0)), int(data.get("max_retries", 0))
+        headers = job.headers.get("run", _NOTHING) if job.raw_headers is not None else _NOTHING
+        own_retry = policy_from_json(headers["retry"]) if "retry" in headers else None
+        deadline, timeout = headers.get("deadline"), headers.get("timeout")
+        late = deadline is not None and time.time() > deadline
+    except (DeserializationError, TypeError, ValueError, LookupError, AttributeError) as exc:
+        job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
         return Outcome(job, "dead", error=described(exc), reason="invalid")
     try:
         task = declarations.find_task(path)
     except Exception as exc:  # noqa: BLE001 - importing a trusted module may raise anything
         return unknown(queue, job, exc)
-    headers = job.headers.get("run", _NOTHING) if job.raw_headers is not None else _NOTHING
     if job.crashes > 0 and job.crashes >= task.options.max_crashes:
         error = {"type": "crash", "message": f"its worker died {job.crashes} times, or lost its lease", "traceback": ""}
-        logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
+        job_logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
         return Outcome(job, "dead", error=error, reason="crashed")
-    deadline = headers.get("deadline")
-    if deadline is not None and time.time() > deadline:
+    if late:
         error = {"type": "deadline", "message": "its deadline passed before it was started", "traceback": ""}
         return Outcome(job, "dead", error=error, reason="expired")
-    if "retry" in headers:
-        retry = policy_from_json(headers["retry"])
-    elif task.options.retry is not None:
-        retry = task.options.retry
-    else:
-        retry = _PqsRetry(data.get("retry_in"))
-    forgiven = data.get("max_retries", 0) - data.get("retried", 0)
-    return Run(job, task, args, kwargs, forgiven, retry, headers.get("timeout"))
+    retry = own_retry or task.options.retry or _PqsRetry(data.get("retry_in"))
+    return Run(job, task, args, kwargs, failures, max_retries, retry, timeout)
 
 
+job_logger = getLogger("pqcore.tasks.jobs")
+"""Says how jobs fail: what a plugin that listens may say instead."""
 _NOTHING: dict[str, Any] = {}
 
 
@@ -111,13 +113,13 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     if isinstance(error, Snooze):
         return Outcome(job, "snooze", delay=error.delay)
     if isinstance(error, (Discard, *options.discard_on)):
-        logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
+        job_logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
         return Outcome(job, "drop", error=described(error), reason="discarded")
     details = described(error)
-    failures = job.failures + 1
+    failures = run.failures + 1
     may_retry = isinstance(error, (Retry, TimeoutError, JobCancelled, *options.retry_on))
     if failures > run.max_retries or not may_retry:
-        logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
+        job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")
     try:
         delay = error.delay if isinstance(error, Retry) else run.retry(failures, error)
@@ -127,15 +129,34 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     except Exception:  # noqa: BLE001 - a policy is users' code
         logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
-    logger.warning("job %d of %r (%s) failed; again in %s s", job.id, queue.name, run.task.path, pause, exc_info=error)
+    again = "job %d of %r (%s) failed; again in %s s"
+    job_logger.warning(again, job.id, queue.name, run.task.path, pause, exc_info=error)
     return Outcome(job, "retry", error=details, delay=pause)
+
+
+def path_of(job: BaseJob) -> str:
+    """The path that a job names, known or not; empty if it is no call."""
+    try:
+        path = job._get_data()["function"]  # noqa: SLF001 - likewise
+    except (DeserializationError, TypeError, KeyError):
+        return ""
+    return path if isinstance(path, str) else ""
+
+
+def waited(job: BaseJob, ago: float = 0.0) -> float:
+    """Seconds from when a job was due until ``ago`` seconds ago, by this machine's clock."""
+    due = job.schedule_at or job.enqueued_at
+    return max(time.time() - ago - due.timestamp(), 0.0)
 
 
 def described(error: BaseException) -> dict[str, str]:
     """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
     kind = type(error)
     text = "".join(traceback.format_exception(kind, error, error.__traceback__))
-    message = str(error)
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an exception is users' code too
+        message = f"<a {kind.__qualname__} that cannot be shown>"
     return {
         "type": f"{kind.__module__}.{kind.__qualname__}",
         "message": _storable(message[:MAX_TRACEBACK]),
@@ -145,6 +166,20 @@ def described(error: BaseException) -> dict[str, str]:
 
 def _storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def check_result(queue: QueueSettings, job: BaseJob, result: Any) -> None:
+    """Refuse a result that is to be kept and cannot be: the job has failed then, and says why.
+
+    Raises:
+        SerializationError: It is one.
+    """
+    if job.raw_headers is not None and ("keep" in job.headers or "then" in job.headers):
+        try:
+            queue.encode_row(result)
+        except (SerializationError, PayloadTooLarge) as exc:
+            msg = f"the function's result cannot be kept: {exc}"
+            raise SerializationError(msg) from exc
 
 
 def caller(run: Run) -> Callable[[], Any]:

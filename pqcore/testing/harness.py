@@ -12,9 +12,10 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
+from pqcore import tasks
 from pqcore.aio import AsyncPQ
 from pqcore.backend import BackendSpec
 from pqcore.connections import Opener
@@ -25,8 +26,6 @@ from pqcore.queue import PQ
 from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query
-from pqcore.tasks import PQ as TaskPQ
-from pqcore.tasks import AsyncPQ as AsyncTaskPQ
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import with_options
 from pqcore.worker import Worker
@@ -131,7 +130,7 @@ class Harness:
 
     def tasks(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
         """A `pqcore.tasks.PQ`, as `pq` makes one: its queues' tasks are called as blocking ones."""
-        return self._pq(TaskPQ, AsyncTaskPQ, target, create, options)
+        return self._pq(tasks.PQ, tasks.AsyncPQ, target, create, options)
 
     def _pq(
         self, blocking: type[PQ], asynchronous: type[AsyncPQ], target: Any, create: bool, options: dict[str, Any]
@@ -195,7 +194,8 @@ class Harness:
             try:
                 yield worker
             finally:
-                loops[0].call_soon_threadsafe(worker.stop)
+                with suppress(RuntimeError):  # it failed, and its loop is closed: join says why
+                    loops[0].call_soon_threadsafe(worker.stop)
                 join()
 
     def in_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -232,6 +232,10 @@ class Harness:
     def table(self) -> str:
         """The quoted name of the test's table ``queue``."""
         return str(TableName("queue", self.schema))
+
+    def bounded(self, queue: Any) -> bool:
+        """Whether the queue's next look begins where the last one left off."""
+        return bool(queue.bound.usable(time.monotonic()))
 
     def connections(self) -> int:
         """How many connections the test's queues have open."""
@@ -288,6 +292,29 @@ class Harness:
         thread.start()
         yield join
         join()
+
+    def at_once(self, *works: Callable[[], T]) -> list[T]:
+        """Run each in a thread, all beginning together; their results, in order.  What one raises is raised."""
+        start = threading.Barrier(len(works))
+
+        def begun(work: Callable[[], T]) -> Callable[[], T]:
+            def run() -> T:
+                start.wait(PATIENCE)
+                return work()
+
+            return run
+
+        with ExitStack() as threads:
+            joins = [threads.enter_context(self.thread(begun(work))) for work in works]
+            return [join() for join in joins]
+
+    def expire(self) -> None:
+        """Make all leases run out, as time would."""
+        self.sql(
+            "UPDATE {table} SET leased_until = clock_timestamp() - interval '1 s'"
+            " WHERE leased_until IS NOT NULL AND parked_on IS NULL",
+            rows=False,
+        )
 
     def close(self) -> None:
         """Close everything and drop the schema."""

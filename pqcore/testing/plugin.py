@@ -1,19 +1,24 @@
-"""The pytest plugin: options, the parametrisation over backends, the report, and the guard.
+"""The pytest plugin: fixtures for users' tests; and, of the suite, options, parametrisation, report and guard.
 
 It is imported in every pytest run where pqcore is installed, so it imports
-nothing of pqcore until a test of the suite is collected.
+nothing of pqcore until a fixture is asked for, or a test of the suite is collected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from pqcore.tasks import PQ, AsyncPQ
+    from pqcore.testing.databases import Databases
     from pqcore.testing.harness import Harness
+    from pqcore.testing.jobs import Jobs
     from pqcore.testing.report import Report
+
+pytest.register_assert_rewrite("pqcore.testing.harness", "pqcore.testing.processes")
 
 SUITE = "pqcore.testing.suite."
 
@@ -40,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "harness" not in metafunc.fixturenames:
+    if not _is_ours(metafunc):
         return
     specs = _report(metafunc.config).specs
     only = metafunc.definition.get_closest_marker("only")
@@ -59,6 +64,42 @@ def pqcore_server(request: pytest.FixtureRequest) -> Iterator[str]:
         if hasattr(request.config, "_pqcore_report"):
             _report(request.config).server = origin
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def pqcore_prepare() -> Callable[[str], object] | None:
+    """To be overridden: a function that makes the application's own tables, called once with a DSN."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def pqcore_databases(pqcore_server: str, pqcore_prepare: Callable[[str], object] | None) -> Iterator[Databases]:
+    """The databases that tests have, one at a time and each to itself."""
+    from pqcore.testing.databases import Databases
+
+    with Databases(pqcore_server, pqcore_prepare) as databases:
+        yield databases
+
+
+@pytest.fixture
+def pqcore_jobs(pqcore_databases: Databases) -> Iterator[Jobs]:
+    """The jobs of the test, in a database of its own: assertions, and control."""
+    from pqcore.testing.jobs import Isolated
+
+    with Isolated(lambda: pqcore_databases) as jobs:
+        yield jobs
+
+
+@pytest.fixture
+def pqcore_pq(pqcore_jobs: Jobs) -> PQ:
+    """A `pqcore.tasks.PQ` over an empty table of the test's own."""
+    return pqcore_jobs.pq()
+
+
+@pytest.fixture
+def pqcore_async_pq(pqcore_jobs: Jobs) -> AsyncPQ:
+    """A `pqcore.tasks.AsyncPQ` over an empty table of the test's own, for whichever event loop uses it."""
+    return pqcore_jobs.async_pq()
 
 
 @pytest.fixture
@@ -107,6 +148,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         report.write(session.config.getoption("--pqcore-report"))
         if report.violations() and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _is_ours(metafunc: pytest.Metafunc) -> bool:
+    """Whether a test asks for our ``harness``, not for one of its own of this name."""
+    if "harness" not in metafunc.fixturenames:
+        return False
+    found = metafunc.definition._fixtureinfo.name2fixturedefs.get("harness", ())
+    return bool(found) and found[-1].func.__module__ == __name__
 
 
 def _concerned(item: pytest.Item) -> bool:

@@ -18,8 +18,10 @@ from typing import Any
 from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
+from pqcore.tasks import AsyncEnqueuer, AsyncHandle, Batch
 
-_WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters)
+_WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters, AsyncEnqueuer)
+_DECORATORS = ("task", "periodic")
 
 
 class Portal:

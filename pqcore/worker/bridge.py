@@ -7,16 +7,17 @@ stand in their way.
 
 from __future__ import annotations
 
-import asyncio
+import random
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from pqcore.connections import CallersConnection, OwnPool
+from pqcore.connections import CallersConnection
 from pqcore.engine import Engine
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, PQError
 from pqcore.runtime import drive
+from pqcore.worker.executors import Threads
 
 T = TypeVar("T")
 
@@ -28,23 +29,21 @@ class Bridge:
     """Runs operations on a worker's own connections.
 
     Args:
-        engine: A queue's engine. One with a DSN gets a twin, so that users' functions
-            cannot use up the connections that hold on to their jobs; a pool is shared.
+        engine: A queue's engine, which gets a twin. One with a DSN has connections of its own, so that users'
+            functions cannot use up those that hold on to their jobs; a pool is shared.
         threads: Operations at once, at most, on a blocking engine.
+        idle_limit: Seconds after which the server ends a connection of the worker's own that idles in a transaction.
 
     Raises:
         ConfigurationError: It has a single connection of the caller's.
     """
 
-    def __init__(self, engine: Engine, threads: int) -> None:
+    def __init__(self, engine: Engine, threads: int, idle_limit: float) -> None:
         if isinstance(engine.source, CallersConnection):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
-        self._own = isinstance(engine.source, OwnPool)
-        self.engine = engine.twin(CONNECTIONS) if self._own else engine
-        self._threads: ThreadPoolExecutor | None = None
-        if not engine.runtime.suspends:
-            self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pqcore-worker")
+        self.engine = engine.twin(CONNECTIONS, idle_limit)
+        self._threads = None if engine.runtime.suspends else Threads(threads, "pqcore-worker")
 
     async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""
@@ -54,17 +53,22 @@ class Bridge:
         """Run a coroutine function of the core's, or of the engine's."""
         if self._threads is None:
             return await operation(*arguments)
-        loop = asyncio.get_running_loop()
-        step = partial(_step, operation, *arguments)
-        return await asyncio.shield(loop.run_in_executor(self._threads, step))
+        result: T = await self._threads.run(partial(_step, operation, *arguments))
+        return result
 
     async def close(self) -> None:
-        """Close the connections, if they are the worker's own."""
-        if self._own:
+        """Close the connections, if they are the worker's own; those in use, when they are given back."""
+        with suppress(PQError):
             await self.run(self.engine.close)
         if self._threads is not None:
-            self._threads.shutdown(wait=False)
+            self._threads.close()
+            await self._threads.ended()
 
 
 def _step(operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return drive(operation(*arguments))  # type: ignore[arg-type]
+
+
+def backoff(failures: int) -> float:
+    """Seconds until an operation that failed so often is to be tried again: 0.1 to 5, and some jitter."""
+    return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311

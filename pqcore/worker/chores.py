@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 
 from pqcore.errors import PQError
+from pqcore.events import PutEvent, heard, tell
 from pqcore.operations import gating, ticking
 from pqcore.sessions import CoreSession
 from pqcore.tasks.declaring import logger
@@ -66,7 +67,13 @@ class Chores:
                     await bridge.call(ticking.begin, queue, periodic.name, now)
                 asked = time.monotonic()
                 for tick in periodic.due(last, now):
-                    await bridge.call(ticking.put, queue, periodic.name, tick, row)
+                    job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
+                    if job_id is not None and heard("pqcore_job_put"):
+                        call = periodic.call
+                        put = PutEvent(
+                            queue.name, call.data(), call.task.path, dict(call.options.headers or {}), [job_id]
+                        )
+                        await tell("pqcore_job_put", put)
                 failures = 0
             except PQError as exc:
                 failures += 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib
 import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+import pickle
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from queue import SimpleQueue
 from typing import Any
 
-from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.context import JobContext
 from pqcore.tasks.running import Run
+from pqcore.worker import child
+
+LAST_CALLS = 2.0
+"""Seconds for which threads are waited for that were told to end."""
 
 
 class WorkerProcessDied(Exception):
@@ -22,93 +27,193 @@ class WorkerProcessDied(Exception):
 
 
 class Threads:
-    """Threads, as many as jobs may run at once."""
+    """Threads, started when needed.
 
-    def __init__(self, number: int) -> None:
-        self._pool = ThreadPoolExecutor(number, thread_name_prefix="pqcore-job")
+    They are daemons: one that never ends does not keep the process from ending.
 
-    async def run(self, call: Callable[[], Any]) -> Any:
-        """Run a call in a thread, in the context of the caller."""
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: context.run(call))
-
-    def close(self) -> None:
-        """Let go of the threads; what runs in them is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Processes:
-    """Processes, one a job at a time: each can be killed, or die, alone.
-
-    Functions are found in them by importing their module; arguments and results are pickled.
+    Args:
+        number: How many, at most.
+        name: What they are called.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, name: str) -> None:
         self._number = number
-        self._idle: list[ProcessPoolExecutor] = []
-        self._all: list[ProcessPoolExecutor] = []
-        self._places = asyncio.Semaphore(number)
+        self._name = name
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
 
-    async def run(self, run: Run) -> Any:
-        """Make a call in a process; if the awaiting task is cancelled, the process is killed.
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """Make a call in a thread, in the context of the caller; it goes on if the caller is cancelled."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                result, error = context.run(call), None
+            except BaseException as exc:  # noqa: BLE001 - it is the caller's
+                result, error = None, exc
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._settle, future, result, error)
+
+        self._busy += 1
+        if self._busy > len(self._threads) and len(self._threads) < self._number:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._calls.put(work)
+        result, error = await future
+        if error is None:
+            return result
+        try:
+            raise error
+        finally:
+            del error
+
+    def _settle(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._busy -= 1
+        if not future.done():
+            future.set_result((result, error))
+
+    def _work(self) -> None:
+        while (work := self._calls.get()) is not None:
+            work()
+            del work  # and what it holds on to
+
+    def close(self) -> None:
+        """Have the threads end, once they have done what they do."""
+        for _ in self._threads:
+            self._calls.put(None)
+
+    async def ended(self) -> None:
+        """Wait for that, but not for long."""
+        limit = time.monotonic() + LAST_CALLS
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < limit:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+class RemoteTraceback(Exception):
+    """The traceback of what was raised in a process, as text: the cause of it here."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
+
+class Process:
+    """A process that makes one call at a time, and may be killed, or die, alone.
+
+    Started with its first call, from a thread that then waits for answers.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._process: Any = None
+        self._pipe: Any = None
+        self._killed = False
+
+    def usable(self) -> bool:
+        """Whether it can make another call."""
+        return not self._killed and self._process is not None and bool(self._process.is_alive())
+
+    async def run(self, run: Run, context: JobContext) -> Any:
+        """Make a call; if the awaiting task is cancelled, the process is killed.
 
         Raises:
             WorkerProcessDied: It died.
         """
+        try:
+            return await self._threads.run(lambda: self._call(run, context))
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Kill it."""
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                self._process.kill()
+
+    def _call(self, run: Run, context: JobContext) -> Any:
+        request = pickle.dumps(child.Request.of(run))
+        self._start()
+        try:
+            self._pipe.send_bytes(request)
+            while True:
+                answer = self._pipe.recv_bytes()
+                kind, value, note = pickle.loads(answer)  # noqa: S301 - from a process of ours
+                if kind != "progress":
+                    break
+                context._progress = value  # noqa: SLF001 - as if the function had called `progress` here
+        except (EOFError, OSError) as exc:
+            self.kill()
+            self._process.join()
+            self._pipe.close()
+            code = self._process.exitcode
+            raise WorkerProcessDied(f"the process that ran {run.task.path} died, exit code {code}") from exc
+        if kind == "raised":
+            raise value from RemoteTraceback(note)
+        context.finished = note
+        return value
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._process is not None or self._killed:
+                return
+            spawn = multiprocessing.get_context("spawn")
+            self._pipe, theirs = spawn.Pipe()
+            self._process = spawn.Process(target=child.serve, args=(theirs,), name="pqcore-job")
+            self._process.start()
+            theirs.close()
+
+
+class Processes:
+    """Processes, one a job at a time.
+
+    Functions are found in them by importing their module; arguments and results are pickled.
+
+    Args:
+        number: How many, at most.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._places = asyncio.Semaphore(number)
+        self._threads = Threads(number, "pqcore-process")
+        self._idle: list[Process] = []
+        self._all: set[Process] = set()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Process]:
+        """A process that is free; waits for one."""
         async with self._places:
-            pool = self._idle.pop() if self._idle else self._open()
+            process = self._take()
             try:
-                future = asyncio.get_running_loop().run_in_executor(
-                    pool, _call_by_path, run.task.path, run.job.id, tuple(run.args), dict(run.kwargs)
-                )
-                result = await future
-            except BrokenProcessPool as exc:
-                self._kill(pool)
-                raise WorkerProcessDied(f"the process that ran {run.task.path} died") from exc
-            except asyncio.CancelledError:
-                self._kill(pool)
-                raise
-            except BaseException:
-                self._idle.append(pool)
-                raise
-            self._idle.append(pool)
-            return result
+                yield process
+            finally:
+                if process.usable():
+                    self._idle.append(process)
+                else:
+                    self._all.discard(process)
 
-    def _open(self) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self._all.append(pool)
-        return pool
-
-    def _kill(self, pool: ProcessPoolExecutor) -> None:
-        for process in list((pool._processes or {}).values()):  # noqa: SLF001 - public from Python 3.14 only
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-        self._all.remove(pool)
+    def _take(self) -> Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.usable():
+                return process
+            self._all.discard(process)
+        process = Process(self._threads)
+        self._all.add(process)
+        return process
 
     def close(self) -> None:
         """Kill the processes."""
-        for pool in self._all.copy():
-            self._kill(pool)
-        self._idle.clear()
+        for process in self._all:
+            process.kill()
+        self._threads.close()
 
 
 def default_processes() -> int:
     """How many processes run jobs unless told otherwise: one a core."""
     return os.cpu_count() or 1
-
-
-def _call_by_path(path: str, job_id: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Make a call, in a process of `Processes`: the function was found by the worker before."""
-    module = path
-    while "." in module:
-        module = module.rpartition(".")[0]
-        with suppress(ModuleNotFoundError):
-            importlib.import_module(module)
-            break
-    found: Any = TaskDeclarations.handler_registry.get(path)
-    if found is None:
-        found = importlib.import_module(module)
-        for name in path.removeprefix(module + ".").split("."):
-            found = getattr(found, name)
-        found = getattr(found, "__wrapped__", found)
-    return found(job_id, *args, **kwargs)

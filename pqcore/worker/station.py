@@ -1,13 +1,15 @@
-"""What a worker knows of one of its queues."""
+"""What a worker knows of one of its queues, and what its parts share."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pqcore.dialect import SIZES
+from pqcore.events import JobEvent
 from pqcore.identifiers import channel, control_channel
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.finishing import Outcome
@@ -21,6 +23,9 @@ PACE = 0.02
 AHEAD = 0.1
 """Seconds of work, at the pace of late, that a worker fetches ahead."""
 
+Key: TypeAlias = tuple[int, int]
+"""A lease: the job's id, and the token. The worker may be given a job again that it has lost."""
+
 
 @dataclass(eq=False)
 class Held:
@@ -32,10 +37,14 @@ class Held:
         run: Its call, once begun.
         context: What the function sees of it.
         task: What executes it.
+        timer: What stops it when its time is up.
         began: When it was begun, by the performance counter.
         ended: Whether its end is decided: then nothing can stop it.
         cancellable: Whether cancelling ``task`` stops the function.
         reported: When its progress was stored last, by the monotonic clock.
+        error: What the function raised.
+        took: Seconds that it took, once it has ended.
+        event: What plugins are told of it.
     """
 
     job: BaseJob
@@ -43,11 +52,19 @@ class Held:
     run: Run | None = None
     context: JobContext | None = None
     task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
     began: float = 0.0
     ended: bool = False
     cancellable: bool = False
     reported: float = 0.0
     error: BaseException | None = None
+    took: float = 0.0
+    event: JobEvent | None = None
+
+    @property
+    def key(self) -> Key:
+        """Which lease it is held under."""
+        return self.job.id, self.job.attempts
 
 
 @dataclass(eq=False)
@@ -58,25 +75,33 @@ class Station:
         queue: The queue.
         bridge: How its operations are run.
         buffer: Jobs that were fetched ahead.
-        held: All jobs that are held, by id.
+        held: All jobs that are held.
         done: How jobs ended, not stored yet.
+        unbegun: Jobs that are to be given back as they were.
+        to_store: Set when there is something in either.
+        telling: Whether plugins are being told of what was stored.
         pace: Jobs a second, of late.
         started: Jobs begun since the pace was measured.
         measured_at: When that was, by the monotonic clock.
-        reserved: Jobs that are being fetched.
-        idle: Whether there was nothing at the last look.
+        reserved: Places that are kept for jobs that are being fetched.
+        asking: Whether it may have jobs, and has no place to fetch one for.
+        looked: `Floor.changes` as it was before the last look, if that found nothing.
     """
 
     queue: Any
     bridge: Bridge
     buffer: deque[Held] = field(default_factory=deque)
-    held: dict[int, Held] = field(default_factory=dict)
+    held: dict[Key, Held] = field(default_factory=dict)
     done: list[Outcome] = field(default_factory=list)
+    unbegun: list[Held] = field(default_factory=list)
+    to_store: asyncio.Event = field(default_factory=asyncio.Event)
+    telling: bool = False
     pace: float = 0.0
     started: int = 0
     measured_at: float = 0.0
     reserved: int = 0
-    idle: bool = False
+    asking: bool = False
+    looked: int = -1
 
     def __post_init__(self) -> None:
         self.channel = channel(self.queue.name)
@@ -103,3 +128,66 @@ class Station:
             return 0
         n = max(free, 0) + ahead - waiting
         return max((size for size in SIZES if size <= n), default=0)
+
+    def decide(self, held: Held, outcome: Outcome) -> None:
+        """Have a job end so."""
+        held.ended = True
+        self.done.append(outcome)
+        self.to_store.set()
+
+    def hand_back(self, ones: Sequence[Held]) -> None:
+        """Give jobs back that were not begun."""
+        if not ones:
+            return
+        for held in ones:
+            held.ended = True
+        self.buffer = deque(held for held in self.buffer if not held.ended)
+        self.unbegun.extend(ones)
+        self.to_store.set()
+
+
+@dataclass(eq=False)
+class Floor:
+    """What the parts of a worker share.
+
+    Attributes:
+        free: Places for jobs that are free.
+        stations: Its queues; the one whose turn it is comes first.
+        room: Set when it may be time to fetch jobs.
+        draining: Set when no more are to be fetched.
+        quiet: Set when no job is held.
+        changes: Rises when jobs came, and when their ends were stored.
+    """
+
+    free: int
+    stations: list[Station] = field(default_factory=list)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: int = 0
+
+    def open_to(self, station: Station) -> int:
+        """The free places that are not kept for other queues."""
+        if len(self.stations) == 1:
+            return self.free
+        return self.free - sum(each.reserved for each in self.stations) + station.reserved
+
+    def next(self) -> Station | None:
+        """The queue that gets a free place: of those that have use for one, the one that got none for longest."""
+        if self.free <= 0:
+            return None
+        for place, station in enumerate(self.stations):
+            if (station.buffer or station.asking) and self.open_to(station) > 0:
+                if len(self.stations) > 1:
+                    self.stations.append(self.stations.pop(place))
+                return station
+        return None
+
+    def in_hand(self) -> bool:
+        """Whether anything is held, or still to be told of."""
+        return any(station.held or station.telling for station in self.stations)
+
+    def look_quiet(self) -> None:
+        """Say so if nothing is held any more."""
+        if not self.in_hand():
+            self.quiet.set()

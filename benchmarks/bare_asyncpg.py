@@ -1,0 +1,75 @@
+"""The bare loops over asyncpg."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import asyncpg
+
+from .acts import DATA
+from .bare import COLUMNS, Parameters
+from .statements import Statements
+from .turns import QUEUE
+
+
+class BareAsyncpg(Parameters):
+    """Prepared statements, fetched."""
+
+    how = "asyncpg, prepared statements"
+    bulk = ("COPY", "COPY of text", "unnest")
+
+    def __init__(self, statements: Statements, batch: int, connection: Any, prepared: dict[str, Any]) -> None:
+        super().__init__(statements, batch)
+        self._connection = connection
+        self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = prepared.values()
+        self._columns = COLUMNS.split(", ")
+
+    @classmethod
+    async def open(cls, statements: Statements, batch: int) -> BareAsyncpg:
+        connection = await asyncpg.connect(statements.place.dsn)
+        names = ("put", "put_many", "get", "get_many", "lease", "ack")
+        prepared = {name: await connection.prepare(getattr(statements, name).sql) for name in names}
+        return cls(statements, batch, connection, prepared)
+
+    async def put(self) -> None:
+        await self._put.fetchval(QUEUE, json.dumps(DATA), None, "json")
+
+    async def put_many(self) -> None:
+        place = self.statements.place
+        if self.chosen == "unnest":
+            await self._put_many.fetch(*self.arrays())
+        elif self.chosen == "COPY":
+            rows = [(QUEUE, "json", json.dumps(DATA)) for _ in range(self.batch)]
+            await self._connection.copy_records_to_table(
+                place.table, schema_name=place.schema, columns=self._columns, records=rows
+            )
+        else:
+            await self._connection.copy_to_table(
+                place.table,
+                schema_name=place.schema,
+                columns=self._columns,
+                source=io.BytesIO(self.text().encode()),
+            )
+
+    async def get(self) -> None:
+        self.keep([await self._get.fetchrow(QUEUE)])
+
+    async def transactional_get(self) -> None:
+        async with self._connection.transaction():
+            self.keep([await self._get.fetchrow(QUEUE)])
+
+    async def get_many(self) -> None:
+        self.keep(await self._get_many.fetch(QUEUE))
+
+    async def lease_ack(self) -> None:
+        rows = await self._lease.fetch(*self.lease)
+        await self._ack.fetch([row[0] for row in rows], [row[4] for row in rows])
+        self.keep(rows)
+
+    async def replan(self) -> None:
+        await self._connection.execute("DISCARD PLANS")
+
+    async def close(self) -> None:
+        await self._connection.close()

@@ -1,0 +1,143 @@
+"""The bare loops over psycopg 3, blocking and asynchronous."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+
+from .acts import DATA
+from .bare import Parameters
+from .statements import Statements
+from .turns import QUEUE
+
+
+class _Encoded(Parameters):
+    """Statements as psycopg's raw cursors take them."""
+
+    bulk = ("COPY", "COPY by rows", "unnest")
+
+    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
+        super().__init__(statements, batch)
+        self._connection, self._other = connection, other
+        self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = (
+            getattr(statements, name).sql.encode() for name in ("put", "put_many", "get", "get_many", "lease", "ack")
+        )
+        self._copy = self.copy.encode()
+
+    def _held(self, rows: Any) -> tuple[Any, ...]:
+        return [row[0] for row in rows], [row[4] for row in rows]
+
+
+class BarePsycopg(_Encoded):
+    """A raw cursor in autocommit, statements prepared."""
+
+    how = "psycopg, a raw cursor, prepared"
+
+    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
+        super().__init__(statements, batch, connection, other)
+        self._cursor, self._within = psycopg.RawCursor(connection), psycopg.RawCursor(other)
+
+    @classmethod
+    def open(cls, statements: Statements, batch: int) -> BarePsycopg:
+        connection = psycopg.connect(statements.place.dsn, autocommit=True)
+        return cls(statements, batch, connection, psycopg.connect(statements.place.dsn))
+
+    def put(self) -> None:
+        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True).fetchone()
+
+    def put_many(self) -> None:
+        if self.chosen == "unnest":
+            self._cursor.execute(self._put_many, self.arrays(), prepare=True).fetchall()
+            return
+        with self._cursor.copy(self._copy) as copy:
+            if self.chosen == "COPY":
+                copy.write(self.text())
+            else:
+                for _ in range(self.batch):
+                    copy.write_row((QUEUE, "json", json.dumps(DATA)))
+
+    def get(self) -> None:
+        self.keep([self._cursor.execute(self._get, self.queue, prepare=True).fetchone()])
+
+    def transactional_get(self) -> None:
+        self.keep([self._within.execute(self._get, self.queue, prepare=True).fetchone()])
+        self._other.commit()
+
+    def get_many(self) -> None:
+        self.keep(self._cursor.execute(self._get_many, self.queue, prepare=True).fetchall())
+
+    def lease_ack(self) -> None:
+        rows = self._cursor.execute(self._lease, self.lease, prepare=True).fetchall()
+        self._cursor.execute(self._ack, self._held(rows), prepare=True).fetchall()
+        self.keep(rows)
+
+    def replan(self) -> None:
+        self._cursor.execute(b"DISCARD PLANS")
+        self._within.execute(b"DISCARD PLANS")
+        self._other.commit()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._other.close()
+
+
+class BareAsyncPsycopg(_Encoded):
+    """The same, awaited."""
+
+    how = "psycopg, a raw cursor awaited, prepared"
+
+    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
+        super().__init__(statements, batch, connection, other)
+        self._cursor, self._within = psycopg.AsyncRawCursor(connection), psycopg.AsyncRawCursor(other)
+
+    @classmethod
+    async def open(cls, statements: Statements, batch: int) -> BareAsyncPsycopg:
+        connection = await psycopg.AsyncConnection.connect(statements.place.dsn, autocommit=True)
+        return cls(statements, batch, connection, await psycopg.AsyncConnection.connect(statements.place.dsn))
+
+    async def put(self) -> None:
+        await self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True)
+        await self._cursor.fetchone()
+
+    async def put_many(self) -> None:
+        if self.chosen == "unnest":
+            await self._cursor.execute(self._put_many, self.arrays(), prepare=True)
+            await self._cursor.fetchall()
+            return
+        async with self._cursor.copy(self._copy) as copy:
+            if self.chosen == "COPY":
+                await copy.write(self.text())
+            else:
+                for _ in range(self.batch):
+                    await copy.write_row((QUEUE, "json", json.dumps(DATA)))
+
+    async def get(self) -> None:
+        await self._cursor.execute(self._get, self.queue, prepare=True)
+        self.keep([await self._cursor.fetchone()])
+
+    async def transactional_get(self) -> None:
+        await self._within.execute(self._get, self.queue, prepare=True)
+        self.keep([await self._within.fetchone()])
+        await self._other.commit()
+
+    async def get_many(self) -> None:
+        await self._cursor.execute(self._get_many, self.queue, prepare=True)
+        self.keep(await self._cursor.fetchall())
+
+    async def lease_ack(self) -> None:
+        await self._cursor.execute(self._lease, self.lease, prepare=True)
+        rows = await self._cursor.fetchall()
+        await self._cursor.execute(self._ack, self._held(rows), prepare=True)
+        await self._cursor.fetchall()
+        self.keep(rows)
+
+    async def replan(self) -> None:
+        await self._cursor.execute(b"DISCARD PLANS")
+        await self._within.execute(b"DISCARD PLANS")
+        await self._other.commit()
+
+    async def close(self) -> None:
+        await self._connection.close()
+        await self._other.close()

@@ -1,0 +1,85 @@
+"""The bare loops over psycopg2."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import psycopg2
+import psycopg2.extras
+
+from .acts import DATA
+from .bare import COLUMNS, Parameters
+from .statements import Statements
+from .turns import QUEUE
+
+
+class BarePsycopg2(Parameters):
+    """PREPARE and EXECUTE by hand, on a plain cursor in autocommit."""
+
+    how = "psycopg2, EXECUTE of a prepared statement"
+    bulk = ("COPY", "unnest", "execute_values")
+
+    def __init__(self, statements: Statements, batch: int) -> None:
+        super().__init__(statements, batch)
+        self._connection = psycopg2.connect(statements.place.dsn)
+        self._connection.autocommit = True
+        self._other = psycopg2.connect(statements.place.dsn)  # for transactions
+        self._cursor, self._within = self._connection.cursor(), self._other.cursor()
+        calls = {}
+        for name in ("put", "put_many", "get", "get_many", "lease", "ack"):
+            query = getattr(statements, name)
+            places = ", ".join(["%s"] * len(query.first))
+            for cursor in (self._cursor, self._within) if name == "get" else (self._cursor,):
+                cursor.execute(f"PREPARE bare_{name} AS {query.numbered}")
+            calls[name] = f"EXECUTE bare_{name} ({places})"
+        self._other.commit()
+        self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = calls.values()
+
+    @classmethod
+    def open(cls, statements: Statements, batch: int) -> BarePsycopg2:
+        return cls(statements, batch)
+
+    def put(self) -> None:
+        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"))
+        self._cursor.fetchone()
+
+    def put_many(self) -> None:
+        if self.chosen == "COPY":
+            self._cursor.copy_expert(self.copy, io.StringIO(self.text()))
+        elif self.chosen == "unnest":
+            self._cursor.execute(self._put_many, self.arrays())
+            self._cursor.fetchall()
+        else:
+            rows = [(QUEUE, "json", json.dumps(DATA)) for _ in range(self.batch)]
+            sql = f"INSERT INTO {self.statements.table} ({COLUMNS}) VALUES %s"
+            psycopg2.extras.execute_values(self._cursor, sql, rows, page_size=self.batch)
+
+    def get(self) -> None:
+        self._cursor.execute(self._get, self.queue)
+        self.keep([self._cursor.fetchone()])
+
+    def transactional_get(self) -> None:
+        self._within.execute(self._get, self.queue)
+        self.keep([self._within.fetchone()])
+        self._other.commit()
+
+    def get_many(self) -> None:
+        self._cursor.execute(self._get_many, self.queue)
+        self.keep(self._cursor.fetchall())
+
+    def lease_ack(self) -> None:
+        self._cursor.execute(self._lease, self.lease)
+        rows = self._cursor.fetchall()
+        self._cursor.execute(self._ack, ([row[0] for row in rows], [row[4] for row in rows]))
+        self._cursor.fetchall()
+        self.keep(rows)
+
+    def replan(self) -> None:
+        self._cursor.execute("DISCARD PLANS")
+        self._within.execute("DISCARD PLANS")
+        self._other.commit()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._other.close()

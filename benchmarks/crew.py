@@ -1,0 +1,282 @@
+"""Consumers and producers at work: one, several threads or tasks, or several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pqcore.errors import PQError
+from pqcore.runtime import drive
+
+from .contenders import Contender, Place, awaitable, closed
+
+Kind: TypeAlias = Literal["one", "together", "processes"]
+"""One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""
+Go: TypeAlias = Callable[[], Awaitable[None]]
+
+clock = time.monotonic
+"""Of all processes alike."""
+PATIENCE = 600.0
+"""Seconds after which a process that says nothing is held to be stuck."""
+
+
+@dataclass
+class Done:
+    """What one of the crew did.
+
+    Attributes:
+        began, ended: When, by `clock`.
+        count: Operations.
+        put: Ids of jobs that it put.
+        taken: Ids of jobs that it took, and finished.
+        times: What it timed, in seconds.
+        marks: When it had done how many operations.
+    """
+
+    began: float = 0.0
+    ended: float = 0.0
+    count: int = 0
+    put: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    marks: list[tuple[float, int]] = field(default_factory=list)
+
+
+class Desk:
+    """Where one of the crew works.
+
+    Attributes:
+        pq: Its `PQ` or `AsyncPQ`, which those in the same process share.
+        index: Which of them it is.
+        number: How many they are.
+    """
+
+    def __init__(self, contender: Contender, pq: Any, index: int, number: int) -> None:
+        self._contender = contender
+        self.pq = pq
+        self.index = index
+        self.number = number
+
+    @property
+    def blocking(self) -> bool:
+        return self._contender.blocking
+
+    def queue(self, name: str = "jobs") -> Any:
+        """A queue, to be awaited, whichever the backend."""
+        return awaitable(self._contender, self.pq, name)
+
+
+class Act(Protocol):
+    """What is done: a function of a module, so that processes can be told of it.
+
+    It warms up, awaits ``go``, and then does what is measured.
+    """
+
+    def __call__(self, desk: Desk, go: Go, **parameters: Any) -> Awaitable[Done]: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """An act with its parameters."""
+
+    act: Act
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class WorkFailed(PQError):
+    """One of the crew failed."""
+
+
+# In this process
+
+
+def together(contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> list[Done]:
+    """Have parts done at once, in threads or tasks of this process, over one `PQ`."""
+    options = {"max_connections": len(parts) + 1, **options}
+    if contender.blocking:
+        return _threads(contender, place, parts, options)
+    return asyncio.run(_tasks(contender, place, parts, options))
+
+
+def _threads(contender: Contender, place: Place, parts: Sequence[Part], options: dict[str, Any]) -> list[Done]:
+    barrier = threading.Barrier(len(parts))
+    pq = contender.open(place, **options)
+
+    async def go() -> None:
+        barrier.wait(PATIENCE)
+
+    def work(index: int) -> Done:
+        try:
+            return drive(_timed(parts[index], Desk(contender, pq, index, len(parts)), go))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    try:
+        if len(parts) == 1:
+            return [work(0)]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            futures = [pool.submit(work, index) for index in range(len(parts))]
+            errors = [error for future in futures if (error := future.exception()) is not None]
+            for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+                raise error  # the first that broke the barrier, not those that found it broken
+            return [future.result() for future in futures]
+    finally:
+        pq.close()
+
+
+async def _tasks(contender: Contender, place: Place, parts: Sequence[Part], options: dict[str, Any]) -> list[Done]:
+    waiting = len(parts)
+    all_there = asyncio.Event()
+    pq = contender.open(place, **options)
+
+    async def go() -> None:
+        nonlocal waiting
+        waiting -= 1
+        if waiting == 0:
+            all_there.set()
+        await all_there.wait()
+
+    works = [
+        asyncio.ensure_future(_timed(part, Desk(contender, pq, index, len(parts)), go))
+        for index, part in enumerate(parts)
+    ]
+    try:
+        return list(await asyncio.gather(*works))
+    finally:
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+        await pq.close()
+
+
+async def _timed(part: Part, desk: Desk, go: Go) -> Done:
+    began = 0.0
+
+    async def gone() -> None:
+        nonlocal began
+        gc.collect()
+        await go()
+        began = clock()
+
+    done = await part.act(desk, gone, **part.parameters)
+    done.ended = done.ended or clock()
+    done.began = began
+    return done
+
+
+# In processes
+
+
+class Crew:
+    """Processes, forked when first needed and kept for the next turn.
+
+    They come from a server process that has everything imported, so that one more costs
+    little; they fork from there, not from here, where there are threads.
+    """
+
+    def __init__(self) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload([__name__, *DRIVERS])
+        self._members: list[tuple[Any, Connection]] = []
+
+    def work(self, contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> list[Done]:
+        """Have parts done at once, each in a process of its own, with a `PQ` of its own."""
+        self.begin(contender, place, parts, **options)
+        return self.end(len(parts))
+
+    def begin(self, contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> None:
+        """Have them begin, when all are ready."""
+        options = {"max_connections": 2, **options}
+        while len(self._members) < len(parts):
+            mine, theirs = self._context.Pipe()
+            process = self._context.Process(target=member, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._members.append((process, mine))
+        for index, part in enumerate(parts):
+            self._members[index][1].send((contender, place, part, index, len(parts), options))
+        for index in range(len(parts)):
+            self._hear(index, PATIENCE)
+        for index in range(len(parts)):
+            self._members[index][1].send("go")
+
+    def over(self, number: int, seconds: float) -> bool:
+        """Whether the first ``number`` have all ended, waiting for at most so long."""
+        deadline = clock() + seconds
+        return all(pipe.poll(max(deadline - clock(), 0)) for _, pipe in self._members[:number])
+
+    def end(self, number: int, patience: float = PATIENCE) -> list[Done]:
+        """Wait for the first ``number`` to end; what they did."""
+        return [self._hear(index, patience) for index in range(number)]
+
+    def _hear(self, index: int, patience: float) -> Any:
+        process, pipe = self._members[index]
+        try:
+            if not pipe.poll(patience):
+                msg = f"process {process.pid} has said nothing for {patience:.0f} seconds"
+                raise WorkFailed(msg)
+            kind, content = pipe.recv()
+        except (EOFError, OSError) as exc:
+            self.close()
+            msg = f"process {process.pid} ended"
+            raise WorkFailed(msg) from exc
+        if kind == "failed":
+            self.close()  # the others wait for what does not come
+            raise WorkFailed(content)
+        return content
+
+    def close(self) -> None:
+        """End the processes."""
+        members, self._members = self._members, []
+        for process, pipe in members:
+            pipe.close()
+            process.kill()
+        for process, _ in members:
+            process.join()
+
+
+DRIVERS: list[str] = []
+"""Modules that are imported before processes are forked; those of the backends that are measured."""
+
+
+def member(pipe: Connection) -> None:
+    """Do what comes through the pipe, until it is closed."""
+    while True:
+        try:
+            contender, place, part, index, number, options = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("done", _alone(contender, place, part, index, number, pipe, options))
+        except BaseException as exc:  # noqa: BLE001 - told to who waits for it
+            answer = ("failed", f"{type(exc).__name__}: {exc}\n{traceback.format_exc()}")
+        pipe.send(answer)
+
+
+def _alone(
+    contender: Contender, place: Place, part: Part, index: int, number: int, pipe: Connection, options: dict[str, Any]
+) -> Done:
+    async def go() -> None:
+        pipe.send(("ready", None))
+        pipe.recv()
+
+    async def work() -> Done:
+        pq = contender.open(place, **options)
+        try:
+            return await _timed(part, Desk(contender, pq, index, number), go)
+        finally:
+            await closed(contender, pq)
+
+    return contender.run(work)

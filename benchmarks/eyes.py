@@ -1,0 +1,137 @@
+"""A second pair of eyes: a connection beside those that are measured, over one of the backends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pqcore.connections import Opener
+from pqcore.dialect import Dialect
+from pqcore.errors import ConfigurationError
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
+from pqcore.runtime import drive
+from pqcore.statement import Query
+from pqcore.testing.portal import Portal
+
+from .contenders import Contender
+
+T = TypeVar("T")
+APPLICATION = "pqcore-bench"
+"""The name under which the connections that are measured are known to the server."""
+LEAVING = 10.0
+"""Seconds that sessions have to end."""
+
+
+def named(dsn: str) -> str:
+    """A DSN whose connections are told from others.
+
+    Raises:
+        ConfigurationError: It is no URL.
+    """
+    if "://" not in dsn:
+        msg = f"the benchmarks' DSN is to be a URL, postgresql://user@host/database, not {dsn!r}"
+        raise ConfigurationError(msg)
+    return f"{dsn}{'&' if '?' in dsn else '?'}application_name={APPLICATION}"
+
+
+class Eyes:
+    """One connection, used from wherever; every statement commits by itself, unless it begins a transaction.
+
+    Args:
+        contender: Over which backend; one that blocks is better, as it needs no loop of its own.
+        dsn: Where.
+
+    Attributes:
+        statements: How many were run.
+        version: The server's, as a number: 150004.
+    """
+
+    def __init__(self, contender: Contender, dsn: str) -> None:
+        self._portal = None if contender.blocking else Portal()
+        sql = Dialect(TableName("queue"), contender.spec.paramstyle)
+        self._opener = Opener(plugins.make(contender.spec, prepared=False), sql, suspends=not contender.blocking)
+
+        async def connect() -> Any:
+            session = self._opener.session(await self._opener.call("connect", dsn))
+            await session.enter()
+            return session
+
+        self.statements = 0
+        try:
+            self._session = self._run(connect)
+            self.version = int(self.one("SHOW server_version_num"))
+        except BaseException:
+            self._end()
+            raise
+
+    def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
+        """Run one statement; its rows."""
+        self.statements += 1
+        query = Query("bench", text, text, (), (), rows=rows, hot=False)
+        return [tuple(row) for row in self._run(lambda: self._session.execute(query))]
+
+    def one(self, text: str) -> Any:
+        """The one value that a statement gives."""
+        return self.sql(text)[0][0]
+
+    def do(self, *texts: str) -> None:
+        """Run statements that give no rows."""
+        for text in texts:
+            self.sql(text, rows=False)
+
+    def alone(self) -> None:
+        """Wait until the sessions that were measured have ended: only then what they did is counted in full."""
+        deadline = time.monotonic() + LEAVING
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}'"
+        while self.one(query) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Close the connection; a transaction that is open on it is rolled back."""
+        self._run(lambda: self._session.close())
+        self._end()
+
+    def _end(self) -> None:
+        if self._portal is not None:
+            self._portal.close()
+
+    def _run(self, make: Callable[[], Awaitable[T]]) -> T:
+        if self._portal is None:
+            return drive(make())  # type: ignore[arg-type]
+        result: T = self._portal.call(make)
+        return result
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the server has counted since it was set up.
+
+    Attributes:
+        wal: Bytes of write-ahead log.
+        commits: Transactions in this database.
+        dead: Rows of the table that were updated or deleted: each left a dead one.
+        left: Dead rows that are still there.
+    """
+
+    wal: int
+    commits: int
+    dead: int
+    left: int
+
+    @classmethod
+    def read(cls, eyes: Eyes, table: str) -> Counters:
+        """What it has counted by now, of all sessions that have ended; but for commits of the eyes' own."""
+        own = 0
+        if eyes.version >= 150_000:  # before, it is not to be known what of them is counted yet
+            eyes.sql("SELECT pg_stat_force_next_flush()")
+            own = eyes.statements
+        [[wal, commits, dead, left]] = eyes.sql(
+            "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,"
+            " (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()),"
+            f" pg_stat_get_tuples_updated('{table}'::regclass) + pg_stat_get_tuples_deleted('{table}'::regclass),"
+            f" pg_stat_get_dead_tuples('{table}'::regclass)"
+        )
+        return cls(int(wal), int(commits) - own, int(dead), int(left))

@@ -1,0 +1,165 @@
+"""Workloads over many queues, many rows, and beside an old snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import acts
+from .contenders import Contender
+from .crew import Done, Part, together
+from .eyes import Eyes
+from .turns import QUEUE, Bench, Table, Turn, at_work, observe
+from .workloads import Common, Metric, Options, Variant, crowds
+
+
+@dataclass(frozen=True)
+class Queues(Common):
+    """Many queues in one table."""
+
+    name: str = "queues"
+    title: str = "put one and get one, over many queues"
+
+    def variants(self, options: Options) -> Sequence[Variant]:
+        return [
+            Variant(f"{number:,} queue{'s' if number > 1 else ''}", parameters={"queues": number})
+            for number in options.scale.queues
+        ]
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+        number = variant.parameters["queues"]
+        table.empty()
+        filled = table.fill(max(number, bench.scale.backlog), queue=f"'{QUEUE}-' || n % {number}")
+        part = Part(acts.over_queues, {"seconds": bench.scale.seconds, "number": number})
+        return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
+
+
+@dataclass(frozen=True)
+class Priorities(Common):
+    """Each job wanted by a time of its own."""
+
+    name: str = "priorities"
+    title: str = "get one, of jobs that are each wanted by a time of their own"
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+        table.empty()
+        filled = table.fill(bench.scale.backlog, "now() + random() * interval '1 day'", "expected_at")
+        part = Part(acts.get_in_order, {"seconds": bench.scale.seconds})
+        return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
+
+
+@dataclass(frozen=True)
+class Amid(Common):
+    """A queue among many rows that are not to be taken.
+
+    Attributes:
+        name, title: As for `Workload`.
+        rows: The name of the scale's number of them.
+        columns, values: What they are.
+    """
+
+    name: str
+    title: str
+    rows: str
+    columns: str
+    values: str
+
+    def variants(self, options: Options) -> Sequence[Variant]:
+        number = getattr(options.scale, self.rows)
+        return [
+            Variant(f"{number:,} rows{', ' if variant.label else ''}{variant.label}", variant.kind, variant.number)
+            for variant in crowds(options)
+        ]
+
+    def prepare(self, bench: Bench, contender: Contender) -> Table:
+        table = bench.table(contender)
+        number = getattr(bench.scale, self.rows)
+        for start in range(0, number, SLICE):
+            table.fill(min(SLICE, number - start), self.values, self.columns)
+        return table
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+        due = "dequeued_at IS NULL AND schedule_at IS NULL"
+        table.forget(due)
+        filled = table.fill(bench.scale.backlog)
+        part = Part(acts.get, {"seconds": bench.scale.seconds})
+        work = at_work(bench, contender, table.place, variant.kind, variant.number, part)
+        return observe(table, work, filled=filled, which=f"AND {due}")
+
+
+SLICE = 1_000_000
+"""Rows that are put in one statement."""
+
+LATER = Amid(
+    "later",
+    "get one, of a queue with many jobs scheduled for tomorrow",
+    "later",
+    "schedule_at",
+    "now() + interval '1 day' + n * interval '1 ms'",
+)
+FINISHED = Amid(
+    "finished",
+    "get one, of a table with many finished rows",
+    "finished",
+    "dequeued_at, attempts",
+    "now(), 1",
+)
+
+
+@dataclass(frozen=True)
+class Horizon(Common):
+    """Taken one at a time beside a session that holds an old snapshot, for which no dead row may be removed."""
+
+    name: str = "horizon"
+    title: str = "get one, while another session holds an old snapshot"
+    metrics: tuple[Metric, ...] = (Metric("first", "/s"), Metric("last", "/s"), Metric("kept", "last / first"))
+    rounds: int | None = 1
+
+    def variants(self, options: Options) -> Sequence[Variant]:
+        return [Variant(f"{options.scale.horizon:,} in a row")]
+
+    def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
+        return options.scale.everywhere or contender == first  # it is a matter of the server and the statement
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+        scale = bench.scale
+        table.empty()
+        filled = table.fill(scale.horizon + acts.WARM)
+        every = max(scale.window // 5, 1)
+        part = Part(acts.get, {"seconds": scale.patience, "every": every})
+        other = Eyes(contender, bench.server)
+        try:
+            other.do("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            other.sql(f"SELECT count(*) FROM {table.name}")
+            return observe(
+                table,
+                lambda: together(contender, table.place, [part]),
+                lambda crew: _ends(crew[0], scale.window),
+                filled=filled,
+                curve=lambda crew: _curve(crew[0]),
+            )
+        finally:
+            other.close()
+
+
+def _ends(done: Done, window: int) -> dict[str, float]:
+    """The speed of the first and the last ones."""
+    marks = done.marks
+    step = marks[1][1] if len(marks) > 1 else 1
+    width = min(max(window // step, 1), max((len(marks) - 1) // 2, 1))
+    if len(marks) < 3:  # it was so slow that there is no end to tell from the beginning
+        rate = done.count / (done.ended - done.began)
+        return {"first": rate, "last": rate, "kept": 1.0}
+    first = _speed(marks[0], marks[width])
+    last = _speed(marks[-1 - width], marks[-1])
+    return {"first": first, "last": last, "kept": last / first}
+
+
+def _speed(one: tuple[float, int], other: tuple[float, int]) -> float:
+    return (other[1] - one[1]) / (other[0] - one[0])
+
+
+def _curve(done: Done) -> dict[str, list[float]]:
+    pairs: list[tuple[Any, Any]] = list(zip(done.marks, done.marks[1:], strict=False))
+    return {"taken": [float(after[1]) for _, after in pairs], "rate (/s)": [_speed(*pair) for pair in pairs]}

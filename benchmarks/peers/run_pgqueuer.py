@@ -1,0 +1,124 @@
+"""PgQueuer, over asyncpg or psycopg 3: one connection, autovacuum set as its guide to performance says.
+
+One at a time and in batches is measured by what its manager calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import uuid
+from collections.abc import Callable, Hashable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from benchmarks.peers.runner import BATCH, MANY, Seen, System, Taken, clock, main
+
+SIZE = 1_000
+"""Jobs that its manager takes at once: the best of 10, 100 and 1,000 for jobs that do nothing."""
+
+
+class PgQueuer(System):
+    """PgQueuer 1."""
+
+    name = "PgQueuer"
+    how = {
+        "put": "queries.enqueue(entrypoint, payload)",
+        "put_many": f"queries.enqueue({MANY:,} entrypoints, payloads, priorities)",
+        "lease": "what its manager calls: queries.dequeue(1), queries.log_jobs(1)",
+        "get_many": f"what its manager calls: queries.dequeue({BATCH}), queries.log_jobs({BATCH})",
+        "worker": f"run(mode=drain, batch_size={SIZE:,})",
+        "serve": "run()",
+        "horizon": "as for lease",
+    }
+    alike = {"get": "lease"}
+    uvloop = True
+    tables = ("pgqueuer", "pgqueuer_log")
+    unfinished = "SELECT count(*) FROM pgqueuer"
+
+    def __init__(self, driver: str) -> None:
+        self.driver = driver
+        if driver == "psycopg":
+            self.least = 5_000  # the listener holds its connection up for seconds before the first
+
+    async def setup(self, dsn: str) -> None:
+        self.version = importlib.metadata.version("pgqueuer")
+        self.dsn = dsn
+        self.package: Any = importlib.import_module("pgqueuer")
+        self.link = await self._link()
+        self.queries = importlib.import_module("pgqueuer.queries").Queries(self.link)
+        await self.queries.install()
+        await self.queries.optimize_autovacuum()
+        limits = importlib.import_module("pgqueuer.ports.repository").EntrypointExecutionParameter
+        self.claim = {
+            "entrypoints": {"noop": limits(concurrency_limit=0)},
+            "queue_manager_id": uuid.uuid4(),
+            "global_concurrency_limit": None,
+            "heartbeat_timeout": timedelta(seconds=30),
+        }
+
+    async def _link(self) -> Any:
+        drivers: Any = importlib.import_module("pgqueuer.db")
+        if self.driver == "asyncpg":
+            return drivers.AsyncpgDriver(await importlib.import_module("asyncpg").connect(self.dsn))
+        connect = importlib.import_module("psycopg").AsyncConnection.connect
+        return drivers.PsycopgDriver(await connect(self.dsn, autocommit=True))
+
+    async def _unlink(self, link: Any) -> None:
+        link.shutdown.set()
+        await link._connection.close()
+
+    async def close(self) -> None:
+        await self._unlink(self.link)
+
+    async def sql(self, statement: str) -> Any:
+        if not statement.startswith("SELECT"):
+            await self.link.execute(statement)
+            return None
+        [row] = await self.link.fetch(statement)
+        [value] = row.values()
+        return value
+
+    async def put(self, number: int) -> None:
+        await self.queries.enqueue("noop", b"%d" % number)
+
+    async def put_many(self, numbers: Sequence[int]) -> None:
+        n = len(numbers)
+        await self.queries.enqueue(["noop"] * n, [b"%d" % number for number in numbers], [0] * n)
+
+    async def lease(self) -> Hashable:
+        jobs = await self.get_many(1)
+        return jobs[0] if jobs else None
+
+    async def get_many(self, n: int) -> Sequence[Hashable]:
+        jobs = await self.queries.dequeue(batch_size=n, **self.claim)
+        if jobs:
+            await self.queries.log_jobs([(job, "successful", None) for job in jobs])
+        return [int(job.id) for job in jobs]
+
+    async def work(self, seen: Seen) -> float:
+        modes: Any = importlib.import_module("pgqueuer.types")
+        await self._run(seen.ran, batch_size=SIZE, mode=modes.QueueExecutionMode.drain)
+        return self.ended
+
+    async def serve(self, taken: Taken) -> None:
+        await self._run(lambda _: taken())
+
+    async def _run(self, ran: Callable[[int], None], **options: Any) -> None:
+        link = await self._link()
+        manager = self.package.PgQueuer(link)
+
+        async def noop(job: Any) -> None:
+            ran(int(job.id))
+
+        manager.entrypoint("noop")(noop)
+        try:
+            await manager.run(**options)
+            self.ended = clock()
+        finally:
+            await self._unlink(link)
+
+
+if __name__ == "__main__":
+    main(PgQueuer(sys.argv[1]))

@@ -1,0 +1,167 @@
+"""pqcore itself, over one of its backends: finished rows are deleted, all else is as by default."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import threading
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.peers.runner import MANY, Seen, System, Taken, clock, in_thread, main
+from pqcore.tasks import PQ, AsyncPQ
+from pqcore.worker import Worker
+
+BACKENDS = {"psycopg2": "blocking", "psycopg": "blocking", "psycopg-async": "async", "asyncpg": "async"}
+
+
+class Pqcore(System):
+    """What both faces have in common."""
+
+    name = "pqcore"
+    how = {
+        "put": "queue.put(data)",
+        "put_many": f"queue.put_many({MANY:,} data)",
+        "get": "queue.get()",
+        "lease": "job = queue.lease(), job.ack()",
+        "get_many": "queue.get_many(100)",
+        "worker": "Worker(queue, burst=True); coroutines on the async face, functions in threads on the blocking one",
+        "pickup": "queue.get()",
+        "serve": "Worker(queue)",
+        "horizon": "queue.get()",
+    }
+    tables = ("queue",)
+    unfinished = "SELECT count(*) FROM queue"
+
+    def __init__(self, driver: str) -> None:
+        self.driver = driver
+        self.version = importlib.metadata.version("pqcore")
+        self.ran: Any = None
+        self.queue: Any = None
+        self.task: Any = None
+
+    async def work(self, seen: Seen) -> float:
+        self.ran = seen.ran
+        await Worker(self.queue, burst=True).run()
+        return clock()
+
+    async def serve(self, taken: Taken) -> None:
+        self.ran = lambda _: taken()
+        await Worker(self.queue).run()
+
+
+class Blocking(Pqcore):
+    """The blocking face."""
+
+    async def setup(self, dsn: str) -> None:
+        self.pq = PQ(dsn, backend=self.driver, retention="delete")
+        self.pq.create()
+        self.queue = self.pq["bench"]
+
+        def noop(job_id: int) -> None:
+            self.ran(job_id)
+
+        self.task = self.queue.task()(noop)
+
+    async def close(self) -> None:
+        self.pq.close()
+
+    async def sql(self, statement: str) -> Any:
+        with self.queue as cursor:
+            cursor.execute(statement)
+            return cursor.fetchone()[0] if cursor.description else None
+
+    async def put(self, number: int) -> None:
+        self.queue.put({"n": number})
+
+    async def put_many(self, numbers: Sequence[int]) -> None:
+        self.queue.put_many({"n": number} for number in numbers)
+
+    async def put_call(self, number: int) -> None:
+        self.task()
+
+    async def fill_calls(self, n: int) -> None:
+        self.queue.put_calls(*[self.task.call()] * n)
+
+    async def get(self) -> Hashable:
+        job = self.queue.get(block=False)
+        return job and job.id
+
+    async def lease(self) -> Hashable:
+        job = self.queue.lease(block=False)
+        if job is None:
+            return None
+        job.ack()
+        return job.id
+
+    async def get_many(self, n: int) -> Sequence[Hashable]:
+        return [job.id for job in self.queue.get_many(n, block=False)]
+
+    async def wait(self, taken: Taken, stop: threading.Event) -> None:
+        await in_thread(partial(self._wait, taken, stop))
+
+    def _wait(self, taken: Taken, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if self.queue.get() is not None:
+                taken()
+
+
+class Asynchronous(Pqcore):
+    """The async face."""
+
+    async def setup(self, dsn: str) -> None:
+        self.pq = AsyncPQ(dsn, backend=self.driver.removesuffix("-async"), retention="delete")
+        await self.pq.create()
+        self.queue = self.pq["bench"]
+
+        async def noop(job_id: int) -> None:
+            self.ran(job_id)
+
+        self.task = self.queue.task()(noop)
+
+    async def close(self) -> None:
+        await self.pq.close()
+
+    async def sql(self, statement: str) -> Any:
+        async with self.queue as cursor:
+            if self.driver == "asyncpg":
+                return await cursor.fetchval(statement)
+            await cursor.execute(statement)
+            return (await cursor.fetchone())[0] if cursor.description else None
+
+    async def put(self, number: int) -> None:
+        await self.queue.put({"n": number})
+
+    async def put_many(self, numbers: Sequence[int]) -> None:
+        await self.queue.put_many({"n": number} for number in numbers)
+
+    async def put_call(self, number: int) -> None:
+        await self.task()
+
+    async def fill_calls(self, n: int) -> None:
+        await self.queue.put_calls(*[self.task.call()] * n)
+
+    async def get(self) -> Hashable:
+        job = await self.queue.get(block=False)
+        return job and job.id
+
+    async def lease(self) -> Hashable:
+        job = await self.queue.lease(block=False)
+        if job is None:
+            return None
+        await job.ack()
+        return job.id
+
+    async def get_many(self, n: int) -> Sequence[Hashable]:
+        return [job.id for job in await self.queue.get_many(n, block=False)]
+
+    async def wait(self, taken: Taken, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if await self.queue.get() is not None:
+                taken()
+
+
+if __name__ == "__main__":
+    [backend] = sys.argv[1:]
+    main(Blocking(backend) if BACKENDS[backend] == "blocking" else Asynchronous(backend))

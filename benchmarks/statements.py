@@ -1,0 +1,67 @@
+"""The statements that pqcore runs, for those that run them without pqcore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pqcore.dialect import Dialect
+from pqcore.identifiers import TableName
+from pqcore.statement import Paramstyle, Query
+
+from .contenders import Place
+from .turns import QUEUE
+
+MANY = 100
+"""Jobs that are taken, or leased, at once."""
+LEASE = 60.0
+"""Seconds: what `lease_many` takes if not told otherwise."""
+
+
+class Statements:
+    """The very texts, of one table, with finished rows deleted.
+
+    Attributes:
+        table: Its quoted name.
+        put, put_many, get, get_keep, get_many, lease, ack: The statements.
+    """
+
+    def __init__(self, place: Place, paramstyle: Paramstyle) -> None:
+        names = TableName(place.table, place.schema)
+        dialect = Dialect(names, paramstyle)
+        self.place = place
+        self.table = str(names)
+        self.put = dialect.put
+        self.put_many = dialect.put_many
+        self.get = dialect.take("ordered", "delete", 1)
+        self.get_keep = dialect.take("ordered", "keep", 1)
+        self.get_many = dialect.take("ordered", "delete", MANY)
+        self.lease = dialect.take("ordered", "lease", MANY)
+        self.ack = dialect.ack["delete"]
+
+
+VALUES: Mapping[str, Any] = {
+    "q_name": QUEUE,
+    "serializer": "json",
+    "payload": None,
+    "lease": LEASE,
+    **dict.fromkeys(
+        ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key"),
+    ),
+}
+"""Parameters that are the same each time."""
+
+
+def names(query: Query) -> list[str]:
+    """The names of a statement's parameters, in the order of ``$1``, ``$2`` and so on."""
+    return [query.order[place] for place in query.first]
+
+
+def values(query: Query, **more: Any) -> tuple[Any, ...]:
+    """The values of ``$1``, ``$2`` and so on."""
+    return tuple(more[name] if name in more else VALUES[name] for name in names(query))
+
+
+def expect(query: Query, *given: str) -> None:
+    """See that a statement takes what bare code gives it, in this order."""
+    assert names(query) == list(given), f"{query.name} takes {names(query)} by now: change the bare loop too"

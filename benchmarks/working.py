@@ -1,0 +1,91 @@
+"""Workloads of workers: jobs that are function calls, run under leases until there are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pqcore.worker import Worker
+
+from .contenders import Contender, awaitable, closed
+from .crew import Done, clock
+from .turns import QUEUE, Bench, Table, Turn, observe
+from .workloads import Common, Options, Variant
+
+CHUNK = 2_000
+"""Calls that are put together."""
+_done: list[int] = []
+
+
+async def noop(job_id: int, data: str = "") -> None:
+    """Do nothing."""
+    _done.append(job_id)
+
+
+def plain(job_id: int, data: str = "") -> None:
+    """Do nothing, in a thread."""
+    _done.append(job_id)
+
+
+async def put_calls(queue: Any, function: Any, number: int, size: int = 0) -> list[int]:
+    """Put calls of a function, each with an argument of so many characters; the jobs' ids."""
+    task = queue.task()(function)
+    ids: list[int] = []
+    step = max(min(CHUNK, 10_000_000 // (size + 1)), 1)
+    arguments = ("x" * size,) if size else ()
+    for start in range(0, number, step):
+        calls = [task.call(*arguments)] * min(step, number - start)
+        put = queue.put_calls(*calls)
+        ids += map(int, await put if asyncio.iscoroutine(put) else put)
+    return ids
+
+
+async def drain(queue: Any) -> Done:
+    """Have a worker of this process do all jobs, from its start until it has stopped."""
+    _done.clear()
+    worker = Worker(queue, burst=True)
+    began = clock()
+    await worker.run()
+    return Done(began, clock(), len(_done), taken=[*_done])
+
+
+@dataclass(frozen=True)
+class Drain(Common):
+    """One worker, in one process, as it is by default."""
+
+    name: str = "worker"
+    title: str = "a worker, until no job is left"
+
+    def variants(self, options: Options) -> Sequence[Variant]:
+        number = options.scale.worked
+        return [
+            Variant("no-op", parameters={"function": noop, "number": number, "size": 0}),
+            Variant("no-op in threads", parameters={"function": plain, "number": number, "size": 0}),
+            Variant("1 KB", parameters={"function": noop, "number": number, "size": 1_000}),
+            Variant("100 KB", parameters={"function": noop, "number": max(number // 40, 20), "size": 100_000}),
+        ]
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+        table.empty()
+        filled: list[int] = []
+
+        async def fill() -> None:
+            pq = contender.open(table.place)
+            filled.extend(await put_calls(pq[QUEUE], *variant.parameters.values()))
+            await closed(contender, pq)
+
+        async def work() -> Done:
+            pq = contender.open(table.place)
+            queue = pq[QUEUE]
+            queue.task()(variant.parameters["function"])
+            await awaitable(contender, pq, QUEUE).count()  # it is connected
+            try:
+                return await drain(queue)
+            finally:
+                await closed(contender, pq)
+
+        asyncio.run(fill())
+        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
+        return observe(table, lambda: [asyncio.run(work())], filled=filled)

@@ -1,0 +1,39 @@
+"""The command line, ``pqcore``; see docs/command-line.md.
+
+A command lives in a module of its group, which `pqcore.cli.app` lists; what commands
+have in common is in `pqcore.cli.options` and `pqcore.cli.output`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and end the process if threads would keep it from ending.
+
+    Args:
+        arguments: Of the command line; None for those of this process.
+
+    Returns:
+        The exit code: 0 for success, 1 for failure, 2 where the command line, or what it names, is wrong.
+    """
+    try:
+        import click
+        import rich  # noqa: F401 - needed later; both are of the same extra
+    except ImportError as exc:
+        sys.stderr.write(f"the command line needs {exc.name}: pip install 'pqcore[cli]'\n")
+        return 2
+    del click
+    from pqcore.cli.app import app
+    from pqcore.cli.ending import leave
+
+    try:
+        code: object = app.main(args=arguments, prog_name="pqcore")
+    except SystemExit as exc:
+        code = exc.code
+    except BaseException:  # noqa: BLE001 - shown, and the process ended all the same
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    return leave(code if isinstance(code, int) else 0 if code is None else 1)

@@ -1,0 +1,70 @@
+"""The core's operations, for commands: over any backend, blocking or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pqcore.aio import AsyncPQ
+from pqcore.cli.errors import remember
+from pqcore.engine import Engine
+from pqcore.errors import BackendNotInstalled, PQError, UnknownBackend
+from pqcore.queue import PQ
+from pqcore.runtime import drive
+from pqcore.settings import QueueSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+DEFAULT_DSN = "postgresql://"
+"""Says nothing: drivers take all of it from libpq's PG* variables."""
+
+
+class Database:
+    """One table, over the blocking face, or the asynchronous one where the backend has no other.
+
+    Args:
+        dsn: Where it is.
+        **options: As for `PQ`.
+
+    Attributes:
+        loop: Where an asynchronous engine's operations run; None for a blocking one.
+    """
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        if dsn != DEFAULT_DSN:
+            remember(click.get_current_context(), dsn)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.pq: PQ | AsyncPQ
+        try:
+            self.pq = PQ(dsn, max_connections=2, **options)
+        except (UnknownBackend, BackendNotInstalled):  # there may be one for the other face
+            self.pq = AsyncPQ(dsn, max_connections=2, **options)
+            self.loop = asyncio.new_event_loop()
+        self._engine: Engine = self.pq._engine  # noqa: SLF001 - commands run the core's operations
+
+    def queue(self, name: str) -> QueueSettings:
+        """A queue, as ``pq[name]``."""
+        return self.pq[name]
+
+    def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
+        """Run an operation of the core's; its first argument, an engine, is not given."""
+        made: Any = operation(self._engine, *arguments, **more)
+        result: T = drive(made) if self.loop is None else self.loop.run_until_complete(made)
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(PQError):  # it may have been lost before
+            self.call(Engine.close)
+        if self.loop is not None:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()

@@ -1,0 +1,199 @@
+"""``pqcore dead``: dead letters."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed
+from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.output import described, emit, printable, shown, table, write
+from pqcore.letters import DeadLetter
+from pqcore.operations import letters
+
+LONGEST_MESSAGE = 200
+"""Characters of an error's message in a table."""
+
+
+@click.group()
+def dead() -> None:
+    """Jobs that failed for good."""
+
+
+@dead.command("list")
+@queue_option
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="How many, at most."
+)
+@json_option
+@with_database
+def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
+    """List dead letters, the latest first."""
+    settings = database.queue(queue)
+    found = [DeadLetter(settings, row) for row in database.call(letters.listed, settings, limit)]
+    if as_json:
+        for letter in found:
+            emit(_summary(letter, queue))
+        return
+    total = len(found) if len(found) < limit else database.call(letters.count, settings)
+    if not found:
+        write(f"no dead letters in {queue!r}")
+        return
+    rows = [
+        (one.id, one.died_at, one.reason, one.attempts, _task(one), described(one.error)[:LONGEST_MESSAGE])
+        for one in found
+    ]
+    table((">id", "died at (UTC)", "reason", ">attempts", "task", "error"), rows)
+    if total > len(found):
+        write(f"{len(found)} of {total}; --limit shows more")
+
+
+@dead.command()
+@click.argument("job_id", type=int, metavar="ID")
+@queue_option
+@json_option
+@with_database
+def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
+    """Show a dead letter: its data, and the last traceback."""
+    settings = database.queue(queue)
+    letter = DeadLetter(settings, database.call(letters.one, settings, job_id))
+    if as_json:
+        emit(_details(letter, queue))
+        return
+    write(f"job {letter.id} of {queue!r}: {letter.reason}")
+    facts = {
+        "task": _task(letter),
+        "died": shown(letter.died_at),
+        "put": shown(letter.enqueued_at),
+        "not before": shown(letter.schedule_at),
+        "wanted by": shown(letter.expected_at),
+        "taken": f"{letter.attempts} times, failed {letter.failures}",
+        "headers": json.dumps(letter.headers) if letter.headers else "",
+        "data": letter.raw if isinstance(letter.raw, str) else f"{letter.size} bytes of {letter.serializer}",
+        "error": described(letter.error),
+    }
+    for name, value in facts.items():
+        if value:
+            write(f"  {name + ':':<12}{value}")
+    if letter.error.get("traceback"):
+        write("\n" + letter.error["traceback"].rstrip("\n"))
+
+
+def _chosen(ids: tuple[int, ...], everything: bool) -> tuple[int, ...] | None:
+    """Which are meant; None for all.
+
+    Raises:
+        click.UsageError: Neither is said, or both.
+    """
+    if bool(ids) == everything:
+        raise click.UsageError("give IDs, or --all")
+    return tuple(dict.fromkeys(ids)) or None
+
+
+_ids = click.argument("job_ids", type=int, nargs=-1, metavar="[ID]...")
+
+
+@dead.command()
+@_ids
+@click.option("--all", "everything", is_flag=True, help="All of the queue's.")
+@queue_option
+@yes_option
+@json_option
+@with_database
+def retry(database: Database, job_ids: tuple[int, ...], everything: bool, queue: str, yes: bool, as_json: bool) -> None:
+    """Make jobs of dead letters again: same id, due at once, with a clean record."""
+    chosen = _chosen(job_ids, everything)
+    settings = database.queue(queue)
+    if chosen is None:
+        confirm(f"Retry all {database.call(letters.count, settings)} dead letters of {printable(queue)!r}?", yes=yes)
+    number = database.call(letters.revive, settings, chosen)
+    _done("retried", number, chosen, queue, as_json)
+
+
+@dead.command()
+@_ids
+@click.option("--all", "everything", is_flag=True, help="All of the queue's.")
+@click.option("--older-than", metavar="TIME", type=duration, help="Only those that died so long ago, as in 14d.")
+@queue_option
+@yes_option
+@json_option
+@with_database
+def purge(
+    database: Database,
+    job_ids: tuple[int, ...],
+    everything: bool,
+    older_than: float | None,
+    queue: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Delete dead letters for good."""
+    chosen = _chosen(job_ids, everything)
+    settings = database.queue(queue)
+    which = f"all {database.call(letters.count, settings)}" if chosen is None else str(len(chosen))
+    age = "" if older_than is None else f" older than {older_than:g} seconds"
+    if older_than is not None and chosen is None:
+        which = "all"
+    confirm(f"Delete {which} dead letters of {printable(queue)!r}{age} for good?", yes=yes)
+    number = database.call(letters.purge, settings, chosen, older_than or 0)
+    _done("purged", number, None if older_than is not None else chosen, queue, as_json)
+
+
+def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as_json: bool) -> None:
+    if as_json:
+        emit({"queue": queue, verb: number})
+    else:
+        write(f"{verb} {number}")
+    if chosen is not None and number < len(chosen):
+        raise Failed(f"{len(chosen) - number} of the {len(chosen)} named are no dead letters of {queue!r}")
+
+
+def _task(letter: DeadLetter) -> str | None:
+    """The path of the function, if the job is a call of one; read without decoding more than JSON."""
+    data = _json(letter)
+    path = data.get("function") if isinstance(data, dict) else None
+    return path if isinstance(path, str) else None
+
+
+def _json(letter: DeadLetter) -> Any:
+    if not isinstance(letter.raw, str):
+        return None
+    try:
+        return json.loads(letter.raw)
+    except ValueError:
+        return None
+
+
+def _summary(letter: DeadLetter, queue: str) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "queue": queue,
+        "task": _task(letter),
+        "reason": letter.reason,
+        "died_at": letter.died_at,
+        "enqueued_at": letter.enqueued_at,
+        "attempts": letter.attempts,
+        "failures": letter.failures,
+        "error": {"type": letter.error.get("type"), "message": letter.error.get("message")} if letter.error else None,
+    }
+
+
+def _details(letter: DeadLetter, queue: str) -> dict[str, Any]:
+    raw = letter.raw
+    return {
+        **_summary(letter, queue),
+        "error": letter.error or None,
+        "schedule_at": letter.schedule_at,
+        "expected_at": letter.expected_at,
+        "headers": letter.headers,
+        "serializer": letter.serializer or "json",
+        "data": _json(letter),
+        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+    }
+
+
+COMMANDS = (dead,)

@@ -1,0 +1,43 @@
+"""How commands fail."""
+
+from __future__ import annotations
+
+import click
+
+from pqcore.connections import redact
+from pqcore.errors import (
+    BackendNotInstalled,
+    ConfigurationError,
+    InvalidName,
+    InvalidTimeSpec,
+    PluginError,
+    PQError,
+)
+
+_WRONG = (BackendNotInstalled, ConfigurationError, InvalidName, InvalidTimeSpec, PluginError)
+_DSN = "pqcore.dsn"
+
+
+class Failed(click.ClickException):
+    """The command failed: exit code 1."""
+
+    exit_code = 1
+
+
+class Wrong(click.ClickException):
+    """The command line, or what it names, is wrong: exit code 2."""
+
+    exit_code = 2
+
+
+def remember(context: click.Context, dsn: str) -> None:
+    """Have a DSN, and the password in it, left out of messages."""
+    context.meta[_DSN] = dsn
+
+
+def explained(context: click.Context, error: PQError) -> click.ClickException:
+    """An error of pqcore's, as a command shows it: without a traceback, and without a password."""
+    text = str(error)
+    if dsn := context.meta.get(_DSN):
+        text = redact(text, dsn)
+    return Wrong(text) if isinstance(error, _WRONG) else Failed(text)

@@ -1,0 +1,86 @@
+"""Options and types that commands have in common."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from pqcore.cli.database import DEFAULT_DSN, Database
+from pqcore.cli.errors import Wrong
+from pqcore.errors import InvalidTimeSpec
+from pqcore.plugins import plugins
+from pqcore.timespec import seconds
+
+
+def duration(text: str | float) -> float:
+    """The type of an option that is a time: seconds, or a number and a unit.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
+    length: str | float = text
+    with suppress(ValueError):
+        length = float(text)
+    try:
+        return seconds(length)
+    except InvalidTimeSpec:
+        msg = f"{text!r} is not a time: write seconds, or a number and a unit, as in '30s' or '14d'"
+        raise click.BadParameter(msg) from None
+
+
+def _backends(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in plugins.backend_names() if name.startswith(incomplete)]
+
+
+_DATABASE = (
+    click.option(
+        "--dsn",
+        envvar="PQCORE_DSN",
+        show_envvar=True,
+        default=DEFAULT_DSN,
+        help="Where the database is; without it, what libpq's PG* variables say.",
+    ),
+    click.option(
+        "--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default as PQ chooses it."
+    ),
+    click.option("--table", metavar="NAME", default="queue", show_default=True, help="The table of the queues."),
+    click.option("--schema", metavar="NAME", help="Its schema; by default the first of the search path."),
+)
+
+
+def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where the table is; it is called with a `Database`, open until it returns."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, dsn: str, backend: str | None, table: str, schema: str | None, **kwargs: Any) -> Any:
+        with Database(dsn, backend=backend, table=table, schema=schema) as database:
+            return function(database, *args, **kwargs)
+
+    for option in reversed(_DATABASE):
+        option(wrapped)
+    return wrapped
+
+
+queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless told not to; where there is nobody to be asked, refuse.
+
+    Raises:
+        Wrong: Neither is there a terminal, nor was ``--yes`` given.
+        click.Abort: The answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Wrong(f"{question} There is no terminal to ask at: give --yes.")
+    click.confirm(question, abort=True, err=True)

@@ -1,0 +1,68 @@
+"""What commands write: JSON for programs, tables for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+
+def emit(fields: dict[str, Any]) -> None:
+    """Write a JSON object, on a line of its own."""
+    click.echo(json.dumps(fields, default=_jsonable))
+
+
+def _jsonable(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; columns of numbers are told by an ``>`` before their names."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for name in columns:
+        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(shown(value)) for value in row))
+    # Where it is not a terminal, lines are as long as they are: a program, or a pager, reads them.
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000).print(made)
+
+
+def write(text: str) -> None:
+    """Write text; what a terminal would take for commands is made visible."""
+    click.echo(printable(text))
+
+
+def described(error: Mapping[str, str]) -> str:
+    """The last error of a job, on a line of its own."""
+    if not error:
+        return ""
+    first = error.get("message", "").partition("\n")[0]
+    return printable(f"{error.get('type', '').removeprefix('builtins.')}: {first}")
+
+
+def shown(value: Any) -> str:
+    """A value in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere, safe to be shown: control characters other than line ends and tabs are spelt out."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1] for character in text
+    )

@@ -1,0 +1,230 @@
+"""``pqcore worker``: runs the jobs of queues."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from pqcore.cli.errors import Wrong
+from pqcore.cli.options import duration
+from pqcore.errors import PQError
+from pqcore.instruments import instrument, instrument_names
+
+if TYPE_CHECKING:
+    from pqcore.worker import Worker
+    from pqcore.worker.supervisor import Leash
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+MARGIN = 10.0
+"""Seconds that a supervised worker gets to stop beside the grace period, and the time that an answer may take."""
+UNWIND = 1.0
+"""Seconds that coroutines have to end once cancelled at the end."""
+
+
+def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in instrument_names() if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="MODULE:QUEUE...")
+@click.option("--queues", metavar="A,B", multiple=True, help="Of a target that is a PQ: the names of its queues.")
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at once."
+)
+@click.option(
+    "--processes",
+    metavar="P",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes, each with so many jobs at once, kept running by one more.",
+)
+@click.option(
+    "--lease",
+    metavar="TIME",
+    type=duration,
+    default="30s",
+    show_default=True,
+    help="After so long, jobs of a worker that died run elsewhere.",
+)
+@click.option(
+    "--grace",
+    metavar="TIME",
+    type=duration,
+    default="30s",
+    show_default=True,
+    help="So long jobs may go on when the worker is to stop.",
+)
+@click.option(
+    "--poll-interval",
+    metavar="TIME",
+    type=duration,
+    default="2s",
+    show_default=True,
+    help="An idle worker looks so often, woken or not.",
+)
+@click.option(
+    "--run-in",
+    type=click.Choice(["thread", "process"]),
+    default="thread",
+    show_default=True,
+    help="Where functions run that are no coroutines.",
+)
+@click.option(
+    "--stall-timeout",
+    metavar="TIME",
+    type=duration,
+    default="20s",
+    show_default=True,
+    help="A connection that does not answer for so long is broken off.",
+)
+@click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
+@click.option(
+    "--import", "modules", metavar="MODULE", multiple=True, help="Import a module that declares tasks, too; repeatable."
+)
+@click.option(
+    "--plugin",
+    "instruments",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=_instruments,
+    help="Turn an instrument on; repeatable.",
+)
+@click.option("--uvloop", is_flag=True, help="Run on uvloop.")
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="How much is logged, to stderr.",
+)
+@click.option("--supervised", type=int, hidden=True)
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    /,
+    targets: tuple[str, ...],
+    queues: tuple[str, ...],
+    processes: int,
+    modules: tuple[str, ...],
+    instruments: tuple[str, ...],
+    uvloop: bool,
+    log_level: str,
+    supervised: int | None,
+    **options: Any,
+) -> None:
+    """Run the jobs of queues, until told to stop.
+
+    A target names a queue of pqcore.tasks in a module, or a PQ or AsyncPQ, of which --queues
+    says the queues, or a function that returns either.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s", force=False
+    )
+    if processes > 1 and supervised is None:
+        from pqcore.worker.supervisor import Supervisor
+
+        stop = options["stall_timeout"] + MARGIN
+        patience = max(options["grace"], options["stall_timeout"]) + stop
+        burst = options["burst"]
+        ctx.exit(Supervisor(_again(ctx), processes, patience=patience, haste=stop, burst=burst).run())
+    leash = None
+    if supervised is not None:
+        from pqcore.worker.supervisor import Leash
+
+        leash = Leash(supervised)  # before anything else: what follows imports users' modules
+    from pqcore.cli.targets import load_queues, look_here
+    from pqcore.worker import Worker
+
+    look_here()
+    new_loop = _loop_factory(uvloop=uvloop)
+    names = [name.strip() for each in queues for name in each.split(",") if name.strip()]
+    found = load_queues(targets, names, modules)
+    for name in instruments:  # after users' modules, which may have turned it on with options
+        _enable(name)
+    run_worker(Worker(*found, **options), new_loop, leash)
+
+
+def run_worker(worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop], leash: Leash | None = None) -> None:
+    """Run a worker on a loop of its own; unlike `asyncio.run`, without waiting for what does not end."""
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_run(worker, leash))
+    finally:
+        if pending := asyncio.all_tasks(loop):
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(pending, timeout=UNWIND))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+async def _run(worker: Worker, leash: Leash | None) -> None:
+    if leash is None:
+        await worker.run(handle_signals=True)
+        return
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(worker.run())
+    await asyncio.sleep(0)  # it has begun, and can be stopped
+    told = 0
+
+    def stop(level: int) -> None:
+        nonlocal told
+        for _ in range(told, level):
+            worker.stop()
+        told = max(told, level)
+
+    def tell(level: int) -> None:
+        loop.call_soon_threadsafe(stop, level)
+
+    leash.attach(tell)
+    await running
+
+
+def _loop_factory(*, uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
+    if not uvloop:
+        return asyncio.new_event_loop
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    except ImportError:
+        raise Wrong("--uvloop: it is not installed: pip install uvloop") from None
+    return factory
+
+
+def _enable(name: str) -> None:
+    """Turn an instrument on, unless the user's module did."""
+    try:
+        instrument(name)
+    except PQError as exc:
+        raise Wrong(f"--plugin {name}: {exc}") from exc
+    except Exception as exc:
+        raise Wrong(f"--plugin {name}: {type(exc).__name__}: {exc}") from exc
+
+
+def _again(ctx: click.Context) -> Sequence[str]:
+    """The command that runs this worker once more, as one process."""
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+    command = [sys.executable, *flags, "-m", "pqcore", "worker", *ctx.params["targets"]]
+    for parameter in ctx.command.params:
+        value: Any = ctx.params.get(parameter.name or "")
+        if not isinstance(parameter, click.Option) or parameter.hidden or parameter.name == "processes":
+            continue
+        option = parameter.opts[0]
+        if parameter.is_flag:
+            command += [option] if value else []
+        else:
+            command += [f"{option}={each}" for each in (value if parameter.multiple else [value])]
+    return command
+
+
+COMMANDS = (worker,)

@@ -1,0 +1,54 @@
+"""How a run ended, as seen from around it, before the worker has decided anything."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal, TypeAlias
+
+from pqcore.errors import PQError
+from pqcore.events import JobEvent
+from pqcore.tasks.context import JobCancelled, current
+from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.policies import Discard, Snooze
+
+Verdict: TypeAlias = Literal["succeeded", "failed", "timeout", "snoozed", "discarded", "cancelled", "shutdown", "lost"]
+
+
+def verdict(event: JobEvent, error: BaseException) -> Verdict:
+    """What an exception of a job's function means; only ``failed`` and ``timeout`` are errors."""
+    if isinstance(error, (asyncio.CancelledError, JobCancelled)):
+        return _stopped()
+    if isinstance(error, Snooze):
+        return "snoozed"
+    if isinstance(error, (Discard, *_discard_on(event.task))):
+        return "discarded"
+    return "failed"
+
+
+def is_error(found: Verdict) -> bool:
+    """Whether it is one."""
+    return found in ("failed", "timeout")
+
+
+def declared(path: str) -> bool:
+    """Whether a path is that of a declared task, of which there are not many: what rows name may be anything."""
+    return path in TaskDeclarations._tasks  # noqa: SLF001
+
+
+def _discard_on(path: str) -> tuple[type[BaseException], ...]:
+    task = TaskDeclarations._tasks.get(path)  # noqa: SLF001
+    return () if task is None else task.options.discard_on
+
+
+def _stopped() -> Verdict:
+    try:
+        reason = current().stop_reason
+    except PQError:
+        return "failed"
+    for known in _STOPPED:
+        if reason == known:
+            return known
+    return "failed"  # cancelled from within
+
+
+_STOPPED: tuple[Verdict, ...] = ("timeout", "cancelled", "shutdown", "lost")

@@ -1,0 +1,172 @@
+"""Metrics for Prometheus: how many jobs are put, run and how they end, how long they wait and take."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from pqcore.errors import ConfigurationError
+from pqcore.events import JobEvent, PutEvent
+from pqcore.hookspecs import hookimpl
+from pqcore.instruments.judging import declared
+from pqcore.settings import logger
+
+PORT = "PQCORE_PROMETHEUS_PORT"
+"""The environment variable for the port, where no code can give it."""
+BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
+"""Seconds: jobs wait and take longer than web requests do."""
+
+
+class Prometheus:
+    """Counters, histograms and a gauge, by queue and task.
+
+    A task that is not declared here has the label ``other``: rows may name anything, and each
+    label is a series of its own.
+
+    Args:
+        port: Where the client's HTTP server is to answer; by default what PQCORE_PROMETHEUS_PORT
+            says, and none without it.
+        address: On which address.
+        registry: Where the metrics are registered; the client's own if not given.
+        buckets: Of both histograms, in seconds.
+
+    Raises:
+        ConfigurationError: The port is none, or taken.
+    """
+
+    def __init__(
+        self,
+        port: int | None = None,
+        address: str = "0.0.0.0",  # noqa: S104 - as the client does: it is to be scraped
+        registry: CollectorRegistry | None = None,
+        buckets: Sequence[float] = BUCKETS,
+    ) -> None:
+        port = _port_of(port)
+        home = REGISTRY if registry is None else registry
+        task = ("queue", "task")
+        self._put = Counter("pqcore_jobs_put", "Jobs put by this process.", ("queue",), registry=home)
+        self._started = Counter("pqcore_jobs_started", "Jobs started.", task, registry=home)
+        self._finished = Counter("pqcore_jobs_finished", "Jobs ended.", (*task, "outcome"), registry=home)
+        self._running = Gauge(
+            "pqcore_jobs_running", "Jobs that run now.", task, registry=home, multiprocess_mode="livesum"
+        )
+        self._took = Histogram(
+            "pqcore_job_duration_seconds", "How long jobs took.", task, registry=home, buckets=buckets
+        )
+        self._waited = Histogram(
+            "pqcore_job_waiting_seconds", "How long jobs waited once due.", task, registry=home, buckets=buckets
+        )
+        self._metrics = (self._put, self._started, self._finished, self._running, self._took, self._waited)
+        self._home = home
+        self._children: dict[tuple[Any, ...], Any] = {}
+        self._server: Any = None
+        if port is not None:
+            try:
+                self._serve(port, address)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def port(self) -> int | None:
+        """Where its HTTP server answers; None without one."""
+        return None if self._server is None else int(self._server.server_port)
+
+    def close(self) -> None:
+        """Take the metrics out of the registry, and end the HTTP server."""
+        for metric in self._metrics:
+            self._home.unregister(metric)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @hookimpl
+    def pqcore_job_put(self, event: PutEvent) -> None:
+        self._child(self._put, event.queue).inc(len(event.ids))
+
+    @hookimpl
+    def pqcore_around_run(self, event: JobEvent) -> AbstractContextManager[object]:
+        running: AbstractContextManager[object] = self._child(self._running, *_labels(event)).track_inprogress()
+        return running
+
+    @hookimpl
+    def pqcore_job_started(self, event: JobEvent) -> None:
+        labels = _labels(event)
+        self._child(self._started, *labels).inc()
+        self._child(self._waited, *labels).observe(event.waited)
+
+    @hookimpl
+    def pqcore_job_succeeded(self, event: JobEvent) -> None:
+        self._ended(event, "succeeded")
+
+    @hookimpl
+    def pqcore_job_retried(self, event: JobEvent) -> None:
+        self._ended(event, event.reason if event.reason in ("snoozed", "shutdown") else "retried")
+
+    @hookimpl
+    def pqcore_job_dead(self, event: JobEvent) -> None:
+        self._ended(event, "dead")
+
+    @hookimpl
+    def pqcore_job_dropped(self, event: JobEvent) -> None:
+        self._ended(event, event.reason)
+
+    @hookimpl
+    def pqcore_job_lost(self, event: JobEvent) -> None:
+        self._ended(event, "lost")
+
+    def _ended(self, event: JobEvent, outcome: str) -> None:
+        labels = _labels(event)
+        self._child(self._finished, *labels, outcome).inc()
+        if event.duration:  # else it was not run
+            self._child(self._took, *labels).observe(event.duration)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        # The client's own look-up takes a lock and checks the labels each time.
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def _serve(self, port: int, address: str) -> None:
+        shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        registry = self._home
+        if shared:  # one process answers for all
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        try:
+            self._server, _ = start_http_server(port, address, registry)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE and shared:
+                logger.info("port %d is taken: another process answers for this one's metrics too", port)
+                return
+            msg = f"cannot serve metrics on {address}:{port}: {exc}"
+            if exc.errno == errno.EADDRINUSE:
+                msg += "; with several processes on a machine, set PROMETHEUS_MULTIPROC_DIR, and one answers for all"
+            raise ConfigurationError(msg) from exc
+
+
+def _labels(event: JobEvent) -> tuple[str, str]:
+    return event.queue, event.task if declared(event.task) else "other"
+
+
+def _port_of(port: int | None) -> int | None:
+    given: Any = os.environ.get(PORT) or None if port is None else port
+    if given is None:
+        return None
+    try:
+        number = int(given)
+    except ValueError:
+        number = -1
+    if isinstance(given, bool) or not 0 <= number <= 65535:
+        msg = f"port is {given!r}; give a number from 0, for any free one, to 65535"
+        raise ConfigurationError(msg)
+    return number

@@ -1,0 +1,77 @@
+"""Where to begin to look, for a consumer that takes many jobs in succession.
+
+Rows that were taken leave dead entries at the head of the index.  While another
+session holds an old snapshot they cannot be removed, and every look from the head steps over all
+of them: a get slows down in proportion to what was taken before.  So a consumer that
+takes one after the other begins where it left off.
+
+What lies before that is found too, a little later: a job put with an earlier time, one
+that was rolled back, one whose lease ran out.  Every `FULL_LOOK` seconds, and whenever nothing is
+found, a look is a full one; and from what a full look takes, the next ones go on.
+Consumers that do not take a thousand in succession always look fully.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pqcore.backend import Row
+
+FULL_LOOK = 1.0
+"""Seconds after which a look is a full one: so long may a job stay unseen that came in before the bound."""
+SUCCESSION = 1_000
+"""Jobs taken in succession, with no pause of `FULL_LOOK`, after which the bound is used."""
+
+
+class LowerBound:
+    """The last keys that a queue object took, by class of rows.
+
+    Threads may share it: whatever they leave in it is the key of a row that one of them took.
+    """
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._last = self._full = float("-inf")
+        self._urgent: tuple[str, str, int] = ("-infinity", "-infinity", -1)
+        self._ready: tuple[str, int] = ("-infinity", -1)
+
+    def usable(self, now: float) -> bool:
+        """Whether the next look may begin at the bound.
+
+        Args:
+            now: The time by the monotonic clock, in seconds.
+        """
+        return self._taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
+
+    def values(self) -> dict[str, object]:
+        """The parameters of the statement that begins there."""
+        expected, enqueued, urgent_id = self._urgent
+        due, ready_id = self._ready
+        return {
+            "after_expected": expected,
+            "after_enqueued": enqueued,
+            "after_urgent": urgent_id,
+            "after_due": due,
+            "after_ready": ready_id,
+        }
+
+    def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
+        """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
+        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
+        self._last = now
+        if full:
+            self._full = now
+        if self._taken < SUCCESSION // 2:  # not to be used soon
+            return
+        last = rows[-1]
+        if last[7] is None:
+            self._ready = (_text(last[5] if last[6] is None else last[6]), last[0])
+        for row in reversed(rows):
+            if row[7] is not None and row[6] is None:
+                self._urgent = (_text(row[7]), _text(row[5]), row[0])
+                break
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment.isoformat()}+00"

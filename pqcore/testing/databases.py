@@ -1,0 +1,392 @@
+"""Databases for tests of those who use pqcore: each test has one to itself, within milliseconds.
+
+After a test its database is put back to what it was, which is the fastest: what was put into
+tables is deleted, sequences are set back.  Another test gets it only if that was all: if nothing is connected any
+more but what was ours, if the rows that were there before are as they were, and if the
+catalogue says that no table, column, index, trigger, function, type or schema was made, changed or dropped.
+Else it is dropped, and the next test gets a new copy of the template.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from pqcore.engine import Engine
+from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
+from pqcore.identifiers import TableName, quote
+from pqcore.operations import managing
+from pqcore.runtime import AsyncioRuntime, BlockingRuntime, drive
+from pqcore.settings import logger
+from pqcore.statement import Query
+from pqcore.testing.server import with_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pqcore.backend import Row
+    from pqcore.sessions import CoreSession
+
+T = TypeVar("T")
+
+OURS = "pqcore_test_own"
+"""The application name of connections that end with the test that they are of."""
+LARGEST = 32 * 2**20
+"""Bytes: a database with larger tables is made anew, not emptied."""
+MOST_KEPT = 4 * 2**20
+"""Bytes: with more rows than that from the start, which would have to be compared after each test, likewise."""
+
+_ALONE = f"""
+SELECT coalesce(bool_and(application_name = '{OURS}'), true), count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+_CATALOGUES = (
+    *("pg_class", "pg_attribute", "pg_attrdef", "pg_index", "pg_constraint", "pg_trigger", "pg_proc", "pg_type"),
+    *("pg_namespace", "pg_extension", "pg_rewrite", "pg_policy", "pg_largeobject_metadata", "pg_db_role_setting"),
+)
+# Vacuum and analyze write to the catalogue in place: a row stays of the transaction that it was of.
+_SHAPE = "concat_ws(' ', {})".format(
+    ", ".join(f"(SELECT concat(count(*), ':', max(xmin::text::bigint)) FROM {name})" for name in _CATALOGUES)
+)
+_TABLES = """
+SELECT c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY 1"""
+_SEQUENCES = """
+SELECT quote_literal(format('%I.%I', schemaname, sequencename)),
+  coalesce(last_value, start_value), last_value IS NOT NULL
+FROM pg_sequences"""
+# In as many rounds as foreign keys make necessary; sequences are no part of a transaction, so they come last.
+_EMPTY = """
+DO $do$ DECLARE
+  name text;
+  filled boolean;
+  again boolean;
+BEGIN
+  FOR round IN 1..20 LOOP
+    again := false;
+    FOREACH name IN ARRAY {tables}::text[] LOOP
+      EXECUTE format('SELECT EXISTS (SELECT FROM %s)', name) INTO filled;
+      IF filled THEN
+        again := true;
+        BEGIN
+          EXECUTE format('DELETE FROM %s', name);
+        EXCEPTION WHEN foreign_key_violation THEN NULL;
+        END;
+      END IF;
+    END LOOP;
+    EXIT WHEN NOT again;
+  END LOOP;
+  IF again THEN RAISE EXCEPTION 'rows are left'; END IF;
+  {sequences}
+END $do$"""
+
+
+class Connection:
+    """One connection that blocks, over whichever backend is installed.
+
+    Args:
+        dsn: Where.
+        names: The table that it knows the statements of.
+    """
+
+    def __init__(self, dsn: str, names: TableName) -> None:
+        self._portal: Any = None
+        try:
+            self.engine = Engine("blocking", BlockingRuntime(), names, dsn, None, max_connections=1)
+        except (BackendNotInstalled, UnknownBackend):  # asyncpg alone is installed, or chosen
+            from pqcore.testing.portal import Portal
+
+            self._portal = Portal()
+            self.engine = self._portal.call(lambda: _made(dsn, names))
+
+    def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Run an operation of the core's; its first argument, an engine, is not given."""
+        if self._portal is None:
+            return drive(operation(self.engine, *arguments))  # type: ignore[arg-type]
+        result: T = self._portal.call(lambda: operation(self.engine, *arguments))
+        return result
+
+    def run(self, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+        """Do something with a session, whether or not there is a table."""
+        results: list[T] = []
+
+        async def operation(engine: Engine) -> None:
+            async def kept(session: CoreSession) -> None:
+                results.append(await work(session))
+
+            await engine.migrate(kept)
+
+        self.call(operation)
+        return results[0]
+
+    def sql(self, text: str, *, rows: bool = True) -> Sequence[Row]:
+        """Run a statement, and return its rows."""
+        query = Query("test", text, text, (), (), rows=rows, hot=False)
+        return self.run(lambda session: session.execute(query))
+
+    def close(self) -> None:
+        """Close it."""
+
+        async def close(engine: Engine) -> None:
+            await engine.close()
+
+        self.call(close)
+        if self._portal is not None:
+            self._portal.close()
+
+
+async def _made(dsn: str, names: TableName) -> Engine:
+    return Engine("async", AsyncioRuntime(), names, dsn, None, max_connections=1)
+
+
+class Snapshot:
+    """What a database is to be like when a test gets it.
+
+    Args:
+        connection: A connection to it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sequences: dict[str, str] = {}
+        self._empty: list[str] = []
+        self._kept: list[str] = []
+        self._hashes: list[str] = []
+        tables = self._tables()
+        if tables:
+            filled = [f"SELECT {_literal(name)} WHERE EXISTS (SELECT FROM {name})" for name in tables]
+            self._kept = sorted(str(row[0]) for row in connection.sql(" UNION ALL ".join(filled)))
+            self._empty = [name for name in tables if name not in self._kept]
+        [[kept]] = connection.sql(f"SELECT {_sizes(self._kept)}")
+        self.good = kept <= MOST_KEPT
+        self._look()
+
+    def untouched(self) -> bool:
+        """Whether nothing was made, changed or dropped."""
+        return self.good and self._now()[0] == self._shape
+
+    def grow(self) -> None:
+        """Take in what `pqcore` made: a table without rows, and a note of it."""
+        for name in self._tables():
+            if name not in self._kept and name not in self._empty:
+                (self._kept if name.rstrip('"').endswith("pqcore_migrations") else self._empty).append(name)
+        self._look()
+
+    def restore(self) -> bool:
+        """Delete what was put, and set sequences back; whether the database is as it was then."""
+        if not self.good:
+            return False
+        sequences = "".join(f"PERFORM {change};" for change in self._sequences.values())
+        tables = ", ".join(map(_literal, self._empty))
+        self._connection.sql(_EMPTY.format(tables=f"ARRAY[{tables}]", sequences=sequences), rows=False)
+        shape, hashes, size = self._now()
+        return (shape, hashes) == (self._shape, self._hashes) and size <= LARGEST
+
+    def _look(self) -> None:
+        self._shape, self._hashes, _ = self._now()
+        for name, value, called in self._connection.sql(_SEQUENCES):
+            self._sequences.setdefault(str(name), f"setval({name}, {value}, {str(called).lower()})")
+
+    def _now(self) -> tuple[str, list[str], int]:
+        hashes = [
+            f"(SELECT md5(string_agg(kept::text, ' ' ORDER BY kept::text)) FROM {name} AS kept)" for name in self._kept
+        ]
+        [[shape, found, size]] = self._connection.sql(
+            f"SELECT {_SHAPE}, ARRAY[{', '.join(hashes)}]::text[], {_sizes(self._empty)}"
+        )
+        return str(shape), list(found), int(size)
+
+    def _tables(self) -> list[str]:
+        return [str(row[0]) for row in self._connection.sql(_TABLES)]
+
+
+def _sizes(tables: Sequence[str]) -> str:
+    return " + ".join(["0::bigint", *(f"pg_relation_size({_literal(name)})" for name in tables)])
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(eq=False)
+class Database:
+    """A database that a test has to itself.
+
+    Attributes:
+        name: Its name.
+        dsn: Where it is.
+        connection: A connection to it.
+        tables: The tables of queues that it has, quoted.
+        snapshot: What it was like.
+    """
+
+    name: str
+    dsn: str
+    connection: Connection
+    tables: set[str]
+    snapshot: Snapshot
+
+
+class Databases:
+    """The databases of one run of tests, on one server.
+
+    Args:
+        server: A DSN, as a URL, of a role that may create databases.
+        prepare: Called once with the DSN of the template, to make further tables in it.
+    """
+
+    def __init__(self, server: str, prepare: Callable[[str], object] | None = None) -> None:
+        self._server = server
+        self._prepare = prepare
+        # Told apart from those of other runs, which may use the same server at the same time.
+        self.mark = f"pqcore_test_{os.getpid()}_{token_hex(4)}"
+        self._admin = Connection(with_options(server, application_name=self.mark), TableName("queue"))
+        self._numbers = count(1)
+        self._template = f"{self.mark}_0"
+        self._wanted = {str(name): name for name in [TableName("queue")]}
+        self._has: set[str] | None = None
+        self._strategy = ""
+        self._free: list[Database] = []
+        self._lent: list[Database] = []
+        self._doomed: list[str] = []
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def lend(self) -> Database:
+        """A database with an empty table ``queue``, to be given back."""
+        with self._lock:
+            database = self._free.pop() if self._free else self._copy()
+            self._lent.append(database)
+            return database
+
+    def give_back(self, database: Database) -> None:
+        """Take a database back: it is put back to what it was, or dropped."""
+        with self._lock:
+            self._lent.remove(database)
+            try:
+                good = self._as_it_was(database)
+            except PQError as exc:
+                logger.debug("database %s cannot be used again: %s", database.name, exc)
+                good = False
+            if good:
+                self._free.append(database)
+            else:
+                self._discard(database)
+
+    def make(self, database: Database, names: TableName) -> None:
+        """Make the table of a queue in a database, and in those that are made later."""
+        with self._lock:
+            if str(names) in database.tables:
+                return
+            self._wanted.setdefault(str(names), names)
+            untouched = database.snapshot.untouched()
+            _create(database.dsn, names)
+            database.tables.add(str(names))
+            if untouched:
+                database.snapshot.grow()
+
+    def close(self) -> None:
+        """Drop all that was made."""
+        with self._lock:
+            for database in (*self._free, *self._lent):
+                self._discard(database)
+            self._free, self._lent = [], []
+            self._drop_doomed()
+            if self._has is not None:
+                self._drop(self._template)
+            self._admin.close()
+
+    # Within
+
+    def _as_it_was(self, database: Database) -> bool:
+        [[alone, _]] = database.connection.sql(_ALONE)
+        return bool(alone) and database.snapshot.restore()
+
+    def _copy(self) -> Database:
+        self._bring_up_template()
+        name = f"{self.mark}_{next(self._numbers)}"
+        self._admin.sql(f"CREATE DATABASE {quote(name)} TEMPLATE {quote(self._template)}{self._strategy}", rows=False)
+        dsn = at_database(self._server, name)
+        connection = Connection(with_options(dsn, application_name=OURS), TableName("queue"))
+        return Database(name, dsn, connection, set(self._has or ()), Snapshot(connection))
+
+    def _bring_up_template(self) -> None:
+        """Make the template, with all tables that were wanted so far."""
+        dsn = at_database(self._server, self._template)
+        if self._has is None:
+            self._sweep()
+            [[version, fsync]] = self._admin.sql(
+                "SELECT current_setting('server_version_num')::int, current_setting('fsync')"
+            )
+            # Copying files is faster, but for the checkpoints that it takes on a server that syncs.
+            self._strategy = " STRATEGY FILE_COPY" if version >= 150000 and fsync == "off" else ""
+            try:
+                self._admin.sql(f"CREATE DATABASE {quote(self._template)}", rows=False)
+            except AccessDenied as exc:
+                msg = "the role that the tests use may not create databases: ALTER ROLE ... CREATEDB"
+                raise ConfigurationError(msg) from exc
+            self._has = set()
+            if self._prepare is not None:
+                self._prepare(dsn)
+        missing = [names for key, names in self._wanted.items() if key not in self._has]
+        if not missing:
+            return
+        for names in missing:
+            _create(dsn, names)
+            self._has.add(str(names))
+        # Whatever `prepare` left connected would be in the way of each copy.
+        self._admin.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self._template}'")
+
+    def _sweep(self) -> None:
+        """Drop what runs left behind that were killed: nobody is connected by their name."""
+        left = self._admin.sql(
+            r"SELECT d.datname FROM pg_database AS d WHERE d.datname ~ '^pqcore_test_\d+_[0-9a-f]{8}_\d+$'"
+            r" AND NOT EXISTS (SELECT FROM pg_stat_activity"
+            r" WHERE application_name = regexp_replace(d.datname, '_\d+$', ''))"
+        )
+        for [name] in left:
+            self._drop(str(name))
+
+    def _discard(self, database: Database) -> None:
+        # Sessions take a moment to end, and dropping waits a tenth of a second if it finds one: so, later.
+        self._drop_doomed()
+        try:
+            database.connection.close()
+        except PQError as exc:
+            logger.debug("closing the connection to %s: %s", database.name, exc)
+        self._doomed.append(database.name)
+
+    def _drop_doomed(self) -> None:
+        doomed, self._doomed = self._doomed, []
+        for name in doomed:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        try:
+            self._admin.sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)", rows=False)
+        except PQError as exc:
+            logger.warning("the tests' database %s is left behind: %s", name, exc)
+
+
+def _create(dsn: str, names: TableName) -> None:
+    connection = Connection(with_options(dsn, application_name=OURS), names)
+    try:
+        connection.call(managing.create)
+    finally:
+        connection.close()
+
+
+def at_database(server: str, name: str) -> str:
+    """The DSN of another database on the same server."""
+    return urlunsplit(urlsplit(server)._replace(path="/" + name))

@@ -1,0 +1,191 @@
+"""Which jobs wait, and whether a job is one that a test wants; for `pqcore.testing.jobs`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from pqcore.errors import PQError
+from pqcore.fragments import DUE_AT, JOB
+from pqcore.job import BaseJob, Moment
+from pqcore.tasks.declaring import Task
+from pqcore.timespec import TimeSpec, parse, seconds
+
+if TYPE_CHECKING:
+    from pqcore.settings import QueueSettings
+
+ENQUEUED = f"""
+SELECT {JOB}, q_name, dedup_key, group_key,
+  CASE WHEN parked_on IS NOT NULL THEN 'parked' WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled'
+    ELSE 'waiting' END
+FROM {{table}} WHERE q_name = :q_name::text AND dequeued_at IS NULL
+  AND (parked_on IS NULL AND leased_until > statement_timestamp()) IS NOT TRUE ORDER BY id"""
+NAMES = "SELECT q_name FROM {table} UNION SELECT q_name FROM {dead} ORDER BY 1"
+_CALL = {"function", "args", "kwargs"}
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A job that waits.
+
+    The times are by the test's clock: what `Jobs.travel` moved back is given as it was put.
+
+    Attributes:
+        id: Its id.
+        queue: The name of its queue.
+        task: The path of the function that it calls; None if it is no call.
+        args: What the function is called with, after the job's id.
+        kwargs: Likewise.
+        data: All that was put; as it is stored, if this queue does not read it.
+        schedule_at: Before when it is not to be taken.
+        expected_at: By when it is wanted.
+        enqueued_at: When it was put.
+        headers: What travels beside the data.
+        state: ``waiting``, ``scheduled``, or ``parked`` for a limit or group.
+        attempts: How often it was taken.
+        failures: How often it failed.
+        dedup_key: The key that it holds.
+        group: Its FIFO group.
+    """
+
+    id: int
+    queue: str
+    task: str | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    data: Any
+    schedule_at: datetime | None
+    expected_at: datetime | None
+    enqueued_at: datetime
+    headers: dict[str, Any]
+    state: Literal["waiting", "scheduled", "parked"]
+    attempts: int = 0
+    failures: int = 0
+    dedup_key: str | None = None
+    group: str | None = None
+
+    def __str__(self) -> str:
+        told = repr(self.data)
+        if self.task is not None:
+            arguments = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+            told = f"{self.task}({', '.join(arguments)})"
+        when = "" if self.schedule_at is None else f" at {self.schedule_at:%Y-%m-%d %H:%M:%S}"
+        return f"{self.queue} #{self.id}: {told}, {self.state}{when}"
+
+
+def read(queue: QueueSettings, row: Sequence[Any], travelled: timedelta) -> Enqueued:
+    """A row of `ENQUEUED`."""
+    job = BaseJob(queue, row)
+    *_, name, dedup_key, group, state = row
+    try:
+        data = job._get_data()
+    except PQError:
+        data = job.raw
+    call = data if isinstance(data, dict) and data.keys() >= _CALL else None
+    return Enqueued(
+        id=job.id,
+        queue=str(name),
+        task=None if call is None else call["function"],
+        args=() if call is None else tuple(call["args"]),
+        kwargs={} if call is None else dict(call["kwargs"]),
+        data=data,
+        schedule_at=_later(job.schedule_at, travelled),
+        expected_at=_later(job.expected_at, travelled),
+        enqueued_at=_later(job.enqueued_at, travelled) or job.enqueued_at,
+        headers=job.headers,
+        state=state,
+        attempts=job.attempts,
+        failures=job.failures,
+        dedup_key=dedup_key,
+        group=group,
+    )
+
+
+def is_call(data: Any) -> bool:
+    """Whether a job's data is a call of a function."""
+    return isinstance(data, dict) and data.keys() >= _CALL
+
+
+def _later(moment: Moment | None, by: timedelta) -> datetime | None:
+    try:
+        return None if moment is None else moment + by
+    except OverflowError:  # it is scheduled for never
+        return moment
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job is compared with; see `Jobs.assert_enqueued`."""
+
+    what: Any
+    args: Sequence[Any] | None
+    kwargs: Mapping[str, Any] | None
+    schedule_at: TimeSpec
+    expected_at: TimeSpec
+    within: str | float | timedelta | None
+    headers: Mapping[str, Any] | None
+
+    def __str__(self) -> str:
+        told = "" if self.what is ... else f" {path_of(self.what) or repr(self.what)}"
+        named = ("args", "kwargs", "schedule_at", "expected_at", "within", "headers")
+        given = [f"{name}={value!r}" for name in named if (value := getattr(self, name)) is not None]
+        return told + (f" with {', '.join(given)}" if given else "")
+
+    def meets(self, job: Enqueued, queue: QueueSettings, now: datetime) -> bool:
+        """Whether a job is one of those that are wanted."""
+        return (
+            self._is_of_what(job, queue)
+            and (self.args is None or (job.task is not None and _same(queue, list(self.args), list(job.args))))
+            and (self.kwargs is None or (job.task is not None and _same(queue, dict(self.kwargs), job.kwargs)))
+            and all(job.headers.get(name, ...) == value for name, value in (self.headers or {}).items())
+            and self._is_in_time(job, now)
+        )
+
+    def _is_of_what(self, job: Enqueued, queue: QueueSettings) -> bool:
+        if self.what is ...:
+            return True
+        path = path_of(self.what)
+        if path is None:
+            return _same(queue, self.what, job.data)
+        return path == job.task or (isinstance(self.what, str) and self.what == job.data)
+
+    def _is_in_time(self, job: Enqueued, now: datetime) -> bool:
+        margin = timedelta(seconds=1.0 if self.within is None else seconds(self.within))
+        if self.within is not None and self.schedule_at is None and self.expected_at is None:
+            return (job.schedule_at or job.enqueued_at) <= now + margin
+        pairs = ((self.schedule_at, job.schedule_at), (self.expected_at, job.expected_at))
+        return all(wanted is None or _near(wanted, found, job, now, margin) for wanted, found in pairs)
+
+
+def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime, margin: timedelta) -> bool:
+    """Whether a time is as wanted: a distance counts from when the job was put, or from now."""
+    when = parse(wanted)
+    if found is None or when is None:
+        return False
+    if isinstance(when, datetime):
+        return abs(found - when) <= margin
+    return min(abs(found - job.enqueued_at - when), abs(found - now - when)) <= margin
+
+
+def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
+    """Whether a value is as wanted, or would be once it was stored: a tuple comes back as a list."""
+    if wanted == found:
+        return True
+    try:
+        stored = queue.encode_row(wanted).raw
+        return bool(queue.decode_row(0, queue.serializer_name, stored) == found)
+    except PQError:
+        return False
+
+
+def path_of(what: Any) -> str | None:
+    """The path of what may be a task: a declared one, a function, or a path; None if it is none of these."""
+    task = getattr(what, "task", what)
+    if isinstance(task, Task):
+        return task.path
+    if inspect.isroutine(what):
+        return f"{what.__module__}.{what.__qualname__}"
+    return what if isinstance(what, str) else None

@@ -1,0 +1,110 @@
+"""A proxy between a driver and the server that can go silent, as a network does, and come back.
+
+On loopback, with two threads a connection.  A connection that is *stalled* stays open, and
+nothing passes: what was sent is taken, and goes nowhere.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from urllib.parse import urlsplit, urlunsplit
+
+CHUNK = 65_536
+
+
+class _Link:
+    """One connection, and that to the server."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self._ends = (client, server)
+        self._stalled = threading.Event()
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=self._pass, args=(source, sink), name="proxy-link", daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(CHUNK):
+                if not self._stalled.is_set():
+                    sink.sendall(data)
+        if not self._stalled.is_set():
+            self.cut()
+
+    def stall(self) -> None:
+        self._stalled.set()
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with suppress(OSError):  # not connected any more
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        for end in self._ends:
+            end.close()
+
+
+class Proxy:
+    """Passes connections on to a server.
+
+    Args:
+        dsn: The server's, a URL with a host and a port.
+
+    Attributes:
+        dsn: The proxy's.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        parts = urlsplit(dsn)
+        self._server = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._lock = threading.Lock()
+        self._links: list[_Link] = []
+        self._silent = False
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        port = self._listening.getsockname()[1]
+        user = parts.netloc.rpartition("@")[0]
+        self.dsn = urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{port}" if user else f"127.0.0.1:{port}"))
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                with self._lock:
+                    link = _Link(client, socket.create_connection(self._server))
+                    if self._silent:
+                        link.stall()
+                    self._links.append(link)
+
+    def stall(self, *, new: bool = False) -> int:
+        """Pass nothing more on over the connections that there are; how many.
+
+        Args:
+            new: Nor over those that are made, until `resume`: they are accepted, and that is all.
+        """
+        with self._lock:
+            self._silent = new
+            for link in self._links:
+                link.stall()
+            return len(self._links)
+
+    def resume(self) -> None:
+        """Pass on what comes over new connections; those that stalled stay as they are, as the other side is gone."""
+        with self._lock:
+            self._silent = False
+
+    def cut(self) -> None:
+        """End the connections that there are."""
+        with self._lock:
+            for link in self._links:
+                link.cut()
+
+    def close(self) -> None:
+        """End everything."""
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        with self._lock:
+            for link in self._links:
+                link.close()

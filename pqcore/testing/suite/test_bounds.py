@@ -1,0 +1,138 @@
+"""Consumers that take many jobs in succession begin to look where they left off, and miss nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from pqcore.operations import bounds
+from pqcore.testing.harness import Harness
+
+SUPPLY = 4_000
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Twenty jobs are a succession, and every tenth of a second there is a full look."""
+    monkeypatch.setattr(bounds, "SUCCESSION", 20)
+    monkeypatch.setattr(bounds, "FULL_LOOK", 0.1)
+    yield
+
+
+def in_succession(harness: Harness, **options: Any) -> Any:
+    """A queue with many jobs, of which enough were taken that the bound is in use."""
+    queue = harness.queue(retention="delete", **options)
+    queue.put_many(["plain"] * SUPPLY)
+    while not harness.bounded(queue):
+        assert queue.get(block=False).data == "plain"
+    return queue
+
+
+def takes_until(queue: Any, data: str) -> int:
+    """How many others are taken before the one with this data; it must come while there are others."""
+    for number in range(SUPPLY):
+        job = queue.get(block=False)
+        if job is not None and job.data == data:
+            assert len(queue) > 0
+            return number
+    raise AssertionError(data)
+
+
+def test_a_job_put_before_the_bound_is_found(harness: Harness) -> None:
+    queue = in_succession(harness)
+    queue.put("early", schedule_at="0s")
+    harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
+    takes_until(queue, "early")
+
+
+def test_what_follows_it_is_taken_next(harness: Harness) -> None:
+    queue = in_succession(harness)
+    queue.put_many([f"early {number}" for number in range(50)], schedule_at="0s")
+    harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
+    takes_until(queue, "early 0")
+    assert [queue.get(block=False).data for _ in range(49)] == [f"early {number}" for number in range(1, 50)]
+
+
+def test_a_job_that_was_rolled_back_behind_the_bound_is_found(harness: Harness) -> None:
+    queue = in_succession(harness)
+    other = harness.queue(retention="delete", create=False)
+    with suppress(Undo), other:
+        undone = other.get(block=False)
+        for _ in range(5):
+            queue.get(block=False)
+        raise Undo
+    assert harness.sql(f"SELECT id FROM {{table}} WHERE id = {undone.id}") == [(undone.id,)]
+    for _ in range(SUPPLY):
+        job = queue.get(block=False)
+        assert job is not None
+        if job.id == undone.id:
+            break
+    assert job.id == undone.id
+    assert len(queue) > 0
+
+
+def test_a_prioritised_job_overtakes_within_the_time(harness: Harness) -> None:
+    queue = in_succession(harness)
+    queue.put("later", expected_at="2h")
+    takes_until(queue, "later")
+    queue.put_many(["urgent"] * 30, expected_at="1h")
+    queue.put("sooner", expected_at="0s")
+    takes_until(queue, "sooner")
+
+
+def test_with_nothing_after_the_bound_what_is_before_it_is_found_at_once(harness: Harness) -> None:
+    queue = in_succession(harness)
+    queue.put("early", schedule_at="0s")
+    harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
+    harness.sql("DELETE FROM {table} WHERE schedule_at IS NULL", rows=False)
+    assert queue.get(block=False).data == "early"
+    assert queue.get(block=False) is None
+
+
+def test_a_lease_that_ran_out_behind_the_bound_is_found(harness: Harness) -> None:
+    queue = in_succession(harness)
+    lost = queue.lease("1h", block=False)
+    for _ in range(5):
+        queue.get(block=False)
+    harness.sql(
+        "UPDATE {table} SET leased_until = clock_timestamp() - interval '1 s' WHERE leased_until IS NOT NULL",
+        rows=False,
+    )
+    for _ in range(SUPPLY):
+        job = queue.get(block=False)
+        assert job is not None
+        if job.id == lost.id:
+            break
+    assert (job.id, job.attempts) == (lost.id, 2)
+
+
+def test_a_pause_ends_the_succession(harness: Harness) -> None:
+    queue = in_succession(harness)
+    harness.eventually(lambda: not harness.bounded(queue))
+    queue.put("early", schedule_at="0s")
+    harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
+    assert queue.get(block=False).data == "early"
+
+
+def test_all_are_taken_once_by_several_in_succession(harness: Harness) -> None:
+    queue = in_succession(harness)
+    others = [harness.queue(retention="delete", create=False) for _ in range(3)]
+    left = len(queue)
+
+    def drain(one: Any) -> list[int]:
+        taken = []
+        while (job := one.get(block=False)) is not None:
+            taken.append(job.id)
+        return taken
+
+    with harness.thread(lambda: drain(others[0])) as first, harness.thread(lambda: drain(others[1])) as second:
+        taken = drain(others[2]) + first() + second()
+    assert len(taken) == len(set(taken)) == left
+    assert len(queue) == 0

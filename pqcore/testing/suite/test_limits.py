@@ -1,0 +1,928 @@
+"""Concurrency limits, FIFO groups and rates: they hold over all who lease, and nothing is lost for them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore.errors import ConfigurationError, InvalidName, LeaseLost
+from pqcore.identifiers import TableName
+from pqcore.operations import gating
+from pqcore.options import MAX_KEY
+from pqcore.tasks import Fixed
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.portal import unwrapped
+
+ONE = {"limits": {"one": 1}}
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+def sweep(harness: Harness, queue: Any) -> None:
+    """What each worker does twice a minute."""
+    core = unwrapped(queue)
+    harness.wait_for(lambda: core._engine.run(lambda s: gating.sweep(core._engine, core, s)))
+
+
+def slots(harness: Harness) -> list[tuple[Any, ...]]:
+    """Who holds a place, and under which key."""
+    table = TableName("queue", harness.schema).related("_slots")
+    return harness.sql(f"SELECT key, job_id FROM {table} ORDER BY key, job_id")
+
+
+def all_leased(queue: Any, n: int = 100) -> list[Any]:
+    return list(queue.lease_many(n, "1h", block=False))
+
+
+def data(jobs: Sequence[Any]) -> list[Any]:
+    return [job.data for job in jobs]
+
+
+class Gauge:
+    """How many are within, and how many ever were at once; by key.
+
+    Attributes:
+        full: Set once so many as are allowed were within at once: the first wait for it.
+    """
+
+    def __init__(self, **allowed: int) -> None:
+        self._lock = threading.Lock()
+        self._allowed = allowed
+        self.full = threading.Event()
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.done: list[int] = []
+        self.log: list[tuple[str, int]] = []
+
+    @contextmanager
+    def within(self, job: int, *keys: str) -> Iterator[None]:
+        with self._lock:
+            self.log.append(("begin", job))
+            self.now.update(keys)
+            for key in keys:
+                self.most[key] = max(self.most[key], self.now[key])
+            if all(self.now[key] >= number for key, number in self._allowed.items()):
+                self.full.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.now.subtract(keys)
+                self.log.append(("end", job))
+
+    def finished(self, job: int) -> None:
+        with self._lock:
+            self.done.append(job)
+
+    def one_at_a_time(self) -> bool:
+        """Whether each that began ended before another began."""
+        return [kind for kind, _ in self.log] == ["begin", "end"] * (len(self.log) // 2) and all(
+            begun[1] == ended[1] for begun, ended in zip(self.log[::2], self.log[1::2], strict=True)
+        )
+
+
+# Limits
+
+
+def test_a_limit_of_three_under_eight_that_lease(harness: Harness) -> None:
+    queue = harness.queue(max_connections=8)
+    ids = [queue.put(number, limits={"three": 3}) for number in range(60)]
+    free = queue.put_many(range(20))
+    gauge, pause = Gauge(three=3), threading.Event()
+
+    def consume(seed: int) -> None:
+        chance = random.Random(seed)
+        while len(gauge.done) < len(ids) + len(free):
+            job = queue.lease(60, wait=0.1)
+            if job is None:
+                continue
+            keys = job.headers.get("gate", {}).get("limits", ())
+            with gauge.within(job.id, *keys):
+                assert not keys or gauge.full.wait(PATIENCE)
+                pause.wait(chance.random() / 200)
+            if chance.random() < 0.1:
+                job.nack()
+            else:
+                job.ack()
+                gauge.finished(job.id)
+
+    harness.at_once(*(partial(consume, seed) for seed in range(8)))
+    assert sorted(gauge.done) == ids + free
+    assert gauge.most["three"] == 3
+    assert slots(harness) == []
+    assert queue.stats().parked == 0
+
+
+def test_a_limit_of_three_under_workers(harness: Harness) -> None:
+    queue = harness.task_queue()
+    gauge = Gauge(task=3)
+
+    @queue.task(limit=3, limits=lambda number: {f"host-{number % 2}": 2})
+    async def limited(job_id: int, number: int) -> None:
+        with gauge.within(job_id, "task", f"host-{number % 2}"):
+            assert await asyncio.to_thread(gauge.full.wait, PATIENCE)
+            await asyncio.sleep(number % 5 / 1_000)
+        gauge.finished(job_id)
+
+    ids = [int(limited(number)) for number in range(40)]
+    with ExitStack() as workers:
+        for _ in range(3):
+            workers.enter_context(harness.working(queue, concurrency=4))
+        harness.eventually(lambda: len(gauge.done) >= len(ids))
+    assert sorted(gauge.done) == ids
+    assert gauge.most["task"] == 3
+    assert max(gauge.most["host-0"], gauge.most["host-1"]) == 2
+    assert slots(harness) == []
+
+
+def test_a_limit_of_three_of_functions_in_threads(harness: Harness) -> None:
+    queue = harness.task_queue()
+    gauge, pause = Gauge(task=3), threading.Event()
+
+    @queue.task(limit=3)
+    def limited(job_id: int) -> None:
+        with gauge.within(job_id, "task"):
+            assert gauge.full.wait(PATIENCE)
+            pause.wait(0.002)
+        gauge.finished(job_id)
+
+    ids = [int(limited()) for _ in range(30)]
+    with harness.working(queue, concurrency=8):
+        harness.eventually(lambda: len(gauge.done) >= len(ids))
+    assert (sorted(gauge.done), gauge.most["task"]) == (ids, 3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_so_many_are_leased_and_no_more(harness: Harness, n: int) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    queue.put_many(range(10), limits={"l": n})
+    leased = all_leased(queue, 1) + all_leased(queue)
+    assert data(leased) == list(range(n))
+    assert all_leased(other) == []
+    stats = other.stats()
+    assert (stats.leased, stats.parked, stats.ready, other.count()) == (n, 10 - n, 0, 0)
+    leased[0].ack()
+    assert data(all_leased(other)) == [n]
+    for job in leased[1:]:
+        job.ack()
+    assert data(all_leased(queue)) == list(range(n + 1, min(2 * n, 10)))
+
+
+def test_what_has_no_limit_goes_by(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["a", "b", "c"], **ONE)
+    queue.put("free")
+    queue.put("other", limits={"other": 1})
+    assert [queue.lease(block=False).data for _ in range(3)] == ["a", "free", "other"]
+    assert queue.lease(block=False) is None
+    assert queue.stats().parked == 2
+
+
+def test_keys_are_of_a_queue(harness: Harness) -> None:
+    pq = harness.pq()
+    for name in ("a", "b"):
+        pq[name].put(1, **ONE)
+        assert pq[name].lease(block=False) is not None
+    other = harness.pq(table="other")["a"]
+    other.put(1, **ONE)
+    assert other.lease(block=False) is not None
+
+
+def test_a_limit_and_a_group_of_one_name_are_two(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put(1, limits={"x": 1})
+    queue.put(2, group="x")
+    assert data(all_leased(queue)) == [1, 2]
+
+
+def test_parked_jobs_go_on_in_the_order_of_all(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("first", **ONE)
+    running = queue.lease(block=False)
+    queue.put("c", **ONE)
+    queue.put("d", **ONE)
+    queue.put("b", None, "2h", **ONE)
+    queue.put("a", None, "1h", **ONE)
+    assert all_leased(queue) == []
+    order = []
+    while running is not None:
+        order.append(running.data)
+        running.ack()
+        running = queue.lease(block=False)
+    assert order == ["first", "a", "b", "c", "d"]
+
+
+def test_a_newer_job_does_not_get_a_place_that_was_given_to_an_older(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("first", **ONE)
+    first = queue.lease(block=False)
+    queue.put("old", **ONE)
+    assert all_leased(queue) == []
+    first.ack()
+    queue.put("urgent", None, "0s", **ONE)
+    assert data(all_leased(queue)) == ["old"]
+
+
+def test_a_place_outlasts_the_lease(harness: Harness) -> None:
+    queue = harness.queue()
+    ids = queue.put_many(["a", "b"], **ONE)
+    first = queue.lease(block=False)
+    for attempt in (2, 3):
+        harness.expire()
+        again = all_leased(queue)
+        assert [(job.id, job.attempts) for job in again] == [(ids[0], attempt)]
+    with pytest.raises(LeaseLost):
+        first.ack()
+    assert slots(harness) == [("limit:one", ids[0])]
+    again[0].ack()
+    assert data(all_leased(queue)) == ["b"]
+
+
+GIVE_UP: dict[str, Callable[[Any, Any], object]] = {
+    "ack": lambda queue, job: job.ack(),
+    "ack_many": lambda queue, job: queue.ack_many([job]),
+    "nack": lambda queue, job: job.nack("1h"),
+}
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+@pytest.mark.parametrize("way", GIVE_UP)
+def test_who_is_through_lets_the_next_in(harness: Harness, way: str, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    queue.put_many(range(4), **ONE)
+    for number in range(4):
+        [job] = all_leased(queue)
+        assert job.data == number
+        GIVE_UP[way](queue, job)
+    assert slots(harness) == []
+    assert queue.stats().scheduled == (4 if way == "nack" else 0)
+
+
+def test_a_job_given_back_goes_to_the_end_of_those_that_wait_for_the_place(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["a", "b"], **ONE)
+    [job] = all_leased(queue)
+    job.nack()
+    assert data(all_leased(queue)) == ["b"]
+    assert queue.stats().parked == 1
+
+
+def test_a_waiter_hears_that_a_place_is_free(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=3600)
+    queue.put_many(["a", "b"], **ONE)
+    first = queue.lease()
+    with harness.thread(lambda: queue.lease(60, wait=3600)) as second:
+        harness.eventually(lambda: queue.stats().parked and harness.listening())
+        first.ack()
+        assert second().data == "b"
+
+
+def test_a_place_given_up_in_the_callers_transaction_is_free_when_that_commits(harness: Harness) -> None:
+    queue, caller = harness.queue(), harness.connect()
+    queue.put_many(["a", "b"], **ONE)
+    [job] = all_leased(queue)
+    assert all_leased(queue) == []
+    caller.begin()
+    queue.ack(job, connection=caller.raw)
+    assert all_leased(queue) == []
+    caller.rollback()
+    assert all_leased(queue) == []
+    caller.begin()
+    queue.ack(job, connection=caller.raw)
+    caller.commit()
+    assert data(all_leased(queue)) == ["b"]
+
+
+def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["a", "b", "c"], **ONE)
+
+    def undone() -> None:
+        assert data(all_leased(queue)) == ["a"]
+        assert queue.stats().parked == 2
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert slots(harness) == []
+    assert (queue.stats().ready, queue.stats().parked) == (3, 0)
+    assert data(all_leased(queue)) == ["a"]
+
+
+def test_a_larger_limit_lets_newer_jobs_in(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["a", "b"], **ONE)
+    queue.put_many(["c", "d"], limits={"one": 2})
+    first, second = all_leased(queue)
+    assert (first.data, second.data) == ("a", "c")
+    assert all_leased(queue) == []
+    second.ack()
+    first.ack()
+    done = []
+    while jobs := all_leased(queue):
+        done += data(jobs)
+        queue.ack_many(jobs)
+    assert sorted(done) == ["b", "d"]
+
+
+def test_get_does_not_look_at_limits(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(3), **ONE)
+    assert data(queue.get_many(5)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"a": 0}, {"a": -1}, {"a": 1.5}, {"a": True}, {"a": "3"}, {"a": None}, {"": 1}, {5: 1}, {"\0": 1}]
+)
+def test_what_cannot_be_a_limit(harness: Harness, limits: Any) -> None:
+    queue = harness.queue()
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
+        with pytest.raises((ConfigurationError, InvalidName)):
+            attempt(limits=limits)
+    assert queue.count() == 0
+
+
+@pytest.mark.parametrize("key", ["'; --", "{}", ":key", "%s", "…æøå", " ", "a" * MAX_KEY, 'gate"', '"gate"', "limit:"])
+def test_what_can_be_a_limit_or_group(harness: Harness, key: str) -> None:
+    queue = harness.queue()
+    for gate in ({"limits": {key: 1}}, {"group": key}):
+        queue.put_many([1, 2], **gate)
+        [first] = all_leased(queue)
+        assert queue.stats().parked == 1
+        first.ack()
+        [second] = all_leased(queue)
+        second.ack()
+        assert (first.data, second.data) == (1, 2)
+
+
+# Several limits
+
+
+def test_a_job_needs_all_of_its_places(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("x", limits={"x": 1})
+    queue.put("xy", limits={"x": 1, "y": 1})
+    queue.put("y", limits={"y": 1})
+    first = all_leased(queue)
+    assert data(first) == ["x", "y"]  # what waits for x does not keep y
+    first[0].ack()
+    assert all_leased(queue) == []
+    first[1].ack()
+    [both] = all_leased(queue)
+    assert both.data == "xy"
+    assert slots(harness) == [("limit:x", both.id), ("limit:y", both.id)]
+    both.ack()
+    assert slots(harness) == []
+
+
+@pytest.mark.parametrize("keys", [("x", "y"), ("y", "x")])
+def test_jobs_do_not_wait_for_one_another_in_a_circle(harness: Harness, keys: tuple[str, str]) -> None:
+    queue = harness.queue()
+    one, two = keys
+    queue.put(one, limits={one: 1})
+    queue.put(two, limits={two: 1})
+    on_one, on_two = all_leased(queue)
+    queue.put("both", limits={one: 1, two: 1})
+    assert all_leased(queue) == []
+    on_two.ack()
+    queue.put(two, limits={two: 1})
+    on_two_again = queue.lease(block=False)  # "both" was given a place that this one wants, or waits for the other
+    queue.put("both too", limits={two: 1, one: 1})
+    assert all_leased(queue) == []
+    on_one.ack()
+    if on_two_again is not None:
+        on_two_again.ack()
+    done = []
+    while jobs := all_leased(queue):
+        done += data(jobs)
+        queue.ack_many(jobs)
+    assert sorted(done) == sorted(["both", "both too"] + ([two] if on_two_again is None else []))
+
+
+def test_a_place_that_is_scarce_is_kept_and_one_that_is_not_is_given_to_others(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("all", limits={"all": 2})
+    queue.put("all, too", limits={"all": 2})
+    queue.put("a", limits={"z host": 1})
+    most, most_too, host = all_leased(queue)
+    queue.put("of a", limits={"all": 2, "z host": 1})
+    queue.put("any", limits={"all": 2})
+    assert all_leased(queue) == []
+    most.ack()  # "of a" is given the place, and cannot use it
+    assert data(all_leased(queue)) == ["any"]
+    host.ack()
+    assert all_leased(queue) == []
+    most_too.ack()
+    assert data(all_leased(queue)) == ["of a"]
+
+
+def test_a_circle_of_jobs_that_were_put_under_other_limits_is_broken_by_the_sweep(harness: Harness) -> None:
+    queue = harness.queue()
+    places = TableName("queue", harness.schema).related("_slots")
+    one = queue.put(1, limits={"x": 1, "y": 2})
+    two = queue.put(2, limits={"x": 2, "y": 1})
+    queue.put_many([3, 4], limits={"x": 1})
+    queue.put_many([5, 6], limits={"y": 1})
+    busy = [queue.lease(block=False) for _ in range(2)]
+    assert all_leased(queue) == []
+    # Each was given what the other waits for: neither can go on.
+    harness.sql(
+        "UPDATE {table} SET leased_until = 'infinity',"
+        f" parked_on = CASE id WHEN {one} THEN 'limit:y' ELSE 'limit:x' END WHERE id <= {two}",
+        rows=False,
+    )
+    harness.sql(f"DELETE FROM {places}", rows=False)
+    harness.sql(
+        f"INSERT INTO {places} (q_name, key, job_id)"
+        f" VALUES ('q', 'limit:x', {one}), ('q', 'limit:y', {two}), ('q', 'limit:y', 0)",
+        rows=False,
+    )
+    del busy
+    done: list[Any] = []
+    for _ in range(10):
+        sweep(harness, queue)
+        jobs = all_leased(queue)
+        done += data(jobs)
+        queue.ack_many(jobs)
+    assert sorted(done) == [1, 2, 3, 4, 5, 6]
+
+
+def test_many_under_several_limits_get_through(harness: Harness) -> None:
+    queue = harness.queue(max_connections=6)
+    chance = random.Random(7)
+    limits = {"a": 1, "b": 1, "c": 2, "d": 3}
+    ids = []
+    for _ in range(60):
+        keys = chance.sample(sorted(limits), chance.choice([1, 2, 3]))
+        ids.append(queue.put(keys, limits={key: limits[key] for key in keys}))
+    gauge = Gauge()
+
+    def consume(seed: int) -> None:
+        rng = random.Random(seed)
+        while len(gauge.done) < len(ids):
+            jobs = queue.lease_many(rng.choice([1, 2, 5]), 60, wait=0.1)
+            with ExitStack() as stack:
+                for job in jobs:
+                    stack.enter_context(gauge.within(job.id, *job.data))
+            for job in jobs:
+                if rng.random() < 0.1:
+                    job.nack()
+                else:
+                    job.ack()
+                    gauge.finished(job.id)
+
+    harness.at_once(*(partial(consume, seed) for seed in range(6)))
+    assert sorted(gauge.done) == ids
+    assert all(gauge.most[key] <= places for key, places in limits.items())
+    assert slots(harness) == []
+
+
+# What is parked
+
+
+@pytest.fixture
+def parked(harness: Harness) -> tuple[Any, Any, list[int]]:
+    """A queue, the job that has the only place, and the ids of those that wait for it."""
+    queue = harness.queue()
+    queue.put("first", **ONE)
+    ids = queue.put_many(["a", "b", "c"], **ONE)
+    [first] = all_leased(queue)
+    assert [queue.status(job) for job in ids] == ["parked"] * 3
+    return queue, first, ids
+
+
+Parked = tuple[Any, Any, list[int]]
+
+
+def test_a_parked_job_is_seen(harness: Harness, parked: Parked) -> None:
+    queue, _, ids = parked
+    stats = queue.stats()
+    assert (stats.ready, stats.scheduled, stats.leased, stats.oldest, stats.parked) == (0, 0, 1, None, 3)
+    assert harness.pq(create=False).stats()["q"] == stats
+    assert (len(queue), queue.peek(5)) == (0, [])
+    assert (queue.inspect(ids[0]).state, queue.inspect(ids[0]).attempts) == ("parked", 1)
+
+
+def test_a_parked_job_counts_no_crash(parked: Parked) -> None:
+    queue, first, _ = parked
+    for _ in range(3):
+        assert all_leased(queue) == []
+    first.ack()
+    [job] = all_leased(queue)
+    assert (job.data, job.crashes, job.failures) == ("a", 0, 0)
+    assert job.attempts == 2
+
+
+def test_nobody_takes_a_parked_job(harness: Harness, parked: Parked) -> None:
+    queue, _, _ = parked
+    harness.expire()
+    assert [job.data for job in queue.get_many(10, block=False)] == ["first"]
+    assert queue.get(block=False) is None
+
+
+def test_a_parked_job_is_cancelled(harness: Harness, parked: Parked) -> None:
+    queue, first, ids = parked
+    assert queue.cancel(ids[0]) is True
+    assert queue.cancel(ids[0]) is False
+    assert queue.cancel(ids[2], running=True) is True
+    first.ack()
+    [job] = all_leased(queue)
+    assert job.id == ids[1]
+    job.ack()
+    assert (slots(harness), queue.stats().parked) == ([], 0)
+
+
+def test_a_parked_job_is_changed(parked: Parked) -> None:
+    queue, first, ids = parked
+    queue.update(ids[0], "new")
+    first.ack()
+    assert data(all_leased(queue)) == ["new"]
+
+
+def test_parked_jobs_are_cleared(harness: Harness, parked: Parked) -> None:
+    queue, _, _ = parked
+    queue.clear()
+    assert (slots(harness), queue.stats().parked, queue.stats().leased) == ([], 0, 0)
+    queue.put("new", **ONE)
+    assert data(all_leased(queue)) == ["new"]
+
+
+def pop_late(harness: Harness, queue: Any, job: Any) -> None:
+    harness.expire()
+    assert queue.get(block=False).id == job.id
+
+
+GONE: dict[str, Callable[[Harness, Any, Any], object]] = {
+    "deleted": lambda harness, queue, job: harness.sql(f"DELETE FROM {{table}} WHERE id = {job.id}", rows=False),
+    "finished": lambda harness, queue, job: harness.sql(
+        f"UPDATE {{table}} SET dequeued_at = now(), leased_until = NULL WHERE id = {job.id}", rows=False
+    ),
+    "taken": pop_late,
+}
+
+
+@pytest.mark.parametrize("way", GONE)
+@pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
+def test_the_sweep_frees_the_place_of_a_job_that_is_gone(harness: Harness, way: str, gate: Any) -> None:
+    queue = harness.queue()
+    queue.put_many(["first", "second", "third"], **gate)
+    [first] = all_leased(queue)
+    assert queue.stats().parked == 2
+    GONE[way](harness, queue, first)
+    assert all_leased(queue) == []
+    sweep(harness, queue)
+    [second] = all_leased(queue)
+    assert second.data == "second"
+    sweep(harness, queue)
+    assert all_leased(queue) == []  # the place of one that runs is not swept
+    second.ack()
+    assert data(all_leased(queue)) == ["third"]
+
+
+def test_the_sweep_lets_in_whom_nobody_told(harness: Harness, parked: Parked) -> None:
+    queue, first, _ = parked
+    harness.sql(f"DELETE FROM {TableName('queue', harness.schema).related('_slots')}", rows=False)
+    sweep(harness, queue)
+    assert data(all_leased(queue)) == ["a"]
+    first.ack()
+
+
+def test_the_sweep_of_nothing(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put(1)
+    sweep(harness, queue)
+    assert queue.get().data == 1
+
+
+def test_the_sweep_looks_after_its_own_queue_only(harness: Harness) -> None:
+    pq = harness.pq()
+    for name in ("a", "b"):
+        pq[name].put_many([1, 2], **ONE)
+        [first] = all_leased(pq[name])
+        harness.sql(f"DELETE FROM {{table}} WHERE id = {first.id}", rows=False)
+        assert all_leased(pq[name]) == []
+    sweep(harness, pq["a"])
+    assert data(all_leased(pq["a"])) == [2]
+    assert all_leased(pq["b"]) == []
+
+
+def test_cancelling_who_has_a_place_lets_the_next_in(harness: Harness) -> None:
+    queue = harness.queue()
+    ids = queue.put_many(["a", "b", "c"], **ONE)
+    [first] = all_leased(queue)
+    harness.expire()
+    assert queue.cancel(first.id)
+    assert data(all_leased(queue)) == ["b"]
+    assert slots(harness) == [("limit:one", ids[1])]
+
+
+def test_a_cancellation_that_is_rolled_back_lets_nobody_in(harness: Harness, parked: Parked) -> None:
+    queue, first, ids = parked
+
+    def undone() -> None:
+        assert queue.cancel(ids[0])
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    first.ack()
+    assert data(all_leased(queue)) == ["a"]
+
+
+def test_a_job_that_somebody_else_holds_locked_stands_in_nobodys_way(harness: Harness, parked: Parked) -> None:
+    queue, first, ids = parked
+    caller = harness.connect()
+    caller.begin()
+    caller.sql(f"SELECT FROM {harness.table} WHERE id = {ids[0]} FOR UPDATE")
+    first.ack()
+    [job] = all_leased(queue)
+    assert job.data == "b"
+    caller.rollback()
+    job.ack()
+    assert data(all_leased(queue)) == ["a"]
+
+
+def test_many_that_are_parked_hide_nothing(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(300), **ONE)
+    queue.put("free")
+    assert queue.lease(block=False).data == 0
+    assert queue.lease(block=False).data == "free"
+    assert queue.stats().parked == 299
+
+
+# Groups
+
+
+def test_a_group_goes_in_order_one_at_a_time(harness: Harness) -> None:
+    queue = harness.queue()
+    for number in range(5):
+        queue.put(number, group="g")
+    for number in range(5):
+        [job] = all_leased(queue)
+        assert job.data == number
+        job.ack()
+    assert slots(harness) == []
+
+
+def test_groups_do_not_wait_for_one_another(harness: Harness) -> None:
+    queue = harness.queue()
+    for _ in range(3):
+        for group in "abc":
+            queue.put(group, group=group)
+    queue.put("free")
+    assert data(all_leased(queue)) == ["a", "b", "c", "free"]
+
+
+def test_a_group_goes_in_the_order_of_puts_whatever_is_expected(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("first", group="g")
+    queue.put("urgent", None, "0s", group="g")
+    queue.put("due", timedelta(days=-1), group="g")
+    order = []
+    while jobs := all_leased(queue):
+        [job] = jobs
+        order.append(job.data)
+        job.ack()
+    assert order == ["first", "urgent", "due"]
+
+
+def test_a_job_that_is_put_off_holds_up_its_group(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("later", "1h", group="g")
+    queue.put("next", group="g")
+    assert all_leased(queue) == []
+    assert queue.stats().parked == 1
+    harness.sql("UPDATE {table} SET schedule_at = now() WHERE schedule_at IS NOT NULL", rows=False)
+    [job] = all_leased(queue)
+    assert job.data == "later"
+    job.nack("1h")
+    assert all_leased(queue) == []
+    assert queue.cancel(job.id)
+    assert data(all_leased(queue)) == ["next"]
+
+
+def test_a_lease_that_ran_out_holds_up_its_group(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["a", "b"], group="g")
+    [old] = all_leased(queue)
+    harness.expire()
+    assert [(job.data, job.attempts) for job in all_leased(queue)] == [("a", 2)]
+    harness.expire()
+    [last] = all_leased(queue)
+    with pytest.raises(LeaseLost):
+        old.ack()
+    assert all_leased(queue) == []
+    last.ack()
+    assert data(all_leased(queue)) == ["b"]
+
+
+def test_a_cancelled_job_lets_its_group_go_on(harness: Harness) -> None:
+    queue = harness.queue()
+    ids = queue.put_many(["a", "b", "c"], group="g")
+    assert queue.cancel(ids[0])
+    [second] = all_leased(queue)
+    assert second.data == "b"
+    second.ack()
+    assert data(all_leased(queue)) == ["c"]
+
+
+def test_a_job_of_an_older_transaction_goes_before_those_that_wait(harness: Harness) -> None:
+    queue, caller = harness.queue(), harness.connect()
+    caller.begin()
+    old = queue.put("old", group="g", connection=caller.raw)
+    queue.put("b", group="g")
+    queue.put("c", group="g")
+    [second] = all_leased(queue)
+    assert second.id > old
+    caller.commit()
+    assert all_leased(queue) == []
+    second.ack()
+    [first] = all_leased(queue)
+    assert first.data == "old"
+    first.ack()
+    assert data(all_leased(queue)) == ["c"]
+
+
+def test_a_group_in_order_whatever_happens_to_its_jobs(harness: Harness) -> None:
+    queue = harness.queue(max_connections=6)
+    groups = {name: [queue.put(name, group=name) for _ in range(15)] for name in "abc"}
+    number = sum(map(len, groups.values()))
+    gauges = {name: Gauge() for name in groups}
+
+    def consume(seed: int) -> None:
+        chance = random.Random(seed)
+        while sum(len(gauge.done) for gauge in gauges.values()) < number:
+            for job in queue.lease_many(chance.choice([1, 2, 5, 10]), 60, wait=0.1):
+                gauge = gauges[job.data]
+                with gauge.within(job.id):
+                    what = chance.random()
+                if what < 0.15:
+                    job.nack()
+                elif what < 0.3:
+                    job.nack(chance.random() / 100)
+                elif what < 0.5:  # its consumer dies
+                    own.at(job.id)
+                else:
+                    gauge.finished(job.id)
+                    job.ack()
+
+    own = Expiring(harness)
+    harness.at_once(*(partial(consume, seed) for seed in range(6)))
+    for name, ids in groups.items():
+        assert gauges[name].done == ids
+        assert gauges[name].one_at_a_time()
+    assert slots(harness) == []
+
+
+class Expiring:
+    """Makes single leases run out; used by several threads."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self._lock = threading.Lock()
+
+    def at(self, job: int) -> None:
+        with self._lock:
+            self._harness.sql(
+                f"UPDATE {{table}} SET leased_until = clock_timestamp() WHERE id = {job} AND leased_until IS NOT NULL",
+                rows=False,
+            )
+
+
+def test_a_group_in_order_under_workers_that_retry_and_give_up(harness: Harness) -> None:
+    pq = harness.tasks()
+    queue = pq["q"]
+    gauges = {name: Gauge() for name in "ab"}
+    tries: Counter[int] = Counter()
+
+    @queue.task(group=lambda name, ends: name, max_retries=3, retry=Fixed(0.001))
+    async def ordered(job_id: int, name: str, ends: list[str]) -> None:
+        with gauges[name].within(job_id):
+            await asyncio.sleep(0.001)
+            end = ends[tries[job_id]] if tries[job_id] < len(ends) else "done"
+            tries[job_id] += 1
+        if end == "fail":
+            raise ValueError(name)
+        gauges[name].finished(job_id)
+
+    ends = [[], ["fail"], ["fail"] * 4, [], ["fail", "fail"]] * 3
+    ids = {name: [int(ordered(name, each)) for each in ends] for name in gauges}
+    done = {name: [job for job, each in zip(ids[name], ends, strict=True) if len(each) < 4] for name in gauges}
+    with ExitStack() as workers:
+        for _ in range(3):
+            workers.enter_context(harness.working(queue, concurrency=5))
+        harness.eventually(lambda: all(len(gauges[name].done) >= len(done[name]) for name in gauges))
+    for name, gauge in gauges.items():
+        assert gauge.done == done[name]
+        assert gauge.one_at_a_time()
+        begun = [job for kind, job in gauge.log if kind == "begin"]
+        assert begun == sorted(begun)
+    assert sorted(letter.id for letter in queue.dead.list()) == sorted(
+        job for name in gauges for job in ids[name] if job not in done[name]
+    )
+
+
+@pytest.mark.parametrize("group", ["", 5, b"g", "\0", "\ud800", "g" * (MAX_KEY + 1)])
+def test_what_cannot_be_a_group(harness: Harness, group: Any) -> None:
+    queue = harness.queue()
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
+        with pytest.raises((ConfigurationError, InvalidName)):
+            attempt(group=group)
+    assert queue.count() == 0
+
+
+# Rates
+
+
+def rates(harness: Harness) -> str:
+    return TableName("queue", harness.schema).related("_rates")
+
+
+def age(harness: Harness, time: str) -> None:
+    """Let time pass for the rate limits."""
+    harness.sql(f"UPDATE {rates(harness)} SET refilled_at = refilled_at - interval '{time}'", rows=False)
+
+
+def test_so_many_are_leased_in_a_time(harness: Harness) -> None:
+    queue, other = harness.queue(rate="5/1h"), harness.queue(rate="5/1h", create=False)
+    queue.put_many(range(30))
+    assert data(all_leased(queue, 3) + all_leased(other) + all_leased(queue)) == [0, 1, 2, 3, 4]
+    assert queue.lease(block=False) is other.lease(block=False) is None
+    age(harness, "12 min")
+    assert data(all_leased(other)) == [5]
+    age(harness, "13 min")
+    assert data(all_leased(queue)) == [6]
+    age(harness, "100 days")
+    assert data(all_leased(queue)) == [7, 8, 9, 10, 11]
+    assert all_leased(other) == []
+
+
+def test_a_rate_is_of_a_queue_and_of_leases(harness: Harness) -> None:
+    pq = harness.pq()
+    limited, free = pq.queue("a", rate="1/1h"), pq.queue("b")
+    for queue in (limited, free):
+        queue.put_many(range(5))
+    assert len(all_leased(limited)) == 1
+    assert len(all_leased(free)) == 5
+    assert len(limited.get_many(5, block=False)) == 4
+
+
+def test_what_is_not_used_is_not_used_up(harness: Harness) -> None:
+    queue = harness.queue(rate="3/1h")
+    for _ in range(5):
+        assert all_leased(queue) == []
+    queue.put_many(["a", "b"], **ONE)
+    assert data(all_leased(queue)) == ["a"]
+    for _ in range(5):
+        assert all_leased(queue) == []
+    queue.put_many(["c", "d", "e"])
+    assert data(all_leased(queue)) == ["c", "d"]
+
+
+def test_a_rate_is_not_exceeded_by_many_at_once(harness: Harness) -> None:
+    size, number = 40, 90
+    queue = harness.queue(rate=f"{size}/1s", max_connections=8)
+    queue.put_many(range(number))
+    taken: list[int] = []
+
+    def consume(seed: int) -> None:
+        chance = random.Random(seed)
+        while len(taken) < number:
+            taken.extend(job.id for job in queue.lease_many(chance.choice([1, 1, 2, 5]), 3600, wait=0.05))
+
+    harness.at_once(*(partial(consume, seed) for seed in range(8)))
+    assert sorted(taken) == list(range(1, number + 1))
+    # When each lease began, by the server's clock.
+    moments = [
+        float(moment)
+        for [moment] in harness.sql("SELECT extract(epoch FROM leased_until)::float8 FROM {table} ORDER BY 1")
+    ]
+    for first in range(number):
+        for last in range(first + size, number):
+            # Between two leases so far apart the bucket was filled once, and then trickled.
+            assert last - first + 1 <= size + (moments[last] - moments[first]) * size + 1
+
+
+def test_who_waits_is_given_a_job_when_the_rate_allows_it(harness: Harness) -> None:
+    queue = harness.queue(rate="10/1s", poll_interval=3600)
+    queue.put_many(range(12))
+    assert len(all_leased(queue)) >= 10
+    assert queue.lease(wait=PATIENCE).data in (10, 11)
+
+
+@pytest.mark.parametrize("rate", ["", "5", "5/", "/1s", "0/1s", "-1/1s", "1.5/1s", "5/0s", "5/x", "x/1s", 5, "5/1s/2"])
+def test_what_cannot_be_a_rate(harness: Harness, rate: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        harness.queue(rate=rate)

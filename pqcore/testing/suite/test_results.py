@@ -1,0 +1,843 @@
+"""What becomes of jobs and what follows: results, progress, chains, batches; and the hooks around a put and a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from pqcore import hookimpl
+from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, ResultTimeout, UnsafeSerializer
+from pqcore.events import JobEvent, PutEvent
+from pqcore.identifiers import TableName
+from pqcore.operations import results
+from pqcore.plugins import plugins
+from pqcore.tasks import Discard, Snooze, current
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.portal import unwrapped
+
+
+class Broken(Exception):
+    """What tasks here raise."""
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+ALONE = {"concurrency": 1, "prefetch": 0}
+"""Of a worker that holds one job at a time."""
+
+
+def beside(harness: Harness, suffix: str) -> str:
+    """The name of a table beside the queue's."""
+    return TableName("queue", harness.schema).related(suffix)
+
+
+def count(harness: Harness, suffix: str = "") -> int:
+    """How many rows a table has: the queue's unfinished ones, or all of one beside it."""
+    where = "" if suffix else " WHERE dequeued_at IS NULL"
+    [[number]] = harness.sql(f"SELECT count(*) FROM {beside(harness, suffix)}{where}")
+    return int(number)
+
+
+class Tasks:
+    """Some tasks of a queue, and what they saw."""
+
+    def __init__(self, queue: Any, **options: Any) -> None:
+        self.previous: list[Any] = []
+        self.ids: list[int] = []
+
+        def add(job_id: int, a: int, b: int) -> int:
+            return a + b
+
+        def more(job_id: int, number: int) -> int:
+            return int(current().previous) + number
+
+        def fail(job_id: int, text: str = "") -> None:
+            raise Broken(text)
+
+        def discard(job_id: int) -> None:
+            raise Discard("not wanted")
+
+        def note(job_id: int) -> Any:
+            self.ids.append(job_id)
+            self.previous.append(current().previous)
+            return current().previous
+
+        for function in (add, more, fail, discard, note):
+            setattr(self, function.__name__, queue.task(**options)(function))
+
+    add: Any
+    more: Any
+    fail: Any
+    discard: Any
+    note: Any
+
+
+@pytest.fixture
+def queue(harness: Harness) -> Any:
+    return harness.task_queue()
+
+
+@pytest.fixture
+def tasks(queue: Any) -> Tasks:
+    return Tasks(queue)
+
+
+@pytest.fixture
+def kept(queue: Any) -> Tasks:
+    """The same, with their results kept."""
+    return Tasks(queue, keep_result="1h")
+
+
+# Results
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_a_result_is_what_was_returned(harness: Harness, retention: str) -> None:
+    queue = harness.task_queue(retention=retention)
+    values = [None, 0, "…", [1, {"a": None}], 1.5, True, {"b": [[]]}]
+
+    @queue.task(keep_result="1h")
+    def plain(job_id: int, value: Any) -> Any:
+        return value
+
+    @queue.task(keep_result="1h")
+    async def coroutine(job_id: int, value: Any) -> Any:
+        await asyncio.sleep(0)
+        return value
+
+    jobs = [task(value) for task in (plain, coroutine) for value in values]
+    harness.drain(queue)
+    assert [job.result(1) for job in jobs] == values * 2
+    assert [queue.result(int(job)) for job in jobs] == values * 2
+    assert {job.status() for job in jobs} == {"done"}
+
+
+def test_a_result_goes_through_the_queues_serializer(harness: Harness) -> None:
+    pq = harness.tasks()
+    moment = datetime(2020, 2, 29, tzinfo=timezone.utc)
+    job = pq["q/pickle"].task(keep_result="1h")(lambda job_id: {moment})()
+    harness.drain(pq["q/pickle"])
+    assert job.result(1) == {moment}
+    with pytest.raises(UnsafeSerializer):
+        pq["q"].result(int(job))
+
+
+def test_a_result_is_waited_for(harness: Harness, queue: Any, kept: Tasks) -> None:
+    job = kept.add(1, 2)
+    with harness.thread(lambda: job.result(PATIENCE)) as result:
+        harness.eventually(harness.listening)
+        harness.drain(queue)
+        assert result() == 3
+
+
+def test_who_waits_is_woken_by_a_notification(
+    harness: Harness, queue: Any, kept: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "POLL", 3600)
+    for task, arguments in ((kept.add, (1, 2)), (kept.fail, ()), (kept.discard, ())):
+        job = task(*arguments)
+
+        def wait(job: Any = job) -> Any:
+            try:
+                return job.result()
+            except JobFailed as exc:
+                return str(exc)
+
+        with harness.thread(wait) as result:
+            harness.eventually(harness.listening)
+            harness.drain(queue)
+            assert result() == 3 or "was not done" in result()
+
+
+def test_a_result_that_is_not_there_in_time(harness: Harness, queue: Any, kept: Tasks) -> None:
+    job = kept.add(1, 2)
+    for timeout in (0, 0.01, timedelta(milliseconds=10)):
+        with pytest.raises(ResultTimeout, match="waiting") as caught:
+            job.result(timeout)
+        assert isinstance(caught.value, TimeoutError)
+    queue.lease()
+    with pytest.raises(ResultTimeout, match="running"):
+        job.result(0)
+    for wrong in (-1, "soon", float("nan")):
+        with pytest.raises(ValueError):
+            job.result(wrong)
+
+
+def test_a_result_of_what_failed_says_why(harness: Harness, queue: Any, kept: Tasks) -> None:
+    job = kept.fail("why…")
+    harness.drain(queue)
+    with pytest.raises(JobFailed, match=r"Broken: why…") as caught:
+        job.result(1)
+    error = caught.value.error
+    assert (error["type"], error["message"]) == (f"{__name__}.Broken", "why…")
+    assert "in fail" in error["traceback"]
+    assert job.status() == "dead"
+    queue.dead.purge()
+    assert job.status() == "failed"
+    assert queue.inspect(job).error == error
+
+
+def test_a_result_of_what_was_discarded(harness: Harness, queue: Any, kept: Tasks) -> None:
+    job = kept.discard()
+    harness.drain(queue)
+    with pytest.raises(JobFailed, match=r"discarded.*not wanted"):
+        job.result(1)
+    assert job.status() == "discarded"
+
+
+@pytest.mark.parametrize("state", ["waiting", "scheduled", "parked", "a lease that ran out"])
+def test_a_result_of_what_was_cancelled(harness: Harness, queue: Any, kept: Tasks, state: str) -> None:
+    task = queue.task(keep_result="1h", limits={"l": 1})(kept.add)
+    if state == "parked":
+        task(1, 2)
+    job = task(1, 2, _schedule_at="1h" if state == "scheduled" else None)
+    if state in ("parked", "a lease that ran out"):
+        queue.lease_many(5, block=False)
+    if state == "a lease that ran out":
+        harness.expire()
+
+    def wait() -> JobFailed:
+        with pytest.raises(JobFailed, match="cancelled") as caught:
+            job.result(PATIENCE)
+        return caught.value
+
+    with harness.thread(wait) as waited:
+        assert job.cancel() is True
+        assert waited().error == {}
+    assert job.status() == "cancelled"
+    assert job.cancel() is False
+
+
+def test_a_cancellation_that_is_rolled_back_has_no_result(harness: Harness, queue: Any, kept: Tasks) -> None:
+    job = kept.add(1, 2)
+
+    def undone() -> None:
+        assert job.cancel()
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert job.status() == "waiting"
+    harness.drain(queue)
+    assert job.result(1) == 3
+
+
+def test_what_has_no_result(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    waiting, done, failed = tasks.note(_schedule_at="1h"), tasks.add(1, 2), tasks.fail("x")
+    with pytest.raises(JobNotFound, match="keep_result"):
+        done.result(PATIENCE)  # it need not wait to know that
+    harness.drain(queue)
+    for job in (waiting, done):
+        with pytest.raises(JobNotFound, match="keep_result"):
+            job.result(PATIENCE)
+    with pytest.raises(JobFailed, match="Broken: x"):
+        failed.result(PATIENCE)
+    for job in (999, -1):
+        with pytest.raises(JobNotFound):
+            queue.result(job)
+        with pytest.raises(JobNotFound):
+            queue.status(job)
+    assert count(harness, "_results") == 0
+
+
+@pytest.mark.parametrize("way", ["ack", "get", "clear"])
+def test_a_result_of_what_was_finished_otherwise(harness: Harness, queue: Any, kept: Tasks, way: str) -> None:
+    job = kept.add(1, 2)
+    if way == "ack":
+        queue.lease().ack()
+    elif way == "get":
+        queue.get()
+    else:
+        queue.clear()
+    with pytest.raises(JobNotFound):
+        job.result(PATIENCE)
+
+
+def test_a_result_that_cannot_be_kept_is_a_failure(harness: Harness, queue: Any) -> None:
+    job = queue.task(keep_result="1h")(lambda job_id: object())()
+    free = queue.task()(lambda job_id: object())()
+    harness.drain(queue)
+    with pytest.raises(JobFailed, match="cannot be kept"):
+        job.result(1)
+    assert (queue.dead.get(job).reason, free.status()) == ("failed", "done")
+
+
+def test_a_result_is_kept_for_as_long_as_was_asked(harness: Harness, queue: Any, kept: Tasks) -> None:
+    jobs = {length: kept.add(1, length, _keep_result=length) for length in (60, 7200)}
+    harness.drain(queue)
+    found = harness.sql(
+        "SELECT job_id, extract(epoch FROM expires_at - clock_timestamp())::float8"
+        f" FROM {beside(harness, '_results')} ORDER BY job_id"
+    )
+    for (job, left), (length, expected) in zip(found, jobs.items(), strict=True):
+        assert job == expected
+        assert length - PATIENCE < left <= length
+    harness.sql(f"UPDATE {beside(harness, '_results')} SET expires_at = expires_at - interval '1 h'", rows=False)
+    core = unwrapped(queue)
+    harness.wait_for(lambda: core._engine.run(lambda s: s.execute(s.sql.tasks.sweep_results)))
+    with pytest.raises(JobNotFound):
+        jobs[60].result(1)
+    assert jobs[7200].result(1) == 7201
+
+
+def test_a_result_is_there_when_the_job_is_finished_and_not_before(harness: Harness, queue: Any, kept: Tasks) -> None:
+    """A job that is lost while it runs leaves no result; who took it over does."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    @queue.task(keep_result="1h")
+    def slow(job_id: int) -> str:
+        if current().attempt > 1:
+            return "second"
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return "first"
+
+    job = slow()
+    with harness.thread(lambda: harness.drain(queue, **ALONE)) as drained:
+        assert begun.wait(PATIENCE)
+        harness.expire()
+        second = queue.lease(block=False)
+        go_on.set()
+        drained()
+    with pytest.raises(ResultTimeout):
+        job.result(0)
+    harness.expire()
+    assert second.id == job
+    harness.drain(queue)
+    assert job.result(1) == "second"
+
+
+# Progress
+
+
+def test_progress_is_seen_while_a_job_runs(harness: Harness, queue: Any) -> None:
+    go_on = threading.Event()
+
+    @queue.task(keep_result="1h")
+    def slow(job_id: int) -> str:
+        current().progress({"done": 1, "of": [2, "…"]})
+        assert go_on.wait(PATIENCE)
+        current().progress("all")
+        return "result"
+
+    job = slow()
+    assert job.progress() is None
+    with harness.working(queue):
+        harness.eventually(lambda: job.progress() == {"done": 1, "of": [2, "…"]})
+        assert queue.inspect(job).progress == {"done": 1, "of": [2, "…"]}
+        assert (job.status(), queue.progress(int(job))) == ("running", {"done": 1, "of": [2, "…"]})
+        with pytest.raises(ResultTimeout):
+            job.result(0)
+        go_on.set()
+        assert job.result(PATIENCE) == "result"
+
+
+def test_progress_of_a_job_without_a_result(harness: Harness, queue: Any) -> None:
+    go_on = threading.Event()
+
+    @queue.task()
+    def slow(job_id: int) -> None:
+        current().progress(1)
+        assert go_on.wait(PATIENCE)
+
+    job = slow()
+    with harness.working(queue):
+        harness.eventually(lambda: job.progress() == 1)
+        go_on.set()
+        harness.eventually(lambda: job.status() == "done")
+    with pytest.raises(JobNotFound):
+        job.result(1)
+
+
+def test_progress_of_what_never_was(queue: Any) -> None:
+    with pytest.raises(JobNotFound):
+        queue.progress(999)
+
+
+# Chains
+
+
+def test_a_chain_goes_on_with_what_was_returned(harness: Harness, queue: Any, kept: Tasks) -> None:
+    first = queue.chain(kept.add.call(1, 2), kept.more.call(10), kept.more.call(100), kept.note.call())
+    assert count(harness) == 1
+    harness.drain(queue)
+    assert kept.previous == [113]
+    assert first.result(1) == 3
+    assert kept.ids == [first + 3]
+    assert (count(harness), queue.result(kept.ids[0])) == (0, 113)
+
+
+def test_each_of_a_chain_has_its_own_options(harness: Harness) -> None:
+    pq = harness.tasks()
+    note = pq["b/pickle"].task(headers={"own": 1}, group="g", max_retries=3)(lambda job_id: current().previous)
+    add = Tasks(pq["a"]).add
+    pq["a"].chain(add.call(1, 2), note.call(_schedule_at="1h", _headers={"call": 2}), add.call(1, 1, _timeout=5))
+    harness.drain(pq["a"], pq["b/pickle"])
+    [(name, serializer, group, headers, seconds)] = harness.sql(
+        "SELECT q_name, serializer, group_key, headers::text,"
+        " extract(epoch FROM schedule_at - clock_timestamp())::float8 FROM {table} WHERE dequeued_at IS NULL"
+    )
+    assert (name, serializer, group) == ("b", "pickle", "g")
+    assert json.loads(headers)["call"] == 2
+    assert "own" not in json.loads(headers)
+    assert 3600 - PATIENCE < seconds <= 3600
+    harness.sql("UPDATE {table} SET schedule_at = now() WHERE dequeued_at IS NULL", rows=False)
+    harness.drain(pq["b/pickle"])
+    [(name, headers)] = harness.sql("SELECT q_name, headers::text FROM {table} WHERE dequeued_at IS NULL")
+    assert (name, json.loads(headers)["run"]) == ("a", {"timeout": 5.0})
+
+
+def test_a_chain_waits_with_its_dead_letter_and_goes_on_with_it(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    broken = [True]
+
+    @queue.task()
+    def fragile(job_id: int) -> str:
+        if broken.pop():
+            raise Broken
+        return "mended"
+
+    queue.chain(tasks.add.call(1, 2), fragile.call(), tasks.note.call())
+    harness.drain(queue)
+    assert (tasks.previous, count(harness)) == ([], 0)
+    [letter] = queue.dead.list()
+    broken.append(False)
+    queue.dead.retry(letter.id)
+    harness.drain(queue)
+    assert tasks.previous == ["mended"]
+
+
+def test_a_job_that_is_tried_again_or_snoozed_goes_on_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    ends: list[BaseException] = [Broken(), Snooze(None)]
+
+    @queue.task(max_retries=1, retry_in=None)
+    def fragile(job_id: int) -> str:
+        if ends:
+            raise ends.pop()
+        return "done"
+
+    queue.chain(fragile.call(), tasks.note.call())
+    harness.drain(queue)
+    assert tasks.previous == ["done"]
+
+
+def test_a_chain_ends_with_what_is_discarded_or_cancelled(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.chain(tasks.discard.call(), tasks.note.call())
+    cancelled = queue.chain(tasks.note.call(), tasks.note.call())
+    assert cancelled.cancel()
+    harness.drain(queue)
+    assert (tasks.ids, count(harness), queue.dead.count()) == ([], 0, 0)
+
+
+def test_a_chain_of_one_and_of_none(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.chain(tasks.note.call())
+    with pytest.raises(ConfigurationError):
+        queue.chain()
+    harness.drain(queue)
+    assert tasks.previous == [None]
+
+
+def test_what_cannot_be_passed_on_is_a_failure(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.chain(queue.task()(lambda job_id: object()).call(), tasks.note.call())
+    harness.drain(queue)
+    assert (tasks.ids, queue.dead.count()) == ([], 1)
+
+
+@pytest.mark.parametrize("way", ["chain", "batch"])
+def test_together_with_the_callers_transaction(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+    caller = harness.connect()
+
+    def put(**options: Any) -> None:
+        if way == "chain":
+            queue.chain(tasks.add.call(1, 2), tasks.note.call(), **options)
+        else:
+            queue.batch(tasks.add.call(1, 2), tasks.fail.call(), then=tasks.note.call(), **options)
+
+    def undone() -> None:
+        put()
+        raise Undo
+
+    caller.begin()
+    put(connection=caller.raw)
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+    caller.rollback()
+    with pytest.raises(Undo), queue:
+        undone()
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+    caller.begin()
+    put(connection=caller.raw)
+    caller.commit()
+    with queue:
+        put()
+    idle = harness.connect()
+    put(connection=idle.raw)
+    if idle.session.in_transaction():  # its driver began one by itself: it is the caller's
+        idle.commit()
+    harness.drain(queue)
+    assert len(tasks.previous) == 3
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+
+
+def test_what_cannot_be_put_leaves_nothing(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    for attempt in (queue.chain, queue.batch, queue.put_calls):
+        with pytest.raises(TypeError):
+            attempt(tasks.add.call(1, 2), tasks.add.call(object(), 2))
+    with pytest.raises(TypeError):
+        queue.batch(tasks.add.call(1, 2), then=tasks.add.call(object(), 2))
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+
+
+# Batches
+
+
+def ending_together(queue: Any) -> Any:
+    """A task of which two, that two workers run, end at once."""
+    together = threading.Barrier(2)
+
+    @queue.task()
+    def last(job_id: int) -> None:
+        together.wait(PATIENCE)
+
+    return last
+
+
+def test_a_batch_ends_with_its_callback(harness: Harness, queue: Any, kept: Tasks) -> None:
+    batch = queue.batch(*[kept.add.call(number, 1) for number in range(5)], then=kept.note.call())
+    assert (len(batch.jobs), count(harness), count(harness, "_batches")) == (5, 5, 1)
+    assert [job.status() for job in batch.jobs] == ["waiting"] * 5
+    harness.drain(queue)
+    assert kept.previous == [{"batch": batch.id, "total": 5, "failed": 0}]
+    assert [job.result(1) for job in batch.jobs] == [1, 2, 3, 4, 5]
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+    assert queue.result(kept.ids[0]) == kept.previous[0]
+
+
+def test_a_batch_counts_what_did_not_end_well(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(
+        tasks.add.call(1, 2),
+        tasks.fail.call(),
+        tasks.discard.call(),
+        tasks.add.call(1, 1, _deadline=timedelta(seconds=-1)),
+        tasks.add.call(3, 4),
+        then=tasks.note.call(),
+    )
+    assert batch.jobs[4].cancel()
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 5, "failed": 4}]
+
+
+def test_the_last_of_a_batch_may_be_cancelled(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
+    harness.drain(queue)
+    assert (tasks.previous, count(harness, "_batches")) == ([], 1)
+
+    def undone() -> None:
+        assert batch.jobs[1].cancel()
+        assert count(harness) == 1
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert batch.jobs[1].cancel()
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+
+
+def test_a_batch_waits_for_what_is_tried_again(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    seen = []
+
+    @queue.task(max_retries=2, retry_in=None)
+    def fragile(job_id: int) -> None:
+        seen.append(len(tasks.previous))
+        if len(seen) == 1:
+            raise Broken
+        if len(seen) == 2:
+            raise Snooze(None)
+
+    batch = queue.batch(fragile.call(), tasks.add.call(1, 2), then=tasks.note.call())
+    harness.drain(queue)
+    assert seen == [0, 0, 0]
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
+
+
+def test_chains_in_a_batch_count_once_each(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(
+        (tasks.add.call(1, 2), tasks.more.call(3), tasks.add.call(0, 0)),
+        tasks.add.call(1, 1),
+        (tasks.add.call(1, 2), tasks.fail.call(), tasks.add.call(5, 6)),
+        (tasks.add.call(1, 2), tasks.discard.call(), tasks.add.call(5, 6)),
+        then=tasks.note.call(),
+    )
+    assert len(batch.jobs) == 4
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 4, "failed": 2}]
+    assert count(harness, "_batches") == 0
+
+
+def test_a_dead_letter_that_is_retried_counts_no_more(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch((tasks.fail.call(), tasks.fail.call()), tasks.add.call(1, 2), then=tasks.note.call())
+    harness.drain(queue)
+    for _ in range(2):
+        assert queue.dead.retry() == 1
+        harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+
+
+def test_a_batch_without_a_callback(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.batch(tasks.add.call(1, 2), tasks.fail.call())
+    with pytest.raises(ConfigurationError):
+        queue.batch()
+    harness.drain(queue)
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+
+
+def test_a_callback_may_begin_another_batch(harness: Harness) -> None:
+    pq = harness.tasks()
+    first, second = Tasks(pq["a"]), Tasks(pq["b"])
+    put = threading.Event()
+
+    @pq["c"].task()
+    def begin(job_id: int) -> None:
+        put.set()
+
+    batch = pq["a"].batch(first.add.call(1, 2), second.add.call(3, 4), then=begin.call())
+    harness.drain(pq["a"], pq["b"], pq["c"])
+    assert put.is_set()
+    assert batch.id == 1
+    nested = pq["b"].batch(first.add.call(1, 2), then=second.note.call())
+    harness.drain(pq["a"], pq["b"])
+    assert second.previous == [{"batch": nested.id, "total": 1, "failed": 0}]
+
+
+def test_the_last_two_that_end_at_once_put_the_callback_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    for _ in range(10):
+        last = ending_together(queue)
+        queue.batch(last.call(), last.call(), then=tasks.note.call())
+        harness.at_once(*[lambda: harness.drain(queue, **ALONE)] * 2)
+        harness.drain(queue)
+    assert [summary["failed"] for summary in tasks.previous] == [0] * 10
+    assert len({summary["batch"] for summary in tasks.previous}) == 10
+    assert count(harness, "_batches") == 0
+
+
+def test_of_the_last_two_one_waits_for_the_transaction_of_the_other(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    last = ending_together(queue)
+    batch = queue.batch(last.call(), last.call(), then=tasks.note.call())
+    caller = harness.connect()
+    caller.begin()
+    caller.sql(f"UPDATE {beside(harness, '_batches')} SET pending = pending RETURNING id")
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        f" AND application_name = '{harness.application}'"
+    )
+    with ExitStack() as stack:
+        drained = [stack.enter_context(harness.thread(lambda: harness.drain(queue, **ALONE))) for _ in range(2)]
+        harness.eventually(lambda: harness.sql(waiting) == [(2,)])
+        caller.commit()
+        for join in drained:
+            join()
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
+
+
+def test_a_batch_of_many_under_several_workers(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batches = [
+        queue.batch(
+            *[tasks.add.call(number, 1) for number in range(20)],
+            *[tasks.fail.call()] * 3,
+            (tasks.add.call(1, 2), tasks.more.call(3)),
+            then=tasks.note.call(),
+        )
+        for _ in range(5)
+    ]
+    with ExitStack() as workers:
+        for _ in range(3):
+            workers.enter_context(harness.working(queue, concurrency=4))
+        harness.eventually(lambda: len(tasks.previous) >= len(batches))
+        harness.eventually(lambda: not count(harness))
+    expected = [{"batch": batch.id, "total": 24, "failed": 3} for batch in batches]
+    assert sorted(tasks.previous, key=lambda summary: int(summary["batch"])) == expected
+
+
+@pytest.mark.parametrize("way", ["lost", "given back"])
+def test_who_lost_its_lease_counts_nothing_down(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    @queue.task()
+    def slow(job_id: int) -> None:
+        if not begun.is_set():
+            begun.set()
+            assert go_on.wait(PATIENCE)
+
+    batch = queue.batch(slow.call(), then=tasks.note.call())
+    with harness.thread(lambda: harness.drain(queue, **ALONE)) as drained:
+        assert begun.wait(PATIENCE)
+        harness.expire()
+        other = queue.lease(block=False)
+        if way == "given back":
+            other.nack("1h")
+        go_on.set()
+        drained()
+    assert (tasks.previous, count(harness, "_batches")) == ([], 1)
+    harness.sql("UPDATE {table} SET schedule_at = NULL", rows=False)
+    harness.expire()
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 1, "failed": 0}]
+
+
+# Hooks around a put and a run
+
+
+class Watcher:
+    """A plugin that marks what is put, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.puts: list[PutEvent] = []
+        self.told: list[tuple[str, Any]] = []
+        self.runs: list[tuple[str, int, str]] = []
+        self.headers: dict[str, Any] = {"mark": "M"}
+
+    @hookimpl
+    @contextmanager
+    def pqcore_around_put(self, event: PutEvent) -> Iterator[None]:
+        event.headers.update(self.headers)
+        self.puts.append(event)
+        try:
+            yield
+        except Exception as exc:
+            self.told.append(("put failed", type(exc).__name__))
+            raise
+        self.told.append(("put", event.ids))
+
+    @hookimpl
+    @contextmanager
+    def pqcore_around_run(self, event: JobEvent) -> Iterator[None]:
+        mark = event.job.headers.get("mark")
+        self.runs.append(("begin", event.job.id, mark))
+        try:
+            yield
+        finally:
+            self.runs.append(("end", event.job.id, mark))
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    made = Watcher()
+    plugins.load_others()
+    plugins.manager.register(made)
+    yield made
+    plugins.manager.unregister(made)
+
+
+def marks(harness: Harness) -> list[Any]:
+    """The mark that each job has that waits."""
+    found = harness.sql("SELECT headers::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")
+    return [None if text is None else json.loads(text).get("mark") for [text] in found]
+
+
+PUTS: dict[str, tuple[Callable[[Any, Tasks], Any], int]] = {
+    "put": (lambda queue, tasks: [queue.put(1)], 1),
+    "put with all": (lambda queue, tasks: [queue.put(1, "1h", dedup="key", group="g", limits={"l": 1})], 1),
+    "put_many": (lambda queue, tasks: queue.put_many([1, 2, 3]), 3),
+    "a call": (lambda queue, tasks: [tasks.add(1, 2)], 1),
+    "put_calls": (lambda queue, tasks: queue.put_calls(tasks.add.call(1, 2), tasks.note.call()), 2),
+    "chain": (lambda queue, tasks: [queue.chain(tasks.add.call(1, 2), tasks.note.call())], 1),
+    "batch": (
+        lambda queue, tasks: queue.batch(tasks.add.call(1, 2), tasks.fail.call(), then=tasks.note.call()).jobs,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUTS)
+def test_what_a_plugin_adds_travels_with_what_is_put(
+    harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher, name: str
+) -> None:
+    put, number = PUTS[name]
+    ids = [int(job) for job in put(queue, tasks)]
+    assert marks(harness) == ["M"] * number
+    assert sorted(job for event in watcher.puts for job in event.ids) == ids
+    assert all(event.queue == "q" for event in watcher.puts)
+
+
+def test_what_a_plugin_adds_travels_along_a_chain_and_to_a_callback(
+    harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher
+) -> None:
+    queue.chain(tasks.add.call(1, 2), tasks.more.call(3), tasks.note.call(_headers={"mark": "own"}))
+    queue.batch((tasks.add.call(1, 2), tasks.more.call(3)), then=tasks.note.call())
+    harness.drain(queue)
+    assert sorted(mark for what, _, mark in watcher.runs if what == "begin") == ["M"] * 5 + ["own"]
+    assert tasks.previous[0] == 6 or tasks.previous[1] == 6
+
+
+def test_a_run_is_within_what_plugins_put_around_it(
+    harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher
+) -> None:
+    inside = []
+
+    @queue.task()
+    async def coroutine(job_id: int) -> None:
+        await asyncio.sleep(0)
+        inside.append((job_id, watcher.runs[-1][:2]))
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        inside.append((job_id, watcher.runs[-1][:2]))
+
+    ids = [int(task()) for task in (coroutine, plain, tasks.fail)]
+    harness.drain(queue, concurrency=1)
+    assert inside == [(job, ("begin", job)) for job in ids[:2]]
+    assert watcher.runs == [(what, job, "M") for job in ids for what in ("begin", "end")]
+
+
+def test_a_put_that_fails_is_told_to_plugins(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
+    with pytest.raises(TypeError):
+        queue.put(object())
+    with pytest.raises(TypeError):
+        queue.put_many([1, object()])
+    assert watcher.told == [("put failed", "SerializationError")] * 2
+    assert count(harness) == 0
+
+
+def test_a_plugin_cannot_take_pqcores_headers(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
+    watcher.headers = {"batch": 5}
+    with pytest.raises(ConfigurationError, match="batch"):
+        queue.put(1)
+    assert count(harness) == 0
+
+
+def test_a_plugin_that_fails_stands_in_nobodys_way(
+    harness: Harness, queue: Any, tasks: Tasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing:
+        @hookimpl
+        def pqcore_around_put(self, event: PutEvent) -> Any:
+            raise ZeroDivisionError
+
+        @hookimpl
+        def pqcore_around_run(self, event: JobEvent) -> Any:
+            raise ZeroDivisionError
+
+        @hookimpl
+        def pqcore_job_put(self, event: PutEvent) -> None:
+            raise ZeroDivisionError
+
+    failing = Failing()
+    plugins.load_others()
+    plugins.manager.register(failing)
+    try:
+        queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
+        tasks.note()
+        harness.drain(queue)
+    finally:
+        plugins.manager.unregister(failing)
+    assert len(tasks.previous) == 2
+    assert "plugin" in caplog.text

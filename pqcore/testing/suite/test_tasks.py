@@ -1,0 +1,974 @@
+"""Tasks: functions as jobs, declared, put and run; tried again, put off, or given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import types
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore.errors import ConfigurationError, InvalidTimeSpec, JobFailed, JobNotFound, PQError, SerializationError
+from pqcore.identifiers import TableName
+from pqcore.options import RESERVED
+from pqcore.tasks import (
+    Dedup,
+    Discard,
+    Exponential,
+    Fixed,
+    JobCancelled,
+    JobContext,
+    Retry,
+    Snooze,
+    TaskDeclarations,
+    TaskOptions,
+    current,
+)
+from pqcore.tasks.running import UNKNOWN_PAUSE
+from pqcore.testing.harness import PATIENCE, Harness, statement
+from pqcore.testing.portal import unwrapped
+
+
+class Broken(Exception):
+    """What tasks here raise."""
+
+
+class Worse(Broken):
+    """Likewise."""
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+@pytest.fixture
+def queue(harness: Harness) -> Any:
+    return harness.task_queue()
+
+
+def rows(harness: Harness, columns: str = "id, data::text") -> list[tuple[Any, ...]]:
+    return harness.sql(f"SELECT {columns} FROM {{table}} WHERE dequeued_at IS NULL ORDER BY id")
+
+
+def ahead(harness: Harness) -> float:
+    """Seconds until the only job that waits is due."""
+    [[left]] = rows(harness, "extract(epoch FROM schedule_at - clock_timestamp())::float8")
+    return float(left)
+
+
+def come_due(harness: Harness) -> None:
+    """Let time pass for what is scheduled."""
+    harness.sql("UPDATE {table} SET schedule_at = clock_timestamp() WHERE schedule_at > clock_timestamp()", rows=False)
+
+
+def raising(*errors: BaseException | type[BaseException] | None) -> tuple[Callable[..., str], list[int]]:
+    """A function that raises these, one each time it is called, and then returns; and the attempts that it saw."""
+    seen: list[int] = []
+
+    def task(job_id: int) -> str:
+        seen.append(current().attempt)
+        error = errors[len(seen) - 1] if len(seen) <= len(errors) else None
+        if error is not None:
+            raise error
+        return "done"
+
+    return task, seen
+
+
+# Declaring and putting
+
+
+def test_a_call_puts_a_job(harness: Harness, queue: Any) -> None:
+    @queue.task()
+    def eat(job_id: int, kind: str, *, number: int = 1) -> None:
+        """Eat."""
+
+    job = eat("Cox", number=3)
+    assert isinstance(job, int)
+    [(job_id, data)] = rows(harness)
+    assert job == job_id
+    assert json.loads(data) == {
+        "function": f"{__name__}.test_a_call_puts_a_job.<locals>.eat",
+        "args": ["Cox"],
+        "kwargs": {"number": 3},
+        "retried": 0,
+        "retry_in": "30s",
+        "max_retries": 0,
+    }
+    made = unwrapped(eat)
+    assert (made.__name__, made.__doc__, made.__module__) == ("eat", "Eat.", __name__)
+    assert eat._path == eat.task.path == json.loads(data)["function"]
+    assert eat.__wrapped__._path == eat._path
+    assert unwrapped(queue).handler_registry[eat._path] is eat.__wrapped__
+
+
+def test_a_job_calls_the_function_with_its_id_first(harness: Harness, queue: Any) -> None:
+    calls = []
+
+    @queue.task()
+    def plain(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs, current().id, current().attempt))
+
+    @queue.task()
+    async def coroutine(*args: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(0)
+        calls.append((args, kwargs, current().id, current().attempt))
+
+    first, second = plain(1, [2, "x"], key={"a": None}), coroutine("…", _other=3)
+    harness.drain(queue, concurrency=1)
+    assert calls == [((first, 1, [2, "x"]), {"key": {"a": None}}, first, 1), ((second, "…"), {"_other": 3}, second, 1)]
+    assert rows(harness) == []
+
+
+def test_arguments_go_through_the_queues_serializer(harness: Harness) -> None:
+    queue = harness.tasks()["q/pickle"]
+    calls = []
+
+    @queue.task()
+    def task(job_id: int, *args: Any, when: Any) -> None:
+        calls.append((args, when))
+
+    moment = datetime(2020, 2, 29, tzinfo=timezone.utc)
+    task((1, 2), {3}, when=moment)
+    harness.drain(queue)
+    assert calls == [(((1, 2), {3}), moment)]
+
+
+def test_what_cannot_be_encoded_is_not_put(harness: Harness, queue: Any) -> None:
+    task = queue.task()(lambda job_id, value: None)
+    with pytest.raises(SerializationError):
+        task(object())
+    with pytest.raises(SerializationError):
+        queue.put_calls(task.call(1), task.call(object()))
+    assert rows(harness) == []
+
+
+def test_times_of_a_declaration_and_of_a_call(harness: Harness, queue: Any) -> None:
+    task = queue.task("1h", timedelta(hours=2))(lambda job_id: None)
+    task()
+    task(_schedule_at=None, _expected_at=None)  # as in pq, None says nothing
+    task(_schedule_at="3h", _expected_at="4h")
+    found = rows(
+        harness,
+        "round(extract(epoch FROM schedule_at - enqueued_at) / 3600)::int,"
+        " round(extract(epoch FROM expected_at - enqueued_at) / 3600)::int",
+    )
+    assert found == [(1, 2), (1, 2), (3, 4)]
+
+
+def test_options_of_a_call_leave_the_declaration_as_it_is(harness: Harness, queue: Any) -> None:
+    task = queue.task(max_retries=1, retry_in="5s", headers={"a": 1}, timeout=5)(lambda job_id: None)
+    task(_max_retries=7, _retry_in="9s", _headers={"b": 2}, _timeout="1m", _keep_result=timedelta(minutes=2))
+    task()
+    first, second = rows(harness, "data::text, headers::text")
+    assert (json.loads(first[0])["max_retries"], json.loads(first[0])["retry_in"]) == (7, "9s")
+    assert json.loads(first[1]) == {"b": 2, "run": {"timeout": 60.0}, "keep": 120.0}
+    assert (json.loads(second[0])["max_retries"], json.loads(second[0])["retry_in"]) == (1, "5s")
+    assert json.loads(second[1]) == {"a": 1, "run": {"timeout": 5.0}}
+
+
+def test_an_option_of_a_call_may_be_a_function_of_its_arguments(harness: Harness, queue: Any) -> None:
+    task = queue.task(
+        group=lambda name, n=0: f"g-{name}",
+        dedup=lambda name, n=0: Dedup(f"d-{name}", on_conflict="replace") if n else None,
+        limits=lambda name, n=0: {f"l-{name}": n} if n else None,
+        limit=4,
+    )(lambda job_id, name, n=0: None)
+    first = task("a", n=2)
+    assert task("a", n=2) == first
+    task("b")
+    found = rows(harness, "group_key, dedup_key, headers::text")
+    assert [row[:2] for row in found] == [("g-a", "d-a"), ("g-b", None)]
+    limits = [json.loads(row[2])["gate"]["limits"] for row in found]
+    assert limits == [{"l-a": 2, f"task:{task._path}": 4}, {f"task:{task._path}": 4}]
+
+
+@pytest.mark.parametrize("name", ["retry_on", "discard_on", "max_crashes", "run_in", "limit"])
+def test_what_only_a_declaration_can_have(harness: Harness, queue: Any, name: str) -> None:
+    task = queue.task()(lambda job_id: None)
+    with pytest.raises(ConfigurationError, match=name):
+        task(**{f"_{name}": None})
+    assert rows(harness) == []
+
+
+WRONG: list[dict[str, Any]] = [
+    {"schedule_at": "soon"},
+    {"expected_at": 5},
+    {"deadline": "x"},
+    {"max_retries": -1},
+    {"max_retries": "1"},
+    {"max_retries": None},
+    {"retry_in": "x"},
+    {"retry_in": -1},
+    {"retry": 5},
+    {"retry": "5m"},
+    {"retry_on": ValueError("x")},
+    {"retry_on": (ValueError, "x")},
+    {"discard_on": "ValueError"},
+    {"timeout": "x"},
+    {"keep_result": "x"},
+    {"max_crashes": -1},
+    {"max_crashes": 1.5},
+    {"limit": 0},
+    {"limit": "3"},
+    {"run_in": "fiber"},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_what_cannot_be_an_option(options: dict[str, Any]) -> None:
+    with pytest.raises((ConfigurationError, InvalidTimeSpec)):
+        TaskOptions(**options)
+
+
+def test_a_wrong_option_fails_where_it_is_written(harness: Harness, queue: Any) -> None:
+    with pytest.raises(ConfigurationError):
+        queue.task(max_retries=-1)
+    with pytest.raises(TypeError):
+        queue.task(no_such_option=1)
+    task = queue.task()(lambda job_id, **options: None)
+    for options in WRONG:
+        [(name, value)] = options.items()
+        with pytest.raises((ConfigurationError, InvalidTimeSpec)):
+            task(**{f"_{name}": value})
+    for group in ("", 5, "\0"):
+        with pytest.raises(ValueError):
+            task(_group=group)
+    assert rows(harness) == []
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_headers_that_are_pqcores_cannot_be_the_users(harness: Harness, queue: Any, name: str) -> None:
+    headers = {name: "mine"}
+    task = queue.task()(lambda job_id: None)
+    for attempt in (
+        partial(queue.put, 1, headers=headers),
+        partial(queue.put_many, [1], headers=headers),
+        partial(task, _headers=headers),
+        partial(queue.put_calls, task.call(_headers=headers)),
+    ):
+        with pytest.raises(ConfigurationError, match=name):
+            attempt()
+    assert rows(harness) == []
+
+
+def test_a_function_that_is_declared_again_is_declared_anew(harness: Harness, queue: Any) -> None:
+    seen = []
+
+    @queue.task()
+    def task(job_id: int, text: str) -> None:
+        seen.append(text)
+
+    other = queue.task(expected_at="1h")(task)
+    task("second")
+    other("first")
+    harness.drain(queue, concurrency=1)
+    assert seen == ["first", "second"]
+
+
+def test_a_call_in_the_callers_transaction(harness: Harness, queue: Any) -> None:
+    caller = harness.connect()
+    task = queue.task()(lambda job_id, number: None)
+    for end in (caller.rollback, caller.commit):
+        caller.begin()
+        task(1, _connection=caller.raw)
+        assert rows(harness) == []
+        end()
+    assert len(rows(harness)) == 1
+
+
+def test_a_call_within_a_block_is_undone_with_it(harness: Harness, queue: Any) -> None:
+    task = queue.task()(lambda job_id: None)
+
+    def undone() -> None:
+        task()
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert rows(harness) == []
+    with queue:
+        task()
+    assert len(rows(harness)) == 1
+
+
+def test_calls_put_together(harness: Harness) -> None:
+    pq = harness.tasks()
+    seen = []
+
+    @pq["a"].task(max_retries=1)
+    def task(job_id: int, number: int) -> None:
+        seen.append((job_id, number))
+
+    other = pq["b"].task(schedule_at="0s", group=lambda number: "g")(task)
+    calls = [task.call(1), task.call(2), other.call(3), task.call(4), other.call(5), other.call(6)]
+    ids = pq["a"].put_calls(*calls)
+    assert ids == sorted(ids)
+    assert [job.status() for job in ids[:2]] == ["waiting"] * 2
+    found = harness.sql("SELECT id, q_name, group_key, schedule_at IS NOT NULL FROM {table} ORDER BY id")
+    assert [row[1:] for row in found] == [
+        ("a", None, False) if number in (1, 2, 4) else ("b", "g", True) for number in range(1, 7)
+    ]
+    harness.drain(pq["a"], pq["b"])
+    assert sorted(seen) == list(zip(ids, range(1, 7), strict=True))
+    assert pq["a"].put_calls() == []
+
+
+def test_calls_are_put_all_or_none_and_in_the_callers_transaction(harness: Harness, queue: Any) -> None:
+    task = queue.task()(lambda job_id, number: None)
+    caller = harness.connect()
+    caller.begin()
+    queue.put_calls(*[task.call(number) for number in range(3)], connection=caller.raw)
+    assert rows(harness) == []
+    caller.rollback()
+    assert rows(harness) == []
+    idle = harness.connect()
+    queue.put_calls(task.call(1), task.call(2, _schedule_at="1h"), connection=idle.raw)
+    if idle.session.in_transaction():  # its driver began one by itself: it is the caller's
+        idle.commit()
+    assert len(rows(harness)) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"_dedup": "key"}, {"_expected_at": "1h"}, {"_schedule_at": datetime(2020, 1, 1, tzinfo=timezone.utc)}],
+    ids=str,
+)
+def test_what_a_call_put_with_others_cannot_have(harness: Harness, queue: Any, options: dict[str, Any]) -> None:
+    task = queue.task()(lambda job_id: None)
+    for attempt in (queue.put_calls, queue.chain, queue.batch):
+        with pytest.raises(ConfigurationError):
+            attempt(task.call(), task.call(**options))
+    assert rows(harness) == []
+
+
+# What a row names
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module that is found, with a function ``task`` that was never declared."""
+    made = types.ModuleType("pqcore_test_module")
+    made.seen = []  # type: ignore[attr-defined]
+    made.task = lambda job_id, *args: made.seen.append((job_id, *args))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test declares, the next does not know."""
+    for registry in ("handler_registry", "_tasks"):
+        monkeypatch.setattr(TaskDeclarations, registry, dict(getattr(TaskDeclarations, registry)))
+
+
+def put_as_pq_does(harness: Harness, function: str, *args: Any, **fields: Any) -> int:
+    """Put a call with the columns and keys that pq has, and no others."""
+    data = {"function": function, "args": args, "kwargs": {}, "retried": 0, "retry_in": "30s", "max_retries": 0}
+    text = json.dumps({**data, **fields})
+    [[job]] = harness.sql(f"INSERT INTO {{table}} (q_name, data) VALUES ('q', '{text}') RETURNING id")
+    return int(job)
+
+
+def test_a_row_alone_does_not_decide_what_is_run(harness: Harness, queue: Any, module: Any) -> None:
+    for path in ("pqcore_test_module.task", "os.getpid", "nowhere.at.all", "", "task", f"{__name__}.json.dumps"):
+        put_as_pq_does(harness, path)
+    harness.drain(queue)
+    assert module.seen == []
+    assert queue.dead.count() == 0
+    found = rows(harness, "attempts, failures, excused, schedule_at > now()")
+    assert found == [(1, None, 1, True)] * 6
+
+
+def test_a_job_whose_function_is_unknown_waits_for_a_worker_that_knows_it(
+    harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = put_as_pq_does(harness, f"{__name__}.later", 5)
+    for _ in range(8):  # more often than it may crash
+        harness.drain(queue)
+        assert UNKNOWN_PAUSE - PATIENCE < ahead(harness) <= UNKNOWN_PAUSE
+        come_due(harness)
+    assert "unknown function" in caplog.text
+    seen = []
+
+    def later(job_id: int, number: int) -> None:
+        seen.append((job_id, number))
+
+    later.__qualname__ = "later"
+    queue.task()(later)
+    harness.drain(queue)
+    assert seen == [(job, 5)]
+
+
+def test_a_function_of_a_trusted_module_is_imported(harness: Harness, queue: Any, module: Any) -> None:
+    job = put_as_pq_does(harness, "pqcore_test_module.task", 1)
+    queue.trusted_modules = ("pqcore_test",)  # a part of a name is no module
+    harness.drain(queue)
+    assert module.seen == []
+    queue.trusted_modules = ("pqcore_test_module",)
+    come_due(harness)
+    harness.drain(queue)
+    assert module.seen == [(job, 1)]
+
+
+def test_a_trusted_module_that_cannot_be_imported_loses_no_job(harness: Harness, queue: Any) -> None:
+    queue.trusted_modules = ("pqcore_no_such_module",)
+    put_as_pq_does(harness, "pqcore_no_such_module.task")
+    harness.drain(queue)
+    assert (queue.stats().scheduled, queue.dead.count()) == (1, 0)
+
+
+def test_a_row_of_pqs_is_run(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Broken, Broken)
+    path = queue.task(max_retries=0)(function)._path
+    job = put_as_pq_does(harness, path, max_retries=2, retry_in="1s", retried=0)
+    harness.drain(queue)
+    assert 1 - PATIENCE < ahead(harness) <= 1
+    for _ in range(2):
+        come_due(harness)
+        harness.drain(queue)
+    assert seen == [1, 2, 3]
+    assert (rows(harness), queue.dead.count(), queue.status(job)) == ([], 0, "done")
+
+
+def test_a_row_that_pq_put_again_has_the_retries_that_are_left(harness: Harness, queue: Any) -> None:
+    function, seen = raising(*[Broken] * 9)
+    path = queue.task()(function)._path
+    put_as_pq_does(harness, path, max_retries=3, retry_in="0s", retried=2)
+    harness.drain(queue)
+    assert seen == [1, 2]
+    assert queue.dead.count() == 1
+
+
+# Failing, and being tried again
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_failed_job_is_tried_again_so_often(harness: Harness, queue: Any, retries: int) -> None:
+    function, seen = raising(*[Broken] * 9)
+    job = queue.task(max_retries=retries, retry_in=None)(function)()
+    harness.drain(queue)
+    assert seen == list(range(1, retries + 2))
+    assert [letter.id for letter in queue.dead.list()] == [job]
+
+
+def test_a_job_that_is_tried_again_keeps_its_id_and_its_error(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Broken("first"), Broken("second"))
+    job = queue.task(max_retries=2, retry_in="1h", expected_at="2h", keep_result="1h")(function)()
+    for failures, text in enumerate(["first", "second"], 1):
+        harness.drain(queue)
+        info = queue.inspect(job)
+        assert (info.id, info.state, info.failures, info.attempts) == (job, "scheduled", failures, failures)
+        assert info.error["message"] == text
+        assert 3600 - PATIENCE < ahead(harness) <= 3600
+        come_due(harness)
+    harness.drain(queue)
+    assert seen == [1, 2, 3]
+    assert job.result(1) == "done"
+
+
+PAUSES: dict[str, tuple[dict[str, Any], float]] = {
+    "by default": ({}, 30),
+    "text": ({"retry_in": "5m"}, 300),
+    "a number": ({"retry_in": 90.5}, 90.5),
+    "a timedelta": ({"retry_in": timedelta(minutes=2)}, 120),
+    "a timedelta with a fraction": ({"retry_in": timedelta(seconds=100.5)}, 100.5),
+    "Fixed": ({"retry": Fixed("10m")}, 600),
+    "Exponential": ({"retry": Exponential(base=100, jitter=0)}, 100),
+    "a function": ({"retry": lambda failures, error: 70 * failures}, 70),
+    "a function that gives a timedelta": ({"retry": lambda failures, error: timedelta(hours=1)}, 3600),
+    "a function that gives text": ({"retry": lambda failures, error: "1h"}, 3600),
+    "a function that fails": ({"retry": lambda failures, error: 1 / 0}, 60),
+    "a function that gives nonsense": ({"retry": lambda failures, error: "soon"}, 60),
+    "the policy, not the time": ({"retry": Fixed(50), "retry_in": "1h"}, 50),
+}
+
+
+@pytest.mark.parametrize("name", PAUSES)
+def test_the_pause_after_a_failure(harness: Harness, queue: Any, name: str) -> None:
+    options, pause = PAUSES[name]
+    function, _ = raising(Broken)
+    queue.task(max_retries=1, **options)(function)()
+    harness.drain(queue)
+    assert pause - PATIENCE < ahead(harness) <= pause
+
+
+@pytest.mark.parametrize("name", ["text", "a number", "a timedelta", "Fixed", "Exponential"])
+def test_the_pause_that_a_call_asks_for(harness: Harness, queue: Any, name: str) -> None:
+    options, pause = PAUSES[name]
+    function, _ = raising(Broken)
+    task = queue.task(max_retries=1, retry=Fixed(7200))(function)
+    task(**{f"_{option}": value for option, value in options.items()})
+    harness.drain(queue)
+    assert pause - PATIENCE < ahead(harness) <= pause
+
+
+def test_a_policy_of_a_call_must_be_one_that_can_travel(harness: Harness, queue: Any) -> None:
+    task = queue.task(retry=lambda failures, error: 1)(lambda job_id: None)
+    task()  # the declaration's does not travel
+    with pytest.raises(ConfigurationError):
+        task(_retry=lambda failures, error: 1)
+    assert len(rows(harness)) == 1
+
+
+def test_a_policy_is_told_how_often_it_failed_and_of_what(harness: Harness, queue: Any) -> None:
+    told = []
+
+    def policy(failures: int, error: BaseException) -> float | None:
+        told.append((failures, str(error)))
+        return None
+
+    function, seen = raising(Broken("a"), Snooze(0), Broken("b"), Broken("c"))
+    queue.task(max_retries=5, retry=policy)(function)()
+    harness.drain(queue)
+    assert told == [(1, "a"), (2, "b"), (3, "c")]
+    assert seen == [1, 2, 2, 3, 4]  # what was snoozed is no attempt
+
+
+def test_a_policy_may_give_up(harness: Harness, queue: Any) -> None:
+    def policy(failures: int, error: BaseException) -> float:
+        if failures == 2:
+            raise Discard("enough")
+        return 0
+
+    function, seen = raising(*[Broken] * 5)
+    job = queue.task(max_retries=9, retry=policy, keep_result="1h")(function)()
+    harness.drain(queue)
+    assert seen == [1, 2]
+    assert (rows(harness), queue.dead.count(), job.status()) == ([], 0, "discarded")
+
+
+def test_exponential() -> None:
+    policy = Exponential(base="1s", factor=3, longest="1m", jitter=0)
+    assert [policy(failures, Broken()) for failures in range(1, 7)] == [1, 3, 9, 27, 60, 60]
+    assert Exponential(longest=timedelta(days=1), jitter=0)(10**9, Broken()) == 86_400
+    jittered = Exponential(base=100, factor=1, jitter=0.25)
+    pauses = [jittered(1, Broken()) for _ in range(200)]
+    assert 75 <= min(pauses) < 80 < 95 < max(pauses) <= 100
+    for wrong in ({"base": "x"}, {"base": -1}, {"factor": 0.5}, {"jitter": 1.5}, {"jitter": -1}, {"longest": None}):
+        with pytest.raises(ValueError):
+            Exponential(**wrong)
+    with pytest.raises(ValueError):
+        Fixed("x")
+
+
+@pytest.mark.parametrize(("error", "again"), [(Broken, True), (Worse, True), (KeyError, True), (ValueError, False)])
+def test_only_after_these_exceptions(harness: Harness, queue: Any, error: type[Exception], again: bool) -> None:
+    function, seen = raising(error)
+    queue.task(max_retries=3, retry_in=None, retry_on=(Broken, KeyError))(function)()
+    harness.drain(queue)
+    assert len(seen) == (2 if again else 1)
+    assert queue.dead.count() == (0 if again else 1)
+
+
+@pytest.mark.parametrize("kinds", [Broken, (KeyError, Broken)])
+def test_after_these_exceptions_it_is_discarded(harness: Harness, queue: Any, kinds: Any) -> None:
+    function, seen = raising(Worse("because"))
+    job = queue.task(max_retries=3, retry_in=None, discard_on=kinds, keep_result="1h")(function)()
+    harness.drain(queue)
+    assert (seen, rows(harness), queue.dead.count()) == ([1], [], 0)
+    assert job.status() == "discarded"
+    with pytest.raises(JobFailed, match="because"):
+        job.result(1)
+
+
+# What a function may raise to decide
+
+
+@pytest.mark.parametrize("delay", [3600, "1h", timedelta(hours=1)])
+def test_snooze_puts_off_and_counts_as_nothing(harness: Harness, queue: Any, delay: Any) -> None:
+    function, seen = raising(*[Snooze(delay)] * 3, Broken)
+    job = queue.task()(function)()
+    for number in range(1, 4):
+        harness.drain(queue)
+        assert 3600 - PATIENCE < ahead(harness) <= 3600
+        assert rows(harness, "id, attempts, coalesce(failures, 0), excused") == [(job, number, 0, number)]
+        come_due(harness)
+    harness.drain(queue)
+    assert seen == [1, 1, 1, 1]
+    [letter] = queue.dead.list()
+    assert (letter.failures, letter.excused) == (1, 3)
+
+
+def test_snooze_for_no_time_leaves_it_in_its_place(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Snooze(None))
+    queue.task()(function)()
+    harness.drain(queue)
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_discard_ends_a_job_without_a_trace(harness: Harness, retention: str) -> None:
+    queue = harness.task_queue(retention=retention)
+    function, seen = raising(Discard("not wanted"))
+    job = queue.task(max_retries=3)(function)()
+    harness.drain(queue)
+    assert (seen, queue.dead.count(), harness.sql("SELECT FROM {table}")) == ([1], 0, [])
+    with pytest.raises(JobNotFound):
+        job.status()
+
+
+def test_retry_is_a_failure_with_a_time_of_its_own(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Retry("1h"), Retry(), Retry("1h"))
+    queue.task(max_retries=2, retry_in="2h", retry_on=())(function)()
+    harness.drain(queue)
+    assert 3600 - PATIENCE < ahead(harness) <= 3600
+    come_due(harness)
+    harness.drain(queue)
+    assert seen == [1, 2, 3]
+    [letter] = queue.dead.list()
+    assert (letter.failures, letter.error["type"]) == (3, "pqcore.tasks.policies.Retry")
+
+
+@pytest.mark.parametrize("kind", [Snooze, Retry])
+@pytest.mark.parametrize("delay", ["soon", -1, float("nan")])
+def test_what_is_no_delay(kind: type[Exception], delay: Any) -> None:
+    with pytest.raises(InvalidTimeSpec):
+        kind(delay)
+
+
+# The context
+
+
+def test_what_a_function_knows_of_its_job(harness: Harness, queue: Any) -> None:
+    seen: list[JobContext] = []
+
+    @queue.task(headers={"a": 1}, schedule_at="0s")
+    async def task(job_id: int) -> None:
+        context = current()
+        await asyncio.sleep(0)
+        assert current() is context
+        context.check()
+        seen.append(context)
+
+    job = task()
+    harness.drain(queue)
+    [context] = seen
+    assert (context.id, context.attempt, context.previous, context.cancelled) == (job, 1, None, False)
+    assert context.job.headers == {"a": 1}
+    assert context.job.schedule_at is not None
+    assert context.queue is unwrapped(queue)
+    with pytest.raises(PQError, match="no job"):
+        current()
+
+
+def test_jobs_that_run_at_once_know_each_their_own(harness: Harness, queue: Any) -> None:
+    together = threading.Barrier(4)
+    seen: list[tuple[int, int]] = []
+
+    def wait() -> None:
+        together.wait(PATIENCE)
+
+    @queue.task()
+    async def coroutine(job_id: int) -> None:
+        await asyncio.to_thread(wait)
+        seen.append((job_id, current().id))
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        wait()
+        seen.append((job_id, current().id))
+
+    ids = [int(task()) for task in (coroutine, plain, coroutine, plain)]
+    harness.drain(queue)
+    assert sorted(seen) == [(job, job) for job in ids]
+
+
+def test_progress_must_be_json() -> None:
+    context = JobContext(None, None)  # type: ignore[arg-type]
+    for value in (object(), {1, 2}, float("nan"), b"x"):
+        with pytest.raises(SerializationError):
+            context.progress(value)
+    assert context.take_progress() is None
+    context.progress({"done": [1, "…", None]})
+    assert json.loads(context.take_progress() or "") == {"done": [1, "…", None]}
+    assert context.take_progress() is None
+
+
+def test_a_function_that_is_told_to_stop() -> None:
+    context = JobContext(None, None)  # type: ignore[arg-type]
+    context.check()
+    assert context.wait(0) is False
+    context.stop("cancelled")
+    with pytest.raises(JobCancelled, match="cancelled"):
+        context.check()
+    assert (context.cancelled, context.wait(PATIENCE)) == (True, True)
+
+
+# Finishing in the function's own transaction
+
+
+@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("way", ["block", "connection"])
+def test_a_function_finishes_its_job_with_what_it_writes(harness: Harness, queue: Any, way: str, commits: bool) -> None:
+    core = unwrapped(queue)
+    harness.sql(f"CREATE TABLE {TableName('written', harness.schema)} (job bigint)", rows=False)
+    write = f"INSERT INTO {TableName('written', harness.schema)} VALUES"
+    after = queue.task()(lambda job_id: seen.append(current().previous))
+    seen: list[Any] = []
+
+    @queue.task(keep_result="1h", max_retries=1, retry_in="1h")
+    def blocking(job_id: int) -> str:
+        with queue:
+            harness.sql_within(queue, f"{write} ({job_id}) RETURNING job")
+            current().finish("finished")
+            if not commits:
+                raise Undo
+        return "returned"
+
+    @queue.task(keep_result="1h", max_retries=1, retry_in="1h")
+    async def asynchronous(job_id: int) -> str:
+        async with core:
+            await core._engine.run(lambda s: s.execute(statement(f"{write} ({job_id}) RETURNING job")), protect=False)
+            await current().finish("finished")
+            if not commits:
+                raise Undo
+        return "returned"
+
+    @queue.task(keep_result="1h", max_retries=1, retry_in="1h")
+    def by_connection(job_id: int) -> str:
+        caller = harness.connect()
+        caller.begin()
+        caller.sql(f"{write} ({job_id}) RETURNING job")
+        finish = partial(current().finish, "finished", connection=caller.raw)
+        harness.wait_for(finish) if harness.mode == "async" else finish()
+        if not commits:
+            caller.rollback()
+            raise Undo
+        caller.commit()
+        return "returned"
+
+    task = by_connection if way == "connection" else blocking if harness.mode == "blocking" else asynchronous
+    job = queue.chain(task.call(), after.call())
+    harness.drain(queue)
+    written = harness.sql(f"SELECT job FROM {TableName('written', harness.schema)}")
+    if commits:
+        assert (written, job.result(1), seen) == ([(int(job),)], "finished", ["finished"])
+        assert rows(harness) == []
+    else:
+        assert (written, job.status(), seen) == ([], "scheduled", [])
+        assert queue.inspect(job).error["type"].endswith("Undo")
+
+
+# pq's ways: perform, fail, work
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("way", ["get", "lease"])
+def test_perform_calls_the_function(harness: Harness, queue: Any, way: str) -> None:
+    seen = []
+
+    @queue.task()
+    def plain(job_id: int, text: str) -> None:
+        seen.append((job_id, text, current().id))
+
+    @queue.task()
+    async def coroutine(job_id: int, text: str) -> None:
+        await asyncio.sleep(0)
+        seen.append((job_id, text, current().id))
+
+    ids = [int(task("x")) for task in (plain, coroutine)]
+    for _ in ids:
+        assert queue.perform(getattr(queue, way)()) is True
+    assert seen == [(job, "x", job) for job in ids]
+    assert rows(harness) == []
+    with pytest.raises(PQError):
+        current()
+
+
+@pytest.mark.only("blocking")
+def test_a_leased_job_that_perform_fails_is_as_a_workers(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Broken, Snooze("1h"), Broken, Broken)
+    job = queue.task(max_retries=2, retry_in="1h")(function)()
+    for state in ("scheduled", "scheduled", "scheduled", "dead"):
+        assert queue.perform(queue.lease(block=False)) is False
+        assert queue.status(job) == state
+        come_due(harness)
+    assert seen == [1, 2, 2, 3]
+
+
+@pytest.mark.only("blocking")
+def test_a_popped_job_that_perform_fails_is_put_again(harness: Harness, queue: Any) -> None:
+    function, seen = raising(*[Broken] * 9)
+    task = queue.task(max_retries=2, retry_in="1h", expected_at="2h", headers={"a": 1}, timeout=7, group="g", limit=3)
+    first = task(function)()
+    [(_, data, headers, expected)] = rows(harness, "id, data::text, headers::text, expected_at")
+    for retried in (1, 2):
+        assert queue.perform(queue.get(block=False)) is False
+        [(job, again, headers_again, expected_again, group)] = rows(
+            harness, "id, data::text, headers::text, expected_at, group_key"
+        )
+        assert job > first
+        assert json.loads(again) == {**json.loads(data), "retried": retried}
+        assert (json.loads(headers_again), expected_again, group) == (json.loads(headers), expected, "g")
+        assert 3600 - PATIENCE < ahead(harness) <= 3600
+        come_due(harness)
+    assert queue.perform(queue.get(block=False)) is False
+    assert (rows(harness), len(seen), queue.dead.count()) == ([], 3, 0)
+
+
+@pytest.mark.only("blocking")
+def test_a_popped_job_may_be_snoozed_or_discarded(harness: Harness, queue: Any) -> None:
+    function, seen = raising(Snooze("1h"), Discard())
+    queue.task()(function)()
+    assert queue.perform(queue.get(block=False)) is False
+    assert 3600 - PATIENCE < ahead(harness) <= 3600
+    come_due(harness)
+    assert queue.perform(queue.get(block=False)) is False
+    assert (rows(harness), len(seen), queue.dead.count()) == ([], 2, 0)
+
+
+@pytest.mark.only("blocking")
+def test_a_popped_job_of_an_unknown_function_is_put_again(harness: Harness, queue: Any) -> None:
+    for number in range(1, 4):
+        if number == 1:
+            put_as_pq_does(harness, "nowhere.at.all", 1, 2)
+        assert queue.perform(queue.get(block=False)) is False
+        [(_, data)] = rows(harness)
+        assert (json.loads(data)["args"], json.loads(data)["retried"]) == ([1, 2], 0)
+        come_due(harness)
+
+
+@pytest.mark.only("blocking")
+def test_a_popped_job_is_undone_with_its_block(harness: Harness, queue: Any) -> None:
+    seen: list[int] = []
+    job = queue.task()(lambda job_id: seen.append(job_id))()
+
+    def undone() -> None:
+        assert queue.perform(queue.get())
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert [row[0] for row in rows(harness)] == [job]
+    assert seen == [job]
+
+
+@pytest.mark.only("blocking")
+def test_what_follows_a_popped_job_follows(harness: Harness, queue: Any) -> None:
+    seen = []
+
+    @queue.task(keep_result="1h")
+    def add(job_id: int, a: int, b: int) -> int:
+        return a + b
+
+    @queue.task(keep_result="1h")
+    def fails(job_id: int) -> None:
+        raise Broken
+
+    @queue.task()
+    def after(job_id: int) -> None:
+        seen.append(current().previous)
+
+    first = queue.chain(add.call(1, 2), after.call())
+    batch = queue.batch(add.call(3, 4), fails.call(), then=after.call())
+    while (job := queue.get(block=False)) is not None:
+        queue.perform(job)
+    assert first.result(1) == 3
+    assert batch.jobs[0].result(1) == 7
+    with pytest.raises(JobFailed, match="Broken"):
+        batch.jobs[1].result(1)
+    assert seen == [3, {"batch": batch.id, "total": 2, "failed": 1}]
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("way", ["get", "lease"])
+def test_a_result_that_cannot_be_kept_is_the_jobs_failure(harness: Harness, queue: Any, way: str) -> None:
+    task = queue.task(keep_result="1h")(lambda job_id: object())
+    job = task()
+    assert queue.perform(getattr(queue, way)()) is False
+    with pytest.raises(JobFailed, match="cannot be kept"):
+        job.result(1)
+
+
+@pytest.mark.only("blocking")
+def test_fail_may_be_called_by_hand(harness: Harness, queue: Any) -> None:
+    queue.task(max_retries=1, retry_in="1h")(lambda job_id: None)()
+    job = queue.lease()
+    assert queue.fail(job, job.data, Broken("by hand")) is False
+    assert queue.inspect(job.id).error["message"] == "by hand"
+    come_due(harness)
+    job = queue.lease()
+    assert queue.fail(job, job.data) is False
+    assert queue.dead.get(job.id).reason == "failed"
+
+
+@pytest.mark.only("blocking")
+def test_work_until_there_is_nothing(harness: Harness) -> None:
+    queue = harness.task_queue(timeout=0.05)
+    function, seen = raising(Broken, Snooze(None), None, None)
+    task = queue.task(max_retries=1, retry_in=None)(function)
+    jobs = [task(), task()]
+    task(_schedule_at="1h")
+    queue.work(burst=True)
+    assert (len(seen), len(rows(harness))) == (4, 1)
+    assert [job.status() for job in jobs] == ["done", "done"]
+
+
+@pytest.mark.only("blocking")
+def test_a_job_that_was_lost_meanwhile_is_nobodys_failure(
+    harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.task()(lambda job_id: None)()
+    job = queue.lease()
+    harness.expire()
+    other = queue.lease()
+    assert queue.perform(job) is True
+    assert "given to another" in caplog.text
+    other.ack()
+
+
+# Functions that run long
+
+
+def test_a_coroutine_that_takes_too_long_is_cancelled(harness: Harness, queue: Any) -> None:
+    cancelled = []
+
+    @queue.task(timeout=0.02, max_retries=1, retry_in=None)
+    async def slow(job_id: int) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.append(current().stop_reason)
+            raise
+
+    job = slow()
+    harness.drain(queue)
+    assert cancelled == ["timeout"] * 2
+    [letter] = queue.dead.list()
+    assert (letter.id, letter.error["type"], letter.failures) == (job, "builtins.TimeoutError", 2)
+
+
+def test_a_function_in_a_thread_is_told_that_its_time_is_up(harness: Harness, queue: Any) -> None:
+    @queue.task(timeout=0.02)
+    def slow(job_id: int) -> None:
+        assert current().wait(PATIENCE)
+        current().check()
+
+    job = slow()
+    harness.drain(queue)
+    assert [(letter.id, letter.reason) for letter in queue.dead.list()] == [(job, "failed")]
+
+
+# Periodic tasks, as declared
+
+
+def test_what_cannot_be_periodic(harness: Harness, queue: Any) -> None:
+    function = queue.task()(lambda job_id: None)
+    for wrong in (("x",), ("* * *",), ("* * * * *", "Nowhere/Land"), ("* * * * *", "UTC", "sometimes")):
+        with pytest.raises(ConfigurationError):
+            queue.periodic(*wrong)(function)
+    with pytest.raises(ConfigurationError, match="dedup"):
+        queue.periodic("@daily")(queue.task(dedup="key")(lambda job_id: None))
+    queue.periodic("@daily")(function)
+    with pytest.raises(ConfigurationError, match="name"):
+        queue.periodic("@hourly")(function)
+    queue.periodic("@hourly", name="other")(function)
+    assert [periodic.name for periodic in queue.periodics] == [function._path, "other"]
+    assert function() == 1  # it can be called all the same

@@ -1,0 +1,561 @@
+"""A worker's life: supply, fairness, stopping in order, burst mode, what it costs, what plugins are told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pqcore import hookimpl
+from pqcore.backend import Capability
+from pqcore.errors import ConfigurationError, TableMissing
+from pqcore.events import JobEvent
+from pqcore.plugins import plugins
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query
+from pqcore.tasks import Discard, Retry, Snooze, current
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.notes import Latch, Notes
+from pqcore.testing.portal import unwrapped
+from pqcore.worker import Worker, tending
+
+IDLE_SECONDS = 4.0
+"""Seconds for which an idle worker's statements are counted."""
+
+
+def rows(harness: Harness) -> list[tuple[Any, ...]]:
+    """The jobs that are not finished: id, whether leased, attempts, excused."""
+    return harness.sql(
+        "SELECT id, leased_until IS NOT NULL, attempts, coalesce(excused, 0) FROM {table}"
+        " WHERE dequeued_at IS NULL ORDER BY id"
+    )
+
+
+def all_done(harness: Harness) -> bool:
+    return not rows(harness)
+
+
+# Running
+
+
+def test_functions_of_all_kinds_are_run(harness: Harness) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+
+    @queue.task()
+    def plain(job_id: int, value: int) -> None:
+        seen.add((job_id, value, current().id, current().attempt, threading.current_thread().name))
+
+    @queue.task()
+    async def coroutine(job_id: int, *, value: int) -> None:
+        await asyncio.sleep(0)
+        seen.add((job_id, value, current().id, current().attempt, ""))
+
+    async def inner(job_id: int, value: int) -> None:
+        seen.add((job_id, value, current().id, current().attempt, ""))
+
+    @queue.task()
+    def gives_a_coroutine(job_id: int, value: int) -> Any:
+        return inner(job_id, value)
+
+    a, b, c = plain(1), coroutine(value=2), gives_a_coroutine(3)
+    harness.drain(queue)
+    found = sorted(seen.items)
+    assert [item[:4] for item in found] == [(a, 1, a, 1), (b, 2, b, 1), (c, 3, c, 1)]
+    assert found[0][4] == "pqcore-job"
+    assert all_done(harness)
+
+
+def test_at_most_so_many_run_at_once(harness: Harness) -> None:
+    queue = harness.task_queue()
+    lock, now, most = threading.Lock(), 0, 0
+
+    def count(step: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += step
+            most = max(most, now)
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        count(1)
+        current().wait(0.005)
+        count(-1)
+
+    @queue.task()
+    async def coroutine(job_id: int) -> None:
+        count(1)
+        await asyncio.sleep(0.005)
+        count(-1)
+
+    queue.put_calls(*[call for _ in range(60) for call in (plain.call(), coroutine.call())])
+    harness.drain(queue, concurrency=7)
+    assert most == 7
+    assert all_done(harness)
+
+
+def test_several_queues_and_several_tables_have_one_worker(harness: Harness) -> None:
+    first, second = harness.tasks(), harness.tasks(table="other")
+    seen = Notes()
+    queues = [first["a"], first["b"], second["a"]]
+    for number, queue in enumerate(queues):
+
+        @queue.task()
+        async def note(job_id: int, number: int = number) -> None:
+            seen.add(number)
+
+        for _ in range(number + 1):
+            note(number)
+    with harness.working(*queues):
+        assert sorted(seen.wait(6)) == [0, 1, 1, 2, 2, 2]
+
+
+def test_a_queue_with_more_jobs_does_not_starve_another(harness: Harness) -> None:
+    pq = harness.tasks()
+    full, sparse = pq["full"], pq["sparse"]
+    seen = Notes()
+
+    @full.task()
+    async def busy(job_id: int) -> None:
+        await asyncio.sleep(0.001)
+
+    @sparse.task()
+    async def rare(job_id: int, number: int) -> None:
+        seen.add(number)
+
+    full.put_calls(*[busy.call()] * 3_000)
+    with harness.working(full, sparse, concurrency=2):
+        harness.eventually(lambda: full.count() < 2_900)
+        for number in range(5):
+            rare(number)
+            seen.wait(number + 1)
+        assert full.count() > 0, "the full queue was empty before the other had its turn"
+
+
+def test_queues_have_their_turns_when_all_have_jobs(harness: Harness) -> None:
+    pq = harness.tasks()
+    queues = [pq[name] for name in "abc"]
+    seen = Notes()
+    for queue in queues:
+
+        @queue.task()
+        async def slow(job_id: int, name: str) -> None:
+            seen.add(name)
+            await asyncio.sleep(0.02)
+
+        queue.put_calls(*[slow.call(queue.name)] * 40)
+    with harness.working(*queues, concurrency=1):
+        some = seen.wait(35)[5:35]
+    assert min(some.count(name) for name in "abc") >= 7, some
+
+
+def test_nobody_waits_behind_a_slow_job(harness: Harness) -> None:
+    queue = harness.task_queue()
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def quick(job_id: int) -> None:
+        pass
+
+    @queue.task()
+    async def slow(job_id: int) -> None:
+        seen.add(job_id)
+        await latch.passed()
+
+    queue.put_calls(*[quick.call()] * 400, slow.call(), *[quick.call()] * 400)
+    with harness.working(queue, concurrency=1, lease="1h"):
+        [job_id] = seen.wait(1)
+        # It fetched ahead, and gives that back, with nothing held against it.
+        harness.eventually(lambda: [row[0] for row in rows(harness) if row[1]] == [job_id])
+        back = [row for row in rows(harness) if row[2]]
+        assert len(back) > 1
+        assert all(attempts == excused for id_, _, attempts, excused in back if id_ != job_id)
+        harness.drain(queue)  # another worker
+        assert [row[0] for row in rows(harness)] == [job_id]
+        latch.open()
+    assert all_done(harness)
+
+
+# Stopping
+
+
+@contextmanager
+def running(harness: Harness, worker: Worker) -> Iterator[Any]:
+    """A worker that runs, in a thread or the portal; gives what waits for its end."""
+    with harness.thread(lambda: harness.in_loop(worker.run)) as join:
+        try:
+            yield join
+        finally:
+            worker.stop()
+            worker.stop()
+
+
+def test_one_that_is_stopped_ends_what_runs_and_gives_back_the_rest_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tending, "STALE", 3600.0)  # not because they waited for long
+    queue = harness.task_queue()
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def quick(job_id: int) -> None:
+        pass
+
+    @queue.task()
+    async def slow(job_id: int) -> None:
+        seen.add(job_id)
+        await latch.passed()
+        seen.add(job_id)
+
+    @queue.task()
+    def slow_too(job_id: int) -> None:
+        seen.add(job_id)
+        latch.wait()
+        seen.add(job_id)
+
+    handles = queue.put_calls(*[quick.call()] * 400, slow.call(), slow_too.call(), *[quick.call()] * 400)
+    slows = [int(handle) for handle in handles[400:402]]
+    worker = Worker(unwrapped(queue), concurrency=2, lease="1h")
+    with running(harness, worker) as join:
+        assert sorted(seen.wait(2)) == slows
+        harness.eventually(lambda: len([row for row in rows(harness) if row[1]]) > 2)
+        worker.stop()  # from this thread, which is none of the worker's
+        harness.eventually(lambda: [row[0] for row in rows(harness) if row[1]] == slows)
+        late = quick()
+        latch.open()
+        join()
+    assert sorted(seen.items[2:]) == slows
+    left = rows(harness)
+    assert slows[0] not in [row[0] for row in left]
+    assert left[-1][0] == late
+    assert all(attempts == excused for _, _, attempts, excused in left)
+    assert queue.count() == len(left)
+
+
+@pytest.mark.parametrize("way", ["grace", "again", "cancelled"])
+def test_what_does_not_end_in_time_is_given_back_at_once(harness: Harness, way: str) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+
+    @queue.task()
+    async def coroutine(job_id: int) -> None:
+        seen.add("began")
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.add("cancelled")
+            raise
+
+    @queue.task()
+    def polite(job_id: int) -> None:
+        seen.add("began")
+        if current().wait(PATIENCE):
+            seen.add("told")
+            current().check()
+
+    @queue.task()
+    def deaf(job_id: int) -> None:
+        seen.add("began")
+        over.wait()
+
+    over = Latch()
+    coroutine(), polite(), deaf()
+    worker = Worker(unwrapped(queue), lease="1h", grace=0.05 if way == "grace" else "1h")
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        tasks.append(asyncio.ensure_future(worker.run()))
+        await asyncio.wait(tasks)
+
+    with harness.thread(lambda: harness.in_loop(work)) as join:
+        assert seen.wait(3) == ["began"] * 3
+        if way == "cancelled":
+            tasks[0].get_loop().call_soon_threadsafe(tasks[0].cancel)
+        else:
+            worker.stop()
+        if way == "again":
+            worker.stop()
+        join()
+        assert tasks[0].cancelled() == (way == "cancelled")
+        assert sorted(seen.wait(5)[3:]) == ["cancelled", "told"]
+        # Free at once, though the lease is long; nothing is held against them.
+        assert [row[1:] for row in rows(harness)] == [(False, 1, 1)] * 3
+        over.open()
+
+
+def test_a_coroutine_that_does_not_end_when_cancelled_is_given_back(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 0.1)
+    queue = harness.task_queue()
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def stubborn(job_id: int) -> None:
+        seen.add("began")
+        while True:
+            try:
+                await latch.passed()
+            except asyncio.CancelledError:
+                seen.add("cancelled")
+            else:
+                return
+
+    stubborn()
+    worker = Worker(unwrapped(queue), lease="1h", grace=0)
+    with running(harness, worker):
+        seen.wait(1)
+        worker.stop()
+        seen.wait(2)
+        harness.eventually(lambda: [row[1:] for row in rows(harness)] == [(False, 1, 1)])
+        latch.open()
+
+
+def test_nothing_is_left_of_a_worker_that_has_stopped(harness: Harness) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        seen.add(threading.current_thread())
+
+    plain()
+    before = set(threading.enumerate())
+    connections = harness.connections()
+    worker = Worker(unwrapped(queue))
+    with running(harness, worker) as join:
+        seen.wait(1)
+        harness.eventually(lambda: all_done(harness))
+        assert harness.connections() > connections
+        worker.stop()
+        join()
+    assert {thread for thread in threading.enumerate() if thread.name.startswith("pqcore")} <= before
+    harness.eventually(lambda: harness.connections() == connections)
+    with harness.working(queue):  # the same queue, and another worker
+        plain()
+        seen.wait(2)
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_a_pool_is_shared_and_stays_open(harness: Harness) -> None:
+    pool = harness.pool()
+    pq = harness.tasks(pool=pool)
+    queue = pq["q"]
+    seen = Notes()
+
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
+
+    note()
+    with harness.working(queue):
+        seen.wait(1)
+        note()
+        seen.wait(2)
+    assert all_done(harness)
+    assert queue.put(1) is not None
+
+
+def test_what_cannot_be_is_refused(harness: Harness) -> None:
+    queue = unwrapped(harness.task_queue())
+    core = unwrapped(harness.queue())
+    wrongs: list[Callable[[], Worker]] = [
+        lambda: Worker(),
+        lambda: Worker(core),
+        lambda: Worker(queue, concurrency=0),
+        lambda: Worker(queue, prefetch=-1),
+        lambda: Worker(queue, lease=0),
+        lambda: Worker(queue, run_in="fiber"),  # type: ignore[arg-type]
+        lambda: Worker(queue, grace="soon"),
+    ]
+    for wrong in wrongs:
+        with pytest.raises((ConfigurationError, ValueError)):
+            wrong()
+    sole = unwrapped(harness.tasks(harness.connect().raw)["q"])
+    with pytest.raises(ConfigurationError, match="more than one connection"):
+        harness.in_loop(Worker(sole).run)
+
+
+def test_a_table_that_is_missing_is_told(harness: Harness) -> None:
+    queue = harness.tasks(create=False, table="missing")["q"]
+    with pytest.raises(TableMissing):
+        harness.drain(queue)
+
+
+# Burst mode
+
+
+def test_a_burst_ends_and_runs_what_jobs_put(harness: Harness) -> None:
+    pq = harness.tasks()
+    first, second = pq["first"], pq["second"]
+    raw = [unwrapped(queue) for queue in (first, second)]
+    seen = Notes()
+
+    def put(queue: Any, depth: int) -> Any:
+        return queue.put_call(call_of[queue.name].call(depth))
+
+    async def run(job_id: int, depth: int) -> None:
+        seen.add(depth)
+        if depth < 30:  # into the other queue each time
+            put_ = put(raw[depth % 2], depth + 1)
+            if harness.mode == "async":
+                await put_
+
+    call_of = {queue.name: queue.task()(run) for queue in (first, second)}
+    call_of = {name: unwrapped(task) for name, task in call_of.items()}
+    second.put_calls(call_of["second"].call(0))
+    first.put({"function": run._path, "args": [30], "kwargs": {}}, schedule_at="1h")  # type: ignore[attr-defined]
+    harness.drain(first, second)
+    assert seen.items == list(range(31))
+    assert first.stats().scheduled == 1, "it was waited for"
+
+
+# What it costs
+
+
+def test_an_idle_worker_runs_at_most_two_statements_a_second(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = harness.task_queue()
+    execute = CoreSession.execute
+    names: list[str] = []
+
+    async def counted(session: CoreSession, query: Query, parameters: Any = ()) -> Any:
+        if session is not harness._eyes.session:
+            names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(CoreSession, "execute", counted)
+    with harness.working(queue):
+        harness.eventually(lambda: len(names) >= 2)
+        threading.Event().wait(0.5)  # it begins to listen
+        del names[:]
+        threading.Event().wait(IDLE_SECONDS)
+        counts = list(names)
+    assert 2 <= len(counts) <= 2 * IDLE_SECONDS, counts
+
+
+# What plugins are told
+
+
+class Spy:
+    """A plugin that takes notes."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self.seen = Notes()
+
+    def _note(self, hook: str, event: JobEvent) -> None:
+        if event.queue == self._queue:
+            error = None if event.error is None else type(event.error).__name__
+            self.seen.add((hook, event.job.id, error, event.delay, event.reason))
+            assert event.task.endswith(event.job._get_data()["function"])
+            assert event.waited >= 0
+            assert (event.duration > 0) == (hook != "started")
+
+    @hookimpl
+    async def pqcore_job_started(self, event: JobEvent) -> None:
+        await asyncio.sleep(0)  # it is awaited
+        self._note("started", event)
+
+    @hookimpl
+    async def pqcore_job_succeeded(self, event: JobEvent) -> None:
+        await asyncio.sleep(0)
+        self._note("succeeded", event)
+
+    @hookimpl
+    def pqcore_job_failed(self, event: JobEvent) -> None:
+        self._note("failed", event)
+
+    @hookimpl
+    def pqcore_job_retried(self, event: JobEvent) -> None:
+        self._note("retried", event)
+
+    @hookimpl
+    def pqcore_job_dead(self, event: JobEvent) -> None:
+        self._note("dead", event)
+
+    @hookimpl
+    def pqcore_job_dropped(self, event: JobEvent) -> None:
+        self._note("dropped", event)
+
+
+class Broken:
+    """A plugin that fails each time."""
+
+    @hookimpl
+    def pqcore_job_started(self, event: JobEvent) -> None:
+        raise ZeroDivisionError
+
+    pqcore_job_succeeded = pqcore_job_failed = pqcore_job_retried = pqcore_job_started
+    pqcore_job_dead = pqcore_job_dropped = pqcore_around_run = pqcore_job_started
+
+
+@contextmanager
+def registered(*some: object) -> Iterator[None]:
+    for plugin in some:
+        plugins.register(plugin)
+    try:
+        yield
+    finally:
+        for plugin in some:
+            plugins.manager.unregister(plugin)
+
+
+def test_plugins_are_told_what_becomes_of_jobs(harness: Harness) -> None:
+    queue = harness.task_queue(harness.schema)
+    spy = Spy(harness.schema)
+
+    @queue.task()
+    def well(job_id: int) -> None: ...
+
+    @queue.task(max_retries=1, retry_in="1h")
+    def badly(job_id: int) -> None:
+        raise KeyError
+
+    @queue.task()
+    async def for_good(job_id: int) -> None:
+        raise KeyError
+
+    @queue.task()
+    def later(job_id: int) -> None:
+        raise Snooze("2h")
+
+    @queue.task(max_retries=1)
+    def again(job_id: int) -> None:
+        raise Retry("3h")
+
+    @queue.task()
+    async def never(job_id: int) -> None:
+        raise Discard("no use")
+
+    calls = [task.call() for task in (well, badly, for_good, later, again, never)]
+    a, b, c, d, e, f = map(int, queue.put_calls(*calls))
+    with registered(spy, Broken()):
+        harness.drain(queue, concurrency=1)
+    told = {job: [item for item in spy.seen.items if item[1] == job] for job in (a, b, c, d, e, f)}
+    assert told == {
+        a: [("started", a, None, None, ""), ("succeeded", a, None, None, "")],
+        b: [
+            ("started", b, None, None, ""),
+            ("failed", b, "KeyError", 3600.0, "failed"),
+            ("retried", b, "KeyError", 3600.0, "failed"),
+        ],
+        c: [
+            ("started", c, None, None, ""),
+            ("failed", c, "KeyError", None, "failed"),
+            ("dead", c, "KeyError", None, "failed"),
+        ],
+        d: [("started", d, None, None, ""), ("retried", d, "Snooze", 7200.0, "snoozed")],
+        e: [
+            ("started", e, None, None, ""),
+            ("failed", e, "Retry", 10800.0, "failed"),
+            ("retried", e, "Retry", 10800.0, "failed"),
+        ],
+        f: [("started", f, None, None, ""), ("dropped", f, "Discard", None, "discarded")],
+    }
+    # And all happened as it does without plugins.
+    assert [row[0] for row in rows(harness)] == [b, d, e]
+    assert [letter.id for letter in queue.dead.list()] == [c]

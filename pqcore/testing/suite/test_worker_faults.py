@@ -1,0 +1,398 @@
+"""Workers that are killed, told to stop, held up, or cut off: no job is lost, and none is run twice unaccounted for."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from pqcore import waiting
+from pqcore.backend import Capability
+from pqcore.operations import finishing
+from pqcore.testing import workers
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.notes import Latch, Notes
+from pqcore.testing.processes import Child
+from pqcore.testing.proxy import Proxy
+from pqcore.testing.workers import Site
+
+JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
+"""Jobs that are run while workers are killed."""
+KILLS = 4
+
+
+class Crew:
+    """Worker processes, and the jobs that they are given."""
+
+    def __init__(self, harness: Harness, task: dict[str, Any] | None = None, **options: Any) -> None:
+        self._harness = harness
+        self.site = Site(harness.spec.name, harness.mode, harness.dsn, harness.schema, options, task or {})
+        for statement in self.site.tables():
+            harness.sql(statement, rows=False)
+        self.queue = harness.task_queue()
+        self.tasks = {name: self.queue.task()(self.site.function(name)) for name in workers.FUNCTIONS}
+        self._stack = ExitStack()
+        self._children: dict[int, Child] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    def hire(self) -> Child:
+        """Start a worker."""
+        child = Child(workers.work, self.site)
+        self._children[child.process.pid or 0] = child
+        self._stack.callback(child.kill)
+        return child
+
+    def kill_one(self, rng: random.Random) -> None:
+        """SIGKILL one of those that have just begun a job."""
+        latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
+        busy = {row[0] for row in self._harness.sql(latest)}
+        self._children.pop(rng.choice(sorted(busy & set(self._children)))).kill()
+
+    def at_work(self, child: Child) -> Child:
+        """Wait until it says that it starts."""
+        assert child.recv(3 * PATIENCE) == "starts"
+        return child
+
+    def runs(self, where: str = "true") -> list[tuple[int, int, int, str | None]]:
+        """What was run: job, attempt, process, how it ended."""
+        rows = self._harness.sql(
+            f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
+        )
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+    def progressed(self, number: int) -> None:
+        """Wait until so many runs were begun."""
+        count = f"SELECT count(*) FROM {self.site.table('runs')}"
+        self._harness.eventually(lambda: self._harness.sql(count)[0][0] >= number)
+
+    def begun(self, job_id: int, attempt: int = 1) -> int:
+        """Wait until a job has been begun; the process that did."""
+        where = f"job = {job_id} AND attempt = {attempt}"
+        [run] = self._harness.eventually(lambda: self.runs(where))
+        return int(run[2])
+
+    def ended(self, job_id: int, attempt: int = 1) -> str:
+        """Wait until a function has said how it ended."""
+        where = f"job = {job_id} AND attempt = {attempt} AND ended IS NOT NULL"
+        [run] = self._harness.eventually(lambda: self.runs(where))
+        return str(run[3])
+
+    def release(self, *jobs: int) -> None:
+        """Let functions go on."""
+        values = ", ".join(f"({int(job)})" for job in jobs)
+        self._harness.sql(f"INSERT INTO {self.site.table('released')} VALUES {values}", rows=False)
+
+    def row(self, job_id: int) -> tuple[Any, ...]:
+        """Whether finished, whether leased, attempts, excused."""
+        [found] = self._harness.sql(
+            "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(excused, 0)"
+            f" FROM {{table}} WHERE id = {int(job_id)}"
+        )
+        return tuple(found)
+
+
+# Killed
+
+
+def test_workers_that_are_killed_lose_no_job(harness: Harness) -> None:
+    rng = random.Random(7)
+    with Crew(harness, {"max_crashes": 1000}, lease=2.0, concurrency=10) as crew:
+        crew.queue.put_calls(*[crew.tasks["run"].call()] * JOBS)
+        for child in [crew.hire() for _ in range(3)]:
+            crew.at_work(child)
+        for kill in range(KILLS):
+            crew.progressed(JOBS * (kill + 1) // (KILLS + 2))
+            crew.kill_one(rng)
+            crew.hire()
+        left = "SELECT FROM {table} WHERE dequeued_at IS NULL LIMIT 1"
+        harness.eventually(lambda: not harness.sql(left))
+        accounted_for(harness, crew, JOBS)
+
+
+def accounted_for(harness: Harness, crew: Crew, number: int) -> None:
+    """Every job is done, under its last lease, and what was run twice was delivered twice."""
+    rows = harness.sql("SELECT id, attempts, coalesce(failures, 0), coalesce(excused, 0) FROM {table}")
+    assert len(rows) == number
+    assert crew.queue.dead.count() == 0
+    runs: dict[int, list[int]] = {}
+    for job, attempt, _, _ in crew.runs():
+        runs.setdefault(job, []).append(attempt)
+    for job, attempts, failures, excused in rows:
+        assert failures == 0
+        assert runs[job][-1] == attempts, "it was finished by another run than the last"
+        assert len(runs[job]) <= attempts - excused, "it was run more often than it was delivered"
+    assert any(attempts - excused > 1 for _, attempts, _, excused in rows), "nobody died of being killed"
+
+
+# Told to stop
+
+
+def test_sigterm_drains(harness: Harness) -> None:
+    with Crew(harness, lease="1h", concurrency=2) as crew:
+        child = crew.at_work(crew.hire())
+        first, second = crew.tasks["hold"](), crew.tasks["hold"]()
+        pid = crew.begun(first)
+        crew.begun(second)
+        third = crew.tasks["hold"]()
+        os.kill(pid, signal.SIGTERM)
+        crew.release(first, second, third)
+        assert child.recv(PATIENCE) == "stopped"
+        assert [crew.row(job) for job in (first, second)] == [(True, False, 1, 0)] * 2
+        done, leased, attempts, excused = crew.row(third)
+        assert (done, leased) == (False, False)
+        assert attempts == excused, "it was fetched ahead, at most"
+
+
+def expect_haste(crew: Crew, job: int, child: Child) -> None:
+    """A second signal does not wait for what runs, nor for the end of the lease."""
+    pid = crew.begun(job)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    assert child.recv(PATIENCE) == "stopped"
+    child.process.join(PATIENCE)
+    assert child.process.exitcode == 0
+    assert crew.row(job) == (False, False, 1, 1)
+
+
+def test_a_second_signal_stops_at_once(harness: Harness) -> None:
+    with Crew(harness, lease="1h", grace="1h") as crew:
+        child = crew.at_work(crew.hire())
+        job = crew.tasks["hold"]()
+        expect_haste(crew, job, child)
+        assert crew.ended(job) == "shutdown"
+
+
+@pytest.mark.only("blocking")
+def test_a_second_signal_stops_at_once_what_does_not_listen(harness: Harness) -> None:
+    with Crew(harness, lease="1h", grace="1h") as crew:
+        child = crew.at_work(crew.hire())
+        expect_haste(crew, crew.queue.task()(workers.deaf)(), child)
+
+
+# Held up
+
+
+@pytest.mark.parametrize("late", ["cancelled", "refused"])
+def test_a_worker_that_was_held_up_past_its_lease_has_lost_it(harness: Harness, late: str) -> None:
+    with Crew(harness, lease=1.5) as crew:
+        first = crew.at_work(crew.hire())
+        job = crew.tasks["hold" if late == "cancelled" else "nap"]()
+        pid = crew.begun(job)
+        os.kill(pid, signal.SIGSTOP)
+        crew.at_work(crew.hire())
+        second = crew.begun(job, 2)
+        assert second != pid
+        if late == "refused":
+            assert crew.ended(job, 2) == "slept"
+            done = "SELECT dequeued_at::text FROM {table} WHERE dequeued_at IS NOT NULL"
+            [[at]] = harness.eventually(lambda: harness.sql(done))
+        os.kill(pid, signal.SIGCONT)
+        if late == "cancelled":
+            assert crew.ended(job, 1) == "lost"
+            assert crew.row(job) == (False, True, 2, 0)
+            crew.release(job)
+            assert crew.ended(job, 2) == "released"
+        else:
+            assert crew.ended(job, 1) == "slept"
+        os.kill(pid, signal.SIGTERM)
+        assert first.recv(PATIENCE) == "stopped"  # it has stored all that it had to
+        harness.eventually(lambda: crew.row(job) == (True, False, 2, 0))
+        if late == "refused":
+            assert harness.sql("SELECT dequeued_at::text FROM {table}") == [(at,)]
+
+
+# Cut off
+
+
+def test_the_loss_of_all_connections_is_a_pause(harness: Harness) -> None:
+    queue = harness.task_queue()
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def hold(job_id: int) -> None:
+        seen.add(job_id)
+        await latch.passed()
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        seen.add(job_id)
+
+    def put(text: str) -> int:
+        path = {"hold": hold, "plain": plain}[text]
+        return int(path())
+
+    with harness.working(queue):
+        held = put("hold")
+        seen.wait(1)
+        for number in range(3):
+            harness.eventually(harness.listening)
+            assert harness.cut_connections() >= 2
+            put("plain")
+            seen.wait(2 + number)
+        harness.cut_connections()
+        latch.open()
+        done = f"SELECT attempts FROM {{table}} WHERE id = {held} AND dequeued_at IS NOT NULL"
+        assert harness.eventually(lambda: harness.sql(done)) == [(1,)]
+    assert len(seen.items) == 4
+
+
+@contextmanager
+def proxied(harness: Harness) -> Iterator[Proxy]:
+    proxy = Proxy(harness.dsn)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness) -> None:
+    direct = harness.task_queue()
+    with proxied(harness) as proxy:
+        queue = harness.tasks(proxy.dsn, create=False)["q"]
+        seen = Notes()
+
+        @queue.task()
+        async def note(job_id: int) -> None:
+            seen.add(job_id)
+
+        again = direct.task()(note.task.function)
+        with harness.working(queue, stall_timeout=0.4, poll_interval=0.1):
+            again()
+            seen.wait(1)
+            for number in range(2):
+                assert proxy.stall() >= 2
+                again()
+                seen.wait(2 + number)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_listening_connection_that_went_silent_is_replaced(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PROBE", 0.2)
+    monkeypatch.setattr(waiting, "RETRY", 0.1)
+    direct = harness.task_queue()
+    with proxied(harness) as proxy:
+        queue = harness.tasks(proxy.dsn, create=False)["q"]
+        seen = Notes()
+
+        @queue.task()
+        async def note(job_id: int) -> None:
+            seen.add(job_id)
+
+        again = direct.task()(note.task.function)
+        with harness.working(queue, stall_timeout=0.4, poll_interval=3600) as worker:
+            [station] = worker._floor.stations
+            listener = station.bridge.engine.listener
+            for number in range(3):
+                harness.eventually(lambda: station.channel in listener._channels)
+                again()
+                seen.wait(2 * number + 1)
+                proxy.stall()
+                again()  # found when it is noticed that nothing is heard
+                seen.wait(2 * number + 2)
+
+
+def test_leases_are_held_over_a_connection_that_went_silent(harness: Harness) -> None:
+    direct = harness.task_queue()
+    with proxied(harness) as proxy:
+        queue = harness.tasks(proxy.dsn, create=False)["q"]
+        latch, seen = Latch(), Notes()
+
+        @queue.task()
+        async def hold(job_id: int) -> None:
+            seen.add(job_id)
+            await latch.passed()
+
+        direct.task()(hold.task.function)()
+        until = "SELECT leased_until::text FROM {table} WHERE now() < leased_until"
+        with harness.working(queue, stall_timeout=0.3, lease=3.0), harness.working(direct, lease=3.0):
+            seen.wait(1)
+            leases = set(harness.sql(until))
+            first = max(leases)[0]
+
+            def outlived() -> bool:
+                leases.update(harness.sql(until))
+                if len(leases) == 2:
+                    proxy.stall()  # again, in the middle of it
+                return bool(harness.sql(f"SELECT FROM {{table}} WHERE now() > '{first}'")) and len(leases) > 2
+
+            proxy.stall()
+            harness.eventually(outlived)
+            latch.open()
+            harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NOT NULL"))
+        assert len(seen.items) == 1
+
+
+def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any]) -> None:
+    """Have the connection go silent between two statements of the transaction that stores an end."""
+    keep = finishing._keep_result
+    times = iter(range(100))
+
+    async def stalled(*arguments: Any) -> None:
+        if next(times) == 0:
+            stall()
+        await keep(*arguments)
+
+    monkeypatch.setattr(finishing, "_keep_result", stalled)
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_ends_are_stored_after_a_connection_went_silent(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    direct = harness.task_queue()
+    with proxied(harness) as proxy:
+        queue = harness.tasks(proxy.dsn, create=False)["q"]
+        latch, seen = Latch(), Notes()
+
+        @queue.task()
+        async def hold(job_id: int) -> int:
+            seen.add(job_id)
+            await latch.passed()
+            return 7
+
+        handle = direct.task(keep_result="1h")(hold.task.function)()
+        with harness.working(queue, stall_timeout=0.4, poll_interval=0.1):
+            seen.wait(1)
+            if when == "before":
+                proxy.stall()
+            else:
+                stall_in_the_middle(monkeypatch, proxy.stall)
+            latch.open()
+            assert handle.result(PATIENCE) == 7
+        assert harness.sql("SELECT attempts FROM {table} WHERE dequeued_at IS NOT NULL") == [(1,)]
+
+
+def test_a_server_that_is_silent_for_a_while_is_waited_for(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    direct = harness.task_queue()
+    with proxied(harness) as proxy:
+        queue = harness.tasks(proxy.dsn, create=False)["q"]
+        seen = Notes()
+
+        @queue.task()
+        def note(job_id: int) -> None:
+            seen.add(job_id)
+
+        again = direct.task()(note.task.function)
+        with harness.working(queue, stall_timeout=0.3, poll_interval=0.1):
+            again()
+            seen.wait(1)
+            before = proxy.stall(new=True)
+            again()
+            harness.eventually(lambda: proxy.stall(new=True) >= before + 2)  # it tries to connect
+            proxy.resume()
+            seen.wait(2)

@@ -1,0 +1,97 @@
+"""Letting time pass: rows are set back, and ticks put; for `pqcore.testing.jobs`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pqcore.errors import ConfigurationError
+from pqcore.operations.transactions import atomic
+from pqcore.statement import Query
+
+if TYPE_CHECKING:
+    from pqcore.identifiers import TableName
+    from pqcore.sessions import CoreSession
+    from pqcore.tasks.periodic import Periodic
+
+MOST_TICKS = 10_000
+"""Ticks of one periodic task that are put, at most."""
+LOCK_TIMEOUT = "5s"
+"""How long rows are waited for that a transaction holds."""
+
+# Whatever holds a time, in whatever tables a queue has.
+_TIMES = """
+SELECT c.oid::regclass::text, quote_ident(a.attname)
+FROM unnest(:names::text[]) AS wanted (name) JOIN pg_class AS c ON c.oid = to_regclass(wanted.name)
+JOIN pg_attribute AS a ON a.attrelid = c.oid
+WHERE c.relkind = 'r' AND a.atttypid = 'timestamptz'::regtype AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY 1, 2"""
+_DEADLINES = """SELECT id, {column}::text FROM {{{table}}} WHERE position('"deadline"' in {column}::text) > 0"""
+_SET_DEADLINES = "UPDATE {{{table}}} SET {column} = :value::text::json WHERE id = :id::bigint"
+
+
+def compiled(session: CoreSession, name: str, template: str, *, rows: bool = True) -> Query:
+    """A statement about a session's table."""
+    return session.sql._compile("test_" + name, template, rows=rows)
+
+
+async def set_back(session: CoreSession, names: TableName, distance: timedelta) -> None:
+    """Move all times in the tables of a queue back, and forget what has expired."""
+    others = [name for key, name in names.substitutions().items() if key != "migrations"]
+    by = {"by": distance.total_seconds()}
+    joined = session.in_transaction()
+    async with atomic(session):
+        if not joined:
+            timeout = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
+            await session.execute(compiled(session, "lock_timeout", timeout, rows=False))
+        query = compiled(session, "times", _TIMES)
+        columns: dict[str, list[str]] = {}
+        for table, column in await session.execute(query, query.bind({"names": others})):
+            columns.setdefault(table, []).append(column)
+        for table, moved in columns.items():
+            changes = ", ".join(f"{column} = {column} - :by::float8 * interval '1 second'" for column in moved)
+            statement = f"UPDATE {table} SET {changes}".replace("{", "{{").replace("}", "}}")
+            query = compiled(session, "set_back", statement, rows=False)
+            await session.execute(query, query.bind(by))
+        for table, column in (("table", "headers"), ("dead", "headers"), ("batches", "callback")):
+            await _set_deadlines_back(session, table, column, distance)
+        await session.execute(session.sql.tasks.sweep_results)
+
+
+async def _set_deadlines_back(session: CoreSession, table: str, column: str, distance: timedelta) -> None:
+    """Move the deadlines back that travel with jobs, and with those that follow them."""
+    found = await session.execute(compiled(session, "deadlines", _DEADLINES.format(table=table, column=column)))
+    for number, text in found:
+        stored = json.loads(text)
+        _shift(stored if column == "headers" else stored["headers"], distance.total_seconds())
+        query = compiled(session, "set_deadline", _SET_DEADLINES.format(table=table, column=column), rows=False)
+        await session.execute(query, query.bind({"value": json.dumps(stored), "id": number}))
+
+
+def _shift(headers: dict[str, Any], by: float) -> None:
+    run = headers.get("run")
+    if isinstance(run, dict) and "deadline" in run:
+        run["deadline"] -= by
+    for link in headers.get("then", []):
+        _shift(link["headers"], by)
+
+
+def due(periodic: Periodic, last: datetime, arrival: datetime, *, down: bool) -> list[datetime]:
+    """The ticks that are put until ``arrival``: each, or, if no worker was there, what the task says of missed ones.
+
+    Raises:
+        ConfigurationError: They are too many.
+    """
+    if down:
+        return periodic.due(last, arrival)
+    ticks: list[datetime] = []
+    for tick in islice(periodic.ticks_after(last), MOST_TICKS + 1):
+        if tick > arrival:
+            return ticks
+        ticks.append(tick)
+    if len(ticks) > MOST_TICKS:
+        msg = f"{periodic.name} has more than {MOST_TICKS} ticks until {arrival}: travel with down=True"
+        raise ConfigurationError(msg)
+    return ticks

@@ -1,0 +1,216 @@
+"""Workers to be run in processes that are spawned, and functions for them to run: importable, as that asks for.
+
+What such a worker does is read from a table, ``runs``, in the schema of the test: functions
+write a row when they begin, and say in it how they ended.  They wait for rows in ``released``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pqcore import tasks
+from pqcore.backend import Mode, Row
+from pqcore.identifiers import quote
+from pqcore.runtime import drive
+from pqcore.tasks.context import current
+from pqcore.testing.harness import statement
+from pqcore.worker import Worker
+
+LOOK = 0.01
+"""Seconds between looks at what is released."""
+MOMENT = 0.02
+"""Seconds that `run` takes."""
+NAP = 0.5
+"""Seconds that `nap` takes."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a worker finds its queue, and how it is to work.
+
+    Attributes:
+        backend: The backend.
+        mode: Its kind.
+        dsn: The server.
+        schema: Where the tables are.
+        options: Those of the worker.
+        task: Those of the tasks.
+    """
+
+    backend: str
+    mode: Mode
+    dsn: str
+    schema: str
+    options: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, name: str) -> str:
+        """The quoted name of a table of the test's."""
+        return f"{quote(self.schema)}.{quote(name)}"
+
+    def tables(self) -> list[str]:
+        """The statements that make them."""
+        columns = "job bigint, attempt int, worker int, ended text, at timestamptz DEFAULT clock_timestamp()"
+        return [
+            f"CREATE TABLE {self.table('runs')} ({columns}, PRIMARY KEY (job, attempt))",
+            f"CREATE TABLE {self.table('released')} (job bigint PRIMARY KEY)",
+        ]
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """One of `FUNCTIONS`, as this kind of backend has it."""
+        found: Callable[..., Any] = globals()[name if self.mode == "blocking" else f"{name}_async"]
+        return found
+
+
+FUNCTIONS = ("run", "hold", "nap")
+
+_here: list[tuple[Site, Any]] = []
+"""In a worker's process: what it was told, and its queue."""
+
+
+async def _sql(text: str, *, rows: bool = False) -> Sequence[Row]:
+    query = statement(text, rows=rows)
+    found: Sequence[Row] = await _here[0][1]._engine.run(lambda session: session.execute(query), protect=False)
+    return found
+
+
+async def _begin(job_id: int) -> None:
+    runs, attempt = _here[0][0].table("runs"), current().job.attempts
+    await _sql(f"INSERT INTO {runs} (job, attempt, worker) VALUES ({job_id}, {attempt}, {os.getpid()})")
+
+
+async def _end(job_id: int, how: str) -> None:
+    runs, attempt = _here[0][0].table("runs"), current().job.attempts
+    await _sql(f"UPDATE {runs} SET ended = '{how}' WHERE job = {job_id} AND attempt = {attempt}")
+
+
+async def _released(job_id: int) -> bool:
+    released = _here[0][0].table("released")
+    return bool(await _sql(f"SELECT job FROM {released} WHERE job = {job_id}", rows=True))
+
+
+def run(job_id: int) -> None:
+    """Say that it was run, and take a moment."""
+    drive(_begin(job_id))
+    time.sleep(MOMENT)
+
+
+async def run_async(job_id: int) -> None:
+    """Likewise."""
+    await _begin(job_id)
+    await asyncio.sleep(MOMENT)
+
+
+def hold(job_id: int) -> None:
+    """Begin, and wait to be released, or stopped."""
+    drive(_begin(job_id))
+    while not drive(_released(job_id)):
+        if current().wait(LOOK):
+            drive(_end(job_id, current().stop_reason))
+            current().check()
+    drive(_end(job_id, "released"))
+
+
+async def hold_async(job_id: int) -> None:
+    """Likewise."""
+    await _begin(job_id)
+    try:
+        while not await _released(job_id):  # noqa: ASYNC110 - it is written into a table
+            await asyncio.sleep(LOOK)
+    except asyncio.CancelledError:
+        await _end(job_id, current().stop_reason)
+        raise
+    await _end(job_id, "released")
+
+
+def nap(job_id: int) -> None:
+    """Sleep, the first time, and hear nothing meanwhile."""
+    drive(_begin(job_id))
+    if current().attempt == 1:
+        time.sleep(NAP)
+    drive(_end(job_id, "slept"))
+
+
+async def nap_async(job_id: int) -> None:
+    """Likewise."""
+    await _begin(job_id)
+    if current().attempt == 1:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(NAP)
+    await _end(job_id, "slept")
+
+
+def deaf(job_id: int) -> None:
+    """Begin, and never end, whatever is said; for blocking backends."""
+    drive(_begin(job_id))
+    threading.Event().wait()
+
+
+def work(site: Site, pipe: Connection) -> None:
+    """Run a worker until it is told to stop by a signal; says when it starts and when it has stopped."""
+    if site.mode == "blocking":
+        with tasks.PQ(site.dsn, schema=site.schema, backend=site.backend) as pq:
+            asyncio.run(_work(site, pq["q"], pipe))
+    else:
+        asyncio.run(_work_async(site, pipe))
+    pipe.send("stopped")
+
+
+async def _work_async(site: Site, pipe: Connection) -> None:
+    async with tasks.AsyncPQ(site.dsn, schema=site.schema, backend=site.backend) as pq:
+        await _work(site, pq["q"], pipe)
+
+
+async def _work(site: Site, queue: Any, pipe: Connection) -> None:
+    _here[:] = [(site, queue)]
+    for name in FUNCTIONS:
+        queue.task(**site.task)(site.function(name))
+    queue.task()(deaf)
+    pipe.send("starts")
+    await Worker(queue, **site.options).run(handle_signals=True)
+
+
+# For processes of a worker's own (``run_in="process"``)
+
+
+def add(job_id: int, a: int, b: int) -> tuple[int, int]:
+    """The sum, and the process that it was reckoned in."""
+    return a + b, os.getpid()
+
+
+def exit_at_once(job_id: int) -> None:
+    """Take the process with it."""
+    os._exit(3)
+
+
+def sleep_long(job_id: int) -> None:
+    """Sleep for longer than any test lasts."""
+    time.sleep(3600)
+
+
+def fail(job_id: int, what: str) -> None:
+    """Raise what cannot be pickled as it is."""
+    raise Unreadable(what, 1)
+
+
+class Unreadable(Exception):
+    """Can be pickled, and not be read."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def tell(job_id: int) -> dict[str, Any]:
+    """What a function knows of its job."""
+    context = current()
+    context.progress({"at": 1})
+    return {"id": context.id, "attempt": context.attempt, "previous": context.previous}

@@ -1,0 +1,128 @@
+"""What runs in a process that runs jobs: it is told a call, makes it, answers; and ends with its worker."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import pickle
+import signal
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pqcore.job import BaseJob
+from pqcore.settings import QueueSettings
+from pqcore.tasks.context import JobContext, enter_job, leave_job
+from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.running import Run
+from pqcore.worker.parent import end_with_parent
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call, and the job that it is made for.
+
+    Attributes:
+        path: The function's path.
+        args: With what it is called, after the job's id.
+        kwargs: And with what.
+        queue: The queue's name, table and serializer.
+        row: The job's row, as `BaseJob` reads it.
+    """
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    queue: tuple[str, Any, str]
+    row: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, run: Run) -> Request:
+        """The request for a run."""
+        job = run.job
+        queue = job._queue  # noqa: SLF001 - as in the rest of this
+        data, payload = (job.raw, None) if isinstance(job.raw, str) else (None, job.raw)
+        row = (job.id, data, payload, job.serializer, job.attempts, *job._times)  # noqa: SLF001
+        row += (job.raw_headers, job.failures, job.excused)
+        names = (queue.name, queue.table, queue.serializer_name)
+        return cls(run.task.path, tuple(run.args), dict(run.kwargs), names, row)
+
+
+class _Context(JobContext):
+    """What a function in a process sees of its job: it is killed, not told to stop."""
+
+    def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
+        super().__init__(queue, job)
+        self._pipe = pipe
+
+    def progress(self, value: Any) -> None:
+        super().progress(value)
+        self._pipe.send_bytes(pickle.dumps(("progress", self.take_progress(), None)))
+
+
+def serve(pipe: Connection) -> None:
+    """Make calls until the worker closes the pipe, or ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal, or systemd, may signal all processes at once: the worker alone says when jobs are to stop.
+        # Not SIG_IGN, which what a job starts would inherit.
+        signal.signal(number, lambda *_: None)
+    if (worker := multiprocessing.parent_process()) is not None:
+        end_with_parent(worker.sentinel)  # a job that goes on would be run twice at once
+    while True:
+        try:
+            request = pipe.recv_bytes()
+        except EOFError:
+            return
+        pipe.send_bytes(_answer(request, pipe))
+
+
+def _answer(raw: bytes, pipe: Connection) -> bytes:
+    try:
+        request: Request = pickle.loads(raw)  # noqa: S301 - from the worker
+        function, queue = _find(request)
+        context = _Context(queue, BaseJob(queue, request.row, leased=True), pipe)
+        token = enter_job(context)
+        try:
+            result = function(context.id, *request.args, **request.kwargs)
+        finally:
+            leave_job(token)
+        return pickle.dumps(("done", result, context.finished))
+    except BaseException as exc:  # noqa: BLE001 - it is the job's failure
+        return _raised(exc)
+
+
+def _raised(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        answer = pickle.dumps(("raised", error, text))
+        pickle.loads(answer)  # noqa: S301 - many exceptions can be written, and not be read
+    except Exception:  # noqa: BLE001 - whatever it is
+        told = RuntimeError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
+        return pickle.dumps(("raised", told, text))
+    return answer
+
+
+def _find(request: Request) -> tuple[Any, QueueSettings]:
+    """The function, which the worker has found before, and the queue: as it was declared with, if that is here."""
+    path = request.path
+    module = path
+    while "." in module:
+        module = module.rpartition(".")[0]
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+            break
+    found: Any = None
+    with suppress(AttributeError):
+        found = importlib.import_module(module)
+        for name in path.removeprefix(module + ".").split("."):
+            found = getattr(found, name)
+    queue = getattr(found, "queue", None)
+    function = TaskDeclarations.handler_registry.get(path) or getattr(found, "__wrapped__", found)
+    name, table, serializer = request.queue
+    if not isinstance(queue, QueueSettings) or queue.name != name:
+        queue = QueueSettings(name, table, serializer, {})
+    if function is None:
+        raise LookupError(f"there is no {path} to be imported in a process: it is to be a module's own function")
+    return function, queue

@@ -1,0 +1,213 @@
+"""Running jobs: coroutine functions on the loop, others in threads or processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pqcore.errors import SerializationError
+from pqcore.events import FAILURES, around, tell
+from pqcore.operations.finishing import Outcome
+from pqcore.tasks.context import JobCancelled, JobContext, enter_job
+from pqcore.tasks.declaring import logger
+from pqcore.tasks.running import Run, caller, conclude, job_logger, prepare
+from pqcore.worker.executors import Processes, Threads, WorkerProcessDied, default_processes
+from pqcore.worker.station import Floor, Held, Station
+from pqcore.worker.telling import Teller
+
+CRASH_PAUSE = 1.0
+"""Seconds until a job is tried again whose process died; twice as many each time."""
+
+
+class Execution:
+    """Runs jobs, as many at once as there are places.
+
+    Args:
+        floor: What the worker's parts share.
+        teller: Who tells plugins.
+        run_in: Where functions that are no coroutines run, unless their task says so.
+    """
+
+    def __init__(self, floor: Floor, teller: Teller, run_in: Literal["thread", "process"]) -> None:
+        self._floor = floor
+        self._teller = teller
+        self._run_in = run_in
+        self._places = floor.free
+        self._context = contextvars.copy_context()
+        self._threads = Threads(self._places, "pqcore-job")
+        self._processes: Processes | None = None
+
+    def fill(self) -> None:
+        """Fill free places with what was fetched ahead, the queues in turn."""
+        floor = self._floor
+        while not floor.draining.is_set() and (station := floor.next()) is not None:
+            if station.buffer:
+                self._begin(station, station.buffer.popleft())
+            else:
+                station.asking, station.reserved = False, 1
+        floor.room.set()
+
+    def stop(self, held: Held, reason: str) -> None:
+        """Have a function stop: a coroutine is cancelled, a process killed, a thread told."""
+        if held.ended or held.context is None or held.context.cancelled:
+            return
+        held.context.stop(reason)
+        if held.cancellable and held.task is not None:
+            held.task.cancel()
+
+    def give_up(self, station: Station, *, at_once: bool = False) -> None:
+        """Give back what still runs.
+
+        Coroutines are cancelled, and given back when they have ended; threads are told, and
+        their jobs free at once.
+
+        Args:
+            station: The queue.
+            at_once: Whether coroutines are not waited for, either.
+        """
+        for held in list(station.held.values()):
+            if held.ended:
+                continue
+            self.stop(held, "shutdown")
+            if at_once or not held.cancellable:
+                station.decide(held, Outcome(held.job, "snooze", reason="shutdown"))
+
+    async def close(self) -> None:
+        """Let go of threads and coroutines that did not end, and kill processes."""
+        tasks = [held.task for station in self._floor.stations for held in station.held.values() if held.task]
+        for task in tasks:
+            task.cancel()
+        if self._processes is not None:
+            self._processes.close()
+        self._threads.close()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    def _begin(self, station: Station, held: Held) -> None:
+        run = prepare(station.queue, station.queue, held.job)
+        station.started += 1
+        if isinstance(run, Outcome):
+            station.decide(held, run)
+            return
+        held.run = run
+        held.context = JobContext(station.queue, held.job)
+        held.began = time.perf_counter()
+        self._floor.free -= 1
+        # In a context like the worker's: a job begun by one that ends is not to see the variables that it set.
+        begin, coroutine = asyncio.get_running_loop().create_task, self._execute(station, held, run, held.context)
+        held.task = self._context.copy().run(begin, coroutine)
+
+    async def _execute(self, station: Station, held: Held, run: Run, context: JobContext) -> None:
+        enter_job(context)  # in this task's own context, which ends with it
+        outcome: Outcome | None
+        try:
+            if self._teller.hears("pqcore_job_started"):
+                await tell("pqcore_job_started", self._teller.event(station, held))
+                context.check()  # it could not be cancelled meanwhile
+            result = await self._call(station, held, run)
+            if held.job.raw_headers is not None:
+                _check_result(station, held, result)
+            outcome = Outcome(held.job, "done", result, finished=context.finished)
+        except (asyncio.CancelledError, JobCancelled) as exc:
+            held.error = exc
+            outcome = self._stopped(station, held, run, context.stop_reason)
+        except WorkerProcessDied as exc:
+            held.error = exc
+            job_logger.error("job %d of %r: %s", held.job.id, station.queue.name, exc)
+            outcome = Outcome(held.job, "crash", delay=CRASH_PAUSE * 2 ** min(held.job.crashes, 10), reason="crashed")
+        except KeyboardInterrupt:
+            station.decide(held, Outcome(held.job, "snooze", reason="shutdown"))
+            raise
+        except BaseException as exc:  # noqa: BLE001 - whatever a task raises is the job's failure
+            held.error = exc
+            outcome = conclude(station.queue, run, exc)
+        finally:
+            held.cancellable = False  # it is over: what comes is ours
+            if held.timer is not None:
+                held.timer.cancel()
+            held.took = time.perf_counter() - held.began
+            self._floor.free += 1
+        if not held.ended:  # else it was given up meanwhile
+            held.ended = True
+            if outcome is None:
+                await self._teller.tell("pqcore_job_lost", station, held)
+                station.held.pop(held.key, None)
+                self._floor.look_quiet()
+            else:
+                if outcome.end in FAILURES:
+                    await self._teller.tell("pqcore_job_failed", station, held, outcome)
+                station.decide(held, outcome)
+        self.fill()
+
+    async def _call(self, station: Station, held: Held, run: Run) -> Any:
+        if run.task.is_coroutine:
+            self._start_clock(held, run)
+            held.cancellable = True
+            if not self._teller.surrounds:
+                return await run.task.function(run.job.id, *run.args, **run.kwargs)
+            with around("pqcore_around_run", self._teller.event(station, held)):
+                return await run.task.function(run.job.id, *run.args, **run.kwargs)
+        if (run.task.options.run_in or self._run_in) == "process":
+            return await self._in_process(station, held, run)
+        self._start_clock(held, run)
+        result = await self._threads.run(self._caller(station, held, run))
+        if inspect.isawaitable(result):  # from a function that is none of `async def`
+            held.cancellable = True
+            return await result
+        return result
+
+    async def _in_process(self, station: Station, held: Held, run: Run) -> Any:
+        if self._processes is None:
+            self._processes = Processes(min(self._places, default_processes()))
+        assert held.context is not None  # noqa: S101 - for the type checker
+        held.cancellable = True
+        async with self._processes.place() as process:
+            self._start_clock(held, run)  # it waited for the process, too
+            if not self._teller.surrounds:
+                return await process.run(run, held.context)
+            with around("pqcore_around_run", self._teller.event(station, held)):
+                return await process.run(run, held.context)
+
+    def _caller(self, station: Station, held: Held, run: Run) -> Callable[[], Any]:
+        call = caller(run)
+        if not self._teller.surrounds:
+            return call
+
+        def surrounded() -> Any:
+            with around("pqcore_around_run", self._teller.event(station, held)):
+                return call()
+
+        return surrounded
+
+    def _start_clock(self, held: Held, run: Run) -> None:
+        held.began = time.perf_counter()
+        if run.timeout is not None:
+            held.timer = asyncio.get_running_loop().call_later(run.timeout, self.stop, held, "timeout")
+
+    def _stopped(self, station: Station, held: Held, run: Run, reason: str) -> Outcome | None:
+        """What becomes of a job whose function was stopped."""
+        job = held.job
+        if reason == "lost":
+            return None
+        if reason == "cancelled":
+            logger.info("job %d of %r (%s) was cancelled", job.id, station.queue.name, run.task.path)
+            return Outcome(job, "drop", reason="cancelled")
+        if reason == "shutdown":
+            return Outcome(job, "snooze", reason="shutdown")
+        if reason == "timeout":
+            held.error = TimeoutError(f"{run.task.path} did not end in {run.timeout} seconds")
+        return conclude(station.queue, run, held.error or JobCancelled("the function was cancelled from within"))
+
+
+def _check_result(station: Station, held: Held, result: Any) -> None:
+    """Refuse a result that is to be kept and cannot be: the job has failed then, and says why."""
+    if "keep" in held.job.headers or "then" in held.job.headers:
+        try:
+            station.queue.encode_row(result)
+        except SerializationError as exc:
+            msg = f"the function's result cannot be kept: {exc}"
+            raise SerializationError(msg) from exc

@@ -1,0 +1,44 @@
+"""Telling plugins of jobs that are run."""
+
+from __future__ import annotations
+
+import time
+
+from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, heard, tell
+from pqcore.operations.finishing import Outcome
+from pqcore.tasks.running import path_of, waited
+from pqcore.worker.station import Held, Station
+
+
+class Teller:
+    """Tells plugins; where none listens, it does nothing.
+
+    Attributes:
+        surrounds: Whether any is around functions when they run.
+    """
+
+    def __init__(self) -> None:
+        self._heard = {hook for hook in JOB_HOOKS if heard(hook)}
+        self.surrounds = heard("pqcore_around_run")
+
+    def hears(self, hook: JobHook) -> bool:
+        """Whether any plugin wants to be told."""
+        return hook in self._heard
+
+    async def tell(self, hook: JobHook, station: Station, held: Held, outcome: Outcome | None = None) -> None:
+        """Tell them."""
+        if hook in self._heard:
+            await tell(hook, self.event(station, held, outcome))
+
+    def event(self, station: Station, held: Held, outcome: Outcome | None = None) -> JobEvent:
+        """What plugins are told of a run: the same object each time."""
+        ago = time.perf_counter() - held.began if held.began else 0.0
+        if held.event is None:
+            path = path_of(held.job) if held.run is None else held.run.task.path
+            held.event = JobEvent(station.queue.name, held.job, path, waited(held.job, ago))
+        event = held.event
+        event.error = held.error
+        event.duration = held.took or (0.0 if outcome is None else ago)
+        if outcome is not None:
+            event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
+        return event

@@ -1,0 +1,145 @@
+"""Tending what is held: lengthening leases, hearing what is to be cancelled, storing progress; and watching."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from pqcore.errors import PQError
+from pqcore.operations import leasing, results
+from pqcore.operations.finishing import Outcome
+from pqcore.tasks.declaring import logger
+from pqcore.worker.bridge import Bridge
+from pqcore.worker.execution import Execution
+from pqcore.worker.station import Floor, Held, Station
+
+TEND = 0.2
+"""Seconds between looks at what is held; they cost no statement unless there is something to say."""
+STALE = 0.25
+"""Seconds for which a job that was fetched ahead may wait for a place before it is given back."""
+PROGRESS = 1.0
+"""Seconds between two reports of a job's progress, at least."""
+HEAR = 5.0
+"""Seconds for which it is listened for cancellations at a time."""
+LATE = 2.0
+"""Seconds by which the loop may be late before that is worth a warning."""
+
+
+class Tending:
+    """Tends the jobs that are held of one queue.
+
+    Args:
+        station: The queue.
+        execution: Who runs them.
+        lease: Seconds for which jobs are leased.
+    """
+
+    def __init__(self, station: Station, execution: Execution, lease: float) -> None:
+        self._station = station
+        self._execution = execution
+        self._lease = lease
+
+    async def run(self) -> None:
+        """Do so until cancelled."""
+        while True:
+            await asyncio.sleep(TEND)
+            try:
+                await self._hold_on(time.monotonic())
+                await self._report(time.monotonic())
+            except PQError as exc:
+                logger.warning("%r: cannot hold on to jobs: %s", self._station.queue.name, exc)
+
+    async def hear(self) -> None:
+        """Hear at once of jobs that are to be cancelled; without LISTEN it is seen when leases are lengthened."""
+        station = self._station
+        engine = station.bridge.engine
+        ticket = None
+        while True:
+            try:
+                await station.bridge.run(engine.wait, station.control, ticket, HEAR)
+                # Drawn before the look, so that what comes after it counts.
+                ticket, last = engine.listener.ticket(station.control), ticket
+                if ticket != last:
+                    await self._look_for_cancelled()
+            except PQError as exc:
+                logger.debug("%r: cannot hear of cancellations: %s", station.queue.name, exc)
+                await asyncio.sleep(1.0)
+
+    async def _look_for_cancelled(self) -> None:
+        station = self._station
+        ids = [held.job.id for held in station.held.values() if not held.ended]
+        if not ids:
+            return
+        rows = await station.bridge.run(station.bridge.engine.execute, "tasks.asked_to_stop", {"ids": ids})
+        asked = {job_id for [job_id] in rows}
+        for held in list(station.held.values()):
+            if held.job.id in asked:
+                self._cancel(held)
+
+    async def _hold_on(self, now: float) -> None:
+        """Lengthen the leases that have run for a third of their time."""
+        station = self._station
+        due = [held for held in station.held.values() if now - held.leased_at > self._lease / 3]
+        if not due:
+            return
+        kept = await station.bridge.call(leasing.beat, [held.job for held in due], self._lease)
+        for held in due:
+            asked = kept.get(held.key)
+            if asked is not None:
+                held.leased_at = now
+                if asked:
+                    self._cancel(held)
+            elif not held.ended:
+                logger.warning("the lease of job %d of %r was lost", held.job.id, station.queue.name)
+                if held.run is None:
+                    station.buffer.remove(held)
+                    station.held.pop(held.key)
+                else:
+                    self._execution.stop(held, "lost")
+
+    async def _report(self, now: float) -> None:
+        station = self._station
+        for held in list(station.held.values()):
+            if held.context is None or held.ended or now - held.reported < PROGRESS:
+                continue
+            value = held.context.take_progress()
+            if value is not None:
+                held.reported = now
+                keep = float(held.job.headers.get("keep", 3600))
+                await station.bridge.call(results.report, station.queue, held.job.id, value, keep)
+
+    def _cancel(self, held: Held) -> None:
+        if held.ended:
+            return
+        if held.run is None:
+            self._station.buffer.remove(held)
+            self._station.decide(held, Outcome(held.job, "drop", reason="cancelled"))
+        else:
+            self._execution.stop(held, "cancelled")
+
+
+async def watch(floor: Floor, bridges: Sequence[Bridge], stall_timeout: float) -> None:
+    """Give back what waits for too long, and break off connections that do not answer; until cancelled.
+
+    Waits for no answer itself.
+    """
+    looked = time.monotonic()
+    while True:
+        await asyncio.sleep(TEND)
+        now = time.monotonic()
+        late, looked = now - looked - TEND, now
+        for station in floor.stations:
+            station.measure(now)
+            if station.buffer:
+                station.hand_back([held for held in station.buffer if now - held.leased_at > STALE])
+        if late < LATE:
+            for bridge in bridges:
+                bridge.engine.abort_stalled(stall_timeout)
+        else:  # answers may lie there unread: no connection is to be blamed
+            logger.warning(
+                "the event loop stood still for %.1f seconds: a coroutine function blocks it (use a plain function,"
+                " which runs in a thread), or the process was stopped",
+                late,
+            )
+        floor.room.set()

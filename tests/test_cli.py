@@ -1,0 +1,651 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import psycopg
+import pytest
+
+from pqcore import PQ, tasks
+from pqcore.cli.app import app as root
+from pqcore.testing.commands import Command, environment, run
+from pqcore.testing.harness import PATIENCE
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = Path(sys.executable).parent / "pqcore"
+
+APP = """
+import asyncio, os, threading
+import pqcore
+from pqcore.tasks import PQ, AsyncPQ, current
+
+DSN = os.environ["PQCORE_DSN"]
+pq = AsyncPQ(DSN) if os.environ.get("FACE") == "async" else PQ(DSN)
+queue = pq["apples"]
+plain = pqcore.PQ(DSN, backend="psycopg")
+no_tasks = plain["apples"]
+
+class Place:
+    inner = queue
+
+def make():
+    return queue
+
+def make_nothing():
+    return None
+
+def make_with(something):
+    return queue
+
+def tell(*words):
+    plain["seen"].put(list(words))
+
+@queue.task()
+def eat(job_id, kind):
+    tell(kind, os.getpid(), os.environ["PGCONNECT_TIMEOUT"])
+
+@queue.task()
+async def drink(job_id, kind):
+    tell(kind, os.getpid())
+
+@queue.task()
+def fail(job_id, kind):
+    raise RuntimeError(f"no {kind} \\x1b[31m[bold]\\nand no more")
+
+@queue.task()
+def hold(job_id):
+    tell("holds", os.getpid())
+    while not plain["go"].get(timeout=1):
+        pass
+    tell("ended")
+
+@queue.task()
+def stick(job_id):
+    tell("sticks", current().attempt)
+    threading.Event().wait()
+
+@queue.task()
+async def delegate(job_id):
+    tell("delegates")
+    await asyncio.to_thread(threading.Event().wait)
+
+@queue.task()
+async def refuse(job_id):
+    tell("refuses")
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+"""
+LATE = """
+import app
+
+@app.queue.task()
+def come_late(job_id):
+    app.tell("late")
+"""
+
+
+def call(function: str, *args: Any) -> dict[str, Any]:
+    """A job, as pq stores it: put by a process that does not know the function."""
+    return {"function": function, "args": args, "kwargs": {}, "retried": 0, "retry_in": None, "max_retries": 0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "late.py").write_text(LATE)
+    (tmp_path / "broken.py").write_text("import app\nimport not_there_at_all\n")
+    (tmp_path / "wrong.py").write_text("def no(:\n")
+    (tmp_path / "raising.py").write_text("raise RuntimeError('the sky fell')\n")
+    return tmp_path
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[tasks.PQ]:
+    with tasks.PQ(dsn, backend="psycopg") as made:
+        made.create()
+        yield made
+
+
+def seen(pq: PQ) -> list[Any]:
+    """What a function tells next."""
+    job = pq["seen"].get(timeout=PATIENCE)
+    assert job is not None, "no function told anything"
+    data: list[Any] = job.data
+    return data
+
+
+def dead_letters(
+    dsn: str, folder: Path, pq: PQ, kinds: Sequence[str], variables: dict[str, str] | None = None
+) -> list[int]:
+    ids = [pq["apples"].put(call("app.fail", kind)) for kind in kinds]
+    done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder, variables=variables)
+    assert done.returncode == 0, done.stderr
+    return ids
+
+
+# The worker
+
+
+@pytest.mark.parametrize(
+    ("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async")]
+)
+def test_a_worker_runs_what_another_process_puts(dsn: str, pq: tasks.PQ, folder: Path, backend: str, face: str) -> None:
+    with Command(
+        "worker", "app:queue", dsn=dsn, folder=folder, variables={"PQCORE_BACKEND": backend, "FACE": face}
+    ) as worker:
+        worker.expect("worker starts: 'apples', 20 at once")
+        pq["apples"].put(call("app.eat", "Cox"))
+        assert seen(pq) == ["Cox", worker.process.pid, "10"]
+        pq["apples"].put(call("app.drink", "cider"))
+        assert seen(pq) == ["cider", worker.process.pid]
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert re.search(
+            rf"^\d{{4}}-\d\d-\d\d \S+ INFO +{worker.process.pid} pqcore.*: worker stopped$", worker.log, re.MULTILINE
+        )
+
+
+def test_a_connect_timeout_of_the_users_own_is_kept(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    pq["apples"].put(call("app.eat", "Cox"))
+    done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder, variables={"PGCONNECT_TIMEOUT": "3"})
+    assert done.returncode == 0, done.stderr
+    assert seen(pq)[2] == "3"
+
+
+@pytest.mark.parametrize("queues", [("--queues", "apples,pears"), ("--queues", "apples", "--queues", "pears")])
+def test_the_queues_of_a_pq_are_named(dsn: str, pq: tasks.PQ, folder: Path, queues: Sequence[str]) -> None:
+    for name in ("apples", "pears", "plums"):
+        pq[name].put(call("app.eat", name))
+    done = run("worker", "app:pq", *queues, "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted([seen(pq)[0], seen(pq)[0]]) == ["apples", "pears"]
+    assert pq["plums"].count() == 1
+
+
+@pytest.mark.parametrize("target", ["app:make", "app:Place.inner"])
+def test_a_target_may_be_a_function_or_an_attribute_of_something(
+    dsn: str, pq: tasks.PQ, folder: Path, target: str
+) -> None:
+    pq["apples"].put(call("app.eat", "Cox"))
+    done = run("worker", target, "app:queue", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert seen(pq)[0] == "Cox"
+    assert "worker starts: 'apples', 20" in done.stderr  # once, though named twice
+
+
+def test_modules_that_declare_tasks_are_imported(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    pq["apples"].put(call("late.come_late"))
+    done = run("worker", "app:queue", "--import", "late", "--burst", "--log-level", "warning", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert seen(pq) == ["late"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere:queue"], "nowhere:queue: there is no module 'nowhere' in "),
+        (["app.tasks:queue"], "app.tasks:queue: there is no module 'app.tasks'|is not a package"),
+        (["app:nothing"], "app:nothing: module 'app' has no 'nothing'"),
+        (["app:Place.nothing"], "app:Place.nothing: .* has no 'nothing'"),
+        (["app"], "'app' is no target: write module:queue"),
+        (["app.py:queue"], "write the module's name, not its path: app"),
+        (["app:pq"], "app:pq is a PQ: say which of its queues"),
+        (["app:queue", "--queues", "apples"], "--queues is for a target that is a PQ"),
+        (["app:eat"], "app:eat is a task: name the queue"),
+        (["app:no_tasks"], "app:no_tasks has no tasks"),
+        (["app:DSN"], "app:DSN is a builtins.str"),
+        (["app:make_nothing"], "app:make_nothing is a builtins.NoneType"),
+        (["app:make_with"], "app:make_with cannot be called without arguments"),
+        (["broken:queue"], "module 'broken' cannot be imported: .*not_there_at_all"),
+        (["wrong:queue"], r"module 'wrong' cannot be imported: SyntaxError: .*\(wrong.py, line 1\)"),
+        (["app:queue", "--import", "nowhere"], "--import nowhere: there is no module 'nowhere'"),
+        (["app:queue", "--lease", "soon"], "'soon' is not a time"),
+        (["app:queue", "--lease", "0"], "lease timeout is 0"),
+        (["app:queue", "--plugin", "nothing"], "--plugin nothing: unknown instrument 'nothing'; installed: "),
+        (["app:queue", "--concurrency", "0"], "--concurrency"),
+        ([], "Missing argument 'MODULE:QUEUE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_said_and_the_exit_code_is_2(
+    pqcore_server: str, folder: Path, arguments: list[str], says: str
+) -> None:
+    done = run("worker", *arguments, dsn=pqcore_server, folder=folder)
+    assert done.returncode == 2, done.stderr
+    assert re.search(says, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_module_that_raises_is_a_failure_with_its_traceback(pqcore_server: str, folder: Path) -> None:
+    done = run("worker", "raising:queue", dsn=pqcore_server, folder=folder)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: the sky fell" in done.stderr
+
+
+def test_a_worker_without_its_table_fails(dsn: str, folder: Path) -> None:
+    done = run("worker", "app:queue", dsn=dsn, folder=folder)
+    assert done.returncode == 1
+    assert 'Error: table "queue" does not exist' in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_jobs_end(dsn: str, pq: tasks.PQ, folder: Path, number: int) -> None:
+    job_id = pq["apples"].put(call("app.hold"))
+    with Command("worker", "app:queue", dsn=dsn, folder=folder) as worker:
+        assert seen(pq)[0] == "holds"
+        worker.signal(number)
+        worker.expect("told to stop: no more jobs")
+        later = pq["apples"].put(call("app.eat", "Cox"))
+        pq["go"].put(1)
+        assert seen(pq) == ["ended"]
+        assert worker.wait() == 0
+    assert pq["apples"].status(job_id) == "done"
+    assert pq["apples"].status(later) == "waiting"
+
+
+def test_a_second_signal_ends_at_once_though_a_function_goes_on(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    job_id = pq["apples"].put(call("app.stick"))
+    with Command("worker", "app:queue", "--grace", "1h", dsn=dsn, folder=folder) as worker:
+        assert seen(pq) == ["sticks", 1]
+        worker.signal(signal.SIGTERM)
+        worker.expect("told to stop: no more jobs")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert "told to stop at once" in worker.log
+        assert "functions still run, in pqcore-job" in worker.log
+    assert pq["apples"].status(job_id) == "waiting"  # given back, and not only once its lease has run out
+
+
+def test_functions_that_do_not_end_do_not_hold_up_the_end(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    for function in ("stick", "delegate", "refuse"):
+        pq["apples"].put(call(f"app.{function}"))
+    options = ("--grace", "0", "--stall-timeout", "0.5")
+    with Command("worker", "app:queue", *options, dsn=dsn, folder=folder) as worker:
+        assert sorted(seen(pq)[0] for _ in range(3)) == ["delegates", "refuses", "sticks"]
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
+def test_uvloop_is_used_if_asked_for(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    pq["apples"].put(call("app.drink", "cider"))
+    done = run("worker", "app:queue", "--uvloop", "--burst", dsn=dsn, folder=folder)
+    if importlib.util.find_spec("uvloop") is None:
+        assert done.returncode == 2
+        assert "pip install uvloop" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert seen(pq)[0] == "cider"
+
+
+# Instruments
+
+
+def instrument(folder: Path) -> None:
+    """Install a distribution, in a folder, that brings instruments."""
+    (folder / "meters.py").write_text(
+        "import pqcore\n"
+        "import app\n"
+        "class Meter:\n"
+        "    @pqcore.hookimpl\n"
+        "    def pqcore_job_succeeded(self, event):\n"
+        "        app.tell('measured', event.task)\n"
+        "def broken():\n"
+        "    raise ImportError('no gauge to be had')\n"
+    )
+    metadata = folder / "meters-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: meters\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[pqcore.instruments]\nmeter = meters:Meter\nleaky = meters:broken\n")
+
+
+def test_instruments_are_turned_on_by_name(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    instrument(folder)
+    pq["apples"].put(call("app.drink", "cider"))
+    done = run("worker", "app:queue", "--plugin", "meter", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert [seen(pq)[0], seen(pq)] == ["cider", ["measured", "app.drink"]]
+
+
+def test_instruments_that_are_not_there_or_broken_are_named(pqcore_server: str, folder: Path) -> None:
+    instrument(folder)
+    for name, says in (
+        ("nothing", "unknown instrument 'nothing'; installed: .*leaky.*meter"),
+        ("leaky", "no gauge to be had"),
+    ):
+        done = run("worker", "app:queue", "--plugin", name, dsn=pqcore_server, folder=folder)
+        assert done.returncode == 2
+        assert re.search(f"--plugin {name}: .*{says}", done.stderr), done.stderr
+
+
+# Dead letters
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
+def test_dead_letters_for_programs(dsn: str, pq: tasks.PQ, folder: Path, backend: str) -> None:
+    face = "async" if backend == "asyncpg" else "blocking"
+    first, second, third = dead_letters(
+        dsn, folder, pq, ["Cox", "Gala", "Boskop"], variables={"PQCORE_BACKEND": backend, "FACE": face}
+    )
+
+    def dead(*arguments: str, code: int = 0) -> list[Any]:
+        done = run("dead", *arguments, "--queue", "apples", "--json", "--backend", backend, dsn=dsn)
+        assert done.returncode == code, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    listed = dead("list")
+    assert sorted(letter["id"] for letter in listed) == [first, second, third]
+    [letter] = [letter for letter in listed if letter["id"] == first]
+    stored = pq["apples"].dead.get(first)
+    assert letter == {
+        "id": first,
+        "queue": "apples",
+        "task": "app.fail",
+        "reason": "failed",
+        "died_at": stored.died_at.isoformat(),
+        "enqueued_at": stored.enqueued_at.isoformat(),
+        "attempts": 1,
+        "failures": 1,
+        "error": {"type": "builtins.RuntimeError", "message": "no Cox \x1b[31m[bold]\nand no more"},
+    }
+    assert dead("list", "--limit", "1") == [max(listed, key=lambda letter: (letter["died_at"], letter["id"]))]
+    [shown] = dead("show", str(first))
+    assert shown.pop("error")["traceback"] == stored.error["traceback"]
+    assert {
+        name: shown[name] for name in ("data", "payload", "serializer", "headers", "schedule_at", "expected_at")
+    } == {
+        "data": stored.data,
+        "payload": None,
+        "serializer": "json",
+        "headers": {},
+        "schedule_at": None,
+        "expected_at": None,
+    }
+    assert dead("retry", str(first)) == [{"queue": "apples", "retried": 1}]
+    assert pq["apples"].status(first) == "waiting"
+    assert dead("retry", str(first), str(second), code=1) == [{"queue": "apples", "retried": 1}]
+    assert dead("purge", "--all", "--older-than", "1d", "--yes") == [{"queue": "apples", "purged": 0}]
+    assert dead("purge", str(third), "--yes") == [{"queue": "apples", "purged": 1}]
+    assert dead("purge", str(third), "--yes", code=1) == [{"queue": "apples", "purged": 0}]
+    assert dead("list") == []
+    assert dead("show", str(third), code=1) == []
+
+
+def test_dead_letters_for_people(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    [job_id, other] = dead_letters(dsn, folder, pq, ["Cox", "Gala"])
+    listed = run("dead", "list", "--queue", "apples", dsn=dsn)
+    assert listed.returncode == 0, listed.stderr
+    assert re.search(
+        rf"^ +{job_id} .* failed +1 +app.fail +RuntimeError: no Cox \\x1b\[31m\[bold\] *$", listed.stdout, re.MULTILINE
+    )
+    shown = run("dead", "show", str(job_id), "--queue", "apples", dsn=dsn)
+    assert shown.returncode == 0, shown.stderr
+    assert f"job {job_id} of 'apples': failed" in shown.stdout
+    assert "Traceback (most recent call last)" in shown.stdout
+    assert 'data:       {"function": "app.fail", "args": ["Cox"]' in shown.stdout
+    assert "\x1b" not in listed.stdout + shown.stdout
+    assert "1 of 2; --limit shows more" in run("dead", "list", "--queue", "apples", "--limit", "1", dsn=dsn).stdout
+    assert run("dead", "retry", str(other), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
+    assert run("dead", "purge", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "purged 1\n"
+    assert run("dead", "list", "--queue", "apples", dsn=dsn).stdout == "no dead letters in 'apples'\n"
+
+
+def test_data_that_is_not_json_is_shown_and_not_decoded(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    job_id = pq["apples/pickle"].put(call("app.fail", "Cox"))
+    done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    [shown] = run("dead", "show", str(job_id), "--queue", "apples", "--json", dsn=dsn).stdout.splitlines()
+    letter = json.loads(shown)
+    assert (letter["reason"], letter["serializer"], letter["task"]) == ("invalid", "pickle", None)
+    assert letter["data"] or letter["payload"]
+    assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 0
+
+
+def test_the_table_and_schema_can_be_named(dsn: str, folder: Path) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA orchard")
+    with PQ(dsn, table="trees", schema="orchard") as pq:
+        pq.create()
+        job_id = pq["apples"].put(1)
+        where = ("--queue", "apples", "--table", "trees", "--schema", "orchard")
+        assert run("status", str(job_id), *where, dsn=dsn).returncode == 0
+        assert run("dead", "list", *where, dsn=dsn).returncode == 0
+        assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 1
+
+
+def test_retrying_all_ends_though_the_jobs_die_again_at_once(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    [first, _] = dead_letters(dsn, folder, pq, ["Cox", "Gala"])
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("""
+            CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              DELETE FROM queue WHERE id = NEW.id;
+              INSERT INTO queue_dead (id, q_name, enqueued_at, data, attempts, reason)
+              VALUES (NEW.id, NEW.q_name, now(), NEW.data, 1, 'failed');
+              RETURN NULL;
+            END $$;
+            CREATE TRIGGER die AFTER INSERT ON queue
+              FOR EACH ROW WHEN (NEW.q_name = 'apples') EXECUTE FUNCTION die()""")
+    assert run("dead", "retry", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "retried 2\n"
+    assert run("dead", "retry", str(first), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
+    assert pq["apples"].dead.count() == 2
+
+
+@pytest.mark.parametrize("command", ["purge", "retry"])
+@pytest.mark.parametrize("ids", [[], ["1", "--all"]])
+def test_either_ids_or_all_are_to_be_given(dsn: str, pq: tasks.PQ, command: str, ids: list[str]) -> None:
+    done = run("dead", command, *ids, "--queue", "apples", "--yes", dsn=dsn)
+    assert done.returncode == 2
+    assert "give IDs, or --all" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("purge", "--all"), ("purge", "ID"), ("retry", "--all")])
+def test_what_is_not_to_be_undone_is_asked_about(
+    dsn: str, pq: tasks.PQ, folder: Path, arguments: tuple[str, str]
+) -> None:
+    [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
+    command = ["dead", *(str(job_id) if word == "ID" else word for word in arguments), "--queue", "apples"]
+    nobody = run(*command, dsn=dsn)
+    assert nobody.returncode == 2
+    assert "There is no terminal to ask at: give --yes" in nobody.stderr
+    for answer, left in (("n", 1), ("y", 0)):
+        ours, theirs = pty.openpty()
+        os.write(ours, answer.encode() + b"\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "pqcore", *command],
+            env=environment(dsn),
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=3 * PATIENCE,
+            check=False,
+        )
+        for end in (ours, theirs):
+            os.close(end)
+        assert done.returncode == left, done.stderr  # 1: aborted
+        assert re.search(r"(Delete|Retry) .*1 dead letters of 'apples'", done.stderr)
+        assert pq["apples"].dead.count() == left
+
+
+# Single jobs
+
+
+def test_the_status_of_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    job_id = pq["apples"].put(1, schedule_at="1h")
+    known = run("status", str(job_id), "--queue", "apples", "--json", dsn=dsn)
+    assert known.returncode == 0, known.stderr
+    info = pq["apples"].inspect(job_id)
+    assert info.schedule_at is not None
+    assert json.loads(known.stdout) == {
+        "id": job_id,
+        "queue": "apples",
+        "state": "scheduled",
+        "attempts": 0,
+        "failures": 0,
+        "error": {},
+        "progress": None,
+        "headers": {},
+        "enqueued_at": info.enqueued_at.isoformat() if info.enqueued_at else None,
+        "schedule_at": info.schedule_at.isoformat(),
+        "expected_at": None,
+    }
+    assert f"job {job_id} of 'apples': scheduled" in run("status", str(job_id), "--queue", "apples", dsn=dsn).stdout
+    unknown = run("status", str(job_id), "--queue", "pears", dsn=dsn)
+    assert unknown.returncode == 1
+    assert f"knows nothing of job {job_id}" in unknown.stderr
+
+
+def test_a_job_is_cancelled(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    def cancel(job_id: int, *arguments: str) -> tuple[int, str]:
+        done = run("cancel", str(job_id), "--queue", "apples", "--json", *arguments, dsn=dsn)
+        fields = json.loads(done.stdout)
+        assert (fields.pop("id"), fields.pop("queue")) == (job_id, "apples")
+        return done.returncode, fields["outcome"]
+
+    waiting = pq["apples"].put(1)
+    assert cancel(waiting) == (0, "deleted")
+    assert cancel(waiting, "--running") == (1, "none")
+    running = pq["apples"].put(call("app.stick"))
+    with Command("worker", "app:queue", "--grace", "0", dsn=dsn, folder=folder) as worker:
+        assert seen(pq)[0] == "sticks"
+        assert cancel(running) == (1, "none")
+        assert cancel(running, "--running") == (0, "asked")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
+# Where the database is, and what is not to be said
+
+
+def test_without_a_dsn_libpqs_variables_count(dsn: str, pq: tasks.PQ) -> None:
+    job_id = pq["apples"].put(1)
+    parts = urlsplit(dsn)
+    given = {"PGHOST": parts.hostname, "PGPORT": parts.port, "PGUSER": parts.username, "PGDATABASE": parts.path[1:]}
+    variables = {name: str(value) for name, value in given.items() if value is not None}
+    if parts.password:
+        variables["PGPASSWORD"] = parts.password
+    for backend in ("psycopg2", "psycopg", "asyncpg"):
+        done = run("status", str(job_id), "--queue", "apples", "--backend", backend, variables=variables)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://ann:hush-hush@127.0.0.1:1/orchard",
+        "postgresql://ann:hush-hush@127.0.0.1:1/orchard?sslmode=nonsense",
+        "postgresql://ann:hush-hush@127.0.0.1:port/orchard",
+        "host=127.0.0.1 port=1 password=hush-hush nonsense",
+        "postgresql://ann@127.0.0.1:1/orchard?password=hush-hush&nonsense=1",
+    ],
+)
+def test_a_password_is_never_shown(backend: str, dsn: str) -> None:
+    given = run("dead", "list", "--queue", "apples", "--backend", backend, "--dsn", dsn)
+    inherited = run("dead", "list", "--queue", "apples", "--backend", backend, dsn=dsn)
+    for done in (given, inherited):
+        assert done.returncode in (1, 2)
+        assert done.stderr.startswith("Error: ")
+        assert "hush" not in done.stdout + done.stderr
+    assert given.stderr == inherited.stderr
+
+
+# The script
+
+
+def test_completion() -> None:
+    source = subprocess.run(
+        [SCRIPT], env={**os.environ, "_PQCORE_COMPLETE": "bash_source"}, capture_output=True, text=True, check=False
+    )
+    assert "_pqcore_completion()" in source.stdout
+    for words, expected in (
+        ("pqcore dead ", {"list", "show", "retry", "purge"}),
+        ("pqcore dead list --backend ", {"psycopg", "psycopg2", "asyncpg"}),
+        ("pqcore worker --gr", {"--grace"}),
+    ):
+        variables = {
+            "_PQCORE_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        found = subprocess.run([SCRIPT], env={**os.environ, **variables}, capture_output=True, text=True, check=True)
+        assert {line.partition(",")[2] for line in found.stdout.splitlines()} >= expected
+
+
+def test_the_script_finds_modules_in_the_current_directory(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    done = subprocess.run(
+        [SCRIPT, "worker", "app:queue", "--burst"],
+        cwd=folder,
+        env=environment(dsn),
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_what_it_needs_it_says_how_to_get_it(missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from pqcore.cli import main; sys.exit(main(['--version']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'pqcore[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The documents
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield " ".join((*names, name)), command
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = (ROOT / "docs/command-line.md").read_text()
+    sections = {
+        title: body
+        for title, body in re.findall(r"^#+ (.*)\n((?:(?!^#).*\n)*)", text, re.MULTILINE)
+        if title.startswith("pqcore ")
+    }
+    common = re.search(r"^## Where the database is\n((?:(?!^#).*\n)*)", text, re.MULTILINE)
+    assert common is not None
+    shared = {"--dsn", "--backend", "--table", "--schema"}
+    assert all(f"`{option}" in common[1] for option in shared)
+    found = dict(commands(root))
+    assert len(found) >= 7
+    assert set(sections) == {f"pqcore {name}" for name in found}
+    for name, command in found.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                for option in {*parameter.opts} - shared:
+                    assert f"`{option}" in sections[f"pqcore {name}"], f"{name} {option}"
+
+
+def test_the_fields_of_json_are_documented(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
+    text = (ROOT / "docs/command-line.md").read_text()
+    for command in ("dead list", f"dead show {job_id}", f"status {job_id}", f"dead retry {job_id}"):
+        done = run(*command.split(), "--queue", "apples", "--json", dsn=dsn)
+        for field in json.loads(done.stdout):
+            assert f"`{field}`" in text, field
