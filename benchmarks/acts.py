@@ -1,4 +1,4 @@
-"""What is done in a turn: each warms up, awaits ``go``, and works for some seconds, or until there is nothing to do."""
+"""What is done in a turn: each warms up, awaits ``go``, and works for some seconds, or until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ async def put(desk: Desk, go: Go, *, seconds: float) -> Done:
         done.put.append(await queue.put(DATA))
     await go()
     deadline = clock() + seconds
-    while clock() < deadline:
+    while not done.count or clock() < deadline:
         done.put.append(await queue.put(DATA))
-    done.count = len(done.put) - WARM
+        done.count += 1
     return done
 
 
@@ -33,7 +33,7 @@ async def put_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     done.put += await queue.put_many([DATA] * WARM)
     await go()
     deadline = clock() + seconds
-    while done.count == 0 or clock() < deadline:
+    while not done.count or clock() < deadline:
         done.put += await queue.put_many([DATA] * size)
         done.count += size
     return done
@@ -47,7 +47,7 @@ async def get(desk: Desk, go: Go, *, seconds: float, every: int = 0) -> Done:
     await go()
     done.marks.append((clock(), 0))
     deadline = clock() + seconds
-    while clock() < deadline and await _take(queue, done):
+    while (not done.count or clock() < deadline) and await _take(queue, done):
         done.count += 1
         if every and done.count % every == 0:
             done.marks.append((clock(), done.count))
@@ -75,7 +75,7 @@ async def get_in_transaction(desk: Desk, go: Go, *, seconds: float) -> Done:
         await one()
     await go()
     deadline = clock() + seconds
-    while clock() < deadline and await one():
+    while (not done.count or clock() < deadline) and await one():
         done.count += 1
     return done
 
@@ -94,7 +94,7 @@ async def get_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     await some()
     await go()
     deadline = clock() + seconds
-    while clock() < deadline and (number := await some()):
+    while (not done.count or clock() < deadline) and (number := await some()):
         done.count += number
     return done
 
@@ -117,7 +117,7 @@ async def lease_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     await some()
     await go()
     deadline = clock() + seconds
-    while clock() < deadline and (number := await some()):
+    while (not done.count or clock() < deadline) and (number := await some()):
         done.count += number
     return done
 
@@ -143,7 +143,7 @@ async def get_in_order(desk: Desk, go: Go, *, seconds: float) -> Done:
         await one()
     await go()
     deadline = clock() + seconds
-    while clock() < deadline and await one():
+    while (not done.count or clock() < deadline) and await one():
         done.count += 1
     return done
 
@@ -166,7 +166,7 @@ async def over_queues(desk: Desk, go: Go, *, seconds: float, number: int) -> Don
         await one()
     await go()
     deadline = clock() + seconds
-    while clock() < deadline:
+    while not done.count or clock() < deadline:
         await one()
         done.count += 1
     return done

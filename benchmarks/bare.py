@@ -73,7 +73,6 @@ class Parameters:
             json.loads(row[1])
 
 
-
 class BareSession(Parameters):
     """The session of a backend itself, for which nobody has written a bare loop."""
 

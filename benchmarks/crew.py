@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import PQError
 from pqcore.runtime import drive
@@ -22,6 +22,11 @@ from .contenders import Contender, Place, awaitable, closed
 Kind: TypeAlias = Literal["one", "together", "processes"]
 """One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""
 Go: TypeAlias = Callable[[], Awaitable[None]]
+Act: TypeAlias = Callable[..., Awaitable["Done"]]
+"""What is done: a function of a module, so that processes can be told of it.
+
+It is given its `Desk` and a `Go`: it warms up, awaits that, and then does what is measured.
+"""
 
 clock = time.monotonic
 """Of all processes alike."""
@@ -73,15 +78,6 @@ class Desk:
     def queue(self, name: str = "jobs") -> Any:
         """A queue, to be awaited, whichever the backend."""
         return awaitable(self._contender, self.pq, name)
-
-
-class Act(Protocol):
-    """What is done: a function of a module, so that processes can be told of it.
-
-    It warms up, awaits ``go``, and then does what is measured.
-    """
-
-    def __call__(self, desk: Desk, go: Go, **parameters: Any) -> Awaitable[Done]: ...
 
 
 @dataclass(frozen=True)
@@ -190,6 +186,7 @@ class Crew:
         if "forkserver" in methods:
             self._context.set_forkserver_preload([__name__, *DRIVERS])
         self._members: list[tuple[Any, Connection]] = []
+        self._said: dict[int, Done] = {}
 
     def work(self, contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> list[Done]:
         """Have parts done at once, each in a process of its own, with a `PQ` of its own."""
@@ -215,11 +212,15 @@ class Crew:
     def over(self, number: int, seconds: float) -> bool:
         """Whether the first ``number`` have all ended, waiting for at most so long."""
         deadline = clock() + seconds
-        return all(pipe.poll(max(deadline - clock(), 0)) for _, pipe in self._members[:number])
+        for index in range(number):
+            if index not in self._said and self._members[index][1].poll(max(deadline - clock(), 0)):
+                self._said[index] = self._hear(index, 0)
+        return len(self._said) == number
 
     def end(self, number: int, patience: float = PATIENCE) -> list[Done]:
         """Wait for the first ``number`` to end; what they did."""
-        return [self._hear(index, patience) for index in range(number)]
+        said, self._said = self._said, {}
+        return [said[index] if index in said else self._hear(index, patience) for index in range(number)]
 
     def _hear(self, index: int, patience: float) -> Any:
         process, pipe = self._members[index]
@@ -240,6 +241,7 @@ class Crew:
     def close(self) -> None:
         """End the processes."""
         members, self._members = self._members, []
+        self._said = {}
         for process, pipe in members:
             pipe.close()
             process.kill()
@@ -258,6 +260,7 @@ def member(pipe: Connection) -> None:
             contender, place, part, index, number, options = pipe.recv()
         except EOFError:
             return
+        answer: tuple[str, Any]
         try:
             answer = ("done", _alone(contender, place, part, index, number, pipe, options))
         except BaseException as exc:  # noqa: BLE001 - told to who waits for it

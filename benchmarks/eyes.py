@@ -21,6 +21,10 @@ from .contenders import Contender
 T = TypeVar("T")
 APPLICATION = "pqcore-bench"
 """The name under which the connections that are measured are known to the server."""
+_FLUSHES = (
+    "SELECT EXISTS (SELECT FROM pg_proc"
+    " WHERE proname = 'pg_stat_force_next_flush' AND has_function_privilege(oid, 'EXECUTE'))"
+)
 LEAVING = 10.0
 """Seconds that sessions have to end."""
 
@@ -46,7 +50,7 @@ class Eyes:
 
     Attributes:
         statements: How many were run.
-        version: The server's, as a number: 150004.
+        flushes: Whether the server can be told to count what they did at once (PostgreSQL 15).
     """
 
     def __init__(self, contender: Contender, dsn: str) -> None:
@@ -62,7 +66,7 @@ class Eyes:
         self.statements = 0
         try:
             self._session = self._run(connect)
-            self.version = int(self.one("SHOW server_version_num"))
+            self.flushes = bool(self.one(_FLUSHES))
         except BaseException:
             self._end()
             raise
@@ -125,7 +129,7 @@ class Counters:
     def read(cls, eyes: Eyes, table: str) -> Counters:
         """What it has counted by now, of all sessions that have ended; but for commits of the eyes' own."""
         own = 0
-        if eyes.version >= 150_000:  # before, it is not to be known what of them is counted yet
+        if eyes.flushes:  # else it is not to be known what of them is counted yet
             eyes.sql("SELECT pg_stat_force_next_flush()")
             own = eyes.statements
         [[wal, commits, dead, left]] = eyes.sql(

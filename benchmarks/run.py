@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from statistics import median
@@ -20,8 +20,8 @@ from .figures import Figure, rounded
 from .masses import FINISHED, LATER, Horizon, Priorities, Queues
 from .turns import Bench, Table, Turn, dropped, schema_name
 from .waiting import Pickup, Soak
-from .workloads import PLAIN, Options, Scaling, Variant, Workload
 from .working import Drain
+from .workloads import PLAIN, Options, Scaling, Variant, Workload
 
 FORMAT = 1
 """Of the report."""
@@ -37,7 +37,7 @@ def workloads() -> list[Workload]:
 def scenarios() -> dict[str, str]:
     """What ``--scenario`` can name, and what it is."""
     return {
-        TARGETS: "each operation over each backend, beside its driver in a bare loop",
+        TARGETS: f"each operation beside its driver in a bare loop; or one of them, as in {TARGETS}:put",
         **{workload.name: workload.title for workload in workloads()},
     }
 
@@ -95,6 +95,10 @@ class Request:
     def wants(self, name: str) -> bool:
         return not self.chosen or name in self.chosen
 
+    def operations(self) -> list[str]:
+        """Those that are compared with bare loops."""
+        return [name for name in targets.OPERATIONS if self.wants(TARGETS) or f"{TARGETS}:{name}" in self.chosen]
+
 
 def run(request: Request, listener: Listener) -> dict[str, Any]:
     """Run it, and return the report.
@@ -102,7 +106,8 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
     Raises:
         ConfigurationError: There is nothing to be run, or no server.
     """
-    if unknown := sorted(set(request.chosen) - set(scenarios())):
+    single = {f"{TARGETS}:{name}" for name in targets.OPERATIONS}
+    if unknown := sorted(set(request.chosen) - set(scenarios()) - single):
         msg = f"unknown scenario {', '.join(unknown)}; there are {', '.join(scenarios())}"
         raise ConfigurationError(msg)
     if not request.contenders:
@@ -122,7 +127,7 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
         }
         report["doubts"] = environment.doubts(report["environment"])
         listener.end("environment", [report])
-        report["targets"] = _targets(request, bench, listener) if request.wants(TARGETS) else []
+        report["targets"] = _targets(request, bench, listener) if request.operations() else []
         report["workloads"] = []
         for workload in workloads():
             if request.wants(workload.name):
@@ -144,9 +149,9 @@ def _bench(request: Request, dsn: str) -> Iterator[Bench]:
         yield Bench(dsn, measured, schema, eyes, request.options.scale, members)
     finally:
         members.close()
-        try:
+        with suppress(PQError):  # an error that hides the one that is under way, or an embedded server that ends now
             dropped(eyes, schema)
-        finally:
+        with suppress(PQError):
             eyes.close()
 
 
@@ -160,15 +165,15 @@ def _about(contender: Contender) -> dict[str, Any]:
 
 def _targets(request: Request, bench: Bench, listener: Listener) -> list[dict[str, Any]]:
     chosen, found = request.contenders, []
-    listener.begin("targets: pqcore beside bare loops", len(chosen) * len(targets.OPERATIONS))
+    listener.begin("targets: pqcore beside bare loops", len(chosen) * len(request.operations()))
     tables = {contender: bench.table(contender) for contender in chosen}
-    for operation in targets.OPERATIONS:
+    for operation in request.operations():
         for contender in chosen:
             listener.step(f"{targets.OPERATIONS[operation].title}, {contender.label}")
             row: dict[str, Any]
             try:
                 target = targets.compare(bench, contender, operation, tables[contender])
-            except PQError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
                 row = {"backend": contender.label, "operation": operation, "error": _reason(exc)}
             else:
                 row = target.as_json()
@@ -214,7 +219,7 @@ def _turn(bench: Bench, workload: Workload, table: Table, cell: Cell, program: s
         else:
             assert program is not None
             turn = pgbench.turn(program, bench, table, workload.sql)
-    except (PQError, AssertionError) as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
         cell.error = _reason(exc)
         return
     cell.turns.append(turn)

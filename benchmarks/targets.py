@@ -22,7 +22,7 @@ from .contenders import Contender, closed
 from .figures import Figure
 from .statements import MANY, Statements
 from .turns import QUEUE, Bench, Table
-from .working import noop, put_calls
+from .working import drain, noop, put_calls
 
 Call: TypeAlias = Callable[[], Any]
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
@@ -256,7 +256,7 @@ class _Duel:
         await self._restock(WARM * 4, replan)
         warm = WARM if self._operation.jobs == 1 else 3
         times = [await self._turn(call, warm) / warm for _ in range(2) for call in (ours, theirs)]
-        number = max(round(SLICE / max(times[2:])), 1)
+        number = max(round(SLICE / min(times[2:])), 1)
         seconds = self._bench.scale.cell
         began = time.monotonic()
         pairs: list[tuple[float, float]] = []
@@ -319,8 +319,6 @@ class _Duel:
 
 async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
     """A worker's speed beside that of leasing and acknowledging the same jobs in batches, over the same backend."""
-    from .working import drain
-
     number = bench.scale.duel
     table.empty()
     pq = contender.open(table.place)

@@ -14,7 +14,7 @@ import asyncio
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import asyncpg
@@ -24,7 +24,7 @@ from pqcore.tasks import AsyncPQ
 from pqcore.worker import Worker
 from pqcore_backends.embedded import EmbeddedServer
 
-Measure = Callable[[str, int], Awaitable[float]]
+Measure = Callable[[str, int], Coroutine[Any, Any, float]]
 
 
 async def noop(job_id: int) -> None:
@@ -32,7 +32,7 @@ async def noop(job_id: int) -> None:
 
 
 def ours(backend: str) -> Measure:
-    """pqcore's worker over a backend, as it is by default, but for finished rows: they are deleted."""
+    """The worker of pqcore, over a backend, as it is by default, but for finished rows: they are deleted."""
 
     async def measure(dsn: str, jobs: int) -> float:
         pq = AsyncPQ(dsn, backend=backend, retention="delete", table=f"bench_{backend}")

@@ -177,9 +177,7 @@ PLAIN: tuple[Plain, ...] = (
     Plain("put_many", "put many at once", acts.put_many, lambda scale: {"size": scale.batch}),
     Plain("get", "get one", acts.get, backlog=1, sql="get"),
     Plain("get_keep", "get one, finished rows kept", acts.get, backlog=1, keep=True, sql="get_keep"),
-    Plain(
-        "transactional_get", "get one in a transaction", acts.get_in_transaction, backlog=1, sql="transactional_get"
-    ),
+    Plain("transactional_get", "get one in a transaction", acts.get_in_transaction, backlog=1, sql="transactional_get"),
     Plain("get_many", f"get {MANY} at once", acts.get_many, _many, backlog=MANY, sql="get_many"),
     Plain("lease_ack", f"lease {MANY} and acknowledge them", acts.lease_many, _many, backlog=MANY),
 )
@@ -196,7 +194,8 @@ class Scaling(Common):
     def variants(self, options: Options) -> Sequence[Variant]:
         found = []
         for number in options.scale.consumers:
-            found.append(Variant(f"{number} threads or tasks", "together", number))
+            label = "one thread or task" if number == 1 else f"{number} threads or tasks"
+            found.append(Variant(label, "together", number))
             if number > 1:
                 found.append(Variant(f"{number} processes", "processes", number))
         return found

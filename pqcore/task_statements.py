@@ -298,7 +298,7 @@ DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING id"
         self.find_result = compiled(
             "find_result",
             "SELECT state, progress::text, data::text, payload, serializer, error::text FROM {results}"
-            " WHERE job_id = :id::bigint",
+            " WHERE job_id = :id::bigint AND q_name = :q_name::text",
         )
         # Where a job is: of the three tables it can be in at most one has it unfinished.
         times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.peers.runner import MANY, Seen, System, Taken, clock, main
+from .runner import MANY, Seen, System, Taken, clock, main
 
 CONCURRENCY = 500
 """Jobs that run at once: the best of 100, 500 and 1,000 for jobs that do nothing."""
@@ -34,7 +34,7 @@ class Chancy(System):
         "put_many": f"chancy.push_many({MANY:,} jobs)",
         "worker": f"Worker(chancy), Queue(executor=AsyncExecutor, concurrency={CONCURRENCY}, eager_polling=True)",
         "serve": "the same",
-        "horizon": "as for worker",
+        "horizon_worker": "as for worker",
     }
     tables = ("chancy_jobs",)
     unfinished = "SELECT count(*) FROM chancy_jobs WHERE state NOT IN ('succeeded', 'failed')"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.peers.runner import MANY, Seen, System, Taken, main
+from .runner import MANY, Seen, System, Taken, main
 
 LIMIT = 100
 """Jobs that run at once: the best of 20, 100 and 500 for jobs that do nothing."""
@@ -26,7 +26,7 @@ class Oban(System):
         "put_many": f"oban.enqueue_many({MANY:,} jobs)",
         "worker": f"Oban(pool=pool, queues={{'bench': {LIMIT}}})",
         "serve": f"Oban(pool=pool, queues={{'bench': {LIMIT}}})",
-        "horizon": "as for worker",
+        "horizon_worker": "as for worker",
     }
     uvloop = True
     tables = ("oban_jobs",)
@@ -71,8 +71,7 @@ class Oban(System):
             return await self.until_finished()
 
     async def serve(self, taken: Taken) -> None:
-        ran: Callable[[int], None] = lambda _: taken()
-        self.ran = ran
+        self.ran = lambda _: taken()
         async with self._server():
             await asyncio.Event().wait()
 

@@ -10,11 +10,11 @@ import importlib
 import importlib.metadata
 import sys
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.peers.runner import BATCH, MANY, System, Taken, in_thread, main
+from .runner import BATCH, MANY, System, Taken, in_thread, main
 
 NAME = "bench"
 
@@ -68,18 +68,18 @@ class PgmqPsycopg(Pgmq):
     async def put_many(self, numbers: Sequence[int]) -> None:
         self.queue.send_batch(NAME, [{"n": number} for number in numbers], conn=self.connection)
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         message = self.queue.pop(NAME, conn=self.connection)
-        return message and message.msg_id
+        return None if message is None else int(message.msg_id)
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         message = self.queue.read(NAME, conn=self.connection)
         if message is None:
             return None
         self.queue.delete(NAME, message.msg_id, conn=self.connection)
-        return message.msg_id
+        return int(message.msg_id)
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         return [message.msg_id for message in self.queue.pop(NAME, qty=n, conn=self.connection)]
 
     async def wait(self, taken: Taken, stop: threading.Event) -> None:
@@ -128,18 +128,18 @@ class PgmqAsyncpg(Pgmq):
     async def put_many(self, numbers: Sequence[int]) -> None:
         await self.queue.send_batch(NAME, [{"n": number} for number in numbers], conn=self.connection)
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         message = await self.queue.pop(NAME, conn=self.connection)
-        return message and message.msg_id
+        return None if message is None else int(message.msg_id)
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         message = await self.queue.read(NAME, conn=self.connection)
         if message is None:
             return None
         await self.queue.delete(NAME, message.msg_id, conn=self.connection)
-        return message.msg_id
+        return int(message.msg_id)
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         return [message.msg_id for message in await self.queue.pop(NAME, qty=n, conn=self.connection)]
 
     async def wait(self, taken: Taken, stop: threading.Event) -> None:

@@ -9,11 +9,11 @@ import importlib
 import importlib.metadata
 import sys
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from benchmarks.peers.runner import BATCH, MANY, Seen, System, Taken, clock, main
+from .runner import BATCH, MANY, Seen, System, Taken, clock, main
 
 SIZE = 1_000
 """Jobs that its manager takes at once: the best of 10, 100 and 1,000 for jobs that do nothing."""
@@ -31,6 +31,7 @@ class PgQueuer(System):
         "worker": f"run(mode=drain, batch_size={SIZE:,})",
         "serve": "run()",
         "horizon": "as for lease",
+        "horizon_worker": "as for worker",
     }
     alike = {"get": "lease"}
     uvloop = True
@@ -87,11 +88,11 @@ class PgQueuer(System):
         n = len(numbers)
         await self.queries.enqueue(["noop"] * n, [b"%d" % number for number in numbers], [0] * n)
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         jobs = await self.get_many(1)
         return jobs[0] if jobs else None
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         jobs = await self.queries.dequeue(batch_size=n, **self.claim)
         if jobs:
             await self.queries.log_jobs([(job, "successful", None) for job in jobs])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.peers.runner import BATCH, MANY, Seen, System, Taken, clock, in_thread, main
+from .runner import BATCH, MANY, Seen, System, Taken, clock, in_thread, main
 
 
 class Pq(System):
@@ -24,6 +24,7 @@ class Pq(System):
         "worker": "pq.tasks: queue.work(burst=True)",
         "pickup": "queue.get()",
         "horizon": "queue.get()",
+        "horizon_worker": "as for worker",
     }
     alike = {"serve": "pickup"}
     tables = ("queue",)
@@ -68,11 +69,11 @@ class Pq(System):
             for _ in range(n):
                 self.task()
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         job = self.queue.get(block=False)
-        return job and job.id
+        return None if job is None else int(job.id)
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         with self.queue:
             jobs = [self.queue.get(block=False) for _ in range(n)]
         return [job.id for job in jobs if job is not None]

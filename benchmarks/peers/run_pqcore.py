@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.peers.runner import MANY, Seen, System, Taken, clock, in_thread, main
 from pqcore.tasks import PQ, AsyncPQ
 from pqcore.worker import Worker
+
+from .runner import MANY, Seen, System, Taken, clock, in_thread, main
 
 BACKENDS = {"psycopg2": "blocking", "psycopg": "blocking", "psycopg-async": "async", "asyncpg": "async"}
 
@@ -30,6 +31,7 @@ class Pqcore(System):
         "pickup": "queue.get()",
         "serve": "Worker(queue)",
         "horizon": "queue.get()",
+        "horizon_worker": "as for worker",
     }
     tables = ("queue",)
     unfinished = "SELECT count(*) FROM queue"
@@ -84,18 +86,18 @@ class Blocking(Pqcore):
     async def fill_calls(self, n: int) -> None:
         self.queue.put_calls(*[self.task.call()] * n)
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         job = self.queue.get(block=False)
-        return job and job.id
+        return None if job is None else int(job.id)
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         job = self.queue.lease(block=False)
         if job is None:
             return None
         job.ack()
-        return job.id
+        return int(job.id)
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         return [job.id for job in self.queue.get_many(n, block=False)]
 
     async def wait(self, taken: Taken, stop: threading.Event) -> None:
@@ -142,18 +144,18 @@ class Asynchronous(Pqcore):
     async def fill_calls(self, n: int) -> None:
         await self.queue.put_calls(*[self.task.call()] * n)
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         job = await self.queue.get(block=False)
-        return job and job.id
+        return None if job is None else int(job.id)
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         job = await self.queue.lease(block=False)
         if job is None:
             return None
         await job.ack()
-        return job.id
+        return int(job.id)
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         return [job.id for job in await self.queue.get_many(n, block=False)]
 
     async def wait(self, taken: Taken, stop: threading.Event) -> None:

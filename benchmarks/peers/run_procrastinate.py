@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.peers.runner import MANY, Seen, System, Taken, clock, main
+from .runner import MANY, Seen, System, Taken, clock, main
 
 CONCURRENCY = 30
 """As in its guide to concurrency."""
@@ -27,6 +27,7 @@ class Procrastinate(System):
         "worker": f"run_worker_async(wait=False, concurrency={CONCURRENCY}, delete_jobs='always')",
         "serve": f"run_worker_async(concurrency={CONCURRENCY}, delete_jobs='always')",
         "horizon": "as for lease",
+        "horizon_worker": "as for worker",
     }
     alike = {"get": "lease"}
     tables = ("procrastinate_jobs", "procrastinate_events")
@@ -46,7 +47,6 @@ class Procrastinate(System):
             self.ran(n)
 
         self.task = self.app.task(name="noop", queue="bench")(noop)
-        self.worker = await self.app.job_manager.register_worker()
 
     async def close(self) -> None:
         await self.app.close_async()
@@ -58,13 +58,18 @@ class Procrastinate(System):
         [value] = (await self.connector.execute_query_one_async(statement)).values()
         return value
 
+    async def settle(self) -> None:
+        await super().settle()
+        # Workers delete what is known of others that were not heard of for 30 seconds.
+        self.worker = await self.app.job_manager.register_worker()
+
     async def put(self, number: int) -> None:
         await self.task.defer_async(n=number)
 
     async def put_many(self, numbers: Sequence[int]) -> None:
         await self.task.batch_defer_async(*({"n": number} for number in numbers))
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         manager = self.app.job_manager
         job = await manager.fetch_job(queues=["bench"], worker_id=self.worker)
         if job is None:

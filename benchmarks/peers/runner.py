@@ -4,8 +4,14 @@ Runs in a peer's environment, so it imports nothing but the standard library.
 
 A process reads requests from stdin, one JSON object a line, and answers each with one on stdout:
 
-    {"do": "setup", "dsn": "postgresql://..."}      -> {"version": ..., "python": ..., "how": {...}, "alike": {...}}
-    {"do": "measure", "workload": "put", ...}       -> {"figure": ..., "lost": 0, "repeated": 0, ...}
+    {"do": "setup", "dsn": "postgresql://..."}               -> {"version": ..., "how": {"put": ..., ...}, ...}
+    {"do": "measure", "workload": "worker", ...}             -> {"figure": ..., "lost": 0, "repeated": 0, ...}
+
+or, of a workload that is measured in slices, so that systems can take turns every moment,
+
+    {"do": "begin", "workload": "get", "seconds": 0.4}       -> {}
+    {"do": "slice", "seconds": 0.05}, as often as wanted     -> {"operations": ..., "seconds": ...}
+    {"do": "end"}                                            -> {"lost": 0, "repeated": 0}
 
 and ends when stdin does.  An answer {"error": "..."} says what went wrong.  Whatever a library prints goes
 to stderr.  All times are taken here, beside the calls, so the protocol costs the figures nothing.
@@ -26,7 +32,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar
 
@@ -38,12 +44,6 @@ MANY = 1_000
 
 BATCH = 100
 """Jobs taken in one call."""
-
-CHUNK = 200
-"""Jobs that a worker is given at once where dead rows are to be made."""
-
-DEAD = 20_000
-"""Jobs put and taken under an old snapshot before one at a time is, or as many as go in four times the time."""
 
 PATIENCE = 60.0
 """Seconds that a worker, or one job on its way, may take."""
@@ -60,29 +60,31 @@ class Workload:
         title: Its name in tables.
         unit: ``/s``: jobs a second, the more the better; ``ms``: milliseconds, the fewer the better.
         what: What is done and counted.
+        sliced: Whether it is measured in slices.
     """
 
     key: str
     title: str
     unit: str
     what: str
+    sliced: bool = False
 
+
+_AGED = "after others were put and taken"
 
 WORKLOADS = (
-    Workload("put", "put 1", "/s", "one job a call, each committed"),
-    Workload("put_many", f"put {MANY:,}", "/s", f"{MANY:,} jobs a call"),
-    Workload("get", "get 1", "/s", f"one job at a time of {DEPTH:,}, taken and finished in the system's quickest way"),
-    Workload("lease", "lease 1", "/s", f"one job at a time of {DEPTH:,}, claimed, and then finished: two commits"),
-    Workload("get_many", f"get {BATCH}", "/s", f"{BATCH} jobs at a time, taken and finished"),
+    Workload("put", "put 1", "/s", "one job a call, each committed", sliced=True),
+    Workload("put_many", f"put {MANY:,}", "/s", f"{MANY:,} jobs a call", sliced=True),
+    Workload("get", "get 1", "/s", f"one job at a time of {DEPTH:,}, taken and finished the quickest way", sliced=True),
+    Workload(
+        "lease", "lease 1", "/s", f"one job at a time of {DEPTH:,}, claimed, then finished: two commits", sliced=True
+    ),
+    Workload("get_many", f"get {BATCH}", "/s", f"{BATCH} jobs at a time, taken and finished", sliced=True),
     Workload("worker", "worker", "/s", "no-op jobs through one worker process, from its start until all are finished"),
     Workload("pickup", "pickup", "ms", "from the call that puts a job to a waiting taker: the median"),
     Workload("serve", "pickup, worker", "ms", "from the call that puts a job to its function in an idle worker"),
-    Workload(
-        "horizon",
-        "old snapshot",
-        "/s",
-        f"get 1 while a session holds an old snapshot, after {DEAD:,} jobs, or as many as the system takes in a while",
-    ),
+    Workload("horizon", "get 1, old", "/s", f"get 1 while a session holds an old snapshot, {_AGED}"),
+    Workload("horizon_worker", "worker, old", "/s", f"worker while a session holds an old snapshot, {_AGED}"),
 )
 
 
@@ -95,12 +97,12 @@ class Seen:
     """
 
     def __init__(self, expected: int) -> None:
-        self.jobs: list[Hashable] = []
+        self.jobs: list[int] = []
         self.all = asyncio.Event()
         self._expected = expected
         self._loop = asyncio.get_running_loop()
 
-    def ran(self, job: Hashable) -> None:
+    def ran(self, job: int) -> None:
         """Note a job; from any thread."""
         self.jobs.append(job)
         if len(self.jobs) == self._expected:
@@ -130,8 +132,8 @@ class System(ABC):
     unfinished: ClassVar[str]
     """The statement that counts the jobs that are not finished."""
 
-    least: int = 200
-    """Jobs that its worker is given, at least."""
+    least: int = 1_000
+    """Jobs that its worker is given, at least, where there is time."""
 
     version: str = ""
     """The version that was installed, known after `setup`."""
@@ -144,6 +146,7 @@ class System(ABC):
     async def sql(self, statement: str) -> Any:
         """Run a statement, committed; the first column of its first row, if it has one."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Disconnect."""
 
@@ -180,15 +183,15 @@ class System(ABC):
         """Put jobs at once."""
         raise NotImplementedError
 
-    async def get(self) -> Hashable:
+    async def get(self) -> int | None:
         """Take and finish a job; what identifies it, None if there was none."""
         raise NotImplementedError
 
-    async def lease(self) -> Hashable:
+    async def lease(self) -> int | None:
         """Claim a job, and finish it in a further commit."""
         raise NotImplementedError
 
-    async def get_many(self, n: int) -> Sequence[Hashable]:
+    async def get_many(self, n: int) -> Sequence[int]:
         """Take and finish up to ``n`` jobs."""
         raise NotImplementedError
 
@@ -206,7 +209,7 @@ class System(ABC):
 
     async def until_finished(self) -> float:
         """Wait until no job is left, looking often; when that was."""
-        while await self.count():
+        while await self.count():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.002)
         return clock()
 
@@ -226,6 +229,24 @@ class Failed(Exception):
 
 
 @dataclass
+class Slices:
+    """A workload that is measured in slices, while it is.
+
+    Attributes:
+        key: The workload.
+        put: How many jobs there were, or were put meanwhile.
+        jobs: Those that were taken.
+        operations, seconds: All slices together.
+    """
+
+    key: str
+    put: int = 0
+    jobs: list[int] = field(default_factory=list)
+    operations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Measuring:
     """Measures the workloads of a system, and sees to it that no job is lost on the way.
 
@@ -235,118 +256,163 @@ class Measuring:
     Attributes:
         system: What is measured.
         rates: Jobs a second, as last measured, by workload.
+        slices: The workload that was begun.
     """
 
     system: System
     rates: dict[str, float] = field(default_factory=dict)
+    slices: Slices = field(default_factory=lambda: Slices(""))
 
-    async def measure(self, workload: str, seconds: float, samples: int) -> dict[str, Any]:
+    # In slices
+
+    async def begin(self, workload: str, seconds: float) -> None:
+        """Begin a workload, of so many seconds in all."""
+        await self.system.reset()
+        self.slices = Slices(workload)
+        if workload in ("get", "lease", "get_many"):
+            least = 10 * BATCH
+            put = DEPTH if workload != "get_many" else self._number(workload, 1.3 * seconds, least, 300 * BATCH)
+            await self._wait_to_be_taken(put)
+
+    async def _wait_to_be_taken(self, number: int) -> None:
+        """Have so many jobs wait, those that are left included."""
+        await self.system.fill(number - await self.system.count())
+        await self.system.settle()
+        self.slices.put = number
+
+    async def slice(self, seconds: float) -> dict[str, Any]:
+        """Go on with it for some seconds; what was done, which is nothing if no job is left."""
+        slices = self.slices
+        before = slices.operations
+        took = await self._steps[slices.key](self, seconds)
+        slices.seconds += took
+        return {"operations": slices.operations - before, "seconds": took}
+
+    async def end(self) -> dict[str, Any]:
+        """End it: the jobs that are gone and were not seen, and those that were seen twice."""
+        slices = self.slices
+        if slices.seconds:
+            self.rates[slices.key] = slices.operations / slices.seconds
+        different = len(set(slices.jobs))
+        lost = slices.put - await self.system.count() - different
+        return {"lost": lost, "repeated": len(slices.jobs) - different}
+
+    async def _put(self, seconds: float) -> float:
+        put = self.system.put
+        slices = self.slices
+        began = clock()
+        end = began + seconds
+        while clock() < end:
+            await put(slices.put)
+            slices.put += 1
+            slices.operations += 1
+        return clock() - began
+
+    async def _put_many(self, seconds: float) -> float:
+        slices = self.slices
+        took = 0.0
+        while took < seconds:
+            numbers = range(slices.put, slices.put + MANY)
+            began = clock()
+            await self.system.put_many(numbers)
+            took += clock() - began
+            slices.put += MANY
+            slices.operations += MANY
+        return took
+
+    async def _get(self, seconds: float) -> float:
+        return await self._get_by(self.system.get, seconds)
+
+    async def _lease(self, seconds: float) -> float:
+        return await self._get_by(self.system.lease, seconds)
+
+    async def _get_by(self, get: Callable[[], Awaitable[int | None]], seconds: float) -> float:
+        jobs = self.slices.jobs
+        first = len(jobs)
+        most = self.slices.put
+        began = clock()
+        end = began + seconds
+        while clock() < end and len(jobs) < most:
+            job = await get()
+            if job is None:
+                break
+            jobs.append(job)
+        took = clock() - began
+        self.slices.operations += len(jobs) - first
+        return took
+
+    async def _get_many(self, seconds: float) -> float:
+        jobs = self.slices.jobs
+        first = len(jobs)
+        most = self.slices.put
+        began = clock()
+        end = began + seconds
+        while clock() < end and len(jobs) < most:
+            found = await self.system.get_many(BATCH)
+            if not found:
+                break
+            jobs += found
+        took = clock() - began
+        self.slices.operations += len(jobs) - first
+        return took
+
+    _steps: ClassVar[dict[str, Callable[[Measuring, float], Awaitable[float]]]] = {
+        "put": _put,
+        "put_many": _put_many,
+        "get": _get,
+        "lease": _lease,
+        "get_many": _get_many,
+    }
+
+    # At once
+
+    async def measure(self, workload: str, seconds: float, samples: int, dead: int) -> dict[str, Any]:
         """Measure a workload.
 
         Args:
             workload: Its key.
             seconds: How long, about.
             samples: How many jobs, where a latency is measured.
+            dead: How many jobs are put and taken before, under an old snapshot.
 
         Returns:
-            ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds, or how many jobs were
-            taken ``before``, under an old snapshot.
+            ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds.  Or ``several`` such,
+            by workload.
         """
         measures: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
-            "put": lambda: self._put(seconds),
-            "put_many": lambda: self._put_many(seconds),
-            "get": lambda: self._get("get", self.system.get, seconds),
-            "lease": lambda: self._get("lease", self.system.lease, seconds),
-            "get_many": lambda: self._get_many(seconds),
             "worker": lambda: self._worker(seconds),
             "pickup": lambda: self._pickup(samples, 5 * seconds),
             "serve": lambda: self._serve(samples, 5 * seconds),
-            "horizon": lambda: self._horizon(seconds),
+            "horizon": lambda: self._horizon(seconds, dead),
         }
         await self.system.reset()
         return await measures[workload]()
 
-    async def _put(self, seconds: float) -> dict[str, Any]:
-        put = self.system.put
-        done = 0
-        began = clock()
-        end = began + seconds
-        while clock() < end:
-            await put(done)
-            done += 1
-        took = clock() - began
-        return self._rate("put", done, took, lost=done - await self.system.count())
-
-    async def _put_many(self, seconds: float) -> dict[str, Any]:
-        done = 0
-        took = 0.0
-        while took < seconds:
-            numbers = range(done, done + MANY)
-            began = clock()
-            await self.system.put_many(numbers)
-            took += clock() - began
-            done += MANY
-        return self._rate("put_many", done, took, lost=done - await self.system.count())
-
-    async def _get(self, key: str, get: Callable[[], Awaitable[Hashable]], seconds: float) -> dict[str, Any]:
-        await self.system.fill(DEPTH - await self.system.count())
-        await self.system.settle()
-        jobs: list[Hashable] = []
-        began = clock()
-        end = began + seconds
-        while clock() < end and len(jobs) < DEPTH:
-            job = await get()
-            if job is None:
-                break
-            jobs.append(job)
-        took = clock() - began
-        return await self._taken(key, DEPTH, jobs, took)
-
-    async def _get_many(self, seconds: float) -> dict[str, Any]:
-        n = self._number("get_many", seconds, 10 * BATCH, 300 * BATCH)
-        await self.system.fill(n)
-        await self.system.settle()
-        jobs: list[Hashable] = []
-        began = clock()
-        while len(jobs) < n and clock() - began < 4 * seconds:
-            found = await self.system.get_many(BATCH)
-            if not found:
-                break
-            jobs += found
-        took = clock() - began
-        return await self._taken("get_many", n, jobs, took)
-
     async def _worker(self, seconds: float) -> dict[str, Any]:
-        n = self._number("worker", 1.5 * seconds, self.system.least, 300 * BATCH)
+        least = math.ceil(self.system.least * min(1, seconds / 0.4))
+        n = self._number("worker", 1.5 * seconds, least, 300 * BATCH)
         await self.system.fill_calls(n)
         await self.system.settle()
         seen = Seen(n)
         began = clock()
-        ended = await asyncio.wait_for(self.system.work(seen), PATIENCE)
+        took = await asyncio.wait_for(self.system.work(seen), PATIENCE) - began
+        self.rates["worker"] = n / took
         different = len(set(seen.jobs))
         lost = max(n - different, await self.system.count())
-        return self._rate("worker", n, ended - began, lost, len(seen.jobs) - different)
+        return {"figure": n / took, "operations": n, "lost": lost, "repeated": len(seen.jobs) - different}
 
     def _number(self, key: str, seconds: float, least: int, most: int) -> int:
         """How many jobs take so long, as last measured; whole batches."""
         wanted = math.ceil(self.rates.get(key, 0) * seconds / BATCH) * BATCH
         return max(least, min(most, wanted))
 
-    async def _taken(self, key: str, put: int, jobs: Sequence[Hashable], took: float) -> dict[str, Any]:
-        """What was found, with the jobs that are gone and were not seen, and those seen twice."""
-        gone = put - await self.system.count()
-        different = len(set(jobs))
-        return self._rate(key, len(jobs), took, gone - different, len(jobs) - different)
-
-    def _rate(self, key: str, done: int, took: float, lost: int, repeated: int = 0) -> dict[str, Any]:
-        self.rates[key] = done / took
-        return {"figure": done / took, "operations": done, "seconds": took, "lost": lost, "repeated": repeated}
-
     # Latencies
 
     async def _pickup(self, samples: int, seconds: float) -> dict[str, Any]:
         stop = threading.Event()
-        return await self._latencies(samples, seconds, lambda taken: self.system.wait(taken, stop), self.system.put, stop)
+        return await self._latencies(
+            samples, seconds, lambda taken: self.system.wait(taken, stop), self.system.put, stop
+        )
 
     async def _serve(self, samples: int, seconds: float) -> dict[str, Any]:
         return await self._latencies(samples, seconds, self.system.serve, self.system.put_call, None)
@@ -388,7 +454,7 @@ class Measuring:
             latencies: list[float] = []
             end = clock() + seconds
             for number in range(1, samples + 1):
-                if clock() > end and len(latencies) > 2:
+                if clock() > end and latencies:
                     break  # this one is slow
                 await asyncio.sleep(0.015 + 0.01 * (number * 0.618 % 1))  # idle again; at no fixed phase of any timer
                 latencies.append(await once(number))
@@ -405,30 +471,36 @@ class Measuring:
 
     # Dead rows
 
-    async def _horizon(self, seconds: float) -> dict[str, Any]:
-        """Jobs are put and taken, quickly; then some are taken one at a time, and timed.  The caller holds the snapshot."""
+    async def _horizon(self, seconds: float, dead: int) -> dict[str, Any]:
+        """Make dead rows, and measure a worker and one at a time.  The caller holds the snapshot."""
         how = self.system.how
-        before = 0
-        end = clock() + 4 * seconds
-        while before < DEAD and clock() < end:
-            before += await self._age(end)
-        get = self.system.get if "get" in how else self.system.lease if "lease" in how else None
-        found = await self._worker(seconds) if get is None else await self._get("horizon", get, seconds)
-        return {**found, "before": before}
+        for first in range(0, dead, MANY):
+            await self._age(min(MANY, dead - first))
+        found = {}
+        if "horizon_worker" in how:
+            found["horizon_worker"] = await self._worker(seconds)
+        if "horizon" in how:
+            self.slices = Slices("get" if "get" in how else "lease")
+            await self._wait_to_be_taken(DEPTH)
+            part = await self.slice(seconds)
+            rate = part["operations"] / part["seconds"]
+            found["horizon"] = {"figure": rate, "operations": part["operations"], **await self.end()}
+        return {"several": found}
 
-    async def _age(self, end: float) -> int:
-        """Put and take jobs, until a time at most; how many were taken."""
+    async def _age(self, number: int) -> None:
+        """Put and take jobs."""
         system = self.system
-        if "get_many" not in system.how and "worker" in system.how:
-            await system.fill_calls(CHUNK)
-            seen = Seen(CHUNK)
-            await asyncio.wait_for(system.work(seen), PATIENCE)
-            return len(seen.jobs)
-        await system.fill(MANY)
-        taken = 0
-        while taken < MANY and (clock() < end or taken == 0):
-            taken += len(await system.get_many(BATCH))
-        return taken
+        if "get_many" not in system.how:
+            await system.fill_calls(number)
+            await system.settle()
+            await asyncio.wait_for(system.work(Seen(number)), PATIENCE)
+            return
+        await system.fill(number)
+        while number > 0:
+            found = await system.get_many(min(number, BATCH))
+            if not found:
+                raise Failed(f"{number} jobs that were put were not found")
+            number -= len(found)
 
 
 # The protocol
@@ -456,11 +528,17 @@ async def _answer(system: System, answers: IO[str]) -> None:
             ready = True
         except Exception as error:  # noqa: BLE001 - the caller tells of it, and goes on with others
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}".strip(": ").partition("\n")[0]}
+            answer = {"error": _said(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     if ready:
         await system.close()
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, and what it comes from."""
+    said = f"{type(error).__name__}: {error}".strip(": ").partition("\n")[0]
+    return said if error.__cause__ is None else f"{said} ({_said(error.__cause__)})"
 
 
 async def _carry_out(measuring: Measuring, request: dict[str, Any]) -> dict[str, Any]:
@@ -473,4 +551,11 @@ async def _carry_out(measuring: Measuring, request: dict[str, Any]) -> dict[str,
             "how": dict(system.how),
             "alike": dict(system.alike),
         }
-    return await measuring.measure(request["workload"], request["seconds"], request["samples"])
+    if request["do"] == "begin":
+        await measuring.begin(request["workload"], request["seconds"])
+        return {}
+    if request["do"] == "slice":
+        return await measuring.slice(request["seconds"])
+    if request["do"] == "end":
+        return await measuring.end()
+    return await measuring.measure(request["workload"], request["seconds"], request["samples"], request["dead"])

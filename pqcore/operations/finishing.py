@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pqcore.engine import Engine
-from pqcore.errors import ConnectionLost, DatabaseError, TransientError
+from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, TransientError
 from pqcore.identifiers import channel, results_channel
 from pqcore.job import BaseJob
 from pqcore.operations.gating import gate_of, give_up, lock_gates
@@ -97,14 +97,40 @@ async def _finish_together(
         return await engine.run(work, connection=connection)
     except (ConnectionLost, TransientError):
         raise
-    except DatabaseError:
-        if len(outcomes) == 1 or connection is not None:
+    except DatabaseError as exc:
+        if connection is not None:
             raise
-        # One of them cannot be stored; the others are not to suffer for it.
-        lost: list[Outcome] = []
-        for outcome in outcomes:
-            lost += await _finish_together(engine, queue, [outcome], connection)
-        return lost
+        if len(outcomes) == 1:
+            return await _finish_otherwise(engine, queue, outcomes[0], exc)
+        return await _finish_singly(engine, queue, outcomes)
+
+
+async def _finish_singly(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """End jobs each for itself: one of them cannot be stored, and the others are not to suffer for it."""
+    lost: list[Outcome] = []
+    errors: list[DatabaseError] = []
+    for outcome in outcomes:
+        try:
+            lost += await _finish_together(engine, queue, [outcome], None)
+        except (ConnectionLost, TransientError):
+            raise
+        except DatabaseError as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]
+    return lost
+
+
+async def _finish_otherwise(
+    engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: DatabaseError
+) -> list[Outcome]:
+    """End a job of which the server refuses what follows: as a dead letter, not by trying for ever."""
+    if outcome.end != "done" or not isinstance(refusal, InvalidData):
+        raise refusal
+    message = f"it was run, but what follows from it cannot be stored: {refusal}"
+    error = {"type": f"{type(refusal).__module__}.{type(refusal).__qualname__}", "message": message, "traceback": ""}
+    dead = replace(outcome, end="dead", result=None, error=error, reason="failed")
+    return [outcome] if await _finish_together(engine, queue, [dead], None) else []
 
 
 def has_followers(headers: str | None) -> bool:

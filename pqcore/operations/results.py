@@ -56,7 +56,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
         JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
     """
     rows = await engine.execute("tasks.find_job", {"id": job_id, "q_name": queue.name}, protect=False)
-    kept = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
+    kept = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
     progress = None if not kept or kept[0][1] is None else json.loads(kept[0][1])
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
@@ -91,14 +91,14 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     topic = results_channel(queue.name)
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
-        found = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
+        found = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
         if found and found[0][0] != "running":
             return _read(queue, job_id, *found[0])
         rows = await engine.execute("tasks.find_job", {"id": job_id, "q_name": queue.name}, protect=False)
         # Between the two looks it may have ended: then there is a result, or none was to be kept.
         ended = not rows or rows[0][0] in ("done", "dead")
         if ended or '"keep"' not in (rows[0][3] or ""):
-            found = await engine.execute("tasks.find_result", {"id": job_id}, protect=False)
+            found = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
             if found and found[0][0] != "running":
                 return _read(queue, job_id, *found[0])
             if rows and rows[0][0] == "dead":

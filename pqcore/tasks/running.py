@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
+from types import TracebackType
 from typing import Any
 
 from pqcore.errors import DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
@@ -23,6 +24,7 @@ from pqcore.timespec import seconds
 
 UNKNOWN_PAUSE = 60.0
 """Seconds for which a job is put off that names a function unknown here: another worker may know it."""
+_LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 MAX_TRACEBACK = 20_000
 """Characters of a traceback that are kept: its end."""
 
@@ -152,7 +154,7 @@ def waited(job: BaseJob, ago: float = 0.0) -> float:
 def described(error: BaseException) -> dict[str, str]:
     """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
     kind = type(error)
-    text = "".join(traceback.format_exception(kind, error, error.__traceback__))
+    text = "".join(traceback.format_exception(kind, error, _from_the_function(error.__traceback__)))
     try:
         message = str(error)
     except Exception:  # noqa: BLE001 - an exception is users' code too
@@ -162,6 +164,14 @@ def described(error: BaseException) -> dict[str, str]:
         "message": _storable(message[:MAX_TRACEBACK]),
         "traceback": _storable(text[-MAX_TRACEBACK:]),
     }
+
+
+def _from_the_function(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames that led to the function: those of the worker, of its threads and pools."""
+    start = trace
+    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+        start = start.tb_next
+    return trace if start is None else start
 
 
 def _storable(text: str) -> str:

@@ -320,6 +320,22 @@ def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["a"]
 
 
+@pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
+def test_who_asks_for_a_place_waits_for_the_transaction_of_who_asked_before(harness: Harness, gate: Any) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    queue.put_many(["a", "b"], **gate)
+    waiting = (
+        f"SELECT FROM pg_stat_activity WHERE wait_event = 'advisory' AND application_name = '{harness.application}'"
+    )
+    with ExitStack() as stack:
+        with queue:
+            first = data(all_leased(queue, 1))
+            second = stack.enter_context(harness.thread(lambda: data(all_leased(other))))
+            harness.eventually(lambda: harness.sql(waiting))
+        assert (first, second()) == (["a"], [])
+    assert (queue.stats().leased, queue.stats().parked) == (1, 1)
+
+
 def test_a_larger_limit_lets_newer_jobs_in(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b"], **ONE)

@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 
 from pqcore import hookimpl
-from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, ResultTimeout, UnsafeSerializer
+from pqcore.errors import (
+    ConfigurationError,
+    DatabaseError,
+    InvalidData,
+    JobFailed,
+    JobNotFound,
+    ResultTimeout,
+    UnsafeSerializer,
+)
 from pqcore.events import JobEvent, PutEvent
 from pqcore.identifiers import TableName
-from pqcore.operations import results
+from pqcore.operations import finishing, results
 from pqcore.plugins import plugins
 from pqcore.tasks import Discard, Snooze, current
 from pqcore.testing.harness import PATIENCE, Harness
@@ -103,7 +111,7 @@ def kept(queue: Any) -> Tasks:
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 def test_a_result_is_what_was_returned(harness: Harness, retention: str) -> None:
     queue = harness.task_queue(retention=retention)
-    values = [None, 0, "…", [1, {"a": None}], 1.5, True, {"b": [[]]}]
+    values: list[Any] = [None, 0, "…", [1, {"a": None}], 1.5, True, {"b": [[]]}]
 
     @queue.task(keep_result="1h")
     def plain(job_id: int, value: Any) -> Any:
@@ -495,6 +503,75 @@ def test_what_cannot_be_put_leaves_nothing(harness: Harness, queue: Any, tasks: 
     assert (count(harness), count(harness, "_batches")) == (0, 0)
 
 
+@pytest.mark.parametrize("way", ["put_calls", "batch"])
+def test_calls_of_which_the_server_refuses_one_leave_nothing(
+    harness: Harness, queue: Any, tasks: Tasks, way: str
+) -> None:
+    forbid(harness, "")
+    calls = [tasks.add.call(1, 2), tasks.add.call(1, "forbidden", _schedule_at="1h"), tasks.note.call()]
+    with pytest.raises(InvalidData):
+        getattr(queue, way)(*calls)
+    assert (count(harness), count(harness, "_batches")) == (0, 0)
+
+
+def forbid(harness: Harness, suffix: str) -> None:
+    """Have the server refuse rows of a table that hold the word ``forbidden``."""
+    harness.sql(f"ALTER TABLE {beside(harness, suffix)} ADD CHECK (data::text NOT LIKE '%forbidden%')", rows=False)
+
+
+@pytest.mark.parametrize("suffix", ["", "_results"])
+def test_a_job_of_which_the_server_refuses_what_follows_is_a_dead_letter(
+    harness: Harness, queue: Any, kept: Tasks, suffix: str
+) -> None:
+    def word(job_id: int) -> str:
+        return "for" + "bidden"
+
+    task = queue.task(keep_result="1h")(word)
+    first = queue.chain(task.call(), kept.more.call(0, _headers={"a": "b"}))
+    others = [kept.add(number, 1) for number in range(5)]
+    forbid(harness, suffix)
+    if not suffix:
+        harness.sql(
+            "ALTER TABLE {table} ADD CHECK (headers IS NULL OR headers::text NOT LIKE '%forbidden%')", rows=False
+        )
+    harness.drain(queue)
+    assert [job.result(1) for job in others] == [1, 2, 3, 4, 5]
+    [letter] = queue.dead.list()
+    assert (letter.id, letter.reason) == (first, "failed")
+    assert "cannot be stored" in letter.error["message"]
+    assert count(harness) == 0
+    with pytest.raises(JobFailed, match="cannot be stored"):
+        first.result(1)
+
+
+def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any, kept: Tasks) -> None:
+    first = queue.chain(kept.add.call(1, 2), kept.note.call())
+    batch = queue.batch(kept.add.call(3, 4), then=kept.note.call())
+    jobs = queue.lease_many(5)
+    function = f"{TableName('refuse', harness.schema)}()"
+    harness.sql(
+        f"CREATE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$", rows=False
+    )
+    harness.sql(
+        f"CREATE TRIGGER refuse BEFORE INSERT ON {{table}} FOR EACH ROW EXECUTE FUNCTION {function}", rows=False
+    )
+    core = unwrapped(queue)
+
+    def finish(job: Any) -> list[Any]:
+        outcome = finishing.Outcome(unwrapped(job), "done", 3)
+        return harness.wait_for(lambda: finishing.finish(core._engine, core, [outcome]))
+
+    for job in jobs:
+        with pytest.raises(DatabaseError, match="no"):
+            finish(job)
+    assert [first.status(), batch.jobs[0].status()] == ["running"] * 2
+    assert (count(harness, "_results"), count(harness, "_batches"), queue.dead.count()) == (0, 1, 0)
+    harness.sql("DROP TRIGGER refuse ON {table}", rows=False)
+    for job in jobs:
+        assert finish(job) == []
+    assert (first.result(1), batch.jobs[0].result(1), count(harness)) == (3, 3, 2)
+
+
 # Batches
 
 
@@ -588,6 +665,25 @@ def test_a_dead_letter_that_is_retried_counts_no_more(harness: Harness, queue: A
     for _ in range(2):
         assert queue.dead.retry() == 1
         harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+
+
+def test_a_retried_dead_letter_does_not_end_a_batch_for_another(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    broken = [True]
+
+    @queue.task()
+    def fragile(job_id: int) -> None:
+        if broken.pop():
+            raise Broken
+
+    batch = queue.batch(fragile.call(), tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
+    harness.drain(queue)
+    broken.append(False)
+    queue.dead.retry()
+    harness.drain(queue)
+    assert (tasks.previous, broken, count(harness, "_batches")) == ([], [], 1)
+    harness.sql("UPDATE {table} SET schedule_at = now()", rows=False)
+    harness.drain(queue)
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
 
@@ -702,7 +798,7 @@ class Watcher:
     def __init__(self) -> None:
         self.puts: list[PutEvent] = []
         self.told: list[tuple[str, Any]] = []
-        self.runs: list[tuple[str, int, str]] = []
+        self.runs: list[tuple[str, int, Any]] = []
         self.headers: dict[str, Any] = {"mark": "M"}
 
     @hookimpl

@@ -6,8 +6,9 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +21,9 @@ from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
 from pqcore.testing.workers import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
 """Jobs that are run while workers are killed."""
@@ -39,7 +43,7 @@ class Crew:
         self._stack = ExitStack()
         self._children: dict[int, Child] = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -246,92 +250,89 @@ def test_the_loss_of_all_connections_is_a_pause(harness: Harness) -> None:
     assert len(seen.items) == 4
 
 
-@contextmanager
-def proxied(harness: Harness) -> Iterator[Proxy]:
+@pytest.fixture
+def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")  # one that is being made when all goes silent is given up, too
     proxy = Proxy(harness.dsn)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    yield proxy
+    proxy.close()
 
 
-def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness) -> None:
+def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness, proxy: Proxy) -> None:
     direct = harness.task_queue()
-    with proxied(harness) as proxy:
-        queue = harness.tasks(proxy.dsn, create=False)["q"]
-        seen = Notes()
+    queue = harness.tasks(proxy.dsn, create=False)["q"]
+    seen = Notes()
 
-        @queue.task()
-        async def note(job_id: int) -> None:
-            seen.add(job_id)
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
 
-        again = direct.task()(note.task.function)
-        with harness.working(queue, stall_timeout=0.4, poll_interval=0.1):
+    again = direct.task()(note.task.function)
+    with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=0.1):
+        again()
+        seen.wait(1)
+        for number in range(2):
+            assert proxy.stall() >= 2
             again()
-            seen.wait(1)
-            for number in range(2):
-                assert proxy.stall() >= 2
-                again()
-                seen.wait(2 + number)
+            seen.wait(2 + number)
 
 
 @pytest.mark.requires(Capability.LISTEN)
 def test_a_listening_connection_that_went_silent_is_replaced(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "PROBE", 0.2)
     monkeypatch.setattr(waiting, "RETRY", 0.1)
     direct = harness.task_queue()
-    with proxied(harness) as proxy:
-        queue = harness.tasks(proxy.dsn, create=False)["q"]
-        seen = Notes()
+    queue = harness.tasks(proxy.dsn, create=False)["q"]
+    seen = Notes()
 
-        @queue.task()
-        async def note(job_id: int) -> None:
-            seen.add(job_id)
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
 
-        again = direct.task()(note.task.function)
-        with harness.working(queue, stall_timeout=0.4, poll_interval=3600) as worker:
-            [station] = worker._floor.stations
-            listener = station.bridge.engine.listener
-            for number in range(3):
-                harness.eventually(lambda: station.channel in listener._channels)
-                again()
-                seen.wait(2 * number + 1)
-                proxy.stall()
-                again()  # found when it is noticed that nothing is heard
-                seen.wait(2 * number + 2)
-
-
-def test_leases_are_held_over_a_connection_that_went_silent(harness: Harness) -> None:
-    direct = harness.task_queue()
-    with proxied(harness) as proxy:
-        queue = harness.tasks(proxy.dsn, create=False)["q"]
-        latch, seen = Latch(), Notes()
-
-        @queue.task()
-        async def hold(job_id: int) -> None:
-            seen.add(job_id)
-            await latch.passed()
-
-        direct.task()(hold.task.function)()
-        until = "SELECT leased_until::text FROM {table} WHERE now() < leased_until"
-        with harness.working(queue, stall_timeout=0.3, lease=3.0), harness.working(direct, lease=3.0):
-            seen.wait(1)
-            leases = set(harness.sql(until))
-            first = max(leases)[0]
-
-            def outlived() -> bool:
-                leases.update(harness.sql(until))
-                if len(leases) == 2:
-                    proxy.stall()  # again, in the middle of it
-                return bool(harness.sql(f"SELECT FROM {{table}} WHERE now() > '{first}'")) and len(leases) > 2
-
+    again = direct.task()(note.task.function)
+    # A job that was leased when the answer got lost is free again when the lease has run out.
+    with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=3600) as worker:
+        [station] = worker._floor.stations
+        listener = station.bridge.engine.listener
+        for number in range(3):
+            harness.eventually(lambda: station.channel in listener._channels)
+            again()
+            seen.wait(2 * number + 1)
             proxy.stall()
-            harness.eventually(outlived)
-            latch.open()
-            harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NOT NULL"))
-        assert len(seen.items) == 1
+            again()  # found when it is noticed that nothing is heard
+            seen.wait(2 * number + 2)
+
+
+def test_leases_are_held_over_a_connection_that_went_silent(harness: Harness, proxy: Proxy) -> None:
+    direct = harness.task_queue()
+    queue = harness.tasks(proxy.dsn, create=False)["q"]
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def hold(job_id: int) -> None:
+        seen.add(job_id)
+        await latch.passed()
+
+    direct.task()(hold.task.function)()
+    until = "SELECT leased_until::text FROM {table} WHERE now() < leased_until"
+    with harness.working(queue, stall_timeout=0.3, lease=3.0), harness.working(direct, lease=3.0):
+        seen.wait(1)
+        leases = set(harness.sql(until))
+        [(first,)] = leases
+
+        def lengthened(times: int) -> bool:
+            leases.update(harness.sql(until))
+            return len(leases) > times
+
+        for times in (1, 2):
+            proxy.stall()
+            harness.eventually(partial(lengthened, times))
+        harness.eventually(lambda: harness.sql(f"SELECT FROM {{table}} WHERE now() > '{first}'"))
+        latch.open()
+        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NOT NULL"))
+    assert len(seen.items) == 1
 
 
 def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any]) -> None:
@@ -349,50 +350,45 @@ def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any
 
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_ends_are_stored_after_a_connection_went_silent(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, when: str
+    harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     direct = harness.task_queue()
-    with proxied(harness) as proxy:
-        queue = harness.tasks(proxy.dsn, create=False)["q"]
-        latch, seen = Latch(), Notes()
+    queue = harness.tasks(proxy.dsn, create=False)["q"]
+    latch, seen = Latch(), Notes()
 
-        @queue.task()
-        async def hold(job_id: int) -> int:
-            seen.add(job_id)
-            await latch.passed()
-            return 7
+    @queue.task()
+    async def hold(job_id: int) -> int:
+        seen.add(job_id)
+        await latch.passed()
+        return 7
 
-        handle = direct.task(keep_result="1h")(hold.task.function)()
-        with harness.working(queue, stall_timeout=0.4, poll_interval=0.1):
-            seen.wait(1)
-            if when == "before":
-                proxy.stall()
-            else:
-                stall_in_the_middle(monkeypatch, proxy.stall)
-            latch.open()
-            assert handle.result(PATIENCE) == 7
-        assert harness.sql("SELECT attempts FROM {table} WHERE dequeued_at IS NOT NULL") == [(1,)]
+    handle = direct.task(keep_result="1h")(hold.task.function)()
+    with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=0.1):
+        seen.wait(1)
+        if when == "before":
+            proxy.stall()
+        else:
+            stall_in_the_middle(monkeypatch, proxy.stall)
+        latch.open()
+        assert handle.result(PATIENCE) == 7
+    assert harness.sql("SELECT attempts FROM {table} WHERE dequeued_at IS NOT NULL") == [(1,)]
 
 
-def test_a_server_that_is_silent_for_a_while_is_waited_for(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+def test_a_server_that_is_silent_for_a_while_is_waited_for(harness: Harness, proxy: Proxy) -> None:
     direct = harness.task_queue()
-    with proxied(harness) as proxy:
-        queue = harness.tasks(proxy.dsn, create=False)["q"]
-        seen = Notes()
+    queue = harness.tasks(proxy.dsn, create=False)["q"]
+    seen = Notes()
 
-        @queue.task()
-        def note(job_id: int) -> None:
-            seen.add(job_id)
+    @queue.task()
+    def note(job_id: int) -> None:
+        seen.add(job_id)
 
-        again = direct.task()(note.task.function)
-        with harness.working(queue, stall_timeout=0.3, poll_interval=0.1):
-            again()
-            seen.wait(1)
-            before = proxy.stall(new=True)
-            again()
-            harness.eventually(lambda: proxy.stall(new=True) >= before + 2)  # it tries to connect
-            proxy.resume()
-            seen.wait(2)
+    again = direct.task()(note.task.function)
+    with harness.working(queue, lease=2.0, stall_timeout=0.3, poll_interval=0.1):
+        again()
+        seen.wait(1)
+        before = proxy.stall(new=True)
+        again()
+        harness.eventually(lambda: proxy.stall(new=True) >= before + 2)  # it tries to connect
+        proxy.resume()
+        seen.wait(2)

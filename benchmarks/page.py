@@ -1,0 +1,167 @@
+"""A report as a page of HTML, with charts: one file, which needs no network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from . import tables
+from .verdicts import failures
+
+Row = Mapping[str, Any]
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
+th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
+th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr.bad { color: #b00020; font-weight: bold; }
+tr.good td { color: #14691e; }
+.doubts { border: 3px solid #b00020; color: #b00020; padding: .5em 1em; font-weight: bold; }
+h2 { margin-top: 2em; }
+"""
+
+
+def page(report: Mapping[str, Any], fail_under: float | None = None, *, judged: bool = True) -> str:
+    """The page.
+
+    Raises:
+        ImportError: plotly is not installed.
+    """
+    from plotly.offline import get_plotlyjs
+
+    parts = ["<h1>pqcore's benchmarks</h1>", _grid(tables.environment(report))]
+    if report["doubts"]:
+        parts.append(_list("These figures are not to be relied on:", report["doubts"]))
+    if wrong := failures(report, fail_under, judged=judged):
+        parts.append(_list("What is wrong:", wrong))
+    if report["targets"]:
+        parts += ["<h2>Targets</h2>", _targets_chart(report["targets"])]
+        parts.append(_grid(tables.targets(report["targets"], fail_under, judged=judged)))
+    for name, rows in tables.by_scenario(report["workloads"]).items():
+        parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts += _charts(rows)
+        parts.append(_grid(tables.workload(rows)))
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>pqcore\'s benchmarks</title>'
+        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _grid(grid: tables.Grid) -> str:
+    def cell(tag: str, column: int, text: str) -> str:
+        kind = ' class="number"' if grid.columns[column].startswith(">") else ""
+        return f"<{tag}{kind}>{html.escape(text.lstrip('>'))}</{tag}>"
+
+    lines = [f"<p>{html.escape(grid.title)}</p><table><tr>"]
+    lines += [cell("th", number, name) for number, name in enumerate(grid.columns)]
+    lines.append("</tr>")
+    for index, row in enumerate(grid.rows):
+        kind = "bad" if index in grid.bad else "good" if index in grid.good else ""
+        lines.append(f'<tr class="{kind}">' + "".join(cell("td", n, text) for n, text in enumerate(row)) + "</tr>")
+    return "".join(lines) + "</table>"
+
+
+def _list(title: str, items: Sequence[str]) -> str:
+    lines = "".join(f"<li>{html.escape(item)}</li>" for item in items)
+    return f'<div class="doubts">{html.escape(title)}<ul>{lines}</ul></div>'
+
+
+# Charts
+
+
+def _figure(title: str, unit: str, traces: Sequence[Any], **layout: Any) -> str:
+    import plotly.graph_objects as go
+
+    figure = go.Figure(list(traces))
+    figure.update_layout(title=title, yaxis_title=unit, height=420, template="plotly_white", barmode="group", **layout)
+    made: str = figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False)
+    return made
+
+
+def _bars(name: str, places: Sequence[str], figures: Sequence[Row], low: str = "least", high: str = "most") -> Any:
+    import plotly.graph_objects as go
+
+    return go.Bar(
+        name=name,
+        x=list(places),
+        y=[figure["median"] for figure in figures],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [figure[high] - figure["median"] for figure in figures],
+            "arrayminus": [figure["median"] - figure[low] for figure in figures],
+        },
+    )
+
+
+def _targets_chart(rows: Sequence[Row]) -> str:
+    import plotly.graph_objects as go
+
+    good = [row for row in rows if "ratio" in row]
+    backends = list(dict.fromkeys(row["backend"] for row in good))
+    traces: list[Any] = []
+    for backend in backends:
+        own = [row for row in good if row["backend"] == backend]
+        traces.append(_bars(backend, [row["operation"] for row in own], [row["ratio"] for row in own], "low", "high"))
+    highest: dict[str, float] = {}
+    for row in good:
+        highest[row["operation"]] = max(row["target"], highest.get(row["operation"], 0))
+    marker = {"symbol": "line-ew-open", "size": 40, "color": "#b00020", "line": {"width": 3}}
+    traces.append(go.Scatter(name="target", x=list(highest), y=list(highest.values()), mode="markers", marker=marker))
+    return _figure("pqcore beside its drivers in bare loops", "ratio", traces)
+
+
+def _charts(rows: Sequence[Row]) -> Iterator[str]:
+    measured = [row for row in rows if "metrics" in row]
+    if not measured:
+        return
+    together = [row for row in measured if row["scenario"] == "scaling"]
+    if together:
+        yield _scaling(together)
+    else:
+        for metric, figure in measured[0]["metrics"].items():
+            yield _metric(measured, metric, figure["unit"])
+    for row in measured:
+        if "curve" in row:
+            yield from _curves(row)
+
+
+def _metric(rows: Sequence[Row], metric: str, unit: str) -> str:
+    traces = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        own = [row for row in rows if row["backend"] == backend]
+        places = [row["variant"] or row["scenario"] for row in own]
+        traces.append(_bars(backend, places, [row["metrics"][metric] for row in own]))
+    return _figure(f"{rows[0]['title']}: {metric}", unit, traces)
+
+
+def _scaling(rows: Sequence[Row]) -> str:
+    import plotly.graph_objects as go
+
+    traces = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        for kind, dash in (("together", "solid"), ("processes", "dot")):
+            own = [row for row in rows if row["backend"] == backend and row["kind"] == kind]
+            traces.append(
+                go.Scatter(
+                    name=f"{backend}, {'processes' if kind == 'processes' else 'threads or tasks'}",
+                    x=[row["consumers"] for row in own],
+                    y=[row["metrics"]["rate"]["median"] for row in own],
+                    mode="lines+markers",
+                    line={"dash": dash},
+                )
+            )
+    return _figure(rows[0]["title"], "/s", traces, xaxis_title="consumers")
+
+
+def _curves(row: Row) -> Iterator[str]:
+    import plotly.graph_objects as go
+
+    (over, places), *others = row["curve"].items()
+    for name, points in others:
+        trace = go.Scatter(name=name, x=places, y=points, mode="lines+markers")
+        title = f"{row['title']}, {row['backend']}: {name}"
+        yield _figure(title, name, [trace], xaxis_title=over)

@@ -1,0 +1,68 @@
+"""`python -m benchmarks.peers`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..environment import server
+from .environments import VARIABLE, cache_folder
+from .measuring import Plan, run, trouble
+from .runner import WORKLOADS
+from .systems import OURS, PEERS, Contender
+from .table import ratios, render
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and write; 1 if a job was lost."""
+    keys = [workload.key for workload in WORKLOADS]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description="pqcore beside its peers, on the same server, in alternation."
+    )
+    parser.add_argument("--dsn", help="a server, on which databases are made and dropped (default: an embedded one)")
+    parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3, or 1 if quick)")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in under a minute")
+    parser.add_argument("--only", action="append", metavar="NAME", help="systems whose name has this in it, and pqcore")
+    parser.add_argument("--workload", action="append", choices=keys, help="only this (may be repeated)")
+    parser.add_argument(
+        "--dead", type=int, metavar="N", help="jobs taken before, under an old snapshot (default: 3,000)"
+    )
+    parser.add_argument("--how", action="store_true", help="say what each system does for each workload")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report, with all rounds")
+    parser.add_argument("--show", type=Path, metavar="PATH", help="print such a report again, and measure nothing")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder(), help=f"where environments are (default: %(default)s; {VARIABLE})"
+    )
+    options = parser.parse_args(arguments)
+    if options.show is not None:
+        print(render(json.loads(options.show.read_text(encoding="utf-8")), how=options.how))
+        return 0
+    plan = Plan(rounds=1, seconds=0.15, samples=6, dead=500, limit=45) if options.quick else Plan()
+    plan = Plan(
+        rounds=options.rounds or plan.rounds,
+        seconds=plan.seconds,
+        samples=plan.samples,
+        dead=plan.dead if options.dead is None else options.dead,
+        limit=plan.limit if options.rounds is None else float("inf"),
+        workloads=tuple(options.workload or keys),
+    )
+    peers = [peer for peer in PEERS if _is_wanted(peer, options.only) and not (options.quick and peer.slow)]
+    with server(options.dsn) as (dsn, _):
+        report = asyncio.run(run(dsn, [*OURS, *peers], plan, options.cache, lambda text: print(text, file=sys.stderr)))
+    report["ratios"] = ratios(report)
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(render(report, how=options.how))
+    return 1 if trouble(report) else 0
+
+
+def _is_wanted(peer: Contender, names: Sequence[str] | None) -> bool:
+    return not names or any(name.lower() in peer.title.lower() for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Virtual environments for peers: their dependencies are at odds with one another, and with ours.
+
+Each is made once, under a cache folder, by pip with a pinned version of the peer and the drivers' versions
+that we use; another version, or another Python, is another folder.  What was not finished is begun anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "PQCORE_PEERS_CACHE"
+"""Names the cache folder."""
+
+PATIENCE = 300
+"""Seconds that pip may take for one environment."""
+
+_MADE = "made.json"
+_OLDEST, _NEWEST = 10, 20  # of Python 3
+
+
+class NotMeasured(Exception):
+    """A system, or one of its workloads, cannot be measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a peer needs.
+
+    Attributes:
+        name: Of its folder.
+        requirements: For pip.
+        drivers: Distributions that we use too, and of which it gets the same version.
+        python: The oldest Python that it runs on.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    drivers: tuple[str, ...] = ()
+    python: tuple[int, int] = (3, 10)
+
+    def wanted(self) -> list[str]:
+        """All requirements, with versions."""
+        return [*self.requirements, *(_as_ours(driver) for driver in self.drivers)]
+
+
+def _as_ours(driver: str) -> str:
+    try:
+        return f"{driver}=={importlib.metadata.version(driver.partition('[')[0])}"
+    except importlib.metadata.PackageNotFoundError:
+        return driver
+
+
+def cache_folder() -> Path:
+    """Where environments are, unless told otherwise."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqcore-bench" / "peers"
+
+
+def prepare(environment: Environment, folder: Path) -> Path:
+    """Make an environment, unless it is there; its Python.
+
+    Raises:
+        NotMeasured: There is no Python that is new enough, or pip failed.
+    """
+    python = find_python(environment.python)
+    wanted = environment.wanted()
+    digest = hashlib.sha256("\0".join([*wanted, python]).encode()).hexdigest()[:12]
+    place = folder / f"{environment.name}-{digest}"
+    program = place / "bin" / "python"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{place.name}.lock"):
+            if not (place / _MADE).exists():
+                shutil.rmtree(place, ignore_errors=True)
+                _run([python, "-m", "venv", str(place)], "venv")
+                options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
+                _run([str(program), "-m", "pip", "install", *options, *wanted], "pip")
+                (place / _MADE).write_text(json.dumps({"requirements": wanted, "python": python}), encoding="utf-8")
+    except OSError as error:
+        raise NotMeasured(f"its environment could not be made: {error}") from error
+    return program
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise NotMeasured(f"{what} did not end within {PATIENCE} s") from None
+    except subprocess.CalledProcessError as error:
+        raise NotMeasured(f"{what}: {_reason(error.stderr + error.stdout)}") from None
+
+
+def _reason(output: str) -> str:
+    """The line that says most."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return re.sub(r"^ERROR:\s*", "", (errors or lines or ["failed, and said nothing"])[-1])
+
+
+def find_python(oldest: tuple[int, int]) -> str:
+    """A Python that is new enough and can make environments: ours, or else the oldest that is found.
+
+    Looked for on PATH and among those of pyenv.
+
+    Raises:
+        NotMeasured: There is none.
+    """
+    for program in _pythons():
+        version = _version(program)
+        if version is not None and version >= oldest:
+            return program
+    raise NotMeasured("needs Python {}.{} or newer, and none was found on PATH or among pyenv's".format(*oldest))
+
+
+def _pythons() -> Iterator[str]:
+    yield sys.executable
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for minor in range(_OLDEST, _NEWEST):
+        found = [*sorted(str(path) for path in root.glob(f"3.{minor}.*/bin/python")), shutil.which(f"python3.{minor}")]
+        yield from filter(None, found)
+
+
+@cache
+def _version(program: str) -> tuple[int, int] | None:
+    """The version of a Python that works, and has what environments need."""
+    code = "import ensurepip, venv, sys; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([program, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+        major, minor = map(int, done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return major, minor

@@ -1,0 +1,381 @@
+"""The run: all systems on one server, each in a database of its own, taking turns at each workload."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from .environments import NotMeasured
+from .runner import WORKLOADS, Workload
+from .systems import Contender, Lost, Running, pythons
+
+ONCE = {"horizon", "horizon_worker"}
+"""Workloads that take long, and are measured in one round, together."""
+
+SLICE = 0.05
+"""Seconds after which the next system has its turn."""
+
+SLOW = 4.0
+"""Seconds; what takes longer is measured once."""
+
+COMMITS = 40
+"""Rows inserted one at a time before each round, to tell what a commit costs on this machine."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        rounds: How often.
+        seconds: For about how long a rate is measured.
+        samples: How many latencies are.
+        dead: How many jobs are put and taken under an old snapshot, before it is measured what that does.
+        limit: Seconds; no round is begun that would end later.
+        workloads: Which, by key.
+    """
+
+    rounds: int = 3
+    seconds: float = 0.4
+    samples: int = 20
+    dead: int = 3_000
+    limit: float = 210.0
+    workloads: tuple[str, ...] = tuple(workload.key for workload in WORKLOADS)
+
+
+@dataclass
+class Cell:
+    """What was found of a workload of a system, round by round; or why nothing was."""
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    failed: str | None = None
+
+
+Cells = dict[tuple[str, str], Cell]
+
+
+async def run(dsn: str, contenders: Sequence[Contender], plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
+    """Measure; the report.
+
+    Args:
+        dsn: The server; databases are made on it, and dropped.
+        contenders: Who.
+        plan: How much.
+        folder: Where environments are.
+        say: Called with what is going on.
+    """
+    say(f"environments are in {folder}")
+    found = await asyncio.to_thread(pythons, contenders, folder)
+    began = time.monotonic()
+    with _databases(dsn, len(contenders) + 1) as (first, *others), tempfile.TemporaryDirectory() as logs:
+        starting = [
+            _start(contender, found[contender], database, Path(logs, f"{number}.log"))
+            for number, (contender, database) in enumerate(zip(contenders, others, strict=True))
+        ]
+        started = await asyncio.gather(*starting)
+        systems = [(system, database) for system, database in zip(started, others, strict=True)]
+        running = [(system, database) for system, database in systems if isinstance(system, Running)]
+        try:
+            series = Series(running, plan, first, say, began)
+            await series.run()
+        finally:
+            await asyncio.gather(*(system.stop() for system, _ in running))
+        return {
+            "environment": {**_environment(first), "commit_ms": statistics.median(series.commits)},
+            "plan": {**asdict(plan), "rounds": series.rounds},
+            "seconds": time.monotonic() - began,
+            "workloads": [asdict(workload) for workload in WORKLOADS if workload.key in plan.workloads],
+            "systems": [_about(each, system) for each, system in zip(contenders, started, strict=True)],
+            "figures": _figures(series),
+        }
+
+
+async def _start(contender: Contender, python: str | NotMeasured, dsn: str, log: Path) -> Running | NotMeasured:
+    if isinstance(python, NotMeasured):
+        return python
+    try:
+        return await Running.start(contender, python, dsn, log)
+    except NotMeasured as reason:
+        return reason
+    except Lost as error:
+        return NotMeasured(str(error))
+
+
+@contextmanager
+def _databases(dsn: str, number: int) -> Iterator[list[str]]:
+    """New databases, dropped afterwards; their addresses, as all drivers take them."""
+    names = [f"pqcore_peers_{os.getpid()}_{index}" for index in range(number)]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        made = []
+        try:
+            for name in names:
+                connection.execute(f"CREATE DATABASE {name}")
+                made.append(name)
+            yield [url(dsn, name) for name in names]
+        finally:
+            for name in made:
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def url(dsn: str, database: str) -> str:
+    """The address of another database on a server, as a URL that libpq, asyncpg and others understand."""
+    parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    user, password = parts.pop("user", ""), parts.pop("password", "")
+    host, port = parts.pop("host", ""), parts.pop("port", "")
+    parts.pop("dbname", None)
+    if host.startswith("/"):  # the folder of a socket
+        parts["host"], host = host, ""
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    place = (f"{login}@" if login else "") + host + (f":{port}" if port else "")
+    return f"postgresql://{place}/{quote(database, safe='')}" + (f"?{urlencode(parts)}" if parts else "")
+
+
+@dataclass
+class Turn:
+    """One round of a system at a workload.
+
+    Attributes:
+        key: The workload.
+        system: Who.
+        database: The system's.
+        cell: What was found in other rounds.
+        found: What was found in this one.
+        wall: Seconds it took, all in all.
+        slices: Jobs a second, a slice.
+        spent: Seconds of all slices.
+    """
+
+    key: str
+    system: Running
+    database: str
+    cell: Cell
+    found: dict[str, Any] = field(default_factory=dict)
+    wall: float = 0.0
+    slices: list[float] = field(default_factory=list)
+    operations: int = 0
+    spent: float = 0.0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the time, and a failure, which is then no error."""
+        began = time.monotonic()
+        try:
+            yield
+        except (NotMeasured, Lost) as reason:
+            self.cell.failed = str(reason)
+        self.wall += time.monotonic() - began
+
+    async def measure(self, seconds: float, samples: int, dead: int) -> None:
+        """Measure it at once."""
+        request = {"do": "measure", "workload": self.key, "seconds": seconds, "samples": samples, "dead": dead}
+        with _old_snapshot(self.database) if self.key == "horizon" else nullcontext():
+            self.found = await self.system.ask(request)
+
+    async def slice(self) -> None:
+        """Measure a slice."""
+        found = await self.system.ask({"do": "slice", "seconds": SLICE})
+        if found["operations"]:
+            self.slices.append(found["operations"] / found["seconds"])
+        self.operations += found["operations"]
+        self.spent += max(found["seconds"], SLICE)
+
+    async def end(self) -> None:
+        """End what was measured in slices."""
+        ended = await self.system.ask({"do": "end"})
+        if not self.slices:
+            raise NotMeasured("there was no job to take")
+        self.found = {
+            "figure": statistics.median(self.slices),
+            "operations": self.operations,
+            "slices": self.slices,
+            **ended,
+        }
+
+
+async def _in_slices(turns: Sequence[Turn], seconds: float) -> None:
+    for turn in turns:
+        with turn.noted():
+            await turn.system.ask({"do": "begin", "workload": turn.key, "seconds": seconds})
+    for _ in range(math.ceil(seconds / SLICE)):
+        for turn in turns:
+            if turn.cell.failed is None and turn.spent < seconds:
+                with turn.noted():
+                    await turn.slice()
+    for turn in turns:
+        if turn.cell.failed is None:
+            with turn.noted():
+                await turn.end()
+
+
+class Series:
+    """The rounds.
+
+    Attributes:
+        cells: What was found, by system and workload.
+        commits: Milliseconds of a commit, a round.
+        rounds: How many there were.
+    """
+
+    def __init__(
+        self, systems: Sequence[tuple[Running, str]], plan: Plan, database: str, say: Say, began: float
+    ) -> None:
+        self.cells: Cells = {}
+        self.commits: list[float] = []
+        self.rounds = 0
+        self._systems = systems
+        self._plan = plan
+        self._database = database
+        self._say = say
+        self._began = began
+
+    async def run(self) -> None:
+        """Warm up, and measure round after round, while there is time."""
+        self._say("warming up")
+        for workload in self._workloads():
+            if workload.key not in ONCE:
+                await self._take_turns(workload, self._systems, warm=True)
+        for number in range(self._plan.rounds):
+            began = time.monotonic()
+            self._say(f"round {number + 1} of {self._plan.rounds}")
+            self.commits.append(self._commit())
+            for workload in self._workloads():
+                if number == 0 or workload.key not in ONCE:
+                    await self._take_turns(workload, _turned(self._systems, number), warm=False)
+            self.rounds += 1
+            now = time.monotonic()
+            if now - self._began + (now - began) > self._plan.limit and number + 1 < self._plan.rounds:
+                self._say("no time for more")
+                return
+
+    def _workloads(self) -> list[Workload]:
+        wanted = set(self._plan.workloads)
+        if wanted & ONCE:
+            wanted = (wanted - ONCE) | {"horizon"}
+        return [workload for workload in WORKLOADS if workload.key in wanted]
+
+    async def _take_turns(self, workload: Workload, systems: Sequence[tuple[Running, str]], *, warm: bool) -> None:
+        turns = [turn for each in systems if (turn := self._turn(workload, *each)) is not None]
+        seconds = self._plan.seconds / 2 if warm else self._plan.seconds
+        if not workload.sliced:
+            for turn in turns:
+                with turn.noted():
+                    await turn.measure(seconds, 3 if warm else self._plan.samples, self._plan.dead)
+        else:
+            await _in_slices(turns, seconds)
+        for turn in turns:
+            title = turn.system.contender.title
+            if turn.cell.failed is not None:
+                self._say(f"{title}: {workload.title}: {turn.cell.failed}")
+            elif "several" in turn.found:
+                for key, found in turn.found["several"].items():
+                    self.cells.setdefault((title, key), Cell()).rounds.append({**found, "wall": turn.wall})
+            elif turn.found and (not warm or turn.wall > SLOW):
+                turn.cell.rounds.append({**turn.found, "wall": turn.wall})
+
+    def _turn(self, workload: Workload, system: Running, database: str) -> Turn | None:
+        """A turn of a system that has the workload; None too if it has failed before, or takes too long."""
+        if workload.key not in system.about["how"] and not (workload.key in ONCE and ONCE & set(system.about["how"])):
+            return None
+        cell = self.cells.setdefault((system.contender.title, workload.key), Cell())
+        if cell.failed is not None or any(found["wall"] > SLOW for found in cell.rounds):
+            return None
+        return Turn(workload.key, system, database, cell)
+
+    def _commit(self) -> float:
+        with psycopg.connect(self._database, autocommit=True) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS commits (n integer)")
+            took = []
+            for number in range(COMMITS):
+                began = time.perf_counter()
+                connection.execute("INSERT INTO commits VALUES (%s)", [number])
+                took.append(1_000 * (time.perf_counter() - began))
+        return statistics.median(took)
+
+
+def _turned(systems: Sequence[tuple[Running, str]], number: int) -> list[tuple[Running, str]]:
+    """The systems in another order each round: forwards, backwards, and from another start."""
+    middle = (number // 2) * len(systems) // 3 % max(1, len(systems))
+    order = [*systems[middle:], *systems[:middle]]
+    return order[::-1] if number % 2 else order
+
+
+@contextmanager
+def _old_snapshot(database: str) -> Iterator[None]:
+    """A session that was idle in a transaction all along."""
+    with psycopg.connect(database) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT FROM pg_class LIMIT 1")
+        yield
+
+
+# The report
+
+
+def _environment(database: str) -> dict[str, Any]:
+    with psycopg.connect(database) as connection:
+        settings = {}
+        for name in ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers"):
+            [settings[name]] = connection.execute(f"SHOW {name}").fetchone() or [""]
+    return {
+        "server": settings,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def _about(contender: Contender, system: Running | NotMeasured) -> dict[str, Any]:
+    about: dict[str, Any] = {"title": contender.title, "ours": contender.ours, "not_measured": None}
+    if isinstance(system, NotMeasured):
+        return {**about, "not_measured": str(system)}
+    return {**about, **system.about}
+
+
+def _figures(series: Series) -> dict[str, dict[str, Any]]:
+    """By workload and system: the median of all slices, or rounds; the least and the most of the rounds."""
+    units = {workload.key: workload.unit for workload in WORKLOADS}
+    figures: dict[str, dict[str, Any]] = {}
+    for (title, key), cell in series.cells.items():
+        figures.setdefault(key, {})[title] = _summary(cell, units[key])
+    return figures
+
+
+def _summary(cell: Cell, unit: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"failed": cell.failed, "rounds": cell.rounds}
+    if not cell.rounds:
+        return found
+    each = [one["figure"] for one in cell.rounds]
+    parts = [part for one in cell.rounds for part in one.get("slices", [one["figure"]])]
+    found |= {"figure": statistics.median(parts), "least": min(each), "most": max(each)}
+    found |= {name: sum(one[name] for one in cell.rounds) for name in ("operations", "lost", "repeated")}
+    if unit == "ms":
+        samples = sorted(sample for one in cell.rounds for sample in one["latencies"])
+        found |= {"figure": statistics.median(samples), "p95": samples[int(0.95 * len(samples))]}
+    return found
+
+
+def trouble(report: Mapping[str, Any]) -> list[str]:
+    """Jobs that were lost, or taken twice, said for people."""
+    return [
+        f"{title}, {key}: {found[what]} jobs {what}"
+        for key, systems in report["figures"].items()
+        for title, found in systems.items()
+        for what in ("lost", "repeated")
+        if found.get(what)
+    ]

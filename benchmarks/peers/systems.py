@@ -1,0 +1,177 @@
+"""Who is measured: pqcore over each of its backends, and its peers, each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from .environments import Environment, NotMeasured, prepare
+
+PACKAGE = __package__ or "benchmarks.peers"
+ROOT = Path(__file__).parents[PACKAGE.count(".") + 1]
+"""From where the package can be imported."""
+
+PATIENCE = 90.0
+"""Seconds that an answer may take."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A system over a driver.
+
+    Attributes:
+        title: What it is called in tables; its version is added to a peer's.
+        module: What runs it, in this package.
+        arguments: For that.
+        environment: What a peer needs; None for pqcore, which runs as we do.
+        slow: Whether it is left out where there is little time.
+    """
+
+    title: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    environment: Environment | None = None
+    slow: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return self.environment is None
+
+
+_PSYCOPG = ("psycopg[binary]", "psycopg_pool")
+_PQ = Environment("pq", ("pq==1.9.1",), ("psycopg2-binary",))
+_PROCRASTINATE = Environment("procrastinate", ("procrastinate==3.10.0",), _PSYCOPG)
+_PGQUEUER = Environment("pgqueuer", ("pgqueuer==1.6.0",), ("asyncpg", *_PSYCOPG))
+_OBAN = Environment("oban", ("oban==0.7.0",), _PSYCOPG, python=(3, 12))
+_CHANCY = Environment("chancy", ("chancy==0.26.0",), _PSYCOPG, python=(3, 11))
+_PGMQ = Environment("pgmq", ("pgmq==1.1.4",), ("asyncpg", *_PSYCOPG))
+_AWA = Environment("awa", ("awa-pg==0.6.9",))
+
+OURS = tuple(
+    Contender(f"pqcore, {driver}", "run_pqcore", (driver,))
+    for driver in ("psycopg2", "psycopg", "psycopg-async", "asyncpg")
+)
+PEERS = (
+    Contender("pq, psycopg2", "run_pq", (), _PQ),
+    Contender("Procrastinate, psycopg", "run_procrastinate", (), _PROCRASTINATE),
+    Contender("PgQueuer, asyncpg", "run_pgqueuer", ("asyncpg",), _PGQUEUER),
+    Contender("PgQueuer, psycopg", "run_pgqueuer", ("psycopg",), _PGQUEUER, slow=True),
+    Contender("Oban, psycopg", "run_oban", (), _OBAN),
+    Contender("chancy, psycopg", "run_chancy", (), _CHANCY),
+    Contender("PGMQ, asyncpg", "run_pgmq", ("asyncpg",), _PGMQ),
+    Contender("PGMQ, psycopg", "run_pgmq", ("psycopg",), _PGMQ),
+    Contender("awa, Rust", "run_awa", (), _AWA),
+)
+
+
+class Lost(Exception):
+    """A process ended, or does not answer."""
+
+
+class Running:
+    """The process of a system.
+
+    Attributes:
+        contender: The system.
+        about: What it answered when it was set up.
+    """
+
+    def __init__(self, contender: Contender, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.contender = contender
+        self.about: Mapping[str, Any] = {}
+        self._process = process
+        self._log = log
+
+    @classmethod
+    async def start(cls, contender: Contender, python: str, dsn: str, log: Path) -> Running:
+        """Start a system in a database of its own, which is empty.
+
+        Raises:
+            NotMeasured: It does not start.
+        """
+        with log.open("wb") as errors:
+            process = await _process(contender, python, errors)
+        running = cls(contender, process, log)
+        try:
+            running.about = await running.ask({"do": "setup", "dsn": dsn})
+        except Exception:
+            await running.stop()
+            raise
+        return running
+
+    async def ask(self, request: Mapping[str, Any]) -> Any:
+        """The answer to a request.
+
+        Raises:
+            NotMeasured: The answer is that it failed.
+            Lost: There is no answer.
+        """
+        if self._process.stdin is None or self._process.stdout is None or self._process.returncode is not None:
+            raise Lost(f"its process ended: {self._last_words()}")
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            await self._process.stdin.drain()
+            line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
+        except (asyncio.TimeoutError, ConnectionError) as error:
+            await self.stop(at_once=True)
+            said = f"no answer within {PATIENCE:.0f} s" if isinstance(error, asyncio.TimeoutError) else str(error)
+            raise Lost(said) from error
+        if not line:
+            await self.stop(at_once=True)
+            raise Lost(f"its process ended: {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise NotMeasured(answer["error"])
+        return answer
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End the process."""
+        process = self._process
+        if process.returncode is None and not at_once and process.stdin is not None:
+            process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), 10)
+            except asyncio.TimeoutError:
+                at_once = True
+        if process.returncode is None and at_once:
+            process.kill()
+        await process.wait()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else "it said nothing"
+
+
+async def _process(contender: Contender, python: str, errors: IO[bytes]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        python,
+        "-m",
+        f"{PACKAGE}.{contender.module}",
+        *contender.arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=errors,
+        cwd=ROOT,
+        limit=2**24,
+    )
+
+
+def pythons(contenders: Sequence[Contender], folder: Path) -> dict[Contender, str | NotMeasured]:
+    """The Python of each, or why there is none; makes environments, two at a time."""
+    environments = list({contender.environment for contender in contenders if contender.environment is not None})
+
+    def made(environment: Environment) -> str | NotMeasured:
+        try:
+            return str(prepare(environment, folder))
+        except NotMeasured as reason:
+            return reason
+
+    with ThreadPoolExecutor(2) as threads:
+        found = dict(zip(environments, threads.map(made, environments), strict=True))
+    return {each: sys.executable if each.environment is None else found[each.environment] for each in contenders}

@@ -1,0 +1,163 @@
+"""The report for people: one table, of each system at each workload, and of pqcore's ratios to its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .measuring import trouble
+
+PQ = "pq, psycopg2"
+NONE = "-"
+FAILED = "failed"
+
+Report = Mapping[str, Any]
+
+
+def figure(report: Report, title: str, key: str) -> Mapping[str, Any] | None:
+    """What was found; None if nothing was.  What a system does as it does another workload is that one's."""
+    system = next(system for system in report["systems"] if system["title"] == title)
+    key = system.get("alike", {}).get(key, key)
+    found: Mapping[str, Any] | None = report["figures"].get(key, {}).get(title)
+    return found if found is not None and "figure" in found else None
+
+
+def best_peer(report: Report, workload: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The peer that is fastest, and its figure."""
+    found = {
+        system["title"]: figure(report, system["title"], workload["key"])["figure"]  # type: ignore[index]
+        for system in report["systems"]
+        if not system["ours"] and figure(report, system["title"], workload["key"]) is not None
+    }
+    if not found:
+        return None
+    best = (min if workload["unit"] == "ms" else max)(found, key=lambda title: found[title])
+    return best, found[best]
+
+
+def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | None) -> float | None:
+    """How many times as fast a system is as another at a workload, or as the best peer; None if one has no figure."""
+    mine = figure(report, title, workload["key"])
+    best = best_peer(report, workload)
+    if other is None:
+        other = best[0] if best else title
+    theirs = figure(report, other, workload["key"]) if any(s["title"] == other for s in report["systems"]) else None
+    if mine is None or theirs is None or other == title:
+        return None
+    quotient = mine["figure"] / theirs["figure"]
+    return float(1 / quotient if workload["unit"] == "ms" else quotient)
+
+
+def ratios(report: Report) -> dict[str, dict[str, dict[str, float]]]:
+    """All of pqcore's: by what they are to, system, and workload."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, other in (("best peer", None), ("pq", PQ)):
+        for system in report["systems"]:
+            if system["ours"]:
+                each = {w["key"]: ratio(report, w, system["title"], other) for w in report["workloads"]}
+                found.setdefault(name, {})[system["title"]] = {k: v for k, v in each.items() if v is not None}
+    return found
+
+
+def render(report: Report, *, how: bool = False) -> str:
+    """The report as text."""
+    parts = [_heading(report), _table(report), _legend(report), _notes(report)]
+    if how:
+        parts.append(_how(report))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _heading(report: Report) -> str:
+    environment, plan = report["environment"], report["plan"]
+    server = environment["server"]
+    return (
+        f"PostgreSQL {server['server_version']}, fsync {server['fsync']}, "
+        f"synchronous_commit {server['synchronous_commit']}; {environment['cores']} cores, "
+        f"load {environment['load'][0]:.1f} at the end; a commit takes {environment['commit_ms']:.2f} ms; "
+        f"medians of {plan['rounds']} rounds, in {report['seconds']:.0f} s"
+    )
+
+
+def _table(report: Report) -> str:
+    workloads = report["workloads"]
+    rows = [["", *(w["title"] + (", ms" if w["unit"] == "ms" else "") for w in workloads)]]
+    measured = [system for system in report["systems"] if system["not_measured"] is None]
+    rows += [[_name(system), *(_cell(report, system, w) for w in workloads)] for system in measured]
+    for name, systems in ratios(report).items():
+        for title, each in systems.items():
+            if each:
+                driver = title.partition(", ")[2]
+                cells = (f"{each[w['key']]:.2f} x" if w["key"] in each else NONE for w in workloads)
+                rows.append([f"{driver} to {'the best peer' if name == 'best peer' else name}", *cells])
+    return _aligned(rows)
+
+
+def _name(system: Mapping[str, Any]) -> str:
+    title: str = system["title"]
+    if system["ours"]:
+        return title
+    name, _, driver = title.partition(", ")
+    return f"{name} {system['version'].partition(',')[0]}, {driver}"
+
+
+def _cell(report: Report, system: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
+    key = system["alike"].get(workload["key"], workload["key"])
+    found = figure(report, system["title"], workload["key"])
+    if found is None:
+        return FAILED if report["figures"].get(key, {}).get(system["title"], {}).get("failed") else NONE
+    if workload["unit"] == "ms":
+        return f"{found['figure']:.2f}, p95 {found['p95']:.1f}"
+    spread = (found["most"] - found["least"]) / 2 / found["figure"]
+    return f"{found['figure']:,.0f}" + (f" ±{spread:.0%}" if len(found["rounds"]) > 1 else "")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths)))  # noqa: B905
+        return f"| {' | '.join([first, *others])} |"
+
+    rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _legend(report: Report) -> str:
+    lines = []
+    for workload in report["workloads"]:
+        best = best_peer(report, workload)
+        unit = " ms" if workload["unit"] == "ms" else "/s"
+        told = "" if best is None else f"; best peer: {best[0]}, {best[1]:,.{2 if unit == ' ms' else 0}f}{unit}"
+        dead = f", {report['plan']['dead']:,} of them" if workload["key"].startswith("horizon") else ""
+        lines.append(f"{workload['title']}: {workload['what']}{dead}{told}")
+    return "\n".join(lines)
+
+
+def _notes(report: Report) -> str:
+    notes = [
+        f"{system['title']}: not measured: {system['not_measured']}"
+        for system in report["systems"]
+        if system["not_measured"] is not None
+    ]
+    notes += [
+        f"{title}, {key}: failed: {found['failed']}"
+        for key, systems in report["figures"].items()
+        for title, found in systems.items()
+        if found["failed"]
+    ]
+    server = report["environment"]["server"]
+    notes += [f"{name} is {server[name]}: what was committed may be lost" for name in _DURABLE if server[name] == "off"]
+    return "\n".join([*notes, *(trouble(report) or ["lost jobs: none; taken twice: none"])])
+
+
+_DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+
+
+def _how(report: Report) -> str:
+    lines = []
+    for system in report["systems"]:
+        if system["not_measured"] is None:
+            lines.append(f"{_name(system)}, on Python {system['python']}")
+            lines += [f"    {key}: {text}" for key, text in system["how"].items()]
+            lines += [f"    {key}: as {other}" for key, other in system["alike"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""What a report says, as tables of text: the terminal and the page show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .compare import Comparison
+from .verdicts import first_line, verdict, wanted
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        title: Above it.
+        columns: Their names; those of numbers begin with ``>``.
+        rows: Texts.
+        bad: The numbers of the rows that say that something is wrong.
+        good: Likewise, well.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    bad: set[int] = field(default_factory=set)
+    good: set[int] = field(default_factory=set)
+
+
+def number(value: float) -> str:
+    """A number for people."""
+    if value >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def targets(rows: Sequence[Row], fail_under: float | None = None, *, judged: bool = True) -> Grid:
+    """The comparison with bare loops."""
+    columns = ("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target", "verdict", "bare loop is")
+    grid = Grid("pqcore beside its drivers in bare loops", columns, [])
+    for row in rows:
+        said = verdict(row, fail_under, judged=judged)
+        if said in ("failed", "FALLS SHORT"):
+            grid.bad.add(len(grid.rows))
+        elif said == "pass":
+            grid.good.add(len(grid.rows))
+        if "error" in row:
+            grid.rows.append((row["operation"], row["backend"], "", "", "", "", "", said, first_line(row)))
+            continue
+        ratio = row["ratio"]
+        grid.rows.append(
+            (
+                row["operation"],
+                row["backend"],
+                f"{number(row['pqcore']['median'])}/s",
+                f"{number(row['bare']['median'])}/s",
+                f"{ratio['median']:.3f}",
+                f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+                f"{wanted(row, fail_under):g}",
+                said,
+                row["how"],
+            )
+        )
+    return grid
+
+
+def workload(rows: Sequence[Row]) -> Grid:
+    """One workload."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
+    beside = any("beside_pgbench" in row for row in rows)
+    variants = any(row["variant"] for row in rows)
+    columns = ["backend"]
+    columns += ["variant"] if variants else []
+    for name in names:
+        columns += [f">{'median' if name == 'rate' else name}", ">least to most"]
+    columns += [">of pgbench"] if beside else []
+    columns += [">WAL B/op", ">commits/op", ">dead rows/op", ">lost"]
+    grid = Grid(f"{rows[0]['scenario']}: {rows[0]['title']}" if rows else "", tuple(columns), [])
+    for row in rows:
+        cells = [row["backend"], *([row["variant"]] if variants else [])]
+        if "metrics" not in row:
+            grid.bad.add(len(grid.rows))
+            grid.rows.append((*cells, first_line(row), *[""] * (len(columns) - len(cells) - 1)))
+            continue
+        for name in names:
+            figure = row["metrics"][name]
+            unit = figure["unit"] if figure["unit"].startswith("/") else f" {figure['unit'].partition(' at ')[0]}"
+            cells += [f"{number(figure['median'])}{'' if '/ ' in unit else unit}"]
+            cells += [f"{number(figure['least'])} to {number(figure['most'])}"]
+        if beside:
+            cells.append(f"{row['beside_pgbench']:.2f}" if "beside_pgbench" in row else "")
+        per = row["per_operation"]
+        cells += [number(per["wal_bytes"]), f"{per['commits']:.2f}", f"{per['dead_rows']:.2f}"]
+        cells.append(str(row["lost"] + row["taken_twice"]))
+        if row["lost"] or row["taken_twice"] or "error" in row:
+            grid.bad.add(len(grid.rows))
+        grid.rows.append(tuple(cells))
+    return grid
+
+
+def by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each workload."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["scenario"], []).append(row)
+    return found
+
+
+def environment(report: Row) -> Grid:
+    """What was measured on."""
+    found = report["environment"]
+    server = found["server"]
+    where = ", on ".join(filter(None, (server["origin"], server["file_system"])))
+    rows: list[tuple[str, ...]] = [
+        ("pqcore", f"{found['pqcore']}{', commit ' + found['commit'] if found['commit'] else ''}"),
+        ("Python", f"{found['python']} on {found['platform']}"),
+        ("machine", f"{found['cpus']} CPUs, {found['processor']}, load {', '.join(map(str, found['load']))}"),
+        ("drivers", ", ".join(f"{name} {version}" for name, version in found["drivers"].items())),
+        (
+            "PostgreSQL",
+            f"{server['version']} ({where})",
+        ),
+        ("settings", ", ".join(f"{name}={value}" for name, value in server["settings"].items())),
+        ("scale", f"{report['scale']}, {report['started']}"),
+    ]
+    return Grid("environment", ("", ""), rows)
+
+
+def comparison(found: Comparison) -> Grid:
+    """What changed between two reports."""
+    columns = ("scenario", "variant", "backend", "metric", ">before", ">after", ">times as good", "")
+    grid = Grid("what changed", columns, [])
+    for change in found.changes:
+        if change.kind == "worse":
+            grid.bad.add(len(grid.rows))
+        elif change.kind == "better":
+            grid.good.add(len(grid.rows))
+        grid.rows.append(
+            (
+                change.scenario,
+                change.variant,
+                change.backend,
+                f"{change.metric} ({change.unit})",
+                number(change.before),
+                number(change.after),
+                f"{change.ratio:.2f}",
+                change.kind,
+            )
+        )
+    return grid

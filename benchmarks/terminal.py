@@ -1,0 +1,114 @@
+"""The benchmarks in a terminal: progress while it goes on, tables as parts end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from . import tables
+from .compare import Comparison
+
+
+class Terminal:
+    """Shows what is measured, and what came of it.
+
+    Nothing is drawn while something is measured: a bar moves when a step begins.
+
+    Args:
+        fail_under: As for `verdicts.verdict`.
+        judged: Likewise.
+    """
+
+    def __init__(self, fail_under: float | None = None, *, judged: bool = True) -> None:
+        width = None if sys.stdout.isatty() else 200
+        self.console = Console(width=width)
+        self._fail_under = fail_under
+        self._judged = judged
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._title = ""
+
+    def begin(self, title: str, steps: int) -> None:
+        self._title = title
+        if not self.console.is_terminal:
+            self.console.print(Text(f"{title} ..."))
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=steps, completed=-1)
+        self._progress.start()
+
+    def step(self, what: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, advance=1, description=f"{self._title}: {what}", refresh=True)
+
+    def end(self, part: str, rows: list[dict[str, Any]]) -> None:
+        self._stop()
+        if part == "environment":
+            self.show(tables.environment(rows[0]))
+            self.warn(rows[0]["doubts"])
+        elif part == "targets":
+            self.show(tables.targets(rows, self._fail_under, judged=self._judged))
+        else:
+            self.show(tables.workload(rows))
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def close(self) -> None:
+        """Take the bar away, whatever happened."""
+        self._stop()
+
+    def show(self, grid: tables.Grid) -> None:
+        """Print a table."""
+        made = Table(title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+        for name in grid.columns:
+            made.add_column(
+                Text(name.lstrip(">")), justify="right" if name.startswith(">") else "left", overflow="fold"
+            )
+        for index, row in enumerate(grid.rows):
+            style = "bold red" if index in grid.bad else "green" if index in grid.good else ""
+            made.add_row(*map(Text, row), style=style)
+        self.console.print(made)
+
+    def warn(self, doubts: Sequence[str]) -> None:
+        """Say loudly what makes the figures worth less."""
+        if doubts:
+            text = Text("\n".join(["These figures are not to be relied on:", *doubts]))
+            self.console.print(Panel(text, title="NOT DURABLE", border_style="bold red", style="red"))
+
+    def conclude(self, report: dict[str, Any], failures: Sequence[str]) -> None:
+        """Say how it ended."""
+        self.warn(report["doubts"])
+        for failure in failures:
+            self.console.print(Text(failure, style="bold red"))
+        lost = sum(row.get("lost", 0) + row.get("taken_twice", 0) for row in report["workloads"] + report["targets"])
+        met = "" if failures or not report["targets"] or not self._judged else ", all targets met"
+        said = f"{'failed' if failures else 'done'} in {report['seconds']:.0f} s: {lost:,} jobs lost{met}"
+        self.console.print(Text(said, style="bold red" if failures else "bold green"))
+
+    def compared(self, found: Comparison) -> None:
+        """Show what changed between two reports."""
+        if found.differences:
+            text = Text("\n".join(["They were not measured alike:", *found.differences]))
+            self.console.print(Panel(text, border_style="yellow"))
+        self.show(tables.comparison(found))
+        for name, where in found.only:
+            self.console.print(Text(f"only in {where}: {name}"))
