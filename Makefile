@@ -23,6 +23,12 @@ conformance: .venv/ready  ## run the conformance suite alone, and write its repo
 plans: .venv/ready  ## explain every statement on a table of millions of rows, into docs/plans.md
 	$(BIN)/python -m benchmarks.plans --markdown docs/plans.md
 
+bench: .venv/ready  ## measure everything over every driver, and beside other queues; writes reports/bench.html
+	@status=0; \
+	$(BIN)/pqcore bench --json reports/bench.json --html reports/bench.html || status=$$?; \
+	$(BIN)/python -m benchmarks.peers --json reports/peers.json || status=$$?; \
+	exit $$status
+
 clean:  ## remove what the above made
 	rm -rf .venv build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -32,4 +38,4 @@ clean:  ## remove what the above made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo test lint conformance plans clean
+.PHONY: help demo test lint conformance plans bench clean

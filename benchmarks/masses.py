@@ -109,11 +109,19 @@ FINISHED = Amid(
 
 @dataclass(frozen=True)
 class Horizon(Common):
-    """Taken one at a time beside a session that holds an old snapshot, for which no dead row may be removed."""
+    """Taken one at a time beside a session that holds an old snapshot, for which no dead row may be removed.
+
+    It ends after so many, or so many seconds: then ``taken`` is less.
+    """
 
     name: str = "horizon"
     title: str = "get one, while another session holds an old snapshot"
-    metrics: tuple[Metric, ...] = (Metric("first", "/s"), Metric("last", "/s"), Metric("kept", "last / first"))
+    metrics: tuple[Metric, ...] = (
+        Metric("first", "/s"),
+        Metric("last", "/s"),
+        Metric("kept", "last / first"),
+        Metric("taken", "jobs"),
+    )
     rounds: int | None = 1
 
     def variants(self, options: Options) -> Sequence[Variant]:
@@ -135,7 +143,7 @@ class Horizon(Common):
             return observe(
                 table,
                 lambda: together(contender, table.place, [part]),
-                lambda crew: _ends(crew[0], scale.window),
+                lambda crew: {**_ends(crew[0], scale.window), "taken": float(crew[0].count)},
                 filled=filled,
                 curve=lambda crew: _curve(crew[0]),
             )

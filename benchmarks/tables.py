@@ -22,6 +22,7 @@ class Grid:
         rows: Texts.
         bad: The numbers of the rows that say that something is wrong.
         good: Likewise, well.
+        spare: The names of columns that may be left out where there is no room for all, least wanted first.
     """
 
     title: str
@@ -29,6 +30,17 @@ class Grid:
     rows: list[tuple[str, ...]]
     bad: set[int] = field(default_factory=set)
     good: set[int] = field(default_factory=set)
+    spare: tuple[str, ...] = ()
+
+    def within(self, width: int) -> Grid:
+        """The table in so many characters, as far as it can be."""
+        spare = [*self.spare]
+        kept = [*range(len(self.columns))]
+        while spare and sum(max(len(row[n]) for row in [self.columns, *self.rows]) + 3 for n in kept) >= width:
+            name = spare.pop(0)
+            kept = [n for n in kept if self.columns[n] != name]
+        columns = tuple(self.columns[n] for n in kept)
+        return Grid(self.title, columns, [tuple(row[n] for n in kept) for row in self.rows], self.bad, self.good)
 
 
 def number(value: float) -> str:
@@ -41,7 +53,7 @@ def number(value: float) -> str:
 def targets(rows: Sequence[Row], fail_under: float | None = None, *, judged: bool = True) -> Grid:
     """The comparison with bare loops."""
     columns = ("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target", "verdict", "bare loop is")
-    grid = Grid("pqcore beside its drivers in bare loops", columns, [])
+    grid = Grid("pqcore beside its drivers in bare loops", columns, [], spare=("bare loop is", ">95 %", ">target"))
     for row in rows:
         said = verdict(row, fail_under, judged=judged)
         if said in ("failed", "FALLS SHORT"):
@@ -79,7 +91,8 @@ def workload(rows: Sequence[Row]) -> Grid:
         columns += [f">{'median' if name == 'rate' else name}", ">least to most"]
     columns += [">of pgbench"] if beside else []
     columns += [">WAL B/op", ">commits/op", ">dead rows/op", ">lost"]
-    grid = Grid(f"{rows[0]['scenario']}: {rows[0]['title']}" if rows else "", tuple(columns), [])
+    spare = (">dead rows/op", ">commits/op", ">WAL B/op", ">least to most", ">of pgbench")
+    grid = Grid(f"{rows[0]['scenario']}: {rows[0]['title']}" if rows else "", tuple(columns), [], spare=spare)
     for row in rows:
         cells = [row["backend"], *([row["variant"]] if variants else [])]
         if "metrics" not in row:

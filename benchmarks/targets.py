@@ -27,13 +27,15 @@ from .working import drain, noop, put_calls
 Call: TypeAlias = Callable[[], Any]
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
 
-SLICE = 0.012
+SLICE = 0.008
 """Seconds of a turn, about."""
+AHEAD = 3
+"""Calls of a turn that are not timed, where they are short: after the other's turn nothing is warm."""
 WARM = 12
 """Calls before those that count."""
 FEWEST = 6
 """Pairs of turns that a verdict needs."""
-CLOSE = 3
+CLOSE = 2.5
 """Times the seconds of a cell that it may take if the verdict is close."""
 
 
@@ -206,6 +208,7 @@ class _Duel:
         self._table = table
         self._slice: Slice = _stepped if contender.blocking else _awaited
         self._jobs = self._operation.jobs or bench.scale.batch
+        self._ahead = AHEAD if self._jobs == 1 else 0
         self._target = targets_of(contender)[operation]
         self._taken: list[int] = []
         self._put = 0  # by us, or before us
@@ -245,7 +248,7 @@ class _Duel:
     async def _choose(self, bare: Any, put_many: Call) -> None:
         """Take the fastest of the driver's ways to put many."""
         times: dict[str, list[float]] = {way: [] for way in bare.bulk}
-        for _ in range(4):
+        for _ in range(6):
             for way, taken in times.items():
                 bare.chosen = way
                 taken.append(await self._turn(put_many, 1))
@@ -261,7 +264,7 @@ class _Duel:
         began = time.monotonic()
         pairs: list[tuple[float, float]] = []
         while True:
-            await self._restock(2 * number, replan)
+            await self._restock(2 * (self._ahead + number), replan)
             first, second = (ours, theirs) if len(pairs) % 2 else (theirs, ours)
             one, other = await self._turn(first, number) / number, await self._turn(second, number) / number
             pairs.append((one, other) if first is ours else (other, one))
@@ -275,11 +278,12 @@ class _Duel:
         return not ratio.low < self._target <= ratio.high
 
     async def _turn(self, call: Call, number: int) -> float:
-        jobs = number * self._jobs
+        jobs = (self._ahead + number) * self._jobs
         if self._operation.takes:
             self._stock -= jobs
         else:
             self._put += jobs
+        await self._slice(call, self._ahead)
         return await self._slice(call, number)
 
     async def _restock(self, calls: int, replan: Call) -> None:

@@ -35,9 +35,11 @@ class Terminal:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._title = ""
+        self._steps = 0
 
     def begin(self, title: str, steps: int) -> None:
-        self._title = title
+        self._title = title.partition(":")[0]
+        self._steps = -1
         if not self.console.is_terminal:
             self.console.print(Text(f"{title} ..."))
             return
@@ -50,12 +52,13 @@ class Terminal:
             auto_refresh=False,
             transient=True,
         )
-        self._task = self._progress.add_task(title, total=steps, completed=-1)
+        self._task = self._progress.add_task(title, total=steps)
         self._progress.start()
 
     def step(self, what: str) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, advance=1, description=f"{self._title}: {what}", refresh=True)
+            self._steps += 1
+            self._progress.update(self._task, completed=self._steps, description=f"{self._title}: {what}", refresh=True)
 
     def end(self, part: str, rows: list[dict[str, Any]]) -> None:
         self._stop()
@@ -78,6 +81,7 @@ class Terminal:
 
     def show(self, grid: tables.Grid) -> None:
         """Print a table."""
+        grid = grid.within(self.console.width)
         made = Table(title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
         for name in grid.columns:
             made.add_column(

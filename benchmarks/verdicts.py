@@ -43,7 +43,8 @@ def failures(report: Mapping[str, Any], fail_under: float | None = None, *, judg
         elif said == "FALLS SHORT":
             ratio, least = row["ratio"]["median"], wanted(row, fail_under)
             other = row["how"] if row["operation"] == WORKER else f"a bare loop ({row['how']})"
-            found.append(f"{name} FALLS SHORT: {ratio:.3f} of {other}, target {least:g}")
+            doubt = f" (maybe: 95 % interval up to {row['ratio']['high']:.3f})" if row["ratio"]["high"] >= least else ""
+            found.append(f"{name} FALLS SHORT: {ratio:.3f} of {other}, target {least:g}{doubt}")
     broken = [row for row in report["workloads"] if "error" in row]
     found += [f"{row['backend']}, {row['scenario']} {row['variant']}: {first_line(row)}" for row in broken]
     found += [f"LOST: {loss}" for loss in report["losses"]]

@@ -70,25 +70,33 @@ class DeadLetters:
     def retry(self, *job_ids: int) -> int:
         """Make jobs of them again: same id, due at once, with a clean record.
 
-        Args:
-            *job_ids: Which; all of the queue's without any.
+        Returns:
+            How many there were.
+        """
+        return drive(letters.revive(self._engine, self._queue, job_ids))
+
+    def retry_all(self) -> int:
+        """Make jobs of all that are there; how many."""
+        return drive(letters.revive(self._engine, self._queue, None))
+
+    def purge(self, *job_ids: int) -> int:
+        """Delete them for good.
 
         Returns:
             How many there were.
         """
-        return drive(letters.revive(self._engine, self._queue, job_ids or None))
+        return drive(letters.purge(self._engine, self._queue, job_ids, 0))
 
-    def purge(self, *job_ids: int, older_than: str | float | timedelta = 0) -> int:
-        """Delete them for good.
+    def purge_all(self, older_than: str | float | timedelta = 0) -> int:
+        """Delete all that are there for good.
 
         Args:
-            *job_ids: Which; all of the queue's without any.
             older_than: Only those that died so long ago: seconds, ``'14d'`` or a timedelta.
 
         Returns:
             How many there were.
         """
-        return drive(letters.purge(self._engine, self._queue, job_ids or None, older_than))
+        return drive(letters.purge(self._engine, self._queue, None, older_than))
 
 
 class AsyncDeadLetters:
@@ -112,8 +120,16 @@ class AsyncDeadLetters:
 
     async def retry(self, *job_ids: int) -> int:
         """Make jobs of them again; see `DeadLetters.retry`."""
-        return await letters.revive(self._engine, self._queue, job_ids or None)
+        return await letters.revive(self._engine, self._queue, job_ids)
 
-    async def purge(self, *job_ids: int, older_than: str | float | timedelta = 0) -> int:
+    async def retry_all(self) -> int:
+        """Make jobs of all that are there; how many."""
+        return await letters.revive(self._engine, self._queue, None)
+
+    async def purge(self, *job_ids: int) -> int:
         """Delete them for good; see `DeadLetters.purge`."""
-        return await letters.purge(self._engine, self._queue, job_ids or None, older_than)
+        return await letters.purge(self._engine, self._queue, job_ids, 0)
+
+    async def purge_all(self, older_than: str | float | timedelta = 0) -> int:
+        """Delete all that are there for good; see `DeadLetters.purge_all`."""
+        return await letters.purge(self._engine, self._queue, None, older_than)

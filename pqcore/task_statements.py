@@ -140,7 +140,7 @@ WITH put AS (
             "free_places",
             "DELETE FROM {slots} AS slot USING unnest(:keys::text[], :ids::bigint[]) AS place (key, job)"
             " WHERE slot.q_name = :q_name::text AND slot.key = place.key AND slot.job_id = place.job"
-            " AND EXISTS (SELECT FROM {table} WHERE id = place.job AND parked_on IS NOT NULL)",
+            " AND (SELECT num_nulls(parked_on) = 0 FROM {table} WHERE id = place.job)",
             rows=False,
         )
         # Whom a free place is for is decided here, and the place is kept: a newer job cannot slip in.
@@ -385,8 +385,8 @@ RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float
         # The sweep: what a crash, or a change by hand, left behind.
         self.sweep_slots = compiled(
             "sweep_slots",
-            "DELETE FROM {slots} AS slot WHERE slot.q_name = :q_name::text AND NOT EXISTS ("
-            "SELECT FROM {table} WHERE id = slot.job_id AND dequeued_at IS NULL)",
+            "DELETE FROM {slots} AS slot WHERE slot.q_name = :q_name::text"
+            " AND (SELECT num_nulls(dequeued_at) = 1 FROM {table} WHERE id = slot.job_id) IS NOT TRUE",
             rows=False,
         )
         self.held_in_vain = compiled(

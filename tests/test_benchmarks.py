@@ -469,6 +469,15 @@ def test_figures_say_how_far_rounds_lie_apart() -> None:
     assert figures.percentile([3.0, 1.0, 2.0], 0.99) == 3
 
 
+def test_tables_leave_columns_out_where_there_is_no_room() -> None:
+    grid = tables.targets([target(0.5)])
+    assert grid.within(300) == dataclasses.replace(grid, spare=())
+    narrow = grid.within(20)
+    assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target"}
+    assert [len(row) for row in narrow.rows] == [len(narrow.columns)]
+    assert narrow.bad == {0}
+
+
 # Comparing
 
 

@@ -50,6 +50,7 @@ class Case:
     query: Query
     pages: int
     leased: int = 0  # so many jobs are leased first
+    placed: int = 0  # so many hold a place under a limit
     values: tuple[tuple[str, Any], ...] = ()
 
 
@@ -81,8 +82,12 @@ def task_cases() -> Iterator[Case]:
         dedup = (("dedup_key", key),)
         for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.put_for_a_time, tasks.tick):
             yield Case(query, 60, values=dedup)
-    for query in (tasks.replace, tasks.find_job, tasks.group_heads):
+    for query in (tasks.replace, tasks.find_job, tasks.find_headers, tasks.group_heads):
         yield Case(query, 60)
+    for query in (tasks.count_slots, tasks.slots_of, tasks.free_slots, tasks.free_places):
+        yield Case(query, 60, leased=1, placed=100, values=(("keys", ["limit:7"]),))
+    for query in (tasks.sweep_slots, tasks.held_in_vain):
+        yield Case(query, 2_500, placed=100)
     yield Case(tasks.unpark_head, 60, values=(("key", "group:7"),))
     yield Case(tasks.unpark, 60)
     yield Case(tasks.unpark, 2_500, values=(("places", 100),))
@@ -94,6 +99,8 @@ def task_cases() -> Iterator[Case]:
 
 
 CASES = list(cases())
+COLD = [Case(SQL.tasks.parked_keys, 600)]  # a descent or two for each of twenty keys
+"""Of statements that are planned each time."""
 
 
 class Server:
@@ -142,6 +149,12 @@ class Server:
         ids = sorted(row[0] for row in waiting)
         self.explain(case, ids, name)  # once before, so that the catalogue's pages are not counted
         self.run("BEGIN")
+        if case.placed:
+            some = ", ".join(map(str, ids[: case.placed]))
+            self.run(
+                "INSERT INTO queue_slots (q_name, key, job_id)"
+                f" SELECT 'jobs', 'limit:7', job FROM unnest(ARRAY[{some}]) AS job"
+            )
         if case.leased:
             some = ", ".join(map(str, ids[: case.leased]))
             self.run(f"UPDATE queue SET leased_until = now() + interval '1 h', attempts = 7 WHERE id IN ({some})")
@@ -186,7 +199,7 @@ def test_depth_costs_nothing(server: Server, kinds: tuple[Kind, ...]) -> None:
     for known in ("VACUUM", "VACUUM ANALYZE"):
         for mode in ("custom", "generic"):
             server.run(f"{known} queue")  # what was rolled back is dead rows
-            for case in CASES:
+            for case in (*CASES, *COLD):
                 server.prepare(mode, case)
                 if offence := server.offence(case):
                     offences.append(f"after {known}, {mode}: {offence}")

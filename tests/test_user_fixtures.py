@@ -202,6 +202,16 @@ def test_a_table_that_is_made_when_there_are_jobs_does_not_make_them_stay(databa
         assert (jobs.dsn, jobs.enqueued(jobs.pq()), jobs.enqueued(jobs.pq(table="later"))) == (dsn, [], [])
 
 
+def test_a_table_that_is_made_after_a_change_does_not_hide_it(databases: Databases) -> None:
+    with isolated(databases) as jobs:
+        dsn = jobs.dsn
+        quietly(jobs, "CREATE TABLE mine ()")
+        jobs.pq(table="later")["q"].put(1)
+    with isolated(databases) as jobs:
+        assert jobs.dsn != dsn
+        jobs.pq(table="later")["q"].put(1)
+
+
 PREPARED = """
 CREATE TABLE country (code text PRIMARY KEY);
 INSERT INTO country VALUES ('de'), ('fr');
@@ -809,10 +819,13 @@ def test_a_limit_that_another_holds_is_kept_to(pqcore_jobs: Jobs, queue: Queue) 
     @queue.task(limit=1)
     def work(job_id: int) -> None: ...
 
-    work(), work(), work()
+    @queue.task()
+    def free(job_id: int) -> None: ...
+
+    work(), work(), work(), free()
     held = queue.lease()
     assert held is not None
-    assert pqcore_jobs.drain(queue) == []
+    assert [run.task for run in pqcore_jobs.drain(queue)] == [free.task.path]
     held.ack()
     assert [run.id for run in pqcore_jobs.drain(queue)] == [2, 3]
 
@@ -1125,7 +1138,7 @@ def test_deadlines_of_what_follows_run_out(pqcore_jobs: Jobs, queue: Queue) -> N
     queue.chain(first.call(), first.call(), hasty.call())
     pqcore_jobs.travel("1h")
     assert [run.reason for run in pqcore_jobs.drain(queue)] == ["", "", "expired"]
-    queue.dead.purge()
+    queue.dead.purge_all()
     queue.batch((first.call(), first.call()), then=hasty.call())
     pqcore_jobs.travel("1h")
     assert [run.reason for run in pqcore_jobs.drain(queue)] == ["", "", "expired"]

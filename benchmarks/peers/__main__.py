@@ -7,7 +7,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import psycopg
+
+from pqcore.errors import PQError
 
 from ..environment import server
 from .environments import VARIABLE, cache_folder
@@ -18,7 +23,7 @@ from .table import ratios, render
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write; 1 if a job was lost."""
+    """Measure, print, and write; the exit status: 1 if a job was lost or taken twice, 2 if nothing was measured."""
     keys = [workload.key for workload in WORKLOADS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description="pqcore beside its peers, on the same server, in alternation."
@@ -29,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="systems whose name has this in it, and pqcore")
     parser.add_argument("--workload", action="append", choices=keys, help="only this (may be repeated)")
     parser.add_argument(
-        "--dead", type=int, metavar="N", help="jobs taken before, under an old snapshot (default: 3,000)"
+        "--dead", type=int, metavar="N", help="jobs taken before, under an old snapshot (default: 2,000)"
     )
     parser.add_argument("--how", action="store_true", help="say what each system does for each workload")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report, with all rounds")
@@ -42,22 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(render(json.loads(options.show.read_text(encoding="utf-8")), how=options.how))
         return 0
     plan = Plan(rounds=1, seconds=0.15, samples=6, dead=500, limit=45) if options.quick else Plan()
-    plan = Plan(
-        rounds=options.rounds or plan.rounds,
-        seconds=plan.seconds,
-        samples=plan.samples,
-        dead=plan.dead if options.dead is None else options.dead,
-        limit=plan.limit if options.rounds is None else float("inf"),
-        workloads=tuple(options.workload or keys),
-    )
+    if options.rounds is not None:
+        plan = replace(plan, rounds=max(1, options.rounds), limit=None)
+    if options.dead is not None:
+        plan = replace(plan, dead=max(0, options.dead))
+    plan = replace(plan, workloads=tuple(options.workload or keys))
     peers = [peer for peer in PEERS if _is_wanted(peer, options.only) and not (options.quick and peer.slow)]
-    with server(options.dsn) as (dsn, _):
-        report = asyncio.run(run(dsn, [*OURS, *peers], plan, options.cache, lambda text: print(text, file=sys.stderr)))
+    try:
+        with server(options.dsn) as (dsn, _):
+            report = asyncio.run(run(dsn, [*OURS, *peers], plan, options.cache, _say))
+    except (PQError, psycopg.Error) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     report["ratios"] = ratios(report)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(render(report, how=options.how))
     return 1 if trouble(report) else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _is_wanted(peer: Contender, names: Sequence[str] | None) -> bool:

@@ -86,9 +86,10 @@ def prepare(environment: Environment, folder: Path) -> Path:
         with _locked(folder / f"{place.name}.lock"):
             if not (place / _MADE).exists():
                 shutil.rmtree(place, ignore_errors=True)
-                _run([python, "-m", "venv", str(place)], "venv")
-                options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
-                _run([str(program), "-m", "pip", "install", *options, *wanted], "pip")
+                _run([python, "-m", "venv", *([] if wanted else ["--without-pip"]), str(place)], "venv")
+                if wanted:
+                    options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
+                    _run([str(program), "-m", "pip", "install", *options, *wanted], "pip")
                 (place / _MADE).write_text(json.dumps({"requirements": wanted, "python": python}), encoding="utf-8")
     except OSError as error:
         raise NotMeasured(f"its environment could not be made: {error}") from error

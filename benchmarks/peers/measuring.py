@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from .runner import WORKLOADS, Workload
 from .systems import Contender, Lost, Running, pythons
 
 ONCE = {"horizon", "horizon_worker"}
-"""Workloads that take long, and are measured in one round, together."""
+"""Workloads that are measured once, beside an old snapshot."""
 
-SLICE = 0.05
+SLICE = 0.02
 """Seconds after which the next system has its turn."""
 
 SLOW = 4.0
@@ -47,15 +47,15 @@ class Plan:
         seconds: For about how long a rate is measured.
         samples: How many latencies are.
         dead: How many jobs are put and taken under an old snapshot, before it is measured what that does.
-        limit: Seconds; no round is begun that would end later.
+        limit: Seconds, if there is one; no round is begun that would end later.
         workloads: Which, by key.
     """
 
     rounds: int = 3
-    seconds: float = 0.4
+    seconds: float = 0.3
     samples: int = 20
-    dead: int = 3_000
-    limit: float = 210.0
+    dead: int = 2_000
+    limit: float | None = 220.0
     workloads: tuple[str, ...] = tuple(workload.key for workload in WORKLOADS)
 
 
@@ -81,8 +81,8 @@ async def run(dsn: str, contenders: Sequence[Contender], plan: Plan, folder: Pat
         say: Called with what is going on.
     """
     say(f"environments are in {folder}")
-    found = await asyncio.to_thread(pythons, contenders, folder)
     began = time.monotonic()
+    found = await asyncio.to_thread(pythons, contenders, folder)
     with _databases(dsn, len(contenders) + 1) as (first, *others), tempfile.TemporaryDirectory() as logs:
         starting = [
             _start(contender, found[contender], database, Path(logs, f"{number}.log"))
@@ -98,7 +98,7 @@ async def run(dsn: str, contenders: Sequence[Contender], plan: Plan, folder: Pat
             await asyncio.gather(*(system.stop() for system, _ in running))
         return {
             "environment": {**_environment(first), "commit_ms": statistics.median(series.commits)},
-            "plan": {**asdict(plan), "rounds": series.rounds},
+            "plan": {**asdict(plan), "rounds": series.rounds, "workloads": list(plan.workloads)},
             "seconds": time.monotonic() - began,
             "workloads": [asdict(workload) for workload in WORKLOADS if workload.key in plan.workloads],
             "systems": [_about(each, system) for each, system in zip(contenders, started, strict=True)],
@@ -153,20 +153,20 @@ class Turn:
     Attributes:
         key: The workload.
         system: Who.
-        database: The system's.
         cell: What was found in other rounds.
         found: What was found in this one.
         wall: Seconds it took, all in all.
+        goes_on: Whether there are slices to be measured.
         slices: Jobs a second, a slice.
-        spent: Seconds of all slices.
+        operations, spent: All slices together; seconds.
     """
 
     key: str
     system: Running
-    database: str
     cell: Cell
     found: dict[str, Any] = field(default_factory=dict)
     wall: float = 0.0
+    goes_on: bool = False
     slices: list[float] = field(default_factory=list)
     operations: int = 0
     spent: float = 0.0
@@ -179,13 +179,21 @@ class Turn:
             yield
         except (NotMeasured, Lost) as reason:
             self.cell.failed = str(reason)
+            self.goes_on = False
         self.wall += time.monotonic() - began
 
-    async def measure(self, seconds: float, samples: int, dead: int) -> None:
+    async def measure(self, seconds: float, samples: int) -> None:
         """Measure it at once."""
-        request = {"do": "measure", "workload": self.key, "seconds": seconds, "samples": samples, "dead": dead}
-        with _old_snapshot(self.database) if self.key == "horizon" else nullcontext():
-            self.found = await self.system.ask(request)
+        request = {"do": "measure", "workload": self.key, "seconds": seconds, "samples": samples}
+        self.found = await self.system.ask(request)
+
+    async def begin(self, seconds: float) -> None:
+        """Begin what is measured in slices; this is not timed."""
+        try:
+            await self.system.ask({"do": "begin", "workload": self.key, "seconds": seconds})
+            self.goes_on = True
+        except (NotMeasured, Lost) as reason:
+            self.cell.failed = str(reason)
 
     async def slice(self) -> None:
         """Measure a slice."""
@@ -200,25 +208,19 @@ class Turn:
         ended = await self.system.ask({"do": "end"})
         if not self.slices:
             raise NotMeasured("there was no job to take")
-        self.found = {
-            "figure": statistics.median(self.slices),
-            "operations": self.operations,
-            "slices": self.slices,
-            **ended,
-        }
+        figure = statistics.median(self.slices)
+        self.found = {"figure": figure, "operations": self.operations, "slices": self.slices, **ended}
 
 
 async def _in_slices(turns: Sequence[Turn], seconds: float) -> None:
-    for turn in turns:
-        with turn.noted():
-            await turn.system.ask({"do": "begin", "workload": turn.key, "seconds": seconds})
+    await asyncio.gather(*(turn.begin(seconds) for turn in turns))
     for _ in range(math.ceil(seconds / SLICE)):
         for turn in turns:
-            if turn.cell.failed is None and turn.spent < seconds:
+            if turn.goes_on and turn.spent < seconds:
                 with turn.noted():
                     await turn.slice()
     for turn in turns:
-        if turn.cell.failed is None:
+        if turn.goes_on:
             with turn.noted():
                 await turn.end()
 
@@ -247,55 +249,71 @@ class Series:
     async def run(self) -> None:
         """Warm up, and measure round after round, while there is time."""
         self._say("warming up")
-        for workload in self._workloads():
-            if workload.key not in ONCE:
-                await self._take_turns(workload, self._systems, warm=True)
+        every = [workload for workload in self._workloads() if workload.key not in ONCE]
+        for workload in every:
+            await self._take_turns(workload, self._systems, warm=True)
+        if len(every) < len(self._workloads()):
+            self._say("beside an old snapshot")
+            await self._beside_an_old_snapshot()
         for number in range(self._plan.rounds):
             began = time.monotonic()
             self._say(f"round {number + 1} of {self._plan.rounds}")
             self.commits.append(self._commit())
-            for workload in self._workloads():
-                if number == 0 or workload.key not in ONCE:
-                    await self._take_turns(workload, _turned(self._systems, number), warm=False)
+            for workload in every:
+                await self._take_turns(workload, _turned(self._systems, number), warm=False)
             self.rounds += 1
             now = time.monotonic()
-            if now - self._began + (now - began) > self._plan.limit and number + 1 < self._plan.rounds:
+            expected = now - self._began + (now - began)
+            limit = self._plan.limit
+            if limit is not None and expected > limit and number + 1 < self._plan.rounds:
                 self._say("no time for more")
                 return
 
     def _workloads(self) -> list[Workload]:
-        wanted = set(self._plan.workloads)
-        if wanted & ONCE:
-            wanted = (wanted - ONCE) | {"horizon"}
-        return [workload for workload in WORKLOADS if workload.key in wanted]
+        return [workload for workload in WORKLOADS if workload.key in self._plan.workloads]
 
     async def _take_turns(self, workload: Workload, systems: Sequence[tuple[Running, str]], *, warm: bool) -> None:
-        turns = [turn for each in systems if (turn := self._turn(workload, *each)) is not None]
+        turns = [turn for system, _ in systems if (turn := self._turn(workload, system)) is not None]
         seconds = self._plan.seconds / 2 if warm else self._plan.seconds
-        if not workload.sliced:
+        if workload.sliced:
+            await _in_slices(turns, seconds)
+        else:
             for turn in turns:
                 with turn.noted():
-                    await turn.measure(seconds, 3 if warm else self._plan.samples, self._plan.dead)
-        else:
-            await _in_slices(turns, seconds)
+                    await turn.measure(seconds, 3 if warm else self._plan.samples)
         for turn in turns:
-            title = turn.system.contender.title
             if turn.cell.failed is not None:
-                self._say(f"{title}: {workload.title}: {turn.cell.failed}")
-            elif "several" in turn.found:
-                for key, found in turn.found["several"].items():
-                    self.cells.setdefault((title, key), Cell()).rounds.append({**found, "wall": turn.wall})
+                self._say(f"{turn.system.contender.title}: {workload.title}: {turn.cell.failed}")
             elif turn.found and (not warm or turn.wall > SLOW):
                 turn.cell.rounds.append({**turn.found, "wall": turn.wall})
 
-    def _turn(self, workload: Workload, system: Running, database: str) -> Turn | None:
+    async def _beside_an_old_snapshot(self) -> None:
+        """Have all make dead rows, at the same time, which is not timed; then measure."""
+        workloads = [workload for workload in self._workloads() if workload.key in ONCE]
+        systems = [each for each in self._systems if ONCE & set(each[0].about["how"])]
+
+        async def age(system: Running) -> None:
+            try:
+                await system.ask({"do": "age", "jobs": self._plan.dead})
+            except (NotMeasured, Lost) as reason:
+                for workload in workloads:
+                    self.cells[system.contender.title, workload.key] = Cell(failed=str(reason))
+
+        with ExitStack() as snapshots:
+            for _, database in systems:
+                snapshots.enter_context(_old_snapshot(database))
+            await asyncio.gather(*(age(system) for system, _ in systems))
+            for workload in workloads:
+                await self._take_turns(workload, systems, warm=False)
+
+    def _turn(self, workload: Workload, system: Running) -> Turn | None:
         """A turn of a system that has the workload; None too if it has failed before, or takes too long."""
-        if workload.key not in system.about["how"] and not (workload.key in ONCE and ONCE & set(system.about["how"])):
+        if workload.key not in system.about["how"]:
             return None
         cell = self.cells.setdefault((system.contender.title, workload.key), Cell())
         if cell.failed is not None or any(found["wall"] > SLOW for found in cell.rounds):
             return None
-        return Turn(workload.key, system, database, cell)
+        return Turn(workload.key, system, cell)
 
     def _commit(self) -> float:
         with psycopg.connect(self._database, autocommit=True) as connection:

@@ -9,12 +9,13 @@ A process reads requests from stdin, one JSON object a line, and answers each wi
 
 or, of a workload that is measured in slices, so that systems can take turns every moment,
 
-    {"do": "begin", "workload": "get", "seconds": 0.4}       -> {}
-    {"do": "slice", "seconds": 0.05}, as often as wanted     -> {"operations": ..., "seconds": ...}
+    {"do": "begin", "workload": "get", "seconds": 0.3}       -> {}
+    {"do": "slice", "seconds": 0.02}, as often as wanted     -> {"operations": ..., "seconds": ...}
     {"do": "end"}                                            -> {"lost": 0, "repeated": 0}
 
-and ends when stdin does.  An answer {"error": "..."} says what went wrong.  Whatever a library prints goes
-to stderr.  All times are taken here, beside the calls, so the protocol costs the figures nothing.
+and ends when stdin does.  {"do": "age", "jobs": 2000} makes dead rows, for what is measured beside an old snapshot.
+An answer {"error": "..."} says what went wrong.  Whatever a library prints goes to stderr.  All times are taken
+here, beside the calls, so the protocol costs the figures nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MANY = 1_000
 BATCH = 100
 """Jobs taken in one call."""
 
-PATIENCE = 60.0
+PATIENCE = 40.0
 """Seconds that a worker, or one job on its way, may take."""
 
 clock = time.perf_counter
@@ -83,8 +84,8 @@ WORKLOADS = (
     Workload("worker", "worker", "/s", "no-op jobs through one worker process, from its start until all are finished"),
     Workload("pickup", "pickup", "ms", "from the call that puts a job to a waiting taker: the median"),
     Workload("serve", "pickup, worker", "ms", "from the call that puts a job to its function in an idle worker"),
-    Workload("horizon", "get 1, old", "/s", f"get 1 while a session holds an old snapshot, {_AGED}"),
     Workload("horizon_worker", "worker, old", "/s", f"worker while a session holds an old snapshot, {_AGED}"),
+    Workload("horizon", "get 1, old", "/s", f"get 1 while a session holds an old snapshot, {_AGED}", sliced=True),
 )
 
 
@@ -266,10 +267,11 @@ class Measuring:
     # In slices
 
     async def begin(self, workload: str, seconds: float) -> None:
-        """Begin a workload, of so many seconds in all."""
-        await self.system.reset()
+        """Begin a workload that is measured for so many seconds in all."""
+        if workload != "horizon":
+            await self.system.reset()
         self.slices = Slices(workload)
-        if workload in ("get", "lease", "get_many"):
+        if not workload.startswith("put"):
             least = 10 * BATCH
             put = DEPTH if workload != "get_many" else self._number(workload, 1.3 * seconds, least, 300 * BATCH)
             await self._wait_to_be_taken(put)
@@ -326,6 +328,9 @@ class Measuring:
     async def _lease(self, seconds: float) -> float:
         return await self._get_by(self.system.lease, seconds)
 
+    async def _horizon(self, seconds: float) -> float:
+        return await self._get_by(self.system.get if "get" in self.system.how else self.system.lease, seconds)
+
     async def _get_by(self, get: Callable[[], Awaitable[int | None]], seconds: float) -> float:
         jobs = self.slices.jobs
         first = len(jobs)
@@ -362,34 +367,34 @@ class Measuring:
         "get": _get,
         "lease": _lease,
         "get_many": _get_many,
+        "horizon": _horizon,
     }
 
     # At once
 
-    async def measure(self, workload: str, seconds: float, samples: int, dead: int) -> dict[str, Any]:
+    async def measure(self, workload: str, seconds: float, samples: int) -> dict[str, Any]:
         """Measure a workload.
 
         Args:
             workload: Its key.
             seconds: How long, about.
             samples: How many jobs, where a latency is measured.
-            dead: How many jobs are put and taken before, under an old snapshot.
 
         Returns:
-            ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds.  Or ``several`` such,
-            by workload.
+            ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds.
         """
         measures: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
             "worker": lambda: self._worker(seconds),
+            "horizon_worker": lambda: self._worker(seconds),
             "pickup": lambda: self._pickup(samples, 5 * seconds),
             "serve": lambda: self._serve(samples, 5 * seconds),
-            "horizon": lambda: self._horizon(seconds, dead),
         }
-        await self.system.reset()
+        if workload != "horizon_worker":
+            await self.system.reset()
         return await measures[workload]()
 
     async def _worker(self, seconds: float) -> dict[str, Any]:
-        least = math.ceil(self.system.least * min(1, seconds / 0.4))
+        least = math.ceil(self.system.least * min(1, seconds / 0.3))
         n = self._number("worker", 1.5 * seconds, least, 300 * BATCH)
         await self.system.fill_calls(n)
         await self.system.settle()
@@ -435,29 +440,36 @@ class Measuring:
             loop.call_soon_threadsafe(arrived.set)
 
         taker = asyncio.create_task(take(taken))
+        began = clock()
 
-        async def once(number: int) -> float:
+        async def once(number: int, patience: float) -> float | None:
             arrived.clear()
             began = clock()
             await put(number)
             waiting = asyncio.create_task(arrived.wait())
-            await asyncio.wait({waiting, taker}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                waiting.cancel()
-                if taker.done():
-                    await taker
-                raise Failed(f"a job was not picked up within {PATIENCE:.0f} s")
-            return 1_000 * (at - began)
+            await asyncio.wait({waiting, taker}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if taker.done():
+                await taker  # raises what ended it
+                raise Failed("what was to take jobs ended")
+            return 1_000 * (at - began) if arrived.is_set() else None
 
         try:
-            await once(0)  # it is not to be timed how a taker starts
+            # It is not to be timed how a taker starts, and that may miss a job which is put meanwhile.
+            await asyncio.sleep(0.2)
+            while await once(0, 3) is None:
+                if clock() - began > PATIENCE:
+                    raise Failed("no job was picked up")
             latencies: list[float] = []
             end = clock() + seconds
             for number in range(1, samples + 1):
                 if clock() > end and latencies:
                     break  # this one is slow
                 await asyncio.sleep(0.015 + 0.01 * (number * 0.618 % 1))  # idle again; at no fixed phase of any timer
-                latencies.append(await once(number))
+                latency = await once(number, PATIENCE)
+                if latency is None:
+                    raise Failed(f"a job was not picked up within {PATIENCE:.0f} s")
+                latencies.append(latency)
         finally:
             if stop is not None:
                 stop.set()
@@ -471,24 +483,13 @@ class Measuring:
 
     # Dead rows
 
-    async def _horizon(self, seconds: float, dead: int) -> dict[str, Any]:
-        """Make dead rows, and measure a worker and one at a time.  The caller holds the snapshot."""
-        how = self.system.how
-        for first in range(0, dead, MANY):
-            await self._age(min(MANY, dead - first))
-        found = {}
-        if "horizon_worker" in how:
-            found["horizon_worker"] = await self._worker(seconds)
-        if "horizon" in how:
-            self.slices = Slices("get" if "get" in how else "lease")
-            await self._wait_to_be_taken(DEPTH)
-            part = await self.slice(seconds)
-            rate = part["operations"] / part["seconds"]
-            found["horizon"] = {"figure": rate, "operations": part["operations"], **await self.end()}
-        return {"several": found}
+    async def age(self, number: int) -> None:
+        """Put and take jobs, under an old snapshot that the caller holds; the horizon's workloads follow."""
+        await self.system.reset()
+        for first in range(0, number, MANY):
+            await self._put_and_take(min(MANY, number - first))
 
-    async def _age(self, number: int) -> None:
-        """Put and take jobs."""
+    async def _put_and_take(self, number: int) -> None:
         system = self.system
         if "get_many" not in system.how:
             await system.fill_calls(number)
@@ -551,6 +552,9 @@ async def _carry_out(measuring: Measuring, request: dict[str, Any]) -> dict[str,
             "how": dict(system.how),
             "alike": dict(system.alike),
         }
+    if request["do"] == "age":
+        await measuring.age(request["jobs"])
+        return {}
     if request["do"] == "begin":
         await measuring.begin(request["workload"], request["seconds"])
         return {}
@@ -558,4 +562,4 @@ async def _carry_out(measuring: Measuring, request: dict[str, Any]) -> dict[str,
         return await measuring.slice(request["seconds"])
     if request["do"] == "end":
         return await measuring.end()
-    return await measuring.measure(request["workload"], request["seconds"], request["samples"], request["dead"])
+    return await measuring.measure(request["workload"], request["seconds"], request["samples"])

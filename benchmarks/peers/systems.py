@@ -13,10 +13,6 @@ from typing import IO, Any
 
 from .environments import Environment, NotMeasured, prepare
 
-PACKAGE = __package__ or "benchmarks.peers"
-ROOT = Path(__file__).parents[PACKAGE.count(".") + 1]
-"""From where the package can be imported."""
-
 PATIENCE = 90.0
 """Seconds that an answer may take."""
 
@@ -148,16 +144,26 @@ class Running:
         return lines[-1].strip() if lines else "it said nothing"
 
 
+def _home() -> tuple[Path, str]:
+    """From where this package can be imported without being installed, and as what."""
+    folder, names = Path(__file__).parent, []
+    while (folder / "__init__.py").exists():
+        names.append(folder.name)
+        folder = folder.parent
+    return folder, ".".join(reversed(names))
+
+
 async def _process(contender: Contender, python: str, errors: IO[bytes]) -> asyncio.subprocess.Process:
+    root, package = _home()
     return await asyncio.create_subprocess_exec(
         python,
         "-m",
-        f"{PACKAGE}.{contender.module}",
+        f"{package}.{contender.module}",
         *contender.arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=errors,
-        cwd=ROOT,
+        cwd=root,
         limit=2**24,
     )
 

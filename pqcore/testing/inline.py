@@ -19,7 +19,7 @@ from pqcore.operations.finishing import End, Outcome
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.running import Run, caller, conclude, path_of, prepare, waited
+from pqcore.tasks.running import Run, caller, check_result, conclude, path_of, prepare, waited
 from pqcore.testing.looking import is_call
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ class _Performance:
             await self._tell("pqcore_job_started")
             with around("pqcore_around_run", self._event):
                 result = await self._call(run)
-            if {"keep", "then"} & job.headers.keys():
-                queue.encode_row(result)  # what cannot be kept is a failure
+            check_result(queue, job, result)
             outcome = Outcome(job, "done", result, finished=context.finished)
         except (Exception, SystemExit) as exc:
             self._event.error = exc

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pqcore.testing.jobs import Jobs
     from pqcore.testing.report import Report
 
-pytest.register_assert_rewrite("pqcore.testing.harness", "pqcore.testing.processes")
+pytest.register_assert_rewrite(
+    "pqcore.testing.harness", "pqcore.testing.processes", "pqcore.testing.crew", "pqcore.testing.notes"
+)
 
 SUITE = "pqcore.testing.suite."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, heard, tell
@@ -13,10 +13,13 @@ from pqcore.operations import gating, ticking
 from pqcore.sessions import CoreSession
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
+from pqcore.worker.bridge import backoff
 from pqcore.worker.station import Station
 
 SWEEP = 30.0
 """Seconds between sweeps, more or less: so long may a job wait for a place that nobody said was free."""
+LONG = timedelta(hours=1)
+"""So long without a tick, and those that were missed are reckoned beside the event loop."""
 LONGEST_SLEEP = 60.0
 """Seconds: the server's clock is looked at again at least so often while ticks are waited for."""
 
@@ -56,17 +59,17 @@ class Chores:
     async def _tick(self, periodic: Periodic) -> None:
         """Put a periodic task's job at each tick; which worker does is settled in the database."""
         bridge, queue = self._station.bridge, self._station.queue
-        row = periodic.call.stored().values()
         last: datetime | None = None
         failures = 0
         while True:
             try:
                 last, now = await bridge.call(ticking.last_tick, queue, periodic.name)
+                asked = time.monotonic()
                 if last is None:
                     last = now
                     await bridge.call(ticking.begin, queue, periodic.name, now)
-                asked = time.monotonic()
-                for tick in periodic.due(last, now):
+                for tick in await _due(periodic, last, now):
+                    row = periodic.call.stored().values()  # made anew: it may say until when it is to be started
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
                     if job_id is not None and heard("pqcore_job_put"):
                         call = periodic.call
@@ -78,10 +81,16 @@ class Chores:
             except PQError as exc:
                 failures += 1
                 logger.warning("%r: cannot put the job of %s: %s", queue.name, periodic.name, exc)
-                await asyncio.sleep(min(0.1 * 2 ** min(failures, 7), 5.0) * (0.5 + random.random()))  # noqa: S311
+                await asyncio.sleep(backoff(failures))
                 continue
             coming = periodic.next_after(now)
             if coming is None:
                 return
             pause = (coming - now).total_seconds() - (time.monotonic() - asked)
             await asyncio.sleep(min(max(pause, 0.0) + 0.001, LONGEST_SLEEP))
+
+
+async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:
+    if now - last < LONG:
+        return periodic.due(last, now)
+    return await asyncio.to_thread(periodic.due, last, now)  # there may be millions to be gone through

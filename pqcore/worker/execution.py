@@ -107,7 +107,7 @@ class Execution:
         try:
             if self._teller.hears("pqcore_job_started"):
                 await tell("pqcore_job_started", self._teller.event(station, held))
-                context.check()  # it could not be cancelled meanwhile
+            context.check()  # it could not be cancelled until now
             result = await self._call(station, held, run)
             if held.job.raw_headers is not None:
                 _check_result(station, held, result)
@@ -198,9 +198,15 @@ class Execution:
             return Outcome(job, "drop", reason="cancelled")
         if reason == "shutdown":
             return Outcome(job, "snooze", reason="shutdown")
+        cause = held.error
         if reason == "timeout":
             held.error = TimeoutError(f"{run.task.path} did not end in {run.timeout} seconds")
-        return conclude(station.queue, run, held.error or JobCancelled("the function was cancelled from within"))
+        elif not isinstance(cause, JobCancelled):
+            held.error = JobCancelled("the function was cancelled from within")
+        assert held.error is not None  # noqa: S101 - for the type checker
+        if held.error is not cause:
+            held.error.__cause__ = cause
+        return conclude(station.queue, run, held.error)
 
 
 def _check_result(station: Station, held: Held, result: Any) -> None:

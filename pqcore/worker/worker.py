@@ -134,7 +134,7 @@ class Worker:
             try:
                 await self._until_told(supplies, [*beside, *watching, *chores])
                 await self._drain(execution, supplies, chores)
-            except asyncio.CancelledError:
+            except BaseException:  # what runs is given back all the same
                 self._at_once.set()
                 await self._drain(execution, supplies, chores)
                 raise

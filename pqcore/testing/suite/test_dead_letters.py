@@ -76,7 +76,7 @@ def test_what_is_no_dead_letter_is_none(harness: Harness, queue: Any) -> None:
     waiting = queue.fails()
     assert queue.dead.list() == []
     assert queue.dead.count() == 0
-    assert queue.dead.retry() == queue.dead.purge() == 0
+    assert queue.dead.retry_all() == queue.dead.purge_all() == 0
     assert queue.dead.retry(int(waiting)) == queue.dead.purge(int(waiting)) == 0
     for job in (waiting, 999):
         with pytest.raises(JobNotFound, match=str(int(job))):
@@ -110,7 +110,7 @@ def test_dead_letters_are_of_a_queue(harness: Harness) -> None:
     with pytest.raises(JobNotFound):
         pq["a"].dead.get(ids["b"])
     assert pq["a"].dead.retry(ids["b"]) == pq["a"].dead.purge(ids["b"]) == 0
-    assert pq["a"].dead.purge() == 1
+    assert pq["a"].dead.purge_all() == 1
     assert (pq["a"].dead.count(), pq["b"].dead.count()) == (0, 1)
 
 
@@ -161,7 +161,7 @@ def test_what_was_wanted_of_a_job_is_wanted_of_it_again(harness: Harness, queue:
     job = task("x")
     before = queue.peek()[0]
     harness.drain(queue)
-    queue.dead.retry()
+    queue.dead.retry_all()
     again = queue.peek()[0]
     assert (again.id, again.data, again.headers) == (job, before.data, before.headers)
     assert (again.enqueued_at, again.expected_at) == (before.enqueued_at, before.expected_at)
@@ -174,7 +174,7 @@ def test_many_are_retried(harness: Harness, queue: Any, which: str) -> None:
     harness.drain(queue)
     queue.state["broken"] = False
     if which == "all":
-        assert queue.dead.retry() == 10
+        assert queue.dead.retry_all() == 10
     else:
         assert queue.dead.retry(*ids[:3], ids[0], 999) == 3
     assert queue.dead.count() == (0 if which == "all" else 7)
@@ -192,9 +192,9 @@ def test_more_than_one_statement_deals_with_are_retried_and_purged(harness: Harn
         rows=False,
     )
     assert queue.dead.count() == number
-    assert queue.dead.retry() == number
+    assert queue.dead.retry_all() == number
     assert (queue.dead.count(), queue.count()) == (0, number)
-    assert harness.pq(create=False)["other"].dead.purge() == number
+    assert harness.pq(create=False)["other"].dead.purge_all() == number
     assert harness.sql(f"SELECT count(*) FROM {dead(harness)}") == [(0,)]
 
 
@@ -204,7 +204,7 @@ def test_a_worker_hears_of_a_dead_letter_that_is_retried(harness: Harness, queue
     queue.state["broken"] = False
     with harness.working(queue, poll_interval=3600):
         harness.eventually(harness.listening)
-        assert queue.dead.retry() == 1
+        assert queue.dead.retry_all() == 1
         harness.eventually(lambda: queue.state["done"])
     assert queue.state["done"] == [(job, "x")]
 
@@ -228,7 +228,7 @@ def test_a_retry_and_a_purge_are_undone_with_their_transaction(harness: Harness,
 def test_several_that_retry_at_once_retry_each_once(harness: Harness, queue: Any) -> None:
     ids = [int(queue.fails()) for _ in range(30)]
     harness.drain(queue)
-    numbers = harness.at_once(*[lambda: queue.dead.retry()] * 5)
+    numbers = harness.at_once(*[lambda: queue.dead.retry_all()] * 5)
     assert sum(numbers) == 30
     assert [job for [job] in harness.sql("SELECT id FROM {table} ORDER BY id")] == ids
 
@@ -240,7 +240,7 @@ def test_the_result_of_a_job_that_is_retried_is_that_of_its_second_life(harness:
         job.result(timeout=1)
     assert caught.value.error == queue.dead.list()[0].error
     queue.state["broken"] = False
-    queue.dead.retry()
+    queue.dead.retry_all()
     assert job.status() == "waiting"
     with pytest.raises(TimeoutError):
         job.result(timeout=0.01)
@@ -258,7 +258,7 @@ def test_a_dead_letter_gives_its_key_up_and_does_not_take_it_back(harness: Harne
     harness.drain(queue)
     second = task("b")
     assert second != first
-    assert queue.dead.retry() == 1
+    assert queue.dead.retry_all() == 1
     assert task("c") == second
     with pytest.raises(PQError):
         queue.put(1, dedup=Dedup("key", on_conflict="error"))
@@ -274,7 +274,7 @@ def test_a_dead_letter_lets_its_group_go_on_and_goes_first_again(harness: Harnes
     task("b")
     running = queue.lease(block=False)
     assert running.id > first
-    queue.dead.retry()
+    queue.dead.retry_all()
     task("c")
     assert queue.lease(block=False) is None
     assert queue.stats().parked == 2
@@ -312,7 +312,7 @@ def test_a_poison_job_ends_as_a_dead_letter(harness: Harness, queue: Any) -> Non
     assert "3 times" in letter.error["message"]
     with pytest.raises(JobFailed):
         job.result(1)
-    queue.dead.retry()
+    queue.dead.retry_all()
     harness.drain(queue)
     assert queue.state["done"] == [(other, "good"), (job, "poison")]
 
@@ -430,8 +430,8 @@ def test_purging_deletes_for_good(harness: Harness, queue: Any) -> None:
     harness.drain(queue)
     assert queue.dead.purge(*ids[:2]) == 2
     assert queue.dead.count() == 3
-    assert queue.dead.purge() == 3
-    assert (queue.dead.count(), queue.dead.retry(), queue.count()) == (0, 0, 0)
+    assert queue.dead.purge_all() == 3
+    assert (queue.dead.count(), queue.dead.retry_all(), queue.count()) == (0, 0, 0)
     with pytest.raises(JobNotFound):
         queue.status(ids[0])
 
@@ -444,7 +444,7 @@ def test_only_the_old_are_purged(harness: Harness, queue: Any, older_than: Any) 
     new = int(queue.fails())
     harness.drain(queue)
     assert queue.dead.purge(new, old[0], older_than=older_than) == 1
-    assert queue.dead.purge(older_than=older_than) == 1
+    assert queue.dead.purge_all(older_than=older_than) == 1
     assert [letter.id for letter in queue.dead.list()] == [new]
 
 
@@ -453,7 +453,7 @@ def test_what_is_no_age(harness: Harness, queue: Any, older_than: Any) -> None:
     queue.fails()
     harness.drain(queue)
     with pytest.raises(ValueError):
-        queue.dead.purge(older_than=older_than)
+        queue.dead.purge_all(older_than=older_than)
     assert queue.dead.count() == 1
 
 

@@ -189,7 +189,7 @@ def test_a_result_of_what_failed_says_why(harness: Harness, queue: Any, kept: Ta
     assert (error["type"], error["message"]) == (f"{__name__}.Broken", "why…")
     assert "in fail" in error["traceback"]
     assert job.status() == "dead"
-    queue.dead.purge()
+    queue.dead.purge_all()
     assert job.status() == "failed"
     assert queue.inspect(job).error == error
 
@@ -349,7 +349,9 @@ def test_progress_is_seen_while_a_job_runs(harness: Harness, queue: Any) -> None
         assert job.result(PATIENCE) == "result"
 
 
-def test_progress_of_a_job_without_a_result(harness: Harness, queue: Any) -> None:
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_progress_of_a_job_without_a_result(harness: Harness, retention: str) -> None:
+    queue = harness.task_queue(retention=retention)
     go_on = threading.Event()
 
     @queue.task()
@@ -361,9 +363,14 @@ def test_progress_of_a_job_without_a_result(harness: Harness, queue: Any) -> Non
     with harness.working(queue):
         harness.eventually(lambda: job.progress() == 1)
         go_on.set()
-        harness.eventually(lambda: job.status() == "done")
+        harness.eventually(lambda: not count(harness))
     with pytest.raises(JobNotFound):
         job.result(1)
+    if retention == "delete":
+        with pytest.raises(JobNotFound):
+            job.status()
+    else:
+        assert (job.status(), job.progress()) == ("done", 1)
 
 
 def test_progress_of_what_never_was(queue: Any) -> None:
@@ -663,7 +670,7 @@ def test_a_dead_letter_that_is_retried_counts_no_more(harness: Harness, queue: A
     batch = queue.batch((tasks.fail.call(), tasks.fail.call()), tasks.add.call(1, 2), then=tasks.note.call())
     harness.drain(queue)
     for _ in range(2):
-        assert queue.dead.retry() == 1
+        assert queue.dead.retry_all() == 1
         harness.drain(queue)
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
@@ -679,7 +686,7 @@ def test_a_retried_dead_letter_does_not_end_a_batch_for_another(harness: Harness
     batch = queue.batch(fragile.call(), tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
     harness.drain(queue)
     broken.append(False)
-    queue.dead.retry()
+    queue.dead.retry_all()
     harness.drain(queue)
     assert (tasks.previous, broken, count(harness, "_batches")) == ([], [], 1)
     harness.sql("UPDATE {table} SET schedule_at = now()", rows=False)

@@ -146,7 +146,7 @@ def attempts_beside(pq: Any) -> dict[str, Callable[[], Any]]:
     return {
         "dead letters": lambda: queue.dead.list(),
         "number of dead letters": lambda: queue.dead.count(),
-        "purge of dead letters": lambda: queue.dead.purge(),
+        "purge of dead letters": lambda: queue.dead.purge_all(),
     }
 
 
@@ -178,7 +178,7 @@ def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
         "status": lambda: queue.status(1),
         "progress": lambda: queue.progress(1),
         "result": lambda: queue.result(1),
-        "retry of dead letters": lambda: queue.dead.retry(),
+        "retry of dead letters": lambda: queue.dead.retry_all(),
         "with": enter,
         **attempts_beside(pq),
     }

@@ -6,106 +6,32 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pqcore import waiting
 from pqcore.backend import Capability
+from pqcore.identifiers import quote
 from pqcore.operations import finishing
 from pqcore.testing import workers
+from pqcore.testing.crew import Crew
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
-from pqcore.testing.workers import Site
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
 """Jobs that are run while workers are killed."""
 KILLS = 4
 
 
-class Crew:
-    """Worker processes, and the jobs that they are given."""
-
-    def __init__(self, harness: Harness, task: dict[str, Any] | None = None, **options: Any) -> None:
-        self._harness = harness
-        self.site = Site(harness.spec.name, harness.mode, harness.dsn, harness.schema, options, task or {})
-        for statement in self.site.tables():
-            harness.sql(statement, rows=False)
-        self.queue = harness.task_queue()
-        self.tasks = {name: self.queue.task()(self.site.function(name)) for name in workers.FUNCTIONS}
-        self._stack = ExitStack()
-        self._children: dict[int, Child] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stack.close()
-
-    def hire(self) -> Child:
-        """Start a worker."""
-        child = Child(workers.work, self.site)
-        self._children[child.process.pid or 0] = child
-        self._stack.callback(child.kill)
-        return child
-
-    def kill_one(self, rng: random.Random) -> None:
-        """SIGKILL one of those that have just begun a job."""
-        latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
-        busy = {row[0] for row in self._harness.sql(latest)}
-        self._children.pop(rng.choice(sorted(busy & set(self._children)))).kill()
-
-    def at_work(self, child: Child) -> Child:
-        """Wait until it says that it starts."""
-        assert child.recv(3 * PATIENCE) == "starts"
-        return child
-
-    def runs(self, where: str = "true") -> list[tuple[int, int, int, str | None]]:
-        """What was run: job, attempt, process, how it ended."""
-        rows = self._harness.sql(
-            f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
-        )
-        return [(row[0], row[1], row[2], row[3]) for row in rows]
-
-    def progressed(self, number: int) -> None:
-        """Wait until so many runs were begun."""
-        count = f"SELECT count(*) FROM {self.site.table('runs')}"
-        self._harness.eventually(lambda: self._harness.sql(count)[0][0] >= number)
-
-    def begun(self, job_id: int, attempt: int = 1) -> int:
-        """Wait until a job has been begun; the process that did."""
-        where = f"job = {job_id} AND attempt = {attempt}"
-        [run] = self._harness.eventually(lambda: self.runs(where))
-        return int(run[2])
-
-    def ended(self, job_id: int, attempt: int = 1) -> str:
-        """Wait until a function has said how it ended."""
-        where = f"job = {job_id} AND attempt = {attempt} AND ended IS NOT NULL"
-        [run] = self._harness.eventually(lambda: self.runs(where))
-        return str(run[3])
-
-    def release(self, *jobs: int) -> None:
-        """Let functions go on."""
-        values = ", ".join(f"({int(job)})" for job in jobs)
-        self._harness.sql(f"INSERT INTO {self.site.table('released')} VALUES {values}", rows=False)
-
-    def row(self, job_id: int) -> tuple[Any, ...]:
-        """Whether finished, whether leased, attempts, excused."""
-        [found] = self._harness.sql(
-            "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(excused, 0)"
-            f" FROM {{table}} WHERE id = {int(job_id)}"
-        )
-        return tuple(found)
-
-
 # Killed
+
+
+def progressed(crew: Crew, number: int) -> bool:
+    return crew.count() >= number
 
 
 def test_workers_that_are_killed_lose_no_job(harness: Harness) -> None:
@@ -115,27 +41,11 @@ def test_workers_that_are_killed_lose_no_job(harness: Harness) -> None:
         for child in [crew.hire() for _ in range(3)]:
             crew.at_work(child)
         for kill in range(KILLS):
-            crew.progressed(JOBS * (kill + 1) // (KILLS + 2))
+            harness.eventually(partial(progressed, crew, JOBS * (kill + 1) // (KILLS + 2)))
             crew.kill_one(rng)
             crew.hire()
-        left = "SELECT FROM {table} WHERE dequeued_at IS NULL LIMIT 1"
-        harness.eventually(lambda: not harness.sql(left))
-        accounted_for(harness, crew, JOBS)
-
-
-def accounted_for(harness: Harness, crew: Crew, number: int) -> None:
-    """Every job is done, under its last lease, and what was run twice was delivered twice."""
-    rows = harness.sql("SELECT id, attempts, coalesce(failures, 0), coalesce(excused, 0) FROM {table}")
-    assert len(rows) == number
-    assert crew.queue.dead.count() == 0
-    runs: dict[int, list[int]] = {}
-    for job, attempt, _, _ in crew.runs():
-        runs.setdefault(job, []).append(attempt)
-    for job, attempts, failures, excused in rows:
-        assert failures == 0
-        assert runs[job][-1] == attempts, "it was finished by another run than the last"
-        assert len(runs[job]) <= attempts - excused, "it was run more often than it was delivered"
-    assert any(attempts - excused > 1 for _, attempts, _, excused in rows), "nobody died of being killed"
+        harness.eventually(crew.all_done)
+        crew.account(JOBS)
 
 
 # Told to stop
@@ -392,3 +302,39 @@ def test_a_server_that_is_silent_for_a_while_is_waited_for(harness: Harness, pro
         harness.eventually(lambda: proxy.stall(new=True) >= before + 2)  # it tries to connect
         proxy.resume()
         seen.wait(2)
+
+
+# Refused
+
+
+def test_an_end_that_the_server_refuses_is_a_dead_letter_and_holds_up_no_other(harness: Harness) -> None:
+    queue = harness.task_queue()
+    latch, seen = Latch(), Notes()
+
+    @queue.task()
+    async def hold(job_id: int) -> None:
+        seen.add(job_id)
+        await latch.passed()
+
+    handles = queue.put_calls(*[hold.call()] * 10)
+    refused = int(handles[4])
+    schema = quote(harness.schema)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'not this one'; END $$",
+        rows=False,
+    )
+    harness.sql(
+        f"CREATE TRIGGER refuse BEFORE UPDATE ON {{table}} FOR EACH ROW"
+        f" WHEN (NEW.id = {refused} AND NEW.dequeued_at IS NOT NULL) EXECUTE FUNCTION {schema}.refuse()",
+        rows=False,
+    )
+    with harness.working(queue):
+        seen.wait(10)
+        latch.open()
+        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+    letter = queue.dead.get(refused)
+    assert letter.reason == "failed"
+    assert "not this one" in letter.error["message"]
+    assert harness.sql("SELECT count(*) FROM {table}") == [(9,)]
+    assert len(seen.items) == 10

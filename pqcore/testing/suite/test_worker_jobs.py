@@ -177,10 +177,16 @@ def test_what_takes_too_long_is_stopped_and_tried_again(harness: Harness) -> Non
     async def by_itself(job_id: int) -> None:
         await asyncio.sleep(3600)
 
-    coroutine(), polite(), in_time()
+    @queue.task(max_retries=1, retry_in=None)
+    async def from_within(job_id: int) -> None:
+        if current().attempt == 1:
+            raise asyncio.CancelledError
+        seen.add("from within")
+
+    coroutine(), polite(), in_time(), from_within()
     dead = by_itself(_timeout=0.05)
     harness.drain(queue)
-    assert sorted(seen.items) == ["coroutine", "in time", "polite"]
+    assert sorted(seen.items) == ["coroutine", "from within", "in time", "polite"]
     letter = queue.dead.get(dead)
     assert (letter.reason, letter.error["type"]) == ("failed", "builtins.TimeoutError")
     assert "0.05 seconds" in letter.error["message"]

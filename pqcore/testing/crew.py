@@ -1,0 +1,131 @@
+"""Worker processes that are started, killed and told to stop, and what they have run."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from pqcore.testing import workers
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.processes import Child
+from pqcore.testing.workers import Site
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Crew:
+    """Worker processes, and the jobs that they are given.
+
+    Args:
+        harness: Where.
+        task: The options of the tasks, `workers.FUNCTIONS`.
+        **options: Those of the workers.
+
+    Attributes:
+        site: What the processes are told.
+        queue: The queue.
+        tasks: What puts jobs, by the function's name.
+    """
+
+    def __init__(self, harness: Harness, task: dict[str, Any] | None = None, **options: Any) -> None:
+        self._harness = harness
+        self.site = Site(harness.spec.name, harness.mode, harness.dsn, harness.schema, options, task or {})
+        for statement in self.site.tables():
+            harness.sql(statement, rows=False)
+        self.queue = harness.task_queue()
+        self.tasks = {name: self.queue.task(**self.site.task)(self.site.function(name)) for name in workers.FUNCTIONS}
+        self._stack = ExitStack()
+        self._children: dict[int, Child] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    # The processes
+
+    def hire(self) -> Child:
+        """Start a worker."""
+        child = Child(workers.work, self.site)
+        self._children[child.process.pid or 0] = child
+        self._stack.callback(child.kill)
+        return child
+
+    def at_work(self, child: Child) -> Child:
+        """Wait until it says that it starts."""
+        assert child.recv(3 * PATIENCE) == "starts"
+        return child
+
+    def kill_one(self, rng: random.Random) -> None:
+        """SIGKILL one of those that have just begun a job; any, if none has."""
+        latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
+        busy = {row[0] for row in self._harness.sql(latest)} & set(self._children)
+        self._children.pop(rng.choice(sorted(busy or self._children))).kill()
+
+    # What they have run
+
+    def runs(self, where: str = "true") -> list[tuple[int, int, int, str | None]]:
+        """What was run: job, attempt, process, how it ended."""
+        rows = self._harness.sql(
+            f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
+        )
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+    def count(self) -> int:
+        """How many runs were begun."""
+        return int(self._harness.sql(f"SELECT count(*) FROM {self.site.table('runs')}")[0][0])
+
+    def begun(self, job_id: int, attempt: int = 1) -> int:
+        """Wait until a job has been begun; the process that did."""
+        where = f"job = {job_id} AND attempt = {attempt}"
+        [run] = self._harness.eventually(lambda: self.runs(where))
+        return int(run[2])
+
+    def ended(self, job_id: int, attempt: int = 1) -> str:
+        """Wait until a function has said how it ended."""
+        where = f"job = {job_id} AND attempt = {attempt} AND ended IS NOT NULL"
+        [run] = self._harness.eventually(lambda: self.runs(where))
+        return str(run[3])
+
+    def release(self, *jobs: int) -> None:
+        """Let functions go on."""
+        values = ", ".join(f"({int(job)})" for job in jobs)
+        self._harness.sql(f"INSERT INTO {self.site.table('released')} VALUES {values}", rows=False)
+
+    # Their jobs
+
+    def row(self, job_id: int) -> tuple[Any, ...]:
+        """Whether finished, whether leased, attempts, excused."""
+        [found] = self._harness.sql(
+            "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(excused, 0)"
+            f" FROM {{table}} WHERE id = {int(job_id)}"
+        )
+        return tuple(found)
+
+    def all_done(self) -> bool:
+        """Whether no job is left."""
+        return not self._harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL LIMIT 1")
+
+    def account(self, number: int, *, failures: bool = False) -> None:
+        """Every job was done, under its last lease, and what was run twice was delivered twice.
+
+        Args:
+            number: Of the jobs that were put.
+            failures: Whether functions may have failed.
+        """
+        rows = self._harness.sql("SELECT id, attempts, coalesce(failures, 0), coalesce(excused, 0) FROM {table}")
+        assert len(rows) == number
+        assert self.all_done()
+        assert self.queue.dead.count() == 0
+        runs: dict[int, list[int]] = {}
+        for job, attempt, _, _ in self.runs():
+            runs.setdefault(job, []).append(attempt)
+        for job, attempts, failed, excused in rows:
+            assert failures or failed == 0
+            assert runs[job][-1] == attempts, "it was finished by another run than the last"
+            assert len(runs[job]) <= attempts - excused, "it was run more often than it was delivered"
+        assert any(attempts - excused > 1 for _, attempts, _, excused in rows), "nobody died of being killed"
+        assert any(len(attempts) > 1 for attempts in runs.values()), "nobody was killed in the middle of a job"

@@ -1,0 +1,162 @@
+"""When periodic tasks are due: ticks that were missed, and clocks that change."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any, cast, get_args
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from pqcore.errors import ConfigurationError
+from pqcore.tasks import PQ, Call
+from pqcore.tasks.periodic import MOST_MISSED, Missed, Periodic, make_periodic
+
+UTC = timezone.utc
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def call() -> Call:
+    queue = PQ("postgresql://nowhere/", backend="psycopg")["q"]
+
+    @queue.task()
+    def function(job_id: int) -> None: ...
+
+    return function.call()
+
+
+def periodic(cron: str, tz: str = "UTC", missed: Missed = "latest") -> Periodic:
+    return make_periodic(call(), cron, tz, missed, None)
+
+
+def at(text: str, zone: Any = UTC) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=zone)
+
+
+def due(task: Periodic, last: str, now: str) -> list[str]:
+    return [f"{tick.astimezone(UTC):%m-%d %H:%M:%S}" for tick in task.due(at(last), at(now))]
+
+
+# Ticks that were missed
+
+
+@pytest.mark.parametrize(
+    ("missed", "expected"),
+    [
+        ("latest", ["01-01 03:00:00"]),
+        ("all", ["01-01 01:00:00", "01-01 02:00:00", "01-01 03:00:00"]),
+        ("skip", []),
+    ],
+)
+def test_missed_ticks(missed: Missed, expected: list[str]) -> None:
+    assert due(periodic("0 * * * *", missed=missed), "2026-01-01T00:00:00", "2026-01-01T03:40:00") == expected
+
+
+def test_a_tick_that_is_on_time_is_not_missed() -> None:
+    for missed in get_args(Missed):
+        task = periodic("0 * * * *", missed=missed)
+        assert due(task, "2026-01-01T00:00:00", "2026-01-01T00:59:59") == []
+        assert due(task, "2026-01-01T00:00:00", "2026-01-01T01:00:00") == ["01-01 01:00:00"]
+        assert due(task, "2026-01-01T00:00:00", "2026-01-01T01:00:05") == ["01-01 01:00:00"]
+        assert due(task, "2026-01-01T01:00:00", "2026-01-01T01:00:05") == []
+
+
+def test_of_ticks_on_time_and_missed_those_on_time_are_kept() -> None:
+    task = periodic("*/10 * * * * *", missed="skip")
+    assert due(task, "2026-01-01T00:00:00", "2026-01-01T00:05:01") == ["01-01 00:05:00"]
+    assert due(periodic("0 0 * * *", missed="skip"), "2025-12-01T00:00:00", "2026-01-01T00:00:20") == ["01-01 00:00:00"]
+
+
+def test_so_many_are_made_up_for_at_most() -> None:
+    ticks = periodic("* * * * *", missed="all").due(at("2026-01-01T00:00:00"), at("2026-01-03T00:00:00"))
+    assert len(ticks) == MOST_MISSED
+    assert ticks[-1] == at("2026-01-03T00:00:00")
+    assert ticks == sorted(ticks)
+
+
+def test_the_next_tick() -> None:
+    assert periodic("@daily").next_after(at("2026-01-01T00:00:00")) == at("2026-01-02T00:00:00")
+    assert periodic("*/5 * * * * *").next_after(at("2026-01-01T00:00:07.5")) == at("2026-01-01T00:00:10")
+    assert periodic("@hourly").next_after(at("2026-01-01T00:59:59.999")) == at("2026-01-01T01:00:00")
+
+
+# Clocks that change.  In Berlin in 2026: on 29 March 02:00 becomes 03:00, on 25 October 03:00 becomes 02:00.
+
+
+def local(task: Periodic, start: str, number: int) -> list[str]:
+    ticks = task.ticks_after(at(start, BERLIN))
+    return [f"{next(ticks).astimezone(BERLIN):%d. %H:%M %z}" for _ in range(number)]
+
+
+def test_an_hour_that_is_left_out() -> None:
+    nightly = periodic("30 2 * * *", "Europe/Berlin")
+    assert local(nightly, "2026-03-27T12:00", 4) == [
+        "28. 02:30 +0100",
+        "29. 03:00 +0200",  # as soon as the hour that was left out is over
+        "30. 02:30 +0200",
+        "31. 02:30 +0200",
+    ]
+
+
+def test_an_hour_that_comes_twice() -> None:
+    nightly = periodic("30 2 * * *", "Europe/Berlin")
+    assert local(nightly, "2026-10-24T00:00", 3) == ["24. 02:30 +0200", "25. 02:30 +0200", "26. 02:30 +0100"]
+
+
+def test_what_goes_by_elapsed_time_goes_on_when_clocks_change() -> None:
+    often = periodic("*/30 * * * *", "Europe/Berlin", missed="all")
+    for day in ("2026-03-29", "2026-10-25"):
+        ticks = often.due(at(f"{day}T00:00:00", BERLIN), at(f"{day}T06:00:00", BERLIN))
+        steps = {later.astimezone(UTC) - earlier.astimezone(UTC) for earlier, later in zip(ticks, ticks[1:])}  # noqa: B905, RUF007
+        assert steps == {timedelta(minutes=30)}
+        assert len(ticks) == (10 if day.startswith("2026-03") else 14)
+
+
+def test_a_day_that_is_shorter_or_longer_has_one_midnight() -> None:
+    daily = periodic("@daily", "Europe/Berlin", missed="all")
+    for first, last in (("2026-03-27", "2026-04-02"), ("2026-10-22", "2026-10-29")):
+        ticks = daily.due(at(f"{first}T12:00:00", BERLIN), at(f"{last}T12:00:00", BERLIN))
+        days = [tick.astimezone(BERLIN) for tick in ticks]
+        assert [day.hour for day in days] == [0] * len(days)
+        assert len({day.date() for day in days}) == len(days) == (at(last) - at(first)).days
+
+
+def test_a_tick_that_comes_twice_is_put_once_though_it_is_asked_for_in_between() -> None:
+    nightly = periodic("30 2 * * *", "Europe/Berlin", missed="all")
+    first, second = "2026-10-25T00:30:00", "2026-10-25T01:30:00"  # both are 02:30
+    assert due(nightly, "2026-10-24T12:00:00", first) == ["10-25 00:30:00"]
+    assert due(nightly, first, second) == []
+    assert due(nightly, first, "2026-10-26T12:00:00") == ["10-26 01:30:00"]
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize("cron", ["", "* * * *", "61 * * * *", "@never", "0 0 31 2 *", "a b c d e"])
+def test_expressions_that_are_none(cron: str) -> None:
+    with pytest.raises(ConfigurationError, match="cron expression"):
+        periodic(cron)
+
+
+@pytest.mark.parametrize("tz", ["Mars/Olympus", "", "../etc/passwd"])
+def test_time_zones_that_are_none(tz: str) -> None:
+    with pytest.raises(ConfigurationError, match="time zone"):
+        periodic("* * * * *", tz)
+
+
+def test_what_becomes_of_missed_ticks_is_to_be_known() -> None:
+    with pytest.raises(ConfigurationError, match="missed"):
+        periodic("* * * * *", missed=cast(Missed, "perhaps"))
+
+
+def test_a_name_is_taken_once() -> None:
+    queue = PQ("postgresql://nowhere/", backend="psycopg")["q"]
+
+    @queue.periodic("@daily")
+    @queue.task()
+    def function(job_id: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="name"):
+        queue.periodic("@hourly")(function)
+    queue.periodic("@hourly", name="another")(function)
+    assert [each.name for each in queue.periodics] == [function.task.path, "another"]
