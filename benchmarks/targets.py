@@ -256,7 +256,7 @@ class _Duel:
 
     async def _pairs(self, ours: Call, theirs: Call, replan: Call) -> list[tuple[float, float]]:
         """Turns of the two in pairs: seconds a call."""
-        await self._restock(WARM * 4, replan)
+        await self._restock((self._ahead + WARM) * 4, replan)
         warm = WARM if self._operation.jobs == 1 else 3
         times = [await self._turn(call, warm) / warm for _ in range(2) for call in (ours, theirs)]
         number = max(round(SLICE / min(times[2:])), 1)

@@ -152,6 +152,39 @@ def test_a_job_taken_twice_is_noticed(key: str) -> None:
     assert asyncio.run(run())["repeated"] == 1
 
 
+def test_a_taker_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
+    class Stubborn(Memory):
+        refusals = 2
+
+        async def serve(self, taken: Taken) -> None:
+            while True:
+                try:
+                    return await super().serve(taken)
+                except asyncio.CancelledError:
+                    if self.refusals == 0:
+                        raise
+                    self.refusals -= 1
+
+    async def run() -> int:
+        system = Stubborn()
+        await measured(system, "serve")
+        return system.refusals
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_taker_that_ends_is_an_error() -> None:
+    class Broken(Memory):
+        async def wait(self, taken: Taken, stop: threading.Event) -> None:
+            raise RuntimeError("no more")
+
+    async def run() -> None:
+        await measured(Broken(), "pickup")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        asyncio.run(run())
+
+
 def test_jobs_that_are_not_found_again_are_an_error() -> None:
     class Forgetful(Memory):
         async def get_many(self, n: int) -> Sequence[int]:

@@ -149,6 +149,8 @@ class PgmqAsyncpg(Pgmq):
         async def arrived(_: object) -> None:
             while await self.queue.pop(NAME, conn=self.taking) is not None:
                 taken()
+            if stop.is_set():
+                listener.stop()
 
         try:
             await arrived(None)

@@ -475,9 +475,14 @@ class Measuring:
                 stop.set()
                 with contextlib.suppress(Exception):
                     await put(0)  # one that waits in a thread ends when it has got another
-            taker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await taker
+                await asyncio.wait({taker}, timeout=2)
+            for _ in range(5):  # some take a cancellation for a time-out
+                taker.cancel()
+                await asyncio.wait({taker}, timeout=1)
+                if taker.done():
+                    break
+            if taker.done() and not taker.cancelled() and (error := taker.exception()) is not None:
+                raise error
         middle = sorted(latencies)[len(latencies) // 2]
         return {"figure": middle, "latencies": latencies, "operations": len(latencies), "lost": 0, "repeated": 0}
 

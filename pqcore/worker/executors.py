@@ -136,6 +136,11 @@ class Process:
             if self._process is not None:
                 self._process.kill()
 
+    def bury(self) -> None:
+        """Wait for its end, which is near."""
+        if self._process is not None:
+            self._process.join(LAST_CALLS)
+
     def _call(self, run: Run, context: JobContext) -> Any:
         request = pickle.dumps(child.Request.of(run))
         self._start()
@@ -211,6 +216,8 @@ class Processes:
         """Kill the processes."""
         for process in self._all:
             process.kill()
+        for process in self._all:
+            process.bury()
         self._threads.close()
 
 

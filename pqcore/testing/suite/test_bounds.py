@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,11 +18,10 @@ class Undo(Exception):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty jobs are a succession, and every tenth of a second there is a full look."""
     monkeypatch.setattr(bounds, "SUCCESSION", 20)
     monkeypatch.setattr(bounds, "FULL_LOOK", 0.1)
-    yield
 
 
 def in_succession(harness: Harness, **options: Any) -> Any:

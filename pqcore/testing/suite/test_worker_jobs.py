@@ -253,12 +253,12 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = harness.task_queue()
-    asked, looked, go_on, seen = threading.Event(), threading.Event(), Latch(), Notes()
+    looked, go_on, seen = threading.Event(), Latch(), Notes()
     look = tending.Tending._look_for_cancelled
 
     async def slowly(tends: tending.Tending) -> None:
         await look(tends)
-        if asked.is_set():
+        if any(held.context is not None and held.context.cancelled for held in tends._station.held.values()):
             looked.set()
             await go_on.passed()
 
@@ -278,7 +278,6 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
         listens(harness, worker)
         [station] = worker._floor.stations
         counts = station.bridge.engine.listener._counts
-        asked.set()
         first.cancel(running=True)
         seen.wait(3)
         assert looked.wait(PATIENCE)
