@@ -180,13 +180,22 @@ class _Thread:
         """Nothing to do: the work ends by itself when its connection is closed."""
 
 
+def _forked() -> None:
+    global _process  # it stands for the process, as os.getpid() does, which is a system call
+    _process = os.getpid()
+
+
+_process = os.getpid()
+os.register_at_fork(after_in_child=_forked)
+
+
 class BlockingRuntime:
     """Threads."""
 
     suspends = False
 
     def owner(self) -> Hashable:
-        return os.getpid()
+        return _process
 
     def event(self) -> Event:
         return _ThreadEvent()
@@ -276,7 +285,7 @@ class AsyncioRuntime:
         self._kept: list[AsyncGeneratorType[None, None]] = []
 
     def owner(self) -> Hashable:
-        return os.getpid(), asyncio.get_running_loop()
+        return _process, asyncio.get_running_loop()
 
     def event(self) -> Event:
         return _LoopEvent()

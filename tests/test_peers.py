@@ -415,7 +415,12 @@ def system(title: str, **about: Any) -> dict[str, Any]:
 
 def rate(*figures: float, **more: Any) -> dict[str, Any]:
     middle = sorted(figures)[len(figures) // 2]
-    found = {"figure": middle, "least": min(figures), "most": max(figures), "rounds": [{}] * len(figures)}
+    found = {
+        "figure": middle,
+        "least": min(figures),
+        "most": max(figures),
+        "rounds": [{"figure": figure} for figure in figures],
+    }
     return {**found, "failed": None, "lost": 0, "repeated": 0, **more}
 
 
@@ -446,7 +451,11 @@ REPORT: dict[str, Any] = {
         system("Gone, psycopg", not_measured="needs Python 3.12"),
     ],
     "figures": {
-        "put": {"pqcore, psycopg2": rate(900, 1_000, 1_100), "pq, psycopg2": rate(500), "Fast, Rust": rate(2_000)},
+        "put": {
+            "pqcore, psycopg2": rate(900, 1_000, 1_100),
+            "pq, psycopg2": rate(500, 500, 500),
+            "Fast, Rust": rate(2_000, 2_000, 2_000),
+        },
         "get": {"pqcore, psycopg2": rate(3_000), "pq, psycopg2": rate(1_000)},
         "lease": {"Fast, Rust": rate(600)},
         "pickup": {"pqcore, psycopg2": rate(1.5, p95=2.5), "pq, psycopg2": rate(3, p95=9)},
@@ -466,6 +475,18 @@ def test_ratios() -> None:
     }
 
 
+def test_ratios_are_of_what_was_measured_about_the_same_time() -> None:
+    ours = {"figure": 300, "slices": [100, 200]}
+    figures = {
+        "pqcore, psycopg2": rate(150, 2_000, rounds=[{**ours, "figure": 150}, {"figure": 2_000, "slices": [2_000]}]),
+        "pq, psycopg2": rate(
+            75, 1_000, rounds=[{"figure": 75, "slices": [50, 100]}, {"figure": 1, "slices": [1_000, 1]}]
+        ),
+    }
+    report = {**REPORT, "figures": {"put": figures}}
+    assert table.ratio(report, REPORT["workloads"][0], "pqcore, psycopg2", "pq, psycopg2") == 2.0
+
+
 def test_the_table() -> None:
     heading, *lines = table.render(REPORT).splitlines()
     assert heading == (
@@ -477,8 +498,8 @@ def test_the_table() -> None:
         "|                           |      put 1 |  get 1 |    pickup, ms | get 1, old |",
         "| ------------------------- | ---------: | -----: | ------------: | ---------: |",
         "| pqcore, psycopg2          | 1,000 ±10% |  3,000 | 1.50, p95 2.5 |        800 |",
-        "| pq 1.2, psycopg2          |        500 |  1,000 | 3.00, p95 9.0 |     failed |",
-        "| Fast 1.2, Rust            |      2,000 |    600 |             - |        100 |",
+        "| pq 1.2, psycopg2          |    500 ±0% |  1,000 | 3.00, p95 9.0 |     failed |",
+        "| Fast 1.2, Rust            |  2,000 ±0% |    600 |             - |        100 |",
         "| psycopg2 to the best peer |     0.50 x | 3.00 x |        2.00 x |     8.00 x |",
         "| psycopg2 to pq            |     2.00 x | 3.00 x |        2.00 x |          - |",
         "",

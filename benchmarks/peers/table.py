@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .measuring import trouble
@@ -36,7 +37,10 @@ def best_peer(report: Report, workload: Mapping[str, Any]) -> tuple[str, float] 
 
 
 def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | None) -> float | None:
-    """How many times as fast a system is as another at a workload, or as the best peer; None if one has no figure."""
+    """How many times as fast a system is as another at a workload, or as the best peer; None if one has no figure.
+
+    The median of the ratios of what was measured one after the other, so not always that of the medians.
+    """
     mine = figure(report, title, workload["key"])
     best = best_peer(report, workload)
     if other is None:
@@ -44,8 +48,15 @@ def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | 
     theirs = figure(report, other, workload["key"]) if any(s["title"] == other for s in report["systems"]) else None
     if mine is None or theirs is None or other == title:
         return None
-    quotient = mine["figure"] / theirs["figure"]
-    return float(1 / quotient if workload["unit"] == "ms" else quotient)
+    quotient = statistics.median(one / another for one, another in _pairs(mine, theirs))
+    return 1 / quotient if workload["unit"] == "ms" else quotient
+
+
+def _pairs(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """What was measured about the same time: what disturbed the machine then, disturbed both."""
+    for one, another in zip(mine["rounds"], theirs["rounds"], strict=False):
+        parts = (each.get("slices", [each["figure"]]) for each in (one, another))
+        yield from zip(*parts, strict=False)
 
 
 def ratios(report: Report) -> dict[str, dict[str, dict[str, float]]]:
@@ -115,7 +126,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def line(cells: Sequence[str]) -> str:
-        first, *others = (cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths)))  # noqa: B905
+        first, *others = (
+            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
         return f"| {' | '.join([first, *others])} |"
 
     rule = "| " + " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]) + " |"

@@ -24,6 +24,15 @@ SUCCESSION = 1_000
 """Jobs taken in succession, with no pause of `FULL_LOOK`, after which the bound is used."""
 
 
+_BEGINNING: dict[str, object] = {
+    "after_expected": "-infinity",
+    "after_enqueued": "-infinity",
+    "after_urgent": -1,
+    "after_due": "-infinity",
+    "after_ready": -1,
+}
+
+
 class LowerBound:
     """The last keys that a queue object took, by class of rows.
 
@@ -33,8 +42,8 @@ class LowerBound:
     def __init__(self) -> None:
         self._taken = 0
         self._last = self._full = float("-inf")
-        self._urgent: tuple[str, str, int] = ("-infinity", "-infinity", -1)
-        self._ready: tuple[str, int] = ("-infinity", -1)
+        self._urgent: Row | None = None
+        self._ready: Row | None = None
 
     def usable(self, now: float) -> bool:
         """Whether the next look may begin at the bound.
@@ -46,15 +55,15 @@ class LowerBound:
 
     def values(self) -> dict[str, object]:
         """The parameters of the statement that begins there."""
-        expected, enqueued, urgent_id = self._urgent
-        due, ready_id = self._ready
-        return {
-            "after_expected": expected,
-            "after_enqueued": enqueued,
-            "after_urgent": urgent_id,
-            "after_due": due,
-            "after_ready": ready_id,
-        }
+        urgent, ready = self._urgent, self._ready
+        values: dict[str, object] = dict(_BEGINNING)
+        if urgent is not None:
+            values["after_expected"], values["after_enqueued"] = _text(urgent[7]), _text(urgent[5])
+            values["after_urgent"] = urgent[0]
+        if ready is not None:
+            values["after_due"] = _text(ready[5] if ready[6] is None else ready[6])
+            values["after_ready"] = ready[0]
+        return values
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
         """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
@@ -64,12 +73,11 @@ class LowerBound:
             self._full = now
         if self._taken < SUCCESSION // 2:  # not to be used soon
             return
-        last = rows[-1]
-        if last[7] is None:
-            self._ready = (_text(last[5] if last[6] is None else last[6]), last[0])
+        if rows[-1][7] is None:
+            self._ready = rows[-1]
         for row in reversed(rows):
             if row[7] is not None and row[6] is None:
-                self._urgent = (_text(row[7]), _text(row[5]), row[0])
+                self._urgent = row
                 break
 
 

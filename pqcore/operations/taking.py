@@ -30,6 +30,11 @@ async def get(
     """
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
+    if not block:
+        while True:
+            rows, wake_in = await look(engine, queue, n, lease)
+            if rows or wake_in != 0.0:  # else what was found may not run, and there may be others behind it
+                return rows
     deadline = time.monotonic() + left
     topic = channel(queue.name)
     while True:
@@ -37,7 +42,7 @@ async def get(
         rows, wake_in = await look(engine, queue, n, lease)
         if not rows and wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
             continue
-        if rows or not block:
+        if rows:
             return rows
         left = deadline - time.monotonic()
         if left <= 0:
