@@ -185,6 +185,27 @@ def test_a_taker_that_ends_is_an_error() -> None:
         asyncio.run(run())
 
 
+@pytest.mark.parametrize("without", [(), ("get_many",)])
+def test_a_worker_beside_an_old_snapshot_finds_its_own_jobs_only(without: tuple[str, ...]) -> None:
+    class Partial(Memory):
+        how = {key: said for key, said in Memory.how.items() if key not in without}
+
+    async def run() -> tuple[list[int], int]:
+        system = Partial()
+        measuring = Measuring(system)
+        await measuring.age(200)
+        before = system.number
+        await measuring.begin("horizon", 0.02)
+        await measuring.slice(0.0)
+        await measuring.end()
+        waiting = [*system.jobs]
+        found = await measuring.measure("horizon_worker", 0.02, samples=3)
+        assert (found["lost"], found["repeated"]) == (0, 0)
+        return waiting, before
+
+    assert asyncio.run(run()) == ([], 200)
+
+
 def test_jobs_that_are_not_found_again_are_an_error() -> None:
     class Forgetful(Memory):
         async def get_many(self, n: int) -> Sequence[int]:

@@ -204,10 +204,17 @@ class Turn:
         self.spent += max(found["seconds"], SLICE)
 
     async def end(self) -> None:
-        """End what was measured in slices."""
-        ended = await self.system.ask({"do": "end"})
+        """End what was measured in slices; this is not timed."""
+        if not self.goes_on:
+            return
+        try:
+            ended = await self.system.ask({"do": "end"})
+        except (NotMeasured, Lost) as reason:
+            self.cell.failed = str(reason)
+            return
         if not self.slices:
-            raise NotMeasured("there was no job to take")
+            self.cell.failed = "there was no job to take"
+            return
         figure = statistics.median(self.slices)
         self.found = {"figure": figure, "operations": self.operations, "slices": self.slices, **ended}
 
@@ -219,10 +226,7 @@ async def _in_slices(turns: Sequence[Turn], seconds: float) -> None:
             if turn.goes_on and turn.spent < seconds:
                 with turn.noted():
                     await turn.slice()
-    for turn in turns:
-        if turn.goes_on:
-            with turn.noted():
-                await turn.end()
+    await asyncio.gather(*(turn.end() for turn in turns))
 
 
 class Series:

@@ -234,7 +234,10 @@ def test_one_that_is_stopped_ends_what_runs_and_gives_back_the_rest_at_once(
 
 
 @pytest.mark.parametrize("way", ["grace", "again", "cancelled"])
-def test_what_does_not_end_in_time_is_given_back_at_once(harness: Harness, way: str) -> None:
+def test_what_does_not_end_in_time_is_given_back_at_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 3600.0)
     queue = harness.task_queue()
     seen = Notes()
 
