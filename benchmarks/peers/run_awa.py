@@ -15,7 +15,7 @@ from typing import Any
 
 from .runner import MANY, Seen, System, Taken, clock, main
 
-WORKERS = 100
+WORKERS = 500
 """Jobs that run at once: the best of 100 and 500 for jobs that do nothing."""
 
 

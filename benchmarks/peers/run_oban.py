@@ -13,7 +13,7 @@ from typing import Any
 
 from .runner import MANY, Seen, System, Taken, main
 
-LIMIT = 100
+LIMIT = 500
 """Jobs that run at once: the best of 20, 100 and 500 for jobs that do nothing."""
 
 

@@ -18,7 +18,7 @@ listed in ``trusted_modules``: a row alone never decides what is run.
 from pqcore.options import Dedup
 from pqcore.tasks.aio import AsyncEnqueuer, AsyncPQ, AsyncQueue
 from pqcore.tasks.blocking import PQ, Enqueuer, Queue
-from pqcore.tasks.context import JobCancelled, JobContext, current
+from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions
 from pqcore.tasks.handles import AsyncHandle, Batch, Handle
 from pqcore.tasks.periodic import Periodic
@@ -40,6 +40,7 @@ __all__ = [
     "Handle",
     "JobCancelled",
     "JobContext",
+    "JobTimeout",
     "Periodic",
     "Queue",
     "Retry",

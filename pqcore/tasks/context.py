@@ -21,6 +21,10 @@ class JobCancelled(Exception):
     """The job that runs was cancelled, its time is up, or its lease was lost; see `JobContext.check`."""
 
 
+class JobTimeout(TimeoutError):
+    """The function did not end in the time that its job has."""
+
+
 class JobContext:
     """The job that runs.
 

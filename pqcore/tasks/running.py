@@ -17,7 +17,7 @@ from pqcore.errors import DeserializationError, PayloadTooLarge, SerializationEr
 from pqcore.job import BaseJob
 from pqcore.operations.finishing import Outcome
 from pqcore.settings import QueueSettings
-from pqcore.tasks.context import JobCancelled
+from pqcore.tasks.context import JobCancelled, JobTimeout
 from pqcore.tasks.declaring import Task, TaskDeclarations, logger
 from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_from_json
 from pqcore.timespec import seconds
@@ -119,7 +119,7 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
         return Outcome(job, "drop", error=described(error), reason="discarded")
     details = described(error)
     failures = run.failures + 1
-    may_retry = isinstance(error, (Retry, TimeoutError, JobCancelled, *options.retry_on))
+    may_retry = isinstance(error, (Retry, JobTimeout, JobCancelled, *options.retry_on))
     if failures > run.max_retries or not may_retry:
         job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pqcore.errors import SerializationError
 from pqcore.events import FAILURES, around, tell
 from pqcore.operations.finishing import Outcome
-from pqcore.tasks.context import JobCancelled, JobContext, enter_job
+from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, enter_job
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import Run, caller, conclude, job_logger, prepare
+from pqcore.tasks.running import Run, caller, check_result, conclude, job_logger, prepare
 from pqcore.worker.executors import Processes, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.station import Floor, Held, Station
 from pqcore.worker.telling import Teller
@@ -109,8 +108,7 @@ class Execution:
                 await tell("pqcore_job_started", self._teller.event(station, held))
             context.check()  # it could not be cancelled until now
             result = await self._call(station, held, run)
-            if held.job.raw_headers is not None:
-                _check_result(station, held, result)
+            check_result(station.queue, held.job, result)
             outcome = Outcome(held.job, "done", result, finished=context.finished)
         except (asyncio.CancelledError, JobCancelled) as exc:
             held.error = exc
@@ -200,20 +198,10 @@ class Execution:
             return Outcome(job, "snooze", reason="shutdown")
         cause = held.error
         if reason == "timeout":
-            held.error = TimeoutError(f"{run.task.path} did not end in {run.timeout} seconds")
+            held.error = JobTimeout(f"{run.task.path} did not end in {run.timeout} seconds")
         elif not isinstance(cause, JobCancelled):
             held.error = JobCancelled("the function was cancelled from within")
         assert held.error is not None  # noqa: S101 - for the type checker
         if held.error is not cause:
             held.error.__cause__ = cause
         return conclude(station.queue, run, held.error)
-
-
-def _check_result(station: Station, held: Held, result: Any) -> None:
-    """Refuse a result that is to be kept and cannot be: the job has failed then, and says why."""
-    if "keep" in held.job.headers or "then" in held.job.headers:
-        try:
-            station.queue.encode_row(result)
-        except SerializationError as exc:
-            msg = f"the function's result cannot be kept: {exc}"
-            raise SerializationError(msg) from exc

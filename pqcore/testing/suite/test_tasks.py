@@ -927,6 +927,17 @@ def test_a_job_that_was_lost_meanwhile_is_nobodys_failure(
 # Functions that run long
 
 
+def test_a_timeout_of_the_functions_own_is_an_exception_like_any(harness: Harness, queue: Any) -> None:
+    @queue.task(max_retries=3, retry_in=None, retry_on=(KeyError,))
+    def impatient(job_id: int) -> None:
+        raise TimeoutError
+
+    job = impatient()
+    harness.drain(queue)
+    [letter] = queue.dead.list()
+    assert (letter.id, letter.failures) == (job, 1)
+
+
 def test_a_coroutine_that_takes_too_long_is_cancelled(harness: Harness, queue: Any) -> None:
     cancelled = []
 
@@ -942,7 +953,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled(harness: Harness, queue: A
     harness.drain(queue)
     assert cancelled == ["timeout"] * 2
     [letter] = queue.dead.list()
-    assert (letter.id, letter.error["type"], letter.failures) == (job, "builtins.TimeoutError", 2)
+    assert (letter.id, letter.error["type"], letter.failures) == (job, "pqcore.tasks.context.JobTimeout", 2)
 
 
 def test_a_function_in_a_thread_is_told_that_its_time_is_up(harness: Harness, queue: Any) -> None:

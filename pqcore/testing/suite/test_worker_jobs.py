@@ -188,7 +188,7 @@ def test_what_takes_too_long_is_stopped_and_tried_again(harness: Harness) -> Non
     harness.drain(queue)
     assert sorted(seen.items) == ["coroutine", "from within", "in time", "polite"]
     letter = queue.dead.get(dead)
-    assert (letter.reason, letter.error["type"]) == ("failed", "builtins.TimeoutError")
+    assert (letter.reason, letter.error["type"]) == ("failed", "pqcore.tasks.context.JobTimeout")
     assert "0.05 seconds" in letter.error["message"]
 
 
