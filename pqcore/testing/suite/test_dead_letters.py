@@ -218,11 +218,18 @@ def test_a_retry_and_a_purge_are_undone_with_their_transaction(harness: Harness,
         assert queue.dead.count() == 0
         raise Undo
 
-    for change in (queue.dead.retry, queue.dead.purge):
+    for change in (queue.dead.retry_all, queue.dead.purge_all):
         with pytest.raises(Undo), queue:
             undone(change)
         assert [letter.id for letter in queue.dead.list()] == [job]
         assert queue.count() == 0
+
+
+def test_no_ids_are_none_of_them(harness: Harness, queue: Any) -> None:
+    queue.fails()
+    harness.drain(queue)
+    assert queue.dead.retry() == queue.dead.purge() == 0
+    assert queue.dead.count() == 1
 
 
 def test_several_that_retry_at_once_retry_each_once(harness: Harness, queue: Any) -> None:
@@ -438,13 +445,13 @@ def test_purging_deletes_for_good(harness: Harness, queue: Any) -> None:
 
 @pytest.mark.parametrize("older_than", ["2h", timedelta(hours=2), 7200])
 def test_only_the_old_are_purged(harness: Harness, queue: Any, older_than: Any) -> None:
-    old = [int(queue.fails()) for _ in range(2)]
+    for _ in range(2):
+        queue.fails()
     harness.drain(queue)
     age(harness, "3 h")
     new = int(queue.fails())
     harness.drain(queue)
-    assert queue.dead.purge(new, old[0], older_than=older_than) == 1
-    assert queue.dead.purge_all(older_than=older_than) == 1
+    assert queue.dead.purge_all(older_than=older_than) == 2
     assert [letter.id for letter in queue.dead.list()] == [new]
 
 
