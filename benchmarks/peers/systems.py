@@ -114,10 +114,11 @@ class Running:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             await self._process.stdin.drain()
             line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
-        except (asyncio.TimeoutError, ConnectionError) as error:
+        except asyncio.TimeoutError as error:
             await self.stop(at_once=True)
-            said = f"no answer within {PATIENCE:.0f} s" if isinstance(error, asyncio.TimeoutError) else str(error)
-            raise Lost(said) from error
+            raise Lost(f"no answer within {PATIENCE:.0f} s") from error
+        except ConnectionError:  # it ended before it was asked
+            line = b""
         if not line:
             await self.stop(at_once=True)
             raise Lost(f"its process ended: {self._last_words()}")
