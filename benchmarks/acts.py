@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .crew import Desk, Done, Go, clock
@@ -80,6 +81,16 @@ async def get_in_transaction(desk: Desk, go: Go, *, seconds: float) -> Done:
     return done
 
 
+async def _in_batches(some: Callable[[], Awaitable[int]], done: Done, go: Go, seconds: float) -> Done:
+    """Do so again and again, the first time untimed, until the time is over or nothing is left."""
+    await some()
+    await go()
+    deadline = clock() + seconds
+    while (not done.count or clock() < deadline) and (number := await some()):
+        done.count += number
+    return done
+
+
 async def get_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     """Take many at once."""
     queue, done = desk.queue(), Done()
@@ -91,12 +102,7 @@ async def get_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
             _ = job.data
         return len(jobs)
 
-    await some()
-    await go()
-    deadline = clock() + seconds
-    while (not done.count or clock() < deadline) and (number := await some()):
-        done.count += number
-    return done
+    return await _in_batches(some, done, go, seconds)
 
 
 async def lease_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
@@ -114,12 +120,7 @@ async def lease_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
             _ = job.data
         return len(jobs)
 
-    await some()
-    await go()
-    deadline = clock() + seconds
-    while (not done.count or clock() < deadline) and (number := await some()):
-        done.count += number
-    return done
+    return await _in_batches(some, done, go, seconds)
 
 
 async def get_in_order(desk: Desk, go: Go, *, seconds: float) -> Done:

@@ -19,7 +19,7 @@ from pqcore.letters import AsyncDeadLetters
 from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
-from pqcore.options import Dedup
+from pqcore.options import Dedup, given
 from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -85,9 +85,7 @@ class AsyncQueue(QueueSettings):
         headers: Mapping[str, Any] | None = None,
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
-        options = None
-        if dedup is not None or group is not None or limits or headers:
-            options = {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+        options = given(dedup=dedup, group=group, limits=limits, headers=headers)
         return await putting.put(self._engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(
@@ -102,7 +100,7 @@ class AsyncQueue(QueueSettings):
         headers: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
-        options = {"group": group, "limits": limits, "headers": headers}
+        options = given(group=group, limits=limits, headers=headers)
         return await putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:

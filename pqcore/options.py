@@ -69,6 +69,18 @@ class PutOptions:
     headers: str | None
 
 
+def given(
+    dedup: Dedup | str | None = None,
+    group: str | None = None,
+    limits: Mapping[str, int] | None = None,
+    headers: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """The options of a put, to be checked by `put_options`; None without any, as most puts are."""
+    if dedup is None and group is None and not limits and not headers:
+        return None
+    return {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+
+
 def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a put of a job like the one that has these headers, but for the dedup key."""
     gate = headers.get("gate", {})

@@ -14,7 +14,7 @@ from pqcore.letters import DeadLetters
 from pqcore.operations import leasing, managing, putting, results, taking
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
-from pqcore.options import Dedup
+from pqcore.options import Dedup, given
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import QueueSettings
@@ -113,9 +113,7 @@ class Queue(QueueSettings):
             PayloadTooLarge: It is larger than ``max_size``.
             DuplicateJob: The dedup key is taken, and that was to be an error.
         """
-        options = None
-        if dedup is not None or group is not None or limits or headers:
-            options = {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+        options = given(dedup=dedup, group=group, limits=limits, headers=headers)
         return drive(putting.put(self._engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
@@ -143,7 +141,7 @@ class Queue(QueueSettings):
         Returns:
             The ids, in the order of ``items``.
         """
-        options = {"group": group, "limits": limits, "headers": headers}
+        options = given(group=group, limits=limits, headers=headers)
         return drive(putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -20,24 +21,67 @@ from pqcore.settings import QueueSettings
 
 async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[int]:
     """Put calls, all or none; the jobs' ids in order."""
+
+    async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[int]:
+        return await _insert_all(engine, s, marked)
+
+    return await _put_together(engine, calls, work, connection)
+
+
+async def put_batch(
+    engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
+) -> tuple[int, list[int]]:
+    """Put calls, and another once all of them have ended; the batch's id, and the jobs' in order."""
+    if not calls:
+        msg = "a batch needs at least one call"
+        raise ConfigurationError(msg)
+    batch = 0
+
+    async def work(s: CoreSession, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[int]:
+        nonlocal batch
+        after = None if callback is None else json.dumps(callback.with_headers(added).to_json())
+        values = {"q_name": queue.name, "total": len(marked), "callback": after}
+        [[batch]] = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
+        return await _insert_all(engine, s, [_of_batch(call, batch) for call in marked])
+
+    ids = await _put_together(engine, calls, work, connection)
+    return batch, ids
+
+
+async def _put_together(
+    engine: Engine,
+    calls: Sequence[StoredPut],
+    work: Callable[[CoreSession, Sequence[StoredPut], dict[str, Any]], Awaitable[list[int]]],
+    connection: object,
+) -> list[int]:
+    """Put calls in one transaction, and tell plugins of them.
+
+    Args:
+        engine: Where.
+        calls: The calls.
+        work: What puts them: called with the session, the calls with the headers that plugins
+            added, and those that they added to the first queue's.
+        connection: In whose transaction.
+    """
+
+    async def put(marked: Sequence[StoredPut], added: dict[str, Any]) -> list[int]:
+        async def together(s: CoreSession) -> list[int]:
+            async with atomic(s):
+                return await work(s, marked, added)
+
+        return await engine.run(together, connection=connection)
+
     if not heard("pqcore_around_put", "pqcore_job_put"):
-        return await _put_all(engine, calls, connection)
+        return await put(calls, {})
     events = _events(calls)
     with _around(events):
         marked = [call.with_headers(events[call.queue].headers) for call in calls]
-        ids = await _put_all(engine, marked, connection)
-        _tell_ids(events, calls, ids)
+        ids = await put(marked, next((event.headers for event in events.values()), {}))
+        for call, job_id in zip(calls, ids, strict=True):
+            events[call.queue].ids.append(job_id)
     for event in events.values():
         await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return ids
-
-
-async def _put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[int]:
-    async def work(s: CoreSession) -> list[int]:
-        async with atomic(s):
-            return await _insert_all(engine, s, calls)
-
-    return await engine.run(work, connection=connection)
 
 
 def _events(calls: Sequence[StoredPut]) -> dict[str, PutEvent]:
@@ -57,51 +101,12 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
         yield
 
 
-def _tell_ids(events: dict[str, PutEvent], calls: Sequence[StoredPut], ids: Sequence[int]) -> None:
-    for call, job_id in zip(calls, ids, strict=True):
-        events[call.queue].ids.append(job_id)
-
-
-async def put_batch(
-    engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
-) -> tuple[int, list[int]]:
-    """Put calls, and another once all of them have ended; the batch's id, and the jobs' in order."""
-    if not calls:
-        msg = "a batch needs at least one call"
-        raise ConfigurationError(msg)
-    if not heard("pqcore_around_put", "pqcore_job_put"):
-        return await _put_batch(engine, queue, calls, callback, connection)
-    events = _events(calls)
-    with _around(events):
-        marked = [call.with_headers(events[call.queue].headers) for call in calls]
-        after = None if callback is None else callback.with_headers(next(iter(events.values())).headers)
-        batch, ids = await _put_batch(engine, queue, marked, after, connection)
-        _tell_ids(events, calls, ids)
-    for event in events.values():
-        await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
-    return batch, ids
-
-
-async def _put_batch(
-    engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
-) -> tuple[int, list[int]]:
-    async def work(s: CoreSession) -> tuple[int, list[int]]:
-        after = None if callback is None else json.dumps(callback.to_json())
-        values = {"q_name": queue.name, "total": len(calls), "callback": after}
-        async with atomic(s):
-            [[batch]] = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
-            ids = await _insert_all(engine, s, [_of_batch(call, int(batch)) for call in calls])
-        return int(batch), ids
-
-    return await engine.run(work, connection=connection)
-
-
 def _of_batch(call: StoredPut, batch: int) -> StoredPut:
     # In a chain each is told of the batch, so that the last, or one that fails, counts.
     headers = {**call.headers, "batch": batch}
     if "then" in headers:
         headers["then"] = [_of_batch(StoredPut.from_json(link), batch).to_json() for link in headers["then"]]
-    return StoredPut(call.queue, call.serializer, call.data, call.payload, headers, call.delay)
+    return replace(call, headers=headers)
 
 
 async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
@@ -135,5 +140,4 @@ def chained(calls: Sequence[StoredPut]) -> StoredPut:
     first, *others = calls
     if not others:
         return first
-    headers = {**first.headers, "then": [call.to_json() for call in others]}
-    return StoredPut(first.queue, first.serializer, first.data, first.payload, headers, first.delay)
+    return replace(first, headers={**first.headers, "then": [call.to_json() for call in others]})

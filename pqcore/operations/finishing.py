@@ -197,7 +197,7 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
             "id": outcome.job.id,
             "token": outcome.job.attempts,
             "delay": outcome.delay,
-            "error": None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd"),
+            "error": _error_text(outcome),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
             "headers": _without_batch(outcome.job),
@@ -206,6 +206,10 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)
     return ended
+
+
+def _error_text(outcome: Outcome) -> str | None:
+    return None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd")
 
 
 def _without_batch(job: BaseJob) -> str | None:
@@ -234,7 +238,7 @@ async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -
         "data": encoded.data,
         "payload": encoded.payload,
         "serializer": queue.serializer_name,
-        "error": None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd"),
+        "error": _error_text(outcome),
         "keep": float(keep),
         "channel": results_channel(queue.name),
     }

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultTimeout
 from pqcore.identifiers import results_channel
-from pqcore.job import Moment
+from pqcore.job import BaseJob, Moment
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
 POLL = 1.0
 """Seconds after which one who waits for a result looks, woken or not."""
+
+
+KEEP_PROGRESS = 3600.0
+"""Seconds for which the progress of a job is kept whose result is not."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     Raises:
         JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
     """
-    rows = await engine.execute("tasks.find_job", {"id": job_id, "q_name": queue.name}, protect=False)
-    kept = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
+    rows = await _find(engine, queue, "tasks.find_job", job_id)
+    kept = await _find(engine, queue, "tasks.find_result", job_id)
     progress = None if not kept or kept[0][1] is None else json.loads(kept[0][1])
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
@@ -68,13 +74,18 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     raise JobNotFound(msg)
 
 
+async def _find(engine: Engine, queue: QueueSettings, statement: str, job_id: int) -> Sequence[Row]:
+    return await engine.execute(statement, {"id": job_id, "q_name": queue.name}, protect=False)
+
+
 def _loaded(text: str | None) -> dict[str, Any]:
     return {} if text is None else dict(json.loads(text))
 
 
-async def report(engine: Engine, queue: QueueSettings, job_id: int, value: str, keep: float) -> None:
-    """Store the progress of a job that runs, as JSON text."""
-    values = {"id": job_id, "q_name": queue.name, "progress": value, "keep": keep}
+async def report(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
+    """Store the progress of a job that runs, as JSON text; for as long as its result is to be kept."""
+    keep = float(job.headers.get("keep", KEEP_PROGRESS))
+    values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep}
     await engine.execute("tasks.report_progress", {**values, "channel": results_channel(queue.name)})
 
 
@@ -91,14 +102,14 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     topic = results_channel(queue.name)
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
-        found = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
+        found = await _find(engine, queue, "tasks.find_result", job_id)
         if found and found[0][0] != "running":
             return _read(queue, job_id, *found[0])
-        rows = await engine.execute("tasks.find_job", {"id": job_id, "q_name": queue.name}, protect=False)
+        rows = await _find(engine, queue, "tasks.find_job", job_id)
         # Between the two looks it may have ended: then there is a result, or none was to be kept.
         ended = not rows or rows[0][0] in ("done", "dead")
         if ended or '"keep"' not in (rows[0][3] or ""):
-            found = await engine.execute("tasks.find_result", {"id": job_id, "q_name": queue.name}, protect=False)
+            found = await _find(engine, queue, "tasks.find_result", job_id)
             if found and found[0][0] != "running":
                 return _read(queue, job_id, *found[0])
             if rows and rows[0][0] == "dead":

@@ -55,6 +55,12 @@ class StoredPut:
             headers["then"] = chain
         return replace(self, headers=headers)
 
+    @staticmethod
+    def read_previous(queue: QueueSettings, job_id: int, stored: dict[str, Any]) -> Any:
+        """What came before, as `after` wrote it."""
+        raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
+        return queue.decode_row(job_id, stored["serializer"], raw)
+
     def with_headers(self, headers: dict[str, Any]) -> StoredPut:
         """The same with further headers, on those that come after it too; its own stay as they are."""
         if not headers:

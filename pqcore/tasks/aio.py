@@ -9,7 +9,7 @@ from typing import Any
 from pqcore import aio as core
 from pqcore.operations import calling, putting
 from pqcore.serializers import Serializer
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of
+from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.periodic import Missed, make_periodic
 from pqcore.timespec import TimeSpec
@@ -93,12 +93,8 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle]:
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
-        stored = [
-            calling.chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored()
-            for call in calls
-        ]
         after = None if then is None else then.stored()
-        number, ids = await calling.put_batch(self._engine, self, stored, after, connection)
+        number, ids = await calling.put_batch(self._engine, self, stored_calls(calls), after, connection)
         return Batch(number, [AsyncHandle.of(self, job_id) for job_id in ids])
 
 

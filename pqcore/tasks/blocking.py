@@ -24,7 +24,7 @@ from pqcore.options import put_options_of
 from pqcore.runtime import drive
 from pqcore.serializers import Serializer
 from pqcore.tasks.context import JobContext, enter_job, leave_job
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of
+from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic
 from pqcore.tasks.running import caller, check_result, conclude, path_of, prepare, waited
@@ -152,12 +152,8 @@ class Queue(TaskDeclarations, core.Queue):
                 ``batch``, and how many there were (``total``) and did not end well (``failed``).
             connection: As for `put`.
         """
-        stored = [
-            calling.chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored()
-            for call in calls
-        ]
         after = None if then is None else then.stored()
-        number, ids = drive(calling.put_batch(self._engine, self, stored, after, connection))
+        number, ids = drive(calling.put_batch(self._engine, self, stored_calls(calls), after, connection))
         return Batch(number, [Handle.of(self, job_id) for job_id in ids])
 
     def work(self, burst: bool = False) -> None:

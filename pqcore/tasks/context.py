@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pqcore.errors import PQError, SerializationError
 from pqcore.operations.finishing import Outcome, finish
 from pqcore.operations.leasing import lease_lost
+from pqcore.operations.stored import StoredPut
 from pqcore.runtime import drive
 
 if TYPE_CHECKING:
@@ -57,12 +58,7 @@ class JobContext:
     def previous(self) -> Any:
         """What the function before in the chain returned; after a batch, its ``batch``, ``total`` and ``failed``."""
         stored = self.job.headers.get("previous")
-        if stored is None:
-            return None
-        import base64
-
-        raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
-        return self.queue.decode_row(self.job.id, stored["serializer"], raw)
+        return None if stored is None else StoredPut.read_previous(self.queue, self.job.id, stored)
 
     @property
     def cancelled(self) -> bool:

@@ -8,13 +8,14 @@ import inspect
 import json
 import pydoc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, UnknownTask
+from pqcore.operations.calling import chained
 from pqcore.operations.stored import StoredPut
 from pqcore.options import Dedup, put_options
 from pqcore.tasks.policies import Fixed, RetryPolicy, policy_to_json
@@ -216,6 +217,11 @@ class Call:
         if options.keep_result is not None:
             headers["keep"] = seconds(options.keep_result)
         return headers
+
+
+def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
+    """Calls as they are put with others; a tuple of them is a chain."""
+    return [chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored() for call in calls]
 
 
 def _in_seconds(distance: timedelta | None) -> float:

@@ -160,7 +160,7 @@ class _Performance:
             self._event.duration = time.perf_counter() - began
             leave_job(token)
         if (progress := context.take_progress()) is not None:
-            await results.report(self._engine, queue, job.id, progress, float(job.headers.get("keep", 3600)))
+            await results.report(self._engine, queue, job, progress)
         return outcome
 
     async def _call(self, run: Run) -> Any:

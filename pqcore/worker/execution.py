@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from pqcore.events import FAILURES, around, tell
@@ -145,9 +146,7 @@ class Execution:
         if run.task.is_coroutine:
             self._start_clock(held, run)
             held.cancellable = True
-            if not self._teller.surrounds:
-                return await run.task.function(run.job.id, *run.args, **run.kwargs)
-            with around("pqcore_around_run", self._teller.event(station, held)):
+            with self._surrounding(station, held):
                 return await run.task.function(run.job.id, *run.args, **run.kwargs)
         if (run.task.options.run_in or self._run_in) == "process":
             return await self._in_process(station, held, run)
@@ -165,21 +164,21 @@ class Execution:
         held.cancellable = True
         async with self._processes.place() as process:
             self._start_clock(held, run)  # it waited for the process, too
-            if not self._teller.surrounds:
-                return await process.run(run, held.context)
-            with around("pqcore_around_run", self._teller.event(station, held)):
+            with self._surrounding(station, held):
                 return await process.run(run, held.context)
 
     def _caller(self, station: Station, held: Held, run: Run) -> Callable[[], Any]:
-        call = caller(run)
+        def call() -> Any:
+            with self._surrounding(station, held):  # in the thread that makes the call
+                return caller(run)()
+
+        return call
+
+    def _surrounding(self, station: Station, held: Held) -> AbstractContextManager[None]:
+        """What plugins put around a run; nothing, if there is none."""
         if not self._teller.surrounds:
-            return call
-
-        def surrounded() -> Any:
-            with around("pqcore_around_run", self._teller.event(station, held)):
-                return call()
-
-        return surrounded
+            return nullcontext()
+        return around("pqcore_around_run", self._teller.event(station, held))
 
     def _start_clock(self, held: Held, run: Run) -> None:
         held.began = time.perf_counter()

@@ -106,8 +106,7 @@ class Tending:
             value = held.context.take_progress()
             if value is not None:
                 held.reported = now
-                keep = float(held.job.headers.get("keep", 3600))
-                await station.bridge.call(results.report, station.queue, held.job.id, value, keep)
+                await station.bridge.call(results.report, station.queue, held.job, value)
 
     def _cancel(self, held: Held) -> None:
         if held.ended:
