@@ -62,7 +62,7 @@ class Bridge:
             await self.run(self.engine.close)
         if self._threads is not None:
             self._threads.close()
-            await self._threads.ended()
+            await self._threads.ended(calls=True)
 
 
 def _step(operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:

@@ -86,6 +86,7 @@ class Execution:
         self._threads.close()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+        await self._threads.ended(calls=False)
 
     def _begin(self, station: Station, held: Held) -> None:
         run = prepare(station.queue, station.queue, held.job)

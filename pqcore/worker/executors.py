@@ -86,10 +86,17 @@ class Threads:
         for _ in self._threads:
             self._calls.put(None)
 
-    async def ended(self) -> None:
-        """Wait for that, but not for long."""
+    async def ended(self, *, calls: bool) -> None:
+        """Wait for that, but not for long.
+
+        Args:
+            calls: Whether calls that are being made are waited for, too.
+        """
         limit = time.monotonic() + LAST_CALLS
-        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < limit:  # noqa: ASYNC110
+        while time.monotonic() < limit:
+            alive = sum(thread.is_alive() for thread in self._threads)
+            if alive <= (0 if calls else self._busy):
+                return
             await asyncio.sleep(0.005)
 
 
