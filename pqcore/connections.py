@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from threading import Lock
@@ -13,12 +14,15 @@ from weakref import WeakSet
 
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
-from pqcore.runtime import Runtime
+from pqcore.runtime import Event, Runtime
 from pqcore.sessions import CoreSession, translate
 from pqcore.statement import Query
 
 REPLAN = 10.0
 """Seconds after which prepared statements are planned anew, for the table as it is by then."""
+FRESH = 0.001
+"""Seconds for which a connection that was just used is lent again without a look whether it still stands."""
+CLOSED_PQ = "this PQ has been closed"
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
 
@@ -71,14 +75,50 @@ class Opener:
 
 
 class Source(Protocol):
-    """Lends sessions."""
+    """Lends sessions.
+
+    Attributes:
+        joins: Whether a session may come with a transaction of the caller's open.
+    """
+
+    joins: bool
 
     async def acquire(self) -> CoreSession: ...
-    async def release(self, session: CoreSession) -> None: ...
+    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
+        """Take a session back.
+
+        Args:
+            session: The session.
+            sound: Whether it is known to be usable, and in no transaction of ours.
+        """
+
     async def listener(self) -> CoreSession | None:
         """A session that nobody else uses, to listen on; None if there is none to be had."""
 
     async def close(self) -> None: ...
+
+
+class _Turn:
+    """One who waits for a session."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.session: CoreSession | None = None  # what was handed over; None: try again
+
+
+class _Shelf:
+    """The sessions of one owner: of a process, and there of an event loop.
+
+    Attributes:
+        idle: Those that nobody uses.
+        opened: How many there are, those in use and being opened included.
+        waiting: Who waits for one, in turn.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[CoreSession] = []
+        self.opened = 0
+        self.waiting: deque[_Turn] = deque()
 
 
 class OwnPool:
@@ -88,6 +128,9 @@ class OwnPool:
     a restart of the server goes unnoticed.  After a fork, or in another event
     loop, the old ones are left to their owner.
 
+    Lending one that is there takes no lock.  One that comes back while others wait is handed to
+    the first of them, as who gave it back may want it again at once, and would always be first.
+
     Args:
         opener: The backend.
         dsn: Where to connect.
@@ -96,6 +139,8 @@ class OwnPool:
         timeout: Seconds to wait for a free one.
         idle_limit: Seconds after which the server ends one that idles in a transaction; None for as it is set to.
     """
+
+    joins = False
 
     def __init__(
         self, opener: Opener, dsn: str, runtime: Runtime, size: int, timeout: float, idle_limit: float | None = None
@@ -108,33 +153,89 @@ class OwnPool:
         self._idle_limit = idle_limit
         self._closed = False
         self._owner: Hashable = None
-        self._idle: list[CoreSession] = []
-        self._abandoned: list[CoreSession] = []
-        self._places = runtime.gate(size)
-        self._taking_over = Lock()
+        self._shelf = _Shelf()
+        self._abandoned: list[_Shelf] = []
+        self._lock = Lock()
 
     async def acquire(self) -> CoreSession:
-        self._check()
+        if self._closed:
+            raise Closed(CLOSED_PQ)
         owner = self._runtime.owner()
         if self._owner != owner and self._take_over(owner):
             await self._runtime.at_end(self._close_idle)
-        places = self._places
-        if not await places.enter(self._timeout):
+        shelf = self._shelf
+        try:
+            session = shelf.idle.pop()
+        except IndexError:
+            return await self._wait_or_open(shelf)
+        now = time.monotonic()
+        if now - session.heard_at < FRESH and now - session.planned_at < REPLAN:
+            return session
+        return session if await self._sound(shelf, session) else await self._wait_or_open(shelf)
+
+    async def _wait_or_open(self, shelf: _Shelf) -> CoreSession:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            turn = _Turn(self._runtime.event())
+            with self._lock:
+                shelf.waiting.append(turn)  # before the look: what is given back after it is handed over
+                session = _pop(shelf.idle)
+                opens = session is None and shelf.opened < self._size
+                if opens:
+                    shelf.opened += 1
+                if opens or session is not None:
+                    shelf.waiting.remove(turn)
+            if opens:
+                return await self._open(shelf)
+            if session is None:
+                session = await self._handed_over(shelf, turn, deadline)
+            if session is not None and await self._sound(shelf, session):
+                return session
+
+    async def _handed_over(self, shelf: _Shelf, turn: _Turn, deadline: float) -> CoreSession | None:
+        try:
+            await turn.event.wait(max(deadline - time.monotonic(), 0.0))
+        except BaseException:
+            if not self._withdrawn(shelf, turn) and turn.session is not None:
+                shelf.idle.append(turn.session)
+                self._hand_over(shelf)
+            raise
+        if self._withdrawn(shelf, turn):
             msg = (
                 f"all {self._size} connections have been in use for {self._timeout} seconds: "
                 "raise max_connections, or look for transactions that are held open"
             )
             raise PoolTimeout(msg)
+        return turn.session
+
+    def _withdrawn(self, shelf: _Shelf, turn: _Turn) -> bool:
+        """Wait no more; False if it was this one's turn just now."""
+        with self._lock:
+            if turn in shelf.waiting:
+                shelf.waiting.remove(turn)
+                return True
+        return False
+
+    async def _open(self, shelf: _Shelf) -> CoreSession:
         try:
-            while self._idle:
-                session = self._idle.pop()
-                if not session.doubtful and await session.alive() and await self._replanned(session):
-                    return session
-                await _discard(session)
-            return await self._connect()
+            session = await self._connect()
         except BaseException:
-            places.leave()
+            self._gone(shelf)
             raise
+        session.shelf = shelf
+        return session
+
+    async def _sound(self, shelf: _Shelf, session: CoreSession) -> bool:
+        """Whether a session that idled can be lent; one that cannot is closed."""
+        try:
+            if not session.doubtful and await session.alive() and await self._replanned(session):
+                return True
+        except BaseException:
+            self._gone(shelf)
+            raise
+        self._gone(shelf)
+        await _discard(session)
+        return False
 
     async def _replanned(self, session: CoreSession) -> bool:
         if time.monotonic() - session.planned_at > REPLAN:
@@ -146,31 +247,43 @@ class OwnPool:
         return True
 
     def _take_over(self, owner: Hashable) -> bool:
-        with self._taking_over:  # threads may come here together
+        with self._lock:  # threads may come here together
             if self._owner == owner:
                 return False
             # Kept, not closed: closing would end the connection for its owner too.
-            self._abandoned += self._idle
-            self._idle, self._places = [], self._runtime.gate(self._size)
+            self._abandoned.append(self._shelf)
+            self._shelf = _Shelf()
             self._owner = owner
             return True
 
-    async def release(self, session: CoreSession) -> None:
-        keep = session.usable() and not session.in_transaction() and not session.doubtful and not self._closed
-        if keep:
-            self._idle.append(session)
-        self._places.leave()
-        if not keep:
+    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
+        shelf: _Shelf = session.shelf
+        if self._closed or session.doubtful or not (sound or (session.usable() and not session.in_transaction())):
+            self._gone(shelf)
             await _discard(session)
+            return
+        shelf.idle.append(session)
+        if shelf.waiting:
+            self._hand_over(shelf)
+
+    def _hand_over(self, shelf: _Shelf) -> None:
+        with self._lock:
+            if shelf.waiting and (free := _pop(shelf.idle)) is not None:
+                turn = shelf.waiting.popleft()
+                turn.session = free
+                turn.event.set()
+
+    def _gone(self, shelf: _Shelf) -> None:
+        """One less: another may be opened."""
+        with self._lock:
+            shelf.opened -= 1
+            if shelf.waiting:
+                shelf.waiting.popleft().event.set()
 
     async def listener(self) -> CoreSession | None:
-        self._check()
-        return await self._connect()
-
-    def _check(self) -> None:
         if self._closed:
-            msg = "this PQ has been closed"
-            raise Closed(msg)
+            raise Closed(CLOSED_PQ)
+        return await self._connect()
 
     async def close(self) -> None:
         self._closed = True
@@ -178,8 +291,9 @@ class OwnPool:
             await self._close_idle()
 
     async def _close_idle(self) -> None:
-        while self._idle:
-            await _discard(self._idle.pop())
+        while (session := _pop(self._shelf.idle)) is not None:
+            self._gone(self._shelf)
+            await _discard(session)
 
     async def _connect(self) -> CoreSession:
         try:
@@ -218,6 +332,8 @@ class CallersPool:
     again, for ``timeout`` seconds.
     """
 
+    joins = True
+
     def __init__(self, opener: Opener, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener
         self._pool = pool
@@ -241,7 +357,7 @@ class CallersPool:
             raise
         return session
 
-    async def release(self, session: CoreSession) -> None:
+    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
         try:
             await session.leave()
         finally:
@@ -257,6 +373,8 @@ class CallersPool:
 
 class CallersConnection:
     """One connection of the caller's, for one at a time."""
+
+    joins = True
 
     def __init__(self, opener: Opener, connection: object, runtime: Runtime) -> None:
         self._opener = opener
@@ -279,7 +397,7 @@ class CallersConnection:
         self._depth += 1
         return self.session
 
-    async def release(self, session: CoreSession) -> None:
+    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
         self._depth -= 1
         try:
             if self._depth == 0:
@@ -294,6 +412,13 @@ class CallersConnection:
 
     async def close(self) -> None:
         await self._opener.call("close_connection", self._connection)
+
+
+def _pop(sessions: list[CoreSession]) -> CoreSession | None:
+    try:
+        return sessions.pop()
+    except IndexError:
+        return None
 
 
 async def _discard(session: CoreSession) -> None:

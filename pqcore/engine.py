@@ -22,7 +22,7 @@ from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError, PQError, TransactionOrderError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
-from pqcore.runtime import Gate, Runtime, held
+from pqcore.runtime import Gate, Runtime
 from pqcore.schema import check_version
 from pqcore.sessions import CoreSession
 from pqcore.settings import logger
@@ -38,7 +38,7 @@ def _savepoint(verb: str, name: str) -> Query:
     return Query(sql.lower(), sql, sql, (), (), rows=False, hot=False)
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
@@ -47,7 +47,7 @@ class OpenTransaction:
     blocks: list[Block] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Block:
     """One ``with`` block; the inner ones are savepoints."""
 
@@ -93,6 +93,7 @@ class Engine:
         self._prepared = prepared
         self._openers: dict[str, Opener] = {}
         self._blocks = runtime.local()
+        self._open: set[Block] = set()  # by whatever thread or task
         self._checked = False
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
@@ -127,7 +128,8 @@ class Engine:
                 if is_pool
                 else CallersConnection(opener, given, runtime)
             )
-        able = Capability.LISTEN in self.spec.capabilities
+        # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
+        able = prepared and Capability.LISTEN in self.spec.capabilities
         self.listener: Listener | SoleListener
         if isinstance(self.source, CallersConnection):
             self.listener = SoleListener(self.source, runtime, able=able)
@@ -188,7 +190,7 @@ class Engine:
             session.callers = True
             await self._check(session)
             return await operation(session)
-        transaction = self._current()
+        transaction = self._current() if self._open else None
         if transaction is not None:
             work = self._join(transaction, operation, protect=protect)
         else:
@@ -200,8 +202,14 @@ class Engine:
         transaction = self._current()
         if transaction is None:
             session = await self.source.acquire()
-            savepoint = await self.runtime.settle(self._begin(session), lambda made: self._abandon(session, made))
-            transaction = OpenTransaction(session, self.runtime.turn())
+            begin = self._begin(session)
+            if self.source.joins:  # else, if interrupted, it costs a connection of our own
+                savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
+            else:
+                savepoint = await begin
+            if session.turn is None:
+                session.turn = self.runtime.turn()
+            transaction = OpenTransaction(session, session.turn)
             try:
                 handle = session.cursor(**options)
             except BaseException:
@@ -209,11 +217,15 @@ class Engine:
                 raise
         else:
             savepoint = f"pq_{len(transaction.blocks)}"
-            async with held(transaction.gate):
+            await transaction.gate.enter()
+            try:
                 await transaction.session.execute(_savepoint("SAVEPOINT", savepoint))
+            finally:
+                transaction.gate.leave()
             handle = transaction.session.cursor(**options)
         block = Block(transaction, savepoint)
         transaction.blocks.append(block)
+        self._open.add(block)
         self._blocks.set((*(self._blocks.get() or ()), block))
         return block, handle
 
@@ -249,7 +261,12 @@ class Engine:
 
     async def leave(self, block: Block, *, failed: bool) -> None:
         """End a block: keep what was done in it, or undo it."""
-        self._blocks.set(tuple(other for other in self._blocks.get() or () if other is not block))
+        blocks: tuple[Block, ...] = self._blocks.get() or ()
+        if blocks and blocks[-1] is block:
+            self._blocks.set(blocks[:-1])
+        else:
+            self._blocks.set(tuple(other for other in blocks if other is not block))
+        self._open.discard(block)
         transaction = block.transaction
         if not transaction.blocks or transaction.blocks[-1] is not block:
             if block in transaction.blocks:
@@ -311,37 +328,46 @@ class Engine:
         return None
 
     async def _use(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
+        source = self.source
         try:
             if not self._checked:
                 await self._check(session)
-            if protect and session.in_transaction():  # the caller's own
-                return await self._shelter(session, operation)
-            return await operation(session)
-        except Exception:
+            if protect and source.joins and session.in_transaction():  # the caller's own
+                result = await self._shelter(session, operation)
+            else:
+                result = await operation(session)
+        except BaseException as exc:
+            await self._failed(session, exc)
             raise
-        except BaseException:  # a cancellation, or an interrupt
+        await source.release(session, sound=True)
+        return result
+
+    async def _failed(self, session: CoreSession, exc: BaseException) -> None:
+        if not isinstance(exc, Exception):  # a cancellation, or an interrupt
             session.doubtful = True
-            raise
-        finally:
-            await self.source.release(session)
+        await self.source.release(session)
 
     async def _join(
         self, transaction: OpenTransaction, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
     ) -> T:
-        async with held(transaction.gate):
+        await transaction.gate.enter()
+        try:
             if protect:
                 return await self._shelter(transaction.session, operation)
             return await operation(transaction.session)
+        finally:
+            transaction.gate.leave()
 
     async def _begin(self, session: CoreSession) -> str | None:
         try:
-            await self._check(session)
-            if session.in_transaction():  # the caller's own
+            if not self._checked:
+                await self._check(session)
+            if self.source.joins and session.in_transaction():  # the caller's own
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
             await session.begin()
-        except BaseException:
-            await self.source.release(session)
+        except BaseException as exc:
+            await self._failed(session, exc)
             raise
         return None
 
@@ -352,12 +378,19 @@ class Engine:
             await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
+        gate, session = transaction.gate, transaction.session
         try:
-            async with held(transaction.gate):
-                await self._end(transaction.session, block.savepoint, failed=failed)
+            await gate.enter()
+            try:
+                if failed or block.savepoint is not None:
+                    await self._end(session, block.savepoint, failed=failed)
+                else:
+                    await session.commit()
+            finally:
+                gate.leave()
         finally:
             if not transaction.blocks:
-                await self.source.release(transaction.session)
+                await self.source.release(session)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))

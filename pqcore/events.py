@@ -100,11 +100,6 @@ class JobEvent:
         return self.job.attempts - self.job.excused
 
 
-def heard(*hooks: str) -> bool:
-    """Whether any plugin implements one of the hooks."""
-    return any(map(plugins.heard, hooks))
-
-
 def _each(hook: str, event: PutEvent | JobEvent) -> Iterator[Any]:
     """What plugins return, one after the other; one that raises is logged, and stands in no other's way."""
     for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):

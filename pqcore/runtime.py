@@ -313,14 +313,25 @@ class AsyncioRuntime:
         self._kept.append(kept)
 
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
-        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()  # tells at once; who awaits a task hears of its end a turn of the loop later
+
+        async def finish() -> T:
+            try:
+                return await work
+            finally:
+                if not over.done():
+                    over.set_result(None)
+
+        task = loop.create_task(finish())
         try:
-            return await asyncio.shield(task)
+            await over
         except asyncio.CancelledError:
             await _outlast(task)
             if not task.cancelled() and task.exception() is None:
                 await _outlast(asyncio.ensure_future(undo(task.result())))
             raise
+        return task.result()
 
 
 async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from pqcore.backend import AsyncSession, Row, Session
@@ -25,6 +26,7 @@ from pqcore.errors import (
     TransactionAborted,
     TransientError,
 )
+from pqcore.runtime import Gate
 from pqcore.statement import Query
 
 Errors: TypeAlias = tuple[type[BaseException], ...]
@@ -92,6 +94,10 @@ class CoreSession:
         self.heard_at = self.planned_at
         # Whether the caller handed the connection over for this operation, to be left in its mode.
         self.callers = False
+        # Where its pool keeps it.
+        self.shelf: Any = None
+        # Taken by who uses it within a transaction block.
+        self.turn: Gate | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
 
@@ -110,7 +116,19 @@ class CoreSession:
         return self.driver.cursor(**options)
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
-        rows: Any = await self._call(query.name, self.driver.execute, query, parameters)
+        # As `_call` does, with nothing between: it is what nearly all time goes through.
+        self.doing = query.name
+        self.busy_since = time.monotonic()
+        try:
+            rows: Any = self.driver.execute(query, parameters)
+            if self._suspends:
+                rows = await rows
+        except PQError:
+            raise
+        except self._errors as exc:
+            raise translate(exc, query.name, lost=not self.usable()) from exc
+        finally:
+            self.busy_since = None
         self.heard_at = time.monotonic()
         return rows  # type: ignore[no-any-return]
 
@@ -151,7 +169,8 @@ class CoreSession:
     def abort(self) -> None:
         """Break the connection off, whoever uses it: what is under way on it fails."""
         self.doubtful = True
-        self.driver.abort()
+        with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
+            self.driver.abort()
 
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
         self.doing = doing

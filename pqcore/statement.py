@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from typing import Literal, TypeAlias
 
 Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
@@ -35,9 +37,17 @@ class Query:
     rows: bool
     hot: bool
 
-    def bind(self, values: Mapping[str, object]) -> tuple[object, ...]:
-        """The parameters, in the order of the placeholders."""
-        return tuple([values[name] for name in self.order])
+    @cached_property
+    def encoded(self) -> bytes:
+        """`sql` in UTF-8: the same object each time, for drivers that take bytes, and remember them by identity."""
+        return self.sql.encode()
+
+    @cached_property
+    def bind(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
+        """Picks the parameters from a mapping, in the order of the placeholders."""
+        if len(self.order) > 1:
+            return itemgetter(*self.order)
+        return lambda values: tuple([values[name] for name in self.order])
 
 
 def compile_query(

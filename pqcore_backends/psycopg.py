@@ -97,7 +97,7 @@ class PsycopgSession(_Common):
         return self.usable()
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        cursor = self._cursor.execute(query.sql.encode(), parameters or None, prepare=self._prepare)
+        cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
         return cursor.fetchall() if query.rows else ()
 
     def begin(self) -> None:
@@ -163,7 +163,7 @@ class AsyncPsycopgSession(_Common):
         return self.usable()
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        cursor = await self._cursor.execute(query.sql.encode(), parameters or None, prepare=self._prepare)
+        cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
         return await cursor.fetchall() if query.rows else ()
 
     async def begin(self) -> None:

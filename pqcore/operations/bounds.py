@@ -22,15 +22,11 @@ FULL_LOOK = 1.0
 """Seconds after which a look is a full one: so long may a job stay unseen that came in before the bound."""
 SUCCESSION = 1_000
 """Jobs taken in succession, with no pause of `FULL_LOOK`, after which the bound is used."""
+STRIDE = 16
+"""Jobs after which the bound moves on: stepping over so many dead entries costs less than writing it out for each."""
 
-
-_BEGINNING: dict[str, object] = {
-    "after_expected": "-infinity",
-    "after_enqueued": "-infinity",
-    "after_urgent": -1,
-    "after_due": "-infinity",
-    "after_ready": -1,
-}
+_BEFORE_URGENT = "-infinity -infinity -1"
+_BEFORE_READY = "-infinity -1"
 
 
 class LowerBound:
@@ -44,6 +40,8 @@ class LowerBound:
         self._last = self._full = float("-inf")
         self._urgent: Row | None = None
         self._ready: Row | None = None
+        self._value = ""
+        self._moves_at = 0
 
     def usable(self, now: float) -> bool:
         """Whether the next look may begin at the bound.
@@ -53,17 +51,18 @@ class LowerBound:
         """
         return self._taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
 
-    def values(self) -> dict[str, object]:
-        """The parameters of the statement that begins there."""
+    def value(self) -> str:
+        """Where the next look is to begin, for the statement that begins there: the keys in one text."""
+        if self._taken < self._moves_at:
+            return self._value
         urgent, ready = self._urgent, self._ready
-        values: dict[str, object] = dict(_BEGINNING)
+        first, second = _BEFORE_URGENT, _BEFORE_READY
         if urgent is not None:
-            values["after_expected"], values["after_enqueued"] = _text(urgent[7]), _text(urgent[5])
-            values["after_urgent"] = urgent[0]
+            first = f"{_text(urgent[7])} {_text(urgent[5])} {urgent[0]}"
         if ready is not None:
-            values["after_due"] = _text(ready[5] if ready[6] is None else ready[6])
-            values["after_ready"] = ready[0]
-        return values
+            second = f"{_text(ready[5] if ready[6] is None else ready[6])} {ready[0]}"
+        self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
+        return self._value
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
         """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
@@ -71,6 +70,7 @@ class LowerBound:
         self._last = now
         if full:
             self._full = now
+            self._moves_at = 0  # it may have found what lies before
         if self._taken < SUCCESSION // 2:  # not to be used soon
             return
         if rows[-1][7] is None:

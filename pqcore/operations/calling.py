@@ -11,10 +11,11 @@ from typing import Any
 
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
-from pqcore.events import PutEvent, around, heard, tell
+from pqcore.events import PutEvent, around, tell
 from pqcore.operations.putting import NO_TIMES, insert
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
+from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 
@@ -71,7 +72,7 @@ async def _put_together(
 
         return await engine.run(together, connection=connection)
 
-    if not heard("pqcore_around_put", "pqcore_job_put"):
+    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
         return await put(calls, {})
     events = _events(calls)
     with _around(events):

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore.engine import Engine
 from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, TransientError
-from pqcore.identifiers import channel, results_channel
+from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
 from pqcore.operations.gating import gate_of, give_up, lock_gates
 from pqcore.operations.leasing import ack, ack_rows
@@ -200,8 +200,8 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
             "error": _error_text(outcome),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
-            "headers": _without_batch(outcome.job),
-            "channel": channel(queue.name),
+            "headers": without_batch(outcome.job.headers),
+            "channel": queue.channel,
         }
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)
@@ -212,9 +212,11 @@ def _error_text(outcome: Outcome) -> str | None:
     return None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd")
 
 
-def _without_batch(job: BaseJob) -> str | None:
-    """The headers of a dead letter: its batch has counted it, and is not to do so again if it is revived."""
-    headers = job.headers
+def without_batch(headers: dict[str, Any]) -> str | None:
+    """The headers of a job that its batch has counted, and is not to count again if it is run once more.
+
+    None if they can stay as they are.
+    """
     if "batch" not in headers:
         return None
     links = [{**link, "headers": _less_batch(link["headers"])} for link in headers.get("then", [])]

@@ -23,7 +23,6 @@ from typing import Any
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
-from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
@@ -154,7 +153,7 @@ async def _free_places(queue: QueueSettings, s: CoreSession, places: Sequence[tu
 async def _let_in(queue: QueueSettings, s: CoreSession, keys: dict[str, int]) -> None:
     tasks = s.sql.tasks
     for key, places in sorted(keys.items()):
-        values: dict[str, object] = {"q_name": queue.name, "key": key, "channel": channel(queue.name)}
+        values: dict[str, object] = {"q_name": queue.name, "key": key, "channel": queue.channel}
         if key.startswith(_GROUP):
             query = tasks.unpark_head
             values["group"] = key.removeprefix(_GROUP)

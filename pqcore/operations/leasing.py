@@ -9,7 +9,6 @@ from typing import TypeVar
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, LeaseLost
-from pqcore.identifiers import channel
 from pqcore.job import BaseJob
 from pqcore.operations.gating import gate_of, give_up, lock_gates
 from pqcore.operations.transactions import atomic
@@ -69,7 +68,7 @@ def pairs(jobs: Sequence[BaseJob]) -> dict[str, object]:
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
-    values = {"id": job.id, "token": job.attempts, "delay": pause, "channel": channel(queue.name)}
+    values = {"id": job.id, "token": job.attempts, "delay": pause, "channel": queue.channel}
     gate = gate_of(job.raw_headers)
 
     async def work(s: CoreSession) -> Sequence[Row]:
@@ -97,7 +96,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
     if not rows:
         return []
     held = sorted(rows)
-    values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "channel": channel(queue.name)}
+    values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "channel": queue.channel}
     return [row[0] for row in await engine.execute("tasks.release", values)]
 
 

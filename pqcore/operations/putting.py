@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 
 from pqcore.engine import Engine
 from pqcore.errors import DuplicateJob, TransientError
-from pqcore.events import PutEvent, around, heard, tell
+from pqcore.events import PutEvent, around, tell
 from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
 from pqcore.options import Dedup, PutOptions, put_options
+from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import TimeSpec, parse
@@ -47,8 +48,8 @@ async def put(
         options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
             ``own``, headers of pqcore's.
     """
-    times = times_of(schedule_at, expected_at)
-    if not heard("pqcore_around_put", "pqcore_job_put"):
+    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
+    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
         return await _put(engine, queue, data, times, connection, options)
     options = dict(options or {})
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
@@ -66,7 +67,13 @@ async def _put(
     connection: object,
     options: Mapping[str, Any] | None,
 ) -> int:
-    values = encoded_row(queue, data)
+    encoded = queue.encode_row(data)
+    values: dict[str, object] = {
+        "q_name": queue.name,
+        "serializer": queue.serializer_name,
+        "data": encoded.data,
+        "payload": encoded.payload,
+    }
     chosen = None if options is None else _options(options)
     if times is not None:
         values.update(times)
@@ -132,7 +139,7 @@ async def put_many(
 ) -> list[int]:
     """Put many rows, all or none; their ids in order.  ``options`` as for `put`, but no ``dedup``."""
     times = times_of(schedule_at, expected_at) or NO_TIMES
-    if not heard("pqcore_around_put", "pqcore_job_put"):
+    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})
     options = dict(options or {})
     event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}), many=True)
@@ -187,17 +194,6 @@ async def _put_many(
         return ids
 
     return await engine.run(work, connection=connection)
-
-
-def encoded_row(queue: QueueSettings, data: Any) -> dict[str, object]:
-    """What a row holds of a job's data."""
-    encoded = queue.encode_row(data)
-    return {
-        "q_name": queue.name,
-        "serializer": queue.serializer_name,
-        "data": encoded.data,
-        "payload": encoded.payload,
-    }
 
 
 def _options(options: Mapping[str, Any]) -> PutOptions:

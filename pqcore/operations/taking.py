@@ -11,7 +11,6 @@ from pqcore.backend import Row
 from pqcore.dialect import Finish
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import channel
 from pqcore.operations.gating import admit
 from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
@@ -36,14 +35,14 @@ async def get(
             if rows or wake_in != 0.0:  # else what was found may not run, and there may be others behind it
                 return rows
     deadline = time.monotonic() + left
-    topic = channel(queue.name)
+    topic = queue.channel
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
         rows, wake_in = await look(engine, queue, n, lease)
-        if not rows and wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
-            continue
         if rows:
             return rows
+        if wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
+            continue
         left = deadline - time.monotonic()
         if left <= 0:
             return rows
@@ -74,14 +73,13 @@ async def _take(
 ) -> tuple[Sequence[Row], float | None]:
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
-
     bound = queue.bound
 
     async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
         rows: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
             query = s.sql.take("bounded", finish, n)
-            rows = await s.execute(query, query.bind({**values, **bound.values()}))
+            rows = await s.execute(query, query.bind({**values, "after": bound.value()}))
         if not rows:
             bounded = False
             query = s.sql.take("ordered", finish, n)
@@ -128,7 +126,7 @@ async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) ->
         query = s.sql.restore[queue.retention]
         for row in rows:
             values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
-            values |= {"channel": channel(queue.name), "headers": row[8], "failures": row[9], "excused": row[10]}
+            values |= {"channel": queue.channel, "headers": row[8], "failures": row[9], "excused": row[10]}
             times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
             await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from pqcore import queue as core
 from pqcore.errors import PQError
-from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, heard, tell
+from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.job import Job
 from pqcore.operations import calling, finishing, putting
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
+from pqcore.plugins import plugins
 from pqcore.runtime import drive
 from pqcore.serializers import Serializer
 from pqcore.tasks.context import JobContext, enter_job, leave_job
@@ -181,7 +182,11 @@ class Queue(TaskDeclarations, core.Queue):
             return self._not_run(job, run)
         context = JobContext(self, job)
         token = enter_job(context)
-        event = JobEvent(self.name, job, run.task.path, waited(job)) if heard(*JOB_HOOKS, "pqcore_around_run") else None
+        event = (
+            JobEvent(self.name, job, run.task.path, waited(job))
+            if plugins.heard(*JOB_HOOKS, "pqcore_around_run")
+            else None
+        )
         event_token = _event.set(event)
         try:
             result = self._watched(caller(run), event)
@@ -219,7 +224,7 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
         token = _event.set(None)
-        if outcome.end == "dead" and heard("pqcore_job_dead"):
+        if outcome.end == "dead" and plugins.heard("pqcore_job_dead"):
             _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
         try:
             self._end(outcome)

@@ -8,8 +8,9 @@ import time
 from datetime import datetime, timedelta
 
 from pqcore.errors import PQError
-from pqcore.events import PutEvent, heard, tell
+from pqcore.events import PutEvent, tell
 from pqcore.operations import gating, ticking
+from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
@@ -71,7 +72,7 @@ class Chores:
                 for tick in await _due(periodic, last, now):
                     row = periodic.call.stored().values()  # made anew: it may say until when it is to be started
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
-                    if job_id is not None and heard("pqcore_job_put"):
+                    if job_id is not None and plugins.heard("pqcore_job_put"):
                         call = periodic.call
                         put = PutEvent(
                             queue.name, call.data(), call.task.path, dict(call.options.headers or {}), [job_id]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from pqcore.dialect import SIZES
 from pqcore.events import JobEvent
-from pqcore.identifiers import channel, control_channel
+from pqcore.identifiers import control_channel
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.finishing import Outcome
 from pqcore.queue import Queue
@@ -104,7 +104,7 @@ class Station:
     looked: int = -1
 
     def __post_init__(self) -> None:
-        self.channel = channel(self.queue.name)
+        self.channel = self.queue.channel
         self.control = control_channel(self.queue.name)
         self._job: type[BaseJob] = Job if isinstance(self.queue, Queue) else AsyncJob
 

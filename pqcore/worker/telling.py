@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, heard, tell
+from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, tell
 from pqcore.operations.finishing import Outcome
+from pqcore.plugins import plugins
 from pqcore.tasks.running import path_of, waited
 from pqcore.worker.station import Held, Station
 
@@ -18,8 +19,8 @@ class Teller:
     """
 
     def __init__(self) -> None:
-        self._heard = {hook for hook in JOB_HOOKS if heard(hook)}
-        self.surrounds = heard("pqcore_around_run")
+        self._heard = {hook for hook in JOB_HOOKS if plugins.heard(hook)}
+        self.surrounds = plugins.heard("pqcore_around_run")
 
     def hears(self, hook: JobHook) -> bool:
         """Whether any plugin wants to be told."""
