@@ -1,8 +1,9 @@
 """Bare loops: what a good user of a driver writes who runs the statements without pqcore.
 
 Each begins with the same Python data as pqcore's caller does and ends with the data decoded, on the
-same table, with the same texts of SQL, prepared.  ``put_many`` goes the fastest way that the driver
-has, found out at the start of a run, and returns no ids.
+same table, with the same texts of SQL, prepared, and on the same connection: it matters much on which core
+its server process happens to run.  ``put_many`` goes the fastest way that the driver has, found out at the
+start of a run, and returns no ids.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import importlib
 import json
 from typing import Any
 
-from pqcore.plugins import plugins
 from pqcore.statement import Query
 
 from .acts import DATA
@@ -55,6 +55,14 @@ class Parameters:
         self.copy = f"COPY {statements.table} ({COLUMNS}) FROM STDIN"
         self.chosen = self.bulk[0]
 
+    def enter(self, operation: str) -> Any:
+        """Bring the connection into the mode that an operation wants; what it returns is awaited over async drivers."""
+        return None
+
+    def leave(self, operation: str) -> Any:
+        """Bring it back into that in which pqcore keeps it."""
+        return None
+
     def text(self) -> str:
         """The rows of a batch, as COPY reads them."""
         line = f"{QUEUE}\tjson\t"
@@ -85,13 +93,6 @@ class BareSession(Parameters):
         self._one = self.arguments(statements.get)
         self._many = self.arguments(statements.get_many)
         self._leased = self.arguments(statements.lease)
-
-    @classmethod
-    def open(cls, statements: Statements, batch: int, contender: Contender) -> BareSession:
-        backend: Any = plugins.make(contender.spec, prepared=True)
-        session = backend.connect(statements.place.dsn)
-        session.enter()
-        return cls(statements, batch, session)
 
     def arguments(self, query: Query, **more: Any) -> tuple[Any, ...]:
         """Parameters as a session takes them: in the order of the placeholders of its paramstyle."""
@@ -129,19 +130,9 @@ class BareSession(Parameters):
     def replan(self) -> None:
         self._session.execute(DISCARD, ())
 
-    def close(self) -> None:
-        self._session.close()
-
 
 class BareAsyncSession(BareSession):
     """The same, awaited."""
-
-    @classmethod
-    async def open(cls, statements: Statements, batch: int, contender: Contender) -> BareAsyncSession:  # type: ignore[override]
-        backend: Any = plugins.make(contender.spec, prepared=True)
-        session = await backend.connect(statements.place.dsn)
-        await session.enter()
-        return cls(statements, batch, session)
 
     async def put(self) -> None:  # type: ignore[override]
         query = self.statements.put
@@ -171,20 +162,16 @@ class BareAsyncSession(BareSession):
     async def replan(self) -> None:  # type: ignore[override]
         await self._session.execute(DISCARD, ())
 
-    async def close(self) -> None:  # type: ignore[override]
-        await self._session.close()
-
 
 DISCARD = Query("replan", "DISCARD PLANS", "DISCARD PLANS", (), (), rows=False, hot=False)
 
 
-async def opened(contender: Contender, statements: Statements, batch: int) -> Any:
-    """The bare loops of a backend."""
+async def opened(contender: Contender, statements: Statements, batch: int, session: Any) -> Any:
+    """The bare loops of a backend, over the connection of a session of it."""
     where = BARE.get((contender.name, contender.mode))
     if where is None:
         kind: Any = BareSession if contender.blocking else BareAsyncSession
-        made = kind.open(statements, batch, contender)
-    else:
-        module, _, attribute = where.partition(":")
-        made = getattr(importlib.import_module(module), attribute).open(statements, batch)
+        return kind(statements, batch, session)
+    module, _, attribute = where.partition(":")
+    made = getattr(importlib.import_module(module), attribute).open(statements, batch, session.connection)
     return made if contender.blocking else await made

@@ -6,8 +6,6 @@ import io
 import json
 from typing import Any
 
-import asyncpg
-
 from .acts import DATA
 from .bare import COLUMNS, Parameters
 from .statements import Statements
@@ -27,8 +25,7 @@ class BareAsyncpg(Parameters):
         self._columns = COLUMNS.split(", ")
 
     @classmethod
-    async def open(cls, statements: Statements, batch: int) -> BareAsyncpg:
-        connection = await asyncpg.connect(statements.place.dsn)
+    async def open(cls, statements: Statements, batch: int, connection: Any) -> BareAsyncpg:
         names = ("put", "put_many", "get", "get_many", "lease", "ack")
         prepared = {name: await connection.prepare(getattr(statements, name).sql) for name in names}
         return cls(statements, batch, connection, prepared)
@@ -70,6 +67,3 @@ class BareAsyncpg(Parameters):
 
     async def replan(self) -> None:
         await self._connection.execute("DISCARD PLANS")
-
-    async def close(self) -> None:
-        await self._connection.close()

@@ -18,9 +18,9 @@ class _Encoded(Parameters):
 
     bulk = ("COPY", "COPY by rows", "unnest")
 
-    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch)
-        self._connection, self._other = connection, other
+        self._connection = connection
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = (
             getattr(statements, name).sql.encode() for name in ("put", "put_many", "get", "get_many", "lease", "ack")
         )
@@ -35,14 +35,19 @@ class BarePsycopg(_Encoded):
 
     how = "psycopg, a raw cursor, prepared"
 
-    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
-        super().__init__(statements, batch, connection, other)
-        self._cursor, self._within = psycopg.RawCursor(connection), psycopg.RawCursor(other)
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
+        super().__init__(statements, batch, connection)
+        self._cursor = psycopg.RawCursor(connection)
 
     @classmethod
-    def open(cls, statements: Statements, batch: int) -> BarePsycopg:
-        connection = psycopg.connect(statements.place.dsn, autocommit=True)
-        return cls(statements, batch, connection, psycopg.connect(statements.place.dsn))
+    def open(cls, statements: Statements, batch: int, connection: Any) -> BarePsycopg:
+        return cls(statements, batch, connection)
+
+    def enter(self, operation: str) -> None:
+        self._connection.autocommit = operation != "transactional_get"
+
+    def leave(self, operation: str) -> None:
+        self._connection.autocommit = True
 
     def put(self) -> None:
         self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True).fetchone()
@@ -62,8 +67,8 @@ class BarePsycopg(_Encoded):
         self.keep([self._cursor.execute(self._get, self.queue, prepare=True).fetchone()])
 
     def transactional_get(self) -> None:
-        self.keep([self._within.execute(self._get, self.queue, prepare=True).fetchone()])
-        self._other.commit()
+        self.keep([self._cursor.execute(self._get, self.queue, prepare=True).fetchone()])
+        self._connection.commit()
 
     def get_many(self) -> None:
         self.keep(self._cursor.execute(self._get_many, self.queue, prepare=True).fetchall())
@@ -75,12 +80,6 @@ class BarePsycopg(_Encoded):
 
     def replan(self) -> None:
         self._cursor.execute(b"DISCARD PLANS")
-        self._within.execute(b"DISCARD PLANS")
-        self._other.commit()
-
-    def close(self) -> None:
-        self._connection.close()
-        self._other.close()
 
 
 class BareAsyncPsycopg(_Encoded):
@@ -88,14 +87,19 @@ class BareAsyncPsycopg(_Encoded):
 
     how = "psycopg, a raw cursor awaited, prepared"
 
-    def __init__(self, statements: Statements, batch: int, connection: Any, other: Any) -> None:
-        super().__init__(statements, batch, connection, other)
-        self._cursor, self._within = psycopg.AsyncRawCursor(connection), psycopg.AsyncRawCursor(other)
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
+        super().__init__(statements, batch, connection)
+        self._cursor = psycopg.AsyncRawCursor(connection)
 
     @classmethod
-    async def open(cls, statements: Statements, batch: int) -> BareAsyncPsycopg:
-        connection = await psycopg.AsyncConnection.connect(statements.place.dsn, autocommit=True)
-        return cls(statements, batch, connection, await psycopg.AsyncConnection.connect(statements.place.dsn))
+    async def open(cls, statements: Statements, batch: int, connection: Any) -> BareAsyncPsycopg:
+        return cls(statements, batch, connection)
+
+    async def enter(self, operation: str) -> None:
+        await self._connection.set_autocommit(operation != "transactional_get")
+
+    async def leave(self, operation: str) -> None:
+        await self._connection.set_autocommit(True)
 
     async def put(self) -> None:
         await self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True)
@@ -118,9 +122,9 @@ class BareAsyncPsycopg(_Encoded):
         self.keep([await self._cursor.fetchone()])
 
     async def transactional_get(self) -> None:
-        await self._within.execute(self._get, self.queue, prepare=True)
-        self.keep([await self._within.fetchone()])
-        await self._other.commit()
+        await self._cursor.execute(self._get, self.queue, prepare=True)
+        self.keep([await self._cursor.fetchone()])
+        await self._connection.commit()
 
     async def get_many(self) -> None:
         await self._cursor.execute(self._get_many, self.queue, prepare=True)
@@ -135,9 +139,3 @@ class BareAsyncPsycopg(_Encoded):
 
     async def replan(self) -> None:
         await self._cursor.execute(b"DISCARD PLANS")
-        await self._within.execute(b"DISCARD PLANS")
-        await self._other.commit()
-
-    async def close(self) -> None:
-        await self._connection.close()
-        await self._other.close()

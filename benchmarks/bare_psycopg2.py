@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
-import psycopg2
 import psycopg2.extras
 
 from .acts import DATA
@@ -20,25 +20,26 @@ class BarePsycopg2(Parameters):
     how = "psycopg2, EXECUTE of a prepared statement"
     bulk = ("COPY", "unnest", "execute_values")
 
-    def __init__(self, statements: Statements, batch: int) -> None:
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch)
-        self._connection = psycopg2.connect(statements.place.dsn)
-        self._connection.autocommit = True
-        self._other = psycopg2.connect(statements.place.dsn)  # for transactions
-        self._cursor, self._within = self._connection.cursor(), self._other.cursor()
+        self._connection, self._cursor = connection, connection.cursor()
         calls = {}
         for name in ("put", "put_many", "get", "get_many", "lease", "ack"):
             query = getattr(statements, name)
             places = ", ".join(["%s"] * len(query.first))
-            for cursor in (self._cursor, self._within) if name == "get" else (self._cursor,):
-                cursor.execute(f"PREPARE bare_{name} AS {query.numbered}")
+            self._cursor.execute(f"PREPARE bare_{name} AS {query.numbered}")
             calls[name] = f"EXECUTE bare_{name} ({places})"
-        self._other.commit()
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = calls.values()
 
     @classmethod
-    def open(cls, statements: Statements, batch: int) -> BarePsycopg2:
-        return cls(statements, batch)
+    def open(cls, statements: Statements, batch: int, connection: Any) -> BarePsycopg2:
+        return cls(statements, batch, connection)
+
+    def enter(self, operation: str) -> None:
+        self._connection.autocommit = operation != "transactional_get"
+
+    def leave(self, operation: str) -> None:
+        self._connection.autocommit = True
 
     def put(self) -> None:
         self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"))
@@ -60,9 +61,9 @@ class BarePsycopg2(Parameters):
         self.keep([self._cursor.fetchone()])
 
     def transactional_get(self) -> None:
-        self._within.execute(self._get, self.queue)
-        self.keep([self._within.fetchone()])
-        self._other.commit()
+        self._cursor.execute(self._get, self.queue)
+        self.keep([self._cursor.fetchone()])
+        self._connection.commit()
 
     def get_many(self) -> None:
         self._cursor.execute(self._get_many, self.queue)
@@ -77,9 +78,3 @@ class BarePsycopg2(Parameters):
 
     def replan(self) -> None:
         self._cursor.execute("DISCARD PLANS")
-        self._within.execute("DISCARD PLANS")
-        self._other.commit()
-
-    def close(self) -> None:
-        self._connection.close()
-        self._other.close()

@@ -213,13 +213,14 @@ class _Duel:
         self._taken: list[int] = []
         self._put = 0  # by us, or before us
         self._stock = 0
+        self._bare: Any = None
 
     async def fight(self) -> Target:
         contender, batch = self._contender, self._bench.scale.batch
         self._table.empty()
         pq = contender.open(self._table.place)
-        bare = await opened(contender, Statements(self._table.place, contender.spec.paramstyle), batch)
         try:
+            bare = self._bare = await self._beside(pq)
             make = _blocking if contender.blocking else _asynchronous
             ours = make(pq[QUEUE], self._taken, batch)[self._name]
             theirs = getattr(bare, self._name)
@@ -227,9 +228,6 @@ class _Duel:
                 await self._choose(bare, theirs)
             pairs = await self._pairs(ours, theirs, bare.replan)
         finally:
-            made = bare.close()
-            if not contender.blocking:
-                await made
             await closed(contender, pq)
         how = bare.how if self._name != "put_many" else f"{bare.how.partition(',')[0]}, {bare.chosen}"
         lost, twice = self._losses([*self._taken, *bare.taken])
@@ -244,6 +242,16 @@ class _Duel:
             lost,
             twice,
         )
+
+    async def _beside(self, pq: Any) -> Any:
+        """The bare loop, over the connection that pqcore has by then, and uses in its own turns."""
+        source = pq._engine.source
+        session = await source.acquire()
+        try:
+            statements = Statements(self._table.place, self._contender.spec.paramstyle)
+            return await opened(self._contender, statements, self._bench.scale.batch, session.driver)
+        finally:
+            await source.release(session)
 
     async def _choose(self, bare: Any, put_many: Call) -> None:
         """Take the fastest of the driver's ways to put many."""
@@ -283,8 +291,18 @@ class _Duel:
             self._stock -= jobs
         else:
             self._put += jobs
+        bare: Any = self._bare if getattr(call, "__self__", None) is self._bare else None
+        if bare is not None:
+            await self._made(bare.enter(self._name))
         await self._slice(call, self._ahead)
-        return await self._slice(call, number)
+        seconds = await self._slice(call, number)
+        if bare is not None:
+            await self._made(bare.leave(self._name))
+        return seconds
+
+    async def _made(self, made: Any) -> None:
+        if made is not None:
+            await made
 
     async def _restock(self, calls: int, replan: Call) -> None:
         """See that there are jobs for so many calls, or room."""
@@ -300,9 +318,7 @@ class _Duel:
         else:
             return
         # Both begin from the table as it is by now; pqcore's own connections do so every ten seconds.
-        made = replan()
-        if not self._contender.blocking:
-            await made
+        await self._made(replan())
 
     def _check(self) -> None:
         """See that all that was put is there."""
