@@ -30,13 +30,26 @@ the statistics say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, TypeAlias
 
-from pqcore.fragments import COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
+from pqcore.fragments import (
+    COLUMNS,
+    DUE_AT,
+    HELD_ONE,
+    HELD_ONES,
+    IS_HIDDEN,
+    IS_READY,
+    IS_URGENT,
+    JOB,
+    ORDER,
+    OUT_AT,
+    TIMES,
+)
 from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query, compile_query
 from pqcore.task_statements import TaskStatements
+from pqcore.upkeep_statements import UpkeepStatements
 
 Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
@@ -47,20 +60,14 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
-_IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
-_IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
-_IS_HIDDEN = (
-    "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
-)
-_READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN))
-_OUT_AT = "coalesce(leased_until, schedule_at)"
-_OUT_NOW = f"{_HIDDEN} AND {_OUT_AT} <= statement_timestamp()"
+_READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN))
+_OUT_NOW = f"{_HIDDEN} AND {OUT_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
 _URGENT_ORDER = "expected_at, enqueued_at, id"
 _READY_ORDER = f"{DUE_AT}, id"
-_HIDDEN_ORDER = f"{_OUT_AT}, id"
+_HIDDEN_ORDER = f"{OUT_AT}, id"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
-_FIRST_HIDDEN = f"SELECT {_OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
+_FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
@@ -181,7 +188,7 @@ def _stats(which: str) -> str:
         " parked_on"
     )
     classes = " UNION ALL ".join(
-        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (_IS_READY, _IS_URGENT, _IS_HIDDEN)
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN)
     )
     return f"""
 SELECT q_name,
@@ -244,8 +251,8 @@ class Dialect:
 SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epoch FROM least(
   (SELECT {DUE_AT} FROM {{table}} WHERE {_READY} AND {DUE_AT} > statement_timestamp()
    ORDER BY {DUE_AT}, id LIMIT 1),
-  (SELECT {_OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {_OUT_AT} > statement_timestamp()
-   ORDER BY {_OUT_AT}, id LIMIT 1)
+  (SELECT {OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {OUT_AT} > statement_timestamp()
+   ORDER BY {OUT_AT}, id LIMIT 1)
 )) - extract(epoch FROM statement_timestamp()))::float8""",
             hot=True,
         )
@@ -328,6 +335,11 @@ SELECT max(id), count(*) FROM gone""",
         self.ping = compiled("ping", "SELECT 1")
         # A prepared statement keeps the plan of the table it was planned for: a scan, if it was empty.
         self.replan = compiled("replan", "DISCARD PLANS", rows=False)
+
+    @cached_property
+    def upkeep(self) -> UpkeepStatements:
+        """The statements of operators, compiled when the first is used."""
+        return UpkeepStatements(self._compile)
 
     def _take(self, pick: Pick, finish: Finish, n: int) -> Query:
         """The statement that takes up to ``n`` rows.

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 DUE_AT = "coalesce(schedule_at, enqueued_at)"
+# The three classes of waiting rows, each of an index; see pqcore.dialect.
+IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
+IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
+IS_HIDDEN = (
+    "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
+)
+OUT_AT = "coalesce(leased_until, schedule_at)"
 # The order of a get.
 ORDER = f"expected_at, {DUE_AT}, id"
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
-_EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
+EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
 COLUMNS = (
     "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
     " headers, failures, excused, error"
@@ -15,9 +22,9 @@ COLUMNS = (
 # What `pqcore.job.BaseJob` reads, by position.
 JOB = (
     "id, data::text, payload, serializer, attempts,"
-    f" {_EXPRESSIBLE.format('enqueued_at')},"
-    f" CASE WHEN schedule_at IS NOT NULL THEN {_EXPRESSIBLE.format('schedule_at')} END,"
-    f" CASE WHEN expected_at IS NOT NULL THEN {_EXPRESSIBLE.format('expected_at')} END,"
+    f" {EXPRESSIBLE.format('enqueued_at')},"
+    f" CASE WHEN schedule_at IS NOT NULL THEN {EXPRESSIBLE.format('schedule_at')} END,"
+    f" CASE WHEN expected_at IS NOT NULL THEN {EXPRESSIBLE.format('expected_at')} END,"
     " headers::text, failures, excused"
 )
 # Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.

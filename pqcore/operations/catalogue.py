@@ -1,0 +1,207 @@
+"""What a table is like, as the server's catalogues tell, and what would make it as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pqcore import schema
+from pqcore.backend import Row
+from pqcore.engine import Engine
+from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query, compile_query
+
+PQ_COLUMNS = {
+    "id": "bigint",
+    "enqueued_at": "timestamp with time zone",
+    "dequeued_at": "timestamp with time zone",
+    "expected_at": "timestamp with time zone",
+    "schedule_at": "timestamp with time zone",
+    "q_name": "text",
+    "data": "json",
+}
+"""The columns of a table of pq 1.9.1."""
+COUNTED = 100_000
+"""Rows of a table that are counted, before it is said that there are more."""
+
+
+async def ask(engine: Engine, s: CoreSession, name: str, template: str, **values: object) -> Sequence[Row]:
+    """Run a statement that only reads; ``:table_name`` is the table's quoted name."""
+    query = compile_query(name, template, engine.names.substitutions(), engine.spec.paramstyle)
+    return await s.execute(query, query.bind({"table_name": str(engine.names), **values}))
+
+
+def raw(name: str, sql: str, *, rows: bool = True) -> Query:
+    """A statement without parameters."""
+    return Query(name, sql, sql, (), (), rows=rows, hot=False)
+
+
+async def version(engine: Engine) -> int | None:
+    """The schema version of the table; 0 for one of pq's, None if there is none."""
+    found: list[int | None] = []
+
+    async def work(s: CoreSession) -> None:
+        found.append(await schema.version(s, engine.names))
+
+    await engine.migrate(work)
+    return found[0]
+
+
+@dataclass(frozen=True)
+class PQTable:
+    """What a table is that pqcore did not make.
+
+    Attributes:
+        rows: How many it has, up to `COUNTED`.
+        waiting: Of these, those that are not finished.
+        queues: Of these, how many queues they are in.
+        more: Whether it has more than `COUNTED`.
+        trigger: Whether pq's own trigger is there, which tells waiters row by row.
+        indexes: The names of its indexes.
+    """
+
+    rows: int
+    waiting: int
+    queues: int
+    more: bool
+    trigger: bool
+    indexes: tuple[str, ...]
+
+
+async def look_at_pqs(engine: Engine) -> PQTable:
+    """Look at a table that pqcore did not make, before it is adopted.
+
+    Raises:
+        TableMissing: It is not there.
+        SchemaError: It is no table of pq's: nothing is changed.
+    """
+    found: list[PQTable] = []
+
+    async def work(s: CoreSession) -> None:
+        if await schema.version(s, engine.names) is None:
+            raise TableMissing(f"table {engine.names} does not exist: there is nothing to adopt")
+        columns = {
+            row[0]: row[1]
+            for row in await ask(
+                engine,
+                s,
+                "columns",
+                "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute"
+                " WHERE attrelid = to_regclass(:table_name::text) AND attnum > 0 AND NOT attisdropped",
+            )
+        }
+        wrong = [
+            f"{name} is {columns.get(name, 'missing')}"
+            for name, kind in PQ_COLUMNS.items()
+            if columns.get(name) != kind
+        ]
+        if wrong:
+            raise SchemaError(f"table {engine.names} is no table of pq's ({', '.join(wrong)}): nothing is changed")
+        [[rows, waiting, queues]] = await ask(
+            engine,
+            s,
+            "head",
+            "SELECT count(*), count(*) FILTER (WHERE dequeued_at IS NULL), count(DISTINCT q_name)"
+            f" FROM (SELECT dequeued_at, q_name FROM {{table}} LIMIT {COUNTED + 1}) AS head",
+        )
+        trigger = await ask(
+            engine,
+            s,
+            "pqs_trigger",
+            "SELECT tgname::text FROM pg_trigger"
+            " WHERE tgrelid = to_regclass(:table_name::text) AND tgname = 'pq_insert'",
+        )
+        indexes = await ask(
+            engine,
+            s,
+            "indexes",
+            "SELECT c.relname::text FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = to_regclass(:table_name::text) ORDER BY 1",
+        )
+        found.append(
+            PQTable(
+                min(int(rows), COUNTED),
+                int(waiting),
+                int(queues),
+                int(rows) > COUNTED,
+                bool(trigger),
+                tuple(row[0] for row in indexes),
+            )
+        )
+
+    await engine.migrate(work)
+    return found[0]
+
+
+class _Recorder:
+    """A session that reads, and writes down what would be changed instead of doing it."""
+
+    def __init__(self, session: CoreSession) -> None:
+        self._session = session
+        self.statements: list[str] = []
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
+        if query.name in ("lock_migrations", "unlock_migrations"):
+            return [[True]]
+        if query.rows:
+            return await self._session.execute(query, parameters)
+        self.statements.append(query.numbered)
+        return ()
+
+    async def begin(self) -> None:
+        self.statements.append("BEGIN")
+
+    async def commit(self) -> None:
+        if self.statements[-2:-1] == ["BEGIN"] and self.statements[-1].startswith("SET LOCAL"):
+            del self.statements[-2:]  # it was for a look only
+        else:
+            self.statements.append("COMMIT")
+
+    async def rollback(self) -> None:
+        """The statement failed that the block was for: what was written down is of no use."""
+
+    def in_transaction(self) -> bool:
+        return False
+
+    def usable(self) -> bool:
+        return self._session.usable()
+
+
+async def script(engine: Engine, *, missing: bool = True) -> list[str]:
+    """The statements that `PQ.create` would run on the table as it is; none are run.
+
+    The server is asked in a transaction that is read-only, and rolled back.
+
+    Args:
+        engine: Where.
+        missing: Whether the table may be missing.
+
+    Raises:
+        TableMissing: It is, and may not.
+        SchemaTooNew: A newer pqcore made it.
+    """
+    found: list[str] = []
+
+    async def work(s: CoreSession) -> None:
+        await s.begin()
+        try:
+            await s.execute(raw("read_only", "SET TRANSACTION READ ONLY", rows=False))
+            try:
+                await schema.check_version(s, engine.names)
+            except TableMissing:
+                if not missing:
+                    raise
+            except SchemaOutdated:
+                pass
+            else:
+                return
+            recorder = _Recorder(s)
+            await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep)
+            found.extend(recorder.statements)
+        finally:
+            await s.rollback()
+
+    await engine.migrate(work)
+    return found

@@ -1,0 +1,211 @@
+"""Looking at jobs, wherever they are: many by state, or all of one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pqcore.backend import Row
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError, JobNotFound
+from pqcore.job import Moment
+from pqcore.operations.letters import error_of
+from pqcore.settings import QueueSettings
+from pqcore.timespec import seconds
+
+UNFINISHED = ("leased", "waiting", "scheduled", "parked")
+STATES = (*UNFINISHED, "done", "dead")
+"""Where a job can be. Those that are done are listed as far as their rows are kept, or archived."""
+MOST = 100_000
+_LAST = 2**63 - 1
+_CALL = re.compile(r'\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]')
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """What is stored of a job, but for its data.
+
+    Attributes:
+        id: Its id.
+        queue: The name of its queue.
+        state: One of `STATES`.
+        serializer: What wrote the data; None for a row of pq's.
+        attempts: How often it was taken.
+        failures: How often it failed with an exception.
+        error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
+        reason: Why it is dead; None otherwise.
+        enqueued_at: When it was put.
+        schedule_at: Before when it is not to be taken.
+        expected_at: By when it is wanted.
+        finished_at: When it was finished, or died.
+        leased_until: When its lease ends, or ended.
+        parked_on: What it waits for: ``limit:`` or ``group:`` and a name.
+        task: The path of its function, if it is a call of one.
+    """
+
+    id: int
+    queue: str
+    state: str
+    serializer: str | None
+    attempts: int
+    failures: int
+    error: dict[str, str]
+    reason: str | None
+    enqueued_at: Moment | None
+    schedule_at: Moment | None
+    expected_at: Moment | None
+    finished_at: Moment | None
+    leased_until: Moment | None
+    parked_on: str | None
+    task: str | None
+
+
+@dataclass(frozen=True)
+class WholeJob(StoredJob):
+    """All that is stored of a job.
+
+    Attributes:
+        raw: Its data as stored: JSON text, or bytes.
+        headers: What travels beside the data.
+        group: The group that it is in.
+        dedup_key: The key that it holds.
+        place: Where its row is: ``table``, ``dead`` or ``archive``.
+    """
+
+    raw: str | bytes = ""
+    headers: dict[str, Any] = field(default_factory=dict)
+    group: str | None = None
+    dedup_key: str | None = None
+    place: str = "table"
+
+
+_NAMES = ("id", "queue", "state", "serializer", "attempts", "failures", "error", "reason")
+_TIMES = ("enqueued_at", "schedule_at", "expected_at", "finished_at", "leased_until")
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    call = None if row[14] is None else _CALL.match(row[14])
+    return {
+        **dict(zip(_NAMES, row[:8], strict=True)),
+        "error": error_of(row[6]),
+        **{name: Moment.of(moment) for name, moment in zip(_TIMES, row[8:13], strict=True)},
+        "parked_on": row[13],
+        "task": None if call is None else call[1],
+    }
+
+
+def _pattern(task: str | None) -> str | None:
+    """A regular expression of PostgreSQL's for JSON that calls a function."""
+    if task is None:
+        return None
+    path = "".join(letter if letter.isalnum() or letter == "_" else rf"\{letter}" for letter in task)
+    return rf'^\s*\{{\s*"function"\s*:\s*"{path}"\s*[,}}]'
+
+
+async def listed(
+    engine: Engine,
+    queue: QueueSettings,
+    states: Sequence[str] = UNFINISHED,
+    n: int = 100,
+    *,
+    task: str | None = None,
+    older_than: Any = None,
+    failed: bool = False,
+) -> list[StoredJob]:
+    """The first ``n`` jobs of a queue, those of each state together.
+
+    Those that wait come in the order in which they are taken, those that are scheduled or leased by the time
+    at which that ends, those that are done or dead the latest first (of rows that are kept in the table: the
+    last put first). A filter that fits few has many rows read.
+
+    Args:
+        engine: Where.
+        queue: Whose.
+        states: Of `STATES`.
+        n: How many, at most.
+        task: Only calls of this function.
+        older_than: Only those that were put so long ago: seconds, ``'5m'`` or a timedelta.
+        failed: Only those that failed with an exception.
+
+    Raises:
+        ConfigurationError: A state is none, or ``n`` is not a number from 1 to 100,000.
+        InvalidTimeSpec: ``older_than`` is no time.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST:
+        raise ConfigurationError(f"n is {n!r}; give a number of jobs from 1 to {MOST:,}")
+    for state in states:
+        if state not in STATES:
+            raise ConfigurationError(f"{state!r} is no state of a job; choose of {', '.join(STATES)}")
+    values: dict[str, object] = {
+        "q_name": queue.name,
+        "task": _pattern(task),
+        "age": None if older_than is None else seconds(older_than),
+        "failed": int(failed),
+    }
+    found: list[StoredJob] = []
+    for state in dict.fromkeys(states):
+        values["n"] = n - len(found)
+        if not values["n"]:
+            break
+        if state == "done":
+            found += await _finished(engine, values, n - len(found))
+        else:
+            rows = await engine.execute(f"upkeep.list_{state}", values, protect=False)
+            found += [StoredJob(**_fields(row)) for row in rows]
+    return found
+
+
+async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
+    """Rows that are archived, and those that are kept, found by looking through the table from its end."""
+    rows = list(await engine.execute("upkeep.list_archived", values, protect=False))
+    kept: list[Row] = []
+    before = _LAST
+    while len(kept) < n:
+        slice_ = await engine.execute(
+            "upkeep.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False
+        )
+        edge = slice_[0][0]
+        if edge is None:
+            break
+        kept += [row[1:] for row in slice_ if row[1] is not None]
+        before = edge
+    rows += kept
+    rows.sort(key=lambda row: (row[11], row[0]), reverse=True)
+    return [StoredJob(**_fields(row)) for row in rows[:n]]
+
+
+async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None) -> WholeJob:
+    """All that is stored of a job.
+
+    Args:
+        engine: Where.
+        job_id: The job.
+        queue: Whose it is to be; None for any.
+
+    Raises:
+        JobNotFound: There is no such row, of this queue.
+    """
+    values = {"id": job_id, "q_name": None if queue is None else queue.name}
+    rows = await engine.execute("upkeep.find_row", values, protect=False)
+    if not rows:
+        where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
+        raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
+    row = rows[0]
+    data, payload, headers, group, key, place = row[15:21]
+    return WholeJob(
+        **_fields(row),
+        raw=data if payload is None else bytes(payload),
+        headers={} if headers is None else json.loads(headers),
+        group=group,
+        dedup_key=key,
+        place=place,
+    )
+
+
+async def dead_by_queue(engine: Engine) -> dict[str, int]:
+    """How many dead letters each queue has that has any."""
+    rows = await engine.execute("upkeep.dead_by_queue", {}, protect=False)
+    return {row[0]: int(row[1]) for row in rows}

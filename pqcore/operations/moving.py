@@ -1,0 +1,122 @@
+"""Moving jobs: to another queue, or once finished to the archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError, InvalidData
+from pqcore.identifiers import channel
+from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.transactions import atomic
+from pqcore.sessions import CoreSession
+from pqcore.settings import QueueSettings
+from pqcore.timespec import seconds
+from pqcore.upkeep_statements import KINDS
+
+SLICE = 500
+"""Jobs that are moved in one transaction."""
+TRIES = 20
+"""Of a slice, while dedup keys are taken in the other queue at the same moment."""
+
+
+async def move(
+    engine: Engine,
+    queue: QueueSettings,
+    target: QueueSettings,
+    ids: Sequence[int] | None = None,
+    most: int | None = None,
+) -> int:
+    """Move jobs that wait, are scheduled or parked to another queue of the same table.
+
+    They keep their ids, times and records; places under limits and turns in groups are of the new queue from then on.
+    Those that are leased stay, and so do those whose dedup key is taken there. A key that is held for a time stays
+    with the queue that the job was put to. Ends, though others go on to put: later jobs stay.
+
+    Args:
+        engine: Where.
+        queue: From where.
+        target: To where.
+        ids: Only these; None for all.
+        most: How many, at most, those first that are due first, of each class of waiting rows; None for all.
+
+    Returns:
+        How many were moved; each slice of them is committed for itself, unless a transaction is open.
+
+    Raises:
+        ConfigurationError: The queues are one, or ``most`` is no number.
+    """
+    if queue.name == target.name:
+        raise ConfigurationError(f"{queue.name!r} is the queue that they are in: name another")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ConfigurationError(f"most is {most!r}; give a number of jobs, at least 1")
+    chosen = None if ids is None else list(dict.fromkeys(ids))
+    [[last]] = await engine.execute("upkeep.last_id", {}, protect=False)
+    if last is None:
+        return 0
+    values: dict[str, object] = {
+        "q_name": queue.name,
+        "target": target.name,
+        "channel": channel(target.name),
+        "last": last,
+    }
+    total = 0
+    if chosen is not None:
+        for start in range(0, len(chosen), SLICE):
+            left = SLICE if most is None else min(most - total, SLICE)
+            part: dict[str, object] = {**values, "ids": chosen[start : start + SLICE], "n": left}
+            total += await _move_slice(engine, queue, "ids", part) if left else 0
+        return total
+    for kind in KINDS:
+        while left := SLICE if most is None else min(most - total, SLICE):
+            moved = await _move_slice(engine, queue, kind, {**values, "n": left})
+            total += moved
+            if not moved:
+                break
+    return total
+
+
+async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: dict[str, object]) -> int:
+    async def work(s: CoreSession) -> int:
+        find, query = s.sql.upkeep.gates[kind], s.sql.upkeep.move[kind]
+        async with atomic(s):
+            # Keys are locked before rows, as everywhere: so nobody waits for us who is waited for by us.
+            before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := gate_of(headers))]
+            await lock_gates(engine, queue, s, before)
+            rows = await s.execute(query, query.bind(values))
+            gates = {row[0]: gate for row in rows if (gate := gate_of(row[1])) is not None}
+            await give_up(engine, queue, s, gates, locked=_within(gates.values(), before))
+        return len(rows)
+
+    for left in reversed(range(TRIES)):
+        try:
+            return await engine.run(work)
+        except InvalidData as exc:
+            if exc.sqlstate != "23505" or not left:
+                raise
+    return 0  # not reached
+
+
+def _within(gates: Iterable[dict[str, Any]], known: Sequence[dict[str, Any]]) -> bool:
+    """Whether all of these gates are among those whose keys are locked: the row may have been changed in between."""
+    return all(gate in known for gate in gates)
+
+
+async def archive(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
+    """Move finished rows that are kept in the table to the archive, a slice at a time; how many.
+
+    Args:
+        engine: Where.
+        queue: Whose.
+        older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
+    """
+    values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
+    moved, after = 0, 0
+    while True:
+        [[last, gone]] = await engine.execute("upkeep.archive_kept", {**values, "after": after})
+        moved += int(gone)
+        if last is None:
+            return moved
+        after = last

@@ -1,0 +1,50 @@
+"""Running a job again, at once, whatever has become of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pqcore.engine import Engine
+from pqcore.errors import JobNotFound
+from pqcore.identifiers import channel
+from pqcore.operations import letters, listing
+from pqcore.operations.finishing import without_batch
+from pqcore.settings import QueueSettings
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What became of a job that was to be run again.
+
+    Attributes:
+        id: The job.
+        state: Where it was; one of `pqcore.operations.listing.STATES`, or ``none``.
+        done: Whether it is due now.
+    """
+
+    id: int
+    state: str
+    done: bool
+
+
+async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
+    """Make a job due now, which then was dead, done, or scheduled for later.
+
+    It keeps its id. One that was dead or done begins with a clean record; what followed from it follows once
+    more, but for its batch, which has counted it. One that waits, is leased or parked is left as it is.
+    """
+    try:
+        job = await listing.whole(engine, job_id, queue)
+    except JobNotFound:
+        return Retried(job_id, "none", done=False)
+    values: dict[str, object] = {"id": job_id, "q_name": queue.name, "channel": channel(queue.name)}
+    if job.state == "dead":
+        return Retried(job_id, job.state, done=bool(await letters.revive(engine, queue, [job_id])))
+    if job.state == "done":
+        values["headers"] = without_batch(job.headers)
+        statement = "upkeep.rerun_archived" if job.place == "archive" else "upkeep.rerun_finished"
+    elif job.state == "scheduled":
+        statement = "upkeep.hasten"
+    else:
+        return Retried(job_id, job.state, done=False)
+    return Retried(job_id, job.state, done=bool(await engine.execute(statement, values)))
