@@ -34,6 +34,10 @@ class BackendNotInstalled(PQError, ImportError):
     """The backend is known, but its driver cannot be imported."""
 
 
+class SerializerNotInstalled(PQError, ImportError):
+    """The serializer is known, but the library that it needs cannot be imported."""
+
+
 class PluginError(PQError):
     """A plugin is broken, doubled, or made for another plugin API version."""
 

@@ -32,10 +32,12 @@ def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
 
 
 @hookspec(historic=True)
-def pqcore_register_serializers(register: Callable[[Serializer], None]) -> None:
+def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer]], None]) -> None:
     """Call ``register(serializer)`` for each serializer that the plugin brings.
 
-    Called once a plugin, when it is loaded.
+    Or with a class, which is constructed each time that it is chosen: that can fail, for want of
+    a library or a key, and be tried again.  A `pqcore.serializers.Wrapper` is always a class.
+    Called once a plugin, when it is loaded.  Import no library here.
     """
 
 

@@ -23,6 +23,7 @@ import pluggy
 from pqcore import hookspecs
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PluginError, UnknownBackend, UnknownSerializer
+from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +37,26 @@ PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
 """For a DSN with no backend named: the first of these that is installed, then any other."""
 
 
+class _Manager(pluggy.PluginManager):
+    """pluggy's, and what of it is remembered until a plugin comes or goes."""
+
+    def __init__(self, project: str) -> None:
+        super().__init__(project)
+        self.heard: dict[tuple[str, ...], bool] = {}
+
+    def register(self, plugin: object, name: str | None = None) -> str | None:
+        try:
+            return super().register(plugin, name)
+        finally:
+            self.heard.clear()
+
+    def unregister(self, plugin: object | None = None, name: str | None = None) -> Any:
+        try:
+            return super().unregister(plugin, name)
+        finally:
+            self.heard.clear()
+
+
 class Plugins:
     """The plugin manager, and what plugins have registered.
 
@@ -43,16 +64,15 @@ class Plugins:
     """
 
     def __init__(self) -> None:
-        self.manager = pluggy.PluginManager("pqcore")
+        self.manager = _Manager("pqcore")
         self.manager.add_hookspecs(hookspecs)
         self._broken: dict[tuple[str, str], PluginError] = {}
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
-        self._serializers: dict[str, Serializer] = {}
+        self._serializers: dict[str, Serializer | type[Serializer]] = {}
         self._loaded: set[tuple[str, str]] = set()
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         self._lock = threading.RLock()
         self._others_loaded = False
-        self._callers: dict[str, pluggy.HookCaller] = {}
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
 
@@ -188,22 +208,53 @@ class Plugins:
         return sorted({point.name for point in self._points(SERIALIZERS)} | set(self._serializers))
 
     def serializer(self, name: str) -> Serializer:
-        """The serializer of this name.
+        """The serializer of this name; ``'json+zstd'`` is the wrapper ``zstd`` around ``json``.
 
         Raises:
             UnknownSerializer: There is none.
             PluginError: Its plugin is broken.
+            SerializerNotInstalled: The library that it needs cannot be imported.
+            ConfigurationError: It needs something else: a key.
+        """
+        registered = self.registered_serializer(name)
+        inner, *layers = [name] if registered is not None else name.split("+")
+        registered = self.registered_serializer(inner)
+        if registered is None:
+            raise self._unknown_serializer(inner, name)
+        if is_wrapper(registered):
+            msg = f"serializer {inner!r} wraps another: write it after that, as in 'json+{inner}'"
+            raise UnknownSerializer(msg)
+        made = registered() if isinstance(registered, type) else registered
+        for layer in layers:
+            wrapper: Any = self.registered_serializer(layer)
+            if wrapper is None:
+                raise self._unknown_serializer(layer, name)
+            if not is_wrapper(wrapper):
+                msg = f"serializer {layer!r} wraps no other: in {name!r}, it can only be the first"
+                raise UnknownSerializer(msg)
+            made = wrapper(made)
+        return made
+
+    def registered_serializer(self, name: str) -> Serializer | type[Serializer] | None:
+        """What a plugin has registered under a name: a serializer, or a class; None if nothing was.
+
+        Raises:
+            PluginError: Its plugin is broken.
         """
         self._load(SERIALIZERS, name)
-        try:
-            return self._serializers[name]
-        except KeyError:
-            known = ", ".join(self.serializer_names())
-            msg = (
-                f"unknown serializer {name!r}; installed: {known} "
-                r"(a slash in a queue's own name is written '\/')"
-            )
-            raise UnknownSerializer(msg) from None
+        return self._serializers.get(name)
+
+    def serializer_points(self, name: str) -> list[importlib.metadata.EntryPoint]:
+        """The entry points of a serializer: one, or none if it was registered by hand; more are an error."""
+        return self._points(SERIALIZERS, name)
+
+    def _unknown_serializer(self, part: str, name: str) -> UnknownSerializer:
+        within = "" if part == name else f" in {name!r}"
+        known = ", ".join(self.serializer_names())
+        return UnknownSerializer(
+            f"unknown serializer {part!r}{within}; installed: {known} "
+            r"(a slash in a queue's own name is written '\/')"
+        )
 
     # Other hooks
 
@@ -216,13 +267,14 @@ class Plugins:
                 self._load(PLUGINS, name)
         self._others_loaded = True
 
-    def heard(self, hook: str) -> bool:
-        """Whether any plugin implements a hook; asked for each put, so it is to be quick."""
-        caller = self._callers.get(hook)
-        if caller is None:
+    def heard(self, *hooks: str) -> bool:
+        """Whether any plugin implements one of the hooks; asked for each put, so it is to be quick."""
+        found = self.manager.heard.get(hooks)
+        if found is None:
             self.load_others()
-            caller = self._callers[hook] = getattr(self.manager.hook, hook)
-        return bool(caller.get_hookimpls())
+            found = any(getattr(self.manager.hook, hook).get_hookimpls() for hook in hooks)
+            self.manager.heard[hooks] = found
+        return found
 
     # What plugins call, and how they are loaded
 
@@ -240,10 +292,11 @@ class Plugins:
             raise PluginError(msg)
         self._specs[key] = spec
 
-    def _add_serializer(self, serializer: Serializer) -> None:
-        known = self._serializers.setdefault(serializer.name, serializer)
-        if type(known) is not type(serializer):
-            msg = f"two plugins bring a serializer {serializer.name!r}: {known!r} and {serializer!r}"
+    def _add_serializer(self, serializer: Serializer | type[Serializer]) -> None:
+        name: str = getattr(serializer, "layer", "") if is_wrapper(serializer) else serializer.name
+        known = self._serializers.setdefault(name, serializer)
+        if _class(known) is not _class(serializer):
+            msg = f"two plugins bring a serializer {name!r}: {known!r} and {serializer!r}"
             raise PluginError(msg)
 
     def _candidates(self, mode: Mode, first: str | None = None) -> Iterable[BackendSpec]:
@@ -290,6 +343,15 @@ class Plugins:
     def _fail(self, group: str, name: str, error: PluginError) -> None:
         self._broken[group, name] = error
         raise error
+
+
+def is_wrapper(serializer: object) -> bool:
+    """Whether what was registered is a class of serializers that wrap others."""
+    return isinstance(serializer, type) and issubclass(serializer, Wrapper)
+
+
+def _class(serializer: object) -> type:
+    return serializer if isinstance(serializer, type) else type(serializer)
 
 
 def _importable(spec: BackendSpec) -> bool:

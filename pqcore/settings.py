@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from logging import getLogger
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pqcore.dialect import Retention
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
     PayloadTooLarge,
+    PQError,
     SerializationError,
     UnsafeSerializer,
 )
-from pqcore.identifiers import MAX_QUEUE_NAME, TableName, check_text, split_queue_name
+from pqcore.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
 from pqcore.operations.bounds import LowerBound
 from pqcore.plugins import plugins
-from pqcore.serializers import Serializer, json_encode, pickle_dumps, pickle_loads
+from pqcore.serializers import Serializer, authenticates, json_encode, pickle_dumps, pickle_loads, stored_name
 from pqcore.timespec import seconds
 
 logger = getLogger("pqcore")
@@ -28,8 +29,7 @@ SHORTEST_POLL = 0.01
 """Seconds: a waiter that looks more often keeps the server busy."""
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A job's data, ready to be stored."""
 
     data: str | None
@@ -51,12 +51,13 @@ class QueueSettings:
 
     Attributes:
         name: The queue's name, without the serializer's.
+        channel: On which puts into it are notified.
         timeout: Seconds that `get` waits if not told otherwise.
         poll_interval: Seconds after which a waiter looks, woken or not.
         retention: What becomes of a finished row: ``"keep"`` marks it,
             ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
         serializer: The serializer, or its name, where the queue's name does not tell; JSON by default.
-        accept: Names of further serializers whose rows this queue reads.
+        accept: Further serializers, or their names, whose rows this queue reads.
         rate: How many jobs may be leased in a time, by all workers together: ``"100/1m"``;
             None for as many as there are.  Up to so many at once, after a pause.
         max_size: Bytes of encoded data that a job may have.
@@ -69,7 +70,7 @@ class QueueSettings:
     timeout: float = 1
     poll_interval: float = 1
     retention: Retention = "keep"
-    accept: tuple[str, ...] = ()
+    accept: tuple[str | Serializer, ...] = ()
     max_size: int = 2**28
     rate: str | None = None
     cursor_kwargs: Mapping[str, Any] = {}
@@ -89,13 +90,14 @@ class QueueSettings:
             name, suffix = split_queue_name(check_text(name, "queue name"))
         self.bound = LowerBound()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
+        self.channel = channel(self.name)
         self.table = table
         self.serializer_name = "json"
         if serializer is None:
             serializer = options.get("serializer", self.serializer) if suffix is None else suffix
         self._use(serializer)
         for option, value in options.items():
-            if option.startswith("_") or option in ("name", "table", "serializer_name"):
+            if option.startswith("_") or option in ("name", "channel", "table", "serializer_name"):
                 msg = f"not an option of a queue: {option!r}"
                 raise ConfigurationError(msg)
             if option != "serializer":
@@ -116,6 +118,22 @@ class QueueSettings:
         if isinstance(self.accept, str):
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
+        for each in self.accept:
+            if not isinstance(each, str) and (isinstance(each, type) or not hasattr(each, "loads")):
+                msg = f"accept has {each!r}; give serializers, or their names"
+                raise ConfigurationError(msg)
+
+    @property
+    def encodes_as_is(self) -> bool:
+        """Whether data become JSON by pqcore's own encoder, and nothing else."""
+        return self.serializer is None and self.dumps is _identity and self.encode is json_encode
+
+    @property
+    def writes_json(self) -> bool:
+        """Whether all that `encode_row` gives is known to be JSON: by an encoder of ours, or one that says so."""
+        if self.serializer is None:
+            return self.encode is json_encode
+        return bool(getattr(self.serializer, "valid_json", False))
 
     @property
     def bucket(self) -> tuple[int, float]:
@@ -140,8 +158,11 @@ class QueueSettings:
                 self.dumps, self.loads = self.converters[serializer]
                 return
             serializer = plugins.serializer(serializer)
+        elif isinstance(serializer, type):
+            msg = f"serializer is the class {serializer.__qualname__}; give an instance: {serializer.__qualname__}(...)"
+            raise ConfigurationError(msg)
         self.serializer = serializer
-        self.serializer_name = serializer.name
+        self.serializer_name = stored_name(serializer)
 
     def encode_row(self, data: Any) -> Encoded:
         """Encode a job's data.
@@ -152,7 +173,10 @@ class QueueSettings:
         """
         serializer = self.serializer
         try:
-            raw: Any = self.encode(self.dumps(data)) if serializer is None else serializer.dumps(data)
+            if serializer is not None:
+                raw: Any = serializer.dumps(data)
+            else:
+                raw = self.encode(data if self.dumps is _identity else self.dumps(data))
         except Exception as exc:
             kind = f"{type(data).__module__}.{type(data).__qualname__}"
             msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {exc}"
@@ -193,12 +217,10 @@ class QueueSettings:
                 if self.serializer is None:
                     return self.loads(self.decode(raw))  # type: ignore[arg-type]
                 return self.serializer.loads(raw)
-            if written_by == "json":  # safe to read, whoever wrote it
+            if self.accept and (loads := self._accepted(written_by)) is not None:
+                return loads(raw)
+            if written_by == "json" and not authenticates(self.serializer):  # safe to read, whoever wrote it
                 return self.decode(raw)  # type: ignore[arg-type]
-            if written_by in self.accept:
-                if written_by in self.converters:
-                    return self.converters[written_by][1](self.decode(raw))  # type: ignore[arg-type]
-                return plugins.serializer(written_by).loads(raw)
         except Exception as exc:
             msg = f"queue {self.name!r}: job {job_id} is not valid {written_by}: {exc}"
             raise DeserializationError(msg) from exc
@@ -207,6 +229,24 @@ class QueueSettings:
             f"open the queue as {self.name + '/' + written_by!r}, or pass accept=({written_by!r},) if that is safe"
         )
         raise UnsafeSerializer(msg)
+
+    def _accepted(self, written_by: str) -> Callable[[Any], Any] | None:
+        """What decodes the rows of another serializer, if that is accepted."""
+        for each in self.accept:
+            if not isinstance(each, str) and stored_name(each) == written_by:
+                return each.loads
+        if written_by in self.accept:
+            if written_by in self.converters:
+                loads = self.converters[written_by][1]
+                return lambda raw: loads(self.decode(raw))
+            return self.decode if written_by == "json" else plugins.serializer(written_by).loads
+        for each in self.accept:  # or by the name of another that reads the same
+            if isinstance(each, str) and each not in self.converters:
+                with suppress(PQError):
+                    found = plugins.serializer(each)
+                    if stored_name(found) == written_by:
+                        return found.loads
+        return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} in {self.table}>"

@@ -169,7 +169,7 @@ def test_listing_what_is_installed_imports_no_driver() -> None:
     """)
     assert found == []
     assert backends == ["psycopg blocking", "psycopg async", "asyncpg async", "psycopg2 blocking"]
-    assert serializers == ["json", "pickle"]
+    assert {"json", "pickle", "msgpack", "zstd"} <= set(serializers)
 
 
 def test_importing_pqcore_imports_no_backend() -> None:
@@ -349,7 +349,7 @@ def test_a_broken_serializer_troubles_only_who_chooses_it(tmp_path: Path) -> Non
         """,
         tmp_path,
     )
-    assert names == ["acme", "json", "pickle", "psycopg2"]
+    assert {"acme", "json", "pickle", "psycopg2"} <= set(names)
     assert errors == ["ZeroDivisionError"] * 3
     assert chosen.startswith("psycopg2 ")  # a backend of that name is another thing
 
@@ -423,7 +423,7 @@ def test_two_serializers_of_one_name_are_refused() -> None:
     assert not fresh.manager.is_registered(rival)
     known: Any = fresh.serializer("acme")
     assert type(known) is First
-    with pytest.raises(UnknownSerializer, match="acme, json, pickle"):
+    with pytest.raises(UnknownSerializer, match=r"installed: acme, .*json, .*pickle"):
         fresh.serializer("nonsense")
 
 

@@ -12,9 +12,10 @@ from pqcore.errors import (
     InvalidTimeSpec,
     PluginError,
     PQError,
+    SerializerNotInstalled,
 )
 
-_WRONG = (BackendNotInstalled, ConfigurationError, InvalidName, InvalidTimeSpec, PluginError)
+_WRONG = (BackendNotInstalled, ConfigurationError, InvalidName, InvalidTimeSpec, PluginError, SerializerNotInstalled)
 _DSN = "pqcore.dsn"
 
 

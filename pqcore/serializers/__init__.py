@@ -1,0 +1,69 @@
+"""What turns a job's data into what a row holds, and back.
+
+A serializer writes either JSON text, kept in the row's ``data`` column, or bytes,
+kept in ``payload``.  The row also says what it was written as, so a queue can
+change while rows wait.  A row never chooses what is *run*: one written as
+something else is read only if the queue accepts that by name.
+
+Those that need a library are imported when they are first asked for, and import
+that library when they are constructed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pqcore.serializers.pickles import Pickle, pickle_dumps, pickle_loads
+from pqcore.serializers.plain_json import Json, json_encode
+from pqcore.serializers.protocol import Serializer, authenticates, stored_name
+from pqcore.serializers.wrapping import Wrapper
+
+if TYPE_CHECKING:
+    from pqcore.serializers.compression import Zstd
+    from pqcore.serializers.encryption import Fernet
+    from pqcore.serializers.signed_pickles import SignedPickle
+    from pqcore.serializers.with_cbor2 import Cbor2
+    from pqcore.serializers.with_msgpack import Msgpack
+    from pqcore.serializers.with_msgspec import MsgspecJson, MsgspecMsgpack
+    from pqcore.serializers.with_orjson import Orjson
+    from pqcore.serializers.with_pydantic import PydanticJson
+
+__all__ = [
+    "Cbor2",
+    "Fernet",
+    "Json",
+    "Msgpack",
+    "MsgspecJson",
+    "MsgspecMsgpack",
+    "Orjson",
+    "Pickle",
+    "PydanticJson",
+    "Serializer",
+    "SignedPickle",
+    "Wrapper",
+    "Zstd",
+    "authenticates",
+    "json_encode",
+    "pickle_dumps",
+    "pickle_loads",
+    "stored_name",
+]
+
+_LATER = {
+    "Cbor2": "with_cbor2",
+    "Fernet": "encryption",
+    "Msgpack": "with_msgpack",
+    "MsgspecJson": "with_msgspec",
+    "MsgspecMsgpack": "with_msgspec",
+    "Orjson": "with_orjson",
+    "PydanticJson": "with_pydantic",
+    "SignedPickle": "signed_pickles",
+    "Zstd": "compression",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

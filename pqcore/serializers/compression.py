@@ -1,0 +1,69 @@
+"""Compression."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pqcore.errors import ConfigurationError
+from pqcore.hookspecs import hookimpl
+from pqcore.serializers.libraries import library
+from pqcore.serializers.protocol import Serializer
+from pqcore.serializers.wrapping import Wrapper
+
+
+class Zstd(Wrapper):
+    """Zstandard, by zstandard.
+
+    Args:
+        inner: The serializer whose bytes are compressed, or its name; JSON by default.
+        level: From 1, the fastest, to 22.
+        max_size: Bytes before compression, at most.  More are refused by ``put``; a row that
+            would become more is refused before it is decompressed.
+
+    Raises:
+        ConfigurationError: ``level`` or ``max_size`` is out of range.
+        SerializerNotInstalled: There is no zstandard.
+    """
+
+    layer = "zstd"
+
+    def __init__(self, inner: Serializer | str | None = None, *, level: int = 3, max_size: int = 2**28) -> None:
+        super().__init__(inner)
+        self._zstd = library("zstandard", serializer=self.layer, extra="zstd")
+        if not isinstance(level, int) or not 1 <= level <= self._zstd.MAX_COMPRESSION_LEVEL:
+            raise ConfigurationError(f"level is {level!r}; give a number from 1 to {self._zstd.MAX_COMPRESSION_LEVEL}")
+        if not isinstance(max_size, int) or max_size < 1:
+            raise ConfigurationError(f"max_size is {max_size!r}; give a number of bytes")
+        self.level, self.max_size = level, max_size
+        self._local = threading.local()  # zstandard's objects are for one thread, and dear to make
+
+    def wrap(self, raw: bytes) -> bytes:
+        self._check(len(raw))
+        if not hasattr(self._local, "compressor"):
+            self._local.compressor = self._zstd.ZstdCompressor(level=self.level)
+        compressed: bytes = self._local.compressor.compress(raw)
+        return compressed
+
+    def unwrap(self, raw: bytes) -> bytes:
+        size = self._zstd.frame_content_size(raw)
+        if size < 0:
+            raise ValueError("the compressed data does not say how large it becomes: store the size in zstd's frame")
+        self._check(size)
+        if not hasattr(self._local, "decompressor"):
+            self._local.decompressor = self._zstd.ZstdDecompressor()
+        # Never more than the frame says: zstd fails if there is.
+        decompressed: bytes = self._local.decompressor.decompress(raw, allow_extra_data=False)
+        return decompressed
+
+    def _check(self, size: int) -> None:
+        if size > self.max_size:
+            msg = f"{size} bytes before compression, more than {self.max_size}: if that is right, give Zstd a max_size"
+            raise ValueError(msg)
+
+
+@hookimpl
+def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
+    """Bring `Zstd`."""
+    register(Zstd)

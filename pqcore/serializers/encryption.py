@@ -1,0 +1,85 @@
+"""Encryption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pqcore.errors import ConfigurationError
+from pqcore.hookspecs import hookimpl
+from pqcore.serializers.keys import counted, find_keys
+from pqcore.serializers.libraries import library
+from pqcore.serializers.protocol import Serializer
+from pqcore.serializers.wrapping import Wrapper
+
+VARIABLE = "PQCORE_FERNET_KEYS"
+_MAKE = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+
+
+class Fernet(Wrapper):
+    """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256; what is stored is a token.
+
+    A token does not say for which job it was made: who can write rows can copy one.
+
+    Args:
+        inner: The serializer whose bytes are encrypted, or its name; JSON by default.
+        keys: The first encrypts; any is good for reading.  Without them, those of the
+            environment variable PQCORE_FERNET_KEYS, divided by commas.
+
+    Raises:
+        ConfigurationError: There is no key, or one is none of Fernet's.
+        SerializerNotInstalled: There is no cryptography.
+    """
+
+    layer = "fernet"
+    safe = True  # as it was written by somebody who has a key
+    authenticates = True
+
+    def __init__(self, inner: Serializer | str | None = None, *, keys: Sequence[str | bytes] | None = None) -> None:
+        super().__init__(inner)
+        fernet = library("cryptography.fernet", serializer=self.layer, extra="fernet")
+        found = find_keys(keys, VARIABLE, "Fernet", _MAKE)
+        self._invalid = fernet.InvalidToken
+        self._count = len(found)
+        self._fernet = fernet.MultiFernet([_made(fernet.Fernet, key, number) for number, key in enumerate(found, 1)])
+
+    def loads(self, raw: Any) -> Any:
+        plain = self.unwrap(raw)
+        try:
+            return self.inner.loads(plain if self.inner.binary else plain.decode())
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it may contain what was encrypted
+            problem = type(exc).__name__
+        # Outside of the except clause: the error itself is to be in no traceback.
+        raise ValueError(f"it was decrypted, and is not valid {self.inner.name} ({problem})")
+
+    def wrap(self, raw: bytes) -> bytes:
+        token: bytes = self._fernet.encrypt(raw)
+        return token
+
+    def unwrap(self, raw: bytes) -> bytes:
+        try:
+            plain: bytes = self._fernet.decrypt(raw)
+        except self._invalid:
+            msg = (
+                f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "
+                f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
+            )
+            raise ValueError(msg) from None
+        return plain
+
+    def __repr__(self) -> str:
+        return f"<{self.name} with {counted(self._count)}>"
+
+
+def _made(fernet: Any, key: bytes, number: int) -> Any:
+    try:
+        return fernet(key)
+    except ValueError:  # its message, or what it was raised from, might show the key
+        pass
+    raise ConfigurationError(f"Fernet: key {number} is not 32 bytes in URL-safe base64; make one with {_MAKE}")
+
+
+@hookimpl
+def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
+    """Bring `Fernet`."""
+    register(Fernet)

@@ -1,0 +1,100 @@
+"""JSON and MessagePack by msgspec, of any data or of one type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pqcore.hookspecs import hookimpl
+from pqcore.serializers.libraries import library
+from pqcore.serializers.plain_json import refuse_not_finite
+
+
+class _Msgspec:
+    name = "msgspec"
+    safe = True
+    _format = "json"
+
+    def __init__(
+        self,
+        type: Any = Any,  # noqa: A002 - as msgspec names it
+        *,
+        strict: bool = True,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self._msgspec = library("msgspec", serializer=self.name, extra="msgspec")
+        codec = library(f"msgspec.{self._format}", serializer=self.name, extra="msgspec")
+        self._type, self._enc_hook = type, enc_hook
+        self._encode = codec.Encoder(enc_hook=enc_hook).encode
+        self._decode = codec.Decoder(type, strict=strict, dec_hook=dec_hook).decode
+
+    def _encoded(self, value: Any) -> bytes:
+        raw: bytes = self._encode(value)
+        if self._type is not Any:
+            self._decode(raw)  # msgspec checks types when it reads: what could not be read is not written
+        return raw
+
+    def loads(self, raw: Any) -> Any:
+        return self._decode(raw)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>" if self._type is Any else f"<{self.name} of {self._type!r}>"
+
+
+class MsgspecJson(_Msgspec):
+    """JSON, by msgspec: of what JSON has, or of one type.
+
+    Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
+
+    Args:
+        type: What comes back: a ``msgspec.Struct``, a dataclass, a ``TypedDict``, a union of
+            those, whatever msgspec knows.  Data that does not fit is refused, by ``put``, and
+            when a row is read.  Without it, any data.
+        strict: False to convert where types differ: ``"1"`` for an int.
+        enc_hook: Called for what msgspec cannot encode.
+        dec_hook: Called with a type that msgspec does not know, and the value.
+
+    Raises:
+        SerializerNotInstalled: There is no msgspec.
+    """
+
+    stored_as = "json"
+    binary = False
+
+    def dumps(self, value: Any) -> str:
+        raw = self._encoded(value)
+        if b"null" in raw:
+            refuse_not_finite(self._msgspec.to_builtins(value, enc_hook=self._enc_hook), raw)
+        return raw.decode()
+
+
+class MsgspecMsgpack(_Msgspec):
+    """MessagePack, by msgspec: with bytes and datetimes, or of one type.
+
+    Rows are those of `Msgpack`.
+
+    Args:
+        type: As for `MsgspecJson`.
+        strict: As for `MsgspecJson`.
+        enc_hook: As for `MsgspecJson`.
+        dec_hook: As for `MsgspecJson`.
+
+    Raises:
+        SerializerNotInstalled: There is no msgspec.
+    """
+
+    name = "msgspec-msgpack"
+    stored_as = "msgpack"
+    binary = True
+    _format = "msgpack"
+
+    def dumps(self, value: Any) -> bytes:
+        return self._encoded(value)
+
+
+@hookimpl
+def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
+    """Bring `MsgspecJson` and `MsgspecMsgpack`."""
+    register(MsgspecJson)
+    register(MsgspecMsgpack)

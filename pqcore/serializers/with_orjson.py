@@ -1,0 +1,48 @@
+"""JSON, by orjson."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pqcore.hookspecs import hookimpl
+from pqcore.serializers.libraries import library
+from pqcore.serializers.plain_json import refuse_not_finite
+
+
+class Orjson:
+    """JSON, by orjson: also of dataclasses, datetimes, UUIDs and enums, which come back as JSON has them.
+
+    Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
+
+    Args:
+        default: Called for what orjson cannot encode; returns something that it can.
+        option: orjson's options, such as ``orjson.OPT_NON_STR_KEYS``.
+
+    Raises:
+        SerializerNotInstalled: There is no orjson.
+    """
+
+    name = "orjson"
+    stored_as = "json"
+    binary = False
+    safe = True
+
+    def __init__(self, *, default: Callable[[Any], Any] | None = None, option: int = 0) -> None:
+        orjson = library("orjson", serializer=self.name, extra="orjson")
+        self._dumps, self._loads = orjson.dumps, orjson.loads
+        self._default, self._option = default, option
+
+    def dumps(self, value: Any) -> str:
+        raw: bytes = self._dumps(value, self._default, self._option)
+        refuse_not_finite(value, raw)
+        return raw.decode()
+
+    def loads(self, raw: Any) -> Any:
+        return self._loads(raw)
+
+
+@hookimpl
+def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
+    """Bring `Orjson`."""
+    register(Orjson)

@@ -1,0 +1,75 @@
+"""JSON of one type, by pydantic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pqcore.serializers.libraries import library
+
+
+class PydanticJson:
+    """JSON of a type that pydantic knows: a model, a dataclass, a ``TypedDict``, a union of those.
+
+    Rows are plain JSON, by aliases, without computed fields.  NaN and infinity are
+    refused, unless a model has them as strings.  What does not fit the type is refused,
+    by ``put``, and when a row is read; the message tells where, and not the values.
+
+    Args:
+        type: What comes back.
+
+    Raises:
+        SerializerNotInstalled: There is no pydantic.
+    """
+
+    name = "pydantic"
+    stored_as = "json"
+    binary = False
+    safe = True
+
+    def __init__(self, type: Any) -> None:  # noqa: A002 - as pydantic names it
+        pydantic = library("pydantic", serializer=self.name, extra="pydantic")
+        self._type, self._invalid = type, pydantic.ValidationError
+        self._adapter = pydantic.TypeAdapter(type)
+
+    def dumps(self, value: Any) -> str:
+        value = self._checked(self._adapter.validate_python, value)
+        raw: bytes = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings=False)
+        # A model is not checked again when it is given, nor when it was changed: what could not be read is not written.
+        self._checked(self._adapter.validate_json, raw)
+        if b"null" in raw or b"NaN" in raw or b"Infinity" in raw:
+            plain = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
+            _refuse_lost_numbers(plain, json.loads(raw, parse_constant=_refuse_constant))
+        return raw.decode()
+
+    def loads(self, raw: Any) -> Any:
+        return self._checked(self._adapter.validate_json, raw)
+
+    def _checked(self, validate: Any, value: Any) -> Any:
+        try:
+            return validate(value)
+        except self._invalid as exc:
+            problems = exc.errors(include_url=False, include_context=False, include_input=False)
+        # Outside of the except clause: pydantic's own error, with the values, is to be in no traceback.
+        told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the data'}: {each['msg']}" for each in problems)
+        raise ValueError(f"it is no {getattr(self._type, '__qualname__', self._type)}: {told}")
+
+    def __repr__(self) -> str:
+        return f"<{self.name} of {self._type!r}>"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_lost_numbers(value: Any, written: Any) -> None:
+    """Refuse NaN and infinity of which pydantic made a null, as it does unless a model says otherwise."""
+    if isinstance(value, float) and written is None:
+        _refuse_constant(str(value))
+    if isinstance(value, dict) and isinstance(written, dict):
+        value, written = value.values(), written.values()
+    elif isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or not isinstance(written, list):
+        return
+    for each, one in zip(value, written, strict=False):  # a type may be written in a way of its own
+        _refuse_lost_numbers(each, one)
