@@ -69,10 +69,9 @@ class Parameters:
         encoded = (json.dumps(DATA).replace("\\", "\\\\") for _ in range(self.batch))
         return "".join([f"{line}{data}\n" for data in encoded])
 
-    def arrays(self) -> tuple[Any, ...]:
-        """The parameters of ``put_many``."""
-        data = [json.dumps(DATA) for _ in range(self.batch)]
-        return values(self.statements.put_many, data=data, payload=[None] * self.batch)
+    def items(self) -> str:
+        """A batch, as ``put_many`` takes it."""
+        return f"[{','.join([json.dumps(DATA) for _ in range(self.batch)])}]"
 
     def keep(self, rows: Any) -> None:
         """Read what was taken."""
@@ -85,7 +84,7 @@ class BareSession(Parameters):
     """The session of a backend itself, for which nobody has written a bare loop."""
 
     how = "its own session in a loop"
-    bulk = ("unnest",)
+    bulk = ("the statement",)
 
     def __init__(self, statements: Statements, batch: int, session: Any) -> None:
         super().__init__(statements, batch)
@@ -104,8 +103,7 @@ class BareSession(Parameters):
 
     def put_many(self) -> None:
         query = self.statements.put_many
-        data = [json.dumps(DATA) for _ in range(self.batch)]
-        self._session.execute(query, self.arguments(query, data=data, payload=[None] * self.batch))
+        self._session.execute(query, self.arguments(query, items=self.items()))
 
     def get(self) -> None:
         self.keep(self._session.execute(self.statements.get, self._one))
@@ -140,8 +138,7 @@ class BareAsyncSession(BareSession):
 
     async def put_many(self) -> None:  # type: ignore[override]
         query = self.statements.put_many
-        data = [json.dumps(DATA) for _ in range(self.batch)]
-        await self._session.execute(query, self.arguments(query, data=data, payload=[None] * self.batch))
+        await self._session.execute(query, self.arguments(query, items=self.items()))
 
     async def get(self) -> None:  # type: ignore[override]
         self.keep(await self._session.execute(self.statements.get, self._one))

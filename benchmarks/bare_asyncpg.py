@@ -8,7 +8,7 @@ from typing import Any
 
 from .acts import DATA
 from .bare import COLUMNS, Parameters
-from .statements import Statements
+from .statements import Statements, values
 from .turns import QUEUE
 
 
@@ -16,7 +16,7 @@ class BareAsyncpg(Parameters):
     """Prepared statements, fetched."""
 
     how = "asyncpg, prepared statements"
-    bulk = ("COPY", "COPY of text", "unnest")
+    bulk = ("COPY", "COPY of text", "the statement")
 
     def __init__(self, statements: Statements, batch: int, connection: Any, prepared: dict[str, Any]) -> None:
         super().__init__(statements, batch)
@@ -35,8 +35,8 @@ class BareAsyncpg(Parameters):
 
     async def put_many(self) -> None:
         place = self.statements.place
-        if self.chosen == "unnest":
-            await self._put_many.fetch(*self.arrays())
+        if self.chosen == "the statement":
+            await self._put_many.fetch(*values(self.statements.put_many, items=self.items()))
         elif self.chosen == "COPY":
             rows = [(QUEUE, "json", json.dumps(DATA)) for _ in range(self.batch)]
             await self._connection.copy_records_to_table(

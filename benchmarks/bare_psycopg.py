@@ -9,14 +9,14 @@ import psycopg
 
 from .acts import DATA
 from .bare import Parameters
-from .statements import Statements
+from .statements import Statements, values
 from .turns import QUEUE
 
 
 class _Encoded(Parameters):
     """Statements as psycopg's raw cursors take them."""
 
-    bulk = ("COPY", "COPY by rows", "unnest")
+    bulk = ("COPY", "COPY by rows", "the statement")
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch)
@@ -53,8 +53,10 @@ class BarePsycopg(_Encoded):
         self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True).fetchone()
 
     def put_many(self) -> None:
-        if self.chosen == "unnest":
-            self._cursor.execute(self._put_many, self.arrays(), prepare=True).fetchall()
+        if self.chosen == "the statement":
+            self._cursor.execute(
+                self._put_many, values(self.statements.put_many, items=self.items()), prepare=True
+            ).fetchall()
             return
         with self._cursor.copy(self._copy) as copy:
             if self.chosen == "COPY":
@@ -106,8 +108,10 @@ class BareAsyncPsycopg(_Encoded):
         await self._cursor.fetchone()
 
     async def put_many(self) -> None:
-        if self.chosen == "unnest":
-            await self._cursor.execute(self._put_many, self.arrays(), prepare=True)
+        if self.chosen == "the statement":
+            await self._cursor.execute(
+                self._put_many, values(self.statements.put_many, items=self.items()), prepare=True
+            )
             await self._cursor.fetchall()
             return
         async with self._cursor.copy(self._copy) as copy:

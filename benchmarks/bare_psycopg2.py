@@ -10,7 +10,7 @@ import psycopg2.extras
 
 from .acts import DATA
 from .bare import COLUMNS, Parameters
-from .statements import Statements
+from .statements import Statements, values
 from .turns import QUEUE
 
 
@@ -18,7 +18,7 @@ class BarePsycopg2(Parameters):
     """PREPARE and EXECUTE by hand, on a plain cursor in autocommit."""
 
     how = "psycopg2, EXECUTE of a prepared statement"
-    bulk = ("COPY", "unnest", "execute_values")
+    bulk = ("COPY", "the statement", "execute_values")
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch)
@@ -48,8 +48,8 @@ class BarePsycopg2(Parameters):
     def put_many(self) -> None:
         if self.chosen == "COPY":
             self._cursor.copy_expert(self.copy, io.StringIO(self.text()))
-        elif self.chosen == "unnest":
-            self._cursor.execute(self._put_many, self.arrays())
+        elif self.chosen == "the statement":
+            self._cursor.execute(self._put_many, values(self.statements.put_many, items=self.items()))
             self._cursor.fetchall()
         else:
             rows = [(QUEUE, "json", json.dumps(DATA)) for _ in range(self.batch)]

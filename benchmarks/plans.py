@@ -12,6 +12,7 @@ Takes some minutes. Uses, and drops, a schema of its own in the database that it
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from psycopg import sql
 from pqcore import PQ
 from pqcore.dialect import REACH, Dialect
 from pqcore.identifiers import TableName
+from pqcore.operations.bounds import LowerBound
 from pqcore.statement import Query
 from pqcore_backends.embedded import EmbeddedServer
 
@@ -205,8 +207,10 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
         "delay": None,
         "age": 300.0,
         "after": 0,
+        "bound": LowerBound().value(),
     }
-    several = {"data": ["{}"] * MANY, "payload": [None] * MANY}
+    several = {"items": json.dumps([{}] * MANY)}
+    encoded = {"items": json.dumps(["{}"] * MANY), "binary": False}
     lease = f"UPDATE {TABLE} SET leased_until = now() + interval '1 hour', attempts = attempts + 1 WHERE id IN ({{}})"
     removed = f"DELETE FROM {TABLE} WHERE id = {ids[0]}"
     archived = f"INSERT INTO {ARCHIVE} VALUES ({ids[0]}, 'jobs', now(), now(), NULL, NULL, '{{}}', 1)"
@@ -231,7 +235,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     last = [Subject(name, fixed.pop(name), values) for name in [*fixed] if name.startswith(MEASURING)]
     for finish in ("keep", "delete", "archive", "lease"):
         for n in (1, MANY):
-            for pick in ("ordered", "unguarded", "merged"):
+            for pick in ("ordered", "bounded", "unguarded", "merged"):
                 query = DIALECT.take(pick, finish, n)
                 yield Subject(query.name, query, values)
     for name, query in fixed.items():
@@ -240,8 +244,9 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
                 tokens = [number + 1 for number in attempts[:n]]
                 setup = lease.format(", ".join(map(str, ids[:n])))
                 yield Subject(f"{name} of {n}", query, {**values, "ids": [*ids[:n]], "tokens": tokens}, (setup,))
-        elif name == "put_many":
-            yield Subject(f"{name} of {MANY}", query, {**values, **several})
+        elif name in ("put_many", "put_many_encoded"):
+            more = several if name == "put_many" else encoded
+            yield Subject(f"{name} of {MANY}", query, {**values, **more})
         else:
             yield Subject(name, query, values, before.get(name, ()))
     yield from sorted(last, key=lambda subject: subject.name == "clear")

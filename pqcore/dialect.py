@@ -69,6 +69,9 @@ _HIDDEN_ORDER = f"{OUT_AT}, id"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
 _FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
 
+# What a waiter locks: the seed is of these locks alone.
+_WAITED = "hashtextextended(channel, 7071)"
+
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
     # The inner LIMIT, a constant, tells the planner that few rows are wanted.  The outer one, which it
@@ -116,6 +119,8 @@ WITH picked AS (
 )"""
 
 
+# The five parts of a bound in one text: a driver takes longer over each parameter than the server over splitting one.
+_AFTER = "(string_to_array(:bound::text, ' '))"
 _PICKS: dict[Pick, Callable[[int], str]] = {
     "ordered": lambda n: _ordered(
         n,
@@ -125,9 +130,9 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
     # Begins where the last one left off: what lies before is not looked at (see pqcore.operations.bounds).
     "bounded": lambda n: _ordered(
         n,
-        urgent=" AND (expected_at, enqueued_at, id) > (:after_expected::text::timestamptz,"
-        " :after_enqueued::text::timestamptz, :after_urgent::bigint)",
-        ready=f" AND ({DUE_AT}, id) > (:after_due::text::timestamptz, :after_ready::bigint)",
+        urgent=f" AND (expected_at, enqueued_at, id) > ({_AFTER}[1]::timestamptz, {_AFTER}[2]::timestamptz,"
+        f" {_AFTER}[3]::bigint)",
+        ready=f" AND ({DUE_AT}, id) > ({_AFTER}[4]::timestamptz, {_AFTER}[5]::bigint)",
     ),
     "unguarded": _ordered,
     "merged": _merged,
@@ -199,6 +204,16 @@ SELECT q_name,
 FROM ({classes}) AS waiting GROUP BY q_name ORDER BY q_name"""
 
 
+def _put_many(stored: str, items: str) -> str:
+    return (
+        "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
+        f" headers, group_key) SELECT :q_name::text, {stored}, :serializer::text, statement_timestamp(), {TIMES},"
+        " :headers::text::json, :group_key::text"
+        f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
+        " SELECT min(id), count(*), CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id) END FROM put"
+    )
+
+
 class Dialect:
     """The statements of one table, in one driver's paramstyle.
 
@@ -233,16 +248,21 @@ class Dialect:
             + ") RETURNING id",
             hot=True,
         )
-        # Ids are drawn in the order of the arrays: a column default is computed above the Sort.
+        # All rows in one text, a JSON array, and all ids in one value, which is NULL where none is left out between
+        # the first and the last: a driver takes longer over 5,000 values than the server over splitting them.  Ids
+        # are drawn in order: a column default is computed above the Sort.
         self.put_many = compiled(
-            "put_many",
-            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
-            " headers, group_key)"
-            " SELECT :q_name::text, item.data::json, item.payload, :serializer::text, statement_timestamp(), "
-            + TIMES
-            + ", :headers::text::json, :group_key::text"
-            " FROM unnest(:data::text[], :payload::bytea[]) WITH ORDINALITY AS item (data, payload, place)"
-            " ORDER BY place RETURNING id",
+            "put_many", _put_many("item.value, NULL", "json_array_elements(:items::text::json)"), hot=True
+        )
+        # The same of elements that are strings, of which each is read by itself: bytes, or text that may not be JSON.
+        self.put_many_encoded = compiled(
+            "put_many_encoded",
+            _put_many(
+                "CASE WHEN NOT :binary::boolean THEN item.value::json END,"
+                " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END",
+                "json_array_elements_text(:items::text::json)",
+            ),
+            hot=True,
         )
         # Reads only. Tells why a take came back empty, and when it is worth another look.
         self.why_empty = compiled(
@@ -333,6 +353,31 @@ SELECT max(id), count(*) FROM gone""",
         )
         self.tasks = TaskStatements(compiled)
         self.ping = compiled("ping", "SELECT 1")
+        # The lock of one who waits on a channel, which the trigger looks for (see 0005_notify_who_waits.sql).
+        # Putters hold the exclusive one within an expression only, so it is not waited for long. Gives no
+        # row, and takes no lock, where LISTEN is not in force: a pooler gave us another server's connection.
+        self.attend = compiled(
+            "attend",
+            f"SELECT pg_advisory_lock_shared({_WAITED})::text FROM pg_listening_channels() AS channel"
+            " WHERE channel = :channel::text",
+        )
+        # One who was counted twice, as where the answer got lost, stays: then puts notify in vain.
+        self.unattend = compiled(
+            "unattend", f"SELECT pg_advisory_unlock_shared({_WAITED}) FROM unnest(:channels::text[]) AS channel"
+        )
+        # Gives no row on a connection that listens to nothing.
+        self.listening = compiled("listening", "SELECT channel FROM pg_listening_channels() AS channel LIMIT 1")
+        # The trigger does not see locks of its own session: one who waits on the connection that others put on
+        # is told of all puts on it. What the user has set is left as it is.
+        self.notify_always = compiled(
+            "notify_always",
+            "SELECT set_config('pqcore.notify', 'always', false)"
+            " WHERE coalesce(current_setting('pqcore.notify', true), '') = ''",
+        )
+        self.notify_waiters = compiled(
+            "notify_waiters",
+            "SELECT set_config('pqcore.notify', '', false) WHERE current_setting('pqcore.notify', true) = 'always'",
+        )
         # A prepared statement keeps the plan of the table it was planned for: a scan, if it was empty.
         self.replan = compiled("replan", "DISCARD PLANS", rows=False)
 

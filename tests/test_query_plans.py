@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -59,7 +60,7 @@ def cases() -> Iterator[Case]:
         for finish in ("keep", "delete", "archive", "lease"):
             yield Case(SQL.take("ordered", finish, n), pages)
             yield Case(SQL.take("unguarded", finish, n), pages)
-            yield Case(SQL.take("bounded", finish, n), pages, values=(("after", LowerBound().value()),))
+            yield Case(SQL.take("bounded", finish, n), pages, values=(("bound", LowerBound().value()),))
             # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
             yield Case(SQL.take("merged", finish, n), pages + 7_000)
         yield Case(SQL.peek(n), pages + 7_000)
@@ -68,7 +69,9 @@ def cases() -> Iterator[Case]:
     yield Case(SQL.why_empty, 60)
     yield Case(SQL.put, 60)
     yield Case(SQL.put_timed, 60)
-    yield Case(SQL.put_many, 2_500, values=(("data", ["{}"] * 100), ("payload", [None] * 100)))
+    yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)),))
+    strings = json.dumps(["{}"] * 100)
+    yield Case(SQL.put_many_encoded, 2_500, values=(("items", strings), ("binary", False)))
     yield Case(SQL.nack, 60, leased=1)
     yield Case(SQL.extend, 60, leased=1)
     yield Case(SQL.update, 60)

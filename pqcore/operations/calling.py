@@ -12,12 +12,12 @@ from typing import Any
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
-from pqcore.operations.putting import NO_TIMES, insert
+from pqcore.operations.putting import NO_TIMES, as_element, insert, insert_many
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
-from pqcore.settings import QueueSettings
+from pqcore.settings import Encoded, QueueSettings
 
 
 async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[int]:
@@ -112,7 +112,7 @@ def _of_batch(call: StoredPut, batch: int) -> StoredPut:
 
 async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
     ids: list[int] = []
-    rows = [call.values() for call in calls]
+    rows: list[dict[str, Any]] = [call.values() for call in calls]
 
     def common(row: dict[str, Any]) -> tuple[Any, ...]:
         return row["q_name"], row["serializer"], row["headers"], row["group_key"], row["schedule_in"]
@@ -122,14 +122,9 @@ async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]
         if len(same) == 1:
             ids.append(await insert(s, same[0], None, str(engine.names)))
             continue
-        values = {
-            **NO_TIMES,
-            **same[0],
-            "data": [row["data"] for row in same],
-            "payload": [row["payload"] for row in same],
-        }
-        found = await s.execute(s.sql.put_many, s.sql.put_many.bind(values))
-        ids += sorted(row[0] for row in found)  # drawn in order, whatever order they are returned in
+        elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
+        binary = same[0]["payload"] is not None
+        ids += await insert_many(s, {**NO_TIMES, **same[0]}, elements, binary=binary)
     return ids
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, TypeAlias
 
 from pqcore.engine import Engine
@@ -13,18 +15,21 @@ from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
 from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.plugins import plugins
+from pqcore.serializers import json_encode
 from pqcore.sessions import CoreSession
-from pqcore.settings import QueueSettings
+from pqcore.settings import Encoded, QueueSettings
 from pqcore.timespec import TimeSpec, parse
 
 Times: TypeAlias = dict[str, datetime | float | None]
-_Chunk: TypeAlias = tuple[list[str | None], list[bytes | None]]
+_Chunk: TypeAlias = list[str]
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
 _NO_OPTIONS = PutOptions(None, None, None)
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
 """put_many sends a statement for so many rows, or characters, whichever comes first."""
+PIECE_SIZE = 2**14
+"""Characters, about, that are encoded at a time: of what is being sent, no more than this is held twice."""
 
 
 async def put(
@@ -158,6 +163,8 @@ async def _put_many(
     options: Mapping[str, Any],
 ) -> list[int]:
     chosen = _options(options)
+    # Text of an encoder of ours goes into the statement as it is: others' might be two values, or none.
+    binary = None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
     common = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,
@@ -167,19 +174,17 @@ async def _put_many(
     }
 
     async def send(s: CoreSession, chunk: _Chunk) -> list[int]:
-        query = s.sql.put_many
-        rows = await s.execute(query, query.bind({**common, "data": chunk[0], "payload": chunk[1]}))
-        return sorted(row[0] for row in rows)  # drawn in order, whatever order they are returned in
+        return await insert_many(s, common, chunk, binary=binary)
 
     async def work(s: CoreSession) -> list[int]:
         ids: list[int] = []
         if connection is not None and not s.in_transaction():
             # The caller's connection is idle: whether its driver begins is its own
             # affair, so all goes into one statement, which is atomic either way.
-            for everything in _chunks(queue, items, whole=True):
+            for everything in _chunks(queue, items, binary, whole=True):
                 ids = await send(s, everything)
             return ids
-        chunks = _chunks(queue, items)
+        chunks = _chunks(queue, items, binary)
         first, second = next(chunks, None), next(chunks, None)
         if first is None:
             return ids
@@ -201,20 +206,75 @@ def _options(options: Mapping[str, Any]) -> PutOptions:
     return put_options(*chosen)
 
 
-def _chunks(queue: QueueSettings, items: Iterable[Any], *, whole: bool = False) -> Iterator[_Chunk]:
-    texts: list[str | None] = []
-    payloads: list[bytes | None] = []
-    size = 0
-    for item in items:
-        encoded = queue.encode_row(item)
-        texts.append(encoded.data)
-        payloads.append(encoded.payload)
-        size += len(encoded.raw)
-        if not whole and (len(texts) >= CHUNK_ROWS or size >= CHUNK_SIZE):
-            yield texts, payloads
-            texts, payloads, size = [], [], 0
-    if texts:
-        yield texts, payloads
+def _chunks(
+    queue: QueueSettings, items: Iterable[Any], binary: bool | None, *, whole: bool = False
+) -> Iterator[_Chunk]:
+    left = iter(items)
+    together = queue.encodes_as_is
+    rows_in_all = size_in_all = 0
+    chunk: _Chunk = []
+    rows = size = 0
+    while True:
+        most = min(PIECE_SIZE, CHUNK_SIZE // 64) * rows_in_all // size_in_all if together and size_in_all else 1
+        piece = list(islice(left, max(min(most, CHUNK_ROWS - rows), 1)))
+        if not piece:
+            break
+        if together:
+            text = _encoded_together(queue, piece)
+            length = len(text)
+        else:
+            encoded = queue.encode_row(piece[0])
+            text = encoded.raw if binary is None else as_element(encoded)  # type: ignore[assignment]
+            length = len(encoded.raw)
+        chunk.append(text)
+        rows, size = rows + len(piece), size + length
+        rows_in_all, size_in_all = rows_in_all + len(piece), size_in_all + length
+        if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):
+            yield chunk
+            chunk, rows, size = [], 0, 0
+    if chunk:
+        yield chunk
+
+
+def _encoded_together(queue: QueueSettings, piece: list[Any]) -> str:
+    """The data of some jobs in JSON, separated by commas: encoding them in one go takes a third of the time.
+
+    Raises:
+        SerializationError, PayloadTooLarge: As `QueueSettings.encode_row` does, for the first that is at fault.
+    """
+    try:
+        text = json_encode(piece)[1:-1]
+        if len(text) <= queue.max_size:
+            return text
+    except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below
+        pass
+    return ",".join([str(queue.encode_row(item).data) for item in piece])
+
+
+def as_element(encoded: Encoded) -> str:
+    """What a row holds, as a string in JSON: an element of what `insert_many` takes."""
+    if encoded.payload is not None:
+        return f'"{base64.b64encode(encoded.payload).decode()}"'
+    return json_encode(encoded.data)
+
+
+async def insert_many(
+    s: CoreSession, common: Mapping[str, object], elements: Sequence[str], *, binary: bool | None
+) -> list[int]:
+    """Insert rows that have all but their data in common; their ids in order.
+
+    Args:
+        s: The session.
+        common: The other values of the statement.
+        elements: The data of each in JSON, or of several, separated by commas.
+        binary: None if the elements are the data themselves, known to be JSON; else they are those of
+            `as_element`, and this says whether they hold bytes.
+    """
+    query = s.sql.put_many if binary is None else s.sql.put_many_encoded
+    rows = await s.execute(query, query.bind({**common, "items": f"[{','.join(elements)}]", "binary": binary}))
+    [[first, number, ids]] = rows
+    # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
+    return [*range(first, first + number)] if ids is None else sorted(ids)
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:

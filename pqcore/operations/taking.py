@@ -79,7 +79,7 @@ async def _take(
         rows: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
             query = s.sql.take("bounded", finish, n)
-            rows = await s.execute(query, query.bind({**values, "after": bound.value()}))
+            rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
         if not rows:
             bounded = False
             query = s.sql.take("ordered", finish, n)

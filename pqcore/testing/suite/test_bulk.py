@@ -137,13 +137,21 @@ def test_items_are_consumed_as_they_are_sent(harness: Harness, monkeypatch: pyte
             nonlocal held
             held -= 1
 
-    def encode(data: Any) -> Text:
-        nonlocal held, most
-        held += 1
-        most = max(most, held)
-        return Text(json.dumps(data))
+    class Counting:
+        name = "json"
+        binary = False
+        valid_json = True
 
-    queue = harness.queue(encode=encode)
+        def dumps(self, value: Any) -> Text:
+            nonlocal held, most
+            held += 1
+            most = max(most, held)
+            return Text(json.dumps(value))
+
+        def loads(self, raw: Any) -> Any:
+            return json.loads(raw)
+
+    queue = harness.queue(serializer=Counting())
     ids = queue.put_many(number for number in range(300))
     assert stored(harness) == dict(zip(ids, range(300), strict=True))
     assert 10 <= most <= 2 * 10 + 1  # what is being sent, what is next, and the one in hand
