@@ -43,7 +43,7 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     session: CoreSession
-    gate: Gate
+    gate: Gate | None  # where tasks may share it; a thread has its own
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -207,7 +207,7 @@ class Engine:
                 savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
             else:
                 savepoint = await begin
-            if session.turn is None:
+            if session.turn is None and self.runtime.suspends:
                 session.turn = self.runtime.turn()
             transaction = OpenTransaction(session, session.turn)
             try:
@@ -217,11 +217,8 @@ class Engine:
                 raise
         else:
             savepoint = f"pq_{len(transaction.blocks)}"
-            await transaction.gate.enter()
-            try:
-                await transaction.session.execute(_savepoint("SAVEPOINT", savepoint))
-            finally:
-                transaction.gate.leave()
+            query = _savepoint("SAVEPOINT", savepoint)
+            await self._join(transaction, lambda s: s.execute(query), protect=False)
             handle = transaction.session.cursor(**options)
         block = Block(transaction, savepoint)
         transaction.blocks.append(block)
@@ -350,13 +347,16 @@ class Engine:
     async def _join(
         self, transaction: OpenTransaction, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
     ) -> T:
-        await transaction.gate.enter()
+        gate = transaction.gate
+        if gate is not None:
+            await gate.enter()
         try:
             if protect:
                 return await self._shelter(transaction.session, operation)
             return await operation(transaction.session)
         finally:
-            transaction.gate.leave()
+            if gate is not None:
+                gate.leave()
 
     async def _begin(self, session: CoreSession) -> str | None:
         try:
@@ -378,19 +378,14 @@ class Engine:
             await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        gate, session = transaction.gate, transaction.session
+        session, savepoint = transaction.session, block.savepoint
+        sound = False
         try:
-            await gate.enter()
-            try:
-                if failed or block.savepoint is not None:
-                    await self._end(session, block.savepoint, failed=failed)
-                else:
-                    await session.commit()
-            finally:
-                gate.leave()
+            await self._join(transaction, lambda s: self._end(s, savepoint, failed=failed), protect=False)
+            sound = not failed
         finally:
             if not transaction.blocks:
-                await self.source.release(session)
+                await self.source.release(session, sound=sound)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))

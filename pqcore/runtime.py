@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -323,15 +324,23 @@ class AsyncioRuntime:
                 if not over.done():
                     over.set_result(None)
 
-        task = loop.create_task(finish())
+        task = _begun(finish(), loop)
         try:
-            await over
+            if not task.done():
+                await over
         except asyncio.CancelledError:
             await _outlast(task)
             if not task.cancelled() and task.exception() is None:
                 await _outlast(asyncio.ensure_future(undo(task.result())))
             raise
         return task.result()
+
+
+def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
+    """A task that has begun, where Python can have it begin at once, and not with the next turn of the loop."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
 
 
 async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -150,6 +150,7 @@ class CoreSession:
 
     async def commit(self) -> None:
         await self._call("commit", self.driver.commit)
+        self.heard_at = time.monotonic()
 
     async def rollback(self) -> None:
         await self._call("rollback", self.driver.rollback)
@@ -176,11 +177,13 @@ class CoreSession:
         self.doing = doing
         self.busy_since = time.monotonic()
         try:
-            result = method(*arguments)
-            return await result if self._suspends else result
+            result: Any = method(*arguments)
+            if self._suspends:
+                result = await result
         except PQError:  # which may be an OSError too
             raise
         except self._errors as exc:
             raise translate(exc, doing, lost=not self.usable()) from exc
         finally:
             self.busy_since = None
+        return result

@@ -20,6 +20,7 @@ _INFINITIES = (datetime.min, datetime.max)  # noqa: DTZ901 - compared with naive
 _SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _FURTHEST = timedelta(days=366 * 1_000)  # the server's clock, give or take this, is a datetime
+_MOST_SECONDS = _FURTHEST.total_seconds()
 
 
 def parse(spec: TimeSpec) -> datetime | timedelta | None:
@@ -70,7 +71,7 @@ def seconds(spec: str | float | timedelta) -> float:
             msg = f"not a duration: {spec!r}; give seconds, '5m' or a timedelta"
             raise InvalidTimeSpec(msg)
         value = parsed.total_seconds()
-    if not 0 <= value <= _FURTHEST.total_seconds():  # also refuses NaN
+    if not 0 <= value <= _MOST_SECONDS:  # also refuses NaN
         msg = f"not a duration: {spec!r} is negative or too long"
         raise InvalidTimeSpec(msg)
     return value
