@@ -135,7 +135,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if any(_standard(item) for item in session.items):
-        _report(session.config).collected(session.items)
+        _report(session.config).collected([item for item in session.items if _standard(item)])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
