@@ -207,10 +207,10 @@ class AsyncQueue(QueueSettings):
         await self._engine.close()
 
     async def __aenter__(self) -> Any:
-        return (await self._engine.enter(dict(self.cursor_kwargs)))[1]
+        return await self._engine.enter(self.cursor_kwargs)
 
     async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
-        await self._engine.leave(self._engine.innermost(), failed=kind is not None)
+        await self._engine.leave(failed=kind is not None)
 
     def __aiter__(self) -> AsyncQueueIterator:
         return AsyncQueueIterator(self)

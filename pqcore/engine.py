@@ -195,11 +195,15 @@ class Engine:
             work = self._join(transaction, operation, protect=protect)
         else:
             work = self._use(await self.source.acquire(), operation, protect=protect)
-        return await (work if undo is None else self.runtime.settle(work, undo))
+        return await (work if undo is None or not self.runtime.suspends else self.runtime.settle(work, undo))
 
-    async def enter(self, options: dict[str, Any]) -> tuple[Block, Any]:
-        """Begin a block; returns it and what it gives to the user."""
-        transaction = self._current()
+    async def enter(self, options: Mapping[str, Any]) -> Any:
+        """Begin a block; what it gives to the user, a cursor mostly.
+
+        Args:
+            options: For the cursor.
+        """
+        transaction = self._current() if self._open else None
         if transaction is None:
             session = await self.source.acquire()
             begin = self._begin(session)
@@ -224,7 +228,7 @@ class Engine:
         transaction.blocks.append(block)
         self._open.add(block)
         self._blocks.set((*(self._blocks.get() or ()), block))
-        return block, handle
+        return handle
 
     async def execute(self, statement: str, values: Mapping[str, object], *, protect: bool = True) -> Sequence[Row]:
         """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
@@ -248,21 +252,14 @@ class Engine:
                 await self.source.release(session)
         self._checked = True
 
-    def innermost(self) -> Block:
-        """The block that the running thread or task entered last."""
-        blocks: tuple[Block, ...] = self._blocks.get() or ()
+    async def leave(self, *, failed: bool) -> None:
+        """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
+        blocks: tuple[Block, ...] = self._blocks.get()
         if not blocks:
             msg = "no transaction block is open here"
             raise TransactionOrderError(msg)
-        return blocks[-1]
-
-    async def leave(self, block: Block, *, failed: bool) -> None:
-        """End a block: keep what was done in it, or undo it."""
-        blocks: tuple[Block, ...] = self._blocks.get() or ()
-        if blocks and blocks[-1] is block:
-            self._blocks.set(blocks[:-1])
-        else:
-            self._blocks.set(tuple(other for other in blocks if other is not block))
+        block = blocks[-1]
+        self._blocks.set(blocks[:-1])
         self._open.discard(block)
         transaction = block.transaction
         if not transaction.blocks or transaction.blocks[-1] is not block:
@@ -271,8 +268,9 @@ class Engine:
             msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
+        finish = self._finish(transaction, block, failed=failed)
         # Let finish whatever happens, so that it is known whether it was committed.
-        await self.runtime.settle(self._finish(transaction, block, failed=failed), _leave_it)
+        await (self.runtime.settle(finish, _leave_it) if self.runtime.suspends else finish)
 
     async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
         """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
@@ -378,10 +376,16 @@ class Engine:
             await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        session, savepoint = transaction.session, block.savepoint
+        gate, session = transaction.gate, transaction.session
         sound = False
         try:
-            await self._join(transaction, lambda s: self._end(s, savepoint, failed=failed), protect=False)
+            if gate is not None:
+                await gate.enter()
+            try:
+                await self._end(session, block.savepoint, failed=failed)
+            finally:
+                if gate is not None:
+                    gate.leave()
             sound = not failed
         finally:
             if not transaction.blocks:

@@ -336,10 +336,10 @@ class Queue(QueueSettings):
         drive(self._engine.close())
 
     def __enter__(self) -> Any:
-        return drive(self._engine.enter(dict(self.cursor_kwargs)))[1]
+        return drive(self._engine.enter(self.cursor_kwargs))
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        drive(self._engine.leave(self._engine.innermost(), failed=kind is not None))
+        drive(self._engine.leave(failed=kind is not None))
 
     def __iter__(self) -> QueueIterator:
         return QueueIterator(self)
@@ -363,7 +363,7 @@ class PQ:
         max_connections: With a DSN: connections at most, and one more to listen.
         pool_timeout: With a DSN or pool: seconds to wait for a free connection.
         prepared: False where statements cannot be prepared on the server, as
-            behind PgBouncer in transaction mode.
+            behind PgBouncer in transaction mode; there waiters poll, too.
         **options: Set as attributes of the queues; see `QueueSettings`.
 
     Raises:
