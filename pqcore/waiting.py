@@ -3,17 +3,33 @@
 A notification is a hint.  Every wait is bounded, and a waiter looks at the table
 whenever it ends, so one that is lost costs time and no job.  Losing the
 listening connection wakes everybody; the next to wait opens another.
+
+A put notifies only where somebody waits.  To be waited on, a channel is registered:
+LISTEN, and a shared advisory lock of the listening session's, which the trigger of a
+put looks for.  After that the waiter looks again, and waits.  What is committed after
+that look notifies, if its INSERT saw the lock:
+
+* one that ran while the lock was there is heard, whenever it commits;
+* one that ran before, and commits after the look, is not.  If it commits by itself,
+  milliseconds lie between the two; so whoever drew a ticket within `SETTLE` seconds
+  of the registration looks once more.  If its transaction is longer it is found by
+  polling.
+
+The lock is given up when nobody has waited for `LINGER` seconds.  That counts as a
+notification, and so voids the tickets drawn before: their holders look again.
+Results and cancellations are notified of whether or not somebody waits; their
+channels are registered alike, which costs a lock and does no harm.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pqcore.errors import PQError
+from pqcore.errors import ConnectionLost, PQError
 from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
 
@@ -29,9 +45,74 @@ BLIND_POLL = 0.25
 """Seconds between looks while nothing can wake a waiter."""
 RETRY = 1.0
 """Seconds between attempts to open a listening connection; meanwhile waiters poll."""
+REFUSED = 15.0
+"""Seconds until it is tried again where we could not listen, though the connection was not lost."""
+SETTLE = 0.05
+"""Seconds after which a put that did not see who began to wait is committed, if it commits by itself."""
+LINGER = 5.0
+"""Seconds for which a channel stays registered after a wait: who waits again and again does it once."""
+DEAF = "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
 
 
-class Listener:
+async def _attend(session: CoreSession, channel: str) -> None:
+    """Listen, and let those who put see it."""
+    await session.listen(channel)
+    # A statement of its own, as it asks the session whether it listens.
+    if not await session.execute(session.sql.attend, session.sql.attend.bind({"channel": channel})):
+        raise ConnectionLost(DEAF)
+
+
+class _Channels:
+    """The channels that are registered, and how often each was notified."""
+
+    def _forget(self) -> None:
+        self._channels: set[str] = set()
+        self._unsettled: dict[str, float] = {}  # when those who drew a ticket before are to look once more
+        self._waited: dict[str, float] = {}  # when the last wait ended
+        self._counts: dict[str, int] = defaultdict(int)
+        self._retry_at = 0.0
+
+    def ticket(self, channel: str) -> int | None:
+        """How often the channel was notified so far; None if it is not registered.
+
+        To be drawn before looking at the table, and given to `wait` after.
+        """
+        count = self._counts[channel]  # first: if the channel goes and comes again meanwhile, it has changed
+        return count if channel in self._channels else None
+
+    def _register(self, channel: str) -> None:
+        now = self._waited[channel] = time.monotonic()
+        self._unsettled[channel] = now + SETTLE
+        self._channels.add(channel)
+
+    def _settle(self, channel: str) -> None:
+        """If the channel is no longer new, void the tickets that were drawn while it was; once."""
+        at = self._unsettled.get(channel)
+        if at is not None and time.monotonic() >= at and self._unsettled.pop(channel, None) is not None:
+            self.wake(channel)
+
+    def _pause(self, channel: str, seconds: float) -> float:
+        """How long to wait, at most: while the channel is new, only as long as it is."""
+        at = self._unsettled.get(channel)
+        return seconds if at is None else max(min(seconds, at - time.monotonic()), 0.0)
+
+    def _idle(self) -> list[str]:
+        """The channels on which nobody has waited for some time, which may be in use all the same."""
+        since = time.monotonic() - LINGER
+        return [channel for channel in list(self._channels) if self._waited[channel] < since]
+
+    def _drop(self, channels: Iterable[str]) -> None:
+        """Take channels out, before their locks are given up; in this order, so that no ticket outlasts that."""
+        for channel in channels:
+            self._channels.discard(channel)
+            self.wake(channel)
+
+    def wake(self, channel: str) -> None:
+        """Wake those who wait on a channel."""
+        self._counts[channel] += 1
+
+
+class Listener(_Channels):
     """The listening connection, and those who wait for it.
 
     Args:
@@ -50,21 +131,16 @@ class Listener:
         self._reset()
 
     def _reset(self) -> None:
+        self._forget()
         self._gate = self._runtime.gate()
         self._session: CoreSession | None = None
         self._background: Background | None = None
-        self._channels: set[str] = set()
-        self._counts: dict[str, int] = defaultdict(int)
         self._waiters: dict[str, set[Event]] = defaultdict(set)
-        self._retry_at = 0.0
 
     def ticket(self, channel: str) -> int | None:
-        """How often the channel was notified so far; None if it is not listened to.
-
-        To be drawn before looking at the table, and given to `wait` after.
-        """
-        self._take_over()
-        return self._counts[channel] if channel in self._channels else None
+        if self._owner != self._runtime.owner():
+            self._take_over()
+        return _Channels.ticket(self, channel)
 
     def _take_over(self) -> None:
         if self._owner != (owner := self._runtime.owner()):
@@ -74,7 +150,7 @@ class Listener:
                     self._owner = owner
 
     async def listen(self, channel: str) -> bool:
-        """Start to listen to a channel; False if that cannot be done now."""
+        """Register a channel; False if that cannot be done now. Then it is to be looked again, before a wait."""
         self._take_over()
         async with held(self._gate):
             if channel in self._channels:
@@ -85,12 +161,16 @@ class Listener:
             if session is None:
                 return False
             try:
-                await session.listen(channel)
+                await _attend(session, channel)
+                # What came with the answers may not stir who waits on the socket.
+                self._pass_on(await session.notifications())
             except PQError as exc:
+                if session.usable():  # as when there are too many locks: all of ours are given up
+                    self._retry_at = time.monotonic() + REFUSED
                 logger.warning("lost the listening connection: %s", exc)
                 await self._lose(session)
                 return False
-            self._channels.add(channel)
+            self._register(channel)
             return True
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
@@ -99,9 +179,12 @@ class Listener:
         waiters = self._waiters[channel]
         waiters.add(event)
         try:
+            self._settle(channel)
             if self._counts[channel] == ticket:
-                await event.wait(seconds)
+                await event.wait(self._pause(channel, seconds))
+                self._settle(channel)
         finally:
+            self._waited[channel] = time.monotonic()
             waiters.discard(event)
 
     async def close(self) -> None:
@@ -139,7 +222,7 @@ class Listener:
 
     async def _follow(self, session: CoreSession) -> None:
         """Pass notifications on until the connection is lost or closed."""
-        heard = time.monotonic()
+        heard = tidied = time.monotonic()
         while self._session is session:
             try:
                 await session.wait(SLICE)
@@ -147,8 +230,12 @@ class Listener:
                     if self._session is not session:
                         return
                     if time.monotonic() - heard > PROBE:
-                        await session.execute(session.sql.ping)
+                        if not await session.execute(session.sql.listening):
+                            raise ConnectionLost(DEAF)
                         heard = time.monotonic()
+                    if time.monotonic() - tidied > SLICE:
+                        await self._leave(session)
+                        tidied = time.monotonic()
                     channels = await session.notifications()
             except PQError as exc:
                 logger.warning("lost the listening connection: %s", exc)
@@ -157,11 +244,20 @@ class Listener:
                 return
             if channels:
                 heard = time.monotonic()
-                for channel in set(channels):
-                    self.wake(channel)
+                self._pass_on(channels)
+
+    def _pass_on(self, channels: Sequence[str]) -> None:
+        for channel in set(channels):
+            self.wake(channel)
+
+    async def _leave(self, session: CoreSession) -> None:
+        """Give up the locks of channels on which nobody waits any more; that they are listened to does no harm."""
+        idle = [channel for channel in self._idle() if not self._waiters.get(channel)]
+        if idle:
+            self._drop(idle)
+            await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": idle}))
 
     def wake(self, channel: str) -> None:
-        """Wake those who wait on a channel."""
         self._counts[channel] += 1
         for event in list(self._waiters[channel]):
             event.set()
@@ -170,62 +266,65 @@ class Listener:
         if self._session is not session:
             return
         self._session = None
-        for channel in self._channels | set(self._waiters):
-            self.wake(channel)
-        self._channels.clear()
+        self._drop(set(self._channels) | set(self._waiters))
         try:
             await session.close()
         except PQError:
             logger.debug("closing the lost listening connection failed", exc_info=True)
 
 
-class SoleListener:
+class SoleListener(_Channels):
     """Waiting on the caller's only connection, in turn with everything else on it.
 
     Nothing runs in the background: the waiter looks at the socket itself, and
-    what arrived is read whenever the connection is given back.
+    what arrived is read whenever the connection is given back.  The trigger does
+    not see the lock of its own session, so puts on the connection itself always
+    notify meanwhile: another task may wait on it.
     """
 
     def __init__(self, source: CallersConnection, runtime: Runtime, *, able: bool) -> None:
+        self._forget()
         self._source = source
         self._runtime = runtime
         self._able = able
-        self._channels: set[str] = set()
-        self._counts: dict[str, int] = defaultdict(int)
+        self._notifies = False  # whether it was us who had it so
         source.on_release = self._read
-
-    def ticket(self, channel: str) -> int | None:
-        """See `Listener.ticket`."""
-        return self._counts[channel] if channel in self._channels else None
 
     async def listen(self, channel: str) -> bool:
         """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
-        if not self._able:
+        if not self._able or time.monotonic() < self._retry_at:
             return False
         session = await self._source.acquire()
         try:
             if session.in_transaction():
                 return False
-            await session.listen(channel)
-            self._channels.add(channel)
+            try:
+                await _attend(session, channel)
+                self._notifies |= bool(await session.execute(session.sql.notify_always))
+            except PQError as exc:
+                if not session.usable():
+                    raise
+                self._retry_at = time.monotonic() + REFUSED
+                logger.warning("cannot listen, so waiters poll: %s", exc)
+                return False
+            self._register(channel)
             return True
         finally:
             await self._source.release(session)
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
         """See `Listener.wait`."""
-        deadline = time.monotonic() + seconds
+        self._settle(channel)
+        deadline = time.monotonic() + self._pause(channel, seconds)
         session = self._source.session
         while self._counts[channel] == ticket and (left := deadline - time.monotonic()) > 0:
             if session.in_transaction():
                 await self._runtime.sleep(min(left, BLIND_POLL))
                 return
+            self._waited[channel] = time.monotonic()
             await session.wait(min(left, SLICE))
             await self._source.release(await self._source.acquire())
-
-    def wake(self, channel: str) -> None:
-        """See `Listener.wake`; who waits sees it within `SLICE` seconds."""
-        self._counts[channel] += 1
+        self._settle(channel)
 
     async def close(self) -> None:
         """Nothing to close: the connection is the caller's."""
@@ -234,6 +333,19 @@ class SoleListener:
         """Likewise."""
 
     async def _read(self, session: CoreSession) -> None:
-        if self._channels and not session.in_transaction():
-            for channel in await session.notifications():
-                self._counts[channel] += 1
+        if not self._channels or session.in_transaction():
+            return
+        for channel in await session.notifications():
+            self.wake(channel)
+        if idle := self._idle():
+            self._drop(idle)
+            await self._leave(session, idle)
+
+    async def _leave(self, session: CoreSession, channels: list[str]) -> None:
+        try:
+            await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": channels}))
+            if self._notifies and not self._channels:
+                await session.execute(session.sql.notify_waiters)
+                self._notifies = False
+        except PQError:  # not the fault of what was done on it
+            logger.debug("what was waited on stays locked", exc_info=True)

@@ -251,13 +251,18 @@ class Harness:
         self.eventually(lambda: not self.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({pids})"))
         return len(rows)
 
-    def listening(self) -> bool:
-        """Whether a connection of the test's queues executed LISTEN last, and idles."""
+    def waiting(self) -> list[int]:
+        """The server's process ids of the connections of the test's queues on which it is waited: a lock says so."""
         rows = self.sql(
-            "SELECT FROM pg_stat_activity"
-            f" WHERE application_name = '{self.application}' AND state = 'idle' AND query ILIKE 'LISTEN%'"
+            "SELECT DISTINCT pid FROM pg_locks JOIN pg_stat_activity USING (pid)"
+            f" WHERE application_name = '{self.application}'"
+            " AND locktype = 'advisory' AND pg_locks.mode = 'ShareLock' AND granted"
         )
-        return bool(rows)
+        return [pid for [pid] in rows]
+
+    def listening(self) -> bool:
+        """Whether somebody waits, or is about to look once more before that: from now on a put wakes."""
+        return bool(self.waiting())
 
     def eventually(self, condition: Callable[[], Any]) -> Any:
         """Ask until the answer is true; the truth comes from the server, which tells of no change."""

@@ -27,12 +27,11 @@ def cut(harness: Harness) -> int:
     hit in the middle of that.  After that a moment passes: a backend need not ask
     a connection that answered just before.
     """
-    rows = harness.sql(
-        f"SELECT query ILIKE 'LISTEN%', pid FROM pg_stat_activity WHERE application_name = '{harness.application}'"
-    )
+    rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
     assert rows, "there was no connection to cut"
+    waiting = harness.waiting()
     for group in (False, True):
-        pids = ", ".join(str(pid) for listens, pid in rows if listens is group)
+        pids = ", ".join(str(pid) for [pid] in rows if (pid in waiting) is group)
         if pids:
             among = f"FROM pg_stat_activity WHERE pid IN ({pids})"
             harness.sql(f"SELECT pg_terminate_backend(pid) {among}")
@@ -71,6 +70,7 @@ class Waits:
             await wait(listener, channel, ticket, seconds)
 
         monkeypatch.setattr(Listener, "wait", noticed)
+        monkeypatch.setattr(waiting, "SETTLE", 10 * PATIENCE)  # that it is woken is not to be taken for another look
 
     def begun(self) -> None:
         """Return when the next wait begins."""

@@ -2,7 +2,8 @@
 
 ``poll_interval=3600`` stands for: only a notification, or a time that was known
 beforehand, can wake this waiter.  A waiter that misses its wake-up outlasts the
-harness's patience.
+harness's patience.  So that nothing else wakes it, the look of one who has just
+begun to wait is not repeated (`waiting.SETTLE`), but where that is the matter.
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ from pqcore.plugins import plugins
 from pqcore.testing.harness import PATIENCE, Connection, Harness, statement
 
 NEVER = 3600.0
+MOMENT = 0.02
 SHORT = timedelta(milliseconds=150)
 INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
+
+
+@pytest.fixture(autouse=True)
+def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SETTLE", NEVER)
+    monkeypatch.setattr(waiting, "LINGER", NEVER)
 
 
 def listen(harness: Harness, *queues: Any) -> None:
@@ -90,14 +98,11 @@ def waiter(
         yield join
 
 
-def backends(harness: Harness, which: str) -> list[int]:
-    """The server's process ids of the test's connections whose last statement is LISTEN, or is not."""
-    return [
-        pid
-        for [pid] in harness.sql(
-            f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}' AND query {which}"
-        )
-    ]
+def others(harness: Harness) -> list[int]:
+    """The server's process ids of the test's connections on which nobody waits."""
+    rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
+    waiting = harness.waiting()
+    return [pid for [pid] in rows if pid not in waiting]
 
 
 def cut(harness: Harness, pids: list[int]) -> None:
@@ -489,31 +494,6 @@ def test_polling_finds_a_job_of_which_nobody_was_notified(harness: Harness) -> N
         assert join().data == "a"
 
 
-@pytest.mark.requires(Capability.LISTEN)
-def test_notifications_can_be_silenced(harness: Harness) -> None:
-    queue = harness.queue(poll_interval=NEVER)
-    queue.get(timeout=0.02)
-    ear, quiet = harness.connect(), silent(harness)
-    for name in ("q", "after"):
-        harness.wait_for(partial(ear.session.listen, name))
-    insert(harness, quiet, "q", "silent")
-    harness.sql(INSERT % ("after", "x"), rows=False)  # notifications arrive in the order of commits
-    heard: list[str] = []
-
-    def hear() -> bool:
-        ear.sql("SELECT 1")
-        heard.extend(harness.wait_for(lambda: ear.session.notifications()))
-        return "after" in heard
-
-    harness.eventually(hear)
-    assert heard == ["after"]
-    quiet.sql("SET pqcore.notify = 'on'", rows=False)
-    insert(harness, quiet, "q", "loud")
-    heard.clear()
-    harness.eventually(lambda: hear() or "q" in heard)
-    assert [queue.get(block=False).data, queue.get(block=False).data] == ["silent", "loud"]
-
-
 def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
 
@@ -524,7 +504,7 @@ def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None
     with waiter(harness, queue) as join:
         harness.queue(create=False).put("a")
         assert join().data == "a"
-    assert backends(harness, "ILIKE 'LISTEN%'") == []
+    assert harness.waiting() == []
 
 
 def test_over_a_backend_that_cannot_listen_a_waiter_polls(harness: Harness) -> None:
@@ -536,10 +516,353 @@ def test_over_a_backend_that_cannot_listen_a_waiter_polls(harness: Harness) -> N
     finally:
         plugins._specs[key] = spec
     with waiter(harness, queue) as join:
-        assert backends(harness, "ILIKE 'LISTEN%'") == []  # its session need not have the method
+        assert harness.waiting() == []  # its session need not have the method
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
     assert harness.connections() == 1
+
+
+def test_behind_a_pooler_a_waiter_polls_and_leaves_nothing_on_a_connection(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER, prepared=False)
+    with waiter(harness, queue) as join:
+        assert harness.connections() == 1
+        assert not harness.waiting()
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
+) -> None:
+    monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
+    monkeypatch.setattr("pqcore.engine.BLIND_POLL", MOMENT)
+    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"] if one else harness.queue(poll_interval=NEVER)
+    source = queue._engine.source
+    refused: list[str] = []
+    open_listener = source.listener
+
+    def forget(session: Any) -> None:
+        """Have LISTEN reach another session of the server's, as a pooler may."""
+
+        async def elsewhere(channel: str) -> None:
+            refused.append(channel)
+
+        session.listen = elsewhere
+
+    async def forgetful() -> Any:
+        session = await open_listener()
+        forget(session)
+        return session
+
+    if one:
+        forget(source.session)
+    else:
+        source.listener = forgetful
+    with waiter(harness, queue, looks=5) as join:
+        assert refused == ["q"]  # and it is not tried again at once
+        assert not harness.waiting()
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+# Notified only where somebody waits
+
+LONG = ("x" * 64, "x" * 65)
+
+
+class Ear:
+    """A connection that listens as anybody may, and is not known to wait.
+
+    Args:
+        harness: The test's.
+        *queues: The names of the queues whose channels it listens to.
+    """
+
+    def __init__(self, harness: Harness, *queues: str) -> None:
+        self._harness = harness
+        self._connection = harness.connect()
+        for name in (*queues, "the end"):
+            harness.wait_for(partial(self._connection.session.listen, channel(name)))
+
+    def heard(self) -> list[str]:
+        """The channels that were notified since it was asked last, sorted."""
+        self._harness.sql('NOTIFY "the end"', rows=False)
+        found: list[str] = []
+
+        def all_there() -> bool:  # as they arrive in the order of commits
+            self._connection.sql("SELECT 1")
+            found.extend(self._harness.wait_for(lambda: self._connection.session.notifications()))
+            return "the end" in found
+
+        self._harness.eventually(all_there)
+        return sorted(set(found) - {"the end"})
+
+
+def putter(harness: Harness, setting: str | None) -> Connection:
+    """A connection with a setting of ``pqcore.notify``, if any."""
+    connection = harness.connect()
+    if setting is not None:
+        connection.sql(f"SET pqcore.notify = '{setting}'", rows=False)
+    return connection
+
+
+def insert_many(harness: Harness, connection: Connection, *names: str) -> None:
+    """Put into several queues in one statement."""
+    rows = ", ".join(f"('{name}', '1')" for name in names)
+    connection.sql(f"INSERT INTO {harness.table} (q_name, data) VALUES {rows}", rows=False)
+
+
+def advisory_locks(connection: Connection) -> int:
+    """How many advisory locks a connection holds."""
+    [[count]] = connection.sql(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
+    )
+    return int(count)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_where_nobody_waits_nobody_is_notified(harness: Harness) -> None:
+    queue, ear = harness.queue(timeout=0), Ear(harness, "q", *LONG)
+    queue.put(1)
+    queue.put_many([2, 3])
+    with queue:
+        queue.put(4)
+    assert [job.data for job in queue.get_many(9)] == [1, 2, 3, 4]
+    assert queue.get() is None  # it does not wait
+    harness.sql(INSERT % ("q", "a"), rows=False)
+    insert_many(harness, harness.connect(), "q", *LONG)
+    assert ear.heard() == []
+    assert not harness.waiting()
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize(
+    ("setting", "alone", "waited"),
+    [
+        pytest.param("off", [], [], id="off"),
+        pytest.param("always", ["q"], ["q"], id="always"),
+        pytest.param("", [], ["q"], id="reset"),
+        pytest.param("on", [], ["q"], id="on"),
+        pytest.param(None, [], ["q"], id="not set"),
+    ],
+)
+def test_a_setting_says_when_to_notify(
+    harness: Harness, setting: str | None, alone: list[str], waited: list[str]
+) -> None:
+    queue, ear, connection = harness.queue(poll_interval=NEVER), Ear(harness, "q"), putter(harness, setting)
+    insert(harness, connection, "q", "alone")
+    assert ear.heard() == alone
+    assert queue.get(block=False).data == "alone"
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        insert(harness, connection, "q", "a")
+        assert ear.heard() == waited
+        if not waited:
+            harness.sql("NOTIFY q", rows=False)
+        assert join().data == "a"
+    assert advisory_locks(connection) == 0
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_an_insert_into_several_queues_notifies_those_on_which_somebody_waits(harness: Harness) -> None:
+    pq, ear, connection = harness.pq(poll_interval=NEVER), Ear(harness, "a", "b", "c", *LONG), harness.connect()
+    listen(harness, pq["a"], pq["b"], pq[LONG[1]])
+    with waiter(harness, pq["a"]) as a, waiter(harness, pq["b"]) as b, waiter(harness, pq[LONG[1]]) as long:
+        insert_many(harness, connection, "a", "c", "b", "a", *LONG)
+        assert [job().data for job in (a, b, long)] == [1, 1, 1]
+    assert ear.heard() == ["a", "b", channel(LONG[1])]
+    assert advisory_locks(connection) == 0
+    insert_many(harness, putter(harness, "always"), "a", "c", "b", "a", *LONG)
+    assert ear.heard() == sorted(map(channel, ("a", "b", "c", *LONG)))
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_puts_that_meet_leave_no_lock(harness: Harness) -> None:
+    queue = harness.queue()
+    connections = [harness.connect() for _ in range(4)]
+
+    def put(connection: Connection) -> None:
+        for _ in range(20):
+            insert_many(harness, connection, "q", "r")
+
+    harness.at_once(*(partial(put, connection) for connection in connections))
+    assert [advisory_locks(connection) for connection in connections] == [0] * 4
+    assert queue.count() == 80
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_when_one_of_two_leaves_the_other_is_woken(harness: Harness) -> None:
+    leaving, staying = harness.pq(), harness.queue(poll_interval=NEVER)
+    listen(harness, leaving["q"], staying)
+    assert len(harness.waiting()) == 2
+    with waiter(harness, staying) as join:
+        leaving.close()
+        harness.eventually(lambda: len(harness.waiting()) == 1)
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@contextmanager
+def hasty_listener(linger: float = MOMENT) -> Iterator[None]:
+    """Let the listener look often whether a channel is waited on."""
+    before = waiting.SLICE, waiting.LINGER
+    waiting.SLICE, waiting.LINGER = MOMENT / 2, linger
+    try:
+        yield
+    finally:
+        waiting.SLICE, waiting.LINGER = before
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_when_nobody_waits_any_more_nobody_is_notified(harness: Harness) -> None:
+    with hasty_listener():
+        queue, ear = harness.queue(poll_interval=NEVER), Ear(harness, "q")
+        for number in range(2):
+            with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+                harness.eventually(harness.listening)
+                harness.sql(INSERT % ("q", number), rows=False)
+                assert join().data == str(number)
+            assert ear.heard() == ["q"]
+            harness.eventually(lambda: not harness.waiting())
+            harness.sql(INSERT % ("q", "unheard"), rows=False)
+            assert ear.heard() == []
+            assert queue.get(timeout=NEVER).data == "unheard"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
+    with hasty_listener():
+        pq = harness.pq(poll_interval=NEVER)
+        listener = pq["q"]._engine.listener
+        with harness.thread(partial(pq["q"].get, timeout=NEVER)) as join:
+            harness.eventually(lambda: "q" in listener._channels)
+            before = listener._counts["q"]
+            assert pq["q"].get(timeout=MOMENT) is None  # another, on the same channel, who leaves
+            for _ in range(2):
+                assert pq["r"].get(timeout=MOMENT * 2) is None
+                harness.eventually(lambda: "r" not in listener._channels)
+            assert ("q" in listener._channels, listener._counts["q"]) == (True, before)
+            harness.sql(INSERT % ("q", "a"), rows=False)
+            assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harness) -> None:
+    with hasty_listener():
+        queue = harness.queue(poll_interval=NEVER)
+        engine = queue._engine
+        run = engine.run
+        looked: list[bool] = []
+
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            result = await run(*arguments, **options)
+            if engine.listener.ticket("q") is not None and not looked:
+                looked.append(True)
+                while engine.listener.ticket("q") is not None:
+                    await engine.runtime.sleep(0.001)
+                query = statement((INSERT % ("q", "a")).format(table=harness.table), rows=False)
+                await harness._eyes.session.execute(query)  # which notifies nobody
+            return result
+
+        engine.run = slow
+        with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+            assert join().data == "a"
+        assert looked
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+def test_a_put_that_did_not_see_the_waiter_is_found_soon(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
+) -> None:
+    monkeypatch.setattr(waiting, "SETTLE", MOMENT)
+    queue = harness.queue(poll_interval=NEVER)
+    if one:
+        queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    writer = harness.connect()
+    writer.begin()
+    insert(harness, writer, "q", "a")
+    engine, looks = queue._engine, []
+    run = engine.run
+
+    async def racing(*arguments: Any, **options: Any) -> Any:
+        result = await run(*arguments, **options)
+        looks.append(engine.listener.ticket("q"))
+        if len(looks) == 2:  # it is registered, has looked in vain, and will wait
+            await writer.session.commit()
+        return result
+
+    engine.run = racing
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        assert join().data == "a"
+    assert looks[0] is None
+    assert looks[1] is not None
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+def test_one_who_begins_to_wait_looks_again_only_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
+) -> None:
+    monkeypatch.setattr(waiting, "SETTLE", MOMENT)
+    queue = harness.queue(poll_interval=NEVER)
+    if one:
+        queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
+        looks.reach(3)  # before it was registered, after, and when it had been so for a moment
+        for _ in range(200):
+            harness.sql("SELECT 1")
+        assert looks.count <= 5
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+def replaced(harness: Harness, before: list[int]) -> bool:
+    """Whether it is waited on another connection than before."""
+    waiting = harness.waiting()
+    return bool(waiting) and not set(waiting) & set(before)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_the_lock_comes_back_with_the_listening_connection(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    listen(harness, queue)
+    with waiter(harness, queue) as join:
+        for _ in range(2):
+            before = harness.waiting()
+            cut(harness, before)
+            harness.eventually(partial(replaced, harness, before))
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "RETRY", 0.0)
+    with hasty_listener(NEVER):
+        queue = harness.queue(poll_interval=NEVER)
+        listen(harness, queue)
+        before = harness.waiting()
+        session = queue._engine.listener._session
+        with waiter(harness, queue) as join:
+            with monkeypatch.context() as patched:  # as where a driver opens another connection by itself
+                patched.setattr(session.sql, "listening", statement("SELECT 1 WHERE false"))
+                patched.setattr(waiting, "PROBE", 0.0)
+                harness.eventually(partial(replaced, harness, before))
+            harness.sql(INSERT % ("q", "a"), rows=False)
+            assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_too_many_locks_leave_a_waiter_polling(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER)
+    sql = queue._engine._openers[harness.spec.name].sql
+    sql.attend = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
+    with waiter(harness, queue) as join:
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
 
 
 # The listening connection
@@ -612,7 +935,7 @@ def test_a_lost_listening_connection_is_replaced(harness: Harness) -> None:
     for number in range(2):
         listen(harness, queue)
         with waiter(harness, queue) as join:
-            cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+            cut(harness, harness.waiting())
             insert(harness, other, "q", str(number))
             assert join().data == str(number)
     with waiter(harness, queue) as join:
@@ -626,8 +949,8 @@ def test_a_waiter_outlives_all_its_connections(harness: Harness) -> None:
     listen(harness, queue)
     with waiter(harness, queue) as join:
         # In this order: one that is cut while it looks would rightly raise ConnectionLost.
-        cut(harness, backends(harness, "NOT ILIKE 'LISTEN%'"))
-        cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+        cut(harness, others(harness))
+        cut(harness, harness.waiting())
         harness.queue(create=False).put("a")
         assert join().data == "a"
 
@@ -637,7 +960,7 @@ def test_waiters_of_all_queues_outlive_the_listening_connection(harness: Harness
     pq = harness.pq(poll_interval=NEVER)
     listen(harness, pq["a"], pq["b"])
     with waiter(harness, pq["a"]) as join, waiter(harness, pq["b"]) as other:
-        cut(harness, backends(harness, "ILIKE 'LISTEN%'"))
+        cut(harness, harness.waiting())
         harness.sql(INSERT % ("b", "b"), rows=False)
         harness.sql(INSERT % ("a", "a"), rows=False)
         assert (join().data, other().data) == ("a", "b")
@@ -654,7 +977,7 @@ def test_over_a_pool_a_waiter_is_woken(harness: Harness) -> None:
     with waiter(harness, pq["a"]) as join:
         harness.sql(INSERT % ("a", "a"), rows=False)
         assert join().data == "a"
-    assert len(backends(harness, "ILIKE 'LISTEN%'")) == 1
+    assert len(harness.waiting()) == 1
     assert harness.connections() <= 3
     pq.close()
 
@@ -725,6 +1048,35 @@ def test_over_one_connection_notifications_do_not_pile_up(harness: Harness) -> N
     with waiter(harness, queue) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_over_one_connection_the_lock_is_given_up_when_nobody_waits(harness: Harness) -> None:
+    connection = harness.connect()
+    queue, ear = harness.pq(connection.raw, poll_interval=NEVER)["q"], Ear(harness, "q")
+    with hasty_listener():
+        for _ in range(2):
+            listen(harness, queue)
+            queue.put("heard")  # its own
+            assert ear.heard() == ["q"]
+            assert queue.get(block=False).data == "heard"
+            harness.eventually(lambda: queue.count() == 0 and not harness.waiting())
+            assert connection.sql("SELECT current_setting('pqcore.notify')") == [("",)]
+            queue.put("unheard")
+            assert ear.heard() == []
+            assert queue.get(block=False).data == "unheard"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("setting", ["off", "always"])
+def test_over_one_connection_the_callers_setting_stays(harness: Harness, setting: str) -> None:
+    connection = putter(harness, setting)
+    queue = harness.pq(connection.raw, poll_interval=NEVER)["q"]
+    with hasty_listener():
+        listen(harness, queue)
+        assert connection.sql("SELECT current_setting('pqcore.notify')") == [(setting,)]
+        harness.eventually(lambda: queue.count() == 0 and not harness.waiting())
+        assert connection.sql("SELECT current_setting('pqcore.notify')") == [(setting,)]
 
 
 @pytest.mark.only("async")
