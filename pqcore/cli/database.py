@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import click
 
 from pqcore.aio import AsyncPQ
 from pqcore.cli.errors import remember
+from pqcore.connections import redact
 from pqcore.engine import Engine
 from pqcore.errors import BackendNotInstalled, PQError, UnknownBackend
 from pqcore.queue import PQ
@@ -38,16 +41,35 @@ class Database:
     """
 
     def __init__(self, dsn: str, **options: Any) -> None:
+        self._dsn = dsn
         if dsn != DEFAULT_DSN:
             remember(click.get_current_context(), dsn)
+        elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
+            dsn = f"{DEFAULT_DSN}?service={quote(service, safe='')}"
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pq: PQ | AsyncPQ
+        # A statement is run once or twice, and there may be a pooler in between: nothing is prepared.
+        common: dict[str, Any] = {"max_connections": 2, "prepared": False}
         try:
-            self.pq = PQ(dsn, max_connections=2, **options)
+            self.pq = PQ(dsn, **common, **options)
         except (UnknownBackend, BackendNotInstalled):  # there may be one for the other face
-            self.pq = AsyncPQ(dsn, max_connections=2, **options)
+            self.pq = AsyncPQ(dsn, **common, **options)
             self.loop = asyncio.new_event_loop()
         self._engine: Engine = self.pq._engine  # noqa: SLF001 - commands run the core's operations
+
+    @property
+    def table(self) -> str:
+        """The table's quoted name."""
+        return str(self._engine.names)
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend."""
+        return self._engine.spec.name
+
+    def redacted(self, text: str) -> str:
+        """A text without the DSN, and the password in it."""
+        return text if self._dsn == DEFAULT_DSN else redact(text, self._dsn)
 
     def queue(self, name: str) -> QueueSettings:
         """A queue, as ``pq[name]``."""

@@ -1,9 +1,11 @@
-"""``pqcore status`` and ``pqcore cancel``: single jobs."""
+"""``pqcore status``, ``show``, ``retry`` and ``cancel``: single jobs."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+from typing import Any
 
 import click
 
@@ -11,7 +13,8 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write
-from pqcore.operations import managing, results
+from pqcore.cli.queues import stored
+from pqcore.operations import listing, managing, results, retrying
 
 
 @click.command()
@@ -65,4 +68,83 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
         raise Failed(f"job {job_id} of {queue!r} does not wait{' or run' if running else ''}{hint}")
 
 
-COMMANDS = (status, cancel)
+@click.command()
+@click.argument("job_id", type=int, metavar="ID")
+@click.option("--queue", metavar="NAME", help="The queue that it is to be of; any, if left out.")
+@json_option
+@with_database
+def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
+    """Show all that is stored of a job, wherever it is: its data, its record, the last traceback."""
+    settings = None if queue is None else database.queue(queue)
+    job = database.call(listing.whole, job_id, settings)
+    raw = job.raw
+    if as_json:
+        emit(
+            {
+                **stored(job),
+                "error": job.error or None,
+                "place": job.place,
+                "group": job.group,
+                "dedup_key": job.dedup_key,
+                "headers": job.headers,
+                "serializer": job.serializer or "json",
+                "data": _parsed(raw),
+                "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+            }
+        )
+        return
+    write(f"job {job.id} of {job.queue!r}: {job.state}")
+    facts = {
+        "task": job.task,
+        "put": shown(job.enqueued_at),
+        "not before": shown(job.schedule_at),
+        "wanted by": shown(job.expected_at),
+        "leased to": shown(job.leased_until),
+        "waits for": job.parked_on,
+        "ended": shown(job.finished_at),
+        "reason": job.reason,
+        "taken": f"{job.attempts} times, failed {job.failures}" if job.attempts else "",
+        "group": job.group,
+        "dedup key": job.dedup_key,
+        "headers": json.dumps(job.headers) if job.headers else "",
+        "data": raw if isinstance(raw, str) else f"{len(raw)} bytes of {job.serializer}",
+        "last error": described(job.error),
+    }
+    for name, value in facts.items():
+        if value:
+            write(f"  {name + ':':<12}{value}")
+    if job.error.get("traceback"):
+        write("\n" + job.error["traceback"].rstrip("\n"))
+
+
+def _parsed(raw: str | bytes) -> Any:
+    try:
+        return json.loads(raw) if isinstance(raw, str) else None
+    except ValueError:
+        return None
+
+
+@click.command()
+@click.argument("job_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@queue_option
+@json_option
+@with_database
+def retry(database: Database, job_ids: tuple[int, ...], queue: str, as_json: bool) -> None:
+    """Make jobs due now that are dead, done, or scheduled for later; with the same id."""
+    settings = database.queue(queue)
+    left = 0
+    for job_id in dict.fromkeys(job_ids):
+        outcome = database.call(retrying.retry, settings, job_id)
+        left += not outcome.done
+        if as_json:
+            emit({"id": job_id, "queue": queue, "was": outcome.state, "retried": outcome.done})
+        elif outcome.done:
+            write(f"job {job_id} of {queue!r} was {outcome.state}, and is due now")
+        else:
+            known = "is not there" if outcome.state == "none" else f"is {outcome.state}"
+            write(f"job {job_id} of {queue!r} {known}: it is left as it is")
+    if left:
+        raise Failed(f"{left} of {len(set(job_ids))} jobs are left as they are")
+
+
+COMMANDS = (status, show, retry, cancel)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
-from pqcore.errors import ConnectionLost, PQError
+from pqcore.errors import ConnectionLost, DatabaseError, PQError
 from pqcore.operations.catalogue import ask, raw
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query
@@ -137,6 +137,9 @@ async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
     Args:
         engine: Where; it is asked over two connections.
         queues: Whose takes are explained; by default those with most jobs.
+
+    Raises:
+        ConfigurationError: The DSN is none.
     """
     found: list[Finding] = []
 
@@ -156,7 +159,7 @@ async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
         found.append(
             Finding("connection", "problem", str(exc), "see that the server runs, and is reached with this DSN")
         )
-    except PQError as exc:
+    except DatabaseError as exc:
         found.append(Finding("connection", "problem", str(exc)))
     return found
 
@@ -386,19 +389,20 @@ def _holder(
         "seconds": seconds,
         "transactions": transactions,
     }
+    quoted = who.replace("'", "''")
     name = f" ({application!r})" if application else ""
     since = "" if seconds is None else f", for {seconds:.0f} seconds"
     message = f"{kind} {who}{name}, {state or 'in the background'}{since}: dead rows since then cannot be removed"
     if kind == "replication slot":
         level: Level = "ok" if active else "problem"
-        advice = f"SELECT pg_drop_replication_slot('{who}'), if nobody needs it"
+        advice = f"SELECT pg_drop_replication_slot('{quoted}'), if nobody needs it"
         message = f"{kind} {who}, {'in use' if active else 'not in use'}: holds back {transactions} transactions"
     else:
         level = "ok" if (seconds or 0) < LONG else "warning" if (seconds or 0) < TOO_LONG else "problem"
         advice = (
             f"SELECT pg_terminate_backend({who}); set idle_in_transaction_session_timeout, and keep transactions short"
             if kind == "session"
-            else f"ROLLBACK PREPARED '{who}', if its owner has forgotten it"
+            else f"ROLLBACK PREPARED '{quoted}', if its owner has forgotten it"
         )
     return Finding("snapshots", level, message, "" if level == "ok" else advice, details)
 

@@ -1,0 +1,41 @@
+"""``pqcore doctor``: whether the table and its server are as a queue needs them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed
+from pqcore.cli.options import json_option, with_database
+from pqcore.cli.output import emit, printable
+from pqcore.operations import examining
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+@click.command()
+@click.option("--queue", "queues", metavar="NAME", multiple=True, help="Explain the takes of this queue; repeatable.")
+@json_option
+@with_database
+def doctor(database: Database, queues: tuple[str, ...], as_json: bool) -> None:
+    """Look for what is wrong with the table, the server, or the way there, and say what to do."""
+    names = [database.queue(name).name for name in queues]
+    found = database.call(examining.examine, names)
+    for one in found:
+        message, advice = database.redacted(one.message), database.redacted(one.advice)
+        if as_json:
+            emit({**asdict(one), "message": message, "advice": advice})
+            continue
+        level = click.style(f"{one.level:<8}", fg=_COLOURS[one.level])
+        click.echo(f"{level} {one.check:<12} {printable(message)}")
+        if advice:
+            click.echo(f"{'':<21} -> {printable(advice)}")
+    problems = sum(one.level == "problem" for one in found)
+    if problems:
+        warnings = sum(one.level == "warning" for one in found)
+        raise Failed(f"{problems} problems, {warnings} warnings")
+
+
+COMMANDS = (doctor,)

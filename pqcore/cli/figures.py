@@ -1,0 +1,190 @@
+"""``pqcore stats`` and ``pqcore top``: what waits, now and as it changes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.options import duration, json_option, with_database
+from pqcore.cli.output import emit, shown, table, write
+from pqcore.operations import examining, listing, managing
+from pqcore.operations.managing import QueueStats
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHORTEST = 0.1
+"""Seconds between two frames, at least."""
+_COLUMNS = ("queue", ">ready", ">scheduled", ">leased", ">parked", ">dead", ">oldest")
+
+
+def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]:
+    """What each queue has, by name: those in which something waits, or lies dead."""
+    name = None if queue is None else database.queue(queue).name
+    waiting = database.call(managing.stats, name)
+    dead = database.call(listing.dead_by_queue)
+    names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
+    found = {}
+    for each in names:
+        stats = waiting.get(each, QueueStats(0, 0, 0, None))
+        found[each] = {
+            "queue": each,
+            "ready": stats.ready,
+            "scheduled": stats.scheduled,
+            "leased": stats.leased,
+            "parked": stats.parked,
+            "dead": dead.get(each, 0),
+            "oldest": stats.oldest,
+        }
+    return found
+
+
+def _age(length: float | None) -> str:
+    if length is None:
+        return ""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if length >= size:
+            return f"{length / size:.1f}{unit}"
+    return f"{length:.1f}s"
+
+
+def _cells(queue: dict[str, Any]) -> tuple[Any, ...]:
+    counts = (queue[name] for name in ("ready", "scheduled", "leased", "parked", "dead"))
+    return (queue["queue"], *counts, _age(queue["oldest"]))
+
+
+@click.command()
+@click.option("--queue", metavar="NAME", help="Only this queue.")
+@json_option
+@with_database
+def stats(database: Database, queue: str | None, as_json: bool) -> None:
+    """Count what waits in each queue, and its dead letters."""
+    found = _collect(database, queue)
+    if as_json:
+        for each in found.values():
+            emit(each)
+    elif found:
+        table(_COLUMNS, [_cells(each) for each in found.values()])
+    else:
+        write(f"nothing waits in table {database.table}")
+
+
+@dataclass
+class _Frame:
+    """What `top` shows at one time."""
+
+    at: datetime
+    clock: float
+    queues: dict[str, dict[str, Any]]
+    activity: examining.Activity
+    puts: float | None
+    """A second, since the last frame."""
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "at": self.at,
+            "puts_per_second": self.puts,
+            "dead_rows": self.activity.dead_rows,
+            "connections": self.activity.connections,
+            "oldest_snapshot": self.activity.oldest,
+            "queues": list(self.queues.values()),
+        }
+
+    def footer(self) -> str:
+        rate = "" if self.puts is None else f"{self.puts:.1f} put/s, "
+        oldest = "" if self.activity.oldest is None else f", oldest snapshot {_age(self.activity.oldest)}"
+        return f"{rate}{self.activity.dead_rows} dead rows, {self.activity.connections} connections{oldest}"
+
+
+def _frame(database: Database, queue: str | None, last: _Frame | None) -> _Frame:
+    queues = _collect(database, queue)
+    activity = database.call(examining.activity)
+    clock = time.monotonic()
+    puts = None
+    if last is not None and activity.inserted >= last.activity.inserted:
+        puts = (activity.inserted - last.activity.inserted) / max(clock - last.clock, 0.001)
+    return _Frame(datetime.now(timezone.utc), clock, queues, activity, puts)
+
+
+def _rendered(frame: _Frame, name: str) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(f"{name}  {frame.at:%H:%M:%S} UTC"),
+        caption=Text(frame.footer()),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in _COLUMNS:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for queue in frame.queues.values():
+        made.add_row(*(Text(shown(cell)) for cell in _cells(queue)))
+    return made
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    return max(value, SHORTEST)
+
+
+@click.command()
+@click.option("--queue", metavar="NAME", help="Only this queue.")
+@click.option(
+    "--interval",
+    metavar="TIME",
+    type=duration,
+    default="2s",
+    show_default=True,
+    callback=_seconds,
+    help="Look so often.",
+)
+@click.option("--once", is_flag=True, help="Show it once, and end.")
+@json_option
+@with_database
+def top(database: Database, queue: str | None, interval: float, once: bool, as_json: bool) -> None:
+    """Watch what waits in each queue, until stopped."""
+    from rich.console import Console
+    from rich.live import Live
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    frame = _frame(database, queue, None)
+    name = f"table {database.table}"
+
+    def follow(show: Any) -> None:
+        nonlocal frame
+        while not stopped.wait(interval):
+            frame = _frame(database, queue, frame)
+            show(frame)
+
+    if as_json or once or not sys.stdout.isatty():
+
+        def line(frame: _Frame) -> None:
+            if as_json:
+                emit(frame.document())
+                sys.stdout.flush()
+                return
+            write(f"{name}  {frame.at:%H:%M:%S} UTC  {frame.footer()}")
+            table(_COLUMNS, [_cells(each) for each in frame.queues.values()])
+            sys.stdout.flush()
+
+        line(frame)
+        if not once:
+            follow(line)
+        return
+    with Live(_rendered(frame, name), console=Console(), screen=True, auto_refresh=False) as live:
+        follow(lambda frame: live.update(_rendered(frame, name), refresh=True))
+
+
+COMMANDS = (stats, top)

@@ -1,0 +1,228 @@
+"""``pqcore backends``, ``plugins`` and ``conformance``: what is installed, and whether it does what it should."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from pqcore.backend import BackendSpec, Capability
+from pqcore.cli.errors import Failed, Wrong, remember
+from pqcore.cli.options import json_option
+from pqcore.cli.output import emit, printable, table, write
+from pqcore.connections import redact
+from pqcore.errors import ConfigurationError, PluginError, PQError
+from pqcore.instruments import GROUP as INSTRUMENTS
+from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, is_wrapper, plugins
+
+GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)
+"""The groups of entry points, as docs/plugins.md has them."""
+
+
+def _driver(spec: BackendSpec) -> dict[str, str | None]:
+    """The versions of the modules that a backend needs; None of those that are not installed."""
+    owners = importlib.metadata.packages_distributions()
+    found: dict[str, str | None] = {}
+    for module in spec.requires:
+        if importlib.util.find_spec(module) is None:
+            found[module] = None
+            continue
+        names = owners.get(module.partition(".")[0], [])
+        found[module] = importlib.metadata.version(names[0]) if names else "unknown"
+    return found
+
+
+def _why_not(spec: BackendSpec) -> str | None:
+    """Why a backend cannot be used; None if it can."""
+    try:
+        plugins.make(spec, prepared=True)
+    except PQError as exc:
+        return str(exc)
+    except Exception as exc:  # noqa: BLE001 - whatever its constructor raises, it is reported
+        return f"{type(exc).__name__}: {exc}"
+    return None
+
+
+def _backend(spec: BackendSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "mode": spec.mode,
+        "drivers": _driver(spec),
+        "usable": (why := _why_not(spec)) is None,
+        "why_not": why,
+        "capabilities": sorted(cap.name for cap in spec.capabilities),
+        "missing": {cap.name: reason for cap, reason in spec.missing.items()},
+        "schemes": list(spec.schemes),
+    }
+
+
+def _broken_backends() -> list[tuple[str, PluginError]]:
+    broken = []
+    for name in plugins.backend_names():
+        try:
+            for mode in ("blocking", "async"):
+                plugins.backend_spec(name, mode)
+        except PluginError as exc:
+            broken.append((name, exc))
+        except PQError:
+            pass  # it has one mode only
+    return broken
+
+
+@click.command()
+@json_option
+def backends(as_json: bool) -> None:
+    """List the backends: which can be used, over which driver, and what each can do."""
+    specs = [_backend(spec) for spec in plugins.backend_specs()]
+    broken = _broken_backends()
+    if as_json:
+        for spec in specs:
+            emit(spec)
+        for name, error in broken:
+            emit({"name": name, "mode": None, "drivers": {}, "usable": False, "why_not": str(error)})
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            spec["name"],
+            spec["mode"],
+            ", ".join(f"{module} {version or '(missing)'}" for module, version in spec["drivers"].items()),
+            ", ".join(name.lower() for name in spec["capabilities"]),
+            spec["why_not"] or "yes",
+        )
+        for spec in specs
+    ]
+    rows += [(name, "", "", "", str(error)) for name, error in broken]
+    table(("backend", "mode", "driver", "can", "usable"), rows)
+    for spec in specs:
+        for name, reason in spec["missing"].items():
+            write(f"{spec['name']} ({spec['mode']}) has no {name.lower()}: {reason}")
+
+
+def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
+    """Load a plugin as pqcore would; why that cannot be done, or None."""
+    try:
+        if group == BACKENDS:
+            error = dict(_broken_backends()).get(point.name)
+            return None if error is None else str(error)
+        if group == SERIALIZERS:
+            registered = plugins.registered_serializer(point.name)
+            if registered is None:
+                return f"it brings no serializer {point.name!r}"
+            with suppress(ConfigurationError):  # it needs a key, say: the plugin is all right
+                plugins.serializer(f"json+{point.name}" if is_wrapper(registered) else point.name)
+        elif group == PLUGINS:
+            plugins.load_others()
+            if (point.name in plugins.broken) and str(point.value) in str(plugins.broken[point.name]):
+                return str(plugins.broken[point.name])
+        else:
+            point.load()
+    except PQError as exc:
+        return str(exc)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
+        return f"{type(exc).__name__}: {exc}"
+    return None
+
+
+def _plugin(group: str, point: importlib.metadata.EntryPoint) -> dict[str, Any]:
+    why = _loaded(group, point)
+    can: list[str] = []
+    if group == BACKENDS and why is None:
+        specs = [spec for spec in plugins.backend_specs() if spec.name == point.name]
+        can = sorted({cap.name for spec in specs for cap in Capability if cap in spec.capabilities})
+        unusable = [reason for spec in specs if (reason := _why_not(spec)) is not None]
+        why = unusable[0] if unusable and len(unusable) == len(specs) else None
+    return {
+        "group": group,
+        "name": point.name,
+        "from": point.value,
+        "distribution": point.dist.name if point.dist else None,
+        "version": point.dist.version if point.dist else None,
+        "capabilities": can,
+        "ok": why is None,
+        "error": why,
+    }
+
+
+@click.command("plugins")
+@json_option
+def plugins_(as_json: bool) -> None:
+    """List the plugins: from where, which version, what they can do, and what keeps any from being used."""
+    found = []
+    for group in GROUPS:
+        points = {(point.name, point.value): point for point in importlib.metadata.entry_points(group=group)}
+        found += [_plugin(group, point) for _, point in sorted(points.items())]
+    if as_json:
+        for each in found:
+            emit(each)
+        return
+    rows = [
+        (
+            each["group"].removeprefix("pqcore."),
+            each["name"],
+            each["from"],
+            f"{each['distribution']} {each['version']}",
+            ", ".join(name.lower() for name in each["capabilities"]),
+            each["error"] or "ok",
+        )
+        for each in found
+    ]
+    table(("group", "name", "from", "distribution", "can", "state"), rows)
+
+
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in plugins.backend_names() if name.startswith(incomplete)]
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST ARGUMENT]...")
+@click.option("--backend", metavar="NAME", required=True, shell_complete=_names, help="The backend, in all its modes.")
+@click.option(
+    "--dsn",
+    metavar="URL",
+    envvar="PQCORE_TEST_DSN",
+    show_envvar=True,
+    help="A server; without it, an embedded one, or what PQCORE_TEST_CONTAINER names.",
+)
+@click.option("--report", metavar="PATH", help="Write PATH.json and PATH.md.")
+@json_option
+@click.pass_context
+def conformance(
+    ctx: click.Context, /, arguments: tuple[str, ...], backend: str, dsn: str | None, report: str | None, as_json: bool
+) -> None:
+    """Run the conformance suite for a backend; what follows -- is for pytest."""
+    if backend not in plugins.backend_names():
+        raise Wrong(f"unknown backend {backend!r}; installed: {', '.join(plugins.backend_names()) or 'none'}")
+    if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_timeout") is None:
+        raise Wrong("the conformance suite needs pytest: pip install 'pqcore[testing]'")
+    variables = dict(os.environ)
+    if dsn is not None:
+        remember(ctx, dsn)
+        if "://" not in dsn:
+            raise Wrong(f"--dsn is to be a URL, postgresql://user@host/database, not {redact(dsn, dsn)}")
+        variables["PQCORE_TEST_DSN"] = dsn
+    with tempfile.TemporaryDirectory(prefix="pqcore-conformance-") as folder:
+        path = report or str(Path(folder) / "report")
+        command = [sys.executable, "-m", "pytest", "--pyargs", "pqcore.testing.suite"]
+        # The suite as it was shipped: without what a project's own settings add to the command line.
+        command += ["--override-ini", "addopts=", f"--pqcore-backend={backend}", f"--pqcore-report={path}", *arguments]
+        done = subprocess.run(  # noqa: S603 - this interpreter
+            command, env=variables, stdout=sys.stderr if as_json else None, check=False
+        )
+        if as_json and (document := Path(path + ".json")).exists():
+            click.echo(document.read_text("utf-8"), nl=False)
+    if done.returncode == 4:  # pytest's for a wrong command line
+        raise Wrong("pytest does not know these arguments, or found no such tests")
+    if done.returncode != 0:
+        raise Failed(printable(f"{backend} does not conform, or the run ended before that was known: see above"))
+
+
+COMMANDS = (backends, plugins_, conformance)

@@ -1,0 +1,433 @@
+"""``pqcore put``, ``get``, ``peek``, ``list``, ``purge`` and ``move``: the jobs of a queue."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.output import described, emit, printable, table, write
+from pqcore.engine import Engine
+from pqcore.errors import InvalidTimeSpec, SerializationError
+from pqcore.job import BaseJob
+from pqcore.operations import listing, managing, moving, putting, taking
+from pqcore.options import given
+from pqcore.settings import QueueSettings
+from pqcore.timespec import parse
+
+LONGEST_MESSAGE = 200
+"""Characters of an error's message in a table."""
+
+
+def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
+    """A point in time, or a distance from now."""
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except InvalidTimeSpec:
+        pass
+    try:
+        return parse(datetime.fromisoformat(text.replace("Z", "+00:00") if text.endswith("Z") else text))
+    except ValueError:
+        msg = f"{text!r} is not a time: write a number and a unit, as in '5m', or ISO 8601, as in '2030-01-31T12:00Z'"
+        raise click.BadParameter(msg) from None
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            msg = f"{text!r}: write a name and a value, as in 'name=value'"
+            raise click.BadParameter(msg)
+        found[name] = value
+    return found
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, value in _pairs(ctx, param, texts).items():
+        if not value.isdecimal() or not int(value):
+            msg = f"{name}={value}: write a number of jobs, as in 'reports=3'"
+            raise click.BadParameter(msg)
+        found[name] = int(value)
+    return found
+
+
+def _refused(constant: str) -> Any:
+    msg = f"{constant} is not JSON"
+    raise ValueError(msg)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except (ValueError, RecursionError) as exc:
+        msg = f"{where} is not JSON: {exc}"
+        raise Wrong(msg) from None
+
+
+def _lines(stream: Iterator[str]) -> Iterator[Any]:
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            yield _parsed(line, f"line {number}")
+
+
+def _input() -> Any:
+    """The standard input, as text.
+
+    Raises:
+        Wrong: It is a terminal, or closed.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise Wrong("no data: give it as an argument, as in '{\"n\": 1}', or on standard input")
+    return sys.stdin
+
+
+@click.command()
+@click.argument("data", required=False)
+@queue_option
+@click.option("--lines", is_flag=True, help="Put a job for each line of standard input: all, or none.")
+@click.option("--schedule-at", metavar="TIME", callback=_when, help="Not before: 5m from now, or ISO 8601.")
+@click.option("--expected-at", metavar="TIME", callback=_when, help="Wanted by: the earlier, the sooner it is taken.")
+@click.option("--dedup", metavar="KEY", help="A key that one unfinished job has at a time.")
+@click.option("--group", metavar="NAME", help="Jobs of a group run one at a time, in order.")
+@click.option(
+    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="So many of a name at once."
+)
+@click.option(
+    "--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Travels beside the data."
+)
+@json_option
+@with_database
+def put(
+    database: Database,
+    /,
+    data: str | None,
+    queue: str,
+    lines: bool,
+    schedule_at: Any,
+    expected_at: Any,
+    dedup: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Put a job: DATA is JSON; without it, or as -, it is read from standard input."""
+    settings = database.queue(queue)
+    try:
+        if lines:
+            if data not in (None, "-"):
+                raise click.UsageError("--lines reads standard input: give no DATA")
+            if dedup is not None:
+                raise click.UsageError("--dedup is of a single job: leave --lines out")
+            items = list(_lines(_input()))
+            if not items:
+                raise Wrong("standard input has no lines: nothing was put")
+            more = given(**options)
+            ids = database.call(putting.put_many, settings, items, schedule_at, expected_at, None, more)
+        else:
+            text = _input().read() if data in (None, "-") else data
+            if not text.strip():
+                raise Wrong("the data is empty: give JSON, as in '{\"n\": 1}'")
+            value = _parsed(text, "the data")
+            more = given(dedup=dedup, **options)
+            ids = [database.call(putting.put, settings, value, schedule_at, expected_at, None, more)]
+    except UnicodeDecodeError as exc:
+        raise Wrong(f"standard input is not text: {exc}") from None
+    except SerializationError as exc:
+        raise Wrong(str(exc)) from exc
+    for job_id in ids:
+        if as_json:
+            emit({"id": job_id, "queue": queue})
+        else:
+            write(str(job_id))
+
+
+def _data(raw: str | bytes) -> Any:
+    """Data that is stored as JSON; None of other."""
+    if not isinstance(raw, str):
+        return None
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def fields(job: BaseJob, queue: str) -> dict[str, Any]:
+    """A job that was taken, or looked at, for a program; its data is not decoded, but for JSON."""
+    raw = job.raw
+    return {
+        "id": job.id,
+        "queue": queue,
+        "attempts": job.attempts,
+        "failures": job.failures,
+        "enqueued_at": job.enqueued_at,
+        "schedule_at": job.schedule_at,
+        "expected_at": job.expected_at,
+        "headers": job.headers,
+        "serializer": job.serializer or "json",
+        "data": _data(raw),
+        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+    }
+
+
+def _on_a_line(raw: str) -> str:
+    """JSON text on one line, with what cannot be shown written as JSON escapes; it stands for the same value."""
+    return "".join(
+        letter if letter.isprintable() else " " if letter in "\n\r\t" else json.dumps(letter)[1:-1] for letter in raw
+    )
+
+
+def _show(job: BaseJob, queue: str, *, as_json: bool) -> None:
+    if as_json:
+        emit(fields(job, queue))
+    elif isinstance(job.raw, str):
+        write(_on_a_line(job.raw))
+    else:
+        write(base64.b64encode(job.raw).decode())
+
+
+async def _take(
+    engine: Engine, settings: QueueSettings, n: int, wait: float, deliver: Callable[[BaseJob], None]
+) -> int:
+    """Take jobs in a transaction that is committed once they are written: what nobody could read comes back."""
+    await engine.enter({})
+    done = False
+    try:
+        rows = await taking.get(engine, settings, n, block=wait > 0, timeout=wait)
+        for row in rows:
+            deliver(BaseJob(settings, row))
+        sys.stdout.flush()
+        done = True
+    finally:
+        await engine.leave(failed=not done)
+    return len(rows)
+
+
+_n_option = click.option(
+    "-n",
+    "--number",
+    "n",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="How many, at most.",
+)
+
+
+@click.command()
+@queue_option
+@_n_option
+@click.option("--wait", metavar="TIME", type=duration, default=0, help="Wait so long for the first.")
+@click.option(
+    "--retention",
+    type=click.Choice(["keep", "delete", "archive"]),
+    default="keep",
+    show_default=True,
+    help="What becomes of the row.",
+)
+@json_option
+@with_database
+def get(database: Database, queue: str, n: int, wait: float, retention: str, as_json: bool) -> None:
+    """Take jobs that are due, and write their data; they are finished once that is written."""
+    settings = database.queue(queue)
+    settings.retention = retention  # type: ignore[assignment]
+    number = database.call(_take, settings, n, wait, lambda job: _show(job, queue, as_json=as_json))
+    if not number:
+        raise Failed(f"no job of {queue!r} is due")
+
+
+@click.command()
+@queue_option
+@_n_option
+@json_option
+@with_database
+def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
+    """Show the next jobs that are due; they stay where they are."""
+    settings = database.queue(queue)
+    rows = database.call(taking.peek, settings, n)
+    for row in rows:
+        _show(BaseJob(settings, row), queue, as_json=as_json)
+    if not rows:
+        raise Failed(f"no job of {queue!r} is due")
+
+
+def stored(job: listing.StoredJob) -> dict[str, Any]:
+    """What is stored of a job, for a program, but for its data and the traceback."""
+    error = {"type": job.error.get("type"), "message": job.error.get("message")} if job.error else None
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "state": job.state,
+        "task": job.task,
+        "attempts": job.attempts,
+        "failures": job.failures,
+        "reason": job.reason,
+        "enqueued_at": job.enqueued_at,
+        "schedule_at": job.schedule_at,
+        "expected_at": job.expected_at,
+        "leased_until": job.leased_until,
+        "finished_at": job.finished_at,
+        "parked_on": job.parked_on,
+        "error": error,
+    }
+
+
+def _until(job: listing.StoredJob) -> Any:
+    """The time that matters of a job in its state."""
+    if job.state in ("done", "dead"):
+        return job.finished_at
+    if job.state == "leased":
+        return job.leased_until
+    return job.schedule_at or job.enqueued_at
+
+
+@click.command("list")
+@queue_option
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([*listing.STATES, "all"]),
+    help="Only these; repeatable.  [default: those that are not finished]",
+)
+@click.option("--task", metavar="PATH", help="Only calls of this function, as in app.tasks.send.")
+@click.option("--older-than", metavar="TIME", type=duration, help="Only those that were put so long ago, as in 1h.")
+@click.option("--failed", is_flag=True, help="Only those that failed at least once.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, listing.MOST),
+    default=100,
+    show_default=True,
+    help="How many, at most.",
+)
+@json_option
+@with_database
+def list_(
+    database: Database,
+    queue: str,
+    states: Sequence[str],
+    task: str | None,
+    older_than: float | None,
+    failed: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the jobs of a queue, by state."""
+    settings = database.queue(queue)
+    wanted = listing.STATES if "all" in states else tuple(states) or listing.UNFINISHED
+    found = database.call(listing.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
+    if as_json:
+        for job in found:
+            emit(stored(job))
+        return
+    if not found:
+        write(f"no such jobs in {queue!r}")
+        return
+    rows = [
+        (
+            job.id,
+            job.state,
+            _until(job),
+            job.attempts,
+            job.failures,
+            job.task,
+            job.parked_on or described(job.error)[:LONGEST_MESSAGE],
+        )
+        for job in found
+    ]
+    table((">id", "state", "due, until, at (UTC)", ">attempts", ">failures", "task", "waits for, or error"), rows)
+    if len(found) == limit:
+        write(f"the first {limit}; --limit shows more")
+
+
+@click.command()
+@queue_option
+@click.option(
+    "--older-than", metavar="TIME", type=duration, required=True, help="Those finished so long ago, as in 14d; 0: all."
+)
+@yes_option
+@json_option
+@with_database
+def purge(database: Database, queue: str, older_than: float, yes: bool, as_json: bool) -> None:
+    """Delete finished rows, kept or archived."""
+    settings = database.queue(queue)
+    which = f"that were finished over {older_than:g} seconds ago" if older_than else "that are finished"
+    confirm(f"Delete all rows of {printable(queue)!r} {which}, for good?", yes=yes)
+    number = database.call(managing.purge, settings, older_than)
+    if as_json:
+        emit({"queue": queue, "purged": number})
+    else:
+        write(f"purged {number}")
+
+
+@click.command()
+@click.argument("job_ids", type=int, nargs=-1, metavar="[ID]...")
+@queue_option
+@click.option("--to", "target", metavar="NAME", help="The queue that waiting jobs are moved to.")
+@click.option("--all", "everything", is_flag=True, help="All that wait, are scheduled or parked.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Of all: how many, at most, those due first.")
+@click.option("--to-archive", is_flag=True, help="Move finished rows to the archive table instead.")
+@click.option("--older-than", metavar="TIME", type=duration, help="With --to-archive: those finished so long ago.")
+@yes_option
+@json_option
+@with_database
+def move(
+    database: Database,
+    job_ids: tuple[int, ...],
+    queue: str,
+    target: str | None,
+    everything: bool,
+    limit: int | None,
+    to_archive: bool,
+    older_than: float | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Move jobs that wait to another queue, or finished rows to the archive."""
+    settings = database.queue(queue)
+    if to_archive:
+        if target is not None or job_ids or everything or limit is not None:
+            raise click.UsageError("--to-archive moves finished rows: it goes with --older-than alone")
+        number = database.call(moving.archive, settings, older_than or 0)
+        _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
+        return
+    if target is None:
+        raise click.UsageError("say where to: --to NAME, or --to-archive")
+    if older_than is not None:
+        raise click.UsageError("--older-than goes with --to-archive")
+    if bool(job_ids) == everything:
+        raise click.UsageError("give IDs, or --all")
+    if job_ids and limit is not None:
+        raise click.UsageError("--limit goes with --all")
+    other = database.queue(target)
+    chosen = tuple(dict.fromkeys(job_ids)) or None
+    if chosen is None:
+        how_many = "all" if limit is None else f"up to {limit}"
+        confirm(f"Move {how_many} jobs of {printable(queue)!r} that wait to {printable(target)!r}?", yes=yes)
+    number = database.call(moving.move, settings, other, chosen, limit)
+    _moved({"queue": queue, "to": target, "moved": number}, f"moved {number}", as_json=as_json)
+    if chosen is not None and number < len(chosen):
+        msg = f"{len(chosen) - number} of the {len(chosen)} named do not wait in {queue!r}"
+        raise Failed(f"{msg}, or have a dedup key that is taken in {target!r}")
+
+
+def _moved(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
+    if as_json:
+        emit(facts)
+    else:
+        write(text)
+
+
+COMMANDS = (put, get, peek, list_, purge, move)

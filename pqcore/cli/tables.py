@@ -1,0 +1,135 @@
+"""``pqcore create``, ``migrate`` and ``adopt``: the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pqcore import schema
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed
+from pqcore.cli.options import json_option, with_database
+from pqcore.cli.output import emit, write
+from pqcore.errors import SchemaTooNew, TableMissing
+from pqcore.operations import catalogue, managing
+
+_sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
+
+
+def _named(number: int | None) -> str:
+    return "missing" if number is None else "pq's, or made by hand" if number == 0 else f"schema version {number}"
+
+
+def _refuse_newer(table: str, found: int | None) -> None:
+    if found is not None and found > schema.latest():
+        msg = f"table {table} is of schema version {found}, this pqcore knows {schema.latest()}: upgrade pqcore"
+        raise SchemaTooNew(msg)
+
+
+def _write_script(database: Database, table: str, statements: list[str], *, as_json: bool) -> None:
+    if as_json:
+        emit({"table": table, "statements": statements})
+        return
+    if not statements:
+        write(f"-- table {table} is up to date: schema version {schema.latest()}")
+        return
+    write(f"-- Brings table {table} to schema version {schema.latest()}.")
+    write("-- Run it with psql -v ON_ERROR_STOP=1, and not in one transaction: indexes may be built CONCURRENTLY.")
+    for statement in statements:
+        write(f"{statement};")
+
+
+def _make(database: Database, found: int | None, *, as_json: bool) -> None:
+    table = database.table
+    _refuse_newer(table, found)
+    changed = found != schema.latest()
+    if changed:
+        database.call(managing.create)
+    if as_json:
+        emit({"table": table, "found": found, "version": schema.latest(), "changed": changed})
+    elif changed:
+        how = "made" if found is None else f"migrated: it was {_named(found)}"
+        write(f"table {table} is {how}; schema version {schema.latest()}")
+    else:
+        write(f"table {table} is up to date: schema version {found}")
+
+
+@click.command()
+@_sql_option
+@json_option
+@with_database
+def create(database: Database, as_sql: bool, as_json: bool) -> None:
+    """Make the table, or migrate it in place; does nothing if it is up to date."""
+    if as_sql:
+        _write_script(database, database.table, database.call(catalogue.script), as_json=as_json)
+        return
+    _make(database, database.call(catalogue.version), as_json=as_json)
+
+
+@click.command()
+@_sql_option
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 if the table is not up to date.")
+@json_option
+@with_database
+def migrate(database: Database, as_sql: bool, check: bool, as_json: bool) -> None:
+    """Bring a table that is there up to the latest schema version, in place."""
+    if as_sql and check:
+        raise click.UsageError("give --sql or --check, not both")
+    table = database.table
+    found = database.call(catalogue.version)
+    if check:
+        current = found == schema.latest()
+        if as_json:
+            emit({"table": table, "found": found, "version": schema.latest(), "current": current})
+        elif current:
+            write(f"table {table} is up to date: schema version {found}")
+        if not current:
+            raise Failed(f"table {table} is {_named(found)}; this pqcore needs schema version {schema.latest()}")
+        return
+    if found is None:
+        raise TableMissing(f"table {table} does not exist: pqcore create makes it")
+    if as_sql:
+        _write_script(database, table, database.call(catalogue.script, missing=False), as_json=as_json)
+        return
+    _make(database, found, as_json=as_json)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Say what it is, and change nothing.")
+@json_option
+@with_database
+def adopt(database: Database, check: bool, as_json: bool) -> None:
+    """Take over a table of pq 1.9.1 in place: say what it is, and migrate it; jobs stay as they are."""
+    table = database.table
+    found = database.call(catalogue.version)
+    if found:
+        _refuse_newer(table, found)
+        raise Failed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
+    pqs = database.call(catalogue.look_at_pqs)
+    facts: dict[str, Any] = {
+        "table": table,
+        "rows": pqs.rows,
+        "waiting": pqs.waiting,
+        "queues": pqs.queues,
+        "more": pqs.more,
+        "trigger": pqs.trigger,
+        "indexes": list(pqs.indexes),
+    }
+    if not as_json:
+        more = "more than " if pqs.more else ""
+        write(f"table {table} is pq's: {more}{pqs.rows} rows, {pqs.waiting} of them waiting, in {pqs.queues} queues")
+        write(f"  its indexes stay: {', '.join(pqs.indexes) or 'none'}")
+        if pqs.trigger:
+            write("  its trigger pq_insert is replaced by one that tells waiters once a statement")
+    if not check:
+        database.call(managing.create)
+    if as_json:
+        emit({**facts, "adopted": not check, "version": schema.latest()})
+    elif check:
+        write("nothing was changed: without --check it is adopted")
+    else:
+        write(f"it is adopted: schema version {schema.latest()}; pq's own workers can go on with it")
+
+
+COMMANDS = (create, migrate, adopt)

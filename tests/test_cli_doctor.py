@@ -1,0 +1,357 @@
+"""``pqcore doctor``: it says what is wrong, what to do, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import queue
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pqcore import PQ
+from pqcore.cli.app import app
+from pqcore.operations import examining
+from pqcore.testing.harness import PATIENCE
+
+BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
+CHECKS = [
+    "server", "durability", "connections", "clock", "listen", "snapshots", "schema", "privileges", "indexes",
+    "trigger", "autovacuum", "bloat", "plan",
+]  # fmt: skip
+
+
+def doctor(dsn: str, *arguments: str) -> Result:
+    variables = {"PQCORE_DSN": dsn, "PGCONNECT_TIMEOUT": "10", "PQCORE_BACKEND": None}
+    done = CliRunner().invoke(app, ["doctor", *arguments], env=variables)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def findings(dsn: str, *arguments: str, code: int | None = None) -> dict[str, list[Any]]:
+    """What was found, by what was looked at; the exit code is 1 if, and only if, something of it is a problem."""
+    done = doctor(dsn, *arguments, "--json")
+    found: dict[str, list[Any]] = {}
+    for line in done.stdout.splitlines():
+        one = json.loads(line)
+        assert set(one) == {"check", "level", "message", "advice", "details"}
+        found.setdefault(one["check"], []).append(one)
+    assert found, done.output
+    problem = any(one["level"] == "problem" for each in found.values() for one in each)
+    assert done.exit_code == int(problem), done.output
+    return found
+
+
+def execute(dsn: str, *statements: str) -> list[Any]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[PQ]:
+    with PQ(dsn, backend="psycopg") as made:
+        made.create()
+        yield made
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_that_is_as_it_should_be(dsn: str, pq: PQ, backend: str) -> None:
+    """Nothing is found but what the server of the tests is set to, and nothing is taken, or changed."""
+    for name in ("a", "it's \\ %s"):
+        pq[name].put_many(range(100))
+        pq[name].put(1, schedule_at="1h", expected_at="2h")
+    pq["a"].get_many(10)
+    execute(dsn, "VACUUM ANALYZE queue")
+    rows = "SELECT ctid, xmin, xmax, * FROM queue ORDER BY id"
+    before = repr(execute(dsn, rows))
+    found = findings(dsn, "--backend", backend)
+    assert list(found) == CHECKS
+    worse = {name: each for name, each in found.items() if any(one["level"] != "ok" for one in each)}
+    worse.pop("durability", None)  # of the server of the tests
+    worse.pop("clock", None)  # of a machine that is busy
+    assert worse == {}
+    assert found["plan"][0]["details"]["queues"] == ["it's \\ %s", "a"]
+    assert found["server"][0]["details"]["backend"] == backend
+    named = findings(dsn, "--backend", backend, "--queue", "none", "--queue", "a/pickle")
+    assert named["plan"][0]["details"]["queues"] == ["none", "a"]
+    text = doctor(dsn, "--backend", backend)
+    assert all(name in text.stdout for name in CHECKS)
+    assert repr(execute(dsn, rows)) == before
+
+
+def test_durability(dsn: str, pq: PQ) -> None:
+    [[fsync]] = execute(dsn, "SHOW fsync")
+    [one] = findings(dsn)["durability"]
+    assert one["level"] == ("problem" if fsync == "off" else "ok")
+    assert one["details"]["fsync"] == fsync
+
+
+@pytest.mark.parametrize(
+    ("how", "check", "level", "says", "advice"),
+    [
+        ("DROP INDEX queue_ready", "indexes", "problem", "queue_ready is missing", "CREATE INDEX CONCURRENTLY"),
+        ("DROP INDEX queue_ready", "plan", "problem", "reads the table as a whole", "ANALYZE"),
+        ("DROP INDEX queue_dead_age", "indexes", "problem", "queue_dead_age is missing", "CREATE INDEX"),
+        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'queue_hidden'::regclass", "indexes", "problem",
+         "queue_hidden is invalid", 'DROP INDEX CONCURRENTLY "queue_hidden"; CREATE INDEX CONCURRENTLY'),
+        ("ALTER TABLE queue DROP CONSTRAINT queue_pkey", "indexes", "problem", "primary key", "ADD PRIMARY KEY"),
+        ("DROP TRIGGER queue_notify ON queue", "trigger", "problem", "queue_notify is missing", "CREATE TRIGGER"),
+        ("ALTER TABLE queue DISABLE TRIGGER queue_notify", "trigger", "problem", "is disabled", "ENABLE TRIGGER"),
+        ("CREATE TRIGGER pq_insert AFTER INSERT ON queue EXECUTE FUNCTION queue_notify()", "trigger", "warning",
+         "row by row", "DROP TRIGGER pq_insert"),
+        ("ALTER TABLE queue SET (autovacuum_enabled = off)", "autovacuum", "problem", "off for the table", "RESET"),
+        ("ALTER TABLE queue RESET (vacuum_index_cleanup)", "autovacuum", "warning", "lacks the settings", "SET ("),
+        ("ALTER DATABASE {name} SET pqcore.notify = off", "trigger", "warning", "pqcore.notify is off", "RESET"),
+        ("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'", "isolation", "warning",
+         "serializable", "read committed"),
+        ("ALTER DATABASE {name} SET default_transaction_read_only = on", "writable", "problem", "read-only", "RESET"),
+        ("ALTER DATABASE {name} SET enable_indexscan = off", "plan", "problem", "", "enable_indexscan"),
+        ("DELETE FROM pqcore_migrations WHERE version > 2", "schema", "problem", "version 2", "pqcore migrate"),
+        ("INSERT INTO pqcore_migrations VALUES ('queue', 99)", "schema", "problem", "version 99", "upgrade pqcore"),
+        ("DROP TABLE queue CASCADE", "schema", "problem", "does not exist", "pqcore create"),
+        ("DROP TABLE pqcore_migrations", "schema", "problem", "version 0", "pqcore adopt"),
+        ("ALTER DATABASE {name} CONNECTION LIMIT 3", "connections", "problem", "of 3 connections of the database",
+         "pooler"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_what_to_do(
+    dsn: str, pq: PQ, how: str, check: str, level: str, says: str, advice: str
+) -> None:
+    pq["a"].put_many(range(1_000))
+    pq["a"].get_many(400)
+    execute(dsn, "VACUUM ANALYZE queue", how.replace("{name}", dsn.rpartition("/")[2]))
+    with ExitStack() as held:
+        if "LIMIT 3" in how:
+            held.enter_context(psycopg.connect(dsn))
+        found = findings(dsn)[check]
+    worse = [one for one in found if one["level"] == level and says in one["message"] and advice in one["advice"]]
+    assert worse, found
+    if check == "schema":  # of a table that is another one, no more is said
+        assert "indexes" not in findings(dsn)
+
+
+def test_what_to_do_can_be_done(dsn: str, pq: PQ) -> None:
+    execute(
+        dsn,
+        "DROP INDEX queue_ready",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'queue_parked'::regclass",
+        "DROP TRIGGER queue_notify ON queue",
+    )
+    found = findings(dsn)
+    for one in (*found["indexes"], *found["trigger"]):
+        assert one["level"] == "problem"
+        execute(dsn, *one["advice"].split("; "))
+    found = findings(dsn)
+    assert [one["level"] for one in (*found["indexes"], *found["trigger"])] == ["ok", "ok"]
+
+
+def test_a_small_table_may_be_read_as_a_whole(dsn: str, pq: PQ) -> None:
+    execute(dsn, "VACUUM FULL queue")
+    execute(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2]} SET enable_indexscan = off")
+    found = findings(dsn)["plan"]
+    assert {one["level"] for one in found} <= {"warning", "problem"}
+    scans = [one for one in found if "as a whole" in one["message"]]
+    assert scans
+    assert {one["level"] for one in scans} == {"warning"}
+
+
+def test_who_holds_an_old_snapshot_is_named(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examining, "LONG", 0.0)
+    with psycopg.connect(dsn, application_name="the report") as other:
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT FROM queue")
+        [one] = findings(dsn)["snapshots"]
+        assert one["level"] == "warning"
+        assert one["details"]["id"] == str(other.info.backend_pid)
+        assert one["details"]["application_name"] == "the report"
+        assert one["details"]["state"] == "idle in transaction"
+        assert f"pg_terminate_backend({other.info.backend_pid})" in one["advice"]
+        monkeypatch.setattr(examining, "TOO_LONG", 0.0)
+        assert findings(dsn)["snapshots"][0]["level"] == "problem"
+        monkeypatch.undo()
+        assert findings(dsn)["snapshots"][0]["level"] == "ok"
+    with psycopg.connect(dsn) as writer:  # without a snapshot, but with an id of a transaction
+        writer.execute("INSERT INTO queue (q_name, data) VALUES ('a', '1')")
+        monkeypatch.setattr(examining, "LONG", 0.0)
+        [one] = findings(dsn)["snapshots"]
+        assert one["details"]["id"] == str(writer.info.backend_pid)
+        assert one["details"]["transactions"] >= 0
+
+
+def test_replication_slots_and_prepared_transactions_hold_snapshots_too() -> None:
+    forgotten = examining._holder("prepared transaction", "order-7", "", "prepared", "shop", "ann", 5e3, 99, True)
+    assert (forgotten.level, "ROLLBACK PREPARED 'order-7'" in forgotten.advice) == ("problem", True)
+    unused = examining._holder("replication slot", "standby_2", "", "physical", "", "", None, 10_000, False)
+    assert (unused.level, "pg_drop_replication_slot('standby_2')" in unused.advice) == ("problem", True)
+    used = examining._holder("replication slot", "standby_1", "", "physical", "", "", None, 10, True)
+    assert used.level == "ok"
+
+
+def test_a_role_that_may_little(dsn: str, pq: PQ) -> None:
+    name = "clerk_" + dsn.rpartition("_")[2]
+    execute(
+        dsn,
+        f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'",
+        f"GRANT SELECT, INSERT ON queue, queue_dead TO {name}",
+        f"GRANT SELECT ON pqcore_migrations TO {name}",
+    )
+    parts = urlsplit(dsn)
+    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+    try:
+        with psycopg.connect(dsn):
+            found = findings(clerk)
+        [one] = found["privileges"]
+        assert one["level"] == "problem"
+        assert 'GRANT UPDATE, DELETE ON "queue"' in one["advice"]
+        assert 'GRANT SELECT, INSERT, UPDATE, DELETE ON "queue_slots"' in one["advice"]
+        assert "GRANT USAGE ON SEQUENCE" in one["advice"]
+        assert "cannot be seen" in found["snapshots"][-1]["message"]
+        assert "pg_monitor" in found["snapshots"][-1]["advice"]
+        execute(dsn, f"REVOKE ALL ON pqcore_migrations FROM {name}")
+        [one] = findings(clerk)["schema"]
+        assert one["level"] == "warning"
+        assert "could not be looked at" in one["message"]
+        assert "hush" not in doctor(clerk).output
+    finally:
+        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_no_server(dsn: str) -> None:
+    found = findings("postgresql://ann:hush-hush@127.0.0.1:1/orchard")
+    [one] = found["connection"]
+    assert one["level"] == "problem"
+    assert "hush" not in json.dumps(found)
+    unread = doctor("host=127.0.0.1 port=1 password=hush-hush nonsense", "--json")
+    assert (unread.exit_code, unread.stdout) == (2, "")
+    assert "hush" not in unread.stderr
+
+
+# Behind a pooler
+
+
+class Pooler:
+    """A pooler in transaction mode: a session of the server's is a client's for the length of a transaction only.
+
+    Each client logs in over a connection of its own, which all then share.
+
+    Args:
+        dsn: Of the server, as a URL.
+        order: In which order sessions are given to those who come.
+    """
+
+    def __init__(self, dsn: str, order: type[queue.Queue[Any]]) -> None:
+        self._target = urlsplit(dsn)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._idle: queue.Queue[socket.socket] = order()
+        self._opened: list[socket.socket] = []
+        host = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        user = self._target.netloc.rpartition("@")[0]
+        self.dsn = urlunsplit(self._target._replace(netloc=f"{user}@{host}" if user else host))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                self._opened.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError, EOFError), client:
+            while (start := _startup(client))[4:8] in (struct.pack("!i", 80877103), struct.pack("!i", 80877104)):
+                client.sendall(b"N")  # no TLS
+            if start[4:8] == struct.pack("!i", 80877102):  # a request to cancel
+                return
+            server = socket.create_connection((self._target.hostname or "", self._target.port or 5432))
+            self._opened.append(server)
+            server.sendall(start)
+            self._relay(client, server)
+            while True:
+                first = client.recv(65_536)
+                if not first or first[:1] == b"X":
+                    return
+                server = self._idle.get()
+                server.sendall(first)
+                self._relay(client, server)
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on until the server is ready, and in no transaction; then it is the next one's."""
+        answer = b""
+        while True:
+            for readable in select.select([client, server], [], [])[0]:
+                data = readable.recv(65_536)
+                if not data:
+                    self._idle.put(server)
+                    raise EOFError
+                (server if readable is client else client).sendall(data)
+                answer += data if readable is server else b""
+            state = b""
+            while len(answer) >= 5 and len(answer) >= (size := 1 + struct.unpack("!i", answer[1:5])[0]):
+                state = answer[5:6] if answer[:1] == b"Z" else b""
+                answer = answer[size:]
+            if state == b"I" and not answer:
+                self._idle.put(server)
+                return
+
+    def close(self) -> None:
+        for each in (self._socket, *self._opened):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+def _startup(client: socket.socket) -> bytes:
+    head = client.recv(4, socket.MSG_WAITALL)
+    if len(head) < 4:
+        raise EOFError
+    return head + client.recv(struct.unpack("!i", head)[0] - 4, socket.MSG_WAITALL)
+
+
+@contextmanager
+def pooler(dsn: str, order: type[queue.Queue[Any]]) -> Iterator[str]:
+    made = Pooler(dsn, order)
+    try:
+        yield made.dsn
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", [queue.Queue, queue.LifoQueue])
+def test_a_pooler_in_transaction_mode_is_told(dsn: str, pq: PQ, backend: str, order: type[queue.Queue[Any]]) -> None:
+    pq["a"].put(1)
+    with pooler(dsn, order) as through:
+        found = findings(through, "--backend", backend)
+    [one] = found["listen"]
+    assert one["level"] == "problem"
+    assert one["details"]["pooler"]
+    assert "a pooler in transaction mode" in one["message"]
+    assert "prepared=False" in one["advice"]
+    assert [one["level"] for one in found["plan"]] == ["ok"]
+
+
+def test_a_notification_that_is_lost_is_a_problem(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examining, "LISTEN_PATIENCE", 0.0)
+    [one] = findings(dsn)["listen"]
+    assert (one["level"], one["details"]["heard"]) == ("problem", False)
+    monkeypatch.setattr(examining, "LISTEN_PATIENCE", 3 * PATIENCE)
+    [one] = findings(dsn)["listen"]
+    assert (one["level"], one["details"]["heard"]) == ("ok", True)
+
+
+def test_clocks_that_differ(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pqcore.operations.examining.time.time", lambda: 1_000_000_000.0)
+    [one] = findings(dsn)["clock"]
+    assert one["level"] == "warning"
+    assert "seconds ahead of this one's" in one["message"]

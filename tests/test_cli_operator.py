@@ -1,0 +1,724 @@
+"""The commands of operators: the table, jobs, figures, what is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pqcore import PQ, schema
+from pqcore.cli.app import app
+from pqcore.testing.commands import environment, run
+from pqcore.testing.harness import PATIENCE
+
+PQ_TABLE = """
+CREATE TABLE queue (
+  id bigserial PRIMARY KEY, enqueued_at timestamptz NOT NULL DEFAULT current_timestamp, dequeued_at timestamptz,
+  expected_at timestamptz, schedule_at timestamptz, q_name text NOT NULL CHECK (length(q_name) > 0), data json NOT NULL
+);
+CREATE INDEX priority_idx_ ON queue (schedule_at nulls first, expected_at nulls last, q_name)
+  WHERE dequeued_at IS NULL AND q_name = '';
+CREATE FUNCTION pq_notify() RETURNS trigger AS $$ BEGIN RETURN NULL; END $$ LANGUAGE plpgsql;
+CREATE TRIGGER pq_insert AFTER INSERT ON queue FOR EACH ROW EXECUTE PROCEDURE pq_notify();
+INSERT INTO queue (q_name, data, dequeued_at) VALUES ('a', '1', now()), ('a', '2', NULL), ('b', '3', NULL);
+"""
+BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
+
+
+def call(*arguments: str, dsn: str | None, given: str | bytes | None = None) -> Result:
+    """Run a command in this process; what it raises that is no message is raised."""
+    variables = {"PQCORE_DSN": dsn, "PGCONNECT_TIMEOUT": "10", "PQCORE_BACKEND": None}
+    done = CliRunner().invoke(app, arguments, input=given, env=variables)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def objects(*arguments: str, dsn: str, code: int = 0, given: str | None = None) -> list[Any]:
+    done = call(*arguments, "--json", dsn=dsn, given=given)
+    assert done.exit_code == code, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def line(done: Result, code: int) -> str:
+    """The one line that says what was wrong."""
+    assert done.exit_code == code, done.output
+    said = [text for text in done.stderr.splitlines() if text]
+    assert said, done.output
+    assert "Traceback" not in done.stderr
+    return said[-1] if said[0].startswith("Usage:") else "\n".join(said)
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[PQ]:
+    with PQ(dsn, backend="psycopg") as made:
+        made.create()
+        yield made
+
+
+def execute(dsn: str, *statements: str) -> list[Any]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def shape(dsn: str) -> list[Any]:
+    """What the catalogues say of all that belongs to the table."""
+    return execute(
+        dsn,
+        "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, i.indisvalid,"
+        " pg_get_indexdef(i.indexrelid), c.reloptions FROM pg_class AS c"
+        " LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0"
+        " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
+        " WHERE c.relnamespace = 'public'::regnamespace ORDER BY c.relname, a.attnum",
+    )
+
+
+# The table
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_table_is_made_and_checked(dsn: str, backend: str) -> None:
+    where = ("--backend", backend)
+    latest = schema.latest()
+    [missing] = objects("migrate", "--check", *where, dsn=dsn, code=1)
+    assert missing == {"table": '"queue"', "found": None, "version": latest, "current": False}
+    assert "pqcore create makes it" in line(call("migrate", *where, dsn=dsn), 1)
+    [made] = objects("create", *where, dsn=dsn)
+    assert made == {"table": '"queue"', "found": None, "version": latest, "changed": True}
+    assert objects("create", *where, dsn=dsn)[0]["changed"] is False
+    assert objects("migrate", *where, dsn=dsn)[0]["changed"] is False
+    assert objects("migrate", "--check", *where, dsn=dsn)[0]["current"] is True
+    assert "up to date" in call("create", *where, dsn=dsn).stdout
+    execute(dsn, f"INSERT INTO pqcore_migrations VALUES ('queue', {latest + 1})")
+    for command in (("create",), ("migrate",), ("create", "--sql"), ("migrate", "--check"), ("adopt",)):
+        assert f"schema version {latest + 1}" in line(call(*command, *where, dsn=dsn), 1)
+
+
+@pytest.mark.parametrize("start", ["", "CREATE SCHEMA orchard", PQ_TABLE])
+def test_statements_for_a_dba_change_nothing_until_run(dsn: str, start: str) -> None:
+    """Run by hand they make the same as create() does."""
+    execute(dsn, start or "SELECT")
+    where = ("--schema", "orchard") if "orchard" in start else ()
+    before = shape(dsn)
+    [script] = objects("create", "--sql", *where, dsn=dsn)
+    text = call("create", "--sql", *where, dsn=dsn)
+    assert text.exit_code == 0
+    assert all(statement in text.stdout for statement in script["statements"])
+    assert shape(dsn) == before
+    assert call("migrate", "--check", *where, dsn=dsn).exit_code == 1
+    if start == PQ_TABLE:  # it has rows, and is in use
+        assert any("CONCURRENTLY" in statement for statement in script["statements"])
+    execute(dsn, *script["statements"])
+    assert call("migrate", "--check", *where, dsn=dsn).exit_code == 0
+    by_hand = shape(dsn)
+    assert objects("create", "--sql", *where, dsn=dsn)[0]["statements"] == []
+    if not where:
+        execute(dsn, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public", start or "SELECT")
+        assert call("create", dsn=dsn).exit_code == 0
+        assert shape(dsn) == by_hand
+
+
+def test_migrate_and_adopt_take_over_a_table_of_pqs(dsn: str) -> None:
+    assert "does not exist" in line(call("adopt", dsn=dsn), 1)
+    execute(dsn, PQ_TABLE)
+    before = shape(dsn)
+    [found] = objects("adopt", "--check", dsn=dsn)
+    expected = {"rows": 3, "waiting": 2, "queues": 2, "more": False, "trigger": True, "adopted": False}
+    assert found.items() >= expected.items()
+    assert found["indexes"] == ["priority_idx_", "queue_pkey"]
+    assert shape(dsn) == before
+    done = call("adopt", dsn=dsn)
+    assert done.exit_code == 0
+    assert "3 rows, 2 of them waiting, in 2 queues" in done.stdout
+    assert call("migrate", "--check", dsn=dsn).exit_code == 0
+    assert "pqcore's already" in line(call("adopt", dsn=dsn), 1)
+    assert call("get", "--queue", "b", dsn=dsn).stdout == "3\n"
+
+
+def test_a_table_of_somebody_elses_is_not_adopted(dsn: str) -> None:
+    execute(dsn, "CREATE TABLE queue (id uuid PRIMARY KEY, data jsonb)")
+    before = shape(dsn)
+    said = line(call("adopt", dsn=dsn), 1)
+    assert "no table of pq's (id is uuid, " in said
+    assert shape(dsn) == before
+
+
+# Putting and taking
+
+
+def test_put_takes_json_from_the_command_line_or_standard_input(dsn: str, pq: PQ) -> None:
+    assert call("put", '{"n": 1}', "--queue", "a", dsn=dsn).stdout == "1\n"
+    assert objects("put", "--queue", "a", dsn=dsn, given='{"n": 2}') == [{"id": 2, "queue": "a"}]
+    assert objects("put", "-", "--queue", "a", dsn=dsn, given="[3]") == [{"id": 3, "queue": "a"}]
+    assert call("put", "--lines", "--queue", "a", dsn=dsn, given='4\n\n"5"\n').stdout == "4\n5\n"
+    assert [job.data for job in pq["a"].get_many(10)] == [{"n": 1}, {"n": 2}, [3], 4, "5"]
+
+
+def test_put_says_all_that_the_library_can(dsn: str, pq: PQ) -> None:
+    options = ("--dedup", "key", "--group", "g", "--limit", "reports=3", "--header", "who=ann")
+    times = ("--schedule-at", "1h", "--expected-at", "2040-01-31T12:00Z")
+    [first] = objects("put", "1", "--queue", "a", *options, *times, dsn=dsn)
+    assert objects("put", "2", "--queue", "a", "--dedup", "key", dsn=dsn) == [first]
+    [job] = objects("show", str(first["id"]), dsn=dsn)
+    assert job["headers"] == {"who": "ann", "gate": {"group": "g", "limits": {"reports": 3}}}
+    assert (job["dedup_key"], job["group"], job["data"], job["state"]) == ("key", "g", 1, "scheduled")
+    assert job["expected_at"] == "2040-01-31T12:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "says"),
+    [
+        (["put", "--queue", "a"], None, "the data is empty: give JSON"),
+        (["put", "  ", "--queue", "a"], None, "the data is empty: give JSON"),
+        (["put", "{", "--queue", "a"], None, "the data is not JSON: Expecting property name"),
+        (["put", "NaN", "--queue", "a"], None, "the data is not JSON: NaN"),
+        (["put", "--queue", "a"], b"\xff", "standard input is not text"),
+        (["put", "--queue", "a", "--lines"], b"", "standard input has no lines"),
+        (["put", "--queue", "a", "--lines"], b"1\n{\n2", "line 2 is not JSON"),
+        (["put", "1", "--queue", "a", "--lines"], b"1", "--lines reads standard input"),
+        (["put", "--queue", "a", "--lines", "--dedup", "k"], b"1", "--dedup is of a single job"),
+        (["put", "1", "--queue", "a", "--schedule-at", "soon"], None, "'soon' is not a time"),
+        (["put", "1", "--queue", "a", "--limit", "n=0"], None, "n=0: write a number of jobs"),
+        (["put", "1", "--queue", "a", "--header", "n"], None, "'n': write a name and a value"),
+        (["put", "1", "--queue", "a", "--header", "gate=1"], None, "header 'gate' is pqcore's own"),
+        (["put", '"\\u0000\\ud800"', "--queue", "a/nothing"], None, "unknown serializer 'nothing'"),
+        (["put", "1"], None, "Missing option '--queue'"),
+        (["put", "1", "--queue", ""], None, "queue name is empty"),
+        (["get", "--queue", "a", "-n", "0"], None, "0 is not in the range"),
+        (["list", "--queue", "a", "--state", "lost"], None, "'lost' is not one of"),
+        (["list", "--queue", "a", "--older-than", "x"], None, "'x' is not a time"),
+        (["show", "x"], None, "'x' is not a valid integer"),
+        (["show"], None, "Missing argument 'ID'"),
+        (["retry", "--queue", "a"], None, "Missing argument 'ID..."),
+        (["purge", "--queue", "a"], None, "Missing option '--older-than'"),
+        (["purge", "--queue", "a", "--older-than", "1d"], None, "There is no terminal to ask at: give --yes"),
+        (["move", "--queue", "a", "--all"], None, "say where to"),
+        (["move", "--queue", "a", "--to", "b"], None, "give IDs, or --all"),
+        (["move", "1", "--queue", "a", "--to", "b", "--all"], None, "give IDs, or --all"),
+        (["move", "1", "--queue", "a", "--to", "b", "--limit", "1"], None, "--limit goes with --all"),
+        (["move", "--queue", "a", "--to", "b", "--all"], None, "There is no terminal to ask at: give --yes"),
+        (["move", "--queue", "a", "--to", "a", "--all", "--yes"], None, "'a' is the queue that they are in"),
+        (["move", "--queue", "a", "--to-archive", "--all"], None, "--to-archive moves finished rows"),
+        (["migrate", "--sql", "--check"], None, "give --sql or --check, not both"),
+        (["doctor", "--backend", "nothing"], None, "unknown backend 'nothing'"),
+        (["conformance", "--backend", "nothing"], None, "unknown backend 'nothing'"),
+        (["conformance"], None, "Missing option '--backend'"),
+        (["conformance", "--backend", "psycopg", "--dsn", "password=hush"], None, "--dsn is to be a URL"),
+        (["top", "--interval", "x"], None, "'x' is not a time"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_said_in_a_line_and_changes_nothing(
+    dsn: str, pq: PQ, arguments: list[str], given: bytes | None, says: str
+) -> None:
+    said = line(call(*arguments, dsn=dsn, given=given), 2)
+    assert says in said
+    assert "\n" not in said
+    assert "hush" not in said
+    assert execute(dsn, "SELECT count(*) FROM queue") == [(0,)]
+
+
+def test_put_without_data_at_a_terminal_does_not_wait_for_it(dsn: str, pq: PQ) -> None:
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "pqcore", "put", "--queue", "a"],
+        env=environment(dsn), stdin=theirs, capture_output=True, text=True, timeout=3 * PATIENCE, check=False,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2
+    assert "no data: give it as an argument" in done.stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jobs_are_looked_at_and_taken(dsn: str, pq: PQ, backend: str) -> None:
+    where = ("--queue", "a", "--backend", backend)
+    assert "no job of 'a' is due" in line(call("get", *where, dsn=dsn), 1)
+    assert "no job of 'a' is due" in line(call("peek", *where, dsn=dsn), 1)
+    ids = pq["a"].put_many([{"n": 1}, "\u00a0\x1b", [3]])
+    peeked = objects("peek", "-n", "5", *where, dsn=dsn)
+    assert [(job["id"], job["data"], job["payload"]) for job in peeked] == [
+        (ids[0], {"n": 1}, None), (ids[1], "\u00a0\x1b", None), (ids[2], [3], None)
+    ]  # fmt: skip
+    assert pq["a"].count() == 3
+    assert call("get", *where, dsn=dsn).stdout == '{"n": 1}\n'
+    text = call("get", *where, "--retention", "delete", dsn=dsn).stdout
+    assert json.loads(text) == "\u00a0\x1b"
+    assert text.isascii()
+    assert text.count("\n") == 1
+    [job] = objects("get", *where, "-n", "9", "--wait", "1h", "--retention", "archive", dsn=dsn)
+    assert (job["id"], job["data"], job["attempts"]) == (ids[2], [3], 1)
+    assert [pq["a"].status(job_id) for job_id in (ids[0], ids[2])] == ["done", "done"]
+    assert execute(dsn, "SELECT id FROM queue UNION ALL SELECT id FROM queue_archive") == [(ids[0],), (ids[2],)]
+
+
+def test_what_is_no_json_is_not_decoded(dsn: str, pq: PQ) -> None:
+    pq["a/pickle"].put({1, 2})
+    pq.queue("a", serializer="pickle", retention="keep")
+    [job] = objects("peek", "--queue", "a", dsn=dsn)
+    assert job["serializer"] == "pickle"
+    assert isinstance(job["data"], str)
+    execute(dsn, "UPDATE queue SET data = NULL, payload = '\\x00ff', serializer = 'other'")
+    assert objects("peek", "--queue", "a", dsn=dsn)[0]["payload"] == "AP8="
+    assert call("get", "--queue", "a", dsn=dsn).stdout == "AP8=\n"
+
+
+def test_a_job_whose_data_nobody_could_read_comes_back(dsn: str, pq: PQ) -> None:
+    job_id = pq["a"].put("x" * 100_000)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pqcore", "get", "--queue", "a"],
+            env=environment(dsn), stdout=full, stderr=subprocess.PIPE, timeout=3 * PATIENCE, check=False,
+        )  # fmt: skip
+    assert done.returncode != 0
+    assert pq["a"].status(job_id) == "waiting"
+
+
+# Looking
+
+
+def fill(pq: PQ) -> dict[str, int]:
+    """A job in each state, in queue ``a``, and others in ``b``."""
+    queue = pq["a"]
+    call_of = {"function": "app.eat", "args": [], "kwargs": {}}
+    ids = {"archived": pq.queue("a", retention="archive").put(1)}
+    assert pq.queue("a", retention="archive").get()
+    ids["done"] = queue.put(2)
+    assert queue.get()
+    ids["leased"] = queue.put(call_of)
+    assert queue.lease(3600)
+    for job in (queue.put(3, group="g"), queue.put(4, group="g")):
+        ids["parked"] = job
+    assert queue.lease(3600)
+    assert queue.lease(0.1, block=False) is None
+    ids["waiting"] = queue.put({**call_of, "function": "app.eat_more"})
+    ids["urgent"] = queue.put(call_of, expected_at="1h")
+    ids["scheduled"] = queue.put(5, schedule_at="1h")
+    ids["both"] = queue.put(6, schedule_at="2h", expected_at="3h")
+    pq["b"].put_many(range(3))
+    pq["b"].get()
+    return ids
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jobs_are_listed_by_state(dsn: str, pq: PQ, backend: str) -> None:
+    ids = fill(pq)
+    execute(
+        dsn,
+        "INSERT INTO queue_dead (id, q_name, enqueued_at, data, attempts, reason, failures, error)"
+        " VALUES (777, 'a', now() - interval '1 day', '1', 3, 'failed', 2, '{\"type\": \"E\", \"message\": \"no\"}')",
+    )
+    found = objects("list", "--queue", "a", "--state", "all", "--backend", backend, dsn=dsn)
+    by_state = {state: [job["id"] for job in found if job["state"] == state] for state in {j["state"] for j in found}}
+    assert by_state == {
+        "leased": [ids["leased"], ids["parked"] - 1],
+        "waiting": [ids["urgent"], ids["waiting"]],
+        "scheduled": [ids["scheduled"], ids["both"]],
+        "parked": [ids["parked"]],
+        "done": [ids["done"], ids["archived"]],
+        "dead": [777],
+    }
+    for state, expected in by_state.items():
+        listed = objects("list", "--queue", "a", "--state", state, "--backend", backend, dsn=dsn)
+        assert [job["id"] for job in listed] == expected
+    jobs = {job["id"]: job for job in found}
+    assert jobs[ids["parked"]]["parked_on"] == "group:g"
+    assert jobs[ids["parked"]]["leased_until"] is None
+    assert jobs[ids["leased"]]["leased_until"] is not None
+    assert jobs[ids["leased"]]["task"] == "app.eat"
+    assert jobs[ids["done"]]["finished_at"] is not None
+    assert jobs[777]["error"] == {"type": "E", "message": "no"}
+    assert jobs[777]["reason"] == "failed"
+
+
+def test_lists_are_filtered_and_limited(dsn: str, pq: PQ) -> None:
+    ids = fill(pq)
+
+    def listed(*arguments: str) -> list[int]:
+        return [job["id"] for job in objects("list", "--queue", "a", *arguments, dsn=dsn)]
+
+    assert listed("--task", "app.eat") == [ids["leased"], ids["urgent"]]
+    assert listed("--task", "app.ea.") == []
+    assert listed("--limit", "2") == [ids["leased"], ids["parked"] - 1]
+    assert listed("--failed") == []
+    execute(dsn, f"UPDATE queue SET failures = 1 WHERE id = {ids['scheduled']}")
+    assert listed("--failed") == [ids["scheduled"]]
+    execute(dsn, f"UPDATE queue SET enqueued_at = now() - interval '2 h' WHERE id = {ids['done']}")
+    assert listed("--older-than", "1h", "--state", "all") == [ids["done"]]
+    done = call("list", "--queue", "a", "--limit", "1", dsn=dsn)
+    assert "the first 1; --limit shows more" in done.stdout
+    assert call("list", "--queue", "none", dsn=dsn).stdout == "no such jobs in 'none'\n"
+
+
+def test_finished_rows_are_found_through_slices(dsn: str, pq: PQ) -> None:
+    """They are far apart, with more than a slice of another queue's between."""
+    execute(
+        dsn,
+        "INSERT INTO queue (id, q_name, data, dequeued_at) VALUES (1, 'a', '1', now())",
+        "INSERT INTO queue (id, q_name, data, dequeued_at)"
+        " SELECT n, 'other', '1', now() FROM generate_series(2, 10100) AS n",
+        "INSERT INTO queue (id, q_name, data, dequeued_at) VALUES (10101, 'a', '1', now() + interval '1 s')",
+    )
+    assert [job["id"] for job in objects("list", "--queue", "a", "--state", "done", dsn=dsn)] == [10101, 1]
+    assert objects("move", "--to-archive", "--queue", "a", dsn=dsn) == [{"queue": "a", "archived": 1}]
+    assert execute(dsn, "SELECT id FROM queue_archive") == [(1,)]  # the other one is not finished yet
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_of_a_job_is_shown_wherever_it_is(dsn: str, pq: PQ, backend: str) -> None:
+    ids = fill(pq)
+    error = {"type": "E", "message": "no", "traceback": "Traceback: \x1b[31m"}
+    execute(
+        dsn,
+        "INSERT INTO queue_dead (id, q_name, enqueued_at, data, attempts, reason, error, headers) VALUES"
+        f" (777, 'a', now(), '{{\"n\": 1}}', 3, 'failed', '{json.dumps(error)}', '{{\"gate\": {{\"group\": \"g\"}}}}')",
+    )
+    where = ("--backend", backend)
+    states = {name: objects("show", str(job_id), *where, dsn=dsn)[0] for name, job_id in {**ids, "dead": 777}.items()}
+    assert {name: (job["state"], job["place"]) for name, job in states.items()} == {
+        "archived": ("done", "archive"),
+        "done": ("done", "table"),
+        "leased": ("leased", "table"),
+        "parked": ("parked", "table"),
+        "waiting": ("waiting", "table"),
+        "urgent": ("waiting", "table"),
+        "scheduled": ("scheduled", "table"),
+        "both": ("scheduled", "table"),
+        "dead": ("dead", "dead"),
+    }
+    assert (states["dead"]["error"], states["dead"]["data"], states["dead"]["group"]) == (error, {"n": 1}, "g")
+    text = call("show", "777", *where, dsn=dsn)
+    assert "job 777 of 'a': dead" in text.stdout
+    assert "Traceback: \\x1b[31m" in text.stdout
+    assert f"queue 'b' has no job {ids['done']}" in line(call("show", str(ids["done"]), "--queue", "b", dsn=dsn), 1)
+    assert 'table "queue" has no job 999999' in line(call("show", "999999", dsn=dsn), 1)
+
+
+# Changing
+
+
+def states(pq: PQ, *ids: int, queue: str = "a") -> list[str]:
+    return [pq[queue].status(job_id) for job_id in ids]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jobs_are_run_again_whatever_has_become_of_them(dsn: str, pq: PQ, backend: str) -> None:
+    ids = fill(pq)
+    execute(
+        dsn,
+        "INSERT INTO queue_dead (id, q_name, enqueued_at, data, attempts, failures, reason)"
+        " VALUES (999, 'a', now(), '1', 3, 3, 'failed')",
+        "INSERT INTO queue_results (job_id, q_name, state) VALUES (999, 'a', 'failed')",
+        f"INSERT INTO queue_results (job_id, q_name, state) VALUES ({ids['done']}, 'a', 'done')",
+        f"UPDATE queue SET failures = 1, dedup_key = 'k' WHERE id IN ({ids['done']})",
+    )
+    again = [999, ids["done"], ids["archived"], ids["scheduled"], ids["both"]]
+    left = [ids["leased"], ids["parked"], ids["waiting"], 12345]
+    found = objects(
+        "retry", *map(str, [*again, *left]), "--queue", "a", "--backend", backend, dsn=dsn, code=1
+    )  # fmt: skip
+    assert [(job["was"], job["retried"]) for job in found] == [
+        ("dead", True), ("done", True), ("done", True), ("scheduled", True), ("scheduled", True),
+        ("leased", False), ("parked", False), ("waiting", False), ("none", False),
+    ]  # fmt: skip
+    assert states(pq, *again) == ["waiting"] * 5
+    assert execute(dsn, "SELECT count(*) FROM queue_results") == [(0,)]
+    assert execute(dsn, "SELECT count(*) FROM queue_archive") == [(0,)]
+    taken = {job.id: job for job in pq["a"].lease_many(10)}
+    assert set(taken) == {*again, ids["waiting"], ids["urgent"]}
+    assert all(job.failures == 0 and job.crashes == 0 for job in taken.values())
+    assert objects("retry", str(ids["waiting"]), "--queue", "b", dsn=dsn, code=1)[0]["was"] == "none"
+
+
+def test_a_job_that_runs_again_is_not_counted_by_its_batch_again(dsn: str, pq: PQ) -> None:
+    job_id = pq["a"].put(1)
+    link = {"headers": {"batch": 7, "who": "ann"}}
+    execute(
+        dsn,
+        f"UPDATE queue SET dequeued_at = now(), headers = '{json.dumps({'batch': 7, 'then': [link], 'x': 1})}'",
+    )
+    assert objects("retry", str(job_id), "--queue", "a", dsn=dsn)[0]["retried"]
+    [job] = objects("show", str(job_id), dsn=dsn)
+    assert job["headers"] == {"then": [{"headers": {"who": "ann"}}], "x": 1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_waiting_jobs_are_moved_to_another_queue(dsn: str, pq: PQ, backend: str) -> None:
+    ids = fill(pq)
+    expired = pq["a"].put("expired")
+    execute(dsn, f"UPDATE queue SET leased_until = now() - interval '1 h', attempts = 1 WHERE id = {expired}")
+    execute(dsn, f"INSERT INTO queue_results (job_id, q_name, state) VALUES ({ids['both']}, 'a', 'running')")
+    where = ("--queue", "a", "--to", "c", "--backend", backend, "--yes")
+    assert objects("move", "--all", *where, dsn=dsn) == [{"queue": "a", "to": "c", "moved": 6}]
+    moved = [ids[name] for name in ("urgent", "waiting", "parked", "scheduled", "both")]
+    assert states(pq, *moved, expired, queue="c") == ["waiting"] * 3 + ["scheduled"] * 2 + ["waiting"]
+    assert states(pq, ids["leased"], ids["done"], ids["archived"]) == ["running", "done", "done"]
+    assert execute(dsn, "SELECT q_name FROM queue_results") == [("c",)]
+    assert [job.id for job in pq["c"].lease_many(10)] == [ids["urgent"], ids["parked"], ids["waiting"], expired]
+    assert objects("move", "--all", *where, dsn=dsn)[0]["moved"] == 0
+
+
+def test_single_jobs_are_moved_and_a_limit_is_kept(dsn: str, pq: PQ) -> None:
+    first, second, third, fourth = pq["a"].put_many(range(4))
+    assert objects("move", str(third), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
+    done = call("move", str(third), str(fourth), "--queue", "a", "--to", "b", dsn=dsn)
+    assert "1 of the 2 named do not wait in 'a'" in line(done, 1)
+    assert objects("move", "--all", "--limit", "1", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
+    assert states(pq, first, third, fourth, queue="b") == ["waiting"] * 3
+    assert states(pq, second) == ["waiting"]
+
+
+def test_a_place_that_a_moved_job_held_is_given_to_the_next(dsn: str, pq: PQ) -> None:
+    first, second, third = (pq["a"].put(number, limits={"one": 1}) for number in range(3))
+    job = pq["a"].lease()
+    assert job is not None
+    assert job.id == first
+    assert pq["a"].lease(block=False) is None  # the others are parked
+    job.ack()  # its place goes to the second, which is due again
+    assert states(pq, second, third) == ["waiting", "parked"]
+    assert objects("move", str(second), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
+    assert states(pq, third) == ["waiting"]
+    for queue, job_id in (("a", third), ("b", second)):  # the limit is the queue's
+        taken = pq[queue].lease(block=False)
+        assert taken is not None
+        assert taken.id == job_id
+
+
+def test_a_job_whose_key_is_taken_there_stays(dsn: str, pq: PQ) -> None:
+    taken = pq["b"].put(1, dedup="k")
+    mine, other = pq["a"].put(2, dedup="k"), pq["a"].put(3, dedup="l")
+    assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
+    assert states(pq, mine) == ["waiting"]
+    assert states(pq, taken, other, queue="b") == ["waiting"] * 2
+    assert pq["b"].put(4, dedup="l") == other
+
+
+def test_waiters_of_the_other_queue_are_woken(dsn: str, pq: PQ) -> None:
+    pq["a"].put(1)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("LISTEN b")
+        assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
+        assert [told.channel for told in connection.notifies(timeout=PATIENCE, stop_after=1)] == ["b"]
+
+
+def test_jobs_that_are_put_meanwhile_are_not_moved(dsn: str, pq: PQ) -> None:
+    pq["a"].put(1)
+    execute(
+        dsn,
+        """
+        CREATE FUNCTION go_on() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF (SELECT count(*) FROM queue) < 10 THEN INSERT INTO queue (q_name, data) VALUES ('a', '2'); END IF;
+          RETURN NULL;
+        END $$""",
+        "CREATE TRIGGER go_on AFTER UPDATE OF q_name ON queue FOR EACH ROW EXECUTE FUNCTION go_on()",
+    )
+    assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
+
+
+def test_what_somebody_works_on_is_not_moved(dsn: str, pq: PQ) -> None:
+    job_id = pq["a"].put(1)
+    with pq["a"]:
+        assert pq["a"].get() is not None
+        assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 0
+    assert states(pq, job_id) == ["done"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_finished_rows_are_archived_and_purged(dsn: str, pq: PQ, backend: str) -> None:
+    ids = fill(pq)
+    where = ("--queue", "a", "--backend", backend)
+    assert objects("move", "--to-archive", "--older-than", "1h", *where, dsn=dsn)[0]["archived"] == 0
+    assert objects("move", "--to-archive", *where, dsn=dsn) == [{"queue": "a", "archived": 1}]
+    assert execute(dsn, "SELECT id FROM queue_archive ORDER BY id") == [(ids["archived"],), (ids["done"],)]
+    assert objects("purge", "--older-than", "1d", "--yes", *where, dsn=dsn) == [{"queue": "a", "purged": 0}]
+    assert objects("purge", "--older-than", "0", "--yes", *where, dsn=dsn) == [{"queue": "a", "purged": 2}]
+    assert execute(dsn, "SELECT count(*) FROM queue WHERE q_name = 'b' AND dequeued_at IS NOT NULL") == [(1,)]
+
+
+# Figures
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_figures(dsn: str, pq: PQ, backend: str) -> None:
+    fill(pq)
+    execute(
+        dsn,
+        "INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason) VALUES (777, 'dead', now(), 3, 'failed')",
+    )
+    found = {each["queue"]: each for each in objects("stats", "--backend", backend, dsn=dsn)}
+    oldest = found["a"].pop("oldest")
+    assert oldest >= 0
+    assert found["a"] == {"queue": "a", "ready": 2, "scheduled": 2, "leased": 2, "parked": 1, "dead": 0}
+    assert found["dead"]["dead"] == 1
+    assert found["b"]["ready"] == 2
+    assert [each["queue"] for each in objects("stats", "--queue", "b", "--backend", backend, dsn=dsn)] == ["b"]
+    assert re.search(r"^ +a +2 +2 +2 +1 +0 ", call("stats", "--backend", backend, dsn=dsn).stdout, re.MULTILINE)
+    [frame] = objects("top", "--once", "--backend", backend, dsn=dsn)
+    assert {each["queue"] for each in frame["queues"]} == {"a", "b", "dead"}
+    assert frame["connections"] >= 1
+    assert frame["puts_per_second"] is None
+    assert "dead rows" in call("top", "--once", "--queue", "a", "--backend", backend, dsn=dsn).stdout
+
+
+def test_top_goes_on_until_stopped(dsn: str, pq: PQ) -> None:
+    pq["a"].put(1)
+    command = [sys.executable, "-m", "pqcore", "top", "--json", "--interval", "0.1"]
+    with subprocess.Popen(command, env=environment(dsn), stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        frames = [json.loads(top.stdout.readline()) for _ in range(3)]
+        top.send_signal(signal.SIGINT)
+        top.stdout.read()
+        assert top.wait(PATIENCE) == 0
+    assert frames[0]["puts_per_second"] is None
+    assert frames[2]["puts_per_second"] is not None
+
+
+def test_top_on_a_terminal(dsn: str, pq: PQ) -> None:
+    pq["apples"].put(1)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "pqcore", "top", "--interval", "0.1"]
+    with subprocess.Popen(
+        command, env={**environment(dsn), "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}, stdout=theirs
+    ) as top:
+        os.close(theirs)
+        seen = b""
+        while seen.count(b"apples") < 2:
+            seen += os.read(ours, 65_536)
+        top.send_signal(signal.SIGTERM)
+        with suppress(OSError):  # the terminal's end
+            while True:
+                seen += os.read(ours, 65_536)
+        assert top.wait(PATIENCE) == 0
+    os.close(ours)
+    assert b"\x1b[?1049h" in seen  # the alternate screen, which was left
+    assert b"\x1b[?1049l" in seen
+
+
+# What is installed
+
+
+def test_backends_are_listed(pqcore_server: str) -> None:
+    found = objects("backends", dsn=pqcore_server)
+    assert {(each["name"], each["mode"]) for each in found} >= {
+        ("psycopg2", "blocking"), ("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async")
+    }  # fmt: skip
+    psycopg3 = next(each for each in found if (each["name"], each["mode"]) == ("psycopg", "async"))
+    assert psycopg3["usable"]
+    assert psycopg3["drivers"] == {"psycopg": psycopg.__version__}
+    assert "LISTEN" in psycopg3["capabilities"]
+    assert "asyncpg" in call("backends", dsn=pqcore_server).stdout
+
+
+def test_plugins_that_are_broken_are_reported_and_take_no_others_down(pqcore_server: str, tmp_path: Path) -> None:
+    (tmp_path / "raises.py").write_text("raise RuntimeError('the sky fell')\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "fine.py").write_text("")
+    (tmp_path / "declares.py").write_text(
+        "import pqcore\nfrom pqcore.backend import BackendSpec, Capability\n"
+        "@pqcore.hookimpl\ndef pqcore_register_backends(register):\n"
+        "    register(BackendSpec(name='absent', mode='blocking', load='declares:No', requires=('not_there',),\n"
+        "        install='pip install it', paramstyle='format', capabilities=frozenset(Capability)))\n"
+    )
+    metadata = tmp_path / "others-1.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.5\n")
+    (metadata / "entry_points.txt").write_text(
+        "[pqcore.backends]\nbad = raises\nabsent = declares\n[pqcore.serializers]\nworse = nowhere\nidle = fine\n"
+        "[pqcore.plugins]\nbroken = raises\ngood = fine\n[pqcore.instruments]\ngone = leaves:Meter\nnone = fine:Meter\n"
+    )
+    done = run("plugins", "--json", dsn=pqcore_server, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {
+        (each["group"].removeprefix("pqcore."), each["name"]): each
+        for each in map(json.loads, done.stdout.splitlines())
+    }
+    assert {key: each["ok"] for key, each in found.items() if each["distribution"] == "others"} == {
+        ("backends", "bad"): False,
+        ("backends", "absent"): False,
+        ("serializers", "worse"): False,
+        ("serializers", "idle"): False,
+        ("plugins", "broken"): False,
+        ("plugins", "good"): True,
+        ("instruments", "gone"): False,
+        ("instruments", "none"): False,
+    }
+    assert "the sky fell" in found["backends", "bad"]["error"]
+    assert "pip install it" in found["backends", "absent"]["error"]
+    assert "the sky fell" in found["plugins", "broken"]["error"]
+    assert "SystemExit" in found["instruments", "gone"]["error"]
+    assert found["plugins", "good"]["version"] == "1.5"
+    assert found["backends", "psycopg"]["ok"]
+    assert "LISTEN" in found["backends", "psycopg"]["capabilities"]
+    listed = run("backends", "--json", dsn=pqcore_server, folder=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    usable = {each["name"]: each["usable"] for each in map(json.loads, listed.stdout.splitlines())}
+    assert (usable["bad"], usable["absent"], usable["psycopg"]) == (False, False, True)
+    text = run("plugins", dsn=pqcore_server, folder=tmp_path)
+    assert text.returncode == 0
+    assert "others 1.5" in text.stdout
+
+
+def test_the_conformance_suite_is_run(dsn: str, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    variables = {"PQCORE_TEST_DSN": dsn}
+    arguments = ("conformance", "--backend", "psycopg", "--report", str(report), "--json", "--", "-k")
+    done = run(*arguments, "test_what_was_put_is_got", folder=tmp_path, variables=variables)
+    if "no such tests" in done.stderr or "deselected" not in done.stderr:
+        pytest.fail(done.stderr)
+    found = json.loads(done.stdout)
+    assert found["complete"] is False
+    assert set(found["backends"]) == {"psycopg", "psycopg-async"}
+    assert report.with_suffix(".md").exists()
+    wrong = run("conformance", "--backend", "psycopg", "--", "--nonsense", folder=tmp_path, variables=variables)
+    assert wrong.returncode == 2
+
+
+# Where the database is
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_service_file_counts(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
+    pq["apples"].put(1)
+    parts = urlsplit(dsn)
+    file = tmp_path / "services"
+    file.write_text(
+        f"[orchard]\nhost={parts.hostname}\nport={parts.port}\nuser={parts.username}\ndbname={parts.path[1:]}\n"
+        + (f"password={parts.password}\n" if parts.password else "")
+    )
+    variables = {"PGSERVICEFILE": str(file), "PGSERVICE": "orchard"}
+    done = run("stats", "--backend", backend, variables=variables)
+    assert done.returncode == 0, done.stderr
+    assert "apples" in done.stdout
+    named = run("stats", "--backend", backend, "--dsn", "postgresql://?service=orchard", variables=variables)
+    assert named.returncode == 0, named.stderr
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://ann:hush-hush@127.0.0.1:1/orchard", "host=127.0.0.1 port=1 password=hush"]
+)
+@pytest.mark.parametrize(
+    "command",
+    ["create", "create --sql", "migrate --check", "adopt", "put 1 --queue a", "get --queue a", "peek --queue a",
+     "list --queue a", "show 1", "retry 1 --queue a", "purge --queue a --older-than 1 --yes",
+     "move --all --queue a --to b --yes", "stats", "top --once", "doctor", "doctor --json"],
+)  # fmt: skip
+def test_a_password_is_never_shown(dsn: str, command: str) -> None:
+    for backend in ("psycopg", "asyncpg"):
+        done = call(*command.split(), "--dsn", dsn, "--backend", backend, dsn=None)
+        assert done.exit_code == 1
+        assert done.output
+        assert "hush" not in done.output
+        assert "Traceback" not in done.output

@@ -1,0 +1,108 @@
+"""What the statements of operators read is bounded, whatever lies in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pqcore import PQ
+from pqcore.dialect import Dialect
+from pqcore.identifiers import TableName
+from pqcore.statement import Query
+
+ROWS = 20_000
+N = 100
+SQL = Dialect(TableName("queue"), "numeric_dollar").upkeep
+KINDS = (
+    ("enqueued_at, dequeued_at", "now() - interval '1 hour', now()"),
+    ("enqueued_at", "now() - interval '1 hour'"),
+    ("schedule_at", "now() + interval '1 day'"),
+    ("schedule_at, expected_at", "now() + interval '1 day', now() + interval '2 days'"),
+    ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'"),
+    ("leased_until, attempts", "now() + interval '2 days', 1"),
+    ("leased_until, attempts, parked_on, group_key", "'infinity', 1, 'group:' || n % 10, n % 10"),
+)
+BOUNDED: list[tuple[Query, int]] = [
+    # Looks up at most so many jobs of each class, in an index of each.
+    *((query, 5 * N) for query in (SQL.list_waiting, SQL.list_parked)),
+    # Jobs that are leased share an index with those that are scheduled and expected: one passes the other.
+    *((query, ROWS + N) for query in (SQL.list_scheduled, SQL.list_leased)),
+    (SQL.list_archived, N),
+    (SQL.list_dead, N),
+    (SQL.find_row, 3),
+    (SQL.rerun_finished, 3),
+    (SQL.rerun_archived, 3),
+    (SQL.hasten, 3),
+    (SQL.last_id, 3),
+    *((query, 5 * N) for query in SQL.gates.values()),
+    *((query, 5 * N) for query in SQL.move.values()),
+]
+
+
+@pytest.fixture(scope="module")
+def connection(pqcore_server: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a schema with a large table, and nobody who vacuums it."""
+    with psycopg.connect(pqcore_server, autocommit=True, prepare_threshold=None) as made:
+        made.execute("DROP SCHEMA IF EXISTS cli_plans CASCADE")
+        made.execute("CREATE SCHEMA cli_plans")
+        made.execute("SET search_path = cli_plans")
+        made.execute("SET pqcore.notify = off")
+        PQ(made).create()
+        made.execute("ALTER TABLE queue SET (autovacuum_enabled = off)")
+        for columns, values in KINDS:
+            made.execute(
+                f"INSERT INTO queue (q_name, data, {columns})"
+                f" SELECT 'jobs', '{{}}', {values} FROM generate_series(1, {ROWS}) AS n".encode()
+            )
+        made.execute(
+            "INSERT INTO queue_archive (id, q_name, data, enqueued_at, dequeued_at, attempts)"
+            f" SELECT -n, 'jobs', '1', now(), now(), 1 FROM generate_series(1, {ROWS}) AS n".encode()
+        )
+        made.execute(
+            "INSERT INTO queue_dead (id, q_name, data, enqueued_at, attempts, reason)"
+            f" SELECT -n - {ROWS}, 'jobs', '1', now(), 1, 'failed' FROM generate_series(1, {ROWS}) AS n".encode()
+        )
+        made.execute("ANALYZE queue_archive, queue_dead")
+        yield made
+        made.execute("DROP SCHEMA cli_plans CASCADE")
+
+
+def _nodes(plan: Any) -> Iterator[Any]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from _nodes(below)
+
+
+def offences(connection: psycopg.Connection[Any], query: Query, most: int) -> list[str]:
+    """The scans that read more than they should, in a transaction that is rolled back."""
+    ids = [row[0] for row in connection.execute("SELECT id FROM queue WHERE dequeued_at IS NULL LIMIT 100").fetchall()]
+    values: dict[str, Any] = {"q_name": "jobs", "task": None, "age": None, "failed": 0, "n": N, "target": "other"}
+    values |= {"channel": "other", "last": 2**62, "ids": ids, "headers": None}
+    values["id"] = {"rerun_finished": 150, "rerun_archived": -7}.get(query.name, ids[0])
+    literals = [sql.Literal(values[name]) for name in dict.fromkeys(query.order)]
+    given = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")
+    connection.execute(f"PREPARE tried AS {query.numbered}".encode())
+    connection.execute("BEGIN")
+    try:
+        command = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE tried ") + given
+        [(found,)] = connection.execute(command).fetchall()
+    finally:
+        connection.execute("ROLLBACK")
+        connection.execute("DEALLOCATE tried")
+    wrong = []
+    for node in _nodes(found[0]["Plan"]):
+        if node.get("Relation Name", "").startswith("queue") and "Scan" in node["Node Type"]:
+            rows = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            if rows > most or (node["Node Type"] == "Seq Scan" and rows):
+                wrong.append(f"{query.name}: {node['Node Type']} of {rows} rows of {node['Relation Name']}")
+    return wrong
+
+
+@pytest.mark.parametrize("known", ["VACUUM queue", "VACUUM ANALYZE queue"])
+def test_what_is_read_is_bounded(connection: psycopg.Connection[Any], known: str) -> None:
+    connection.execute(known.encode())
+    assert [wrong for query, most in BOUNDED for wrong in offences(connection, query, most)] == []
