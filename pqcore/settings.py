@@ -215,7 +215,8 @@ class QueueSettings:
         try:
             if written_by == self.serializer_name:
                 if self.serializer is None:
-                    return self.loads(self.decode(raw))  # type: ignore[arg-type]
+                    decoded = self.decode(raw)  # type: ignore[arg-type]
+                    return decoded if self.loads is _identity else self.loads(decoded)
                 return self.serializer.loads(raw)
             if self.accept and (loads := self._accepted(written_by)) is not None:
                 return loads(raw)

@@ -29,16 +29,17 @@ async def get(
     """
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
+    look_once = look if lease is not None and queue.rate is not None else _take
     if not block:
         while True:
-            rows, wake_in = await look(engine, queue, n, lease)
+            rows, wake_in = await look_once(engine, queue, n, lease)
             if rows or wake_in != 0.0:  # else what was found may not run, and there may be others behind it
                 return rows
     deadline = time.monotonic() + left
     topic = queue.channel
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
-        rows, wake_in = await look(engine, queue, n, lease)
+        rows, wake_in = await look_once(engine, queue, n, lease)
         if rows:
             return rows
         if wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
