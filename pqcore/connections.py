@@ -381,18 +381,18 @@ class CallersConnection:
         self._connection = connection
         self.session = opener.wrap(connection)
         self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
-        self._turn = runtime.turn()
+        self._gate = runtime.gate()
         self._depth = 0
 
     async def acquire(self) -> CoreSession:
-        await self._turn.enter()
+        await self._gate.enter()
         try:
             if not self.session.usable():
                 raise ConnectionLost(CLOSED)  # noqa: TRY301
             if self._depth == 0:
                 await self.session.enter()
         except BaseException:
-            self._turn.leave()
+            self._gate.leave()
             raise
         self._depth += 1
         return self.session
@@ -405,7 +405,7 @@ class CallersConnection:
                     await self.on_release(session)
                 await session.leave()
         finally:
-            self._turn.leave()
+            self._gate.leave()
 
     async def listener(self) -> CoreSession | None:
         return None

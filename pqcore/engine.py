@@ -211,9 +211,9 @@ class Engine:
                 savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
             else:
                 savepoint = await begin
-            if session.turn is None and self.runtime.suspends:
-                session.turn = self.runtime.turn()
-            transaction = OpenTransaction(session, session.turn)
+            if session.gate is None and self.runtime.suspends:
+                session.gate = self.runtime.gate()
+            transaction = OpenTransaction(session, session.gate)
             try:
                 handle = session.cursor(**options)
             except BaseException:

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from types import AsyncGeneratorType
@@ -48,9 +47,9 @@ class Event(Protocol):
 
 
 class Gate(Protocol):
-    """A lock, or a number of places, taken for at most ``seconds``."""
+    """For one at a time; a thread that is in may come again, as a generator within put_many does."""
 
-    async def enter(self, seconds: float | None = None) -> bool: ...
+    async def enter(self) -> object: ...
     def leave(self) -> None: ...
 
 
@@ -69,10 +68,7 @@ class Runtime(Protocol):
         """Changes when connections opened before can no longer be used: after a fork, in another loop."""
 
     def event(self) -> Event: ...
-    def gate(self, places: int = 1) -> Gate: ...
-    def turn(self) -> Gate:
-        """A gate for one at a time, which may come again while it is in, as a generator within put_many does."""
-
+    def gate(self) -> Gate: ...
     def local(self) -> Local: ...
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
@@ -122,44 +118,12 @@ class _ThreadEvent:
 
 
 class _ThreadGate:
-    """A semaphore; `threading.Semaphore` is written in Python, and costs some microseconds each way."""
-
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._lock = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
-
-    async def enter(self, seconds: float | None = None) -> bool:
-        with self._lock:
-            if self._places > 0:
-                self._places -= 1
-                return True
-            turn = threading.Lock()
-            turn.acquire()  # released by who leaves
-            self._waiting.append(turn)
-        if turn.acquire(timeout=-1 if seconds is None else seconds):
-            return True
-        with self._lock:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-                return False
-        return True  # the place was given just now
-
-    def leave(self) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._places += 1
-
-
-class _ThreadTurn:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self.leave = self._lock.release
 
-    async def enter(self, seconds: float | None = None) -> bool:
-        return self._lock.acquire(timeout=-1 if seconds is None else seconds)
+    async def enter(self) -> object:
+        return self._lock.acquire()
 
 
 class _ThreadLocal(threading.local):
@@ -201,11 +165,8 @@ class BlockingRuntime:
     def event(self) -> Event:
         return _ThreadEvent()
 
-    def gate(self, places: int = 1) -> Gate:
-        return _ThreadGate(places)
-
-    def turn(self) -> Gate:
-        return _ThreadTurn()
+    def gate(self) -> Gate:
+        return _ThreadGate()
 
     def local(self) -> Local:
         return _ThreadLocal()
@@ -242,22 +203,10 @@ class _LoopEvent:
 
 
 class _LoopGate:
-    def __init__(self, places: int) -> None:
-        self._places = asyncio.Semaphore(places)
-        self.leave = self._places.release
-
-    async def enter(self, seconds: float | None = None) -> bool:
-        if not self._places.locked() or seconds is None:
-            return await self._places.acquire()
-        # Not wait_for, which may return what it waited for to a task that was cancelled.
-        turn = asyncio.ensure_future(self._places.acquire())
-        try:
-            await asyncio.wait([turn], timeout=seconds)
-        except asyncio.CancelledError:
-            if not turn.cancel():
-                self.leave()
-            raise
-        return not turn.cancel()
+    def __init__(self) -> None:
+        lock = asyncio.Lock()  # nobody awaits anything within an operation of their own
+        self.enter = lock.acquire
+        self.leave = lock.release
 
 
 class _LoopLocal(Generic[T]):
@@ -291,11 +240,8 @@ class AsyncioRuntime:
     def event(self) -> Event:
         return _LoopEvent()
 
-    def gate(self, places: int = 1) -> Gate:
-        return _LoopGate(places)
-
-    def turn(self) -> Gate:
-        return _LoopGate(1)  # nobody awaits anything within an operation of their own
+    def gate(self) -> Gate:
+        return _LoopGate()
 
     def local(self) -> Local:
         return _LoopLocal()

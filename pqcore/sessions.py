@@ -97,7 +97,7 @@ class CoreSession:
         # Where its pool keeps it.
         self.shelf: Any = None
         # Taken by who uses it within a transaction block.
-        self.turn: Gate | None = None
+        self.gate: Gate | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
 

@@ -137,17 +137,15 @@ class Listener(_Channels):
         self._background: Background | None = None
         self._waiters: dict[str, set[Event]] = defaultdict(set)
 
-    def ticket(self, channel: str) -> int | None:
-        if self._owner != self._runtime.owner():
-            self._take_over()
-        return _Channels.ticket(self, channel)
-
-    def _take_over(self) -> None:
-        if self._owner != (owner := self._runtime.owner()):
-            with self._taking_over:  # threads may come here together
-                if self._owner != owner:
-                    self._reset()
-                    self._owner = owner
+    def _take_over(self) -> bool:
+        """Begin anew if what there is belongs to another process, or loop; whether it did."""
+        if self._owner == (owner := self._runtime.owner()):
+            return False
+        with self._taking_over:  # threads may come here together
+            if self._owner != owner:
+                self._reset()
+                self._owner = owner
+        return True
 
     async def listen(self, channel: str) -> bool:
         """Register a channel; False if that cannot be done now. Then it is to be looked again, before a wait."""
@@ -175,6 +173,8 @@ class Listener(_Channels):
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
         """Wait until the channel is notified again, for at most ``seconds``."""
+        if self._take_over():  # the ticket is of a registration that is none here: look again, and register
+            return
         event = self._runtime.event()
         waiters = self._waiters[channel]
         waiters.add(event)
