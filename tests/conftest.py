@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -22,3 +27,19 @@ def dsn(pqcore_server: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
         yield urlunsplit(parts._replace(path=f"/{name}"))
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
+    """Installs a project beside what is installed; gives the environment of processes that are to find it."""
+
+    def installed(project: Path) -> dict[str, str]:
+        site, copy = tmp_path / "site", tmp_path / "copy"
+        shutil.copytree(project, copy)  # setuptools leaves files behind where it builds
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-build-isolation", "--no-index", "--target", str(site), str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return {**os.environ, "PYTHONPATH": str(site)}
+
+    return installed

@@ -1,0 +1,1 @@
+"""pg8000 as a backend of pqcore."""

@@ -1,0 +1,27 @@
+"""What the pg8000 backend declares; imports no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pqcore import hookimpl
+from pqcore.backend import TARGETS, BackendSpec, Capability
+
+SPEC = BackendSpec(
+    name="pg8000",
+    mode="blocking",
+    load="pqcore_pg8000.backend:Pg8000Backend",
+    requires=("pg8000",),
+    install="pip install pqcore-pg8000",
+    paramstyle="numeric_dollar",
+    capabilities=frozenset({Capability.LISTEN, Capability.PREPARED}),
+    missing={Capability.POOL: "pg8000 has no pools"},
+    connections=("pg8000.dbapi.Connection", "pg8000.legacy.Connection"),
+    schemes=("postgresql+pg8000",),
+    targets=TARGETS,  # of the speed of the bare driver, as everybody's
+)
+
+
+@hookimpl
+def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
+    register(SPEC)

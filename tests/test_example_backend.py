@@ -1,0 +1,69 @@
+"""examples/pqcore-pg8000: a driver more, in a package of its own, for which nothing in the core was changed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pg8000  # noqa: F401 - where it is missing, these tests are to fail, not to be passed over
+import pytest
+
+import pqcore
+
+PROJECT = Path(__file__).parent.parent / "examples" / "pqcore-pg8000"
+CONTRACT = {"pqcore", "pqcore.backend", "pqcore.identifiers", "pqcore.statement"}
+TESTS = (
+    "test_basics.py",
+    "test_prepared.py",
+    "test_waiting.py::test_a_put_wakes",
+    "test_waiting.py::test_notifications_do_not_pile_up",
+    "test_transactions.py::test_in_a_transaction_of_the_callers_operations_join_it",
+    "test_transactions.py::test_on_an_idle_connection_a_block_is_a_transaction",
+    "test_transactions.py::test_a_block_whose_transaction_was_aborted_does_not_end_as_if_it_were_committed",
+    "test_reconnect.py::test_lost_connections_are_replaced",
+    "test_worker_faults.py::test_jobs_are_found_again_after_a_connection_went_silent",
+    "test_serializers.py::test_text_that_the_server_cannot_hold_is_refused",
+)
+"""A part of the suite, in which each method of the contract is called."""
+
+
+def test_it_conforms(tmp_path: Path, pqcore_server: str, install: Callable[[Path], dict[str, str]]) -> None:
+    variables = {**install(PROJECT), "PQCORE_TEST_DSN": pqcore_server}
+    tests = [f"pqcore.testing.suite.{test.replace('.py', '')}" for test in TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={PROJECT}", f"--config-file={PROJECT}/pyproject.toml"]
+    command += ["-p", "no:cacheprovider", f"--pqcore-report={tmp_path}/report", str(PROJECT / "tests"), *tests]
+    done = subprocess.run(
+        command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "report.json").read_text("utf-8"))["backends"]["pg8000"]["results"]
+    assert len({test.partition("[")[0] for test in results}) >= len(TESTS)
+    assert set(results.values()) == {"passed"}
+
+
+def test_pqcore_lists_it(install: Callable[[Path], dict[str, str]]) -> None:
+    command = [sys.executable, "-m", "pqcore", "backends", "--json"]
+    done = subprocess.run(command, env=install(PROJECT), capture_output=True, text=True, timeout=60, check=True)
+    found = {spec["name"]: spec for spec in map(json.loads, done.stdout.splitlines())}["pg8000"]
+    assert found["usable"], found["why_not"]
+    assert found["capabilities"] == ["LISTEN", "PREPARED"]
+    assert found["missing"] == {"POOL": "pg8000 has no pools"}
+
+
+@pytest.mark.parametrize("source", sorted((PROJECT / "pqcore_pg8000").glob("*.py")), ids=lambda path: path.name)
+def test_it_uses_the_contract_and_no_more(source: Path) -> None:
+    imported = {
+        node.module
+        for node in ast.walk(ast.parse(source.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "pqcore"
+    }
+    assert imported <= CONTRACT
+
+
+def test_the_core_does_not_know_of_it() -> None:
+    core = Path(pqcore.__file__).parent
+    assert [path for path in core.rglob("*.py") if "pg8000" in path.read_text("utf-8")] == []
