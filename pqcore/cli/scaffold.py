@@ -1,0 +1,158 @@
+"""``pqcore new-backend``: a project to write a backend in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import keyword
+import re
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import click
+
+from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.options import json_option
+from pqcore.cli.output import emit, write
+from pqcore.plugins import plugins
+
+MODES = {"blocking": ("blocking",), "async": ("async",), "both": ("blocking", "async")}
+LONGEST = 30
+"""Characters of a backend's name, at most; it comes back in names of files and packages."""
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_WAITING = {
+    "blocking": "`pqcore.backend.readable(fileno, seconds)` does that.",
+    "async": "An `asyncio.Event` does that, which the driver's callback sets.",
+}
+
+
+@click.command("new-backend")
+@click.argument("name")
+@click.option(
+    "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="What the driver is."
+)
+@click.option("--driver", metavar="MODULE", help="The module that the driver is imported as; by default NAME.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where to write the project: a folder that is empty, or not there; by default pqcore-NAME.",
+)
+@json_option
+def new_backend(name: str, mode: str, driver: str | None, directory: Path | None, as_json: bool) -> None:
+    """Write a project to write a backend in: a skeleton, installable, with the conformance suite wired in.
+
+    NAME is what users will choose it by: backend="NAME".
+    """
+    _check_name(name)
+    driver = name.replace("-", "_") if driver is None else driver
+    if not driver.isidentifier() or keyword.iskeyword(driver):
+        raise Wrong(f"--driver is to be the name of a module, without dots: {driver!r} cannot be one")
+    folder = Path(f"pqcore-{name}") if directory is None else directory
+    texts = render(name, mode, driver)
+    try:
+        _write(folder, texts)
+    except FileExistsError as exc:
+        raise Wrong(f"{exc.filename} is there already: nothing was overwritten; name another --directory") from exc
+    except OSError as exc:
+        raise Failed(f"the project cannot be written to {folder}: {exc}") from exc
+    if as_json:
+        emit({"name": name, "mode": mode, "directory": str(folder), "files": sorted(texts)})
+        return
+    for path in sorted(texts):
+        write(str(folder / path))
+    write(f"\nNext: cd {folder}, pip install --editable '.[test]', and see its README.md.")
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that would make a bad package, or hide one that is there.
+
+    Raises:
+        Wrong: It would.
+    """
+    if not _NAME.fullmatch(name):
+        advice = "lower-case letters and digits, beginning with a letter, parts joined by hyphens, as in 'my-driver'"
+        raise Wrong(f"{name!r} cannot be the name of a backend: {advice}")
+    if len(name) > LONGEST:
+        raise Wrong(f"{name!r} has {len(name)} characters; the name of a backend has {LONGEST} at most")
+    if name in plugins.backend_names():
+        raise Wrong(f"a backend {name!r} is installed already: two of one name hide one another; choose another")
+    if importlib.util.find_spec(package := _package(name)) is not None:
+        raise Wrong(f"a package {package} is installed already: choose another name than {name!r}")
+
+
+def _package(name: str) -> str:
+    return f"pqcore_{name.replace('-', '_')}"
+
+
+def render(name: str, mode: str, driver: str) -> dict[str, str]:
+    """The texts of a project, by their paths in it.
+
+    Args:
+        name: The backend's name, known to be good.
+        mode: A key of `MODES`.
+        driver: The module that the driver is imported as; it need not be installed.
+    """
+    package, modes = _package(name), MODES[mode]
+    distributions = importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")]
+    values = {
+        "name": name,
+        "package": package,
+        "distribution": f"pqcore-{name}",
+        "driver": driver,
+        "driver_distribution": distributions[0],
+        "uses": "\n".join(f'    {"AsyncPQ" if each == "async" else "PQ"}(dsn, backend="{name}")' for each in modes),
+        "modes": ", ".join(f'"{each}"' for each in modes),
+    }
+    faces = [{**values, **_face(each)} for each in modes]
+    values["specs"] = "\n".join(_fill("spec.py", face) for face in faces)
+    values["registered"] = ", ".join(face["constant"] for face in faces) + ("," if len(faces) == 1 else "")
+    values["modules"] = "\n".join(f"    {package}/{face['module']}.py" for face in faces)
+    return {
+        "pyproject.toml": _fill("pyproject.toml", values),
+        "README.md": _fill("README.md", values),
+        ".gitignore": _fill("gitignore", values),
+        f"{package}/__init__.py": _fill("init.py", values),
+        f"{package}/py.typed": "",
+        f"{package}/plugin.py": _fill("plugin.py", values),
+        **{f"{package}/{face['module']}.py": _fill("session.py", face) for face in faces},
+        "tests/test_plugin.py": _fill("test_plugin.py", values),
+    }
+
+
+def _face(mode: str) -> dict[str, str]:
+    """What differs between a blocking backend and an asynchronous one."""
+    is_async = mode == "async"
+    return {
+        "mode": mode,
+        "constant": mode.upper(),
+        "module": "aio" if is_async else "backend",
+        "async_": "async " if is_async else "",
+        "await_": "await " if is_async else "",
+        "waiting": _WAITING[mode],
+    }
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    folder = files("pqcore") / "templates" / "backend"
+    return Template((folder / f"{template}.tmpl").read_text("utf-8")).substitute(values)
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    """Write a project.
+
+    Raises:
+        FileExistsError: The folder has something in it, or is none; nothing was written.
+        OSError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(17, "not empty", str(folder))
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        with (folder / path).open("x", encoding="utf-8") as file:
+            file.write(text)
+
+
+COMMANDS = (new_backend,)

@@ -1,0 +1,266 @@
+"""``pqcore new-backend``: the project that it writes installs, says what is to be written, and works once that is."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pqcore import backend as contract
+from pqcore.testing.commands import run
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "pqcore-pg8000" / "pqcore_pg8000"
+LONGEST = "a-driver-with-the-longest-name"
+PROTOCOLS = {
+    "backend.py": (contract.Session, contract.Backend),
+    "aio.py": (contract.AsyncSession, contract.AsyncBackend),
+}
+Install = Callable[[Path], dict[str, str]]
+
+
+def new_backend(folder: Path, *arguments: str) -> Path:
+    """Write a project; gives its folder."""
+    done = run("new-backend", *arguments, "--directory", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert sorted(said["files"]) == sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    )
+    return folder
+
+
+def tool(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of Python's in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def methods(source: Path, name: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The methods of a class, by name."""
+    [found] = [
+        node
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    return {node.name: node for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+@pytest.mark.parametrize("name", ["x", LONGEST])
+@pytest.mark.parametrize("mode", ["blocking", "async", "both"])
+def test_it_is_clean(tmp_path: Path, mode: str, name: str) -> None:
+    folder = new_backend(tmp_path / "made", name, "--mode", mode)
+    rules = "--extend-select=I,UP,B,N,RUF,W,E501"
+    for command in (["check", rules, "--no-cache", "."], ["format", "--no-cache", "--diff", "."]):
+        done = tool("ruff", *command, folder=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_is_typed(tmp_path: Path) -> None:
+    folder = new_backend(tmp_path / "made", "acme", "--mode", "both")
+    done = tool("mypy", "--cache-dir", str(tmp_path / "cache"), "--no-error-summary", folder=folder, MYPYPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mode", ["blocking", "async"])
+def test_it_has_all_methods_of_the_contract(tmp_path: Path, mode: str) -> None:
+    folder = new_backend(tmp_path / "made", "acme", "--mode", mode)
+    [module] = [path for path in (folder / "pqcore_acme").iterdir() if path.name in PROTOCOLS]
+    for name, protocol in zip(("Session", "Backend"), PROTOCOLS[module.name], strict=True):
+        written = methods(module, name)
+        wanted: dict[str, Any] = {
+            key: value for key, value in vars(protocol).items() if not key.startswith("_") and value is not None
+        }
+        assert set(written) - {"__init__"} == set(wanted)
+        for key, method in wanted.items():
+            assert ast.get_docstring(written[key]), f"{name}.{key} says nothing"
+            if isinstance(method, property):
+                continue
+            assert isinstance(written[key], ast.AsyncFunctionDef) == inspect.iscoroutinefunction(method), key
+            arguments = written[key].args
+            assert [one.arg for one in arguments.args] == [
+                one.name
+                for one in inspect.signature(method).parameters.values()
+                if one.kind is one.POSITIONAL_OR_KEYWORD
+            ]
+
+
+def test_installed_it_is_seen_and_its_suite_says_what_is_to_be_written(tmp_path: Path, install: Install) -> None:
+    folder = new_backend(tmp_path / "made", "acme", "--mode", "both", "--driver", "pg8000")
+    variables = install(folder)
+    seen = run("backends", "--json", variables=variables)
+    found = [spec for spec in map(json.loads, seen.stdout.splitlines()) if spec["name"] == "acme"]
+    assert [spec["mode"] for spec in found] == ["blocking", "async"]
+    for spec in found:
+        assert spec["usable"], spec["why_not"]
+        assert spec["missing"] == {
+            "LISTEN": "not written yet",
+            "POOL": "not written yet",
+            "PREPARED": "not written yet",
+        }
+
+    own = tool("pytest", "-q", "-p", "no:cacheprovider", "tests", folder=folder, **variables)
+    assert own.returncode == 0, own.stdout
+    suite = tool("pytest", "-q", "-p", "no:cacheprovider", "--collect-only", folder=folder, **variables)
+    assert suite.returncode == 0, suite.stdout
+    for test in ("test_basics.py", "test_worker.py"):
+        for label in ("acme", "acme-async"):
+            assert any(test in line and f"[{label}" in line for line in suite.stdout.splitlines()), (test, label)
+    assert "psycopg" not in suite.stdout
+
+
+@pytest.mark.parametrize(("mode", "module"), [("blocking", "backend.py"), ("async", "aio.py")])
+def test_what_is_to_be_written_is_told_one_after_the_other(
+    tmp_path: Path, pqcore_server: str, install: Install, mode: str, module: str
+) -> None:
+    folder = new_backend(tmp_path / "made", "acme", "--mode", mode, "--driver", "pg8000")
+    source = folder / "pqcore_acme" / module
+    variables = {**install(folder), "PQCORE_TEST_DSN": pqcore_server}
+    variables["PYTHONPATH"] = os.pathsep.join([str(folder), variables["PYTHONPATH"]])  # so that edits are seen
+
+    def missing() -> str:
+        done = tool(
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "pqcore.testing.suite.test_basics",
+            folder=folder,
+            **variables,
+        )
+        assert done.returncode == 1, done.stdout
+        [line, *_] = [line for line in done.stdout.splitlines() if line.startswith("E ")]
+        return line
+
+    assert "NotImplementedError: to be written: Backend.errors" in missing()
+    text = source.read_text("utf-8")
+    line = next(line for line in text.splitlines() if "to be written: Backend.errors" in line)
+    source.write_text(text.replace(line, "        return (OSError,)"), "utf-8")
+    assert "NotImplementedError: to be written: Backend.connect" in missing()
+
+
+def test_a_driver_that_is_missing_is_told_of(tmp_path: Path, pqcore_server: str, install: Install) -> None:
+    folder = new_backend(tmp_path / "made", "acme", "--driver", "no_such_driver")
+    variables = {**install(folder), "PQCORE_TEST_DSN": pqcore_server}
+    done = tool(
+        "pytest", "-q", "-x", "-p", "no:cacheprovider", "pqcore.testing.suite.test_basics", folder=folder, **variables
+    )
+    assert done.returncode == 1
+    assert "backend 'acme' needs no_such_driver: pip install pqcore-acme" in done.stdout
+
+
+def test_written_it_conforms(tmp_path: Path, pqcore_server: str, install: Install) -> None:
+    """With the code of the example in it."""
+    folder = new_backend(tmp_path / "made", "acme", "--driver", "pg8000")
+    package = folder / "pqcore_acme"
+    for name in ("backend.py", "dsn.py"):
+        text = (EXAMPLE / name).read_text("utf-8").replace("pqcore_pg8000", "pqcore_acme")
+        (package / name).write_text(text.replace("class Pg8000Backend:", "class Backend:"), "utf-8")
+    plugin = (package / "plugin.py").read_text("utf-8")
+    for old, new in (
+        ("frozenset()", "frozenset({Capability.LISTEN, Capability.PREPARED})"),
+        ('        Capability.LISTEN: "not written yet",\n', ""),
+        ('        Capability.PREPARED: "not written yet",\n', ""),
+    ):
+        assert plugin.count(old) == 1
+        plugin = plugin.replace(old, new)
+    (package / "plugin.py").write_text(plugin, "utf-8")
+    variables = {**install(folder), "PQCORE_TEST_DSN": pqcore_server}
+    modules = [f"pqcore.testing.suite.test_{name}" for name in ("basics", "prepared")]
+    done = tool("pytest", "-q", "-p", "no:cacheprovider", "tests", *modules, folder=folder, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((folder / "pqcore-conformance.json").read_text("utf-8"))["backends"]["acme"]["results"]
+    assert {test.partition("::")[0] for test in results} == {"test_basics", "test_prepared"}
+    assert set(results.values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "cannot be the name of a backend"),
+        ("Acme", "cannot be the name of a backend"),
+        ("1acme", "cannot be the name of a backend"),
+        ("my_driver", "parts joined by hyphens"),
+        ("my driver", "cannot be the name of a backend"),
+        ("../acme", "cannot be the name of a backend"),
+        ("acme-", "cannot be the name of a backend"),
+        ("acme\n", "cannot be the name of a backend"),
+        ("dri\N{LATIN SMALL LETTER V WITH TILDE}er", "cannot be the name of a backend"),
+        (f"{LONGEST}s", "30 at most"),
+        ("psycopg", "a backend 'psycopg' is installed already"),
+        ("backends", "a package pqcore_backends is installed already"),
+    ],
+)
+def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path, name: str, why: str) -> None:
+    done = run("new-backend", name, folder=tmp_path)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("driver", ["", "a b", "class", "a.b", "a-b", "1a", "a\nb"])
+def test_what_can_be_no_module_is_refused_as_driver(tmp_path: Path, driver: str) -> None:
+    done = run("new-backend", "acme", "--driver", driver, folder=tmp_path)
+    assert done.returncode == 2
+    assert "--driver is to be the name of a module" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "pqcore-acme"
+    folder.mkdir()
+    assert run("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder is as good as none
+    (folder / "pyproject.toml").write_text("mine", "utf-8")
+    again = run("new-backend", "acme", folder=tmp_path)
+    assert again.returncode == 2
+    assert "pqcore-acme is there already: nothing was overwritten" in again.stderr
+    assert (folder / "pyproject.toml").read_text("utf-8") == "mine"
+
+    (tmp_path / "file").write_text("mine", "utf-8")
+    for directory, code in (("file", 2), ("file/within", 1)):
+        done = run("new-backend", "acme", "--directory", directory, folder=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
+def test_it_says_what_is_next(tmp_path: Path) -> None:
+    done = run("new-backend", "acme", folder=tmp_path)
+    assert "pqcore-acme/pqcore_acme/backend.py\n" in done.stdout
+    assert "pip install --editable" in done.stdout
+    readme = (tmp_path / "pqcore-acme" / "README.md").read_text("utf-8")
+    assert "pqcore conformance --backend acme" in readme
+
+
+def test_the_templates_are_in_the_wheel(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("pqcore", "pqcore_backends", "benchmarks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir")
+    done = tool(*command, str(tmp_path / "wheels"), str(copy), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [wheel] = (tmp_path / "wheels").iterdir()
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "pqcore" / "templates").rglob("*") if path.is_file()}
+    assert len(wanted) > 5
+    assert wanted <= set(zipfile.ZipFile(wheel).namelist())
