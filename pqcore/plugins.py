@@ -191,10 +191,12 @@ class Plugins:
             raise BackendNotInstalled(msg)
         module, _, attribute = spec.load.partition(":")
         try:
-            factory: Any = getattr(importlib.import_module(module), attribute)
+            imported = importlib.import_module(module)
         except ImportError as exc:
             msg = f"backend {spec.name!r}: cannot import {spec.load}: {exc}: {spec.install}"
             raise BackendNotInstalled(msg) from exc
+        try:
+            factory: Any = getattr(imported, attribute)
         except AttributeError as exc:
             msg = f"backend {spec.name!r}: {module} has no {attribute}"
             raise PluginError(msg) from exc
@@ -364,8 +366,16 @@ def _importable(spec: BackendSpec) -> bool:
     return True
 
 
+def importable(module: str) -> bool:
+    """Whether there is a module of this name; of a dotted one, the packages that it is in are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package
+        return False
+
+
 def _absent(spec: BackendSpec) -> list[str]:
-    return [module for module in spec.requires if importlib.util.find_spec(module) is None]
+    return [module for module in spec.requires if not importable(module)]
 
 
 plugins = Plugins()

@@ -137,6 +137,13 @@ def test_a_standard_test_that_is_skipped_or_expected_to_fail_fails_the_run(
     assert report["violations"], done.stdout
 
 
+def test_the_whole_suite_is_complete(tmp_path: Path, pqcore_server: str) -> None:
+    arguments = ["--collect-only", "--pqcore-backend", "psycopg2,asyncpg", "--pyargs", "pqcore.testing.suite"]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 0, done.stdout
+    assert report["complete"] is True, done.stdout
+
+
 def test_tests_of_ones_own_may_use_the_harness_beside_the_suite(tmp_path: Path, pqcore_server: str) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(harness):\n    assert harness.queue().put(1) == 1\n")
     arguments = ["--pqcore-backend", "psycopg2", str(SUITE / "test_basics.py"), "test_mine.py", "-k", "apart or mine"]

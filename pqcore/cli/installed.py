@@ -22,7 +22,7 @@ from pqcore.cli.output import emit, printable, table, write
 from pqcore.connections import redact
 from pqcore.errors import ConfigurationError, PluginError, PQError
 from pqcore.instruments import GROUP as INSTRUMENTS
-from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, is_wrapper, plugins
+from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, importable, is_wrapper, plugins
 
 GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)
 """The groups of entry points, as docs/plugins.md has them."""
@@ -33,7 +33,7 @@ def _driver(spec: BackendSpec) -> dict[str, str | None]:
     owners = importlib.metadata.packages_distributions()
     found: dict[str, str | None] = {}
     for module in spec.requires:
-        if importlib.util.find_spec(module) is None:
+        if not importable(module):
             found[module] = None
             continue
         names = owners.get(module.partition(".")[0], [])

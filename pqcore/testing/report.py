@@ -18,9 +18,12 @@ from typing import Any
 from pqcore.backend import BackendSpec, Capability
 from pqcore.plugins import plugins
 
+ALONE = "alone"
+"""Of a standard test that does not ask for the harness itself: it is run at least once."""
+
 
 def standard_tests() -> dict[str, str | None]:
-    """The names of all standard tests, as ``module::test``, and the mode that each is limited to.
+    """The names of all standard tests, as ``module::test``, and the mode that each is limited to, or `ALONE`.
 
     Read from the sources, so that nothing done to the imported modules changes it.
     """
@@ -36,6 +39,8 @@ def standard_tests() -> dict[str, str | None]:
 
 
 def _mode(node: ast.FunctionDef) -> str | None:
+    if "harness" not in {argument.arg for argument in node.args.args}:
+        return ALONE
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.only":
             return str(ast.literal_eval(decorator.args[0]))
@@ -61,7 +66,7 @@ class Report:
     def collected(self, items: Sequence[Any]) -> None:
         """Note which tests are about to run."""
         self._began = True
-        self._collected = {(_test(item), _backend(item)) for item in items if _backend(item)}
+        self._collected = {(_test(item), _backend(item)) for item in items}
 
     def add(self, item: Any, result: Any) -> None:
         """Note one phase of one test."""
@@ -78,13 +83,12 @@ class Report:
 
     def partial(self) -> list[tuple[str, str]]:
         """The tests that were deselected, or are gone."""
+        known = standard_tests()
         wanted = {
-            (test, _label(spec))
-            for test, mode in standard_tests().items()
-            for spec in self.specs
-            if mode in (None, spec.mode)
+            (test, _label(spec)) for test, mode in known.items() for spec in self.specs if mode in (None, spec.mode)
         }
-        return sorted(wanted - self._collected)
+        alone = {test for test, mode in known.items() if mode == ALONE} - {test for test, _ in self._collected}
+        return sorted((wanted - self._collected) | {(test, "") for test in alone})
 
     def violations(self) -> list[str]:
         """Why the run proves less than it seems to."""
