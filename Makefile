@@ -29,6 +29,10 @@ bench: .venv/ready  ## measure everything over every driver, and beside other qu
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json || status=$$?; \
 	exit $$status
 
+figures: .venv/ready  ## measure all that `make bench` does, into docs/performance.md
+	$(BIN)/pqcore bench --no-targets --json reports/bench.json --html reports/bench.html --markdown docs/performance.md
+	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs/performance.md
+
 clean:  ## remove what the above made
 	rm -rf .venv build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -38,4 +42,4 @@ clean:  ## remove what the above made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo test lint conformance plans bench clean
+.PHONY: help demo test lint conformance plans bench figures clean

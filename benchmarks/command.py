@@ -10,7 +10,7 @@ from typing import Any
 from pqcore.errors import ConfigurationError
 
 from . import compare as comparing
-from . import run, scales, tables, targets
+from . import document, run, scales, tables, targets
 from .contenders import contenders
 from .terminal import Terminal
 from .verdicts import failures
@@ -32,6 +32,7 @@ def main(
     fail_under: float | None = None,
     json_file: str | None = None,
     html_file: str | None = None,
+    markdown_file: str | None = None,
     compare: tuple[str, str] | None = None,
 ) -> list[str]:
     """Do it; why it failed, each by name.
@@ -64,6 +65,8 @@ def main(
         from .page import page
 
         Path(html_file).write_text(page(report, fail_under, judged=judged), encoding="utf-8")
+    if markdown_file:
+        document.fill(Path(markdown_file), document.blocks(report, fail_under, judged=judged))
     return wrong
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -455,6 +456,29 @@ def test_the_terminal_warns_of_it_loudly(invoke: Callable[..., Result], tmp_path
     report = json.loads(file.read_text())
     assert ("NOT DURABLE" in result.output) == bool(report["doubts"])
     assert all(doubt in html.read_text() for doubt in report["doubts"])
+
+
+def test_a_document_is_filled_where_it_has_marks(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marks = "before\n<!-- measured: {} -->\nstale figures\n<!-- /measured -->\nafter\n"
+    page.write_text("".join(map(marks.format, ("put_many", "horizon chart", "peers"))))
+    result = invoke("--backend", "psycopg2", "--scenario", "put_many", "--scenario", "horizon", "--markdown", str(page))
+    assert result.exit_code == 0, result.output
+    bulk, chart, peers, rest = page.read_text().split("after\n")
+    assert rest == ""
+    assert "| psycopg2 |" in bulk
+    assert "stale figures" not in bulk + chart
+    assert chart.count("\n  line [") == 1
+    assert peers == marks.format("peers").removesuffix("after\n")
+
+
+def test_each_mark_of_the_page_on_performance_is_filled() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
+    names = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
+    known = {"environment", "peers", *run.scenarios()}
+    for name, block in names:
+        assert name.removesuffix(" chart") in known
+        assert block.strip(), name
 
 
 def test_figures_say_how_far_rounds_lie_apart() -> None:

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
 from pqcore.errors import PQError
 
+from ..document import fill
 from ..environment import server
 from .environments import VARIABLE, cache_folder
 from .measuring import Plan, run, trouble
@@ -38,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--how", action="store_true", help="say what each system does for each workload")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report, with all rounds")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="put it into a document, where that has a mark")
     parser.add_argument("--show", type=Path, metavar="PATH", help="print such a report again, and measure nothing")
     parser.add_argument(
         "--cache", type=Path, default=cache_folder(), help=f"where environments are (default: %(default)s; {VARIABLE})"
     )
     options = parser.parse_args(arguments)
     if options.show is not None:
-        print(render(json.loads(options.show.read_text(encoding="utf-8")), how=options.how))
+        report = json.loads(options.show.read_text(encoding="utf-8"))
+        _write(report, options)
         return 0
     plan = Plan(rounds=1, seconds=0.15, samples=6, dead=500, limit=45) if options.quick else Plan()
     if options.rounds is not None:
@@ -61,8 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report["ratios"] = ratios(report)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(render(report, how=options.how))
+    _write(report, options)
     return 1 if trouble(report) else 0
+
+
+def _write(report: dict[str, Any], options: argparse.Namespace) -> None:
+    print(render(report, how=options.how))
+    if options.markdown is not None:
+        fill(options.markdown, {"peers": render(report)})
 
 
 def _say(text: str) -> None:

@@ -83,6 +83,13 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     help="Write a page with charts.",
 )
 @click.option(
+    "--markdown",
+    "markdown_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, writable=True),
+    help="Put tables and charts between the marks of a document: <!-- measured: targets -->.",
+)
+@click.option(
     "--compare",
     nargs=2,
     metavar="OLD NEW",

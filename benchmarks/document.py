@@ -1,0 +1,89 @@
+"""Figures put into a document: what stands between two marks is replaced by what was measured.
+
+A document says where, in comments of Markdown, which are not shown::
+
+    <!-- measured: targets -->
+    <!-- /measured -->
+
+The names are ``environment``, ``targets`` and those of the workloads; ``scaling chart`` and the like
+for a chart of one; ``peers``, which is filled by the comparison with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import tables
+from .tables import Grid, Row
+
+_PLACE = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- /measured -->)", re.DOTALL)
+
+
+def fill(path: Path, blocks: Mapping[str, str]) -> None:
+    """Put blocks into the places of a document that are named so; other places stay as they are."""
+    text = path.read_text(encoding="utf-8")
+
+    def replaced(place: re.Match[str]) -> str:
+        block = blocks.get(place[2])
+        return place[0] if block is None else f"{place[1]}\n{block}\n\n{place[4]}"
+
+    path.write_text(_PLACE.sub(replaced, text), encoding="utf-8")
+
+
+def blocks(report: Row, fail_under: float | None = None, *, judged: bool = True) -> dict[str, str]:
+    """What was measured, as Markdown, by name."""
+    found = {"environment": table(tables.environment(report))}
+    if report["targets"]:
+        found["targets"] = table(tables.targets(report["targets"], fail_under, judged=judged))
+    for name, rows in tables.by_scenario(report["workloads"]).items():
+        found[name] = table(tables.workload(rows))
+        charts = [*_charts([row for row in rows if "metrics" in row])]
+        if charts:
+            found[f"{name} chart"] = "\n\n".join(charts)
+    return found
+
+
+def table(grid: Grid) -> str:
+    """A table in Markdown."""
+    rule = ["---:" if name.startswith(">") else "---" for name in grid.columns]
+    lines = [[name.lstrip(">") for name in grid.columns], rule, *grid.rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
+
+
+def _charts(rows: Sequence[Row]) -> Iterator[str]:
+    if rows and rows[0]["scenario"] == "scaling":
+        yield from _scaling(rows)
+    for row in rows:
+        if "curve" in row:
+            (over, places), *others = row["curve"].items()
+            for name, points in others:
+                yield _chart(f"{row['title']}, {row['backend']}: {name}", over, places, name, {name: points})
+
+
+def _scaling(rows: Sequence[Row]) -> Iterator[str]:
+    for kind, title in (("together", "threads or tasks"), ("processes", "processes")):
+        own = [row for row in rows if row["kind"] == kind]
+        lines = {
+            backend: [row["metrics"]["rate"]["median"] for row in own if row["backend"] == backend]
+            for backend in dict.fromkeys(row["backend"] for row in own)
+        }
+        counts = sorted({row["consumers"] for row in own})
+        if lines and all(len(points) == len(counts) for points in lines.values()):
+            yield _chart(f"{rows[0]['title']}: {title} ({', '.join(lines)})", "consumers", counts, "/s", lines)
+
+
+def _chart(title: str, over: str, places: Sequence[Any], unit: str, lines: Mapping[str, Sequence[float]]) -> str:
+    top = max(max(points) for points in lines.values())
+    made = [
+        "```mermaid",
+        "xychart-beta",
+        f'  title "{title}"',
+        f'  x-axis "{over}" [{", ".join(f"{place:g}" for place in places)}]',
+        f'  y-axis "{unit}" 0 --> {top * 1.1:.0f}',
+        *(f"  line [{', '.join(f'{point:.0f}' for point in points)}]" for points in lines.values()),
+        "```",
+    ]
+    return "\n".join(made)
