@@ -43,6 +43,11 @@ class Query:
         return self.sql.encode()
 
     @cached_property
+    def distinct(self) -> bool:
+        """Whether each parameter stands in ``sql`` once: then ``numbered`` takes the same ones in the same order."""
+        return len(self.first) == len(self.order)
+
+    @cached_property
     def bind(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
         """Picks the parameters from a mapping, in the order of the placeholders."""
         if len(self.order) > 1:

@@ -82,7 +82,8 @@ class Psycopg2Session:
             self._cursor.execute(query.sql, parameters or None)
             return
         try:
-            self._cursor.execute(call, [parameters[place] for place in query.first])
+            values = parameters if query.distinct else [parameters[place] for place in query.first]
+            self._cursor.execute(call, values)
         except InvalidSqlStatementName:
             # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
             # again, unless that would be in a transaction that it aborted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -28,6 +29,8 @@ _NO_OPTIONS = PutOptions(None, None, None)
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
 """put_many sends a statement for so many rows, or characters, whichever comes first."""
+# Looks for no circular references: whatever it fails at is encoded again, by that which says what is wrong.
+_encode_piece = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 PIECE_SIZE = 2**14
 """Characters, about, that are encoded at a time: of what is being sent, no more than this is held twice."""
 
@@ -243,7 +246,7 @@ def _encoded_together(queue: QueueSettings, piece: list[Any]) -> str:
         SerializationError, PayloadTooLarge: As `QueueSettings.encode_row` does, for the first that is at fault.
     """
     try:
-        text = json_encode(piece)[1:-1]
+        text = _encode_piece(piece)[1:-1]
         if len(text) <= queue.max_size:
             return text
     except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below
