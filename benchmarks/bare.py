@@ -12,7 +12,7 @@ import importlib
 import json
 from typing import Any
 
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 
 from .acts import DATA
 from .contenders import Contender
@@ -55,6 +55,10 @@ class Parameters:
         self.copy = f"COPY {statements.table} ({COLUMNS}) FROM STDIN"
         self.chosen = self.bulk[0]
 
+    def prepare(self) -> Any:
+        """Prepare what is prepared ahead; what it returns is awaited over async drivers."""
+        return None
+
     def enter(self, operation: str) -> Any:
         """Bring the connection into the mode that an operation wants; what it returns is awaited over async drivers."""
         return None
@@ -78,6 +82,18 @@ class Parameters:
         for row in rows:
             self.taken.append(row[0])
             json.loads(row[1])
+
+
+class SwitchesAutocommit:
+    """Of drivers that have an attribute for it: a transaction begins by itself only where that is measured."""
+
+    _connection: Any
+
+    def enter(self, operation: str) -> None:
+        self._connection.autocommit = operation != "transactional_get"
+
+    def leave(self, operation: str) -> None:
+        self._connection.autocommit = True
 
 
 class BareSession(Parameters):
@@ -160,7 +176,7 @@ class BareAsyncSession(BareSession):
         await self._session.execute(DISCARD, ())
 
 
-DISCARD = Query("replan", "DISCARD PLANS", "DISCARD PLANS", (), (), rows=False, hot=False)
+DISCARD = plain("replan", "DISCARD PLANS", rows=False)
 
 
 async def opened(contender: Contender, statements: Statements, batch: int, session: Any) -> Any:
@@ -170,5 +186,7 @@ async def opened(contender: Contender, statements: Statements, batch: int, sessi
         kind: Any = BareSession if contender.blocking else BareAsyncSession
         return kind(statements, batch, session)
     module, _, attribute = where.partition(":")
-    made = getattr(importlib.import_module(module), attribute).open(statements, batch, session.connection)
-    return made if contender.blocking else await made
+    made = getattr(importlib.import_module(module), attribute)(statements, batch, session.connection)
+    if (preparing := made.prepare()) is not None:
+        await preparing
+    return made

@@ -18,17 +18,15 @@ class BareAsyncpg(Parameters):
     how = "asyncpg, prepared statements"
     bulk = ("COPY", "COPY of text", "the statement")
 
-    def __init__(self, statements: Statements, batch: int, connection: Any, prepared: dict[str, Any]) -> None:
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch)
         self._connection = connection
-        self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = prepared.values()
         self._columns = COLUMNS.split(", ")
 
-    @classmethod
-    async def open(cls, statements: Statements, batch: int, connection: Any) -> BareAsyncpg:
+    async def prepare(self) -> None:
         names = ("put", "put_many", "get", "get_many", "lease", "ack")
-        prepared = {name: await connection.prepare(getattr(statements, name).sql) for name in names}
-        return cls(statements, batch, connection, prepared)
+        prepared = [await self._connection.prepare(getattr(self.statements, name).sql) for name in names]
+        self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = prepared
 
     async def put(self) -> None:
         await self._put.fetchval(QUEUE, json.dumps(DATA), None, "json")

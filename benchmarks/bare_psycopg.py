@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from .acts import DATA
-from .bare import Parameters
+from .bare import Parameters, SwitchesAutocommit
 from .statements import Statements, values
 from .turns import QUEUE
 
@@ -22,7 +22,7 @@ class _Encoded(Parameters):
         super().__init__(statements, batch)
         self._connection = connection
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = (
-            getattr(statements, name).sql.encode() for name in ("put", "put_many", "get", "get_many", "lease", "ack")
+            getattr(statements, name).encoded for name in ("put", "put_many", "get", "get_many", "lease", "ack")
         )
         self._copy = self.copy.encode()
 
@@ -30,7 +30,7 @@ class _Encoded(Parameters):
         return [row[0] for row in rows], [row[4] for row in rows]
 
 
-class BarePsycopg(_Encoded):
+class BarePsycopg(SwitchesAutocommit, _Encoded):
     """A raw cursor in autocommit, statements prepared."""
 
     how = "psycopg, a raw cursor, prepared"
@@ -38,16 +38,6 @@ class BarePsycopg(_Encoded):
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch, connection)
         self._cursor = psycopg.RawCursor(connection)
-
-    @classmethod
-    def open(cls, statements: Statements, batch: int, connection: Any) -> BarePsycopg:
-        return cls(statements, batch, connection)
-
-    def enter(self, operation: str) -> None:
-        self._connection.autocommit = operation != "transactional_get"
-
-    def leave(self, operation: str) -> None:
-        self._connection.autocommit = True
 
     def put(self) -> None:
         self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True).fetchone()
@@ -92,10 +82,6 @@ class BareAsyncPsycopg(_Encoded):
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         super().__init__(statements, batch, connection)
         self._cursor = psycopg.AsyncRawCursor(connection)
-
-    @classmethod
-    async def open(cls, statements: Statements, batch: int, connection: Any) -> BareAsyncPsycopg:
-        return cls(statements, batch, connection)
 
     async def enter(self, operation: str) -> None:
         await self._connection.set_autocommit(operation != "transactional_get")

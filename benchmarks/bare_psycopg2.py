@@ -9,12 +9,12 @@ from typing import Any
 import psycopg2.extras
 
 from .acts import DATA
-from .bare import COLUMNS, Parameters
+from .bare import COLUMNS, Parameters, SwitchesAutocommit
 from .statements import Statements, values
 from .turns import QUEUE
 
 
-class BarePsycopg2(Parameters):
+class BarePsycopg2(SwitchesAutocommit, Parameters):
     """PREPARE and EXECUTE by hand, on a plain cursor in autocommit."""
 
     how = "psycopg2, EXECUTE of a prepared statement"
@@ -30,16 +30,6 @@ class BarePsycopg2(Parameters):
             self._cursor.execute(f"PREPARE bare_{name} AS {query.numbered}")
             calls[name] = f"EXECUTE bare_{name} ({places})"
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = calls.values()
-
-    @classmethod
-    def open(cls, statements: Statements, batch: int, connection: Any) -> BarePsycopg2:
-        return cls(statements, batch, connection)
-
-    def enter(self, operation: str) -> None:
-        self._connection.autocommit = operation != "transactional_get"
-
-    def leave(self, operation: str) -> None:
-        self._connection.autocommit = True
 
     def put(self) -> None:
         self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"))

@@ -13,7 +13,7 @@ from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.runtime import drive
-from pqcore.statement import Query
+from pqcore.statement import plain
 from pqcore.testing.portal import Portal
 
 from .contenders import Contender
@@ -74,7 +74,7 @@ class Eyes:
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Run one statement; its rows."""
         self.statements += 1
-        query = Query("bench", text, text, (), (), rows=rows, hot=False)
+        query = plain("bench", text, rows=rows)
         return [tuple(row) for row in self._run(lambda: self._session.execute(query))]
 
     def one(self, text: str) -> Any:

@@ -16,7 +16,7 @@ from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Event, Runtime
 from pqcore.sessions import CoreSession, translate
-from pqcore.statement import Query
+from pqcore.statement import plain
 
 REPLAN = 10.0
 """Seconds after which prepared statements are planned anew, for the table as it is by then."""
@@ -310,7 +310,7 @@ class OwnPool:
         await session.enter()
         if self._idle_limit is not None:
             sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
-            await session.execute(Query("idle_limit", sql, sql, (), (), rows=False, hot=False))
+            await session.execute(plain("idle_limit", sql, rows=False))
         return session
 
 

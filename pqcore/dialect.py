@@ -38,13 +38,16 @@ from pqcore.fragments import (
     DUE_AT,
     HELD_ONE,
     HELD_ONES,
+    HIDDEN_ORDER,
     IS_HIDDEN,
     IS_READY,
     IS_URGENT,
     JOB,
     ORDER,
     OUT_AT,
+    READY_ORDER,
     TIMES,
+    URGENT_ORDER,
 )
 from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query, compile_query
@@ -63,11 +66,8 @@ REACH = 1_000
 _READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN))
 _OUT_NOW = f"{_HIDDEN} AND {OUT_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
-_URGENT_ORDER = "expected_at, enqueued_at, id"
-_READY_ORDER = f"{DUE_AT}, id"
-_HIDDEN_ORDER = f"{OUT_AT}, id"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
-_FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {_HIDDEN_ORDER} LIMIT 1"
+_FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {HIDDEN_ORDER} LIMIT 1"
 
 # What a waiter locks: the seed is of these locks alone.
 _WAITED = "hashtextextended(channel, 7071)"
@@ -88,17 +88,17 @@ def _ordered(n: int, first: str = "", guard: str = "", urgent: str = "", ready: 
     rest = f"{n} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
-  {_head(_URGENT + guard + urgent, _URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
+  {_head(_URGENT + guard + urgent, URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
 ), ready AS (
-  {_head(_READY_NOW + guard + ready, _READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
+  {_head(_READY_NOW + guard + ready, READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
 def _candidates(near: int, reach: int, columns: str) -> str:
     return f"""
-  ({_head(_URGENT, _URGENT_ORDER, near, columns=columns)})
-  UNION ALL ({_head(_READY_NOW, _READY_ORDER, near, columns=columns)})
-  UNION ALL ({_head(_OUT_NOW, _HIDDEN_ORDER, reach, columns=columns)})"""
+  ({_head(_URGENT, URGENT_ORDER, near, columns=columns)})
+  UNION ALL ({_head(_READY_NOW, READY_ORDER, near, columns=columns)})
+  UNION ALL ({_head(_OUT_NOW, HIDDEN_ORDER, reach, columns=columns)})"""
 
 
 def _merged(n: int) -> str:

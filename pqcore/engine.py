@@ -26,7 +26,7 @@ from pqcore.runtime import Gate, Runtime
 from pqcore.schema import check_version
 from pqcore.sessions import CoreSession
 from pqcore.settings import logger
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 from pqcore.waiting import BLIND_POLL, Listener, SoleListener
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 @lru_cache(maxsize=64)
 def _savepoint(verb: str, name: str) -> Query:
     sql = f"{verb} {name}"
-    return Query(sql.lower(), sql, sql, (), (), rows=False, hot=False)
+    return plain(sql.lower(), sql, rows=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -190,7 +190,7 @@ class Engine:
             session.callers = True
             await self._check(session)
             return await operation(session)
-        transaction = self._current() if self._open else None
+        transaction = self._current()
         if transaction is not None:
             work = self._join(transaction, operation, protect=protect)
         else:
@@ -203,7 +203,7 @@ class Engine:
         Args:
             options: For the cursor.
         """
-        transaction = self._current() if self._open else None
+        transaction = self._current()
         if transaction is None:
             session = await self.source.acquire()
             begin = self._begin(session)
@@ -239,18 +239,19 @@ class Engine:
 
         return await self.run(work, protect=protect)
 
-    async def migrate(self, operation: Callable[[CoreSession], Awaitable[None]]) -> None:
-        """Run an operation that changes the schema: the table is not looked at before."""
+    async def migrate(self, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
+        """Run an operation that changes the schema, or looks at it: the table is not looked at before."""
         transaction = self._current()
         if transaction is not None:
-            await self._join(transaction, operation, protect=True)
+            result = await self._join(transaction, operation, protect=True)
         else:
             session = await self.source.acquire()
             try:
-                await operation(session)
+                result = await operation(session)
             finally:
                 await self.source.release(session)
         self._checked = True
+        return result
 
     async def leave(self, *, failed: bool) -> None:
         """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
@@ -317,6 +318,8 @@ class Engine:
     # Within
 
     def _current(self) -> OpenTransaction | None:
+        if not self._open:
+            return None
         blocks: tuple[Block, ...] = self._blocks.get() or ()
         if blocks and blocks[-1].transaction.blocks:
             return blocks[-1].transaction
@@ -376,20 +379,13 @@ class Engine:
             await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        gate, session = transaction.gate, transaction.session
         sound = False
         try:
-            if gate is not None:
-                await gate.enter()
-            try:
-                await self._end(session, block.savepoint, failed=failed)
-            finally:
-                if gate is not None:
-                    gate.leave()
+            await self._join(transaction, lambda s: self._end(s, block.savepoint, failed=failed), protect=False)
             sound = not failed
         finally:
             if not transaction.blocks:
-                await self.source.release(session, sound=sound)
+                await self.source.release(transaction.session, sound=sound)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))

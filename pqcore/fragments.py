@@ -10,6 +10,9 @@ IS_HIDDEN = (
     "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
 )
 OUT_AT = "coalesce(leased_until, schedule_at)"
+READY_ORDER = f"{DUE_AT}, id"
+URGENT_ORDER = "expected_at, enqueued_at, id"
+HIDDEN_ORDER = f"{OUT_AT}, id"
 # The order of a get.
 ORDER = f"expected_at, {DUE_AT}, id"
 
@@ -18,6 +21,14 @@ EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), ti
 COLUMNS = (
     "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
     " headers, failures, excused, error"
+)
+# The same of a job that is to be run again: due at once, with a clean record; what it went through is excused.
+AGAIN = (
+    COLUMNS.replace("dequeued_at", "NULL::timestamptz")
+    .replace(" schedule_at", " statement_timestamp()")
+    .replace("failures", "NULL::int")
+    .replace("excused", "attempts")
+    .replace("error", "NULL::json")
 )
 # What `pqcore.job.BaseJob` reads, by position.
 JOB = (

@@ -126,7 +126,7 @@ class QueueSettings:
     @property
     def encodes_as_is(self) -> bool:
         """Whether data become JSON by pqcore's own encoder, and nothing else."""
-        return self.serializer is None and self.dumps is _identity and self.encode is json_encode
+        return self.serializer is None and self.dumps is _identity and self.writes_json
 
     @property
     def writes_json(self) -> bool:

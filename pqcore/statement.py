@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
 """How a driver wants placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
@@ -53,6 +53,17 @@ class Query:
         if len(self.order) > 1:
             return itemgetter(*self.order)
         return lambda values: tuple([values[name] for name in self.order])
+
+
+class Compile(Protocol):
+    """Compiles a template for one table and one driver: `compile_query`, but for what these decide."""
+
+    def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
+
+
+def plain(name: str, sql: str, *, rows: bool = True) -> Query:
+    """A statement without parameters, which is the same for every driver."""
+    return Query(name, sql, sql, (), (), rows=rows, hot=False)
 
 
 def compile_query(

@@ -9,12 +9,12 @@ so they see what the last holder of the lock did.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pqcore.fragments import COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
+from pqcore.fragments import AGAIN, COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
 
 if TYPE_CHECKING:
-    from pqcore.statement import Query
+    from pqcore.statement import Compile
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
@@ -42,10 +42,6 @@ SELECT id, pg_notify(:channel::text, '')::text FROM put"""
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
 
 
-class _Compile(Protocol):
-    def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
-
-
 class TaskStatements:
     """The statements, in one driver's paramstyle.
 
@@ -53,7 +49,7 @@ class TaskStatements:
         compiled: Compiles a template.
     """
 
-    def __init__(self, compiled: _Compile) -> None:
+    def __init__(self, compiled: Compile) -> None:
         # Putting under a dedup key.  The unique index decides: of two that come at once one waits for the
         # other's transaction to end, and then finds the key taken or free.
         self.put = compiled(
@@ -255,13 +251,7 @@ WITH picked AS (
   DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM picked))
 )
 INSERT INTO {{table}} ({COLUMNS}, group_key)
-SELECT {
-                COLUMNS.replace("dequeued_at", "NULL::timestamptz")
-                .replace(" schedule_at", f" {_NOW}")
-                .replace("failures", "NULL::int")
-                .replace("excused", "attempts")
-                .replace("error", "NULL::json")
-            },
+SELECT {AGAIN},
   headers #>> '{{{{gate,group}}}}'
 FROM risen RETURNING id""",
         )

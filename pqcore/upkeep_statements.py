@@ -8,12 +8,25 @@ those that somebody has locked: who holds one is working on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pqcore.fragments import COLUMNS, DUE_AT, EXPRESSIBLE, IS_HIDDEN, IS_READY, IS_URGENT, ORDER, OUT_AT
+from pqcore.fragments import (
+    AGAIN,
+    COLUMNS,
+    DUE_AT,
+    EXPRESSIBLE,
+    HIDDEN_ORDER,
+    IS_HIDDEN,
+    IS_READY,
+    IS_URGENT,
+    ORDER,
+    OUT_AT,
+    READY_ORDER,
+    URGENT_ORDER,
+)
 
 if TYPE_CHECKING:
-    from pqcore.statement import Query
+    from pqcore.statement import Compile
 
 SLICE = 10_000
 """Rows that one statement looks at where no index leads to those that are wanted."""
@@ -29,23 +42,9 @@ _FILTERS = (
 )
 # Not under a lease, or under one that has run out.
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
-_READY_ORDER, _URGENT_ORDER, _HIDDEN_ORDER = f"{DUE_AT}, id", "expected_at, enqueued_at, id", f"{OUT_AT}, id"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = "parked_on IS NOT NULL"
 _PARKED_ORDER = f"parked_on, {ORDER}"
-_AGAIN = {
-    "dequeued_at": "NULL::timestamptz",
-    " schedule_at": f" {_NOW}",
-    "headers": "coalesce(:headers::text::json, headers)",
-    "failures": "NULL::int",
-    "excused": "attempts",
-    "error": "NULL::json",
-}
-"""What a job that is run again begins with: due at once, with a clean record, as a dead letter that is revived."""
-
-
-class _Compile(Protocol):
-    def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
 
 
 def _time(column: str) -> str:
@@ -96,10 +95,10 @@ def _listed(state: str, order: str, *parts: tuple[str, str]) -> str:
 
 
 _MOVABLE: dict[str, tuple[str, str]] = {
-    "ready": (IS_READY, _READY_ORDER),
-    "urgent": (IS_URGENT, _URGENT_ORDER),
+    "ready": (IS_READY, READY_ORDER),
+    "urgent": (IS_URGENT, URGENT_ORDER),
     # Not the parked ones: they are leased for ever, and would all be read in vain.
-    "hidden": (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE}", _HIDDEN_ORDER),
+    "hidden": (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
     # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
@@ -125,7 +124,7 @@ class UpkeepStatements:
         compiled: Compiles a template.
     """
 
-    def __init__(self, compiled: _Compile) -> None:
+    def __init__(self, compiled: Compile) -> None:
         # Listing. A filter is applied to what an index gives in order, so one that fits few jobs reads many.
         due, out = f"{DUE_AT} <= {_NOW}", f"{OUT_AT} <= {_NOW}"
         self.list_waiting = compiled(
@@ -133,9 +132,9 @@ class UpkeepStatements:
             _listed(
                 "waiting",
                 ORDER,
-                (IS_URGENT, _URGENT_ORDER),
-                (f"{IS_READY} AND {due}", _READY_ORDER),
-                (f"{IS_HIDDEN} AND {out} AND {due}", _HIDDEN_ORDER),
+                (IS_URGENT, URGENT_ORDER),
+                (f"{IS_READY} AND {due}", READY_ORDER),
+                (f"{IS_HIDDEN} AND {out} AND {due}", HIDDEN_ORDER),
             ),
         )
         self.list_scheduled = compiled(
@@ -143,8 +142,8 @@ class UpkeepStatements:
             _listed(
                 "scheduled",
                 f"{DUE_AT}, id",
-                (f"{IS_READY} AND {DUE_AT} > {_NOW}", _READY_ORDER),
-                (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE} AND {DUE_AT} > {_NOW}", _HIDDEN_ORDER),
+                (f"{IS_READY} AND {DUE_AT} > {_NOW}", READY_ORDER),
+                (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE} AND {DUE_AT} > {_NOW}", HIDDEN_ORDER),
             ),
         )
         self.list_leased = compiled(
@@ -154,7 +153,7 @@ class UpkeepStatements:
                 "leased_until, id",
                 (
                     f"{IS_HIDDEN} AND {OUT_AT} > {_NOW} AND {OUT_AT} < 'infinity' AND leased_until > {_NOW}",
-                    _HIDDEN_ORDER,
+                    HIDDEN_ORDER,
                 ),
             ),
         )
@@ -219,9 +218,7 @@ WITH again AS (
     headers = coalesce(:headers::text::json, headers)
   WHERE id = :id::bigint AND {_OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id{forgotten}""",
         )
-        values = COLUMNS
-        for column, value in _AGAIN.items():
-            values = values.replace(column, value)
+        values = AGAIN.replace("headers", "coalesce(:headers::text::json, headers)")
         # It goes from one table to the other in one statement; whose DELETE finds it has it.
         self.rerun_archived = compiled(
             "rerun_archived",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -11,12 +10,21 @@ import click
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
-from pqcore.cli.output import described, emit, printable, shown, table, write
+from pqcore.cli.output import (
+    LONGEST_MESSAGE,
+    described,
+    emit,
+    parsed,
+    printable,
+    shown,
+    stored_data,
+    summary,
+    table,
+    write,
+    write_facts,
+)
 from pqcore.letters import DeadLetter
 from pqcore.operations import letters
-
-LONGEST_MESSAGE = 200
-"""Characters of an error's message in a table."""
 
 
 @click.group()
@@ -76,11 +84,7 @@ def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
         "data": letter.raw if isinstance(letter.raw, str) else f"{letter.size} bytes of {letter.serializer}",
         "error": described(letter.error),
     }
-    for name, value in facts.items():
-        if value:
-            write(f"  {name + ':':<12}{value}")
-    if letter.error.get("traceback"):
-        write("\n" + letter.error["traceback"].rstrip("\n"))
+    write_facts(facts, letter.error)
 
 
 def _chosen(ids: tuple[int, ...], everything: bool) -> tuple[int, ...] | None:
@@ -154,18 +158,9 @@ def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as
 
 def _task(letter: DeadLetter) -> str | None:
     """The path of the function, if the job is a call of one; read without decoding more than JSON."""
-    data = _json(letter)
+    data = parsed(letter.raw)
     path = data.get("function") if isinstance(data, dict) else None
     return path if isinstance(path, str) else None
-
-
-def _json(letter: DeadLetter) -> Any:
-    if not isinstance(letter.raw, str):
-        return None
-    try:
-        return json.loads(letter.raw)
-    except ValueError:
-        return None
 
 
 def _summary(letter: DeadLetter, queue: str) -> dict[str, Any]:
@@ -178,21 +173,18 @@ def _summary(letter: DeadLetter, queue: str) -> dict[str, Any]:
         "enqueued_at": letter.enqueued_at,
         "attempts": letter.attempts,
         "failures": letter.failures,
-        "error": {"type": letter.error.get("type"), "message": letter.error.get("message")} if letter.error else None,
+        "error": summary(letter.error),
     }
 
 
 def _details(letter: DeadLetter, queue: str) -> dict[str, Any]:
-    raw = letter.raw
     return {
         **_summary(letter, queue),
         "error": letter.error or None,
         "schedule_at": letter.schedule_at,
         "expected_at": letter.expected_at,
         "headers": letter.headers,
-        "serializer": letter.serializer or "json",
-        "data": _json(letter),
-        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+        **stored_data(letter.raw, letter.serializer),
     }
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
-from typing import Any
 
 import click
 
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, queue_option, with_database
-from pqcore.cli.output import described, emit, shown, write
+from pqcore.cli.output import described, emit, shown, stored_data, write, write_facts
 from pqcore.cli.queues import stored
 from pqcore.operations import listing, managing, results, retrying
 
@@ -37,9 +35,7 @@ def status(database: Database, job_id: int, queue: str, as_json: bool) -> None:
         "progress": "" if info.progress is None else json.dumps(info.progress),
         "last error": described(info.error),
     }
-    for name, value in facts.items():
-        if value:
-            write(f"  {name + ':':<12}{value}")
+    write_facts(facts, {})
 
 
 @click.command()
@@ -87,9 +83,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
                 "group": job.group,
                 "dedup_key": job.dedup_key,
                 "headers": job.headers,
-                "serializer": job.serializer or "json",
-                "data": _parsed(raw),
-                "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+                **stored_data(raw, job.serializer),
             }
         )
         return
@@ -110,18 +104,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "data": raw if isinstance(raw, str) else f"{len(raw)} bytes of {job.serializer}",
         "last error": described(job.error),
     }
-    for name, value in facts.items():
-        if value:
-            write(f"  {name + ':':<12}{value}")
-    if job.error.get("traceback"):
-        write("\n" + job.error["traceback"].rstrip("\n"))
-
-
-def _parsed(raw: str | bytes) -> Any:
-    try:
-        return json.loads(raw) if isinstance(raw, str) else None
-    except ValueError:
-        return None
+    write_facts(facts, job.error)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -10,6 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import click
+
+LONGEST_MESSAGE = 200
+"""Characters of an error's message in a table."""
 
 
 def emit(fields: dict[str, Any]) -> None:
@@ -42,6 +46,39 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def write(text: str) -> None:
     """Write text; what a terminal would take for commands is made visible."""
     click.echo(printable(text))
+
+
+def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> None:
+    """Write what is known of a job, a line each, and the traceback of its last error; what is empty is left out."""
+    for name, value in facts.items():
+        if value:
+            write(f"  {name + ':':<12}{value}")
+    if error.get("traceback"):
+        write("\n" + error["traceback"].rstrip("\n"))
+
+
+def stored_data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
+    """A job's data for a program: decoded if it is JSON, in base64 if it is bytes."""
+    return {
+        "serializer": serializer or "json",
+        "data": parsed(raw),
+        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+    }
+
+
+def parsed(raw: str | bytes) -> Any:
+    """Data that is stored as JSON; None of other."""
+    if not isinstance(raw, str):
+        return None
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def summary(error: Mapping[str, str]) -> dict[str, str | None] | None:
+    """The last error of a job for a program, without its traceback."""
+    return {"type": error.get("type"), "message": error.get("message")} if error else None
 
 
 def described(error: Mapping[str, str]) -> str:

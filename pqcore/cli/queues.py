@@ -14,7 +14,7 @@ import click
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
-from pqcore.cli.output import described, emit, printable, table, write
+from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, stored_data, summary, table, write
 from pqcore.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
@@ -22,9 +22,6 @@ from pqcore.operations import listing, managing, moving, putting, taking
 from pqcore.options import given
 from pqcore.settings import QueueSettings
 from pqcore.timespec import parse
-
-LONGEST_MESSAGE = 200
-"""Characters of an error's message in a table."""
 
 
 def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
@@ -152,19 +149,8 @@ def put(
             write(str(job_id))
 
 
-def _data(raw: str | bytes) -> Any:
-    """Data that is stored as JSON; None of other."""
-    if not isinstance(raw, str):
-        return None
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return None
-
-
 def fields(job: BaseJob, queue: str) -> dict[str, Any]:
     """A job that was taken, or looked at, for a program; its data is not decoded, but for JSON."""
-    raw = job.raw
     return {
         "id": job.id,
         "queue": queue,
@@ -174,9 +160,7 @@ def fields(job: BaseJob, queue: str) -> dict[str, Any]:
         "schedule_at": job.schedule_at,
         "expected_at": job.expected_at,
         "headers": job.headers,
-        "serializer": job.serializer or "json",
-        "data": _data(raw),
-        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+        **stored_data(job.raw, job.serializer),
     }
 
 
@@ -264,7 +248,6 @@ def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
 
 def stored(job: listing.StoredJob) -> dict[str, Any]:
     """What is stored of a job, for a program, but for its data and the traceback."""
-    error = {"type": job.error.get("type"), "message": job.error.get("message")} if job.error else None
     return {
         "id": job.id,
         "queue": job.queue,
@@ -279,7 +262,7 @@ def stored(job: listing.StoredJob) -> dict[str, Any]:
         "leased_until": job.leased_until,
         "finished_at": job.finished_at,
         "parked_on": job.parked_on,
-        "error": error,
+        "error": summary(job.error),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import keyword
 import re
 from importlib.resources import files
@@ -15,7 +14,7 @@ import click
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, write
-from pqcore.plugins import plugins
+from pqcore.plugins import importable, plugins
 
 MODES = {"blocking": ("blocking",), "async": ("async",), "both": ("blocking", "async")}
 LONGEST = 30
@@ -78,7 +77,7 @@ def _check_name(name: str) -> None:
         raise Wrong(f"{name!r} has {len(name)} characters; the name of a backend has {LONGEST} at most")
     if name in plugins.backend_names():
         raise Wrong(f"a backend {name!r} is installed already: two of one name hide one another; choose another")
-    if importlib.util.find_spec(package := _package(name)) is not None:
+    if importable(package := _package(name)):
         raise Wrong(f"a package {package} is installed already: choose another name than {name!r}")
 
 

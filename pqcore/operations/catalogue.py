@@ -11,7 +11,7 @@ from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
 from pqcore.sessions import CoreSession
-from pqcore.statement import Query, compile_query
+from pqcore.statement import Query, compile_query, plain
 
 PQ_COLUMNS = {
     "id": "bigint",
@@ -33,20 +33,9 @@ async def ask(engine: Engine, s: CoreSession, name: str, template: str, **values
     return await s.execute(query, query.bind({"table_name": str(engine.names), **values}))
 
 
-def raw(name: str, sql: str, *, rows: bool = True) -> Query:
-    """A statement without parameters."""
-    return Query(name, sql, sql, (), (), rows=rows, hot=False)
-
-
 async def version(engine: Engine) -> int | None:
     """The schema version of the table; 0 for one of pq's, None if there is none."""
-    found: list[int | None] = []
-
-    async def work(s: CoreSession) -> None:
-        found.append(await schema.version(s, engine.names))
-
-    await engine.migrate(work)
-    return found[0]
+    return await engine.migrate(lambda s: schema.version(s, engine.names))
 
 
 @dataclass(frozen=True)
@@ -77,9 +66,8 @@ async def look_at_pqs(engine: Engine) -> PQTable:
         TableMissing: It is not there.
         SchemaError: It is no table of pq's: nothing is changed.
     """
-    found: list[PQTable] = []
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: CoreSession) -> PQTable:
         if await schema.version(s, engine.names) is None:
             raise TableMissing(f"table {engine.names} does not exist: there is nothing to adopt")
         columns = {
@@ -120,19 +108,16 @@ async def look_at_pqs(engine: Engine) -> PQTable:
             "SELECT c.relname::text FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
             " WHERE i.indrelid = to_regclass(:table_name::text) ORDER BY 1",
         )
-        found.append(
-            PQTable(
-                min(int(rows), COUNTED),
-                int(waiting),
-                int(queues),
-                int(rows) > COUNTED,
-                bool(trigger),
-                tuple(row[0] for row in indexes),
-            )
+        return PQTable(
+            min(int(rows), COUNTED),
+            int(waiting),
+            int(queues),
+            int(rows) > COUNTED,
+            bool(trigger),
+            tuple(row[0] for row in indexes),
         )
 
-    await engine.migrate(work)
-    return found[0]
+    return await engine.migrate(work)
 
 
 class _Recorder:
@@ -182,12 +167,11 @@ async def script(engine: Engine, *, missing: bool = True) -> list[str]:
         TableMissing: It is, and may not.
         SchemaTooNew: A newer pqcore made it.
     """
-    found: list[str] = []
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: CoreSession) -> list[str]:
         await s.begin()
         try:
-            await s.execute(raw("read_only", "SET TRANSACTION READ ONLY", rows=False))
+            await s.execute(plain("read_only", "SET TRANSACTION READ ONLY", rows=False))
             try:
                 await schema.check_version(s, engine.names)
             except TableMissing:
@@ -196,12 +180,11 @@ async def script(engine: Engine, *, missing: bool = True) -> list[str]:
             except SchemaOutdated:
                 pass
             else:
-                return
+                return []
             recorder = _Recorder(s)
             await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep)
-            found.extend(recorder.statements)
+            return recorder.statements
         finally:
             await s.rollback()
 
-    await engine.migrate(work)
-    return found
+    return await engine.migrate(work)

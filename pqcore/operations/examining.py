@@ -19,9 +19,9 @@ from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
 from pqcore.errors import ConnectionLost, DatabaseError, PQError
-from pqcore.operations.catalogue import ask, raw
+from pqcore.operations.catalogue import ask
 from pqcore.sessions import CoreSession
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 
@@ -120,6 +120,13 @@ class _Patient:
     engine: Engine
     s: CoreSession
     queues: Sequence[str]
+    _table: Row | None = None
+
+    async def table(self) -> Row:
+        """The figures of the table; asked for once."""
+        if self._table is None:
+            [self._table] = await self.ask("table", _FIGURES)
+        return self._table
 
     async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
         return await ask(self.engine, self.s, name, template, **values)
@@ -312,7 +319,7 @@ async def _listening(patient: _Patient) -> list[Finding]:
     return [Finding("listen", "ok", f"a notification arrived after {took * 1000:.0f} ms", details=details)]
 
 
-_PID = raw("pid", "SELECT pg_backend_pid()")
+_PID = plain("pid", "SELECT pg_backend_pid()")
 
 
 async def _is_moved(s: CoreSession, other: CoreSession) -> bool:
@@ -524,19 +531,19 @@ async def _trigger(patient: _Patient) -> list[Finding]:
     return found or [Finding("trigger", "ok", f"trigger {name} is there, and enabled")]
 
 
-_VACUUM = """
+_FIGURES = """
 SELECT current_setting('autovacuum'), current_setting('track_counts'), c.reloptions,
   s.n_live_tup, s.n_dead_tup, s.n_mod_since_analyze,
   extract(epoch FROM clock_timestamp() - greatest(s.last_vacuum, s.last_autovacuum))::float8,
   extract(epoch FROM clock_timestamp() - greatest(s.last_analyze, s.last_autoanalyze))::float8,
   s.vacuum_count + s.autovacuum_count,
-  pg_relation_size(c.oid), pg_table_size(c.oid), pg_indexes_size(c.oid), c.relpages, age(c.relfrozenxid)::bigint
+  pg_relation_size(c.oid), pg_table_size(c.oid), pg_indexes_size(c.oid), c.relpages
 FROM pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid WHERE c.oid = to_regclass(:table_name::text)"""
 _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_threshold")
 
 
 async def _vacuum(patient: _Patient) -> list[Finding]:
-    [row] = await patient.ask("vacuum", _VACUUM)
+    row = await patient.table()
     (running, counting, options, live, dead, changed, vacuumed, analyzed, times) = row[:9]
     settings = dict(option.partition("=")[::2] for option in options or ())
     live, dead, changed = int(live or 0), int(dead or 0), int(changed or 0)
@@ -579,7 +586,7 @@ async def _vacuum(patient: _Patient) -> list[Finding]:
 
 
 async def _bloat(patient: _Patient) -> list[Finding]:
-    [row] = await patient.ask("vacuum", _VACUUM)
+    row = await patient.table()
     live, dead = int(row[3] or 0), int(row[4] or 0)
     main, whole, indexes = int(row[9]), int(row[10]), int(row[11])
     rows = await patient.ask(
@@ -622,7 +629,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
         rows = await patient.s.execute(patient.s.sql.stats_all)
         most = sorted(rows, key=lambda row: sum(row[index] for index in (1, 2, 3, 5)), reverse=True)
         queues = [row[0] for row in most[:QUEUES]] or ["pqcore doctor"]
-    [[pages]] = await patient.ask("pages", "SELECT relpages FROM pg_class WHERE oid = to_regclass(:table_name::text)")
+    pages = (await patient.table())[12]
     found: list[Finding] = []
     takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]
     for queue in queues:
@@ -652,9 +659,9 @@ async def _explained(s: CoreSession, query: Query, values: Mapping[str, object],
             f"SET LOCAL plan_cache_mode = force_{mode}_plan",
             f"PREPARE {name} AS {query.numbered}",
         ):
-            await s.execute(raw("explain", sql, rows=False))
-        [[plan]] = await s.execute(raw("explain", f"EXPLAIN (FORMAT JSON) EXECUTE {name}{given}"))
-        await s.execute(raw("explain", f"DEALLOCATE {name}", rows=False))
+            await s.execute(plain("explain", sql, rows=False))
+        [[plan]] = await s.execute(plain("explain", f"EXPLAIN (FORMAT JSON) EXECUTE {name}{given}"))
+        await s.execute(plain("explain", f"DEALLOCATE {name}", rows=False))
     finally:
         if s.usable():
             await s.rollback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -92,18 +93,23 @@ async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
     """Delete finished rows, a slice at a time; how many."""
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
-    removed, after = 0, 0
-    while True:
-        [[last, gone]] = await engine.execute("purge_kept", {**values, "after": after})
-        removed += int(gone)
-        if last is None:
-            break
-        after = last
+    removed = await in_slices(engine, "purge_kept", values)
     while True:
         [[_, gone]] = await engine.execute("purge_archive", values)
         removed += int(gone)
         if not gone:
             return removed
+
+
+async def in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
+    """Run a statement that goes on ``after`` an id, from slice to slice of the table; how many rows it changed."""
+    changed, after = 0, 0
+    while True:
+        [[last, number]] = await engine.execute(statement, {**values, "after": after})
+        changed += int(number)
+        if last is None:
+            return changed
+        after = last
 
 
 async def create(engine: Engine) -> None:

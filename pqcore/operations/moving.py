@@ -8,8 +8,8 @@ from typing import Any
 
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, InvalidData
-from pqcore.identifiers import channel
 from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.managing import in_slices
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
@@ -59,7 +59,7 @@ async def move(
     values: dict[str, object] = {
         "q_name": queue.name,
         "target": target.name,
-        "channel": channel(target.name),
+        "channel": target.channel,
         "last": last,
     }
     total = 0
@@ -112,11 +112,4 @@ async def archive(engine: Engine, queue: QueueSettings, older_than: str | float 
         queue: Whose.
         older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
     """
-    values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
-    moved, after = 0, 0
-    while True:
-        [[last, gone]] = await engine.execute("upkeep.archive_kept", {**values, "after": after})
-        moved += int(gone)
-        if last is None:
-            return moved
-        after = last
+    return await in_slices(engine, "upkeep.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})

@@ -56,7 +56,7 @@ async def put(
         options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
             ``own``, headers of pqcore's.
     """
-    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
+    times = times_of(schedule_at, expected_at)
     if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
         return await _put(engine, queue, data, times, connection, options)
     options = dict(options or {})

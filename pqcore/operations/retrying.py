@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
-from pqcore.identifiers import channel
 from pqcore.operations import letters, listing
 from pqcore.operations.finishing import without_batch
 from pqcore.settings import QueueSettings
@@ -37,7 +36,7 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
         job = await listing.whole(engine, job_id, queue)
     except JobNotFound:
         return Retried(job_id, "none", done=False)
-    values: dict[str, object] = {"id": job_id, "q_name": queue.name, "channel": channel(queue.name)}
+    values: dict[str, object] = {"id": job_id, "q_name": queue.name, "channel": queue.channel}
     if job.state == "dead":
         return Retried(job_id, job.state, done=bool(await letters.revive(engine, queue, [job_id])))
     if job.state == "done":

@@ -20,7 +20,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from pqcore.errors import SchemaOutdated, SchemaTooNew, TableMissing
-from pqcore.statement import Query, compile_query
+from pqcore.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
     from pqcore.identifiers import TableName
@@ -54,7 +54,7 @@ def _query(names: TableName, name: str, template: str, *, rows: bool = True, con
     if not rows:
         # DDL has no parameters, and may hold what looks like one.
         sql = template.format_map(substitutions)
-        return Query(name, sql, sql, (), (), rows=False, hot=False)
+        return plain(name, sql, rows=False)
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
@@ -71,14 +71,14 @@ async def version(session: CoreSession, names: TableName) -> int | None:
     """The version of the table; 0 for one of pq's, None if there is none."""
     table, recorded = _literal(str(names)), _literal(names.beside("pqcore_migrations"))
     [[exists, has_record]] = await session.execute(
-        _raw("find_table", f"SELECT to_regclass({table}) IS NOT NULL, to_regclass({recorded}) IS NOT NULL")
+        plain("find_table", f"SELECT to_regclass({table}) IS NOT NULL, to_regclass({recorded}) IS NOT NULL")
     )
     if not exists:
         return None
     if not has_record:
         return 0
     sql = f"SELECT coalesce(max(version), 0) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
-    [[number]] = await session.execute(_raw("read_version", sql + _literal(names.table)))
+    [[number]] = await session.execute(plain("read_version", sql + _literal(names.table)))
     return int(number)
 
 
@@ -119,7 +119,7 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
     lock = f"hashtextextended({_literal('pqcore ' + str(names))}, 0)"
-    while (await session.execute(_raw("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
+    while (await session.execute(plain("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
         await sleep(0.05)
     try:
         found = await version(session, names) or 0
@@ -128,7 +128,7 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
         in_use = found > 0 or await version(session, names) is not None
         if in_use:
             async with _transaction(session):  # as looking may have to wait for a lock
-                [[in_use]] = await session.execute(_raw("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
+                [[in_use]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
         if not in_use:
             async with _transaction(session):
                 await _apply_all(session, names)
@@ -141,7 +141,7 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
                     await _apply(session, names, number)
     finally:
         if session.usable():
-            await session.execute(_raw("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
+            await session.execute(plain("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
 
 
 @asynccontextmanager
@@ -149,7 +149,7 @@ async def _transaction(session: CoreSession) -> AsyncIterator[None]:
     """A transaction that waits for locks for a limited time."""
     await session.begin()
     try:
-        await session.execute(_raw("lock_timeout", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", rows=False))
+        await session.execute(plain("lock_timeout", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", rows=False))
         yield
     except BaseException:
         await session.rollback()
@@ -169,11 +169,11 @@ async def _apply(session: CoreSession, names: TableName, number: int) -> None:
     if number == 1 and names.schema is not None:
         schema = _literal(names.schema)
         [[exists]] = await session.execute(
-            _raw("find_schema", f"SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema})")
+            plain("find_schema", f"SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema})")
         )
         if not exists:
             quoted = names.beside("x").rpartition(".")[0]
-            await session.execute(_raw("create_schema", f"CREATE SCHEMA IF NOT EXISTS {quoted}", rows=False))
+            await session.execute(plain("create_schema", f"CREATE SCHEMA IF NOT EXISTS {quoted}", rows=False))
     if number == INDEXES:
         await _drop_invalid(session, names)
     for statement in migrations()[number - 1]:
@@ -192,7 +192,7 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
     """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done."""
     table = _literal(str(names))
     invalid = await session.execute(
-        _raw(
+        plain(
             "invalid_indexes",
             f"SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_index AS i"
             f" JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -200,13 +200,13 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
         )
     )
     for [index] in invalid:
-        await session.execute(_raw("drop_invalid", f"DROP INDEX {how} IF EXISTS {index}", rows=False))
+        await session.execute(plain("drop_invalid", f"DROP INDEX {how} IF EXISTS {index}", rows=False))
 
 
 async def _record(session: CoreSession, names: TableName, number: int) -> None:
     record = names.beside("pqcore_migrations")
     await session.execute(
-        _raw(
+        plain(
             "create_record",
             f"CREATE TABLE IF NOT EXISTS {record} (table_name text, version integer,"
             " applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (table_name, version))",
@@ -214,13 +214,9 @@ async def _record(session: CoreSession, names: TableName, number: int) -> None:
         )
     )
     await session.execute(
-        _raw(
+        plain(
             "record",
             f"INSERT INTO {record} VALUES ({_literal(names.table)}, {number}) ON CONFLICT DO NOTHING",
             rows=False,
         )
     )
-
-
-def _raw(name: str, sql: str, *, rows: bool = True) -> Query:
-    return Query(name, sql, sql, (), (), rows=rows, hot=False)

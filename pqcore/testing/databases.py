@@ -24,7 +24,7 @@ from pqcore.identifiers import TableName, quote
 from pqcore.operations import managing
 from pqcore.runtime import AsyncioRuntime, BlockingRuntime, drive
 from pqcore.settings import logger
-from pqcore.statement import Query
+from pqcore.statement import plain
 from pqcore.testing.server import with_options
 
 if TYPE_CHECKING:
@@ -114,20 +114,15 @@ class Connection:
 
     def run(self, work: Callable[[CoreSession], Awaitable[T]]) -> T:
         """Do something with a session, whether or not there is a table."""
-        results: list[T] = []
 
-        async def operation(engine: Engine) -> None:
-            async def kept(session: CoreSession) -> None:
-                results.append(await work(session))
+        async def operation(engine: Engine) -> T:
+            return await engine.migrate(work)
 
-            await engine.migrate(kept)
-
-        self.call(operation)
-        return results[0]
+        return self.call(operation)
 
     def sql(self, text: str, *, rows: bool = True) -> Sequence[Row]:
         """Run a statement, and return its rows."""
-        query = Query("test", text, text, (), (), rows=rows, hot=False)
+        query = plain("test", text, rows=rows)
         return self.run(lambda session: session.execute(query))
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import with_options
 from pqcore.worker import Worker
@@ -50,7 +50,7 @@ def all_tables(*names: str) -> set[str]:
 
 def statement(sql: str, *, rows: bool = True) -> Query:
     """A statement without parameters."""
-    return Query("test", sql, sql, (), (), rows=rows, hot=False)
+    return plain("test", sql, rows=rows)
 
 
 class Connection:

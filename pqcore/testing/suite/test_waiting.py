@@ -120,6 +120,11 @@ def silent(harness: Harness) -> Connection:
     return connection
 
 
+def unpolled(harness: Harness, *, one: bool) -> Any:
+    """A queue that does not poll; over connections of its own, or over one of the caller's."""
+    return harness.pq(harness.connect().raw, poll_interval=NEVER)["q"] if one else harness.queue(poll_interval=NEVER)
+
+
 def insert(harness: Harness, connection: Connection, name: str, data: str) -> None:
     connection.sql((INSERT % (name, data)).replace("{table}", harness.table), rows=False)
 
@@ -538,7 +543,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
 ) -> None:
     monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.engine.BLIND_POLL", MOMENT)
-    queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"] if one else harness.queue(poll_interval=NEVER)
+    queue = unpolled(harness, one=one)
     source = queue._engine.source
     refused: list[str] = []
     open_listener = source.listener
@@ -778,9 +783,7 @@ def test_a_put_that_did_not_see_the_waiter_is_found_soon(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(waiting, "SETTLE", MOMENT)
-    queue = harness.queue(poll_interval=NEVER)
-    if one:
-        queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    queue = unpolled(harness, one=one)
     writer = harness.connect()
     writer.begin()
     insert(harness, writer, "q", "a")
@@ -807,9 +810,7 @@ def test_one_who_begins_to_wait_looks_again_only_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(waiting, "SETTLE", MOMENT)
-    queue = harness.queue(poll_interval=NEVER)
-    if one:
-        queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
+    queue = unpolled(harness, one=one)
     with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
         looks.reach(3)  # before it was registered, after, and when it had been so for a moment
         for _ in range(200):
