@@ -2,7 +2,8 @@
 
 The names and arguments of `pqcore.queue`, awaited; what they mean is written
 there.  A task that is cancelled while it awaits a job does not lose it: the
-statement is let finish, and what it took is put back.
+statement is let finish, and what it took is put back.  Within a transaction block of
+its own the block can only be rolled back then, which says `TransactionAborted`.
 """
 
 from __future__ import annotations

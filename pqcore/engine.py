@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.connections import CallersConnection, CallersPool, Opener, OwnPool, Source
 from pqcore.dialect import Dialect
-from pqcore.errors import ConfigurationError, PQError, TransactionOrderError
+from pqcore.errors import ConfigurationError, PQError, TransactionAborted, TransactionOrderError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
 from pqcore.runtime import Gate, Runtime
@@ -30,6 +30,8 @@ from pqcore.statement import Query, plain
 from pqcore.waiting import BLIND_POLL, Listener, SoleListener
 
 T = TypeVar("T")
+
+SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
 
 
 @lru_cache(maxsize=64)
@@ -44,7 +46,9 @@ class OpenTransaction:
 
     session: CoreSession
     gate: Gate | None  # where tasks may share it; a thread has its own
+    task: object  # that began it, where there are tasks
     blocks: list[Block] = field(default_factory=list)
+    spoilt: bool = False  # a job was taken in it for nobody: the block can only be rolled back
 
 
 @dataclass(eq=False, slots=True)
@@ -190,12 +194,23 @@ class Engine:
             session.callers = True
             await self._check(session)
             return await operation(session)
-        transaction = self._current()
-        if transaction is not None:
+        transaction = self._current() if self._open else None
+        if transaction is None:
+            work = self._use(await self.source.acquire(), operation, protect=protect)
+        elif protect or transaction.gate is not None:
             work = self._join(transaction, operation, protect=protect)
         else:
-            work = self._use(await self.source.acquire(), operation, protect=protect)
-        return await (work if undo is None or not self.runtime.suspends else self.runtime.settle(work, undo))
+            return await operation(transaction.session)
+        if undo is None or not self.runtime.suspends:
+            return await work
+        if transaction is None or transaction.task is not self.runtime.task():
+            return await self.runtime.settle(work, undo)
+        try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
+            return await work
+        except BaseException as exc:
+            if not isinstance(exc, Exception):
+                transaction.spoilt = True
+            raise
 
     async def enter(self, options: Mapping[str, Any]) -> Any:
         """Begin a block; what it gives to the user, a cursor mostly.
@@ -203,19 +218,30 @@ class Engine:
         Args:
             options: For the cursor.
         """
-        transaction = self._current()
+        transaction = self._current() if self._open else None
         if transaction is None:
-            session = await self.source.acquire()
-            begin = self._begin(session)
-            if self.source.joins:  # else, if interrupted, it costs a connection of our own
+            source = self.source
+            session = await source.acquire()
+            savepoint = None
+            if source.joins:
+                begin = self._begin(session)
                 savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
-            else:
-                savepoint = await begin
-            if session.gate is None and self.runtime.suspends:
-                session.gate = self.runtime.gate()
-            transaction = OpenTransaction(session, session.gate)
+            else:  # if interrupted, it costs a connection of our own
+                try:
+                    if not self._checked:
+                        await self._check(session)
+                    await session.begin()
+                except BaseException as exc:
+                    await self._failed(session, exc)
+                    raise
+            task = None
+            if self.runtime.suspends:
+                task = self.runtime.task()
+                if session.gate is None:
+                    session.gate = self.runtime.gate()
+            transaction = OpenTransaction(session, session.gate, task)
             try:
-                handle = session.cursor(**options)
+                handle = session.driver.cursor(**options)
             except BaseException:
                 await self._abandon(session, savepoint)
                 raise
@@ -223,7 +249,7 @@ class Engine:
             savepoint = f"pq_{len(transaction.blocks)}"
             query = _savepoint("SAVEPOINT", savepoint)
             await self._join(transaction, lambda s: s.execute(query), protect=False)
-            handle = transaction.session.cursor(**options)
+            handle = transaction.session.driver.cursor(**options)
         block = Block(transaction, savepoint)
         transaction.blocks.append(block)
         self._open.add(block)
@@ -352,6 +378,8 @@ class Engine:
         if gate is not None:
             await gate.enter()
         try:
+            if transaction.spoilt:
+                raise TransactionAborted(SPOILT)
             if protect:
                 return await self._shelter(transaction.session, operation)
             return await operation(transaction.session)
@@ -361,9 +389,8 @@ class Engine:
 
     async def _begin(self, session: CoreSession) -> str | None:
         try:
-            if not self._checked:
-                await self._check(session)
-            if self.source.joins and session.in_transaction():  # the caller's own
+            await self._check(session)
+            if session.in_transaction():  # the caller's own
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
             await session.begin()
@@ -374,18 +401,32 @@ class Engine:
 
     async def _abandon(self, session: CoreSession, savepoint: str | None) -> None:
         try:
-            await self._end(session, savepoint, failed=True)
+            await self._undo(session, savepoint)
         finally:
             await self.source.release(session)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
+        session, gate = transaction.session, transaction.gate
+        if gate is not None:
+            await gate.enter()
+        undone = failed or transaction.spoilt
         sound = False
         try:
-            await self._join(transaction, lambda s: self._end(s, block.savepoint, failed=failed), protect=False)
-            sound = not failed
+            if undone:
+                await self._undo(session, block.savepoint)
+                transaction.spoilt = False
+            elif block.savepoint is None:
+                await session.commit()
+            else:
+                await session.execute(_savepoint("RELEASE", block.savepoint))
+            sound = not undone
         finally:
+            if gate is not None:
+                gate.leave()
             if not transaction.blocks:
-                await self.source.release(transaction.session, sound=sound)
+                await self.source.release(session, sound=sound)
+        if undone and not failed:
+            raise TransactionAborted(SPOILT)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))
@@ -393,18 +434,12 @@ class Engine:
             result = await operation(session)
         except BaseException:
             if session.usable():
-                await self._end(session, "pq_op", failed=True)
+                await self._undo(session, "pq_op")
             raise
         await session.execute(_savepoint("RELEASE", "pq_op"))
         return result
 
-    async def _end(self, session: CoreSession, savepoint: str | None, *, failed: bool) -> None:
-        if not failed:
-            if savepoint is None:
-                await session.commit()
-            else:
-                await session.execute(_savepoint("RELEASE", savepoint))
-            return
+    async def _undo(self, session: CoreSession, savepoint: str | None) -> None:
         try:  # the user's exception is under way: it is not to be hidden by another
             if savepoint is None:
                 await session.rollback()

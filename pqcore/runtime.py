@@ -67,6 +67,9 @@ class Runtime(Protocol):
     def owner(self) -> Hashable:
         """Changes when connections opened before can no longer be used: after a fork, in another loop."""
 
+    def task(self) -> object:
+        """The running task; None where there are threads only."""
+
     def event(self) -> Event: ...
     def gate(self) -> Gate: ...
     def local(self) -> Local: ...
@@ -162,6 +165,9 @@ class BlockingRuntime:
     def owner(self) -> Hashable:
         return _process
 
+    def task(self) -> object:
+        return None
+
     def event(self) -> Event:
         return _ThreadEvent()
 
@@ -236,6 +242,9 @@ class AsyncioRuntime:
 
     def owner(self) -> Hashable:
         return _process, asyncio.get_running_loop()
+
+    def task(self) -> object:
+        return asyncio.current_task()
 
     def event(self) -> Event:
         return _LoopEvent()

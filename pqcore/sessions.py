@@ -8,7 +8,7 @@ nowhere else, by SQLSTATE.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -112,9 +112,6 @@ class CoreSession:
     def usable(self) -> bool:
         return bool(self.driver.usable())
 
-    def cursor(self, **options: Any) -> Any:
-        return self.driver.cursor(**options)
-
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
         # As `_call` does, with nothing between: it is what nearly all time goes through.
         self.doing = query.name
@@ -145,8 +142,8 @@ class CoreSession:
         except PQError:
             return False
 
-    async def begin(self) -> None:
-        await self._call("begin", self.driver.begin)
+    def begin(self) -> Awaitable[None]:
+        return self._call("begin", self.driver.begin)
 
     async def commit(self) -> None:
         await self._call("commit", self.driver.commit)

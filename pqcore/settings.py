@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from logging import getLogger
@@ -20,7 +19,15 @@ from pqcore.errors import (
 from pqcore.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
 from pqcore.operations.bounds import LowerBound
 from pqcore.plugins import plugins
-from pqcore.serializers import Serializer, authenticates, json_encode, pickle_dumps, pickle_loads, stored_name
+from pqcore.serializers import (
+    Serializer,
+    authenticates,
+    json_decode,
+    json_encode,
+    pickle_dumps,
+    pickle_loads,
+    stored_name,
+)
 from pqcore.timespec import seconds
 
 logger = getLogger("pqcore")
@@ -81,7 +88,7 @@ class QueueSettings:
     dumps: Callable[[Any], Any] = staticmethod(_identity)
     loads: Callable[[Any], Any] = staticmethod(_identity)
     encode: Callable[[Any], str] = staticmethod(json_encode)
-    decode: Callable[[str], Any] = staticmethod(json.loads)
+    decode: Callable[[str], Any] = staticmethod(json_decode)
     serializer: Serializer | None = None
 
     def __init__(self, name: str, table: TableName, serializer: Serializer | str | None, options: Mapping[str, Any]):

@@ -47,15 +47,21 @@ class _Common:
     def usable(self) -> bool:
         return not self.connection.closed
 
-    def cursor(self, **options: Any) -> Any:
-        return self.connection.cursor(**options)
-
     def abort(self) -> None:
         if self.usable():
             shut(self.connection.fileno())
 
     def _to_switch(self) -> bool:
         return not self.connection.autocommit and not self.in_transaction()
+
+    def _flip(self, autocommit: bool) -> bool:
+        """Switch between transactions, when nothing is under way: whether that was possible.
+
+        It is all that `set_autocommit` does, after a lock, a check and a turn of its generator,
+        which cost more than the rest of a block.
+        """
+        self.connection._autocommit = autocommit
+        return self.connection.autocommit is autocommit
 
     def _collect(self) -> None:
         """Keep the notifications that arrive while statements run."""
@@ -79,6 +85,7 @@ class PsycopgSession(_Common):
 
     def __init__(self, connection: psycopg.Connection[Any], *, prepared: bool) -> None:
         self.connection = connection
+        self.cursor = connection.cursor
         self._prepare = None if prepared else False
         # Our own kind of cursor: takes $1 as it is, returns tuples.
         self._cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
@@ -101,7 +108,8 @@ class PsycopgSession(_Common):
         return cursor.fetchall() if query.rows else ()
 
     def begin(self) -> None:
-        self.connection.autocommit = False  # psycopg sends BEGIN with the next statement
+        if not self._flip(autocommit=False):  # psycopg sends BEGIN with the next statement
+            self.connection.autocommit = False
         self._begun = True
 
     def commit(self) -> None:
@@ -109,8 +117,11 @@ class PsycopgSession(_Common):
         failed = self._failed()
         try:
             self.connection.commit()
-        finally:
+        except BaseException:
             self._end()
+            raise
+        if not self._flip(autocommit=True):
+            self.connection.autocommit = True
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
@@ -122,7 +133,7 @@ class PsycopgSession(_Common):
             self._end()
 
     def _end(self) -> None:
-        if self.usable() and not self.in_transaction():
+        if self.usable() and not self.in_transaction() and not self._flip(autocommit=True):
             self.connection.autocommit = True
 
     def listen(self, channel: str) -> None:
@@ -144,6 +155,7 @@ class AsyncPsycopgSession(_Common):
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
         self.connection = connection
+        self.cursor = connection.cursor
         self._prepare = None if prepared else False
         self._cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
 
@@ -167,7 +179,8 @@ class AsyncPsycopgSession(_Common):
         return await cursor.fetchall() if query.rows else ()
 
     async def begin(self) -> None:
-        await self.connection.set_autocommit(False)
+        if not self._flip(autocommit=False):
+            await self.connection.set_autocommit(False)
         self._begun = True
 
     async def commit(self) -> None:
@@ -175,8 +188,11 @@ class AsyncPsycopgSession(_Common):
         failed = self._failed()
         try:
             await self.connection.commit()
-        finally:
+        except BaseException:
             await self._end()
+            raise
+        if not self._flip(autocommit=True):
+            await self.connection.set_autocommit(True)
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
@@ -188,7 +204,7 @@ class AsyncPsycopgSession(_Common):
             await self._end()
 
     async def _end(self) -> None:
-        if self.usable() and not self.in_transaction():
+        if self.usable() and not self.in_transaction() and not self._flip(autocommit=True):
             await self.connection.set_autocommit(True)
 
     async def listen(self, channel: str) -> None:

@@ -33,6 +33,7 @@ class Psycopg2Session:
 
     def __init__(self, connection: Any, *, prepared: bool) -> None:
         self.connection = connection
+        self.cursor = connection.cursor
         self._prepares = prepared
         self._calls: dict[str, str | None] = {}
         self._switched = False
@@ -64,33 +65,31 @@ class Psycopg2Session:
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         cursor = self._cursor
-        if query.hot and self._prepares:
-            self._execute_prepared(query, parameters)
-        else:
+        call = self._calls.get(query.sql)
+        if call is None and query.hot and self._prepares:
+            call = self._prepare(query)
+        if call is None:
             cursor.execute(query.sql, parameters or None)
+        else:
+            try:
+                cursor.execute(call, parameters if query.distinct else [parameters[place] for place in query.first])
+            except InvalidSqlStatementName:
+                # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
+                # again, unless that would be in a transaction that it aborted.
+                self._calls.clear()
+                if self.in_transaction():
+                    raise
+                cursor.execute(query.sql, parameters or None)
         return cursor.fetchall() if query.rows else ()
 
-    def _execute_prepared(self, query: Query, parameters: Sequence[object]) -> None:
-        call = self._calls.get(query.sql)
-        if call is None:
-            if query.sql in self._calls:  # worth it from the second time
-                name = f"pqcore_{next(_names)}"
-                self._cursor.execute(f"PREPARE {name} AS {query.numbered}")
-                call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
-            self._calls[query.sql] = call  # only now that it is there
-        if call is None:
-            self._cursor.execute(query.sql, parameters or None)
-            return
-        try:
-            values = parameters if query.distinct else [parameters[place] for place in query.first]
-            self._cursor.execute(call, values)
-        except InvalidSqlStatementName:
-            # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
-            # again, unless that would be in a transaction that it aborted.
-            self._calls.clear()
-            if self.in_transaction():
-                raise
-            self._cursor.execute(query.sql, parameters or None)
+    def _prepare(self, query: Query) -> str | None:
+        call = None
+        if query.sql in self._calls:  # worth it from the second time
+            name = f"pqcore_{next(_names)}"
+            self._cursor.execute(f"PREPARE {name} AS {query.numbered}")
+            call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
+        self._calls[query.sql] = call  # only now that it is there
+        return call
 
     def begin(self) -> None:
         self.connection.autocommit = False  # psycopg2 sends BEGIN with the next statement
@@ -101,8 +100,10 @@ class Psycopg2Session:
         failed = self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
         try:
             self.connection.commit()
-        finally:
+            self.connection.autocommit = True
+        except BaseException:
             self._end()
+            raise
         if failed:
             raise _Aborted(ABORTED)
 
@@ -116,9 +117,6 @@ class Psycopg2Session:
     def _end(self) -> None:
         if self.usable() and not self.in_transaction():
             self.connection.autocommit = True
-
-    def cursor(self, **options: Any) -> Any:
-        return self.connection.cursor(**options)
 
     def listen(self, channel: str) -> None:
         self._cursor.execute(f"LISTEN {quote(channel)}")

@@ -73,8 +73,11 @@ class LowerBound:
             self._moves_at = 0  # it may have found what lies before
         if self._taken < SUCCESSION // 2:  # not to be used soon
             return
-        if rows[-1][7] is None:
-            self._ready = rows[-1]
+        last = rows[-1]
+        if last[7] is None:
+            self._ready = last
+            if len(rows) == 1:
+                return
         for row in reversed(rows):
             if row[7] is not None and row[6] is None:
                 self._urgent = row

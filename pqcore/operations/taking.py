@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -27,15 +27,16 @@ async def get(
     It looks, and if there is nothing waits for the earliest of: a notification,
     the next time that a row comes due, the poll interval, its timeout; and looks again.
     """
-    _check_number(n)
-    left = seconds(queue.timeout if timeout is None else timeout)
+    if n != 1:
+        _check_number(n)
+    left = queue.timeout if timeout is None else seconds(timeout)
     look_once = look if lease is not None and queue.rate is not None else _take
     if not block:
         while True:
             rows, wake_in = await look_once(engine, queue, n, lease)
             if rows or wake_in != 0.0:  # else what was found may not run, and there may be others behind it
                 return rows
-    deadline = time.monotonic() + left
+    deadline = None
     topic = queue.channel
     while True:
         ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
@@ -44,7 +45,10 @@ async def get(
             return rows
         if wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
             continue
-        left = deadline - time.monotonic()
+        now = time.monotonic()
+        if deadline is None:
+            deadline = now + left
+        left = deadline - now
         if left <= 0:
             return rows
         pause = min(left, queue.poll_interval, left if wake_in is None else max(wake_in, 0.001))
@@ -69,9 +73,9 @@ async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None
     return rows, wake_in
 
 
-async def _take(
+def _take(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None
-) -> tuple[Sequence[Row], float | None]:
+) -> Awaitable[tuple[Sequence[Row], float | None]]:
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
     bound = queue.bound
@@ -108,7 +112,7 @@ async def _take(
         else:
             await give_back(engine, queue, [(row[0], row[4]) for row in result[0]])
 
-    return await engine.run(work, protect=False, undo=undo)
+    return engine.run(work, protect=False, undo=undo)
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

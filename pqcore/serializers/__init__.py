@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pqcore.serializers.pickles import Pickle, pickle_dumps, pickle_loads
-from pqcore.serializers.plain_json import Json, json_encode
+from pqcore.serializers.plain_json import Json, json_decode, json_encode
 from pqcore.serializers.protocol import Serializer, authenticates, stored_name
 from pqcore.serializers.wrapping import Wrapper
 
@@ -44,6 +44,7 @@ __all__ = [
     "Wrapper",
     "Zstd",
     "authenticates",
+    "json_decode",
     "json_encode",
     "pickle_dumps",
     "pickle_loads",

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from json.scanner import make_scanner
 from typing import Any
 
 _encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
+_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
 def json_encode(value: object) -> str:
     """Encode to JSON text; unlike `json.dumps`, refuse NaN and infinity, which JSON has not."""
     return _encoder.encode(value)
+
+
+def json_decode(text: str) -> Any:
+    """Decode JSON text as `json.loads` does, which first looks for blanks around it: what we store has none."""
+    try:
+        value, end = _scan(text, 0)
+    except (StopIteration, TypeError):
+        end = -1
+    return value if end == len(text) else json.loads(text)
 
 
 class Json:
@@ -25,7 +36,7 @@ class Json:
         return json_encode(value)
 
     def loads(self, raw: Any) -> Any:
-        return json.loads(raw)
+        return json_decode(raw)
 
 
 def _fields(value: object) -> dict[str, Any] | None:

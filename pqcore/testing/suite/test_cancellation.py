@@ -23,6 +23,7 @@ import pytest
 from pqcore import waiting
 from pqcore.aio import AsyncPQ
 from pqcore.backend import Capability
+from pqcore.errors import TransactionAborted
 from pqcore.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
 
@@ -208,6 +209,39 @@ def test_in_a_transaction_that_goes_on_it_is_put_back_too(harness: Harness, rete
         await works(harness, pq)
 
     run(harness, scenario, retention=retention)
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
+def test_a_block_whose_own_task_was_cancelled_in_a_take_is_rolled_back(harness: Harness, take: Take) -> None:
+    async def scenario(pq: AsyncPQ) -> None:
+        queue = pq["q"]
+        ids = [await queue.put(number) for number in range(3)]
+
+        async def inner() -> None:
+            async with queue:
+                with suppress(asyncio.CancelledError):
+                    await take(queue)
+                with pytest.raises(TransactionAborted, match="cancelled in this block"):
+                    await queue.put("never")
+
+        async def goes_on() -> None:
+            async with queue:
+                with pytest.raises(TransactionAborted, match="begin it again"):
+                    await inner()
+                ids.append(await queue.put(3))
+
+        with locked(harness) as lock:
+            task = asyncio.create_task(goes_on())
+            await in_flight(harness)
+            task.cancel()
+            await steps()
+            lock.commit()
+            await task
+        assert [job.id for job in await drained(queue)] == ids
+        await works(harness, pq)
+
+    run(harness, scenario)
 
 
 @pytest.mark.only("async")
