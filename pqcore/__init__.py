@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pqcore.errors import PQError
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
+    from pqcore.operations.listing import StoredJob
     from pqcore.operations.managing import QueueStats
     from pqcore.operations.results import JobInfo
     from pqcore.options import Dedup
@@ -38,6 +39,7 @@ __all__ = [
     "Queue",
     "QueueIterator",
     "QueueStats",
+    "StoredJob",
     "hookimpl",
     "logger",
 ]
@@ -51,6 +53,7 @@ _HOMES = {
     "hookimpl": "hookspecs",
     "AsyncJob": "job",
     "Job": "job",
+    "StoredJob": "operations.listing",
     "QueueStats": "operations.managing",
     "JobInfo": "operations.results",
     "Dedup": "options",

@@ -17,7 +17,8 @@ from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
-from pqcore.operations import leasing, managing, putting, results, taking
+from pqcore.operations import leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup, given
@@ -158,6 +159,26 @@ class AsyncQueue(QueueSettings):
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
         return [AsyncJob(self, row) for row in await taking.peek(self._engine, self, n)]
+
+    async def jobs(
+        self,
+        *states: str,
+        n: int = 100,
+        task: str | None = None,
+        older_than: str | float | timedelta | None = None,
+        failed: bool = False,
+    ) -> list[StoredJob]:
+        """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
+        wanted = states or listing.UNFINISHED
+        return await listing.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+
+    async def retry(self, job_id: int) -> bool:
+        """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""
+        return (await retrying.retry(self._engine, self, job_id)).done
+
+    async def move(self, target: AsyncQueue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
+        """Move jobs to another queue of the table; see `pqcore.Queue.move`."""
+        return await moving.move(self._engine, self, target, ids, most)
 
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""

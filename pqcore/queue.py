@@ -11,7 +11,8 @@ from pqcore.engine import Engine
 from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.letters import DeadLetters
-from pqcore.operations import leasing, managing, putting, results, taking
+from pqcore.operations import leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup, given
@@ -260,6 +261,56 @@ class Queue(QueueSettings):
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
         return [Job(self, row) for row in drive(taking.peek(self._engine, self, n))]
+
+    def jobs(
+        self,
+        *states: str,
+        n: int = 100,
+        task: str | None = None,
+        older_than: str | float | timedelta | None = None,
+        failed: bool = False,
+    ) -> list[StoredJob]:
+        """The first ``n`` jobs, wherever they are; those of each state together, in the order of ``states``.
+
+        Args:
+            states: Of ``waiting``, ``scheduled``, ``leased``, ``parked``, ``done`` and ``dead``; without any, all
+                that are not finished.
+            n: How many, at most 100,000.
+            task: Only calls of the function of this path, as in ``app.emails.send``.
+            older_than: Only those that were put so long ago: seconds, ``'5m'`` or a timedelta.
+            failed: Only those that failed with an exception.
+
+        Raises:
+            ConfigurationError: A state is none, or ``n`` is out of its range.
+        """
+        wanted = states or listing.UNFINISHED
+        return drive(listing.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
+
+    def retry(self, job_id: int) -> bool:
+        """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.
+
+        Returns:
+            Whether it is due now: False if it waits already, is leased or parked, or is not there.
+        """
+        return drive(retrying.retry(self._engine, self, job_id)).done
+
+    def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
+        """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
+
+        Those that are leased stay, and those whose dedup key is taken there.
+
+        Args:
+            target: The other queue, or its name.
+            ids: Only these; None for all.
+            most: How many, at most, those first that are due first; None for all.
+
+        Returns:
+            How many were moved; without a transaction open, they are committed 500 at a time.
+
+        Raises:
+            ConfigurationError: It is the same queue, or one of another table.
+        """
+        return drive(moving.move(self._engine, self, target, ids, most))
 
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.

@@ -25,8 +25,8 @@ TRIES = 20
 async def move(
     engine: Engine,
     queue: QueueSettings,
-    target: QueueSettings,
-    ids: Sequence[int] | None = None,
+    target: QueueSettings | str,
+    ids: Iterable[int] | None = None,
     most: int | None = None,
 ) -> int:
     """Move jobs that wait, are scheduled or parked to another queue of the same table.
@@ -38,7 +38,7 @@ async def move(
     Args:
         engine: Where.
         queue: From where.
-        target: To where.
+        target: To where: another queue of the same table, or its name.
         ids: Only these; None for all.
         most: How many, at most, those first that are due first, of each class of waiting rows; None for all.
 
@@ -46,8 +46,14 @@ async def move(
         How many were moved; each slice of them is committed for itself, unless a transaction is open.
 
     Raises:
-        ConfigurationError: The queues are one, or ``most`` is no number.
+        ConfigurationError: The queues are one, or of two tables, or ``most`` is no number.
     """
+    if isinstance(target, str):
+        target = QueueSettings(target, engine.names, None, {})
+    if target.table != queue.table:
+        raise ConfigurationError(
+            f"queue {target.name!r} is in {target.table}, not in {queue.table}: put the jobs there"
+        )
     if queue.name == target.name:
         raise ConfigurationError(f"{queue.name!r} is the queue that they are in: name another")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):

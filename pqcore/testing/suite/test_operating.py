@@ -1,0 +1,84 @@
+"""What an operator does: look at jobs by state, run one again, move them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from pqcore import StoredJob
+from pqcore.errors import ConfigurationError, InvalidTimeSpec
+from pqcore.testing.harness import Harness
+
+
+def test_jobs_are_listed_by_state(harness: Harness) -> None:
+    queue = harness.queue()
+    done, leased = queue.put("done"), queue.put("leased")
+    assert queue.get().id == done
+    assert queue.lease(60).id == leased
+    later, second, first = queue.put(1, "1h"), queue.put(2), queue.put(3, expected_at="1s")
+    assert [job.id for job in queue.jobs("waiting")] == [first, second]
+    assert [job.id for job in queue.jobs("scheduled", "waiting")] == [later, first, second]
+    assert {job.id for job in queue.jobs()} == {leased, later, first, second}
+    assert [job.id for job in queue.jobs("waiting", n=1)] == [first]
+    [found] = queue.jobs("done")
+    assert isinstance(found, StoredJob)
+    assert (found.id, found.state, found.attempts, found.queue) == (done, "done", 1, "q")
+
+
+def test_a_list_of_jobs_refuses_what_it_does_not_know(harness: Harness) -> None:
+    queue = harness.queue()
+    with pytest.raises(ConfigurationError, match="'lost' is no state"):
+        queue.jobs("lost")
+    with pytest.raises(ConfigurationError, match="n is 0"):
+        queue.jobs(n=0)
+    with pytest.raises(InvalidTimeSpec):
+        queue.jobs(older_than="soon")
+
+
+def test_a_job_is_run_again_whatever_has_become_of_it(harness: Harness) -> None:
+    queue = harness.queue()
+    done, later, waits = queue.put("done"), queue.put("later", "1h"), None
+    assert queue.get().id == done
+    assert queue.retry(done) is True
+    assert queue.retry(later) is True
+    assert queue.retry(later + 1_000) is False
+    assert [job.data for job in queue.get_many(5)] == ["done", "later"]
+    waits = queue.put("waits")
+    assert queue.retry(waits) is False
+    leased = queue.lease(60)
+    assert queue.retry(leased.id) is False
+
+
+def test_jobs_are_moved_to_another_queue(harness: Harness) -> None:
+    pq = harness.pq()
+    queue, other = pq["q"], pq["other"]
+    ids = queue.put_many(range(4))
+    later = queue.put("later", "1h")
+    leased = queue.lease(60).id
+    assert queue.move("other", [ids[3], leased]) == 1
+    assert queue.move(other, most=1) == 1
+    assert [job.id for job in other.jobs()] == [ids[1], ids[3]]
+    assert queue.move(other) == 2
+    assert [job.id for job in other.jobs("scheduled")] == [later]
+    assert [job.id for job in queue.jobs()] == [leased]
+
+
+def test_a_move_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
+    pq = harness.pq()
+    queue = pq["q"]
+    job_id = queue.put(1)
+    with suppress(ZeroDivisionError), queue:
+        assert queue.move("other") == 1
+        raise ZeroDivisionError
+    assert queue.get().id == job_id
+
+
+def test_a_move_names_another_queue_of_the_same_table(harness: Harness) -> None:
+    queue = harness.queue()
+    with pytest.raises(ConfigurationError, match="name another"):
+        queue.move("q")
+    with pytest.raises(ConfigurationError, match="is in"):
+        queue.move(harness.pq(table="elsewhere")["q"])
+    with pytest.raises(ConfigurationError, match="most is 0"):
+        queue.move("other", most=0)
