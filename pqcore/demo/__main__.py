@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # to clean up
     try:
-        return 0 if demonstrate(options.jobs, options.directory, options.dsn, options.seed) else 1
+        return 0 if demonstrate(options.jobs, options.directory, options.dsn, options.seed, options.picture) else 1
     except (DemoError, PQError, OSError) as error:
         print(f"the demonstration failed: {error}", file=sys.stderr)
         return 1
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int) -> bool:
+def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, picture: Path | None = None) -> bool:
     """Move jobs, and show whether each was done exactly once.
 
     Args:
@@ -52,6 +52,7 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int) -
         directory: As for `choose_files`.
         dsn: The database; None for an embedded server.
         seed: As for `choose_files`.
+        picture: A file for a picture of what was shown.
 
     Returns:
         Whether each was.
@@ -63,7 +64,7 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int) -
     began = time.monotonic()
     directory, paths = choose_files(directory, jobs, seed)
     _require_drivers()
-    board = open_board(Tally(jobs, DRIVERS))
+    board = open_board(Tally(jobs, DRIVERS), painted=picture is not None)
     with ExitStack() as stack:
         if dsn is None:
             dsn = _start_server(stack, board)
@@ -78,6 +79,8 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int) -
         board.show(sheet)
     verdict = "Every job was done exactly once" if proven else "NOT PROVEN: see what does not hold"
     board.note(f"\n{verdict}; {time.monotonic() - began:.1f} seconds in all.")
+    if picture is not None:
+        board.paint(picture)
     return proven
 
 
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=_number, default=3000, metavar="N", help=f"at least {LEAST}; default: 3000")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="files to hash; default: Python's own library")
     parser.add_argument("--dsn", help="a server of yours; default: an embedded one. A schema is made and dropped")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write what was shown as SVG")
     parser.add_argument("--seed", type=int, default=0, help="chooses the files; default: 0")
     return parser
 

@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from pqcore.demo.messages import DemoError
 
 EVERY = 1.0
 """Seconds between lines on the progress, at least."""
@@ -85,6 +88,9 @@ class PlainBoard:
             f" ({done}), {tally.rate():.0f} a second, {tally.alive.total()} workers"
         )
 
+    def paint(self, file: Path) -> None:
+        """Write a picture of what was shown, if it was asked for before."""
+
     def show(self, sheet: Sheet) -> None:
         """Show a table."""
         rows = [sheet.columns, *sheet.rows]
@@ -99,10 +105,13 @@ def _aligned(cell: str | int, width: int) -> str:
     return f"{cell:<{width}}" if isinstance(cell, str) else f"{cell:>{width}}"
 
 
-def open_board(tally: Tally) -> PlainBoard:
-    """Choose how to show: live only on a terminal, and with rich."""
-    if sys.stdout.isatty() and importlib.util.find_spec("rich") is not None:
+def open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
+    """Choose how to show: live only on a terminal or for a picture, and with rich."""
+    if importlib.util.find_spec("rich") is None:
+        if painted:
+            raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
+    elif painted or sys.stdout.isatty():
         from pqcore.demo.live import LiveBoard
 
-        return LiveBoard(tally)
+        return LiveBoard(tally, painted=painted)
     return PlainBoard(tally)

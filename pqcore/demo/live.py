@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,9 +18,12 @@ from pqcore.demo.board import PlainBoard, Sheet, Tally
 class LiveBoard(PlainBoard):
     """A table that changes, with notes above it."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, *, painted: bool = False) -> None:
         super().__init__(tally)
         self._console = Console()
+        # A second console sees what is printed, and the table once, not each of its frames.
+        self._canvas = Console(record=True, file=io.StringIO(), width=96) if painted else None
+        self._caught = False
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=8)
 
     def live(self) -> Live:
@@ -24,10 +31,24 @@ class LiveBoard(PlainBoard):
 
     def note(self, text: str) -> None:
         """Say that something happened."""
-        self._console.print(text, style="red" if text.startswith("killed") else "", highlight=False)
+        self._print(text, style="red" if text.startswith("killed") else "")
 
     def refresh(self) -> None:
-        """Do nothing: rich draws by its own clock."""
+        """Catch the table for the picture when half is done; on the terminal rich draws by its own clock."""
+        if self._canvas is not None and not self._caught and self.tally.done.total() * 2 >= self.tally.jobs:
+            self._caught = True
+            self._canvas.print(self._draw())
+
+    def paint(self, file: Path) -> None:
+        """Write a picture of what was shown, as SVG."""
+        if self._canvas is not None:
+            svg = self._canvas.export_svg(title="make demo")
+            file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # fonts of a distant host
+
+    def _print(self, shown: RenderableType, style: str = "") -> None:
+        for console in (self._console, self._canvas):
+            if console is not None:
+                console.print(shown, style=style, highlight=False)
 
     def show(self, sheet: Sheet) -> None:
         """Show a table."""
@@ -38,7 +59,7 @@ class LiveBoard(PlainBoard):
         for row in sheet.rows:
             style = {"yes": "green", "NO": "bold red"}.get(str(row[-1]), "")
             table.add_row(*map(str, row[:-1]), Text(str(row[-1]), style))
-        self._console.print(table)
+        self._print(table)
 
     def _draw(self) -> Group:
         tally = self.tally
