@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
+from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
@@ -14,11 +14,8 @@ from pqcore.cli.output import (
     LONGEST_MESSAGE,
     described,
     emit,
-    parsed,
     printable,
     shown,
-    stored_data,
-    summary,
     table,
     write,
     write_facts,
@@ -45,14 +42,14 @@ def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
     found = [DeadLetter(settings, row) for row in database.call(letters.listed, settings, limit)]
     if as_json:
         for letter in found:
-            emit(_summary(letter, queue))
+            emit(documents.letter(letter, queue))
         return
     total = len(found) if len(found) < limit else database.call(letters.count, settings)
     if not found:
         write(f"no dead letters in {queue!r}")
         return
     rows = [
-        (one.id, one.died_at, one.reason, one.attempts, _task(one), described(one.error)[:LONGEST_MESSAGE])
+        (one.id, one.died_at, one.reason, one.attempts, documents.task(one), described(one.error)[:LONGEST_MESSAGE])
         for one in found
     ]
     table((">id", "died at (UTC)", "reason", ">attempts", "task", "error"), rows)
@@ -70,11 +67,11 @@ def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
     settings = database.queue(queue)
     letter = DeadLetter(settings, database.call(letters.one, settings, job_id))
     if as_json:
-        emit(_details(letter, queue))
+        emit(documents.whole_letter(letter, queue))
         return
     write(f"job {letter.id} of {queue!r}: {letter.reason}")
     facts = {
-        "task": _task(letter),
+        "task": documents.task(letter),
         "died": shown(letter.died_at),
         "put": shown(letter.enqueued_at),
         "not before": shown(letter.schedule_at),
@@ -154,38 +151,6 @@ def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as
         write(f"{verb} {number}")
     if chosen is not None and number < len(chosen):
         raise Failed(f"{len(chosen) - number} of the {len(chosen)} named are no dead letters of {queue!r}")
-
-
-def _task(letter: DeadLetter) -> str | None:
-    """The path of the function, if the job is a call of one; read without decoding more than JSON."""
-    data = parsed(letter.raw)
-    path = data.get("function") if isinstance(data, dict) else None
-    return path if isinstance(path, str) else None
-
-
-def _summary(letter: DeadLetter, queue: str) -> dict[str, Any]:
-    return {
-        "id": letter.id,
-        "queue": queue,
-        "task": _task(letter),
-        "reason": letter.reason,
-        "died_at": letter.died_at,
-        "enqueued_at": letter.enqueued_at,
-        "attempts": letter.attempts,
-        "failures": letter.failures,
-        "error": summary(letter.error),
-    }
-
-
-def _details(letter: DeadLetter, queue: str) -> dict[str, Any]:
-    return {
-        **_summary(letter, queue),
-        "error": letter.error or None,
-        "schedule_at": letter.schedule_at,
-        "expected_at": letter.expected_at,
-        "headers": letter.headers,
-        **stored_data(letter.raw, letter.serializer),
-    }
 
 
 COMMANDS = (dead,)

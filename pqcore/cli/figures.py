@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, shown, table, write
-from pqcore.operations import examining, listing, managing
-from pqcore.operations.managing import QueueStats
+from pqcore.operations import counting, examining
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,23 +28,9 @@ _COLUMNS = ("queue", ">ready", ">scheduled", ">leased", ">parked", ">dead", ">ol
 
 def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]:
     """What each queue has, by name: those in which something waits, or lies dead."""
-    name = None if queue is None else database.queue(queue).name
-    waiting = database.call(managing.stats, name)
-    dead = database.call(listing.dead_by_queue)
-    names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
-    found = {}
-    for each in names:
-        stats = waiting.get(each, QueueStats(0, 0, 0, None))
-        found[each] = {
-            "queue": each,
-            "ready": stats.ready,
-            "scheduled": stats.scheduled,
-            "leased": stats.leased,
-            "parked": stats.parked,
-            "dead": dead.get(each, 0),
-            "oldest": stats.oldest,
-        }
-    return found
+    settings = None if queue is None else database.queue(queue)
+    found = database.call(counting.count, settings)
+    return {name: documents.figures(name, each) for name, each in found.items()}
 
 
 def _age(length: float | None) -> str:

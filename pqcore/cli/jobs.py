@@ -7,11 +7,11 @@ import json
 
 import click
 
+from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, queue_option, with_database
-from pqcore.cli.output import described, emit, shown, stored_data, write, write_facts
-from pqcore.cli.queues import stored
+from pqcore.cli.output import described, emit, shown, write, write_facts
 from pqcore.operations import listing, managing, results, retrying
 
 
@@ -75,17 +75,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
     job = database.call(listing.whole, job_id, settings)
     raw = job.raw
     if as_json:
-        emit(
-            {
-                **stored(job),
-                "error": job.error or None,
-                "place": job.place,
-                "group": job.group,
-                "dedup_key": job.dedup_key,
-                "headers": job.headers,
-                **stored_data(raw, job.serializer),
-            }
-        )
+        emit(documents.whole(job))
         return
     write(f"job {job.id} of {job.queue!r}: {job.state}")
     facts = {

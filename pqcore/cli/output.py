@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -55,30 +54,6 @@ def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> No
             write(f"  {name + ':':<12}{value}")
     if error.get("traceback"):
         write("\n" + error["traceback"].rstrip("\n"))
-
-
-def stored_data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
-    """A job's data for a program: decoded if it is JSON, in base64 if it is bytes."""
-    return {
-        "serializer": serializer or "json",
-        "data": parsed(raw),
-        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
-    }
-
-
-def parsed(raw: str | bytes) -> Any:
-    """Data that is stored as JSON; None of other."""
-    if not isinstance(raw, str):
-        return None
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return None
-
-
-def summary(error: Mapping[str, str]) -> dict[str, str | None] | None:
-    """The last error of a job for a program, without its traceback."""
-    return {"type": error.get("type"), "message": error.get("message")} if error else None
 
 
 def described(error: Mapping[str, str]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
+from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
-from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, stored_data, summary, table, write
+from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, write
 from pqcore.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
@@ -149,21 +150,6 @@ def put(
             write(str(job_id))
 
 
-def fields(job: BaseJob, queue: str) -> dict[str, Any]:
-    """A job that was taken, or looked at, for a program; its data is not decoded, but for JSON."""
-    return {
-        "id": job.id,
-        "queue": queue,
-        "attempts": job.attempts,
-        "failures": job.failures,
-        "enqueued_at": job.enqueued_at,
-        "schedule_at": job.schedule_at,
-        "expected_at": job.expected_at,
-        "headers": job.headers,
-        **stored_data(job.raw, job.serializer),
-    }
-
-
 def _on_a_line(raw: str) -> str:
     """JSON text on one line, with what cannot be shown written as JSON escapes; it stands for the same value."""
     return "".join(
@@ -173,7 +159,7 @@ def _on_a_line(raw: str) -> str:
 
 def _show(job: BaseJob, queue: str, *, as_json: bool) -> None:
     if as_json:
-        emit(fields(job, queue))
+        emit(documents.taken(job, queue))
     elif isinstance(job.raw, str):
         write(_on_a_line(job.raw))
     else:
@@ -246,26 +232,6 @@ def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
         raise Failed(f"no job of {queue!r} is due")
 
 
-def stored(job: listing.StoredJob) -> dict[str, Any]:
-    """What is stored of a job, for a program, but for its data and the traceback."""
-    return {
-        "id": job.id,
-        "queue": job.queue,
-        "state": job.state,
-        "task": job.task,
-        "attempts": job.attempts,
-        "failures": job.failures,
-        "reason": job.reason,
-        "enqueued_at": job.enqueued_at,
-        "schedule_at": job.schedule_at,
-        "expected_at": job.expected_at,
-        "leased_until": job.leased_until,
-        "finished_at": job.finished_at,
-        "parked_on": job.parked_on,
-        "error": summary(job.error),
-    }
-
-
 def _until(job: listing.StoredJob) -> Any:
     """The time that matters of a job in its state."""
     if job.state in ("done", "dead"):
@@ -313,7 +279,7 @@ def list_(
     found = database.call(listing.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
     if as_json:
         for job in found:
-            emit(stored(job))
+            emit(documents.stored(job))
         return
     if not found:
         write(f"no such jobs in {queue!r}")

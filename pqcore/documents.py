@@ -1,0 +1,133 @@
+"""Jobs and queues as objects of JSON, for programs: what `pqcore` writes with ``--json``, and its MCP server answers.
+
+Nothing is decoded but JSON; times are datetimes still.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pqcore.job import BaseJob
+from pqcore.letters import DeadLetter
+from pqcore.operations.counting import QueueFigures
+from pqcore.operations.listing import StoredJob, WholeJob
+
+
+def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
+    """What a queue has."""
+    return {
+        "queue": queue,
+        "ready": found.ready,
+        "scheduled": found.scheduled,
+        "leased": found.leased,
+        "parked": found.parked,
+        "dead": found.dead,
+        "oldest": found.oldest,
+    }
+
+
+def taken(job: BaseJob, queue: str) -> dict[str, Any]:
+    """A job that was taken, or looked at."""
+    return {
+        "id": job.id,
+        "queue": queue,
+        "attempts": job.attempts,
+        "failures": job.failures,
+        "enqueued_at": job.enqueued_at,
+        "schedule_at": job.schedule_at,
+        "expected_at": job.expected_at,
+        "headers": job.headers,
+        **data(job.raw, job.serializer),
+    }
+
+
+def stored(job: StoredJob) -> dict[str, Any]:
+    """What is stored of a job, but for its data and the traceback."""
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "state": job.state,
+        "task": job.task,
+        "attempts": job.attempts,
+        "failures": job.failures,
+        "reason": job.reason,
+        "enqueued_at": job.enqueued_at,
+        "schedule_at": job.schedule_at,
+        "expected_at": job.expected_at,
+        "leased_until": job.leased_until,
+        "finished_at": job.finished_at,
+        "parked_on": job.parked_on,
+        "error": _summary(job.error),
+    }
+
+
+def whole(job: WholeJob) -> dict[str, Any]:
+    """All that is stored of a job."""
+    return {
+        **stored(job),
+        "error": job.error or None,
+        "place": job.place,
+        "group": job.group,
+        "dedup_key": job.dedup_key,
+        "headers": job.headers,
+        **data(job.raw, job.serializer),
+    }
+
+
+def letter(found: DeadLetter, queue: str) -> dict[str, Any]:
+    """A dead letter, without its data and the traceback."""
+    return {
+        "id": found.id,
+        "queue": queue,
+        "task": task(found),
+        "reason": found.reason,
+        "died_at": found.died_at,
+        "enqueued_at": found.enqueued_at,
+        "attempts": found.attempts,
+        "failures": found.failures,
+        "error": _summary(found.error),
+    }
+
+
+def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
+    """All of a dead letter."""
+    return {
+        **letter(found, queue),
+        "error": found.error or None,
+        "schedule_at": found.schedule_at,
+        "expected_at": found.expected_at,
+        "headers": found.headers,
+        **data(found.raw, found.serializer),
+    }
+
+
+def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
+    """A job's data: decoded if it is JSON, in base64 if it is bytes."""
+    return {
+        "serializer": serializer or "json",
+        "data": _parsed(raw),
+        "payload": None if isinstance(raw, str) else base64.b64encode(raw).decode(),
+    }
+
+
+def task(found: DeadLetter) -> str | None:
+    """The path of the function, if a dead letter is a call of one."""
+    call = _parsed(found.raw)
+    path = call.get("function") if isinstance(call, dict) else None
+    return path if isinstance(path, str) else None
+
+
+def _parsed(raw: str | bytes) -> Any:
+    if not isinstance(raw, str):
+        return None
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def _summary(error: Mapping[str, str]) -> dict[str, str | None] | None:
+    return {"type": error.get("type"), "message": error.get("message")} if error else None

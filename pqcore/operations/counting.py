@@ -1,0 +1,36 @@
+"""Counting what each queue has: what waits, and what lies dead."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from pqcore.engine import Engine
+from pqcore.operations import listing, managing
+from pqcore.operations.managing import QueueStats
+from pqcore.settings import QueueSettings
+
+
+@dataclass(frozen=True)
+class QueueFigures(QueueStats):
+    """What waits in a queue, and what lies dead.
+
+    Attributes:
+        dead: Its dead letters.
+    """
+
+    dead: int = 0
+
+
+async def count(engine: Engine, queue: QueueSettings | None = None) -> dict[str, QueueFigures]:
+    """The figures of each queue, by name, in order: those in which something waits, or lies dead.
+
+    Args:
+        engine: Where.
+        queue: Only this one, which is there then whatever it has; None for all.
+    """
+    name = None if queue is None else queue.name
+    waiting = await managing.stats(engine, name)
+    dead = await listing.dead_by_queue(engine)
+    names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
+    none = QueueStats(0, 0, 0, None)
+    return {each: QueueFigures(**asdict(waiting.get(each, none)), dead=dead.get(each, 0)) for each in names}
