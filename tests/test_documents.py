@@ -1,0 +1,324 @@
+"""What the documents show is run: the code blocks of README.md and of all Markdown under docs/.
+
+The convention, for those who write documents:
+
+- Blocks are run in order, from the top of the document to its end. The first that fails fails its test, and those
+  behind it. A block is fenced, with its language: nothing else is run.
+- ``python`` blocks share one namespace; ``await``, ``async with`` and ``async for`` may stand at top level, and all
+  are run on one event loop. Warnings are errors.
+- ``bash`` blocks are run by ``bash -e -o pipefail``, each by a shell of its own. ``PATH`` begins with the directory
+  of this Python's programs: ``pqcore``, ``python`` and ``pytest`` are those of the tests. What is to go on behind a
+  block (``pqcore worker app:queue &``) is killed at the end of the document; what is to end by itself has an option
+  or ``timeout`` for it (``pqcore worker app:queue --burst``).
+- ``sql`` blocks are run through psycopg, in autocommit; what they return is dropped.
+- All other languages are not run: ``console``, ``text``, ``toml``, ``ini``, ``yaml``, ``json``, ``dockerfile``...
+  They are for output, for files, and for what cannot be run here: ``pip install``, ``systemctl``.
+- A document has a process, an empty directory, in which it runs, and an empty database to itself. (A table is there
+  once something has made it: ``pq.create()``, or ``pqcore create``.) Nothing is left of them at the end.
+- ``postgresql://localhost/app`` stands for that database, in blocks of all languages, and with a driver too:
+  ``postgresql+psycopg://localhost/app``. In ``sql``, so does ``DATABASE app``. The variable ``PQCORE_DSN`` has the
+  DSN, for ``bash`` and for ``python``, so commands need no ``--dsn``; ``PG...`` variables are not set.
+- A block whose first line is a comment with a file's name, and nothing else, shows what that file holds:
+  ``# app.py``, ``# shop/models.py``, ``# settings.toml``, ``-- tables.sql``. It is written there, of whatever
+  language it is. The next block of the same file continues it. A ``python`` block is also run, as the module that
+  the file is (``app``, so that functions have the path ``app.send``), and its names are in the document's namespace from
+  then on. So ``pqcore worker app:queue`` in a ``bash`` block finds what readers have in their ``app.py``, and jobs
+  that the document put. A function that a worker of another process is to run must be in such a file.
+- What readers need not see is an HTML comment, with a blank line before and behind it::
+
+      <!-- invisible-code-block: python
+      pq.create()
+      -->
+
+  for ``python``, ``bash`` and ``sql``. Use it for set-up, and to ``assert`` what the text says becomes of what is
+  shown.
+- A block that takes more than a minute fails; a document should take a second or two. Starting a command takes half
+  a second, so one ``bash`` block with what belongs together. Ports, and what lies outside of the directory, are
+  shared with others.
+- Within lists, blocks and paragraphs are indented by four spaces, and a list has a blank line before it: else the
+  site shows something other than a code host does.
+
+Run one document with ``pytest tests/test_documents.py -k docs/tasks.md``; the tests are named by document and line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from markdown_it import MarkdownIt
+
+from pqcore.testing.commands import environment
+from pqcore.testing.databases import at_database
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PROCESS = Path(__file__).parent / "document_process.py"
+
+RUN = ("python", "bash", "sql")
+HIDDEN = re.compile(r"<!--\s*invisible-code-block:\s*(\w+)\n(.*?)-->", re.DOTALL)
+FILE = re.compile(r"(?:#|--|//|;) ([\w./-]*\w\.\w+)\n")
+DSN = re.compile(r"\b(postgresql(?:\+\w+)?)://localhost/app(?![\w-])")
+
+
+class Block(NamedTuple):
+    """A code block.
+
+    Attributes:
+        language: As the document says.
+        text: What it holds.
+        line: Where that begins in the document, from 1.
+        file: The file that it shows, if it does.
+    """
+
+    language: str
+    text: str
+    line: int
+    file: str | None
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    """The blocks of a document that are to be run, or written."""
+    for token in MarkdownIt().parse(document.read_text("utf-8")):
+        if token.map is None:
+            continue
+        if token.type == "fence":
+            language, text, line = token.info.partition(" ")[0], token.content, token.map[0] + 2
+        elif token.type == "html_block" and (hidden := HIDDEN.match(token.content.lstrip())):
+            language, text, line = hidden[1], hidden[2], token.map[0] + 2
+            assert language in RUN, f"{document}:{line - 1}: hidden blocks are of {', '.join(RUN)}, not {language!r}"
+        else:
+            continue
+        shown = FILE.match(text) if language != "bash" else None
+        if shown or language in RUN:
+            yield Block(language, text, line, shown and shown[1])
+
+
+class Run:
+    """A document that was run.
+
+    Args:
+        document: Its path.
+        folder: An empty one, to run in.
+        dsn: An empty database.
+    """
+
+    def __init__(self, document: Path, folder: Path, dsn: str) -> None:
+        self._document = document
+        self.errors: dict[int, str | None] = {}
+        work, ends, log = (folder.with_suffix(suffix) for suffix in (".json", ".ends", ".log"))
+        database = urlsplit(dsn).path[1:]
+        found = [
+            block._replace(
+                text=re.sub(r"\bDATABASE app\b", f"DATABASE {database}", text) if block.language == "sql" else text
+            )
+            for block in blocks(document)
+            for text in [DSN.sub(lambda match: dsn.replace("postgresql", match[1], 1), block.text)]
+        ]
+        work.write_text(json.dumps({"path": str(document), "blocks": [block._asdict() for block in found]}))
+        variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "error", str(PROCESS), str(work), str(ends)],
+                cwd=folder,
+                env=environment(dsn, variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait()
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.output = log.read_text("utf-8", "replace")
+        if ends.exists():
+            told = map(json.loads, ends.read_text().splitlines())
+            self.errors = {end["line"]: end["error"] for end in told}
+
+    def check(self, line: int) -> None:
+        """Fail if the block that begins there did."""
+        __tracebackhide__ = True
+        failed = [number for number, error in self.errors.items() if error is not None]
+        where = f"{self._document}:{line}"
+        if line in self.errors:
+            if self.errors[line] is not None:
+                pytest.fail(f"{where}: the block failed\n{self.errors[line]}\n{self._tail()}", pytrace=False)
+        elif failed:
+            pytest.fail(f"{where}: not run, as the block in line {failed[0]} failed", pytrace=False)
+        else:
+            pytest.fail(f"{where}: the process ended in this block, or before it\n{self._tail()}", pytrace=False)
+
+    def _tail(self) -> str:
+        return "What was written:\n" + "\n".join(self.output.splitlines()[-60:])
+
+
+@pytest.fixture(scope="module")
+def run(pqcore_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Run]]:
+    """Runs a document, once."""
+    runs: dict[Path, Run] = {}
+    numbers = count(1)
+
+    def once(document: Path) -> Run:
+        if document not in runs:
+            name = f"document_{os.getpid()}_{next(numbers)}"
+            folder = tmp_path_factory.mktemp("documents") / "folder"
+            folder.mkdir()
+            admin.execute(f"CREATE DATABASE {name}".encode())
+            try:
+                runs[document] = Run(document, folder, at_database(pqcore_server, name))
+            finally:
+                admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        return runs[document]
+
+    with psycopg.connect(pqcore_server, autocommit=True) as admin:
+        yield once
+
+
+@pytest.mark.parametrize(
+    ("document", "line"),
+    [
+        pytest.param(document, block.line, id=f"{document.relative_to(ROOT)}:{block.line}")
+        for document in DOCUMENTS
+        for block in blocks(document)
+    ],
+)
+def test_block(run: Callable[[Path], Run], document: Path, line: int) -> None:
+    run(document).check(line)
+
+
+PAGE = """# Title
+
+    pip install nothing-of-this
+
+<!-- invisible-code-block: bash
+pqcore create
+-->
+
+```python
+# shop/app.py
+from pqcore.tasks import PQ
+
+queue = PQ("postgresql://localhost/app")["default"]
+
+
+@queue.task(keep_result="1h")
+def add(job_id, a, b):
+    return a + b
+```
+
+1.  A list:
+
+    ```python
+    from pqcore import AsyncPQ
+
+    job = add(1, 2)
+    async with AsyncPQ("postgresql://localhost/app", backend="asyncpg") as pq:
+        assert await pq["default"].count() == 1
+    ```
+
+```toml
+# settings.toml
+works = true
+```
+
+```bash
+pqcore worker shop.app:queue --burst
+grep works settings.toml
+sleep 600 &
+echo $! > pid
+```
+
+```sql
+ALTER DATABASE app SET work_mem = '5MB';
+CREATE TABLE noted (word text);
+```
+
+```console
+$ this is not run
+```
+
+<!-- invisible-code-block: python
+import os, psycopg
+assert job.result() == 3
+with psycopg.connect(os.environ["PQCORE_DSN"]) as connection:
+    assert connection.execute("SHOW work_mem").fetchone() == ("5MB",)
+    assert connection.execute("SELECT count(*) FROM noted").fetchone() == (0,)
+sleeper = int(open("pid").read())
+os.kill(sleeper, 0)
+print("the sleeper is", sleeper)
+-->
+
+"""
+
+
+def test_blocks_are_run_as_is_written_above(run: Callable[[Path], Run], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    done = run(page)
+    lines = [block.line for block in blocks(page)]
+    for line in lines:
+        done.check(line)
+    assert list(done.errors) == lines
+    assert [block.language for block in blocks(page)] == ["bash", "python", "python", "toml", "bash", "sql", "python"]
+    [sleeper] = re.findall(r"the sleeper is (\d+)", done.output)
+    with suppress(FileNotFoundError):  # it may wait for its burial
+        assert ") Z " in Path(f"/proc/{sleeper}/stat").read_text()
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "said"),
+    [
+        ("python", "a = 1\na.b", r'page.md", line 9, in <module>\n(?s:.*)AttributeError'),
+        ("python", "a = 1\nawait a", r'page.md", line 9, in <module>\n(?s:.*)TypeError'),
+        ("python", "# app.py\n1 / 0", r'page.md", line 9, in <module>\n(?s:.*)ZeroDivisionError'),
+        ("python", "import warnings\nwarnings.warn('old')", r"UserWarning: old"),
+        ("bash", "false | true", "bash ended with exit code 1"),
+        ("bash", "echo heard\nexit 7", r"bash ended with exit code 7\n(?s:.*)heard"),
+        ("sql", "SELECT * FROM nowhere", 'relation "nowhere" does not exist'),
+    ],
+)
+def test_a_block_that_fails_says_where_and_why(
+    run: Callable[[Path], Run], tmp_path: Path, language: str, text: str, said: str
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n```python\nb = 1\n```\n\n```{language}\n{text}\n```\n\n```python\nprint(b)\n```\n")
+    good, bad, behind = [block.line for block in blocks(page)]
+    done = run(page)
+    done.check(good)
+    with pytest.raises(pytest.fail.Exception, match=rf"page.md:8: the block failed\n(?s:.*){said}"):
+        done.check(bad)
+    with pytest.raises(pytest.fail.Exception, match=r"page.md:\d+: not run, as the block in line 8 failed"):
+        done.check(behind)
+
+
+def test_a_document_that_ends_the_process_fails(run: Callable[[Path], Run], tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nimport os\n```\n\n```python\nprint('here', flush=True)\nos._exit(0)\n```\n")
+    done = run(page)
+    done.check(2)
+    with pytest.raises(
+        pytest.fail.Exception, match=r"page.md:6: the process ended in this block, or before it\n(?s:.*)here"
+    ):
+        done.check(6)
+
+
+def test_what_is_hidden_and_cannot_be_run_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n<!-- invisible-code-block: pyhton\nx = 1\n-->\n")
+    with pytest.raises(AssertionError, match=r"page.md:3: hidden blocks are of python, bash, sql, not 'pyhton'"):
+        list(blocks(page))
