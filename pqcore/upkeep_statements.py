@@ -75,11 +75,12 @@ def _columns(
     ]
     if whole:
         columns += [
-            "data::text",
-            "payload",
+            "left(data::text, :most::int)",
+            "substr(payload, 1, coalesce(:most::int, 2147483647))",
             "headers::text",
             "group_key" if table else "headers #>> '{{gate,group}}'",
             "dedup_key" if table else "NULL::text",
+            "coalesce(octet_length(payload), octet_length(data::text))",
         ]
     return ", ".join(columns)
 
@@ -200,6 +201,27 @@ LIMIT 1""",
         )
         self.dead_by_queue = compiled(
             "dead_by_queue", "SELECT q_name, count(*) FROM {dead} GROUP BY q_name ORDER BY q_name"
+        )
+        # No index leads to what was finished last: of the jobs that were put last, so many are looked at.
+        took = f"(extract(epoch FROM dequeued_at) - extract(epoch FROM {DUE_AT}))::float8"
+        lately = "count(*) FILTER (WHERE dequeued_at > {} - interval '{}')"
+        last = f"SELECT q_name, dequeued_at, schedule_at, enqueued_at FROM {{}} ORDER BY id DESC LIMIT {SLICE}"
+        self.finished_lately = compiled(
+            "finished_lately",
+            f"""
+WITH slice AS (
+  ({last.format("{table}")}) UNION ALL ({last.format("{archive}")})
+), finished AS (
+  SELECT q_name, dequeued_at, {took} AS took, dequeued_at > {_NOW} - interval '1 minute' AS just FROM slice
+  WHERE dequeued_at > {_NOW} - interval '1 hour'
+)
+SELECT q_name, {lately.format(_NOW, "1 minute")}, {lately.format(_NOW, "1 hour")},
+  percentile_disc(0.5) WITHIN GROUP (ORDER BY took) FILTER (WHERE just),
+  percentile_disc(0.95) WITHIN GROUP (ORDER BY took) FILTER (WHERE just)
+FROM finished GROUP BY q_name""",
+        )
+        self.list_ticks = compiled(
+            "list_ticks", f"SELECT q_name, name, {_time('tick')} FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
         )
 
         # Running again. A finished row is changed by nobody but a purge: the UPDATE waits for that, and finds it

@@ -34,6 +34,8 @@ BOUNDED: list[tuple[Query, int]] = [
     (SQL.list_archived, N),
     (SQL.list_dead, N),
     (SQL.find_row, 3),
+    # Finished rows are in no index: so many of those that were put last.
+    (SQL.finished_lately, 10_000),
     (SQL.rerun_finished, 3),
     (SQL.rerun_archived, 3),
     (SQL.hasten, 3),
@@ -81,7 +83,7 @@ def offences(connection: psycopg.Connection[Any], query: Query, most: int) -> li
     """The scans that read more than they should, in a transaction that is rolled back."""
     ids = [row[0] for row in connection.execute("SELECT id FROM queue WHERE dequeued_at IS NULL LIMIT 100").fetchall()]
     values: dict[str, Any] = {"q_name": "jobs", "task": None, "age": None, "failed": 0, "n": N, "target": "other"}
-    values |= {"channel": "other", "last": 2**62, "ids": ids, "headers": None}
+    values |= {"channel": "other", "last": 2**62, "ids": ids, "headers": None, "most": None}
     values["id"] = {"rerun_finished": 150, "rerun_archived": -7}.get(query.name, ids[0])
     literals = [sql.Literal(values[name]) for name in dict.fromkeys(query.order)]
     given = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")

@@ -68,7 +68,8 @@ class WholeJob(StoredJob):
     """All that is stored of a job.
 
     Attributes:
-        raw: Its data as stored: JSON text, or bytes.
+        raw: Its data as stored, or the beginning of it: JSON text, or bytes.
+        size: The bytes of all of the data.
         headers: What travels beside the data.
         group: The group that it is in.
         dedup_key: The key that it holds.
@@ -76,6 +77,7 @@ class WholeJob(StoredJob):
     """
 
     raw: str | bytes = ""
+    size: int = 0
     headers: dict[str, Any] = field(default_factory=dict)
     group: str | None = None
     dedup_key: str | None = None
@@ -177,27 +179,29 @@ async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[S
     return [StoredJob(**_fields(row)) for row in rows[:n]]
 
 
-async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None) -> WholeJob:
+async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None, most: int | None = None) -> WholeJob:
     """All that is stored of a job.
 
     Args:
         engine: Where.
         job_id: The job.
         queue: Whose it is to be; None for any.
+        most: How much of its data is wanted, at most: characters of JSON text, or bytes; None for all.
 
     Raises:
         JobNotFound: There is no such row, of this queue.
     """
-    values = {"id": job_id, "q_name": None if queue is None else queue.name}
+    values = {"id": job_id, "q_name": None if queue is None else queue.name, "most": most}
     rows = await engine.execute("upkeep.find_row", values, protect=False)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
         raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
     row = rows[0]
-    data, payload, headers, group, key, place = row[15:21]
+    data, payload, headers, group, key, size, place = row[15:22]
     return WholeJob(
         **_fields(row),
         raw=data if payload is None else bytes(payload),
+        size=int(size),
         headers={} if headers is None else json.loads(headers),
         group=group,
         dedup_key=key,

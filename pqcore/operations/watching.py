@@ -1,0 +1,131 @@
+"""What happens in a table: what is finished, who works, what is put by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pqcore.engine import Engine
+from pqcore.identifiers import channel, control_channel
+from pqcore.job import Moment
+from pqcore.operations.catalogue import ask
+from pqcore.sessions import CoreSession
+
+MOST_SESSIONS = 500
+"""Sessions that are listed, at most."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What was finished of a queue, of the jobs that were put last; only of rows that are kept, or archived.
+
+    Attributes:
+        minute: How many jobs, within the last minute.
+        hour: Within the last hour.
+        median: Seconds from when a job was due to when it was finished, of those of the last minute: half of them
+            took no longer; None without any.
+        slow: The same, of 95 of 100.
+    """
+
+    minute: int
+    hour: int
+    median: float | None
+    slow: float | None
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session of the server's.
+
+    Attributes:
+        pid: The process of the server that it has.
+        application: What it calls itself.
+        role: Its role; None where that is not to be seen.
+        address: Where it comes from; None for a local socket, or where that is not to be seen.
+        state: What it does, in the server's words; None where that is not to be seen.
+        age: Seconds since it began; None where that is not to be seen.
+        waits: The queues on whose jobs it waits now.
+        works: The queues of which it runs a worker.
+    """
+
+    pid: int
+    application: str
+    role: str | None
+    address: str | None
+    state: str | None
+    age: float | None
+    waits: tuple[str, ...]
+    works: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a periodic task was put for last.
+
+    Attributes:
+        queue: The name of its queue.
+        name: Its own.
+        last: For which time.
+    """
+
+    queue: str
+    name: str
+    last: Moment
+
+
+async def finished_lately(engine: Engine) -> dict[str, Finished]:
+    """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
+    rows = await engine.execute("upkeep.finished_lately", {}, protect=False)
+    return {row[0]: Finished(int(row[1]), int(row[2]), row[3], row[4]) for row in rows}
+
+
+async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
+    """The last tick of each periodic task.
+
+    Args:
+        engine: Where.
+        n: Of how many tasks, at most.
+    """
+    rows = await engine.execute("upkeep.list_ticks", {"n": n}, protect=False)
+    return [Tick(row[0], row[1], moment) for row in rows if (moment := Moment.of(row[2])) is not None]
+
+
+# Who listens holds a shared lock on the channel (see pqcore.waiting). A lock's key of 64 bits is shown in two halves.
+_SESSIONS = f"""
+WITH place AS (
+  SELECT name, of_worker, hashtextextended(channel, 7071) AS key
+  FROM unnest(:names::text[], :kinds::bool[], :channels::text[]) AS place (name, of_worker, channel)
+), held AS (
+  SELECT pid, array_agg(name) FILTER (WHERE NOT of_worker) AS waits, array_agg(name) FILTER (WHERE of_worker) AS works
+  FROM pg_locks JOIN place ON (classid::bigint << 32 | objid::bigint) = key
+  WHERE locktype = 'advisory' AND objsubid = 1 AND mode = 'ShareLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  GROUP BY pid
+)
+SELECT pid, coalesce(application_name, ''), usename::text, host(client_addr), state,
+  extract(epoch FROM clock_timestamp() - backend_start)::float8, coalesce(waits, '{{}}'), coalesce(works, '{{}}')
+FROM pg_stat_activity LEFT JOIN held USING (pid)
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND coalesce(backend_type, '') IN ('', 'client backend')
+ORDER BY works IS NULL, waits IS NULL, pid LIMIT {MOST_SESSIONS}"""
+
+
+async def sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
+    """The sessions of the database, those first that run workers, then those that wait for jobs.
+
+    Args:
+        engine: Where.
+        queues: The names of the queues that it is to be told of.
+    """
+    names = list(queues)
+    values: dict[str, Any] = {
+        "names": [*names, *names],
+        "kinds": [False] * len(names) + [True] * len(names),
+        "channels": [*map(channel, names), *map(control_channel, names)],
+    }
+
+    async def work(s: CoreSession) -> list[SessionInfo]:
+        rows = await ask(engine, s, "sessions", _SESSIONS, **values)
+        return [SessionInfo(*row[:6], tuple(sorted(row[6])), tuple(sorted(row[7]))) for row in rows]
+
+    return await engine.run(work, protect=False)
