@@ -356,7 +356,11 @@ class Engine:
         try:
             if not self._checked:
                 await self._check(session)
-            if protect and source.joins and session.in_transaction():  # the caller's own
+            within = False
+            if source.joins:
+                within = session.in_transaction()  # the caller's own
+                session.alone = not within
+            if within and protect:
                 result = await self._shelter(session, operation)
             else:
                 result = await operation(session)
@@ -391,6 +395,7 @@ class Engine:
         try:
             await self._check(session)
             if session.in_transaction():  # the caller's own
+                session.alone = False
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
             await session.begin()

@@ -167,9 +167,13 @@ class InvalidData(DatabaseError, ValueError):
 
 
 class ConnectionLost(DatabaseError, ConnectionError):
-    """The connection broke, or the server cannot be reached.
+    """The connection broke, or the server cannot be reached; a transaction that was open is undone."""
 
-    If a statement was under way, whether it took effect is not known.
+
+class OutcomeUnknown(ConnectionLost):
+    """The connection broke while a commit, or a statement that commits by itself, was under way.
+
+    It took effect, or it did not. Look before it is done again, or make doing it again harmless, as a dedup key does.
     """
 
 

@@ -7,6 +7,7 @@ nowhere else, by SQLSTATE.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pqcore.errors import (
     ConnectionLost,
     DatabaseError,
     InvalidData,
+    OutcomeUnknown,
     PQError,
     SchemaOutdated,
     StatementCancelled,
@@ -71,6 +73,10 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
     return DatabaseError(f"{doing}: {reason}", sqlstate)
 
 
+UNKNOWN = "it may have taken effect, or not: look before you do it again"
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
+
+
 class CoreSession:
     """One connection, to an operation.
 
@@ -96,6 +102,8 @@ class CoreSession:
         self.callers = False
         # Where its pool keeps it.
         self.shelf: Any = None
+        # Whether a statement commits by itself, as no transaction is open.
+        self.alone = True
         # Taken by who uses it within a transaction block.
         self.gate: Gate | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
@@ -123,7 +131,8 @@ class CoreSession:
         except PQError:
             raise
         except self._errors as exc:
-            raise translate(exc, query.name, lost=not self.usable()) from exc
+            commits = self.alone and not self.callers and _WRITES.search(query.sql) is not None
+            raise self._told(exc, query.name, commits=commits) from exc
         finally:
             self.busy_since = None
         self.heard_at = time.monotonic()
@@ -143,13 +152,16 @@ class CoreSession:
             return False
 
     def begin(self) -> Awaitable[None]:
+        self.alone = False
         return self._call("begin", self.driver.begin)
 
     async def commit(self) -> None:
+        self.alone = True
         await self._call("commit", self.driver.commit)
         self.heard_at = time.monotonic()
 
     async def rollback(self) -> None:
+        self.alone = True
         await self._call("rollback", self.driver.rollback)
 
     async def listen(self, channel: str) -> None:
@@ -170,6 +182,19 @@ class CoreSession:
         with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
             self.driver.abort()
 
+    def _told(self, exc: BaseException, doing: str, *, commits: bool) -> Exception:
+        """What a driver's exception means.
+
+        Args:
+            exc: The exception.
+            doing: What was under way.
+            commits: Whether that commits: if the connection is lost before it answers, nobody knows whether it did.
+        """
+        error = translate(exc, doing, lost=not self.usable())
+        if commits and isinstance(error, ConnectionLost):
+            return OutcomeUnknown(f"{error}: {UNKNOWN}", error.sqlstate)
+        return error
+
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
         self.doing = doing
         self.busy_since = time.monotonic()
@@ -180,7 +205,7 @@ class CoreSession:
         except PQError:  # which may be an OSError too
             raise
         except self._errors as exc:
-            raise translate(exc, doing, lost=not self.usable()) from exc
+            raise self._told(exc, doing, commits=doing == "commit") from exc
         finally:
             self.busy_since = None
         return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 CHUNK = 65_536
@@ -17,17 +18,27 @@ CHUNK = 65_536
 class _Link:
     """One connection, and that to the server."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
         self._ends = (client, server)
+        self._proxy = proxy
         self._stalled = threading.Event()
+        self._unanswered = False
         for source, sink in ((client, server), (server, client)):
             threading.Thread(target=self._pass, args=(source, sink), name="proxy-link", daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
-                if not self._stalled.is_set():
-                    sink.sendall(data)
+                if self._stalled.is_set():
+                    continue
+                if source is self._ends[0]:
+                    cut = self._proxy._due(data)
+                    if cut is not None and not cut.answered:
+                        break
+                    self._unanswered = cut is not None
+                elif self._unanswered:
+                    break
+                sink.sendall(data)
         if not self._stalled.is_set():
             self.cut()
 
@@ -43,6 +54,12 @@ class _Link:
         self.cut()
         for end in self._ends:
             end.close()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    marker: bytes
+    answered: bool
 
 
 class Proxy:
@@ -61,6 +78,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._links: list[_Link] = []
         self._silent = False
+        self._cut: _Cut | None = None
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         port = self._listening.getsockname()[1]
         user = parts.netloc.rpartition("@")[0]
@@ -72,7 +90,7 @@ class Proxy:
             while True:
                 client, _ = self._listening.accept()
                 with self._lock:
-                    link = _Link(client, socket.create_connection(self._server))
+                    link = _Link(client, socket.create_connection(self._server), self)
                     if self._silent:
                         link.stall()
                     self._links.append(link)
@@ -93,6 +111,25 @@ class Proxy:
         """Pass on what comes over new connections; those that stalled stay as they are, as the other side is gone."""
         with self._lock:
             self._silent = False
+
+    def cut_at(self, marker: str, *, answered: bool) -> None:
+        """End the next connection that sends a text, once.
+
+        Args:
+            marker: The text, as it is sent: of a statement, or a parameter; an empty one is in all that is sent.
+            answered: Whether the server receives it, and answers, which nobody hears; else it receives nothing.
+        """
+        with self._lock:
+            self._cut = _Cut(marker.encode(), answered)
+
+    def _due(self, data: bytes) -> _Cut | None:
+        """What is to be done with a connection that sends this."""
+        with self._lock:
+            cut = self._cut
+            if cut is None or cut.marker not in data:
+                return None
+            self._cut = None
+            return cut
 
     def cut(self) -> None:
         """End the connections that there are."""

@@ -1,0 +1,96 @@
+"""A connection that breaks at a commit: what was done is not known, and so it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pqcore.errors import ConnectionLost, OutcomeUnknown
+from pqcore.testing.harness import Harness
+from pqcore.testing.proxy import Proxy
+
+
+@pytest.fixture
+def proxy(harness: Harness) -> Iterator[Proxy]:
+    proxy = Proxy(harness.dsn)
+    yield proxy
+    proxy.close()
+
+
+def put_in_a_block(queue: Any) -> None:
+    with queue:
+        queue.put("first")
+        queue.put("second")
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+def test_a_commit_that_is_not_answered_was_done_or_not(harness: Harness, proxy: Proxy, answered: bool) -> None:
+    queue = harness.pq(proxy.dsn)["q"]
+    assert queue.count() == 0
+    proxy.cut_at("COMMIT", answered=answered)
+    with pytest.raises(OutcomeUnknown, match="may have taken effect, or not") as caught:
+        put_in_a_block(queue)
+    assert caught.value.__cause__ is not None
+    assert queue.count() == (2 if answered else 0)
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("put", [lambda q: q.put("mark"), lambda q: q.put_many(["mark"] * 2)], ids=["put", "put_many"])
+def test_a_put_that_is_not_answered_was_done_or_not(
+    harness: Harness, proxy: Proxy, put: Callable[[Any], object], answered: bool
+) -> None:
+    queue = harness.pq(proxy.dsn)["q"]
+    assert queue.count() == 0
+    proxy.cut_at('"mark"', answered=answered)
+    with pytest.raises(OutcomeUnknown, match="put"):
+        put(queue)
+    assert (queue.count() > 0) is answered
+
+
+def test_a_statement_in_a_transaction_that_is_lost_was_not_done(harness: Harness, proxy: Proxy) -> None:
+    queue = harness.pq(proxy.dsn)["q"]
+    assert queue.count() == 0
+    proxy.cut_at('"second"', answered=True)
+    with pytest.raises(ConnectionLost) as caught:
+        put_in_a_block(queue)
+    assert not isinstance(caught.value, OutcomeUnknown)
+    assert queue.count() == 0
+
+
+def test_what_only_reads_has_no_outcome(harness: Harness, proxy: Proxy) -> None:
+    queue = harness.pq(proxy.dsn)["named"]
+    queue.put(1)
+    assert len(queue.peek()) == 1
+    proxy.cut_at("named", answered=True)
+    with pytest.raises(ConnectionLost) as caught:
+        queue.peek()
+    assert not isinstance(caught.value, OutcomeUnknown)
+
+
+def test_a_get_that_is_not_answered_took_a_job_or_not(harness: Harness, proxy: Proxy) -> None:
+    queue = harness.pq(proxy.dsn)["named"]
+    queue.put(1)
+    queue.put(2)
+    proxy.cut_at("named", answered=True)
+    with pytest.raises(OutcomeUnknown):
+        queue.get()
+    assert queue.get().data == 2
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+def test_an_acknowledgement_that_is_not_answered_can_be_sent_again(
+    harness: Harness, proxy: Proxy, answered: bool
+) -> None:
+    queue = harness.pq(proxy.dsn)["q"]
+    queue.put_many(range(5))
+    for _ in range(4):
+        queue.ack_many([queue.lease(60)])  # so that it is prepared, and is sent as one message
+    job = queue.lease(60)
+    proxy.cut_at("", answered=answered)
+    with pytest.raises(OutcomeUnknown):
+        queue.ack_many([job])
+    # Again: it was not done, and is now; or it was, and the lease is said to be lost.
+    assert len(queue.ack_many([job])) == answered
+    assert queue.jobs() == []
