@@ -21,9 +21,9 @@ The convention, for those who write documents:
 - A block whose first line is a comment with a file's name, and nothing else, shows what that file holds:
   ``# app.py``, ``# shop/models.py``, ``# settings.toml``, ``-- tables.sql``. It is written there, of whatever
   language it is. The next block of the same file continues it. A ``python`` block is also run, as the module that
-  the file is (``app``, so that functions have the path ``app.send``), and its names are in the document's namespace from
-  then on. So ``pqcore worker app:queue`` in a ``bash`` block finds what readers have in their ``app.py``, and jobs
-  that the document put. A function that a worker of another process is to run must be in such a file.
+  the file is (``app``, so that functions have the path ``app.send``), and its names are in the document's namespace
+  from then on. So ``pqcore worker app:queue`` in a ``bash`` block finds what readers have in their ``app.py``, and
+  jobs that the document put. A function that a worker of another process is to run must be in such a file.
 - What readers need not see is an HTML comment, with a blank line before and behind it::
 
       <!-- invisible-code-block: python
