@@ -27,9 +27,8 @@ async def get(
     It looks, and if there is nothing waits for the earliest of: a notification,
     the next time that a row comes due, the poll interval, its timeout; and looks again.
     """
-    if n != 1:
-        _check_number(n)
-    left = queue.timeout if timeout is None else seconds(timeout)
+    _check_number(n)
+    left = seconds(queue.timeout if timeout is None else timeout)
     look_once = look if lease is not None and queue.rate is not None else _take
     if not block:
         while True:
