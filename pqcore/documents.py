@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.letters import DeadLetter
 from pqcore.operations.counting import QueueFigures
@@ -118,6 +119,27 @@ def task(found: DeadLetter) -> str | None:
     call = _parsed(found.raw)
     path = call.get("function") if isinstance(call, dict) else None
     return path if isinstance(path, str) else None
+
+
+def read(text: str, what: str) -> Any:
+    """The value that somebody wrote as JSON, to be put.
+
+    Args:
+        text: JSON.
+        what: What it is, for the message.
+
+    Raises:
+        SerializationError: It is not JSON; NaN and infinity are not.
+    """
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except (ValueError, RecursionError) as exc:
+        raise SerializationError(f"{what} is not JSON: {exc}") from None
+
+
+def _refused(constant: str) -> Any:
+    msg = f"{constant} is not JSON"
+    raise ValueError(msg)
 
 
 def _parsed(raw: str | bytes) -> Any:

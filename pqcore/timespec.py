@@ -57,6 +57,24 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
     raise InvalidTimeSpec(msg)
 
 
+def typed(text: str | None) -> datetime | timedelta | None:
+    """Read a time that somebody typed: a distance from now, or a point in time.
+
+    Args:
+        text: ``'5m'``, as `parse` takes it; ISO 8601, where no zone means UTC; None.
+
+    Raises:
+        InvalidTimeSpec: (a ValueError) Anything else, or out of range.
+    """
+    if text is None or _SPEC.fullmatch(text):
+        return parse(text)
+    try:
+        return parse(datetime.fromisoformat(text.replace("Z", "+00:00") if text.endswith("Z") else text))
+    except ValueError:
+        msg = f"{text!r} is not a time: write a number and a unit, as in '5m', or ISO 8601, as in '2030-01-31T12:00Z'"
+        raise InvalidTimeSpec(msg) from None
+
+
 def seconds(spec: str | float | timedelta) -> float:
     """Read a duration: a number of seconds, ``'5m'`` or a timedelta.
 

@@ -29,6 +29,15 @@ DEFAULT_DSN = "postgresql://"
 """Says nothing: drivers take all of it from libpq's PG* variables."""
 
 
+def resolved(dsn: str) -> str:
+    """What a driver is given for ``--dsn``, which messages leave out from here on."""
+    if dsn != DEFAULT_DSN:
+        remember(click.get_current_context(), dsn)
+    elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
+        return f"{DEFAULT_DSN}?service={quote(service, safe='')}"
+    return dsn
+
+
 class Database:
     """One table, over the blocking face, or the asynchronous one where the backend has no other.
 
@@ -42,10 +51,7 @@ class Database:
 
     def __init__(self, dsn: str, **options: Any) -> None:
         self._dsn = dsn
-        if dsn != DEFAULT_DSN:
-            remember(click.get_current_context(), dsn)
-        elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
-            dsn = f"{DEFAULT_DSN}?service={quote(service, safe='')}"
+        dsn = resolved(dsn)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pq: PQ | AsyncPQ
         # A statement is run once or twice, and there may be a pooler in between: nothing is prepared.

@@ -54,6 +54,13 @@ _DATABASE = (
 )
 
 
+def database_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where the table is: ``dsn``, ``backend``, ``table`` and ``schema``."""
+    for option in reversed(_DATABASE):
+        function = option(function)
+    return function
+
+
 def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say where the table is; it is called with a `Database`, open until it returns."""
 
@@ -62,9 +69,7 @@ def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
         with Database(dsn, backend=backend, table=table, schema=schema) as database:
             return function(database, *args, **kwargs)
 
-    for option in reversed(_DATABASE):
-        option(wrapped)
-    return wrapped
+    return database_options(wrapped)
 
 
 queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")

@@ -22,22 +22,15 @@ from pqcore.job import BaseJob
 from pqcore.operations import listing, managing, moving, putting, taking
 from pqcore.options import given
 from pqcore.settings import QueueSettings
-from pqcore.timespec import parse
+from pqcore.timespec import typed
 
 
 def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
     """A point in time, or a distance from now."""
-    if text is None:
-        return None
     try:
-        return parse(text)
-    except InvalidTimeSpec:
-        pass
-    try:
-        return parse(datetime.fromisoformat(text.replace("Z", "+00:00") if text.endswith("Z") else text))
-    except ValueError:
-        msg = f"{text!r} is not a time: write a number and a unit, as in '5m', or ISO 8601, as in '2030-01-31T12:00Z'"
-        raise click.BadParameter(msg) from None
+        return typed(text)
+    except InvalidTimeSpec as exc:
+        raise click.BadParameter(str(exc)) from None
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -61,23 +54,10 @@ def _numbers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
     return found
 
 
-def _refused(constant: str) -> Any:
-    msg = f"{constant} is not JSON"
-    raise ValueError(msg)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refused)
-    except (ValueError, RecursionError) as exc:
-        msg = f"{where} is not JSON: {exc}"
-        raise Wrong(msg) from None
-
-
 def _lines(stream: Iterator[str]) -> Iterator[Any]:
     for number, line in enumerate(stream, 1):
         if line.strip():
-            yield _parsed(line, f"line {number}")
+            yield documents.read(line, f"line {number}")
 
 
 def _input() -> Any:
@@ -136,7 +116,7 @@ def put(
             text = _input().read() if data in (None, "-") else data
             if not text.strip():
                 raise Wrong("the data is empty: give JSON, as in '{\"n\": 1}'")
-            value = _parsed(text, "the data")
+            value = documents.read(text, "the data")
             more = given(dedup=dedup, **options)
             ids = [database.call(putting.put, settings, value, schedule_at, expected_at, None, more)]
     except UnicodeDecodeError as exc:
