@@ -30,6 +30,11 @@ INDEXES = 2
 """The version whose indexes are built without holding up a table in use."""
 LOCK_TIMEOUT = "5s"
 """How long a migration waits for the table before it gives up, and can be tried again."""
+RECORD = (
+    "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
+    " applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (table_name, version))"
+)
+"""The table in which versions are recorded, as a template."""
 
 
 @lru_cache(maxsize=1)
@@ -205,14 +210,7 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
 
 async def _record(session: CoreSession, names: TableName, number: int) -> None:
     record = names.beside("pqcore_migrations")
-    await session.execute(
-        plain(
-            "create_record",
-            f"CREATE TABLE IF NOT EXISTS {record} (table_name text, version integer,"
-            " applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (table_name, version))",
-            rows=False,
-        )
-    )
+    await session.execute(_query(names, "create_record", RECORD, rows=False))
     await session.execute(
         plain(
             "record",
@@ -220,3 +218,26 @@ async def _record(session: CoreSession, names: TableName, number: int) -> None:
             rows=False,
         )
     )
+
+
+async def drop(session: CoreSession, names: TableName) -> None:
+    """Drop the table with all that `create` made for it, jobs included; to be called in a transaction."""
+    places = names.substitutions()
+    made = re.compile(r"CREATE TABLE IF NOT EXISTS \{(\w+)\}")
+    tables = [found[1] for version in migrations() for each in version if (found := made.match(each))]
+    for place in reversed(tables):
+        await session.execute(plain("drop_table", f"DROP TABLE IF EXISTS {places[place]}", rows=False))
+    await session.execute(plain("drop_notify", f"DROP FUNCTION IF EXISTS {places['notify']}()", rows=False))
+    await forget(session, names)
+
+
+async def forget(session: CoreSession, names: TableName) -> None:
+    """Forget which version the table is of, as where it is gone; with it the record, if it was of no other table."""
+    record = names.beside("pqcore_migrations")
+    [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({_literal(record)}) IS NOT NULL"))
+    if found:
+        sql = f"DELETE FROM {record} WHERE table_name = {_literal(names.table)}"
+        await session.execute(plain("forget", sql, rows=False))
+        [[of_others]] = await session.execute(plain("record_is_used", f"SELECT EXISTS (SELECT FROM {record})"))
+        if not of_others:
+            await session.execute(plain("drop_record", f"DROP TABLE {record}", rows=False))

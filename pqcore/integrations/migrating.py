@@ -1,0 +1,108 @@
+"""Makes, migrates and drops pqcore's tables through connections of SQLAlchemy's, in their transactions.
+
+So what is done is logged as SQLAlchemy logs, over any driver, and in ``AsyncConnection.run_sync`` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, cast
+
+import sqlalchemy
+
+from pqcore import schema
+from pqcore.identifiers import TableName
+from pqcore.runtime import BlockingRuntime, drive
+from pqcore.sessions import CoreSession, translate
+from pqcore.statement import Query
+
+Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]
+
+
+async def create(session: CoreSession, names: TableName) -> None:
+    """Make the tables, or bring them up to the latest version."""
+    await schema.create(session, names, BlockingRuntime().sleep)
+
+
+async def create_anew(session: CoreSession, names: TableName) -> None:
+    """Complete tables that were made without pqcore just now, whatever was recorded of others of that name."""
+    await schema.forget(session, names)
+    await create(session, names)
+
+
+def run_on(connection: sqlalchemy.Connection, operation: Operation, names: TableName) -> None:
+    """Run an operation of `pqcore.schema` on a connection.
+
+    In its transaction, which it begins as every statement does; where it commits by itself (AUTOCOMMIT), as
+    `pqcore.PQ.create` does on a connection of its own.
+
+    Raises:
+        PQError: What the operation raises.
+    """
+    session = cast("CoreSession", _OnConnection(connection))
+    drive(cast("Any", operation(session, names)))
+
+
+def write_down(execute: Callable[[str], None], operation: Operation, names: TableName) -> None:
+    """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
+    session = cast("CoreSession", _OnPaper(execute))
+    drive(cast("Any", operation(session, names)))
+
+
+class _OnConnection:
+    """What `pqcore.schema` needs of a session, on a connection of SQLAlchemy's."""
+
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self._connection = connection.execution_options(no_parameters=True)  # a % is a %
+        self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
+        self._begun = False
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
+        return self._run(query.sql, query.name, rows=query.rows)
+
+    def _run(self, sql: str, name: str, *, rows: bool = False) -> Any:
+        try:
+            result = self._connection.exec_driver_sql(sql)
+            return result.fetchall() if rows else ()
+        except sqlalchemy.exc.DBAPIError as exc:
+            raise translate(exc.orig or exc, name, lost=exc.connection_invalidated) from exc
+
+    def in_transaction(self) -> bool:
+        return self._joins or self._begun
+
+    def usable(self) -> bool:
+        return not self._connection.invalidated
+
+    async def begin(self) -> None:
+        self._run("BEGIN", "begin")
+        self._begun = True
+
+    async def commit(self) -> None:
+        self._begun = False
+        self._run("COMMIT", "commit")
+
+    async def rollback(self) -> None:
+        self._begun = False
+        self._run("ROLLBACK", "rollback")
+
+
+class _OnPaper:
+    """A session without a server: it answers as an empty database would, and hands on what changes something."""
+
+    def __init__(self, execute: Callable[[str], None]) -> None:
+        self._execute = execute
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
+        if not query.rows:
+            self._execute(query.sql)
+        answers: dict[str, list[list[bool]]] = {
+            "find_table": [[False, False]],
+            "find_schema": [[False]],
+            # Of what is to be dropped, it is assumed that it is there, and that there is another table beside.
+            "find_record": [[True]],
+            "record_is_used": [[True]],
+        }
+        return answers.get(query.name, [])
+
+    def in_transaction(self) -> bool:
+        return True

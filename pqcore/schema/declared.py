@@ -1,0 +1,138 @@
+"""What the migrations declare, as data: tables, their columns and indexes.
+
+For those who have to tell another tool what pqcore's tables look like, as SQLAlchemy's metadata.
+The migrations stay the one place where it is written; they are simple enough to be read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from pqcore.errors import SchemaError
+from pqcore.identifiers import TableName
+from pqcore.schema import RECORD, migrations
+
+_TABLE = re.compile(r"(?s)CREATE TABLE IF NOT EXISTS \{(\w+)\} \((.*)\)")
+_ADDED = re.compile(r"(?s)ALTER TABLE \{(\w+)\}\s+ADD COLUMN (.*)")
+_INDEX = re.compile(
+    r"(?s)CREATE (UNIQUE )?INDEX (?:\{concurrently\} )?IF NOT EXISTS \{(\w+)\} ON \{(\w+)\}"
+    r"\s*\((.*?)\)(?:\s+WHERE (.*))?"
+)
+_COLUMN = re.compile(r"(?s)(?:ADD COLUMN )?(?:IF NOT EXISTS )?(\w+)\s+(double precision|\w+)(.*)")
+_DEFAULT = re.compile(r"DEFAULT (\S+)")
+_CHECK = re.compile(r"CHECK \((.*)\)")
+
+
+@dataclass(frozen=True)
+class DeclaredColumn:
+    """A column.
+
+    Attributes:
+        name: Its name.
+        type: Its type, as the migrations write it: ``bigserial``, ``timestamptz``.
+        nullable: Whether it may be null.
+        default: The expression of its default; None without one.
+        check: The expression of its check; None without one.
+    """
+
+    name: str
+    type: str
+    nullable: bool
+    default: str | None
+    check: str | None
+
+
+@dataclass(frozen=True)
+class DeclaredIndex:
+    """An index.
+
+    Attributes:
+        name: Its name.
+        expressions: What it is on: columns, or expressions.
+        unique: Whether it is unique.
+        where: The expression of a partial index; None for all rows.
+    """
+
+    name: str
+    expressions: tuple[str, ...]
+    unique: bool
+    where: str | None
+
+
+@dataclass(frozen=True)
+class DeclaredTable:
+    """A table.
+
+    Attributes:
+        name: Its name, without the schema and not quoted.
+        primary_key: The names of the columns.
+        columns: The columns, in order.
+        indexes: The indexes, other than the primary key's.
+    """
+
+    name: str
+    primary_key: tuple[str, ...]
+    columns: list[DeclaredColumn] = field(default_factory=list)
+    indexes: list[DeclaredIndex] = field(default_factory=list)
+
+
+def declared_tables(names: TableName) -> list[DeclaredTable]:
+    """The tables that `create` makes, in order; the queue's own is the first, the record of migrations the last.
+
+    Raises:
+        SchemaError: A migration is written in a way that is not understood here.
+    """
+    places = names.substitutions()
+    tables: dict[str, DeclaredTable] = {}
+    for statement in [*(each for version in migrations() for each in version), RECORD]:
+        if found := _TABLE.fullmatch(statement):
+            tables[found[1]] = _table(_bare(names, places[found[1]]), _parts(found[2]))
+        elif found := _ADDED.fullmatch(statement):
+            added = [part for part in _parts(found[2]) if not part.startswith("ALTER COLUMN")]
+            tables[found[1]].columns.extend(_column(part, ()) for part in added)
+        elif found := _INDEX.fullmatch(statement):
+            where = None if found[5] is None else " ".join(found[5].split())
+            index = DeclaredIndex(_bare(names, places[found[2]]), tuple(_parts(found[4])), found[1] is not None, where)
+            tables[found[3]].indexes.append(index)
+        elif re.match(r"CREATE (TABLE|(UNIQUE )?INDEX)|ALTER TABLE \{\w+\}\s+(ADD|DROP|RENAME)", statement):
+            raise SchemaError(f"a migration cannot be read as a declaration: {statement}")
+    return list(tables.values())
+
+
+def _table(name: str, parts: list[str]) -> DeclaredTable:
+    of_table = [part for part in parts if part.startswith("PRIMARY KEY")]
+    parts = [part for part in parts if part not in of_table]
+    if of_table:
+        key = tuple(_parts(of_table[0].partition("(")[2].rstrip(")")))
+    else:
+        key = tuple(part.split()[0] for part in parts if "PRIMARY KEY" in part)
+    return DeclaredTable(name, key, [_column(part, key) for part in parts])
+
+
+def _column(part: str, key: tuple[str, ...]) -> DeclaredColumn:
+    found = _COLUMN.fullmatch(part)
+    if found is None:
+        raise SchemaError(f"a column cannot be read as a declaration: {part}")
+    name, kind, rest = found.groups()
+    default, check = _DEFAULT.search(rest), _CHECK.search(rest)
+    nullable = name not in key and "NOT NULL" not in rest
+    return DeclaredColumn(name, kind, nullable, default and default[1], check and check[1])
+
+
+def _parts(text: str) -> list[str]:
+    """What commas divide that are in no parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _bare(names: TableName, quoted: str) -> str:
+    """The name itself, of one that may be qualified with the schema."""
+    prefix = names.beside("x")[: -len('"x"')]
+    return quoted.removeprefix(prefix)[1:-1].replace('""', '"')
