@@ -17,6 +17,9 @@ lint: .venv/ready  ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready  ## write the documents as a site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 conformance: .venv/ready  ## run the conformance suite alone, and write its report
 	$(BIN)/python -m pytest --pyargs pqcore.testing.suite
 
@@ -34,7 +37,7 @@ figures: .venv/ready  ## measure all that `make bench` does, into docs/performan
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs/performance.md
 
 clean:  ## remove what the above made
-	rm -rf .venv build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist reports site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The marker is made last, so an interrupted set-up is taken up again.
 .venv/ready: pyproject.toml requirements-dev.txt
@@ -42,4 +45,4 @@ clean:  ## remove what the above made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-.PHONY: help demo test lint conformance plans bench figures clean
+.PHONY: help demo test lint docs conformance plans bench figures clean

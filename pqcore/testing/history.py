@@ -130,25 +130,25 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
 
     Of an operation with an unknown outcome either is believed, whatever explains
     more; with each put or get that failed without a job's id, one ghost or one loss
-    is.
+    is.  Violations are:
+
+    * a loss: a put that was acknowledged, of a job that is neither left, nor was
+      popped or acknowledged by anybody (a lease alone finishes nothing);
+    * a ghost: a job that was delivered, and never put, or before it was put;
+    * a double delivery: a job popped twice, given again after it was finished,
+      or leased twice with one token;
+    * a double acknowledgement, and one of a job that was popped;
+    * an ack or nack that succeeded with an overtaken token;
+    * disorder: of two jobs of a key, put one after the other, the first take of
+      the second was over before that of the first began.  Redeliveries do not
+      count, neither do jobs that were never taken.
 
     Args:
         history: Of everybody who used the queue.
         left: The ids of the jobs that are still in the table, waiting or leased.
 
     Returns:
-        A line for each violation:
-
-        * a loss: a put that was acknowledged, of a job that is neither left, nor was
-          popped or acknowledged by anybody (a lease alone finishes nothing);
-        * a ghost: a job that was delivered, and never put, or before it was put;
-        * a double delivery: a job popped twice, given again after it was finished,
-          or leased twice with one token;
-        * a double acknowledgement, and one of a job that was popped;
-        * an ack or nack that succeeded with an overtaken token;
-        * disorder: of two jobs of a key, put one after the other, the first take of
-          the second was over before that of the first began.  Redeliveries do not
-          count, neither do jobs that were never taken.
+        A line for each violation.
     """
     jobs: dict[int, list[Operation]] = defaultdict(list)
     for operation in history.operations:
