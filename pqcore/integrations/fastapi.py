@@ -1,0 +1,133 @@
+"""FastAPI: a lifespan that looks after a PQ, and queues as dependencies.
+
+pq = AsyncPQ("postgresql://localhost/app")
+app = FastAPI(lifespan=lifespan(pq))
+Emails = Annotated[AsyncQueue, Depends(queue("emails"))]
+
+@app.post("/welcome")
+async def welcome(to: str, emails: Emails): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+try:
+    from fastapi import FastAPI
+    from fastapi.requests import HTTPConnection
+except ImportError as exc:
+    msg = f"pqcore.integrations.fastapi needs {exc.name}: pip install 'pqcore[fastapi]'"
+    raise ImportError(msg) from exc
+
+from pqcore.aio import AsyncPQ
+from pqcore.connections import OwnPool
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError
+from pqcore.operations import managing
+from pqcore.queue import PQ
+from pqcore.runtime import drive
+from pqcore.settings import logger
+from pqcore.worker import Worker
+
+Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+def lifespan(
+    pq: AsyncPQ | PQ, *, worker: Worker | None = None, create: bool = False, inner: Lifespan | None = None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
+    """A lifespan for ``FastAPI(lifespan=...)``: it is there for `queue`, and closes the PQ's connections at the end.
+
+    A PQ's own connections, which are opened when needed; what it was given is left to who made it. The application
+    can be started again, as tests do.
+
+    Args:
+        pq: Whose queues the application uses.
+        worker: Run beside the application, in its process and event loop, from start to end; then it takes no more
+            jobs, and those that run have its ``grace`` to end.
+        create: Whether to make or migrate the table when the application starts.
+        inner: A lifespan of your own, within: what it opens is open for the worker too. What it yields is state.
+
+    Raises:
+        Exception: (at the end) What the worker ended with before its time, as for a missing table. It was logged then.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_call, pq, _close)
+            if create:
+                await _call(pq, managing.create)
+            state = None if inner is None else await stack.enter_async_context(inner(app))
+            if worker is not None:
+                await stack.enter_async_context(_beside(worker))
+            yield {**(state or {}), "pqcore": pq}
+
+    return run
+
+
+def get_pq(connection: HTTPConnection) -> Any:
+    """The application's `AsyncPQ` or `PQ`; a dependency.
+
+    Raises:
+        ConfigurationError: The application does not run within `lifespan`.
+    """
+    pq = getattr(connection.state, "pqcore", None)
+    if pq is None:
+        msg = "the application does not run within pqcore's lifespan: FastAPI(lifespan=lifespan(pq)), and start it"
+        raise ConfigurationError(msg + " (in tests: with TestClient(app) as client)")
+    return pq
+
+
+def queue(name: str) -> Callable[[HTTPConnection], Any]:
+    """A dependency: the queue of this name, of the application's PQ.
+
+    ``Annotated[AsyncQueue, Depends(queue("emails"))]``; a `Queue` if the lifespan has a blocking `PQ`.
+
+    Args:
+        name: As for ``pq[name]``.
+    """
+
+    def dependency(connection: HTTPConnection) -> Any:
+        return get_pq(connection)[name]
+
+    return dependency
+
+
+@asynccontextmanager
+async def _beside(worker: Worker) -> AsyncIterator[None]:
+    running = asyncio.create_task(worker.run(), name="pqcore-worker")
+    running.add_done_callback(_tell)
+    await asyncio.sleep(0)  # it has begun, and can be stopped
+    try:
+        yield
+    finally:
+        worker.stop()
+        await running
+
+
+def _tell(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        logger.error("the worker beside the application has ended: %s", error, exc_info=error)
+
+
+async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[None]]) -> None:
+    engine = pq._engine  # noqa: SLF001 - operations of the core's, for either face
+    if engine.runtime.suspends:
+        await operation(engine)
+    else:
+        await asyncio.to_thread(partial(_step, operation, engine))
+
+
+def _step(operation: Callable[[Engine], Any], engine: Engine) -> None:
+    drive(operation(engine))
+
+
+async def _close(engine: Engine) -> None:
+    """Close what is ours, but not for good."""
+    await engine.listener.close()
+    if isinstance(engine.source, OwnPool):
+        await engine.source._close_idle()  # noqa: SLF001 - `close` would be for good
