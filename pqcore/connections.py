@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
@@ -412,6 +413,66 @@ class CallersConnection:
 
     async def close(self) -> None:
         await self._opener.call("close_connection", self._connection)
+
+
+class Lender(ABC):
+    """Who keeps connections, and says which is to be used here and now: a framework that has one a thread.
+
+    Given to `PQ` instead of a DSN. What is done on a connection is part of the transaction that it
+    is in; the framework begins transactions, ends them, and opens and closes connections.
+
+    Attributes:
+        backend: The name of the backend of its driver.
+    """
+
+    backend: str
+
+    @abstractmethod
+    def dsn(self) -> str:
+        """Where a worker opens connections of its own."""
+
+    @abstractmethod
+    def lend(self, wrap: Callable[[object], CoreSession]) -> CoreSession:
+        """The session of the connection of the running thread.
+
+        ``callers`` is set on it if its driver begins a transaction with the first statement.
+
+        Args:
+            wrap: Makes the session of a driver's connection; once a connection is enough.
+
+        Raises:
+            PQError: It cannot be opened.
+        """
+
+    @abstractmethod
+    def failed(self, session: CoreSession) -> None:
+        """Hear that something failed on a connection that was lent, which may be lost."""
+
+
+class LentConnections:
+    """Connections that a framework keeps."""
+
+    joins = True
+
+    def __init__(self, opener: Opener, lender: Lender) -> None:
+        self._opener = opener
+        self._lender = lender
+
+    async def acquire(self) -> CoreSession:
+        session = self._lender.lend(self._opener.wrap)
+        if session.callers and not session.in_transaction():
+            await session.execute(session.sql.ping)  # so that what follows is found to be in the framework's
+        return session
+
+    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
+        if not sound:
+            self._lender.failed(session)
+
+    async def listener(self) -> CoreSession | None:
+        return None
+
+    async def close(self) -> None:
+        """Close nothing: they are the framework's."""
 
 
 def _pop(sessions: list[CoreSession]) -> CoreSession | None:

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
-from pqcore.connections import CallersConnection, CallersPool, Opener, OwnPool, Source
+from pqcore.connections import CallersConnection, CallersPool, Lender, LentConnections, Opener, OwnPool, Source
 from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError, PQError, TransactionAborted, TransactionOrderError
 from pqcore.identifiers import TableName
@@ -66,7 +66,7 @@ class Engine:
         mode: Which kind of backend to choose.
         runtime: How to wait.
         names: The table.
-        target: A DSN, connection or pool.
+        target: A DSN, connection or pool, or a `Lender`.
         pool: A pool, if ``target`` is None.
         backend: The name of the backend, if it is to be chosen by name.
         max_connections: Of our own pool.
@@ -118,6 +118,10 @@ class Engine:
             self.spec, self.why = plugins.choose(mode, name=backend, dsn=given)
             dsn = given if "://" not in given else "postgresql://" + given.partition("://")[2]
             self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout, idle_limit)
+        elif isinstance(given, Lender):
+            self.spec = plugins.backend_spec(given.backend, mode)
+            self.why = f"{type(given).__name__} lends its connections"
+            self.source = LentConnections(self._opener(self.spec), given)
         else:
             found = plugins.backend_for(given, mode, backend)
             if found is None:
@@ -143,7 +147,7 @@ class Engine:
     def twin(self, max_connections: int, idle_limit: float) -> Engine:
         """An engine for the same table and server, over the same backend.
 
-        It has connections of its own, if this one was given a DSN; a pool is
+        It has connections of its own, if this one was given a DSN or a `Lender`; a pool is
         shared, and not closed with the twin.
 
         Args:
@@ -162,7 +166,7 @@ class Engine:
             self._mode,
             self.runtime,
             self.names,
-            self._given,
+            self._given.dsn() if isinstance(self._given, Lender) else self._given,
             None,
             backend=self.spec.name,
             max_connections=max_connections,
@@ -170,7 +174,7 @@ class Engine:
             prepared=self._prepared,
             idle_limit=idle_limit if self._prepared else None,
         )
-        twin._lent = not isinstance(self.source, OwnPool)
+        twin._lent = not isinstance(twin.source, OwnPool)
         return twin
 
     async def run(

@@ -89,14 +89,23 @@ _TIMES = ("enqueued_at", "schedule_at", "expected_at", "finished_at", "leased_un
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    call = None if row[14] is None else _CALL.match(row[14])
     return {
         **dict(zip(_NAMES, row[:8], strict=True)),
         "error": error_of(row[6]),
         **{name: Moment.of(moment) for name, moment in zip(_TIMES, row[8:13], strict=True)},
         "parked_on": row[13],
-        "task": None if call is None else call[1],
+        "task": path_in(row[14]),
     }
+
+
+def path_in(head: str | None) -> str | None:
+    """The path of the function that data calls, if it is a call of one.
+
+    Args:
+        head: How the data begins, as JSON text.
+    """
+    call = None if head is None else _CALL.match(head)
+    return None if call is None else call[1]
 
 
 def _pattern(task: str | None) -> str | None:

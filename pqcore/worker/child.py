@@ -7,7 +7,8 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +19,11 @@ from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.running import Run
 from pqcore.worker.parent import end_with_parent
+
+FIRST: list[str] = []
+"""Modules that a worker's processes import before those of functions: what sets up a framework."""
+AROUND: list[Callable[[], AbstractContextManager[object]]] = []
+"""What is entered around each call in a process; modules of `FIRST` add to it."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,13 @@ class _Context(JobContext):
         self._pipe.send_bytes(pickle.dumps(("progress", self.take_progress(), None)))
 
 
-def serve(pipe: Connection) -> None:
-    """Make calls until the worker closes the pipe, or ends."""
+def serve(pipe: Connection, first: Sequence[str] = ()) -> None:
+    """Make calls until the worker closes the pipe, or ends.
+
+    Args:
+        pipe: Where calls come from.
+        first: The worker's `FIRST`.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal, or systemd, may signal all processes at once: the worker alone says when jobs are to stop.
         # Not SIG_IGN, which what a job starts would inherit.
@@ -75,17 +86,22 @@ def serve(pipe: Connection) -> None:
             request = pipe.recv_bytes()
         except EOFError:
             return
-        pipe.send_bytes(_answer(request, pipe))
+        pipe.send_bytes(_answer(request, pipe, first))
 
 
-def _answer(raw: bytes, pipe: Connection) -> bytes:
+def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
     try:
+        for module in first:
+            importlib.import_module(module)
         request: Request = pickle.loads(raw)  # noqa: S301 - from the worker
         function, queue = _find(request)
         context = _Context(queue, BaseJob(queue, request.row, leased=True), pipe)
         token = enter_job(context)
         try:
-            result = function(context.id, *request.args, **request.kwargs)
+            with ExitStack() as around:
+                for each in AROUND:
+                    around.enter_context(each())
+                result = function(context.id, *request.args, **request.kwargs)
         finally:
             leave_job(token)
         return pickle.dumps(("done", result, context.finished))

@@ -176,7 +176,7 @@ class Process:
                 return
             spawn = multiprocessing.get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
-            self._process = spawn.Process(target=child.serve, args=(theirs,), name="pqcore-job")
+            self._process = spawn.Process(target=child.serve, args=(theirs, tuple(child.FIRST)), name="pqcore-job")
             self._process.start()
             theirs.close()
 

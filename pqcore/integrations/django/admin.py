@@ -1,0 +1,193 @@
+"""Jobs and dead letters in Django's admin: to be looked at, and changed by pqcore's operations alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth import get_permission_codename
+from django.db.models import TextField
+from django.db.models.functions import Cast, Left
+from django.utils.html import format_html
+
+from pqcore.integrations.django.models import DeadLetter, Job
+from pqcore.integrations.django.queues import DjangoQueue, pqs
+from pqcore.operations import counting
+from pqcore.operations.listing import UNFINISHED, path_in
+from pqcore.runtime import drive
+
+HEAD = 300
+"""Characters of the data in which a list looks for the path of a function."""
+LONGEST = 100_000
+"""Characters of data that are shown."""
+
+
+class QueueFilter(admin.SimpleListFilter):
+    """By queue: those in which something waits, or lies dead."""
+
+    title = "queue"
+    parameter_name = "queue"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        names = drive(counting.count(pqs["default"]._engine))  # noqa: SLF001 - a part of the face
+        return [(name, name) for name in names]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        return queryset if self.value() is None else queryset.filter(queue_name=self.value())
+
+
+class StateFilter(admin.SimpleListFilter):
+    """By state."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [(state, state) for state in (*UNFINISHED, "done")]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        return queryset if self.value() is None else queryset.filter(state=self.value())
+
+
+class RowAdmin(admin.ModelAdmin):
+    """What both have in common: nothing can be added, changed or deleted but by the actions."""
+
+    search_fields = ("id",)
+    search_help_text = "A job's id."
+    show_full_result_count = False
+    list_per_page = 50
+
+    def get_queryset(self, request: Any) -> Any:
+        head = Left(Cast("data", TextField()), HEAD)
+        return super().get_queryset(request).defer("data", "payload", "headers", "error").annotate(head=head)
+
+    def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        number = int(term) if term.isdecimal() and len(term) < 19 else -1
+        return queryset.filter(id=number), False
+
+    def has_add_permission(self, request: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
+
+    def has_view_permission(self, request: Any, obj: Any = None) -> bool:
+        return self._may(request, "view") or self._may(request, "change")
+
+    def has_operate_permission(self, request: Any) -> bool:
+        """Whether jobs may be run again."""
+        return self._may(request, "change")
+
+    def has_remove_permission(self, request: Any) -> bool:
+        """Whether they may be deleted."""
+        return self._may(request, "delete")
+
+    def _may(self, request: Any, verb: str) -> bool:
+        return bool(request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename(verb, self.opts)}"))
+
+    @admin.display(description="function")
+    def task(self, row: Any) -> str:
+        """The path of its function, if it is a call of one."""
+        return path_in(row.head) or ""
+
+    @admin.display(description="data")
+    def stored(self, row: Any) -> Any:
+        """Its data: JSON; of other serializers what they are."""
+        if row.payload is not None:
+            return f"{len(row.payload):,} bytes of {row.serializer}"
+        return _block(json.dumps(row.data, indent=2, ensure_ascii=False))
+
+    @admin.display(description="headers")
+    def beside(self, row: Any) -> Any:
+        """What travels with it."""
+        return _block(json.dumps(row.headers, indent=2, ensure_ascii=False)) if row.headers else ""
+
+    @admin.display(description="last error")
+    def last_error(self, row: Any) -> Any:
+        """The last exception, with its traceback."""
+        error = row.error or {}
+        return _block(error.get("traceback") or ": ".join(filter(None, map(error.get, ("type", "message")))))
+
+    def _each(
+        self, request: Any, rows: Iterable[Any], done: str, operation: Callable[[DjangoQueue, int], object]
+    ) -> None:
+        """Do something with each row; say with how many, and note it in the admin's log."""
+        changed = left = 0
+        for row in rows:
+            if operation(row.queue, row.pk):
+                changed += 1
+                self.log_change(request, row, done)
+            else:
+                left += 1
+        self.message_user(request, f"{changed} {done}", messages.SUCCESS if changed else messages.WARNING)
+        if left:
+            self.message_user(request, f"{left} left as they are: by now in another state", messages.WARNING)
+
+
+def _block(text: str) -> Any:
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}\n... and {len(text) - LONGEST:,} characters more"
+    return format_html('<pre style="white-space: pre-wrap">{}</pre>', text) if text else ""
+
+
+@admin.register(Job)
+class JobAdmin(RowAdmin):
+    """Jobs that are not dead."""
+
+    list_display = ("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at")
+    list_filter = (StateFilter, QueueFilter)
+    fields = (
+        *("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at", "expected_at"),
+        *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "beside", "last_error"),
+    )
+    readonly_fields = ("state", "task", "stored", "beside", "last_error")
+    actions = ("retry", "cancel")
+
+    @admin.display(description="state", ordering="state")
+    def state(self, row: Any) -> str:
+        """Where it is."""
+        return str(row.state)
+
+    @admin.action(description="Run selected jobs now: scheduled ones, and done ones again", permissions=["operate"])
+    def retry(self, request: Any, rows: Any) -> None:
+        """Make them due now."""
+        self._each(request, rows, "made due now", lambda queue, job_id: queue.retry(job_id))
+
+    @admin.action(
+        description="Cancel selected jobs: delete those that wait, stop those that run", permissions=["remove"]
+    )
+    def cancel(self, request: Any, rows: Any) -> None:
+        """Delete those that wait; ask workers to stop those that run."""
+        self._each(request, rows, "cancelled", lambda queue, job_id: queue.cancel(job_id, running=True))
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(RowAdmin):
+    """Jobs that failed for good."""
+
+    list_display = ("id", "queue_name", "reason", "task", "attempts", "failures", "died_at")
+    list_filter = (QueueFilter, "reason")
+    fields = (
+        *("id", "queue_name", "reason", "task", "attempts", "failures", "died_at", "enqueued_at", "schedule_at"),
+        *("expected_at", "stored", "beside", "last_error"),
+    )
+    readonly_fields = ("task", "stored", "beside", "last_error")
+    actions = ("revive", "purge")
+
+    @admin.action(description="Run selected jobs again, with a clean record", permissions=["operate"])
+    def revive(self, request: Any, rows: Any) -> None:
+        """Make jobs of them again."""
+        self._each(request, rows, "put again", lambda queue, job_id: queue.dead.retry(job_id))
+
+    @admin.action(description="Delete selected dead letters for good", permissions=["remove"])
+    def purge(self, request: Any, rows: Any) -> None:
+        """Delete them."""
+        self._each(request, rows, "deleted", lambda queue, job_id: queue.dead.purge(job_id))

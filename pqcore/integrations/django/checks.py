@@ -1,0 +1,59 @@
+"""System checks: whether the settings can be used, and whether the tables are there and up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's name
+from django.db import Error as DatabaseError
+
+from pqcore import schema
+from pqcore.errors import PQError
+from pqcore.integrations.django.configuration import configured
+from pqcore.integrations.django.queues import pqs
+from pqcore.operations import catalogue
+from pqcore.runtime import drive
+
+
+def check_settings(**_: Any) -> list[CheckMessage]:
+    """What is wrong with ``PQCORE``, without asking a database."""
+    found: list[CheckMessage] = []
+    try:
+        for alias in configured():
+            pqs[alias]
+    except (PQError, LookupError, TypeError, ValueError) as exc:
+        found.append(Error(f"PQCORE cannot be used: {exc}", id="pqcore.E001"))
+    return found
+
+
+def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """What is wrong with the tables of the databases that are to be looked at."""
+    found: list[CheckMessage] = []
+    if not databases or check_settings():
+        return found
+    for alias, table in configured().items():
+        if table.database not in databases:
+            continue
+        try:
+            version = drive(catalogue.version(pqs[alias]._engine))  # noqa: SLF001 - a part of the face
+        except (PQError, DatabaseError) as exc:
+            found.append(Error(f"table {table.names} cannot be looked at: {exc}", id="pqcore.E002"))
+            continue
+        latest = schema.latest()
+        hint = f"Run: manage.py migrate pqcore --database {table.database}"
+        if version is None:
+            found.append(Warning(f"table {table.names} of PQCORE[{alias!r}] does not exist.", hint, id="pqcore.W001"))
+        elif version < latest:
+            message = f"table {table.names} is of schema version {version}; this pqcore needs {latest}."
+            found.append(Warning(message, hint, id="pqcore.W002"))
+        elif version > latest:
+            message = f"table {table.names} is of schema version {version}; this pqcore knows {latest}."
+            found.append(Error(message, "Upgrade pqcore.", id="pqcore.E003"))
+    return found
+
+
+def register_all() -> None:
+    """Have Django run them: of the tables only where databases are named, as `migrate` does."""
+    register(check_settings)
+    register(check_tables, Tags.database)

@@ -1,0 +1,74 @@
+"""Django's connections, lent to pqcore; and the DSN that leads where they lead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlencode
+from weakref import WeakKeyDictionary
+
+from django.db import Error, connections
+
+from pqcore.connections import Lender
+from pqcore.errors import ConfigurationError
+from pqcore.sessions import CoreSession, translate
+
+_DRIVERS = {"autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold", "row_factory"}
+"""Parameters of a driver's ``connect`` that are none of libpq's."""
+
+
+class DjangoConnections(Lender):
+    """The connections of a database of Django's: one a thread, in the transaction that Django has open there.
+
+    Args:
+        alias: Of the database, in ``DATABASES``.
+
+    Raises:
+        ConfigurationError: The database is not PostgreSQL.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self._sessions: WeakKeyDictionary[Any, CoreSession] = WeakKeyDictionary()
+        vendor = connections[alias].vendor
+        if vendor != "postgresql":
+            raise ConfigurationError(f"database {alias!r} of DATABASES is {vendor}; pqcore needs PostgreSQL")
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+        self.backend = "psycopg" if is_psycopg3 else "psycopg2"
+
+    @property
+    def behind_a_pooler(self) -> bool:
+        """Whether the settings have what Django asks for where a pooler changes servers between transactions."""
+        return bool(connections[self.alias].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"))
+
+    def lend(self, wrap: Callable[[object], CoreSession]) -> CoreSession:
+        connection = connections[self.alias]
+        if connection.connection is not None and connection.connection.closed and not connection.in_atomic_block:
+            connection.close()  # lost: Django has not noticed yet, and would go on with it
+        try:
+            connection.ensure_connection()
+        except Error as exc:
+            raise translate(exc.__cause__ or exc, "connect", lost=True) from exc
+        session = self._sessions.get(connection)
+        if session is None or session.driver.connection is not connection.connection:
+            session = self._sessions[connection] = wrap(connection.connection)
+        session.callers = not connection.get_autocommit()
+        return session
+
+    def failed(self, session: CoreSession) -> None:
+        connections[self.alias].errors_occurred = True  # Django looks at the connection before the next request
+
+    def dsn(self) -> str:
+        connection = connections[self.alias]
+        parameters = {
+            name: str(int(value)) if isinstance(value, bool) else str(value)
+            for name, value in connection.get_connection_params().items()
+            if name not in _DRIVERS and isinstance(value, (str, int, float))
+        }
+        if role := connection.settings_dict["OPTIONS"].get("assume_role"):
+            escaped = str(role).replace("\\", "\\\\").replace(" ", "\\ ")
+            parameters["options"] = f"{parameters.get('options', '')} -c role={escaped}".strip()
+        user, password, name = (quote(parameters.pop(key, ""), safe="") for key in ("user", "password", "dbname"))
+        who = f"{user}:{password}@" if password else f"{user}@" if user else ""
+        return f"postgresql://{who}/{name}?{urlencode(parameters, quote_via=quote)}"

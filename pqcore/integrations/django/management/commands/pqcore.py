@@ -1,0 +1,134 @@
+"""``manage.py pqcore``: any command of pqcore's, on a table of ``PQCORE``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from pqcore.errors import PQError
+from pqcore.integrations.django.queues import DjangoPQ, pqs
+
+TARGETS = "pqcore.integrations.django.worker"
+"""The module in which a worker finds the tables."""
+
+
+class Command(BaseCommand):
+    """Runs a command of pqcore's; a worker finds the tasks of all apps."""
+
+    help = "Any command of pqcore's, on a table of PQCORE: manage.py pqcore worker --queues emails, stats, doctor, ..."
+    requires_system_checks: Sequence[str] = ()
+    _own_process = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--using", default="default", metavar="ALIAS", help="The table's alias in PQCORE.")
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="See pqcore --help.")
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        self._own_process = True
+        super().run_from_argv(argv)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run it.
+
+        Raises:
+            CommandError: The settings are wrong, or the command line is not installed.
+            SystemExit: The command failed, with its exit code.
+        """
+        try:
+            import click
+            import rich  # noqa: F401 - needed later; both are of the same extra
+        except ImportError as exc:
+            raise CommandError(f"manage.py pqcore needs {exc.name}: pip install 'pqcore[cli]'") from exc
+        from pqcore.cli.app import app
+        from pqcore.cli.ending import leave
+
+        try:
+            pq = pqs[options["using"]]
+        except PQError as exc:
+            raise CommandError(str(exc)) from exc
+        arguments = _without_djangos(options["arguments"])
+        if arguments[:1] == ["worker"]:
+            arguments = ["worker", *_worker_arguments(pq, arguments[1:])]
+        defaults = _defaults(click.Context(app), app, _table_options(pq))
+        with _settings_alone():
+            try:
+                code: object = app.main(arguments or ["--help"], prog_name="manage.py pqcore", default_map=defaults)
+            except SystemExit as exc:
+                code = exc.code
+        number = code if isinstance(code, int) else 0 if code is None else 1
+        if self._own_process:
+            number = leave(number)
+        if number:
+            sys.exit(number)
+
+
+def _without_djangos(arguments: Sequence[str]) -> list[str]:
+    """What is left without options that Django has read already, wherever they stand."""
+    left: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument in ("--settings", "--pythonpath"):
+            next(given, None)
+        elif not argument.startswith(("--settings=", "--pythonpath=")):
+            left.append(argument)
+    return left
+
+
+def _table_options(pq: DjangoPQ) -> dict[str, Any]:
+    """What pqcore's commands are told of the table; the password stands in no command line, and in no environment."""
+    names = pq.configuration.names
+    return {"dsn": pq.lender.dsn(), "backend": pq.lender.backend, "table": names.table, "schema": names.schema}
+
+
+def _defaults(context: Any, group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of options, by command, for those that are about a table."""
+    found: dict[str, Any] = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
+            found[name] = _defaults(context, command, values)
+        elif {"dsn", "table"} <= (taken := {parameter.name for parameter in command.params}):
+            found[name] = {name: value for name, value in values.items() if name in taken}
+    return found
+
+
+@contextmanager
+def _settings_alone() -> Iterator[None]:
+    """Without PQCORE_DSN, which says where the table is to those who have no settings."""
+    said = os.environ.pop("PQCORE_DSN", None)
+    try:
+        yield
+    finally:
+        if said is not None:
+            os.environ["PQCORE_DSN"] = said
+
+
+def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
+    """Those of a worker: without a target the table's queues, all that ``QUEUES`` has unless they are named."""
+    import click
+
+    from pqcore.cli.worker import worker
+
+    # Processes that the worker starts find the project as this one did.
+    own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *_split(os.environ.get("PYTHONPATH"))]))
+    try:
+        context = worker.make_context("worker", list(arguments), resilient_parsing=True)
+    except click.ClickException:  # said by the command itself
+        return arguments
+    if context.params["targets"]:
+        return arguments
+    table = pq.configuration
+    if not context.params["queues"]:
+        arguments = [f"--queues={','.join(table.queues) or 'default'}", *arguments]
+    return [f"{TARGETS}:{table.alias}", *arguments]
+
+
+def _split(path: str | None) -> list[str]:
+    return path.split(os.pathsep) if path else []

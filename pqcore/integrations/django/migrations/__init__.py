@@ -1,0 +1,1 @@
+"""Django's migrations, one a schema version since the first that had any."""

@@ -1,0 +1,149 @@
+"""Jobs and dead letters of the table ``default``, to be looked at: unmanaged models that are not to be written to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NoReturn
+
+from django.db import models
+from django.db.models import Case, Value, When
+from django.db.models.functions import Coalesce, Now
+
+from pqcore.errors import ConfigurationError
+from pqcore.integrations.django.configuration import configured
+from pqcore.integrations.django.queues import DjangoQueue, pqs
+
+
+def _table(suffix: str = "") -> str:
+    return configured()["default"].names.related(suffix)  # quoted, which Django takes as it is
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ConfigurationError(
+        f"{what} is refused: jobs are changed through their queue: put(), cancel(), retry(), dead.retry(), dead.purge()"
+    )
+
+
+class StoredJSON(models.Field):
+    """A column of PostgreSQL's type ``json``, which the driver reads by itself."""
+
+    def db_type(self, connection: Any) -> str:
+        return "json"
+
+
+class ReadOnlyQuerySet(models.QuerySet):
+    """A query that writes nothing."""
+
+    def update(self, **kwargs: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ConfigurationError: Always; so do the others.
+        """
+        _refuse("update()")
+
+    def delete(self) -> NoReturn:
+        """Refuse."""
+        _refuse("delete()")
+
+    def bulk_create(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse."""
+        _refuse("bulk_create()")
+
+
+class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
+    """Rows of the database that the table is in, unless another is named."""
+
+    def get_queryset(self) -> Any:
+        found = super().get_queryset()
+        return found if self._db is not None else found.using(configured()["default"].database)
+
+
+class JobManager(RowManager):
+    """Jobs with their ``state``, one of those that `pqcore.Queue.jobs` knows."""
+
+    def get_queryset(self) -> Any:
+        due = Coalesce("schedule_at", "enqueued_at")
+        state = Case(
+            When(finished_at__isnull=False, then=Value("done")),
+            When(parked_on__isnull=False, then=Value("parked")),
+            When(leased_until__gt=Now(), then=Value("leased")),
+            When(_due__gt=Now(), then=Value("scheduled")),
+            default=Value("waiting"),
+            output_field=models.TextField(),
+        )
+        return super().get_queryset().alias(_due=due).annotate(state=state)
+
+
+class Row(models.Model):
+    """What the table and that of dead letters have in common."""
+
+    PERMISSIONS: ClassVar = ("view", "change", "delete")
+
+    id = models.BigIntegerField(primary_key=True)
+    queue_name = models.TextField("queue", db_column="q_name")
+    enqueued_at = models.DateTimeField("put")
+    schedule_at = models.DateTimeField("not before", null=True)
+    expected_at = models.DateTimeField("wanted by", null=True)
+    data = StoredJSON(null=True)
+    payload = models.BinaryField(null=True)
+    serializer = models.TextField(null=True)
+    headers = StoredJSON(null=True)
+    attempts = models.IntegerField("taken")
+    failures = models.IntegerField("failed", null=True)
+    error = StoredJSON(null=True)
+
+    class Meta:  # noqa: D106 - Django's
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.pk} of {self.queue_name}"
+
+    @property
+    def queue(self) -> DjangoQueue:
+        """Its queue, through which it can be changed."""
+        return pqs["default"].queue(self.queue_name, serializer="json")
+
+    def save(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ConfigurationError: Always; so does `delete`.
+        """
+        _refuse("save()")
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse."""
+        _refuse("delete()")
+
+
+class Job(Row):
+    """A job: one that waits, is scheduled, parked or leased; or is done, as far as its row is kept."""
+
+    finished_at = models.DateTimeField("finished", db_column="dequeued_at", null=True)
+    leased_until = models.DateTimeField(null=True)
+    dedup_key = models.TextField(null=True)
+    group_key = models.TextField("group", null=True)
+    parked_on = models.TextField(null=True)
+
+    objects = JobManager()
+
+    class Meta:  # noqa: D106 - Django's
+        managed = False
+        db_table = _table()
+        default_permissions = Row.PERMISSIONS
+        ordering = ("-id",)
+
+
+class DeadLetter(Row):
+    """A job that failed for good."""
+
+    reason = models.TextField()
+    died_at = models.DateTimeField("died")
+
+    objects = RowManager()
+
+    class Meta:  # noqa: D106 - Django's
+        managed = False
+        db_table = _table("_dead")
+        default_permissions = Row.PERMISSIONS
+        ordering = ("-died_at",)

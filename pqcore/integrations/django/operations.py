@@ -1,0 +1,125 @@
+"""The operation of Django's migrations that makes pqcore's table, and brings it up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.operations.models import CreateModel
+
+from pqcore import schema
+from pqcore.integrations.django.configuration import TableConfiguration, configured
+from pqcore.integrations.django.queues import pqs
+from pqcore.operations import managing
+from pqcore.operations.transactions import atomic
+from pqcore.runtime import drive
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query
+
+_ANSWERS: dict[str, list[list[bool]]] = {
+    "find_table": [[False, False]],
+    "find_schema": [[False]],
+    "find_record": [[True]],
+    "record_is_used": [[True]],
+}
+"""What a database without the table answers, for `sqlmigrate`."""
+
+
+def unmanaged(model: Any) -> CreateModel:
+    """What tells Django's migrations of a model of which they are to make no table."""
+    meta = model._meta  # noqa: SLF001 - Django's name for what is public
+    options = {
+        "managed": False,
+        "db_table": meta.db_table,
+        "default_permissions": meta.default_permissions,
+        "ordering": meta.ordering,
+    }
+    return CreateModel(model.__name__, [(field.name, field.clone()) for field in meta.get_fields()], options)
+
+
+class MigrateTables(Operation):
+    """Make the tables of ``PQCORE`` that are in the database being migrated, or bring them up to date.
+
+    It runs pqcore's own migrations, to the version that the installed pqcore needs, on the migration's connection. In
+    an atomic migration they are part of its transaction, and a table with rows is locked while its indexes are built;
+    in another they are what `pqcore migrate` is, and hold nobody up. Undone, it drops the tables with all jobs, if
+    ``creates``; else it does nothing.
+
+    Args:
+        version: The schema version that there is to be at least.
+        creates: Whether it is the first, with which the tables come and go.
+    """
+
+    reduces_to_sql = True
+    reversible = True
+
+    def __init__(self, version: int, *, creates: bool = False) -> None:
+        self.version = version
+        self.creates = creates
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Nothing that Django's models know changes."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        for table in _tables(schema_editor):
+            if not schema_editor.collect_sql:
+                drive(managing.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
+            elif self.creates:
+                # What is run depends on the table that is there; this is what makes one where there is none.
+                _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))
+            else:
+                schema_editor.collected_sql.append(f"-- pqcore migrate --table {table.names.table}: see its --sql")
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
+        for table in _tables(schema_editor) if self.creates else ():
+            if schema_editor.collect_sql:
+                _write_down(schema_editor, partial(schema.drop, names=table.names))
+            else:
+                drive(_drop(pqs[table.alias]._engine))  # noqa: SLF001 - likewise
+
+    def describe(self) -> str:
+        return f"Bring pqcore's tables to schema version {self.version}"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        """What a migration with it is called."""
+        return f"pqcore_{self.version}"
+
+
+def _tables(schema_editor: Any) -> list[TableConfiguration]:
+    return [table for table in configured().values() if table.database == schema_editor.connection.alias]
+
+
+async def _drop(engine: Any) -> None:
+    async def work(s: CoreSession) -> None:
+        async with atomic(s):
+            await schema.drop(s, engine.names)
+
+    await engine.migrate(work)
+
+
+async def _no_sleep(_: float) -> None:
+    """Wait for nobody: nothing is locked."""
+
+
+class _Collector:
+    """A session of a database without the table, which writes down what it is told to run."""
+
+    def __init__(self, schema_editor: Any) -> None:
+        self._editor = schema_editor
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
+        if query.rows:
+            return _ANSWERS.get(query.name, [])
+        self._editor.collected_sql.append(query.numbered.rstrip(";") + ";")
+        return ()
+
+    def in_transaction(self) -> bool:
+        return True
+
+
+def _write_down(schema_editor: Any, work: Callable[[CoreSession], Awaitable[None]]) -> None:
+    made: Any = work(cast("CoreSession", _Collector(schema_editor)))
+    drive(made)

@@ -1,0 +1,137 @@
+"""Queues over Django's connections: `pqs`, by the aliases of ``PQCORE``, and `queue`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.signals import setting_changed
+from django.db import connections, transaction
+
+from pqcore.errors import ConfigurationError
+from pqcore.integrations.django.configuration import TableConfiguration, configured
+from pqcore.integrations.django.lending import DjangoConnections
+from pqcore.serializers import Serializer
+from pqcore.tasks import PQ, Queue
+
+
+class DjangoQueue(Queue):
+    """A queue whose jobs are put and taken on Django's connection of the running thread.
+
+    In ``transaction.atomic()`` they are part of that.  ``with queue as cursor`` is ``atomic()``, with a cursor of
+    Django's.
+    """
+
+    database: str
+    """The alias of its database."""
+
+    def __enter__(self) -> Any:
+        block = transaction.atomic(using=self.database)
+        block.__enter__()
+        cursor = connections[self.database].cursor()
+        _blocks().append((block, cursor))
+        return cursor
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        block, cursor = _blocks().pop()
+        cursor.close()
+        block.__exit__(kind, value, traceback)
+
+
+_open = threading.local()
+
+
+def _blocks() -> list[tuple[Any, Any]]:
+    """The blocks that are open in the running thread, each with its cursor."""
+    blocks: list[tuple[Any, Any]] = _open.__dict__.setdefault("blocks", [])
+    return blocks
+
+
+class DjangoPQ(PQ):
+    """The queues of one table, over Django's connections.
+
+    Threads share it; each uses Django's connection of its own.  A `pqcore.worker.Worker` opens connections of its own.
+
+    Args:
+        configuration: The table, and what its queues are set to.
+
+    Raises:
+        ConfigurationError: The database is not PostgreSQL, or an option is none.
+    """
+
+    queue_class = DjangoQueue
+
+    def __init__(self, configuration: TableConfiguration) -> None:
+        self.configuration = configuration
+        lender = DjangoConnections(configuration.database)
+        names = configuration.names
+        prepared = configuration.prepared
+        super().__init__(
+            lender,
+            table=names.table,
+            schema=names.schema,
+            prepared=not lender.behind_a_pooler if prepared is None else prepared,
+            **configuration.options,
+        )
+        self.lender = lender
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> DjangoQueue:
+        """A queue with options of its own, beside those that ``QUEUES`` has for it."""
+        chosen = {**self.configuration.queues.get(name, {}), **options}
+        queue = super().queue(name, serializer=chosen.pop("serializer", None) or serializer, **chosen)
+        assert isinstance(queue, DjangoQueue)  # noqa: S101 - for the type checker
+        queue.database = self.configuration.database
+        return queue
+
+    def __getitem__(self, name: str) -> DjangoQueue:
+        queue = super().__getitem__(name)
+        assert isinstance(queue, DjangoQueue)  # noqa: S101 - for the type checker
+        return queue
+
+
+class _PQs:
+    """The tables of ``PQCORE``, by alias; each is made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[str, DjangoPQ] = {}
+
+    def __getitem__(self, alias: str) -> DjangoPQ:
+        made = self._made.get(alias)
+        if made is not None:
+            return made
+        tables = configured()
+        if alias not in tables:
+            raise ConfigurationError(f"PQCORE has no {alias!r}; it has {', '.join(map(repr, tables))}")
+        with self._lock:
+            if alias not in self._made:
+                self._made[alias] = DjangoPQ(tables[alias])
+            return self._made[alias]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(configured())
+
+    def forget(self, *, setting: str, **_: object) -> None:
+        """Make them anew, where a test has other settings."""
+        if setting in ("PQCORE", "DATABASES"):
+            with self._lock:
+                self._made.clear()
+
+
+pqs = _PQs()
+"""The tables of ``PQCORE``, by alias."""
+setting_changed.connect(pqs.forget)
+
+
+def queue(name: str, using: str = "default") -> DjangoQueue:
+    """A queue: the same object each time, so that periodic tasks that are declared on it are known to workers.
+
+    Args:
+        name: Its name.
+        using: The alias of its table in ``PQCORE``.
+
+    Raises:
+        ConfigurationError: There is no such alias, or the settings are wrong.
+    """
+    return pqs[using][name]

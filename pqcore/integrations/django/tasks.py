@@ -1,0 +1,272 @@
+"""A backend of Django's own tasks (`django.tasks`, of Django 6; before that of the package ``django-tasks``).
+
+    TASKS = {"default": {"BACKEND": "pqcore.integrations.django.tasks.PQCoreBackend"}}
+
+A task is put on Django's connection, so it is committed with what was written in the same transaction. It is a job
+that calls `run` or `arun`, which find the task by its path: a row names nothing that is not a task.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from inspect import iscoroutinefunction
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+from django.utils.module_loading import import_string
+from django.utils.timezone import now
+
+from pqcore.errors import JobFailed, JobNotFound, PQError, ResultTimeout
+from pqcore.integrations.django.queues import DjangoPQ, pqs
+from pqcore.operations import listing
+from pqcore.operations.listing import WholeJob
+from pqcore.plugins import importable
+from pqcore.runtime import drive
+from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
+from pqcore.tasks.declaring import call_of
+
+_ROOT = "django.tasks" if importable("django.tasks") else "django_tasks"
+try:
+    base: Any = importlib.import_module(f"{_ROOT}.base")
+except ImportError as exc:
+    msg = "the tasks backend needs Django 6, or django-tasks before: pip install django-tasks"
+    raise ImportError(msg) from exc
+backends: Any = importlib.import_module(f"{_ROOT}.backends.base")
+signals: Any = importlib.import_module(f"{_ROOT}.signals")
+TaskResultDoesNotExist: Any = importlib.import_module(f"{_ROOT}.exceptions").TaskResultDoesNotExist
+TaskResult, TaskResultStatus = base.TaskResult, base.TaskResultStatus
+_json: Any = importlib.import_module("django.utils.json" if _ROOT == "django.tasks" else "django_tasks.utils")
+
+KEEP_RESULT = "7d"
+"""For how long a result is kept, unless ``OPTIONS`` say so."""
+FIRST_EXPECTED = datetime(2000, 1, 1, tzinfo=timezone.utc)
+"""What a priority of 0 has as ``expected_at``; each step is a day. No job that is expected really is in between."""
+_CALL_OPTIONS = ("keep_result", "max_retries", "retry_in", "timeout")
+_STATUS = {"leased": "RUNNING", "dead": "FAILED", "done": "SUCCESSFUL"}
+
+
+class PQCoreBackend(backends.BaseTaskBackend):
+    """Puts tasks as jobs, and finds their results.
+
+    ``OPTIONS``: ``using`` (the alias in ``PQCORE``), ``keep_result``, ``max_retries``, ``retry_in``, ``timeout``; the
+    last four as for `pqcore.tasks.TaskOptions`.
+    """
+
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
+        super().__init__(alias, params)
+        self.call_options: dict[str, Any] = {"keep_result": KEEP_RESULT}
+        self.call_options |= {name: self.options[name] for name in _CALL_OPTIONS if name in self.options}
+
+    @property
+    def pq(self) -> DjangoPQ:
+        """The table."""
+        return pqs[self.options.get("using", "default")]
+
+    def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Put a task, in the transaction that Django has open.
+
+        Raises:
+            PQError: It could not be put.
+        """
+        self.validate_task(task)
+        result = self.result(task, "", TaskResultStatus.READY, args, kwargs, enqueued_at=now())
+        queue = self.pq[task.queue_name]
+        what = {
+            "task": task.module_path,
+            "backend": self.alias,
+            "args": result.args,
+            "kwargs": result.kwargs,
+            "priority": task.priority,
+        }
+        how: dict[str, Any] = {f"_{name}": value for name, value in self.call_options.items()}
+        how["_schedule_at"] = task.run_after
+        how["_expected_at"] = FIRST_EXPECTED - timedelta(days=task.priority)
+        function = _ARUN if iscoroutinefunction(task.func) else _RUN
+        job_id = queue.put_call(call_of(queue, function, (), {**what, **how}))
+        object.__setattr__(result, "id", f"{task.queue_name}:{int(job_id)}")
+        signals.task_enqueued.send(type(self), task_result=result)
+        return result
+
+    def get_result(self, result_id: str) -> Any:
+        """What is known of a task that was put.
+
+        Raises:
+            TaskResultDoesNotExist: Nothing: it never was, or its result is not kept any more.
+        """
+        name, _, number = str(result_id).rpartition(":")
+        if not name or not number.isdecimal() or len(number) > 18:
+            raise TaskResultDoesNotExist(result_id)
+        queue, job_id = self.pq[name], int(number)
+        try:
+            job = drive(listing.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
+        except JobNotFound:
+            job = None
+        if job is not None and job.state != "done":
+            return self._unfinished(result_id, job, queue.decode_row(job.id, job.serializer, job.raw))
+        try:
+            return self._finished(result_id, queue.result(job_id, timeout=0))
+        except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:
+            raise TaskResultDoesNotExist(result_id) from exc
+
+    def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
+        """What is wrong with the settings."""
+        try:
+            TaskOptions(**self.call_options)
+            self.pq  # noqa: B018 - made here
+        except PQError as exc:
+            return [Error(f"TASKS[{self.alias!r}] cannot be used: {exc}", id="pqcore.E004")]
+        return []
+
+    def _unfinished(self, result_id: str, job: WholeJob, data: Mapping[str, Any]) -> Any:
+        call = data["kwargs"]
+        status = TaskResultStatus[_STATUS.get(job.state, "READY")]
+        errors = [base.TaskError(exception_class_path=job.error["type"], traceback=job.error["traceback"])]
+        return self.result(
+            self.task(call, job.queue, None if job.schedule_at is None else _plain(job.schedule_at)),
+            result_id,
+            status,
+            call["args"],
+            call["kwargs"],
+            enqueued_at=_plain(job.enqueued_at),
+            finished_at=_plain(job.finished_at),
+            errors=errors if job.error else [],
+            worker_ids=["unknown"] * job.attempts,
+        )
+
+    def _finished(self, result_id: str, kept: Mapping[str, Any]) -> Any:
+        call = kept["call"]
+        times = {name: datetime.fromisoformat(kept[name]) for name in ("enqueued_at", "started_at", "finished_at")}
+        task = self.task(call, kept["queue"], None)
+        ids = kept["worker_ids"]
+        result = self.result(
+            task, result_id, TaskResultStatus.SUCCESSFUL, call["args"], call["kwargs"], **times, worker_ids=ids
+        )
+        object.__setattr__(result, "last_attempted_at", result.started_at)
+        object.__setattr__(result, "_return_value", kept["value"])
+        return result
+
+    def task(self, call: Mapping[str, Any], queue: str, run_after: datetime | None) -> Any:
+        task = _find(call["task"])
+        return task.using(priority=call["priority"], queue_name=queue, run_after=run_after, backend=self.alias)
+
+    def result(
+        self, task: Any, result_id: str, status: Any, args: Sequence[Any], kwargs: Mapping[str, Any], **known: Any
+    ) -> Any:
+        nothing: dict[str, Any] = dict.fromkeys(("enqueued_at", "started_at", "finished_at", "last_attempted_at"))
+        nothing |= {"errors": [], "worker_ids": []}
+        given = {"task": task, "id": result_id, "status": status, "args": list(args), "kwargs": dict(kwargs)}
+        return TaskResult(**given, backend=self.alias, **{**nothing, **known})
+
+
+def run(job_id: int, /, **call: Any) -> dict[str, Any]:
+    """Run a task that is a function."""
+    execution = _Execution(job_id, call)
+    signals.task_started.send(PQCoreBackend, task_result=execution.result)
+    try:
+        value = execution.result.task.call(*execution.arguments, **execution.result.kwargs)
+        kept = execution.succeeded(value)
+    except Exception as exc:
+        if execution.failed(exc):
+            signals.task_finished.send(PQCoreBackend, task_result=execution.result)
+        raise
+    signals.task_finished.send(PQCoreBackend, task_result=execution.result)
+    return kept
+
+
+async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
+    """Run a task that is a coroutine function."""
+    execution = _Execution(job_id, call)
+    await signals.task_started.asend(PQCoreBackend, task_result=execution.result)
+    try:
+        value = await execution.result.task.acall(*execution.arguments, **execution.result.kwargs)
+        kept = execution.succeeded(value)
+    except Exception as exc:
+        if execution.failed(exc):
+            await signals.task_finished.asend(PQCoreBackend, task_result=execution.result)
+        raise
+    await signals.task_finished.asend(PQCoreBackend, task_result=execution.result)
+    return kept
+
+
+class _Execution:
+    """A task that runs, and the result that signals and the task itself are told of."""
+
+    def __init__(self, job_id: int, call: Mapping[str, Any]) -> None:
+        context = current()
+        self._job, self._call = context.job, call
+        backend = _backend(call["backend"])
+        name = context.queue.name
+        started = now()
+        self.result = backend.result(
+            backend.task(call, name, None),
+            f"{name}:{job_id}",
+            TaskResultStatus.RUNNING,
+            call["args"],
+            call["kwargs"],
+            enqueued_at=_plain(self._job.enqueued_at),
+            started_at=started,
+            last_attempted_at=started,
+            worker_ids=["unknown"] * (context.attempt - 1) + [f"{socket.gethostname()}:{os.getpid()}"],
+        )
+        self.arguments = list(self.result.args)
+        if self.result.task.takes_context:
+            self.arguments.insert(0, base.TaskContext(task_result=self.result))
+        self._max_retries = int(backend.call_options.get("max_retries", 0))
+
+    def succeeded(self, value: Any) -> dict[str, Any]:
+        """Note that it returned; what is kept of that."""
+        result = self.result
+        kept = _json.normalize_json(value)
+        self._end(TaskResultStatus.SUCCESSFUL)
+        object.__setattr__(result, "_return_value", kept)
+        times = {name: getattr(result, name).isoformat() for name in ("enqueued_at", "started_at", "finished_at")}
+        queue, ids = result.task.queue_name, result.worker_ids
+        return {"value": kept, "call": dict(self._call), "queue": queue, "worker_ids": ids, **times}
+
+    def failed(self, error: BaseException) -> bool:
+        """Note that it raised; whether that was the last time."""
+        from pqcore.tasks.running import described
+
+        details = described(error)
+        self.result.errors.append(base.TaskError(exception_class_path=details["type"], traceback=details["traceback"]))
+        if self._job.failures < self._max_retries:
+            return False
+        self._end(TaskResultStatus.FAILED)
+        return True
+
+    def _end(self, status: Any) -> None:
+        object.__setattr__(self.result, "finished_at", now())
+        object.__setattr__(self.result, "status", status)
+
+
+def _backend(alias: str) -> Any:
+    return importlib.import_module(_ROOT).task_backends[alias]
+
+
+def _find(path: str) -> Any:
+    """The task of this path.
+
+    Raises:
+        TypeError: What is there is no task: it is not run.
+    """
+    found = import_string(path)
+    if not isinstance(found, base.Task):
+        raise TypeError(f"{path} is a {type(found).__qualname__}: only functions with @task are run")
+    return found
+
+
+def _plain(moment: datetime | None) -> datetime | None:
+    return None if moment is None else datetime.fromisoformat(moment.isoformat())
+
+
+_RUN: Task = TaskDeclarations().declare(run, TaskOptions())
+_ARUN: Task = TaskDeclarations().declare(arun, TaskOptions())

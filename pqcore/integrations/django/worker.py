@@ -1,0 +1,40 @@
+"""What workers of a Django project name as target: a table of ``PQCORE``, by its alias.
+
+    pqcore worker pqcore.integrations.django.worker:default --queues emails
+
+Importing it sets Django up, and imports the modules ``tasks`` of all apps, so that what they declare is known. It is
+what ``manage.py pqcore worker`` has a worker's processes import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import django
+from django.apps import apps
+from django.utils.module_loading import autodiscover_modules
+
+from pqcore.errors import ConfigurationError
+from pqcore.integrations.django.queues import pqs
+from pqcore.plugins import importable
+from pqcore.worker import child
+
+if not apps.ready:
+    django.setup()
+
+from pqcore.integrations.django import runs
+
+if importable("django.tasks") or importable("django_tasks"):
+    importlib.import_module("pqcore.integrations.django.tasks")  # whose function runs their tasks
+autodiscover_modules("tasks")
+if __name__ not in child.FIRST:
+    child.FIRST.append(__name__)
+    child.AROUND.append(runs.renewed)
+
+
+def __getattr__(alias: str) -> Any:
+    try:
+        return pqs[alias]
+    except ConfigurationError as exc:
+        raise AttributeError(str(exc)) from exc

@@ -1,0 +1,76 @@
+"""What its workers do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connection, transaction
+
+from django_project.shop.models import Order
+from pqcore.integrations.django import queue
+from pqcore.tasks import current
+
+framework: Any = importlib.import_module("django.tasks" if importlib.util.find_spec("django.tasks") else "django_tasks")
+orders = queue("orders")
+
+
+@orders.task()
+def ship(job_id: int, pk: int, note: str = "") -> None:
+    """Ship an order, and finish the job in the transaction of what it writes."""
+    with orders as cursor:
+        cursor.execute("UPDATE shop_order SET done = true, name = %s WHERE id = %s", [f"shipped {note}", pk])
+        current().finish()
+
+
+@orders.task(run_in="process")
+def ship_in_process(job_id: int, pk: int) -> None:
+    """Ship an order, in a process of the worker's."""
+    Order.objects.filter(pk=pk).update(done=True, name=f"shipped by {os.getpid()}")
+
+
+@orders.task()
+async def ship_async(job_id: int, pk: int) -> None:
+    """Ship an order, in a coroutine."""
+    await Order.objects.filter(pk=pk).aupdate(done=True, name="shipped in a coroutine")
+    await sync_to_async(orders.put)("followed")
+
+
+@orders.task(max_retries=0)
+def fail(job_id: int) -> None:
+    """Fail."""
+    raise RuntimeError("the <b>reason</b>")
+
+
+@orders.task()
+def pids(job_id: int) -> None:
+    """Note which connection this job has."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("INSERT INTO shop_order (name, done) SELECT pg_backend_pid()::text, true")
+
+
+@framework.task
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+@framework.task(queue_name="mails", takes_context=True)
+async def describe(context: Any, who: str) -> dict[str, Any]:
+    """What a task is told of itself."""
+    result = context.task_result
+    return {"who": who, "attempt": context.attempt, "id": result.id, "queue": result.task.queue_name}
+
+
+@framework.task
+def explode() -> None:
+    """Fail."""
+    raise LookupError("exploded")
+
+
+def no_task() -> None:
+    """Do what no row may have done."""
+    raise AssertionError
