@@ -104,7 +104,8 @@ WITH place AS (
   GROUP BY pid
 )
 SELECT pid, coalesce(application_name, ''), usename::text, host(client_addr), state,
-  extract(epoch FROM clock_timestamp() - backend_start)::float8, coalesce(waits, '{{}}'), coalesce(works, '{{}}')
+  extract(epoch FROM clock_timestamp() - backend_start)::float8,
+  coalesce(waits, ARRAY[]::text[]), coalesce(works, ARRAY[]::text[])
 FROM pg_stat_activity LEFT JOIN held USING (pid)
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND coalesce(backend_type, '') IN ('', 'client backend')
 ORDER BY works IS NULL, waits IS NULL, pid LIMIT {MOST_SESSIONS}"""
@@ -126,6 +127,9 @@ async def sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
 
     async def work(s: CoreSession) -> list[SessionInfo]:
         rows = await ask(engine, s, "sessions", _SESSIONS, **values)
-        return [SessionInfo(*row[:6], tuple(sorted(row[6])), tuple(sorted(row[7]))) for row in rows]
+        return [
+            SessionInfo(pid, application, role, address, state, age, tuple(sorted(waits)), tuple(sorted(works)))
+            for pid, application, role, address, state, age, waits, works in rows
+        ]
 
     return await engine.run(work, protect=False)

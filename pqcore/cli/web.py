@@ -1,0 +1,117 @@
+"""``pqcore web``: a web page that shows queues and jobs."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+from types import FrameType
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.options import duration, with_database
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError
+from pqcore.web import web_app
+
+PORT = 8642
+"""Where it is served, if not told otherwise."""
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+"""The names that a browser on this machine calls it by."""
+GRACE = 5
+"""Seconds that requests have to end once it is to stop."""
+
+
+def _is_local(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as exc:
+        raise Failed(f"cannot serve on {host}, port {port}: {exc.strerror or exc}") from None
+
+
+def _where(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+@click.command()
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Serve on this address.")
+@click.option(
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="On this port; 0 for any that is free.",
+)
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    envvar="PQCORE_WEB_TOKEN",
+    show_envvar=True,
+    help="What visitors have to know; needed where others than this machine can reach it.",
+)
+@click.option("--allow-changes", is_flag=True, help="Let jobs be retried, cancelled and purged.")
+@click.option(
+    "--interval", metavar="TIME", type=duration, default="2s", show_default=True, help="Look at the table so often."
+)
+@click.option("--root-path", metavar="PATH", default="", help="Where a proxy has put it, as in /queues.")
+@with_database
+def web(
+    database: Database,
+    host: str,
+    port: int,
+    token: str | None,
+    allow_changes: bool,
+    interval: float,
+    root_path: str,
+) -> None:
+    """Serve a web page that shows queues and jobs, live, until stopped."""
+    if not token and not _is_local(host):
+        raise Wrong(
+            f"whoever reaches {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
+            " or serve on 127.0.0.1, behind a proxy that asks who is there"
+        )
+    try:
+        import uvicorn
+    except ImportError as exc:
+        raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
+    # Without a token, no other site is to reach it by having its own name lead here.
+    hosts = None if token else [*LOCAL, host]
+    app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
+    database.call(Engine.execute, "ping", {})
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.sampler.stop()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # it would show the token, and the names of queues
+        lifespan="on",
+        root_path=root_path.rstrip("/"),
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = Server(config)
+    with _bound(host, port) as bound:
+        for number in (signal.SIGINT, signal.SIGTERM):  # it is stopped by them, and ends well
+            signal.signal(number, lambda *_: None)
+        click.echo(f"serving on {_where(host, bound.getsockname()[1])}; stop with Ctrl-C", err=True)
+        server.run(sockets=[bound])
+
+
+COMMANDS = (web,)

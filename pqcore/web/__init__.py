@@ -1,0 +1,50 @@
+"""A web page that shows queues and jobs, live: ``pqcore web``, or mounted in an application; see docs/web.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pqcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from pqcore.aio import AsyncPQ
+    from pqcore.queue import PQ
+
+__all__ = ["web_app"]
+
+
+def web_app(
+    target: PQ | AsyncPQ | str,
+    *,
+    changes: bool = False,
+    token: str | None = None,
+    hosts: Sequence[str] | None = None,
+    interval: float = 2.0,
+    **options: Any,
+) -> Starlette:
+    """The page, as an application to be served, or mounted in another of Starlette's or FastAPI's, at any prefix.
+
+    Whoever reaches it sees all jobs of the table: mount it behind the application's own authentication, or give
+    a token.
+
+    Args:
+        target: Whose queues: a `PQ`, whose operations run in threads, an `AsyncPQ`, or a DSN.
+        changes: Whether jobs can be retried, cancelled and purged; the routes for that do not exist otherwise.
+        token: What visitors have to know, at least 16 characters; None for no question.
+        hosts: The names, without ports, by which it may be called, so that no other site can pose as it; None for any.
+        interval: Seconds between two looks at the table, while somebody has a page open.
+        **options: With a DSN: ``backend``, ``table`` and ``schema``, as for `PQ`.
+
+    Raises:
+        ConfigurationError: An argument is wrong, or a library is missing.
+    """
+    try:
+        from pqcore.web.application import application
+    except ImportError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "pqcore":
+            raise
+        raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
+    return application(target, changes=changes, token=token, hosts=hosts, interval=interval, options=options)

@@ -1,0 +1,325 @@
+"""The application: its routes, its pages, and the streams that keep them up to date."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+import pqcore
+from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, JobNotFound, PQError
+from pqcore.web import guard, rendering, views
+from pqcore.web.changes import CHANGES, Wish
+from pqcore.web.guard import Guard, Token
+from pqcore.web.sampling import Sampler
+from pqcore.web.table import Table
+from pqcore.web.views import Views
+
+SHORTEST_INTERVAL = 0.1
+"""Seconds between two looks, at least."""
+MOST_FOLLOWERS = 200
+"""Pages that are kept up to date at once."""
+MOST_FORM = 65_536
+"""Bytes that a form may send."""
+LIVE = {"queues": ("summary", "live"), "queue": ("summary", "live", "jobs"), "workers": ("summary", "live")}
+"""The pages that are kept up to date, and the parts of each: an event, and a template."""
+_STATIC = Path(__file__).parent / "static"
+_LINE = re.compile(r"\r\n|\r|\n")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def application(
+    target: object,
+    *,
+    changes: bool,
+    token: str | None,
+    hosts: Sequence[str] | None,
+    interval: float,
+    options: Mapping[str, Any],
+) -> Starlette:
+    """The application; see `pqcore.web.web_app`."""
+    if not isinstance(interval, (int, float)) or isinstance(interval, bool) or not interval >= SHORTEST_INTERVAL:
+        raise ConfigurationError(f"interval is {interval!r}; give at least {SHORTEST_INTERVAL} seconds")
+    if isinstance(hosts, str):
+        raise ConfigurationError(f"hosts is {hosts!r}; give a list of names: [{hosts!r}]")
+    known = None if token is None else Token(token)
+    table = Table(target, options)
+    site = Site(table, Sampler(table, float(interval)), changes=changes, token=known)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            site.sampler.stop()
+            await table.close()
+
+    made = Starlette(
+        routes=site.routes(),
+        middleware=[Middleware(Guard, token=known, hosts=hosts)],
+        exception_handlers={PQError: site.failed, HTTPException: site.refused},
+        lifespan=lifespan,
+    )
+    made.state.sampler = site.sampler
+    return made
+
+
+class Site:
+    """The pages of a table.
+
+    Args:
+        table: Which.
+        sampler: Who looks at it.
+        changes: Whether it can be changed.
+        token: What visitors have to know, if anything.
+
+    Attributes:
+        sampler: As given.
+    """
+
+    def __init__(self, table: Table, sampler: Sampler, *, changes: bool, token: Token | None) -> None:
+        self.sampler = sampler
+        self._table = table
+        self._views = Views(table, sampler, changes=changes)
+        self._changes = changes
+        self._token = token
+        self._templates = rendering.environment()
+
+    def routes(self) -> list[Route | Mount]:
+        """What can be asked for; without changes, and without a token, there is less."""
+        found: list[Route | Mount] = [Route("/", self._page("queues"))]
+        found += [Route(f"/{name}", self._page(name)) for name in ("queue", "job", "dead", "workers")]
+        found += [Route(f"/live/{name}", self._live(name)) for name in LIVE]
+        found.append(Mount("/static", StaticFiles(directory=_STATIC), name="static"))
+        if self._token is not None:
+            found += [
+                Route("/login", self.ask_token, methods=["GET"]),
+                Route("/login", self.take_token, methods=["POST"]),
+                Route("/logout", self.leave, methods=["POST"]),
+            ]
+        if self._changes:
+            found += [
+                Route("/change", self.ask, methods=["GET"]),
+                Route("/change", self.change, methods=["POST"]),
+            ]
+        return found
+
+    def _page(self, name: str) -> Handler:
+        view = getattr(self._views, name)
+
+        async def page(request: Request) -> Response:
+            query = dict(request.query_params)
+            values = await view(query)
+            live = None
+            if name in LIVE:
+                live = rendering.link(guard.root_of(request.scope), f"live/{name}", **query)
+            said = CHANGES.get(query.get("said", ""))
+            number = query.get("number", "")
+            flash = said.said.format(n=number) if said is not None and number.isdecimal() else ""
+            return self._render(request, f"{name}.html", page=name, live=live, flash=flash[:200], **values)
+
+        return page
+
+    def _live(self, name: str) -> Handler:
+        view = getattr(self._views, name)
+
+        async def live(request: Request) -> Response:
+            if self.sampler.followers >= MOST_FOLLOWERS:
+                raise HTTPException(503, f"{MOST_FOLLOWERS} pages are kept up to date already")
+            query = dict(request.query_params)
+
+            async def events() -> AsyncIterator[bytes]:
+                last = dict.fromkeys(LIVE[name], "")
+                trouble = ""
+                async with aclosing(self.sampler.follow()) as turns:
+                    async for _ in turns:
+                        found, now = last, ""
+                        try:
+                            values = await view(query)
+                            found = {part: self._text(request, f"{name}_{part}.html", **values) for part in last}
+                        except PQError as exc:
+                            now = f"The database does not answer: {self._table.explain(exc)}"
+                        if now != trouble:
+                            trouble = now
+                            yield _event("trouble", self._text(request, "trouble.html", trouble=trouble))
+                        for part, text in found.items():
+                            # A comment, if all is as it was: so we hear of it if nobody listens any more.
+                            yield _event(part, text) if text != last[part] else b": as it was\n\n"
+                        last = found
+
+            return StreamingResponse(
+                events(),
+                media_type="text/event-stream",
+                headers={"x-accel-buffering": "no", "cache-control": "no-store"},
+            )
+
+        return live
+
+    # Changes
+
+    async def ask(self, request: Request) -> Response:
+        """Ask whether a change is meant."""
+        return await self._question(request, request.query_params, "")
+
+    async def change(self, request: Request) -> Response:
+        """Make a change that was confirmed."""
+        form = await _form(request)
+        if not guard.ours(request, form.get("key", "")):
+            raise HTTPException(403, "This does not come from a form of this page: go back, reload, and try again.")
+        name, wish = self._wish(form)
+        try:
+            number = await CHANGES[name].do(self._table, wish)
+        except InvalidTimeSpec as exc:
+            return await self._question(request, form, str(exc))
+        if not number and CHANGES[name].of_job:
+            raise HTTPException(
+                409, f"Nothing was changed: job {wish.id} of {wish.queue.name!r} is not, or no longer, as it was."
+            )
+        await self.sampler.latest(fresh=True)
+        root = guard.root_of(request.scope)
+        said = {"said": name, "number": number}
+        if CHANGES[name].of_job and name == "retry":
+            where = rendering.link(root, "job", id=wish.id, queue=wish.queue.name, **said)
+        elif name.endswith(("dead", "purge")):
+            where = rendering.link(root, "dead", queue=wish.queue.name, **said)
+        else:
+            where = rendering.link(root, "queue", name=wish.queue.name, **said)
+        return RedirectResponse(where, 303)
+
+    async def _question(self, request: Request, given: Mapping[str, str], wrong: str) -> Response:
+        name, wish = self._wish(given)
+        key = guard.form_key(request)
+        asked = CHANGES[name]
+        page = self._render(
+            request,
+            "change.html",
+            400 if wrong else 200,
+            page="change",
+            name=name,
+            change=asked,
+            question=asked.question.format(id=wish.id, queue=repr(wish.queue.name)),
+            wish=wish,
+            key=key,
+            wrong=wrong,
+        )
+        guard.keep_form_key(page, request, key)
+        return page
+
+    def _wish(self, given: Mapping[str, str]) -> tuple[str, Wish]:
+        name, id_ = given.get("do", ""), given.get("id", "")
+        if name not in CHANGES:
+            raise HTTPException(400, f"{name[:40]!r} is no change that can be made")
+        change = CHANGES[name]
+        number = views.number(id_) if change.of_job else 0
+        if number is None:
+            raise HTTPException(400, f"{id_[:40]!r} is no id of a job")
+        older_than = given.get("older_than", "14d") if change.timed else ""
+        return name, Wish(self._table.queue(given.get("queue", "")), number, older_than)
+
+    # The token
+
+    async def ask_token(self, request: Request) -> Response:
+        """Ask for the token."""
+        return self._login(request, "")
+
+    async def take_token(self, request: Request) -> Response:
+        """Let in who knows the token."""
+        form = await _form(request)
+        if not guard.ours(request, form.get("key", "")):
+            return self._login(request, "Your browser does not keep cookies, or this form is not of this page.", 403)
+        if self._token is None or not self._token.matches(form.get("token", "")):
+            return self._login(request, "That is not the token.", 403)
+        found = RedirectResponse(rendering.link(guard.root_of(request.scope), ""), 303)
+        guard.admit(found, request, self._token)
+        return found
+
+    async def leave(self, request: Request) -> Response:
+        """Forget the token."""
+        found = RedirectResponse(rendering.link(guard.root_of(request.scope), "login"), 303)
+        guard.forget(found, request)
+        return found
+
+    def _login(self, request: Request, wrong: str, status: int = 200) -> Response:
+        key = guard.form_key(request)
+        page = self._render(request, "login.html", status, page="login", wrong=wrong, key=key)
+        guard.keep_form_key(page, request, key)
+        return page
+
+    # What went wrong
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """Show an error of pqcore's."""
+        assert isinstance(error, PQError)  # noqa: S101 - as registered
+        status = 404 if isinstance(error, JobNotFound) else 400 if isinstance(error, InvalidName) else 503
+        return self._wrong(request, status, self._table.explain(error))
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """Show why something was refused."""
+        assert isinstance(error, HTTPException)  # noqa: S101 - as registered
+        text = "There is no such page." if error.status_code == 404 else error.detail
+        return self._wrong(request, error.status_code, text)
+
+    def _wrong(self, request: Request, status: int, text: str) -> Response:
+        return self._render(request, "wrong.html", status, page="wrong", text=text, code=status)
+
+    # Writing
+
+    def _render(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        text = self._text(request, template, **{"live": None, "flash": "", **values})
+        return HTMLResponse(rendering.encodable(text), status)
+
+    def _text(self, request: Request, template: str, **values: Any) -> str:
+        root = guard.root_of(request.scope)
+        common = {
+            "link": lambda page, **query: rendering.link(root, page, **query),
+            "root": root,
+            "table": self._table.name,
+            "backend": self._table.backend,
+            "writable": self._changes,
+            "guarded": self._token is not None,
+            "version": pqcore.__version__,
+            "summary": views.summary,
+            "most_traceback": rendering.MOST_TRACEBACK,
+            "most_in_list": rendering.MOST_IN_LIST,
+            "interval": self.sampler.interval,
+        }
+        return self._templates.get_template(template).render({**common, **values})
+
+
+def _event(name: str, text: str) -> bytes:
+    """An event of a stream; lines end with it, so each is one of its own."""
+    lines = "".join(f"data: {line}\n" for line in _LINE.split(text))
+    return rendering.encodable(f"event: {name}\n{lines}\n")
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """What a form sent.
+
+    Raises:
+        HTTPException: It is too long, or no form.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "this takes what forms send")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_FORM:
+            raise HTTPException(413, f"a form has at most {MOST_FORM} bytes")
+    try:
+        found = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=50)
+    except ValueError:
+        raise HTTPException(413, "a form has at most 50 fields") from None
+    return {name: values[0] for name, values in found.items()}

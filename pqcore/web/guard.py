@@ -1,0 +1,194 @@
+"""Who may come in, from where, and what browsers are told: around the whole application."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pqcore.errors import ConfigurationError
+
+SHORTEST_TOKEN = 16
+"""Characters: what is shorter can be guessed."""
+SESSION, FORM = "pqcore_web_session", "pqcore_web_form"
+"""Cookies: that the token was given; what a form has to repeat."""
+SESSION_LENGTH = 12 * 3_600
+"""Seconds after which the token is asked for again."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+OPEN = ("/static/", "/login")
+"""Paths for which no token is asked."""
+
+
+class Token:
+    """What visitors have to know.
+
+    Args:
+        secret: The token.
+
+    Raises:
+        ConfigurationError: It is too short.
+    """
+
+    def __init__(self, secret: str) -> None:
+        if len(secret) < SHORTEST_TOKEN:
+            raise ConfigurationError(
+                f"the token has {len(secret)} characters; give at least {SHORTEST_TOKEN}, as "
+                "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
+            )
+        self._secret = secret.encode()
+        # Cookies are signed with a key that takes long to derive: one that is stolen helps little to guess the token.
+        self._key = hashlib.scrypt(self._secret, salt=b"pqcore.web", n=2**14, r=8, p=1, maxmem=2**26)
+
+    def matches(self, given: str) -> bool:
+        """Whether this is the token; takes as long wherever it differs."""
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._secret)
+
+    def session(self) -> str:
+        """The value of a cookie that says that the token was given; it does not tell the token."""
+        expires = str(int(time.time()) + SESSION_LENGTH)
+        return f"{expires}.{self._signature(expires)}"
+
+    def admits(self, cookie: str) -> bool:
+        """Whether a cookie says so, and is not too old."""
+        expires, _, signature = cookie.partition(".")
+        if not hmac.compare_digest(signature.encode("utf-8", "replace"), self._signature(expires).encode()):
+            return False
+        return int(expires) > time.time()  # a number, as we signed it
+
+    def _signature(self, text: str) -> str:
+        return hmac.new(self._key, text.encode("utf-8", "replace"), "sha256").hexdigest()
+
+
+class Guard:
+    """Lets in who may, and adds headers.
+
+    Args:
+        app: The application.
+        token: What visitors have to know; None for nothing.
+        hosts: By which names it may be called; None for any.
+    """
+
+    def __init__(self, app: ASGIApp, token: Token | None, hosts: Sequence[str] | None) -> None:
+        self._app = app
+        self._token = token
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        path = path_of(scope)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("referrer-policy", "no-referrer")
+                headers.setdefault("cache-control", "no-cache" if path.startswith("/static/") else "no-store")
+            await send(message)
+
+        refusal = self._refusal(request, path)
+        await (self._app if refusal is None else refusal)(scope, receive, sending)
+
+    def _refusal(self, request: Request, path: str) -> Response | None:
+        if self._hosts is not None and _name(request.headers.get("host", "")) not in self._hosts:
+            return PlainTextResponse("this page is not served under that name", 421)
+        if self._token is None or path.startswith(OPEN):
+            return None
+        if request.method == "GET" and (given := request.query_params.get("token")) and self._token.matches(given):
+            left = request.url.remove_query_params("token")
+            found = RedirectResponse(f"{left.path}?{left.query}" if left.query else left.path, 303)
+            admit(found, request, self._token)
+            return found
+        if self._token.admits(request.cookies.get(SESSION, "")):
+            return None
+        if request.method == "GET" and not path.startswith("/live/"):
+            return RedirectResponse(f"{root_of(request.scope)}/login", 303)
+        return PlainTextResponse("give the token first", 401)
+
+
+def admit(response: Response, request: Request, token: Token) -> None:
+    """Have a browser remember that the token was given."""
+    _set_cookie(response, request, SESSION, token.session(), SESSION_LENGTH)
+
+
+def forget(response: Response, request: Request) -> None:
+    """Have a browser forget that the token was given."""
+    response.delete_cookie(SESSION, path=root_of(request.scope) or "/")
+
+
+def root_of(scope: Scope) -> str:
+    """Where the application is mounted: a path without a slash at its end."""
+    return str(scope.get("root_path", "")).rstrip("/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path within the application."""
+    path, root = str(scope["path"]), root_of(scope)
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def form_key(request: Request) -> str:
+    """What forms have to repeat: as the browser's cookie has it, or a new one."""
+    return request.cookies.get(FORM) or secrets.token_urlsafe(24)
+
+
+def keep_form_key(response: Response, request: Request, key: str) -> None:
+    """Have a browser keep what its forms are to repeat; other sites can neither read nor send it."""
+    _set_cookie(response, request, FORM, key, None)
+    # With "no-referrer", browsers would not tell the origin of what a form sends.
+    response.headers["referrer-policy"] = "same-origin"
+
+
+def ours(request: Request, given: str) -> bool:
+    """Whether what was sent comes from a form of ours.
+
+    Args:
+        request: What was sent.
+        given: The key that the form repeated.
+    """
+    kept = request.cookies.get(FORM, "")
+    return bool(kept) and hmac.compare_digest(given.encode("utf-8", "replace"), kept.encode()) and _own_origin(request)
+
+
+def _own_origin(request: Request) -> bool:
+    headers = request.headers
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site not in (None, "same-origin"):
+        return False
+    if origin is None:
+        return site == "same-origin"
+    # A proxy may have changed the name; no other site can have a browser send the header with which it says so.
+    names = (headers.get("host"), headers.get("x-forwarded-host"))
+    return urlsplit(origin).netloc in [name for name in names if name]
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without the port."""
+    return (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).lower()
+
+
+def _set_cookie(response: Response, request: Request, name: str, value: str, length: int | None) -> None:
+    secure = request.url.scheme == "https"
+    root = root_of(request.scope) or "/"
+    response.set_cookie(name, value, length, path=root, secure=secure, httponly=True, samesite="strict")

@@ -1,0 +1,146 @@
+"""Templates, and how values are written in them; everything that comes from a job is escaped by the templates."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+NONE = "\N{EN DASH}"
+"""What is written for what is not there."""
+MOST_SHOWN = 16_384
+"""Characters of JSON text, or bytes, of a job's data that are shown."""
+MOST_TRACEBACK = 32_768
+"""Characters of a traceback that are shown: the last ones, where the error is."""
+MOST_IN_LIST = 4_096
+"""The same, in a list."""
+_BYTES = 1_024
+
+
+def environment() -> Environment:
+    """Where the templates are."""
+    made = Environment(
+        loader=PackageLoader("pqcore.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "age": age,
+        "count": count,
+        "moment": moment,
+        "machine": machine,
+        "kind": kind,
+        "tail": tail,
+        "value": value,
+    }
+    return made
+
+
+def link(root: str, page: str, **query: object) -> str:
+    """The path of a page.
+
+    Args:
+        root: Where the application is mounted.
+        page: Of which.
+        **query: What is asked of it; what is None or empty is left out.
+    """
+    given = {name: each for name, each in query.items() if each not in (None, "")}
+    return f"{root}/{page}" + (f"?{urlencode(given)}" if given else "")
+
+
+def age(seconds: float | None) -> str:
+    """A length of time; a dash for none."""
+    if seconds is None:
+        return NONE
+    if not math.isfinite(seconds):
+        return "∞"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s" if seconds >= 0.1 else "< 0.1 s"
+
+
+def count(number: float) -> str:
+    """A number, in groups of three digits."""
+    return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def value(number: float | None, unit: str) -> str:
+    """A value of a chart."""
+    if unit == "seconds":
+        return age(number)
+    return NONE if number is None else count(number)
+
+
+def moment(time: datetime | None) -> str:
+    """A time for people, in UTC."""
+    return NONE if time is None else f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def machine(time: datetime) -> str:
+    """A time for programs."""
+    return time.isoformat()
+
+
+def kind(error: dict[str, str]) -> str:
+    """The class of an exception."""
+    return error.get("type", "").removeprefix("builtins.")
+
+
+def tail(text: str, most: int) -> str:
+    """The last characters of a text."""
+    return text if len(text) <= most else f"… {len(text) - most:,} characters are left out …\n{text[-most:]}"
+
+
+def shown(raw: str | bytes, size: int) -> tuple[str, bool]:
+    """A job's data as text, and whether that is not all of it.
+
+    JSON is laid out in lines, if that changes nothing but blanks; other bytes than text are written in hexadecimal.
+
+    Args:
+        raw: The data, or its beginning.
+        size: The bytes of all of it.
+    """
+    if isinstance(raw, bytes):
+        part = raw[:_BYTES]
+        return _dumped(part), size > len(part)
+    # What is left of a longer text ends anywhere: it is no JSON, and shown as it is stored.
+    whole = len(raw.encode("utf-8", "replace")) >= size
+    return (_laid_out(raw) if whole else raw), not whole
+
+
+def _laid_out(raw: str) -> str:
+    try:
+        data = json.loads(raw)
+        for ascii_only in (True, False):
+            for separators in ((",", ":"), (", ", ": ")):
+                if json.dumps(data, ensure_ascii=ascii_only, separators=separators) == raw:
+                    return json.dumps(data, ensure_ascii=ascii_only, indent=2)
+    except (ValueError, RecursionError):
+        pass
+    return raw
+
+
+def _dumped(data: bytes) -> str:
+    lines = []
+    for start in range(0, len(data), 16):
+        part = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:06x}  {part.hex(' '):<47}  {text}")
+    return "\n".join(lines)
+
+
+def encodable(page: str) -> bytes:
+    """A page in UTF-8; halves of characters, which JSON can hold, are spelt out."""
+    return page.encode("utf-8", "backslashreplace")
+
+
+def laid_out(value: Any) -> str:
+    """A value that was JSON, for people."""
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -1,0 +1,199 @@
+"""What waits in each queue, now and over time; asked for only while somebody looks, and once for all who do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from pqcore.operations import examining, listing, managing, watching
+from pqcore.operations.examining import Activity
+from pqcore.operations.managing import QueueStats
+from pqcore.operations.watching import Finished
+from pqcore.web.table import Table
+
+WINDOW = 900.0
+"""Seconds that charts go back, at most."""
+SAMPLES = 450
+"""That are remembered, at most."""
+QUEUES = 100
+"""Of which a sample is remembered: those with most jobs."""
+REST = 10.0
+"""So many times as long as a look takes is waited for the next, so that a large table is not busy with us."""
+_NOTHING = QueueStats(0, 0, 0, None)
+_NONE = Finished(0, 0, None, None)
+
+
+class Figures(NamedTuple):
+    """What a queue has.
+
+    Attributes:
+        ready: Jobs that a get would find.
+        scheduled: Jobs that are not due yet.
+        leased: Jobs held under a lease.
+        parked: Jobs that wait for a place, or for their turn.
+        dead: Dead letters.
+        oldest: Seconds since the oldest ready job became due; None without one.
+        minute: Jobs finished within the last minute, as far as that can be told.
+        hour: Within the last hour.
+        median: Seconds from due to finished, of those of the last minute; None without any.
+        slow: The same, of 95 of 100.
+    """
+
+    ready: int = 0
+    scheduled: int = 0
+    leased: int = 0
+    parked: int = 0
+    dead: int = 0
+    oldest: float | None = None
+    minute: int = 0
+    hour: int = 0
+    median: float | None = None
+    slow: float | None = None
+
+    @property
+    def weight(self) -> int:
+        """How much there is to see."""
+        return self.ready + self.scheduled + self.leased + self.parked + self.dead + self.hour
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was found at one time.
+
+    Attributes:
+        at: When.
+        clock: The same, by the monotonic clock.
+        queues: What each queue has, by name, in order.
+        activity: What the server counts of the table.
+        took: Seconds that the look took.
+    """
+
+    at: datetime
+    clock: float
+    queues: Mapping[str, Figures]
+    activity: Activity
+    took: float
+
+    def total(self) -> Figures:
+        """All queues together; without how long jobs took."""
+        rows = self.queues.values()
+        ages = [row.oldest for row in rows if row.oldest is not None]
+        counts = {
+            name: sum(getattr(row, name) for row in rows)
+            for name in ("ready", "scheduled", "leased", "parked", "dead", "minute", "hour")
+        }
+        return Figures(**counts, oldest=max(ages, default=None))
+
+
+class Point(NamedTuple):
+    """A remembered sample of one queue; by the monotonic clock."""
+
+    clock: float
+    figures: Figures
+
+
+class Sampler:
+    """Looks at the table.
+
+    Args:
+        table: Which.
+        interval: Seconds between two looks, at least.
+
+    Attributes:
+        looks: How many there were.
+    """
+
+    def __init__(self, table: Table, interval: float) -> None:
+        self.interval = interval
+        self.looks = 0
+        self._table = table
+        self._last: Sample | None = None
+        self._taking: asyncio.Task[Sample] | None = None
+        self._past: deque[tuple[float, dict[str, Figures]]] = deque(maxlen=SAMPLES)
+        self._followers: set[asyncio.Event] = set()
+
+    @property
+    def followers(self) -> int:
+        """How many follow now."""
+        return len(self._followers)
+
+    async def latest(self, *, fresh: bool = False) -> Sample:
+        """A sample that is not older than the interval.
+
+        Args:
+            fresh: Whether it is to be a new one.
+
+        Raises:
+            PQError: The table cannot be looked at.
+        """
+        if self._last is not None and not fresh and time.monotonic() < self._last.clock + self._pause(self._last):
+            return self._last
+        taking = self._taking
+        if taking is None or taking.done() or taking.get_loop() is not asyncio.get_running_loop():
+            taking = self._taking = asyncio.create_task(self._take())
+        return await asyncio.shield(taking)
+
+    async def follow(self) -> AsyncGenerator[None, None]:
+        """Give a turn whenever it is time to look again, until told to stop."""
+        stop = asyncio.Event()
+        self._followers.add(stop)
+        try:
+            while not stop.is_set():
+                yield
+                last = self._last
+                left = self.interval if last is None else last.clock + self._pause(last) - time.monotonic()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(stop.wait(), max(left, self.interval / 10))
+        finally:
+            self._followers.discard(stop)
+
+    def stop(self) -> None:
+        """Have all who follow come to an end."""
+        for each in list(self._followers):
+            each.set()
+
+    def past(self, queue: str) -> list[Point]:
+        """What was found of a queue since `WINDOW` ago."""
+        since = time.monotonic() - WINDOW
+        return [Point(clock, queues[queue]) for clock, queues in self._past if clock >= since and queue in queues]
+
+    def _pause(self, sample: Sample) -> float:
+        return max(self.interval, REST * sample.took)
+
+    async def _take(self) -> Sample:
+        begun = time.monotonic()
+        call = self._table.call
+        waiting = await call(managing.stats, None)
+        dead = await call(listing.dead_by_queue)
+        finished = await call(watching.finished_lately)
+        activity = await call(examining.activity)
+        queues = {}
+        for name in sorted(waiting.keys() | dead.keys() | finished.keys()):
+            stats, done = waiting.get(name, _NOTHING), finished.get(name, _NONE)
+            queues[name] = Figures(
+                stats.ready,
+                stats.scheduled,
+                stats.leased,
+                stats.parked,
+                dead.get(name, 0),
+                stats.oldest,
+                done.minute,
+                done.hour,
+                done.median,
+                done.slow,
+            )
+        clock = time.monotonic()
+        sample = Sample(datetime.now(timezone.utc), clock, queues, activity, clock - begun)
+        kept = sorted(queues, key=lambda name: queues[name].weight, reverse=True)[:QUEUES]
+        known = self._past[-1][1].keys() if self._past else ()
+        gone = {name: Figures() for name in known if name not in queues}
+        self._past.append((clock, {**{name: queues[name] for name in kept}, **dict(list(gone.items())[:QUEUES])}))
+        self.looks += 1
+        self._last = sample
+        return sample
