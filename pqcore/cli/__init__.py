@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, name: str = "pqcore") -> int:
     """Run the command line, and end the process if threads would keep it from ending.
 
     Args:
         arguments: Of the command line; None for those of this process.
+        name: What the program is called in messages.
 
     Returns:
         The exit code: 0 for success, 1 for failure, 2 where the command line, or what it names, is wrong.
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pqcore.cli.ending import leave
 
     try:
-        code: object = app.main(args=arguments, prog_name="pqcore")
+        code: object = app.main(args=arguments, prog_name=name)
     except SystemExit as exc:
         code = exc.code
     except BaseException:  # noqa: BLE001 - shown, and the process ended all the same

@@ -1,0 +1,227 @@
+"""Flask: an extension that is the application's PQ, and ``flask pqcore``.
+
+pq = PQCore()
+
+@pq["emails"].task()
+def send(job_id, to): ...
+
+def create_app():
+app = Flask(__name__)
+app.config["PQCORE_DSN"] = "postgresql://localhost/app"
+pq.init_app(app)
+return app
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+try:
+    import click
+    from flask import Flask, current_app, has_app_context
+    from flask.cli import ScriptInfo
+except ImportError as exc:
+    msg = f"pqcore.integrations.flask needs {exc.name}: pip install 'pqcore[flask]'"
+    raise ImportError(msg) from exc
+
+from pqcore import queue as core
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError
+from pqcore.events import JobEvent
+from pqcore.hookspecs import hookimpl
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
+from pqcore.runtime import BlockingRuntime
+from pqcore.settings import QueueSettings
+from pqcore.tasks import PQ
+
+EXTENSION = "pqcore"
+"""The name under which an application has it: ``app.extensions["pqcore"]``."""
+_OPTIONS = ("backend", "max_connections", "pool_timeout", "prepared")
+"""Options of `PQ` that are the application's to say: ``PQCORE_BACKEND``..."""
+_TARGET = f"{__name__}:worker_pq"
+
+
+class PQCore(PQ):
+    """The `pqcore.tasks.PQ` of whichever application is current; of the only one, where none is.
+
+    Queues can be named and tasks declared before there is an application.
+
+    Args:
+        app: An application to begin with, as for `init_app`.
+        table: As for `pqcore.PQ`.
+        schema: As for `pqcore.PQ`.
+        queue_class: As for `pqcore.PQ`.
+        **options: Set as attributes of the queues; see `QueueSettings`.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        table: str = "queue",
+        schema: str | None = None,
+        queue_class: type[core.Queue] | None = None,
+        **options: Any,
+    ) -> None:
+        # Not PQ's own: that would need to know the database.
+        if queue_class is not None:
+            self.queue_class = queue_class
+        names = TableName(table, schema)
+        QueueSettings("any", names, None, options)  # a bad option is to fail here
+        self._options = options
+        self._queues = {}
+        self._engines: WeakKeyDictionary[Flask, Engine] = WeakKeyDictionary()
+        self._engine = _AppEngine(self, names)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Have an application use it, by its configuration; connections are opened when needed.
+
+        Args:
+            app: With ``PQCORE_DSN``; and if wanted ``PQCORE_BACKEND``, ``PQCORE_MAX_CONNECTIONS``,
+                ``PQCORE_POOL_TIMEOUT`` and ``PQCORE_PREPARED``, as for `pqcore.PQ`.
+
+        Raises:
+            ConfigurationError: There is no DSN, an option is wrong, or the application has a `PQCore` already.
+        """
+        if EXTENSION in app.extensions:
+            raise ConfigurationError(f"the application {app.name!r} has a PQCore already: init_app is called once")
+        dsn = app.config.get("PQCORE_DSN")
+        if not isinstance(dsn, str) or not dsn:
+            msg = (
+                f"PQCORE_DSN of the application {app.name!r} is {dsn!r}; give a DSN, as in 'postgresql://localhost/app'"
+            )
+            raise ConfigurationError(msg)
+        given = {name: app.config[key] for name in _OPTIONS if (key := f"PQCORE_{name.upper()}") in app.config}
+        self._engines[app] = Engine("blocking", BlockingRuntime(), self._engine.names, dsn, None, **given)
+        app.extensions[EXTENSION] = self
+        app.cli.add_command(_command)
+
+    def engine(self) -> Engine:
+        """The engine of the current application, or of the only one.
+
+        Raises:
+            ConfigurationError: No application is current, or it was not given to `init_app`.
+        """
+        if has_app_context():
+            app = _current()
+            found = self._engines.get(app)
+            if found is None:
+                raise ConfigurationError(f"the application {app.name!r} has no PQCore: call init_app(app) first")
+            return found
+        engines = list(self._engines.values())
+        if len(engines) == 1:
+            return engines[0]
+        if engines:
+            msg = f"there are {len(engines)} applications, and none is current: work within app.app_context()"
+        else:
+            msg = "there is no application yet: call init_app(app) first"
+        raise ConfigurationError(msg)
+
+
+class _AppEngine(Engine):
+    """Stands for the engine of the application, as queues are made before there is one.
+
+    Attributes:
+        extension: Who knows it.
+        names: The table, which is the same for all.
+    """
+
+    __slots__ = ("extension", "names")
+
+    def __init__(self, extension: PQCore, names: TableName) -> None:
+        self.extension = extension
+        self.names = names
+
+    def __getattr__(self, name: str) -> Any:  # what is not in __dict__, which is empty unless a test has filled it
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.extension.engine(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in (*_AppEngine.__slots__, "__dict__") or self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.extension.engine(), name, value)
+
+
+def _current() -> Flask:
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask's way
+    return app
+
+
+# flask pqcore
+
+
+def worker_pq() -> PQCore:
+    """What ``flask pqcore worker`` works for: the application's `PQCore`; each job is run in a context of its own.
+
+    Raises:
+        ConfigurationError: The application has none.
+    """
+    # Without a context it is in a process that a supervisor has started.
+    app = _current() if has_app_context() else ScriptInfo(os.environ.get("FLASK_APP")).load_app()
+    extension: PQCore | None = app.extensions.get(EXTENSION)
+    if extension is None:
+        raise ConfigurationError(f"the application {app.name!r} has no PQCore: call init_app(app)")
+    if plugins.manager.get_plugin(__name__) is None:
+        plugins.register(_InContext(app), __name__)
+    return extension
+
+
+class _InContext:
+    """Runs jobs in contexts of an application."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    @hookimpl
+    def pqcore_around_run(self, event: JobEvent) -> AbstractContextManager[object]:
+        return self._app.app_context()
+
+
+@click.command(
+    "pqcore",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Work on the queues of the application.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def _command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    from pqcore.cli import main
+
+    path = ctx.ensure_object(ScriptInfo).app_import_path
+    if path is not None:  # for processes of the worker
+        os.environ["FLASK_APP"] = path
+    ctx.exit(main(_completed(ctx, list(arguments)), name="flask pqcore"))
+
+
+def _completed(ctx: click.Context, arguments: list[str]) -> list[str]:
+    """The command line with what the application knows: where the table is, and whose queues a worker has."""
+    from pqcore.cli.app import app as root
+
+    command: click.Command | None = root
+    place = 0
+    while isinstance(command, click.Group) and place < len(arguments):
+        command = command.get_command(ctx, arguments[place])
+        place += 1
+    if command is None or isinstance(command, click.Group):
+        return arguments
+    if command is root.get_command(ctx, "worker"):
+        return [*arguments[:place], _TARGET, *arguments[place:]]
+    config, names = current_app.config, current_app.extensions[EXTENSION]._engine.names  # noqa: SLF001
+    known = {
+        "dsn": config["PQCORE_DSN"],
+        "backend": config.get("PQCORE_BACKEND"),
+        "table": names.table,
+        "schema": names.schema,
+    }
+    taken = {parameter.name for parameter in command.params}
+    options = [f"--{name}={value}" for name, value in known.items() if value is not None and name in taken]
+    return [*arguments[:place], *options, *arguments[place:]]
