@@ -8,11 +8,25 @@ from typing import Any
 import click
 
 import pqcore
-from pqcore.cli import bench, dead, doctor, figures, installed, jobs, queues, scaffold, serializers, tables, worker
+from pqcore.cli import (
+    bench,
+    dead,
+    doctor,
+    figures,
+    installed,
+    jobs,
+    mcp,
+    queues,
+    scaffold,
+    serializers,
+    tables,
+    web,
+    worker,
+)
 from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
-GROUPS = (tables, worker, queues, jobs, dead, figures, doctor, serializers, installed, scaffold, bench)
+GROUPS = (tables, worker, queues, jobs, dead, figures, doctor, mcp, serializers, installed, scaffold, bench, web)
 """Modules of commands; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"
 """Seconds after which libpq gives a host up that does not answer, unless PGCONNECT_TIMEOUT says otherwise."""

@@ -1,0 +1,74 @@
+"""``pqcore mcp``: a server of the Model Context Protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pqcore.cli.database import resolved
+from pqcore.cli.errors import Wrong
+from pqcore.cli.options import database_options
+from pqcore.mcp import LIMIT
+
+if TYPE_CHECKING:
+    from pqcore.mcp.desk import Desk
+
+
+@click.command()
+@click.option("--allow-changes", is_flag=True, help="Have tools that put, retry, cancel, move and purge jobs, too.")
+@click.option("--no-data", is_flag=True, help="Show nothing of what was put, nor what errors say.")
+@click.option(
+    "--data-limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=LIMIT,
+    show_default=True,
+    help="Characters of a job's data, headers and traceback that are shown.",
+)
+@click.option("--http", "address", metavar="HOST:PORT", help="Serve over HTTP there, not over stdin and stdout.")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    envvar="PQCORE_MCP_TOKEN",
+    show_envvar=True,
+    help="Over HTTP: let in only who shows it.",
+)
+@database_options
+def mcp(
+    *,
+    allow_changes: bool,
+    no_data: bool,
+    data_limit: int,
+    address: str | None,
+    token: str | None,
+    dsn: str,
+    **options: Any,
+) -> None:
+    """Serve the Model Context Protocol, over stdin and stdout: tools to look at queues with.
+
+    Without --allow-changes, none of them changes anything.
+    """
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    try:
+        from pqcore.mcp.desk import Desk
+        from pqcore.mcp.server import http_server, listening_address, mcp_server
+    except ImportError as exc:
+        raise Wrong(f"the MCP server needs {exc.name}: pip install 'pqcore[mcp]'") from exc
+    where = None if address is None else listening_address(address, token or None)
+    desk = Desk(resolved(dsn), hide_data=no_data, limit=data_limit, **options)
+    server = mcp_server(desk, changes=allow_changes, token=None if where is None else token or None)
+    serve = server.run_stdio_async if where is None else http_server(server, *where).serve
+    asyncio.run(_served(desk, serve()))
+
+
+async def _served(desk: Desk, serving: Any) -> None:
+    try:
+        await serving
+    finally:
+        await desk.close()
+
+
+COMMANDS = (mcp,)

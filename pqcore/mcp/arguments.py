@@ -1,0 +1,15 @@
+"""The arguments of tools: their types, and what a model is told of each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+State: TypeAlias = Literal["leased", "waiting", "scheduled", "parked", "done", "dead"]
+
+QueueName: TypeAlias = Annotated[str, Field(description="The queue's name, as list_queues gives it.")]
+JobId: TypeAlias = Annotated[int, Field(ge=1, lt=2**63, description="The job's id.")]
+JobIds: TypeAlias = Annotated[list[JobId], Field(min_length=1, max_length=1000, description="The ids of jobs.")]
+Age: TypeAlias = Annotated[str, Field(description="A time: a number and a unit of s, m, h or d, as in '30s' or '14d'.")]
+Time: TypeAlias = Annotated[str, Field(description="A time from now, as in '5m', or ISO 8601 (without a zone, UTC).")]

@@ -1,0 +1,118 @@
+"""Tools that change jobs; there are none of them unless asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from pqcore import documents
+from pqcore.mcp.arguments import Age, JobId, JobIds, QueueName, Time
+from pqcore.operations import letters, managing, moving, putting, retrying
+from pqcore.options import given
+from pqcore.timespec import typed
+
+if TYPE_CHECKING:
+    from pqcore.mcp.desk import Desk
+
+
+class Changing:
+    """The tools; what their docstrings say is what a model is told.
+
+    Args:
+        desk: Where they change something.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def put_job(
+        self,
+        queue: QueueName,
+        data: Annotated[str, Field(description='The data, as JSON text: \'{"to": "ann"}\'.')],
+        schedule_at: Annotated[Time | None, Field(description="Not before: '5m' from now, or ISO 8601.")] = None,
+        expected_at: Annotated[Time | None, Field(description="Wanted by: the earlier, the sooner.")] = None,
+        dedup: Annotated[
+            str | None, Field(description="A key that one unfinished job of the queue has at a time.")
+        ] = None,
+    ) -> dict[str, Any]:
+        """Put a job into a queue; gives its id. In a queue of tasks, a worker will run what it says.
+
+        If the dedup key is taken, nothing is put, and the id is that of the job that has it.
+        """
+        settings = self._desk.queue(queue)
+        value = documents.read(data, "data")
+        job_id = await self._desk.call(
+            putting.put, settings, value, typed(schedule_at), typed(expected_at), None, given(dedup=dedup)
+        )
+        return self._desk.document({"id": job_id, "queue": settings.name})
+
+    async def retry_jobs(self, queue: QueueName, job_ids: JobIds) -> dict[str, Any]:
+        """Make jobs due now that are dead, done, or scheduled for later; they keep their ids.
+
+        Those that were dead or done are run once more, with what follows from them. Others are left as they are:
+        `was` says in which state each was, `none` that it is not there.
+        """
+        settings = self._desk.queue(queue)
+        outcomes = [await self._desk.call(retrying.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
+        return {
+            "jobs": self._desk.documents(
+                {"id": each.id, "queue": settings.name, "was": each.state, "retried": each.done} for each in outcomes
+            )
+        }
+
+    async def cancel_job(
+        self,
+        queue: QueueName,
+        job_id: JobId,
+        running: Annotated[bool, Field(description="If it is being worked on, ask its worker to stop it.")] = False,
+    ) -> dict[str, Any]:
+        """Delete a job that waits, or, with `running`, ask the worker of one that runs to stop it.
+
+        `outcome` is `deleted`, `asked` (to stop), or `none`: it did neither.
+        """
+        settings = self._desk.queue(queue)
+        outcome = "none"
+        if await self._desk.call(managing.cancel, settings, job_id, running=False):
+            outcome = "deleted"
+        elif running and await self._desk.call(managing.cancel, settings, job_id, running=True):
+            outcome = "asked"
+        return self._desk.document({"id": job_id, "queue": settings.name, "outcome": outcome})
+
+    async def move_jobs(
+        self,
+        queue: QueueName,
+        to: Annotated[str, Field(description="The queue that they are moved to.")],
+        job_ids: Annotated[
+            JobIds | None, Field(description="Only these; without it, all that wait, are scheduled or parked.")
+        ] = None,
+        limit: Annotated[int | None, Field(ge=1, description="How many, at most: those that are due first.")] = None,
+    ) -> dict[str, Any]:
+        """Move jobs that wait, are scheduled or parked to another queue; they keep their ids, times and records.
+
+        Those that are being worked on stay, and so do those whose dedup key is taken there.
+        """
+        settings, target = self._desk.queue(queue), self._desk.queue(to)
+        moved = await self._desk.call(moving.move, settings, target, job_ids, limit)
+        return self._desk.document({"queue": settings.name, "to": target.name, "moved": moved})
+
+    async def purge_finished(
+        self,
+        queue: QueueName,
+        older_than: Annotated[Age, Field(description="Those finished so long ago, as in '14d'; '0s' for all.")],
+    ) -> dict[str, Any]:
+        """Delete the rows of jobs that are done, kept or archived, for good. Jobs that wait, and dead letters, stay."""
+        settings = self._desk.queue(queue)
+        purged = await self._desk.call(managing.purge, settings, older_than)
+        return self._desk.document({"queue": settings.name, "purged": purged})
+
+    async def purge_dead_letters(
+        self,
+        queue: QueueName,
+        older_than: Annotated[Age, Field(description="Those that died so long ago, as in '14d'; '0s' for all.")],
+        job_ids: Annotated[JobIds | None, Field(description="Only these of them; without it, all.")] = None,
+    ) -> dict[str, Any]:
+        """Delete jobs that failed for good, with their errors."""
+        settings = self._desk.queue(queue)
+        purged = await self._desk.call(letters.purge, settings, job_ids, older_than)
+        return self._desk.document({"queue": settings.name, "purged": purged})

@@ -1,0 +1,122 @@
+"""Tools that look, and change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from pqcore import documents
+from pqcore.job import BaseJob
+from pqcore.letters import DeadLetter
+from pqcore.mcp.arguments import Age, JobId, QueueName, State
+from pqcore.operations import counting, examining, letters, listing, taking
+
+if TYPE_CHECKING:
+    from pqcore.mcp.desk import Desk
+
+
+class Looking:
+    """The tools; what their docstrings say is what a model is told.
+
+    Args:
+        desk: Where they look.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def list_queues(self, queue: QueueName | None = None) -> dict[str, Any]:
+        """List the queues, with how many jobs each has.
+
+        `ready` are due and wait for a worker, `scheduled` are not due yet, `leased` are being worked on, `parked` wait
+        for a place under a limit or for their turn in a group, `dead` failed for good. `oldest` is for how many
+        seconds the oldest ready job has been due. A queue with none of these is not listed, unless named.
+        """
+        settings = None if queue is None else self._desk.queue(queue)
+        found = await self._desk.call(counting.count, settings)
+        return {"queues": self._desk.documents(documents.figures(name, each) for name, each in found.items())}
+
+    async def list_jobs(
+        self,
+        queue: QueueName,
+        states: Annotated[
+            list[State] | None, Field(description="Only these; without it, those that are not finished.")
+        ] = None,
+        task: Annotated[
+            str | None, Field(description="Only calls of this function, by its path: 'app.tasks.send'.")
+        ] = None,
+        older_than: Annotated[
+            Age | None, Field(description="Only those that were put so long ago, as in '1h'.")
+        ] = None,
+        failed: Annotated[bool, Field(description="Only those that failed at least once.")] = False,
+        limit: Annotated[int, Field(ge=1, le=500, description="How many, at most.")] = 50,
+    ) -> dict[str, Any]:
+        """List jobs of a queue by state, without their data.
+
+        Those that wait come in the order in which they will be taken, those that are done or dead the latest first.
+        A filter that fits few jobs of a large queue is slow.
+        """
+        found = await self._desk.call(
+            listing.listed,
+            self._desk.queue(queue),
+            listing.UNFINISHED if states is None else states,
+            limit,
+            task=task,
+            older_than=older_than,
+            failed=failed,
+        )
+        return {"jobs": self._desk.documents(map(documents.stored, found)), "more": len(found) == limit}
+
+    async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
+        """Show all that is stored of one job, wherever it is: its state, times, data, and the last traceback.
+
+        Fields that are listed in `cut` are not whole. Data that is not JSON is not decoded; `payload` has it in base64.
+        """
+        settings = None if queue is None else self._desk.queue(queue)
+        job = await self._desk.call(listing.whole, job_id, settings, self._desk.reach)
+        fields = {**documents.whole(job), "size": job.size}
+        if isinstance(job.raw, str) and job.size > self._desk.reach and fields["data"] is None:
+            fields["data"] = job.raw  # the beginning of it, which is no JSON
+        return self._desk.document(fields)
+
+    async def peek_jobs(
+        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="How many, at most.")] = 5
+    ) -> dict[str, Any]:
+        """Show the next jobs of a queue that are due, in order, with their data; they stay where they are."""
+        settings = self._desk.queue(queue)
+        rows = await self._desk.call(taking.peek, settings, limit)
+        jobs = (documents.taken(BaseJob(settings, row), settings.name) for row in rows)
+        return {"jobs": self._desk.documents(jobs)}
+
+    async def list_dead_letters(
+        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=100, description="How many, at most.")] = 10
+    ) -> dict[str, Any]:
+        """List the jobs of a queue that failed for good, the latest first, each with its error and traceback.
+
+        `reason` says why: `failed` (no retries left), `crashed` (its workers died of it), `expired` (its deadline had
+        passed), `invalid` (it could not be read). `total` is how many there are. `show_job` shows the data of one.
+        """
+        settings = self._desk.queue(queue)
+        rows = await self._desk.call(letters.listed, settings, limit)
+        found = [DeadLetter(settings, row) for row in rows]
+        total = len(found) if len(found) < limit else await self._desk.call(letters.count, settings)
+        dead = ({**documents.letter(each, settings.name), "error": each.error or None} for each in found)
+        return {"dead_letters": self._desk.documents(dead), "total": total}
+
+    async def run_doctor(
+        self,
+        queues: Annotated[
+            list[QueueName] | None,
+            Field(max_length=10, description="Explain the takes of these; without it, of the three with most jobs."),
+        ] = None,
+    ) -> dict[str, Any]:
+        """Look for what is wrong with the table, its server, or the way there, and say what to do.
+
+        Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. Statements are
+        explained, and not run.
+        """
+        names = [self._desk.queue(name).name for name in queues or ()]
+        found = await self._desk.call(examining.examine, names)
+        return {"findings": self._desk.documents(map(asdict, found))}

@@ -1,0 +1,445 @@
+"""The MCP server, as a client of the SDK's sees it: in a process of its own, over a real table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import psycopg
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolResult
+
+from pqcore import Dedup, tasks
+from pqcore.errors import ConfigurationError
+from pqcore.mcp.desk import Desk
+from pqcore.mcp.server import listening_address, mcp_server
+from pqcore.testing.commands import Command, environment, run
+from pqcore.testing.harness import PATIENCE
+
+LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "run_doctor"}
+DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
+CHANGING = DESTROYING | {"put_job", "retry_jobs", "move_jobs"}
+SECRET = "hush-hush"
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[tasks.PQ]:
+    with tasks.PQ(dsn, backend="psycopg", timeout=0) as made:
+        made.create()
+        yield made
+
+
+@pytest.fixture
+def secret_dsn(dsn: str) -> Iterator[str]:
+    """The DSN of a role with a password."""
+    parts = urlsplit(dsn)
+    role = parts.path[1:] + "_role"
+    host = parts.netloc.rpartition("@")[2]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{SECRET}'".encode())
+        yield urlunsplit(parts._replace(netloc=f"{role}:{SECRET}@{host}"))
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+def parameters(dsn: str, *arguments: str, **variables: str) -> StdioServerParameters:
+    return StdioServerParameters(
+        command=sys.executable,
+        args=["-W", "error", "-m", "pqcore", "mcp", *arguments],
+        env=environment(dsn, variables),
+    )
+
+
+def talk(server: Any, conversation: Callable[[Client], Awaitable[None]]) -> None:
+    """Have a conversation with a server, over its stdin and stdout if it is told how to start it."""
+
+    async def connected() -> None:
+        async with Client(server, read_timeout_seconds=PATIENCE) as client:
+            await conversation(client)
+
+    asyncio.run(connected())
+
+
+def text(result: CallToolResult) -> str:
+    return "\n".join(each.text for each in result.content if each.type == "text")
+
+
+async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    """What a tool answers; as text it is the same."""
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, text(result)
+    assert SECRET not in text(result)
+    assert result.structured_content is not None
+    assert json.loads(text(result)) == result.structured_content
+    answer: dict[str, Any] = result.structured_content
+    return answer
+
+
+async def refused(client: Client, tool: str, **arguments: Any) -> str:
+    """What a tool says that fails."""
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, text(result)
+    assert SECRET not in text(result)
+    return text(result)
+
+
+@dataclass
+class Orchard:
+    """A queue with a job in each state, and their ids."""
+
+    queue: tasks.Queue
+    waiting: int
+    scheduled: int
+    parked: int
+    leased: int
+    done: int
+    dead: int
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        states = ("waiting", "scheduled", "parked", "leased", "done", "dead")
+        return {state: getattr(self, state) for state in states}
+
+
+@pytest.fixture
+def orchard(pq: tasks.PQ, secret_dsn: str) -> Orchard:
+    queue = pq["fruit"]
+
+    @queue.task()
+    def press(job_id: int, kind: str) -> None:
+        if kind == "rotten":
+            raise LookupError(f"a worm in the {kind}; connected to {secret_dsn}")
+
+    done, dead = press("ripe"), press("rotten")
+    queue.work(burst=True)
+    queue.put("held", group="g")
+    held = queue.lease(3600)
+    assert held is not None
+    parked = queue.put("in line", group="g", headers={"note": "n"})
+    assert queue.lease(1) is None  # it is parked
+    waiting = queue.put({"pear": [1, None], "where": f"password={SECRET}"}, dedup=Dedup("pear-1"))
+    return Orchard(queue, waiting, queue.put("later", "1h"), parked, held.id, done, dead)
+
+
+@contextmanager
+def unchanged(dsn: str) -> Iterator[None]:
+    """No row is changed within."""
+
+    def rows() -> list[Any]:
+        tables = ("queue", "queue_dead", "queue_archive", "queue_results", "queue_slots")
+        with psycopg.connect(dsn) as connection:
+            return [connection.execute(f"SELECT t::text FROM {each} AS t ORDER BY 1").fetchall() for each in tables]
+
+    before = rows()
+    yield
+    assert rows() == before
+
+
+# Looking
+
+
+@pytest.mark.parametrize("backend", ["psycopg", "asyncpg", "psycopg2"])
+def test_it_looks_and_changes_nothing(dsn: str, secret_dsn: str, orchard: Orchard, backend: str) -> None:
+    async def conversation(client: Client) -> None:
+        assert {tool.name for tool in (await client.list_tools()).tools} == LOOKING
+        assert "Nothing can be changed" in (client.instructions or "")
+        figures = {"ready": 1, "scheduled": 1, "leased": 1, "parked": 1, "dead": 1}
+        [queue] = (await ask(client, "list_queues"))["queues"]
+        assert queue.items() >= {"queue": "fruit", **figures}.items()
+        [empty] = (await ask(client, "list_queues", queue="empty"))["queues"]
+        assert empty["ready"] == 0
+        for state, job_id in orchard.by_state.items():
+            listed = await ask(client, "list_jobs", queue="fruit", states=[state])
+            assert [job["id"] for job in listed["jobs"]] == [job_id]
+            assert listed["more"] is False
+            assert (await ask(client, "show_job", job_id=job_id))["state"] == state
+        unfinished = await ask(client, "list_jobs", queue="fruit", limit=2)
+        assert (len(unfinished["jobs"]), unfinished["more"]) == (2, True)
+        failed = await ask(client, "list_jobs", queue="fruit", states=["dead", "done"], failed=True, older_than="0s")
+        assert [job["id"] for job in failed["jobs"]] == [orchard.dead]
+        assert failed["jobs"][0]["task"].endswith("press")
+
+        [peeked] = (await ask(client, "peek_jobs", queue="fruit"))["jobs"]
+        assert peeked["data"] == {"pear": [1, None], "where": "password=***"}
+        letters = await ask(client, "list_dead_letters", queue="fruit")
+        assert letters["total"] == 1
+        [letter] = letters["dead_letters"]
+        assert (letter["id"], letter["reason"], letter["error"]["type"]) == (
+            orchard.dead,
+            "failed",
+            "builtins.LookupError",
+        )
+        assert "a worm in the rotten; connected to ***" in letter["error"]["message"]
+        assert "raise LookupError" in letter["error"]["traceback"]
+        parked = await ask(client, "show_job", job_id=orchard.parked, queue="fruit")
+        assert (parked["group"], parked["headers"]["note"], parked["data"]) == ("g", "n", "in line")
+        assert datetime.fromisoformat(parked["enqueued_at"]).tzinfo is not None
+
+        findings = (await ask(client, "run_doctor", queues=["fruit"]))["findings"]
+        assert {"server", "schema", "indexes", "plan"} <= {each["check"] for each in findings}
+        assert {each["level"] for each in findings} <= {"ok", "warning", "problem"}
+
+    with unchanged(dsn):
+        talk(parameters(secret_dsn, "--backend", backend), conversation)
+
+
+def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        assert "queue 'other' has no job" in await refused(client, "show_job", job_id=orchard.waiting, queue="other")
+        assert "has no job 4711: it never was" in await refused(client, "show_job", job_id=4711)
+        assert "unknown serializer 'nothing'" in await refused(client, "peek_jobs", queue="fruit/nothing")
+        assert "queue name is empty" in await refused(client, "list_queues", queue="")
+        assert "not a time: 'long'" in await refused(client, "list_jobs", queue="fruit", older_than="long")
+        assert "less than or equal to 500" in await refused(client, "list_jobs", queue="fruit", limit=501)
+        assert "Input should be" in await refused(client, "list_jobs", queue="fruit", states=["lost"])
+        for tool in CHANGING:
+            assert f"Unknown tool: {tool}" in await refused(client, tool, queue="fruit", job_id=orchard.waiting)
+
+    talk(parameters(secret_dsn), conversation)
+
+
+def test_where_there_is_no_table_or_server_it_says_so(secret_dsn: str) -> None:
+    async def no_table(client: Client) -> None:
+        assert "create()" in await refused(client, "list_queues")
+
+    async def no_server(client: Client) -> None:
+        assert "connect" in (await refused(client, "list_queues")).lower()
+        [finding] = (await ask(client, "run_doctor"))["findings"]
+        assert (finding["check"], finding["level"]) == ("connection", "problem")
+
+    talk(in_process(secret_dsn), no_table)
+    talk(in_process(f"postgresql://ann:{SECRET}@127.0.0.1:1/nowhere"), no_server)
+
+
+# Data
+
+
+def in_process(dsn: str, *, changes: bool = False, **options: Any) -> Any:
+    return mcp_server(Desk(dsn, **options), changes=changes)
+
+
+def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        whole = [await ask(client, "show_job", job_id=each) for each in orchard.by_state.values()]
+        peeked = (await ask(client, "peek_jobs", queue="fruit"))["jobs"]
+        listed = (await ask(client, "list_jobs", queue="fruit", states=[*orchard.by_state]))["jobs"]
+        dead = (await ask(client, "list_dead_letters", queue="fruit"))["dead_letters"]
+        jobs = [*whole, *peeked, *listed, *dead]
+        assert len(jobs) == 14
+        for job in jobs:
+            assert not {"data", "payload", "headers", "group", "dedup_key"} & job.keys()
+        assert {json.dumps(job["error"]) for job in jobs if job.get("error")} == {'{"type": "builtins.LookupError"}'}
+        assert {job.get("parked_on") for job in jobs} == {None, "group"}
+        everything = json.dumps(jobs)
+        for word in ("pear", "in line", "rotten", "note", "worm", "raise"):
+            assert word not in everything
+
+    talk(parameters(secret_dsn, "--no-data"), conversation)
+
+
+def test_what_is_long_is_cut_and_said_to_be(secret_dsn: str, pq: tasks.PQ) -> None:
+    async def conversation(client: Client) -> None:
+        short = await ask(client, "show_job", job_id=ids["short"])
+        assert (short["data"], short["size"]) == ("é" * 40, 242)
+        assert "cut" not in short
+        shown = await ask(client, "show_job", job_id=ids["long"])
+        assert shown["cut"] == ["data", "headers"]
+        assert (shown["data"], shown["headers"]) == ('["' + "a" * 48, '{"h": "' + "h" * 43)
+        huge = await ask(client, "show_job", job_id=ids["huge"])
+        assert (huge["cut"], huge["size"]) == (["data"], 3_000_004)
+        assert huge["data"] == '["' + "b" * 48
+        packed = await ask(client, "show_job", job_id=ids["bytes"])
+        assert (packed["data"], packed["serializer"], packed["cut"]) == (None, "msgpack", ["payload"])
+        # A secret that the cut would go through is not there in part either.
+        secret = await ask(client, "show_job", job_id=ids["secret"])
+        assert secret["data"] == '["' + "c" * 40 + "***" + "d" * 5
+        [letter] = (await ask(client, "list_dead_letters", queue="q"))["dead_letters"]
+        assert (len(letter["error"]["message"]), len(letter["error"]["traceback"])) == (50, 50)
+        assert letter["error"]["traceback"].endswith("eee\n")
+        assert letter["cut"] == ["error"]
+
+    @pq["q"].task()
+    def fail(job_id: int) -> None:
+        raise ValueError("e" * 100)
+
+    fail()
+    pq["q"].work(burst=True)
+    queue = pq["q"]
+    ids = {
+        "short": queue.put("é" * 40),
+        "long": queue.put(["a" * 100], headers={"h": "h" * 100}),
+        "huge": queue.put(["b" * 3_000_000]),
+        "bytes": pq["q/msgpack"].put({"a": "b" * 100}),
+        "secret": queue.put(["c" * 40 + SECRET + "d" * 100]),
+    }
+    talk(in_process(secret_dsn, limit=50), conversation)
+
+
+# Changing
+
+
+def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.PQ, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert tools.keys() == LOOKING | CHANGING
+        put = await ask(client, "put_job", queue="fruit", data='{"plum": [1]}', schedule_at="1h", dedup="plum")
+        again = await ask(client, "put_job", queue="fruit", data="2", dedup="plum")
+        assert again == put
+        job = await ask(client, "show_job", job_id=put["id"])
+        assert (job["data"], job["state"], job["dedup_key"]) == ({"plum": [1]}, "scheduled", "plum")
+        text_ = await ask(client, "put_job", queue="words", data='"[1]"', expected_at="2040-01-31T12:00Z")
+        assert (await ask(client, "show_job", job_id=text_["id"]))["data"] == "[1]"
+
+        ids = [orchard.dead, orchard.done, put["id"], orchard.leased, 4711]
+        retried = (await ask(client, "retry_jobs", queue="fruit", job_ids=ids))["jobs"]
+        outcomes = [("dead", True), ("done", True), ("scheduled", True), ("leased", False), ("none", False)]
+        assert [(each["was"], each["retried"]) for each in retried] == outcomes
+
+        assert (await ask(client, "cancel_job", queue="fruit", job_id=put["id"]))["outcome"] == "deleted"
+        assert (await ask(client, "cancel_job", queue="fruit", job_id=orchard.leased))["outcome"] == "none"
+        asked = await ask(client, "cancel_job", queue="fruit", job_id=orchard.leased, running=True)
+        assert asked["outcome"] == "asked"
+
+        moved = await ask(client, "move_jobs", queue="fruit", to="basket", job_ids=[orchard.waiting])
+        assert moved == {"queue": "fruit", "to": "basket", "moved": 1}
+        assert (await ask(client, "move_jobs", queue="fruit", to="basket", limit=2))["moved"] == 2
+        assert "is the queue that they are in" in await refused(client, "move_jobs", queue="fruit", to="fruit")
+
+        for data in ("{", "NaN", ""):
+            assert "data is not JSON" in await refused(client, "put_job", queue="fruit", data=data)
+        late = await refused(client, "put_job", queue="fruit", data="1", schedule_at="soon")
+        assert "'soon' is not a time" in late
+        assert "Field required" in await refused(client, "purge_finished", queue="fruit")
+
+    talk(parameters(secret_dsn, "--allow-changes"), conversation)
+    basket = {job.id for job in pq["basket"].jobs()}
+    assert orchard.waiting in basket
+    assert len(basket) == 3
+    assert basket | {job.id for job in orchard.queue.jobs()} == set(orchard.by_state.values())
+    assert orchard.queue.jobs("done", "dead") == []
+    assert [job.data for job in pq["words"].peek(9)] == ["[1]"]
+
+
+def test_it_purges_for_good(secret_dsn: str, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        for tool in ("purge_finished", "purge_dead_letters"):
+            assert (await ask(client, tool, queue="fruit", older_than="1d"))["purged"] == 0
+        others = await ask(client, "purge_dead_letters", queue="fruit", older_than="0s", job_ids=[orchard.done])
+        assert others["purged"] == 0
+        assert (await ask(client, "purge_finished", queue="fruit", older_than="0s"))["purged"] == 1
+        assert (await ask(client, "purge_dead_letters", queue="fruit", older_than="0s"))["purged"] == 1
+
+    talk(in_process(secret_dsn, changes=True), conversation)
+    assert orchard.queue.jobs("done", "dead") == []
+    assert len(orchard.queue.jobs()) == 4
+
+
+def test_tools_say_what_they_do(secret_dsn: str) -> None:
+    async def conversation(client: Client) -> None:
+        for tool in (await client.list_tools()).tools:
+            assert tool.annotations is not None
+            assert tool.annotations.read_only_hint is (tool.name in LOOKING)
+            assert tool.annotations.destructive_hint is (tool.name in DESTROYING)
+            assert tool.annotations.open_world_hint is False
+            assert tool.title
+            assert tool.description
+            for name, schema in tool.input_schema["properties"].items():
+                assert "description" in json.dumps(schema), f"{tool.name} {name}"
+
+    talk(in_process(secret_dsn, changes=True), conversation)
+
+
+# Over HTTP
+
+
+@contextmanager
+def serving(dsn: str, folder: Path, *arguments: str, **variables: str) -> Iterator[str]:
+    """A server over HTTP; its URL."""
+    arguments = ("mcp", "--http", "127.0.0.1:0", *arguments)
+    with Command(*arguments, dsn=dsn, folder=folder, variables=variables) as command:
+        [port] = command.expect(r"running on http://127\.0\.0\.1:(\d+)")
+        yield f"http://127.0.0.1:{port}/mcp"
+        command.signal(signal.SIGTERM)
+        assert command.wait() == -signal.SIGTERM, command.log  # as uvicorn ends
+        assert SECRET not in command.log
+        assert "Traceback" not in command.log
+
+
+def test_over_http_who_shows_the_token_is_let_in(secret_dsn: str, orchard: Orchard, tmp_path: Path) -> None:
+    async def conversation(client: Client) -> None:
+        [queue] = (await ask(client, "list_queues"))["queues"]
+        assert queue["dead"] == 1
+
+    async def come(url: str, token: str | None) -> int:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http:
+            status = (await http.post(url, json={})).status_code
+            if status != 401:
+                async with Client(streamable_http_client(url, http_client=http)) as client:
+                    await conversation(client)
+        return status
+
+    with serving(secret_dsn, tmp_path, PQCORE_MCP_TOKEN="open sesame") as url:
+        assert [asyncio.run(come(url, token)) for token in (None, "sesame", "open sesame")] == [401, 401, 400]
+    with serving(secret_dsn, tmp_path) as url:
+        talk(url, conversation)
+        for headers, status in (({"Host": "evil.example"}, 421), ({"Origin": "http://evil.example"}, 403)):
+            assert httpx2.post(url, json={}, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("address", ["8100", ":8100", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ""])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not an address"):
+        listening_address(address, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "db.example"])
+def test_others_are_not_let_near_without_a_token(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="can be reached by others: set a token"):
+        listening_address(f"{host}:8100", None)
+    assert listening_address(f"{host}:8100", "sesame") == (host.strip("[]"), 8100)
+
+
+def test_loopback_addresses_need_none() -> None:
+    for address in ("127.0.0.1:1", "127.0.0.9:1", "localhost:1", "[::1]:1"):
+        assert listening_address(address, None)[1] == 1
+
+
+# The command
+
+
+def test_what_is_wrong_with_the_command_is_said_at_once(tmp_path: Path) -> None:
+    for arguments, says in (
+        (["--http", "0.0.0.0:8100"], "can be reached by others"),
+        (["--backend", "nothing"], "unknown backend 'nothing'"),
+        (["--data-limit", "0"], "0 is not in the range"),
+        (["--table", ""], "table name is empty"),
+    ):
+        done = run("mcp", *arguments, dsn="postgresql://nowhere")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_without_the_sdk_it_says_how_to_get_it() -> None:
+    program = "import sys; sys.modules['mcp'] = None; from pqcore.cli import main; sys.exit(main(['mcp']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'pqcore[mcp]'" in done.stderr
+
+
+def test_it_ends_when_nobody_speaks_to_it_any_more() -> None:
+    done = run("mcp", dsn="postgresql://nowhere")  # its stdin is at its end
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
