@@ -50,8 +50,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -168,25 +168,34 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(pqcore_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Run]]:
-    """Runs a document, once."""
-    runs: dict[Path, Run] = {}
-    numbers = count(1)
+def run(
+    request: pytest.FixtureRequest, pqcore_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Path], Run]]:
+    """Runs a document, once: a document of the project beside the tests of those before it."""
+    runs: dict[Path, Future[Run]] = {}
 
-    def once(document: Path) -> Run:
+    def started(document: Path) -> Future[Run]:
         if document not in runs:
-            name = f"document_{os.getpid()}_{next(numbers)}"
             folder = tmp_path_factory.mktemp("documents") / "folder"
             folder.mkdir()
-            admin.execute(f"CREATE DATABASE {name}".encode())
-            try:
-                runs[document] = Run(document, folder, at_database(pqcore_server, name))
-            finally:
-                admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+            runs[document] = pool.submit(in_database, document, folder, f"document_{os.getpid()}_{len(runs)}")
         return runs[document]
 
-    with psycopg.connect(pqcore_server, autocommit=True) as admin:
-        yield once
+    def in_database(document: Path, folder: Path, name: str) -> Run:
+        admin.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            return Run(document, folder, at_database(pqcore_server, name))
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    with psycopg.connect(pqcore_server, autocommit=True) as admin, ThreadPoolExecutor(2) as pool:
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and item.originalname == "test_block":
+                document = item.callspec.params["document"]
+                assert isinstance(document, Path)
+                started(document)
+        yield lambda document: started(document).result()
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(
