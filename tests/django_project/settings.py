@@ -24,6 +24,7 @@ def database(dsn: str) -> dict[str, Any]:
 SECRET_KEY = "for tests only"
 ALLOWED_HOSTS = ["testserver"]
 DATABASES = {"default": database(os.environ.get("DJANGO_TEST_DSN", "postgresql://nobody@nowhere.invalid/nothing"))}
+DATABASES["lite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 USE_TZ = True
 TIME_ZONE = "Asia/Kolkata"  # not UTC: what is mixed up is seen
 ROOT_URLCONF = "django_project.urls"

@@ -24,12 +24,14 @@ class DjangoConnections(Lender):
         alias: Of the database, in ``DATABASES``.
 
     Raises:
-        ConfigurationError: The database is not PostgreSQL.
+        ConfigurationError: There is no such database, or it is not PostgreSQL.
     """
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self._sessions: WeakKeyDictionary[Any, CoreSession] = WeakKeyDictionary()
+        if alias not in connections:
+            raise ConfigurationError(f"DATABASES has no {alias!r}; it has {', '.join(map(repr, connections))}")
         vendor = connections[alias].vendor
         if vendor != "postgresql":
             raise ConfigurationError(f"database {alias!r} of DATABASES is {vendor}; pqcore needs PostgreSQL")

@@ -30,6 +30,14 @@ class StoredJSON(models.Field):
         return "json"
 
 
+class Moment(models.DateTimeField):
+    """A time; None where it is none that Python can express, as the end of the lease of a job that is parked."""
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        bounds = "BETWEEN timestamptz '0002-01-01 00:00+00' AND timestamptz '9999-12-30 00:00+00'"
+        return f"CASE WHEN {sql} {bounds} THEN {sql} END", (*params, *params)
+
+
 class ReadOnlyQuerySet(models.QuerySet):
     """A query that writes nothing."""
 
@@ -81,9 +89,9 @@ class Row(models.Model):
 
     id = models.BigIntegerField(primary_key=True)
     queue_name = models.TextField("queue", db_column="q_name")
-    enqueued_at = models.DateTimeField("put")
-    schedule_at = models.DateTimeField("not before", null=True)
-    expected_at = models.DateTimeField("wanted by", null=True)
+    enqueued_at = Moment("put")
+    schedule_at = Moment("not before", null=True)
+    expected_at = Moment("wanted by", null=True)
     data = StoredJSON(null=True)
     payload = models.BinaryField(null=True)
     serializer = models.TextField(null=True)
@@ -119,8 +127,8 @@ class Row(models.Model):
 class Job(Row):
     """A job: one that waits, is scheduled, parked or leased; or is done, as far as its row is kept."""
 
-    finished_at = models.DateTimeField("finished", db_column="dequeued_at", null=True)
-    leased_until = models.DateTimeField(null=True)
+    finished_at = Moment("finished", db_column="dequeued_at", null=True)
+    leased_until = Moment(null=True)
     dedup_key = models.TextField(null=True)
     group_key = models.TextField("group", null=True)
     parked_on = models.TextField(null=True)
@@ -138,7 +146,7 @@ class DeadLetter(Row):
     """A job that failed for good."""
 
     reason = models.TextField()
-    died_at = models.DateTimeField("died")
+    died_at = Moment("died")
 
     objects = RowManager()
 

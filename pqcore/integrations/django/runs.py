@@ -68,10 +68,11 @@ def _in_a_loop() -> bool:
     return True
 
 
-_connections = Connections()
+PLUGIN = Connections()
+"""The plugin, which there is one of."""
 
 
 def register() -> None:
     """Register the plugin, once a process."""
-    if not plugins.manager.is_registered(_connections):
-        plugins.register(_connections, "pqcore.integrations.django")
+    if not plugins.manager.is_registered(PLUGIN):
+        plugins.register(PLUGIN, "pqcore.integrations.django")

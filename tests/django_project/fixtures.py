@@ -1,0 +1,73 @@
+"""The project in the process of the tests: set up once, with a database of each module's own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+DRIVER = os.environ.get("DJANGO_TEST_DRIVER", "psycopg")
+"""Django takes psycopg if it is there: for the other one it is not, while Django is imported."""
+if DRIVER == "psycopg2":
+    sys.modules["psycopg"] = None  # type: ignore[assignment]
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connection, connections
+from django.db.backends.postgresql import psycopg_any
+
+sys.modules["psycopg"] = psycopg
+from django_project import settings as of_project
+from pqcore.plugins import plugins
+
+if not settings.configured:
+    settings.configure(**{name: value for name, value in vars(of_project).items() if name.isupper()})
+django.setup()
+assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
+
+from pqcore.integrations.django import runs
+
+plugins.manager.unregister(runs.PLUGIN)  # other tests of this process have none
+_numbers = itertools.count(1)
+
+
+def point_to(dsn: str) -> None:
+    """Have Django's database be another."""
+    connections.close_all()
+    connections.settings["default"] = connections.configure_settings({"default": of_project.database(dsn)})["default"]
+    with suppress(AttributeError):  # this thread has none
+        del connections["default"]
+
+
+@pytest.fixture(scope="module")
+def project(pqcore_server: str) -> Iterator[str]:
+    """The DSN of a database in which all migrations were run."""
+    name = f"django_{time.time_ns()}_{next(_numbers)}"
+    dsn = urlunsplit(urlsplit(pqcore_server)._replace(path=f"/{name}"))
+    with psycopg.connect(pqcore_server, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        point_to(dsn)
+        runs.register()
+        call_command("migrate", verbosity=0)
+        yield dsn
+        plugins.manager.unregister(runs.PLUGIN)
+        point_to(dsn)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def dsn(project: str) -> Iterator[str]:
+    """The same, without jobs and orders."""
+    yield project
+    connections.close_all()
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE queue, queue_dead, queue_archive, queue_results, queue_slots, shop_order")
+    connections.close_all()

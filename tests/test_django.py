@@ -1,0 +1,498 @@
+"""Queues on Django's connections: transactions, threads, views, migrations, checks, models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.exceptions import SynchronousOnlyOperation
+from django.core.management import call_command
+from django.db import close_old_connections, connection, connections, transaction
+from django.db.migrations.executor import MigrationExecutor
+from django.test import AsyncClient, Client, override_settings
+from django_project.fixtures import DRIVER, dsn, point_to, project  # noqa: F401 - fixtures
+from django_project.shop.models import Order
+from psycopg.conninfo import conninfo_to_dict
+
+from pqcore import PQ, Dedup, schema
+from pqcore.connections import redact
+from pqcore.errors import ConfigurationError, ConnectionLost, DuplicateJob, TableMissing, TransientError
+from pqcore.integrations.django import pqs, queue
+from pqcore.integrations.django.checks import check_settings, check_tables
+from pqcore.integrations.django.models import DeadLetter, Job
+from pqcore.integrations.django.operations import MigrateTables
+from pqcore.testing.harness import PATIENCE
+
+PQ_TABLE = """
+CREATE TABLE queue (
+  id bigserial PRIMARY KEY, enqueued_at timestamptz NOT NULL DEFAULT current_timestamp, dequeued_at timestamptz,
+  expected_at timestamptz, schedule_at timestamptz, q_name text NOT NULL CHECK (length(q_name) > 0), data json NOT NULL
+);
+INSERT INTO queue (q_name, data) VALUES ('orders', '1'), ('orders', '2');
+"""
+
+
+class Undo(Exception):
+    """What rolls transactions of these tests back."""
+
+
+@pytest.fixture
+def outside(dsn: str) -> Iterator[Callable[[], list[Any]]]:  # noqa: F811
+    """What somebody else finds in the queue ``orders``."""
+    with PQ(dsn, backend="psycopg2") as pq:
+        yield lambda: [job.data for job in pq["orders"].peek(100)]
+
+
+@contextmanager
+def undone(**options: Any) -> Iterator[None]:
+    """A transaction that is rolled back."""
+    with suppress(Undo), transaction.atomic(**options):
+        yield
+        raise Undo
+
+
+def pid() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
+# In Django's transaction
+
+
+def test_it_is_on_the_driver_that_django_chose(dsn: str) -> None:  # noqa: F811
+    assert queue("orders") is queue("orders")
+    assert pqs["default"].backend == f"{DRIVER} (DjangoConnections lends its connections)"
+
+
+@pytest.mark.parametrize("first", ["put", "write"])
+def test_a_put_is_committed_and_rolled_back_with_what_is_written(outside: Callable[[], list[Any]], first: str) -> None:
+    orders = queue("orders")
+
+    def work(data: Any) -> None:
+        for step in (["put", "write"], ["write", "put"])[first == "write"]:
+            if step == "put":
+                orders.put(data)
+                orders.put_many([data, data])
+            else:
+                Order.objects.create(name=str(data))
+
+    with undone():
+        work(1)
+    assert (outside(), Order.objects.count()) == ([], 0)
+    with transaction.atomic():
+        work(2)
+        assert orders.count() == 3  # what is in the transaction is seen in it
+        assert outside() == []
+    assert (outside(), Order.objects.count()) == ([2, 2, 2], 1)
+    orders.put(3)
+    assert outside() == [2, 2, 2, 3]
+
+
+def test_a_savepoint_is_rolled_back_alone(outside: Callable[[], list[Any]]) -> None:
+    with transaction.atomic():
+        queue("orders").put(1)
+        with undone():
+            queue("orders").put(2)
+            with transaction.atomic():
+                queue("orders").put(3)
+        queue("orders").put(4)
+    assert outside() == [1, 4]
+
+
+def test_where_autocommit_is_off_it_waits_for_the_commit(outside: Callable[[], list[Any]]) -> None:
+    transaction.set_autocommit(False)
+    try:
+        queue("orders").put(1)
+        transaction.rollback()
+        queue("orders").put(2)
+        assert outside() == []
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert outside() == [2]
+
+
+def test_what_fails_leaves_the_transaction_usable(dsn: str, outside: Callable[[], list[Any]]) -> None:
+    only = Dedup("key", on_conflict="error")
+    locked = queue("others").put(1)
+    with psycopg.connect(dsn) as other, transaction.atomic():
+        other.execute("SELECT FROM queue WHERE id = %s FOR UPDATE", [locked])
+        queue("orders").put(1, dedup=only)
+        with pytest.raises(DuplicateJob):
+            queue("orders").put(2, dedup=only)
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '20ms'")
+        with pytest.raises(TransientError):  # the server says so: without a savepoint, nothing more could be done
+            queue("others").update(locked, 3)
+        Order.objects.create(name="goes on")
+    assert (outside(), Order.objects.count()) == ([1], 1)
+
+
+def test_a_block_is_a_transaction_of_djangos(outside: Callable[[], list[Any]]) -> None:
+    orders, told = queue("orders"), []
+    with orders as cursor:
+        cursor.execute("INSERT INTO shop_order (name, done) VALUES (%s, false)", ["by cursor"])
+        orders.put(1)
+        transaction.on_commit(partial(told.append, "committed"))
+        with suppress(Undo), queue("others"):
+            orders.put(2)
+            transaction.on_commit(partial(told.append, "rolled back"))
+            raise Undo
+        assert (outside(), told) == ([], [])
+    assert (outside(), Order.objects.count(), told) == ([1], 1, ["committed"])
+    with suppress(Undo), orders:
+        assert orders.get(timeout=0).data == 1
+        raise Undo
+    assert not connection.in_atomic_block
+    assert outside() == [1]
+
+
+def test_jobs_are_taken_in_the_transaction(outside: Callable[[], list[Any]]) -> None:
+    orders = queue("orders")
+    orders.put_many([1, 2])
+    with undone():
+        assert [job.data for job in orders.get_many(5, block=False)] == [1, 2]
+    with transaction.atomic():
+        assert orders.get(timeout=0).data == 1
+    leased = orders.lease("1m", block=False)
+    assert leased.data == 2
+    with undone():
+        leased.ack()
+    with transaction.atomic():
+        leased.ack()
+    assert outside() == []
+    assert orders.get(timeout=0.01) is None
+
+
+def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:  # noqa: F811
+    archived = queue("archived")
+    archived.put(1)
+    archived.get(timeout=0)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT q_name FROM queue_archive")
+        assert cursor.fetchall() == [("archived",)]
+
+
+# Threads, requests, lost connections
+
+
+def test_views_put_in_the_transaction_of_the_request(outside: Callable[[], list[Any]]) -> None:
+    client = Client(raise_request_exception=False)
+    assert client.get("/order?fail").status_code == 500
+    assert outside() == []
+    made = int(client.get("/order").content)
+    assert outside() == [{"order": made}]
+
+    async def scenario() -> None:
+        asynchronous = AsyncClient(raise_request_exception=False)
+        answers = await asyncio.gather(*[asynchronous.get("/order-async") for _ in range(5)])
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert (await asynchronous.get("/order-async", {"fail": 1})).status_code == 500
+        with pytest.raises(SynchronousOnlyOperation):
+            queue("orders").put("on the loop")
+
+    asyncio.run(scenario())
+    assert len(outside()) == 6
+
+
+def test_each_thread_has_its_own_connection(outside: Callable[[], list[Any]]) -> None:
+    barrier = threading.Barrier(4, timeout=PATIENCE)
+    pids: set[int] = set()
+
+    def work(number: int) -> None:
+        try:
+            with suppress(Undo), transaction.atomic():
+                queue("orders").put(number)
+                pids.add(pid())
+                barrier.wait()  # all are in the middle of a transaction
+                if number % 2:
+                    raise Undo
+            with queue("orders") as cursor:
+                cursor.execute("SELECT 1")
+                barrier.wait()
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(pids) == 4
+    assert sorted(outside()) == [0, 2]
+
+
+def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], list[Any]]) -> None:  # noqa: F811
+    orders = queue("orders")
+    orders.put(1)
+    with psycopg.connect(dsn, autocommit=True) as server:
+        server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
+        with pytest.raises(ConnectionLost):
+            orders.put(2)
+        orders.put(3)  # the driver knows by now
+        server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
+        with suppress(Undo), transaction.atomic():
+            with pytest.raises(ConnectionLost):
+                orders.put(4)
+            raise Undo
+        connection.errors_occurred = False
+        server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
+        with pytest.raises(ConnectionLost):
+            orders.count()
+        assert connection.errors_occurred  # so Django looks, before the next request
+        close_old_connections()
+        orders.put(5)
+    assert outside() == [1, 3, 5]
+
+
+def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:  # noqa: F811
+    try:
+        point_to("postgresql://ann:very-secret@127.0.0.1:1/nothing")
+        with pytest.raises(ConnectionLost, match="connect") as caught:
+            queue("orders").put(1)
+        assert "very-secret" not in str(caught.value)
+    finally:
+        point_to(dsn)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ([], "dictionary of dictionaries"),
+        ({"default": None}, "dictionary of dictionaries"),
+        ({"other": {}}, "has no 'default', only 'other'"),
+        ({"default": {"TABEL": "q"}}, "has 'TABEL'; choose of DATABASE, TABLE"),
+        ({"default": {"TABLE": ""}}, "table name is empty"),
+        ({"default": {"OPTIONS": ["keep"]}}, "'OPTIONS'] is ['keep']"),
+        ({"default": {"OPTIONS": {"backend": "psycopg2"}}}, "has 'backend', which is no option"),
+        ({"default": {"OPTIONS": {"retention": "burn"}}}, "retention is 'burn'"),
+        ({"default": {"QUEUES": "emails"}}, "'QUEUES'] is 'emails'"),
+        ({"default": {"PREPARED": "no"}}, "'PREPARED'] is 'no'"),
+        ({"default": {"DATABASE": "lite"}}, "database 'lite' of DATABASES is sqlite"),
+        ({"default": {"DATABASE": "nowhere"}}, "nowhere"),
+    ],
+)
+def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, says: str) -> None:  # noqa: F811
+    with override_settings(PQCORE=setting):
+        [error] = check_settings()
+        assert error.id == "pqcore.E001"
+        assert says in error.msg
+    assert check_settings() == []
+    with pytest.raises(ConfigurationError, match="PQCORE has no 'nothing'; it has 'default'"):
+        queue("orders", using="nothing")
+
+
+def test_a_worker_is_led_where_django_is(project: str) -> None:  # noqa: F811
+    point_to("postgresql://u%20ser:p%40ss%2F%25%20w%27ord@db.example:5433/da%20ta")
+    try:
+        given = {"sslmode": "require", "keepalives": True, "assume_role": "app role", "isolation_level": 2}
+        connections["default"].settings_dict["OPTIONS"] = {**given, "options": "-c search_path=shop"}
+        made = pqs["default"].lender.dsn()
+        assert conninfo_to_dict(made) == {
+            "user": "u ser",
+            "password": "p@ss/% w'ord",
+            "host": "db.example",
+            "port": "5433",
+            "dbname": "da%20ta",
+            "sslmode": "require",
+            "keepalives": "1",
+            "client_encoding": "UTF8",
+            "options": "-c search_path=shop -c role=app\\ role",
+        }
+        for said in (f"cannot reach {made}", "wrong password p@ss/% w'ord"):
+            assert "ord" not in redact(said, made).replace("password", "")
+    finally:
+        point_to(project)
+
+
+# Migrations
+
+
+@pytest.fixture
+def empty(project: str, pqcore_server: str) -> Iterator[str]:  # noqa: F811
+    """The DSN of a database in which no migration was run, which is Django's until the test ends."""
+    name = "empty_" + project.rpartition("/")[2]
+    other = project.rpartition("/")[0] + "/" + name
+    with psycopg.connect(pqcore_server, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        point_to(other)
+        yield other
+        point_to(project)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def said(*arguments: str, **options: Any) -> str:
+    out = StringIO()
+    call_command(*arguments, stdout=out, no_color=True, **options)
+    return out.getvalue()
+
+
+def shape(where: str) -> list[Any]:
+    with psycopg.connect(where) as server:
+        return server.execute(
+            "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_indexdef(i.indexrelid)"
+            " FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0"
+            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid WHERE c.relnamespace = 'public'::regnamespace"
+            " AND c.relname ~ '^(queue|pqcore)' ORDER BY c.relname, a.attnum"
+        ).fetchall()
+
+
+def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: str) -> None:  # noqa: F811
+    loader = MigrationExecutor(connection).loader
+    [leaf] = loader.graph.leaf_nodes("pqcore")
+    versions = [step.version for step in loader.graph.nodes[leaf].operations if isinstance(step, MigrateTables)]
+    assert versions == [schema.latest()]
+    assert "No changes" in said("makemigrations", "--check", "--dry-run")
+
+
+def test_migrations_make_the_table_and_take_it_away(empty: str) -> None:
+    script = said("sqlmigrate", "pqcore", "0001")
+    assert shape(empty) == []
+    call_command("migrate", "pqcore", verbosity=0)
+    by_migration = shape(empty)
+    assert queue("orders").put(1) == 1
+    backwards = said("sqlmigrate", "pqcore", "0001", backwards=True)
+    call_command("migrate", "pqcore", "zero", verbosity=0)
+    assert shape(empty) == []
+    with pytest.raises(TableMissing):
+        queue("orders").put(1)
+    with psycopg.connect(empty, autocommit=True) as server:
+        server.execute(script.encode())  # as a DBA would
+        assert shape(empty) == by_migration
+        server.execute(backwards.encode())
+    assert [row for row in shape(empty) if not row[0].startswith("pqcore_migrations")] == []
+
+
+def test_a_table_of_pqs_is_taken_over_with_its_jobs(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as server:
+        server.execute(PQ_TABLE.encode())
+    assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W002"]
+    call_command("migrate", "pqcore", verbosity=0)
+    assert [job.data for job in queue("orders").get_many(5, block=False)] == [1, 2]
+
+
+def test_in_an_atomic_migration_the_table_is_of_its_transaction(empty: str) -> None:
+    step = MigrateTables(version=1, creates=True)
+    with suppress(Undo), connection.schema_editor(atomic=True) as editor:
+        step.database_forwards("shop", editor, None, None)
+        assert "queue" in connection.introspection.table_names()
+        raise Undo
+    assert shape(empty) == []
+    with connection.schema_editor(atomic=False) as editor:
+        MigrateTables(version=99).database_backwards("shop", editor, None, None)
+        step.database_forwards("shop", editor, None, None)
+    assert check_tables(databases=["default"]) == []
+
+
+def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
+    tables = {"default": {"SCHEMA": "farm", "TABLE": "jobs"}, "more": {"TABLE": "others"}}
+    with override_settings(PQCORE=tables):
+        assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W001"] * 2
+        call_command("migrate", "pqcore", verbosity=0)
+        assert check_tables(databases=["default"]) == []
+        with transaction.atomic():
+            queue("a").put(1)
+            queue("a", using="more").put(2)
+        assert (queue("a").get(timeout=0).data, queue("a", using="more").get(timeout=0).data) == (1, 2)
+        assert list(pqs) == ["default", "more"]
+        assert '"farm"."jobs"' in said("sqlmigrate", "pqcore", "0001")
+        call_command("migrate", "pqcore", "zero", verbosity=0)
+        assert len(check_tables(databases=["default"])) == 2
+
+
+# Checks
+
+
+def test_the_check_tells_of_a_table_that_is_missing_or_of_another_version(empty: str) -> None:
+    assert check_tables() == []  # without --database none is asked
+    [missing] = check_tables(databases=["default"])
+    assert (missing.id, "migrate pqcore" in missing.hint) == ("pqcore.W001", True)
+    assert check_tables(databases=["lite"]) == []
+    call_command("migrate", "pqcore", verbosity=0)
+    assert check_tables(databases=["default"]) == []
+    with psycopg.connect(empty, autocommit=True) as server:
+        server.execute("INSERT INTO pqcore_migrations VALUES ('queue', 99)")
+        [new] = check_tables(databases=["default"])
+        assert (new.id, new.hint) == ("pqcore.E003", "Upgrade pqcore.")
+        server.execute("DELETE FROM pqcore_migrations WHERE version > 2")
+        [old] = check_tables(databases=["default"])
+        assert (old.id, "version 2; this pqcore needs" in old.msg) == ("pqcore.W002", True)
+    point_to("postgresql://nobody@127.0.0.1:1/nothing")
+    assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.E002"]
+
+
+# Models
+
+
+def test_models_show_what_the_queue_knows(dsn: str) -> None:  # noqa: F811
+    orders = queue("orders")
+    orders.put({"n": 1})
+    orders.put("scheduled", schedule_at="1h")
+    orders.put("expected", expected_at="1h")
+    orders.put_many([1, 2], limits={"one": 1})
+    held = orders.lease_many(2, "1h", block=False)
+    orders.lease_many(9, "1h", block=False)
+    orders.put("lasts")
+    orders.put("over")
+    assert orders.get(timeout=0).data == "lasts"
+    of_queue = {job.id: job.state for job in orders.jobs("waiting", "scheduled", "leased", "parked", "done")}
+    assert set(of_queue.values()) == {"waiting", "scheduled", "leased", "parked", "done"}
+    assert {row.pk: row.state for row in Job.objects.all()} == of_queue
+    assert Job.objects.filter(state="scheduled").get().data == "scheduled"
+    first = Job.objects.get(pk=held[0].id)
+    assert first.queue.inspect(first.pk).state == "running"
+    assert str(first) == f"{first.pk} of orders"
+    assert first.enqueued_at == held[0].enqueued_at
+    assert DeadLetter.objects.count() == 0
+
+
+def test_models_are_not_written_to(dsn: str) -> None:  # noqa: F811
+    job_id = queue("orders").put(1)
+    row = Job.objects.get(pk=job_id)
+    for write in (
+        row.save,
+        row.delete,
+        Job.objects.all().delete,
+        partial(Job.objects.update, queue_name="b"),
+        partial(Job.objects.create, queue_name="b"),
+        partial(Job.objects.bulk_create, [row]),
+        partial(Job.objects.bulk_update, [row], ["queue_name"]),
+        partial(Job.objects.get_or_create, pk=7),
+    ):
+        with pytest.raises(ConfigurationError, match="is refused: jobs are changed through their queue"):
+            write()
+    assert list(Job.objects.values_list("pk", "queue_name")) == [(job_id, "orders")]
+
+
+def test_all_of_it_on_psycopg2_too(pqcore_server: str) -> None:
+    """In another process: Django chooses its driver once."""
+    here = Path(__file__).parent
+    files = [str(here / name) for name in ("test_django.py", "test_django_admin.py", "test_django_worker.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not psycopg2", *files]
+    variables = {"DJANGO_TEST_DRIVER": "psycopg2", "PQCORE_TEST_DSN": pqcore_server}
+    done = subprocess.run(
+        command,
+        cwd=here.parent,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
