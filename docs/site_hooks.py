@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = "project"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 CHART = re.compile(r"^```mermaid\nxychart-beta\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-HIDDEN = re.compile(r"^<!--.*?-->\n*", re.DOTALL | re.MULTILINE)
+HIDDEN = re.compile(r"^<!--\s*invisible-code-block:.*?-->\n*", re.DOTALL | re.MULTILINE)
 COLOURS = ("#4051b5", "#c2185b", "#00897b", "#ef6c00", "#6d4c41", "#546e7a")
 
 
@@ -45,10 +45,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     below = posixpath.dirname(_written(here))
 
     def moved(link: re.Match[str]) -> str:
-        target = _document(posixpath.normpath(posixpath.join(below, link[1])))
+        path, hash_sign, anchor = link[1].partition("#")
+        target = _document(posixpath.normpath(posixpath.join(below, path)))
         if not (ROOT / target).exists():
             return link[1]  # MkDocs says so
-        return posixpath.relpath(_on_site(target), posixpath.dirname(here) or ".")
+        return posixpath.relpath(_on_site(target), posixpath.dirname(here) or ".") + hash_sign + anchor
 
     return CHART.sub(lambda chart: _drawn(chart[1]), LINK.sub(moved, HIDDEN.sub("", markdown)))
 
@@ -56,7 +57,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _targets(page: str, markdown: str) -> list[str]:
     """The paths, from the root of the project, that a page of the site links to."""
     below = posixpath.dirname(_written(page))
-    return [_document(posixpath.normpath(posixpath.join(below, link))) for link in LINK.findall(markdown)]
+    paths = [link.partition("#")[0] for link in LINK.findall(markdown)]
+    return [_document(posixpath.normpath(posixpath.join(below, path))) for path in paths]
 
 
 def _document(path: str) -> str:
