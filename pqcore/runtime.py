@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from types import AsyncGeneratorType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from pqcore.errors import PQError
+from pqcore.errors import ConfigurationError, PQError
 
 T = TypeVar("T")
 
@@ -192,6 +192,11 @@ class BlockingRuntime:
 
 # asyncio
 
+NO_LOOP = (
+    "AsyncPQ needs an asyncio event loop, and none runs here: await it within one, or use PQ; "
+    "under trio, pqcore.integrations.anyio"
+)
+
 
 class _LoopEvent:
     def __init__(self) -> None:
@@ -241,7 +246,10 @@ class AsyncioRuntime:
         self._kept: list[AsyncGeneratorType[None, None]] = []
 
     def owner(self) -> Hashable:
-        return _process, asyncio.get_running_loop()
+        try:
+            return _process, asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(NO_LOOP) from None
 
     def task(self) -> object:
         return asyncio.current_task()

@@ -1,0 +1,321 @@
+"""Queues for code on trio, or on anyio whichever loop it runs on: a blocking `PQ`, in threads.
+
+    pq = ThreadedPQ(PQ("postgresql://localhost/app"))
+    await pq["emails"].put({"to": "ann@example.com"})
+    job = await pq["emails"].get()
+
+psycopg's and asyncpg's asynchronous connections are asyncio's, so `pqcore.AsyncPQ` is too. Each call here is a call of
+the blocking face, in one of anyio's worker threads. One that writes is let finish if its task is cancelled. One that
+waits for a job is broken off, and what it took at that moment is put back.
+"""
+
+# ruff: noqa: ASYNC109 - the arguments are those of the blocking face
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+
+try:
+    from anyio import CancelScope, CapacityLimiter
+    from anyio.to_thread import run_sync
+except ImportError as exc:
+    msg = f"pqcore.integrations.anyio needs {exc.name}: pip install 'pqcore[trio]'"
+    raise ImportError(msg) from exc
+
+from pqcore.backend import Row
+from pqcore.engine import Engine
+from pqcore.errors import PQError
+from pqcore.job import BaseJob
+from pqcore.operations import leasing, taking
+from pqcore.queue import PQ, Queue
+from pqcore.runtime import drive
+from pqcore.settings import logger
+from pqcore.timespec import TimeSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _awaited(
+    method: Callable[Concatenate[Queue, P], T],
+) -> Callable[Concatenate[ThreadedQueue, P], Coroutine[Any, Any, T]]:
+    """A method of `Queue`, called in a thread."""
+
+    @functools.wraps(method)
+    async def call(self: ThreadedQueue, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_sync(functools.partial(method, self.blocking, *args, **kwargs))
+
+    return cast("Callable[Concatenate[ThreadedQueue, P], Coroutine[Any, Any, T]]", call)
+
+
+class ThreadedJob(BaseJob):
+    """A job taken from a `ThreadedQueue`."""
+
+    __slots__ = ("_threaded",)
+
+    def __init__(self, queue: ThreadedQueue, row: Row, *, leased: bool = False) -> None:
+        super().__init__(queue.blocking, row, leased=leased)
+        self._threaded = queue
+
+    @property
+    def data(self) -> Any:
+        """The data that was put; to write it, ``await job.update(data)``.
+
+        Raises:
+            DeserializationError: The row holds something that this queue cannot read.
+        """
+        return self._get_data()
+
+    async def update(self, data: Any) -> None:
+        """Write new data to the row; see `Queue.update`."""
+        await self._threaded.update(self.id, data)
+        self._replace(data, self._queue.encode_row(data).raw)
+
+    async def ack(self) -> None:
+        """Finish a leased job; see `Queue.ack`."""
+        await self._threaded.ack(self)
+
+    async def nack(self, delay: TimeSpec = None) -> None:
+        """Give a leased job back; see `Queue.nack`."""
+        await self._threaded.nack(self, delay)
+
+    async def extend(self, timeout: str | float | timedelta) -> None:
+        """Hold a leased job for longer; see `Queue.extend`."""
+        await self._threaded.extend(self, timeout)
+
+
+class ThreadedQueue:
+    """A `pqcore.Queue`, awaited; its methods are described there.
+
+    Args:
+        blocking: The queue.
+
+    Attributes:
+        blocking: The queue, for what is called in a thread of your own.
+        name: Its name.
+    """
+
+    def __init__(self, blocking: Queue) -> None:
+        self.blocking = blocking
+        self.name = blocking.name
+
+    put = _awaited(Queue.put)
+    put_many = _awaited(Queue.put_many)
+    update = _awaited(Queue.update)
+    cancel = _awaited(Queue.cancel)
+    jobs = _awaited(Queue.jobs)
+    retry = _awaited(Queue.retry)
+    inspect = _awaited(Queue.inspect)
+    status = _awaited(Queue.status)
+    progress = _awaited(Queue.progress)
+    count = _awaited(Queue.count)
+    stats = _awaited(Queue.stats)
+    clear = _awaited(Queue.clear)
+    purge = _awaited(Queue.purge)
+
+    async def get(self, block: bool = True, timeout: float | None = None) -> ThreadedJob | None:
+        """Take the next job that is due; see `Queue.get`."""
+        rows = await self._take(1, block=block, timeout=timeout)
+        return ThreadedJob(self, rows[0]) if rows else None
+
+    async def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[ThreadedJob]:
+        """Take up to ``n`` jobs; see `Queue.get_many`."""
+        return [ThreadedJob(self, row) for row in await self._take(n, block=block, timeout=timeout)]
+
+    async def lease(
+        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> ThreadedJob | None:
+        """Take a job for a time; see `Queue.lease`."""
+        rows = await self._take(1, block=block, timeout=wait, lease=leasing.lease_time(timeout))
+        return ThreadedJob(self, rows[0], leased=True) if rows else None
+
+    async def lease_many(
+        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+    ) -> list[ThreadedJob]:
+        """Take up to ``n`` jobs for a time; see `Queue.lease_many`."""
+        rows = await self._take(n, block=block, timeout=wait, lease=leasing.lease_time(timeout))
+        return [ThreadedJob(self, row, leased=True) for row in rows]
+
+    async def peek(self, n: int = 1) -> list[ThreadedJob]:
+        """The next ``n`` jobs that are due; see `Queue.peek`."""
+        rows = await run_sync(_step, taking.peek, self.blocking._engine, self.blocking, n)  # noqa: SLF001
+        return [ThreadedJob(self, row) for row in rows]
+
+    async def ack(self, job: ThreadedJob, *, connection: Any = None) -> None:
+        """Finish a leased job; see `Queue.ack`."""
+        await run_sync(functools.partial(self.blocking.ack, cast("Any", job), connection=connection))
+
+    async def ack_many(self, jobs: Iterable[ThreadedJob], *, connection: Any = None) -> list[ThreadedJob]:
+        """Finish leased jobs in one statement; see `Queue.ack_many`."""
+        lost = await run_sync(functools.partial(self.blocking.ack_many, cast("Any", jobs), connection=connection))
+        return cast("list[ThreadedJob]", lost)
+
+    async def nack(self, job: ThreadedJob, delay: TimeSpec = None) -> None:
+        """Give a leased job back; see `Queue.nack`."""
+        await run_sync(self.blocking.nack, cast("Any", job), delay)
+
+    async def extend(self, job: ThreadedJob, timeout: str | float | timedelta) -> None:
+        """Make a lease end ``timeout`` from now; see `Queue.extend`."""
+        await run_sync(self.blocking.extend, cast("Any", job), timeout)
+
+    async def in_transaction(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in a thread, within ``with queue as cursor``: all that it does is committed, or nothing.
+
+        There it uses ``queue.blocking``, and other blocking queues of the same `PQ`, as a transaction is of its thread.
+
+        Args:
+            function: Called with the cursor first; no coroutine function.
+            *args: Given to it after that.
+        """
+
+        def work() -> T:
+            with self.blocking as cursor:
+                return function(cursor, *args)
+
+        return await run_sync(work)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ThreadedJob | None:
+        return await self.get()
+
+    async def _take(self, n: int, *, block: bool, timeout: float | None, lease: float | None = None) -> Sequence[Row]:
+        return await _Attempt(self.blocking, n, block=block, timeout=timeout, lease=lease).made()
+
+
+class ThreadedPQ:
+    """A `pqcore.PQ`, awaited.
+
+    Args:
+        pq: The blocking one; of `pqcore.tasks` too. It stays usable in threads of your own.
+
+    Attributes:
+        blocking: The blocking one.
+    """
+
+    def __init__(self, pq: PQ) -> None:
+        self.blocking = pq
+        self._queues: dict[str, ThreadedQueue] = {}
+
+    async def create(self) -> None:
+        """Make the table, or migrate it in place; see `PQ.create`."""
+        await run_sync(self.blocking.create)
+
+    def queue(self, name: str, **options: Any) -> ThreadedQueue:
+        """A queue with options of its own; see `PQ.queue`."""
+        return ThreadedQueue(self.blocking.queue(name, **options))
+
+    async def stats(self) -> Any:
+        """What waits, a queue; see `PQ.stats`."""
+        return await run_sync(self.blocking.stats)
+
+    async def close(self) -> None:
+        """Close the connections; see `PQ.close`."""
+        with CancelScope(shield=True):
+            await run_sync(self.blocking.close)
+
+    def __getitem__(self, name: str) -> ThreadedQueue:
+        if name not in self._queues:
+            self._queues[name] = ThreadedQueue(self.blocking[name])
+        return self._queues[name]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
+        await self.close()
+
+
+class _BrokenOffError(Exception):
+    """Raised where an attempt waits, once it is to wait no more."""
+
+
+class _Attempt:
+    """A get that can be broken off: the engine that it runs on, but that it stops waiting when told to."""
+
+    def __init__(self, queue: Queue, n: int, **options: Any) -> None:
+        self._engine: Engine = queue._engine  # noqa: SLF001 - it runs one of the core's operations
+        self._queue = queue
+        self._n = n
+        self._options = options
+        self._lock = threading.Lock()
+        self._begun = self._over = False
+        self._ended = threading.Event()
+        self._undo: Callable[[], Awaitable[None]] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def run(
+        self,
+        operation: Callable[..., Awaitable[T]],
+        *,
+        undo: Callable[[T], Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> T:
+        """See `Engine.run`; remembers how what was taken is put back."""
+        result: T = await self._engine.run(operation, **options)
+        if undo is not None and cast("Any", result)[0]:
+            self._undo = functools.partial(undo, result)
+        return result
+
+    async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
+        """See `Engine.wait`."""
+        if not self._over:  # if that changes now, the ticket is no longer good, and it returns at once
+            await self._engine.wait(channel, ticket, seconds)
+        if self._over:
+            raise _BrokenOffError
+
+    async def made(self) -> Sequence[Row]:
+        """Take rows, in a thread; if cancelled, put them back.
+
+        Threads that wait are not counted among those that anyio has for calls, lest none be left for a put.
+        """
+        try:
+            return await run_sync(self._work, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        except Exception:
+            raise
+        except BaseException:  # cancelled; with the native means of asyncio, too
+            if self._break_off():
+                with CancelScope(shield=True):
+                    await run_sync(self._put_back, limiter=CapacityLimiter(1))
+            raise
+
+    def _work(self) -> Sequence[Row]:
+        with self._lock:
+            if self._over:
+                return ()
+            self._begun = True
+        try:
+            return cast("Sequence[Row]", _step(taking.get, self, self._queue, self._n, **self._options))
+        except _BrokenOffError:
+            return ()
+        finally:
+            self._ended.set()
+
+    def _break_off(self) -> bool:
+        """Have it wait no more; whether it was begun."""
+        with self._lock:
+            self._over = True
+        self._engine.nudge(self._queue.channel)
+        return self._begun
+
+    def _put_back(self) -> None:
+        self._ended.wait()
+        if self._undo is not None:
+            try:
+                drive(cast("Any", self._undo()))
+            except PQError:  # the cancellation is not to be hidden by it
+                logger.exception("what was taken from %r for a task that was cancelled is lost", self._queue.name)
+
+
+def _step(operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return drive(operation(*args, **options))
