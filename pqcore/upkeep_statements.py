@@ -75,7 +75,7 @@ def _columns(
     ]
     if whole:
         columns += [
-            "left(data::text, :most::int)",
+            "left(data::text, coalesce(:most::int, 2147483647))",
             "substr(payload, 1, coalesce(:most::int, 2147483647))",
             "headers::text",
             "group_key" if table else "headers #>> '{{gate,group}}'",
