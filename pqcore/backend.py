@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from pqcore.statement import Paramstyle, Query
 
 PLUGIN_API = 1
-"""The version of this contract."""
+"""The version of this contract, and of that of hooks (`pqcore.hookspecs`); see docs/plugins.md."""
 
 Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
@@ -76,7 +76,8 @@ class BackendSpec:
         pools: Dotted names of the pool classes that it adopts.
         schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
         targets: What the benchmarks hold it to, where that is not `TARGETS`: ``{"put": 0.8}``.
-        api: The `PLUGIN_API` that it was written for.
+        api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
+            where it is installed.
     """
 
     name: str
@@ -91,7 +92,7 @@ class BackendSpec:
     pools: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
-    api: int = PLUGIN_API
+    api: int = 1
 
 
 class Session(Protocol):

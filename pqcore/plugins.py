@@ -85,11 +85,12 @@ class Plugins:
         """Register a plugin by hand: a module or object with hook implementations.
 
         Raises:
-            PluginError: It implements a hook that does not exist, or brings
-                something under a name that is taken.
+            PluginError: It was written for another version of the plugin API, implements a
+                hook that does not exist, or brings something under a name that is taken.
         """
         with self._lock:
             try:
+                check_api(plugin, name)
                 self.manager.register(plugin, name)
                 self.manager.check_pending()
             except Exception as exc:
@@ -281,9 +282,7 @@ class Plugins:
     # What plugins call, and how they are loaded
 
     def _add_backend(self, spec: BackendSpec) -> None:
-        if spec.api != PLUGIN_API:
-            msg = f"backend {spec.name!r} was made for plugin API {spec.api}; this pqcore has {PLUGIN_API}"
-            raise PluginError(msg)
+        _check_version(f"backend {spec.name!r}", spec.api)
         unexplained = [cap.name for cap in Capability if cap not in spec.capabilities and cap not in spec.missing]
         if unexplained:
             msg = f"backend {spec.name!r} lacks {', '.join(unexplained)} and gives no reason (BackendSpec.missing)"
@@ -345,6 +344,30 @@ class Plugins:
     def _fail(self, group: str, name: str, error: PluginError) -> None:
         self._broken[group, name] = error
         raise error
+
+
+def check_api(plugin: object, name: str | None = None) -> None:
+    """See that a plugin was written for this version of the plugin API.
+
+    Args:
+        plugin: A module or object; its attribute ``pqcore_plugin_api`` says which. Without it, it is 1.
+        name: What to call it.
+
+    Raises:
+        PluginError: It was written for another.
+    """
+    _check_version(f"plugin {name or plugin!r}", getattr(plugin, "pqcore_plugin_api", 1))
+
+
+def _check_version(what: str, api: object) -> None:
+    if not isinstance(api, int) or isinstance(api, bool):
+        raise PluginError(f"{what} says that it was made for plugin API {api!r}: that is to be a number, {PLUGIN_API}")
+    if api == PLUGIN_API:
+        return
+    newer = "upgrade pqcore, or install an older version of the plugin"
+    older = "upgrade the plugin, or install an older pqcore"
+    todo = newer if api > PLUGIN_API else older
+    raise PluginError(f"{what} was made for plugin API {api}; this pqcore has {PLUGIN_API}: {todo}")
 
 
 def is_wrapper(serializer: object) -> bool:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -138,12 +139,15 @@ def _without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def core_modules() -> list[str]:
-    """The names of the core's modules, but for the suite (tests) and the demo (a program)."""
+    """The names of the core's modules, but for integrations, the suite (tests) and the demo (a program)."""
     names = []
     for path in CORE.rglob("*.py"):
         parts = ("pqcore", *path.relative_to(CORE).with_suffix("").parts)
         name = ".".join(parts).removesuffix(".__init__")
-        if not name.startswith(("pqcore.testing.suite", "pqcore.demo")) and parts[-1] != "__main__":
+        if (
+            not name.startswith(("pqcore.integrations", "pqcore.testing.suite", "pqcore.demo"))
+            and parts[-1] != "__main__"
+        ):
             names.append(name)
     return sorted(names)
 
@@ -195,13 +199,24 @@ def imports(source: str, *, by_call: bool = True) -> Iterator[str]:
 
 
 def test_no_source_of_the_core_imports_a_driver() -> None:
-    sources = sorted(CORE.rglob("*.py"))
+    sources = sorted(path for path in CORE.rglob("*.py") if "integrations" not in path.parts)
     assert len(sources) > 25
     found = [
         f"{path.relative_to(CORE)}: {module}"
         for path in sources
         for module in imports(path.read_text("utf-8"), by_call="demo" not in path.parts)  # which looks at its tables
         if module.partition(".")[0] in DRIVERS
+    ]
+    assert found == []
+
+
+def test_no_source_of_the_core_imports_an_integration() -> None:
+    sources = sorted(path for path in CORE.rglob("*.py") if "integrations" not in path.parts)
+    found = [
+        f"{path.relative_to(CORE)}: {module}"
+        for path in sources
+        for module in imports(path.read_text("utf-8"))
+        if module.startswith("pqcore.integrations")
     ]
     assert found == []
 
@@ -375,6 +390,92 @@ def test_a_plugin_for_another_version_is_broken_when_found(tmp_path: Path, monke
     assert {each.name for each in fresh.backend_specs()} == set(PREFERENCE)
     with pytest.raises(PluginError, match="plugin API 99"):
         fresh.backend_spec("acme", "blocking")
+
+
+@pytest.mark.parametrize(
+    ("api", "says"),
+    [
+        (PLUGIN_API + 1, f"was made for plugin API {PLUGIN_API + 1}; this pqcore has {PLUGIN_API}: upgrade pqcore, or"),
+        (PLUGIN_API - 1, f"was made for plugin API {PLUGIN_API - 1}; this pqcore has {PLUGIN_API}: upgrade the plugin"),
+        ("1", "says that it was made for plugin API '1': that is to be a number, 1"),
+        (True, "says that it was made for plugin API True: that is to be a number, 1"),
+    ],
+)
+def test_a_plugin_that_says_another_version_is_not_registered(api: Any, says: str) -> None:
+    class Plugin(Brings):
+        pqcore_plugin_api = api
+
+    class WithANewHook:
+        pqcore_plugin_api = api
+
+        @hookimpl
+        def pqcore_hook_of_the_future(self, event: Any) -> None:
+            pytest.fail("called")
+
+    fresh = Plugins()
+    for plugin in (Plugin(spec()), WithANewHook()):  # whatever else would be wrong with it
+        with pytest.raises(PluginError) as caught:
+            fresh.register(plugin, "acme")
+        assert str(caught.value).startswith(f"plugin 'acme' {says}")
+        assert not fresh.manager.is_registered(plugin)
+    assert fresh.broken == {}
+    with pytest.raises(UnknownBackend):
+        fresh.backend_spec("acme", "blocking")
+
+
+def test_a_plugin_that_says_this_version_or_none_is_registered() -> None:
+    class Plugin(Brings):
+        pqcore_plugin_api = PLUGIN_API
+
+    fresh = Plugins()
+    fresh.register(Plugin(spec()))
+    fresh.register(Brings(spec("other")))
+    assert {fresh.backend_spec(name, "blocking").api for name in ("acme", "other")} == {1}
+
+
+def test_plugins_of_another_version_are_reported_and_take_no_others_down(tmp_path: Path) -> None:
+    """Of each group, as they are found."""
+    groups = ("backends", "serializers", "plugins", "instruments")
+    hook = "from pqcore import hookimpl\npqcore_plugin_api = 2\n@hookimpl\ndef pqcore_{}(event): raise SystemExit\n"
+    for group in groups:
+        distribute(tmp_path, f"late_{group}", {"late": f"late_{group}"}, f"pqcore.{group}")
+        (tmp_path / f"late_{group}.py").write_text(hook.format("hook_of_the_future"))
+    distribute(tmp_path, "good", {"good": "good_plugin"}, "pqcore.plugins")
+    (tmp_path / "good_plugin.py").write_text(hook.format("job_put").replace("2", "1").replace("SystemExit", "OSError"))
+    [listed, code, heard, broken, chosen] = run(
+        f"""
+        import contextlib, io
+        from pqcore import PQ
+        from pqcore.cli import main
+        from pqcore.plugins import plugins
+        with contextlib.redirect_stdout(io.StringIO()) as written:
+            code = main(["plugins", "--json"])
+        listed = [json.loads(line) for line in written.getvalue().splitlines()]
+        report(listed, code, plugins.heard("pqcore_job_put"), list(plugins.broken), PQ({DSN!r}).backend)
+        """,
+        tmp_path,
+    )
+    assert (code, heard, broken) == (0, True, ["late"])
+    assert chosen.startswith("psycopg (")
+    late = {each["group"]: each for each in listed if each["name"] == "late"}
+    assert late.keys() == {f"pqcore.{group}" for group in groups}
+    for each in late.values():
+        assert not each["ok"]
+        assert f"was made for plugin API 2; this pqcore has {PLUGIN_API}: upgrade pqcore" in each["error"]
+    assert all(each["ok"] for each in listed if each["name"] in ("good", "psycopg", "json", "frameworks", "logging"))
+    assert {"good", "psycopg", "json", "frameworks", "logging"} <= {each["name"] for each in listed}
+
+
+def test_every_hook_has_an_example_in_the_documents() -> None:
+    """Which `test_documents` runs."""
+    text = (CORE.parent / "docs/plugins.md").read_text()
+    for name in vars(plugins.manager.hook):
+        if name.startswith("pqcore_"):
+            [section] = re.findall(rf"^## {name}\(.*\n((?:(?!^## ).*\n)*)", text, re.MULTILINE)
+            assert re.match(r"\nCalled (once|for|when|before) ", section), name
+            example = rf"^```python\n(?:(?!^```).*\n)*@hookimpl\n(?:@.*\n)?(?:async )?def {name}\("
+            assert re.search(example, section, re.MULTILINE), name
+            assert f"install({name})\n" in section, name
 
 
 def test_two_backends_of_one_name_are_refused() -> None:

@@ -22,7 +22,7 @@ from pqcore.cli.output import emit, printable, table, write
 from pqcore.connections import redact
 from pqcore.errors import ConfigurationError, PluginError, PQError
 from pqcore.instruments import GROUP as INSTRUMENTS
-from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, importable, is_wrapper, plugins
+from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, check_api, importable, is_wrapper, plugins
 
 GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)
 """The groups of entry points, as docs/plugins.md has them."""
@@ -124,7 +124,7 @@ def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
             if (point.name in plugins.broken) and str(point.value) in str(plugins.broken[point.name]):
                 return str(plugins.broken[point.name])
         else:
-            point.load()
+            check_api(point.load(), point.name)
     except PQError as exc:
         return str(exc)
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
