@@ -1,0 +1,373 @@
+"""A queue and a model of it, side by side: whatever is done, in whatever order, they agree.
+
+Hypothesis chooses the steps, and shrinks what fails to the fewest.  ``PQCORE_MODEL_EXAMPLES`` says how many
+runs a backend gets; by default few, as the suite is run often.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pqcore.errors import JobNotFound, LeaseLost
+from pqcore.testing.harness import Harness
+
+EXAMPLES = int(os.environ.get("PQCORE_MODEL_EXAMPLES", "10"))
+STEPS = 30
+QUEUES = ("one", "two")
+HOUR = 3600
+DEPTH = 3
+"""Transaction blocks, one in the other, at most."""
+CROWDED = 12
+"""Rows from which on a queue may be cleared."""
+
+Times = tuple[int | None, int | None]
+"""In how many hours a job is to be scheduled, and expected."""
+TIMES = st.tuples(st.sampled_from([None, None, None, 1, 2]), st.sampled_from([None, 0, 3, 1]))
+
+Moment = tuple[int, int]
+"""Hours, and the number of the statement: real time stands between two statements, and is set forward by hours."""
+
+
+@dataclass
+class Row:
+    """A row, as the model knows it."""
+
+    queue: str
+    data: int
+    due: Moment
+    expected: Moment | None
+    attempts: int = 0
+    leased_until: Moment | None = None
+    done: bool = False
+
+    def place(self) -> tuple[bool, Moment, Moment]:
+        """Where it stands in the order of its queue, but for its id."""
+        return self.expected is None, self.expected or self.due, self.due
+
+
+@dataclass
+class Model:
+    """The rows, by id."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def ready(self, queue: str, now: Moment) -> list[int]:
+        """The ids of the jobs that are due, in the order in which they are taken."""
+        found = [
+            (row.place(), job_id)
+            for job_id, row in self.rows.items()
+            if row.queue == queue and not row.done and row.due <= now and (row.leased_until or now) <= now
+        ]
+        return [job_id for _, job_id in sorted(found)]
+
+    def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
+        """The ids of the jobs in each state."""
+        found: dict[str, set[int]] = {"waiting": set(self.ready(queue, now)), "scheduled": set(), "leased": set()}
+        found["done"] = {job_id for job_id, row in self.rows.items() if row.queue == queue and row.done}
+        for job_id, row in self.rows.items():
+            if row.queue == queue and not row.done and job_id not in found["waiting"]:
+                held = row.leased_until is not None and row.leased_until > now
+                found["leased" if held else "scheduled"].add(job_id)
+        return found
+
+
+def written(hours: int | None) -> str | None:
+    return None if hours is None else f"{hours}h"
+
+
+class Undo(Exception):
+    """Ends a transaction block."""
+
+
+class Machine(RuleBasedStateMachine):
+    """Does the same to both, and compares."""
+
+    harness: Harness
+    retention: str
+
+    queues = st.sampled_from(QUEUES)
+
+    @initialize()
+    def begin(self) -> None:
+        self.pq = self.harness.pq(retention=self.retention)
+        self.clock = 0
+        self.statements = 0
+        self.model = Model()
+        self.blocks: list[Model] = []
+        self.leases: list[Any] = []  # jobs, some of which are held no more
+        for name in QUEUES:
+            self.pq[name].clear()
+            self.put(name, [(None, None), (None, 2), (None, None)])
+
+    def teardown(self) -> None:
+        while getattr(self, "blocks", None):
+            self.roll_back()
+        self.pq.close()
+
+    def filled(self, queue: str) -> str:
+        """The queue, or the other one if nothing is due in it."""
+        now = self.now()
+        return min(QUEUES, key=lambda name: (not self.model.ready(name, now), name != queue))
+
+    def now(self) -> Moment:
+        self.statements += 1
+        return self.clock, self.statements
+
+    def after(self, now: Moment, hours: int | None) -> Moment | None:
+        return None if hours is None else (now[0] + hours, now[1])
+
+    def known(self, choice: int) -> int:
+        """An id: mostly of a row that there is or was."""
+        ids = sorted(self.model.rows)
+        return ids[choice % len(ids)] if ids else choice + 1
+
+    # In
+
+    @rule(queue=queues, jobs=st.lists(TIMES, min_size=1, max_size=5))
+    def put(self, queue: str, jobs: list[Times]) -> None:
+        for times in jobs:
+            now = self.now()
+            self.was_put(queue, [self.pq[queue].put(0, *map(written, times))], times, now)
+
+    @rule(queue=queues, times=TIMES, number=st.integers(1, 4))
+    def put_many(self, queue: str, times: Times, number: int) -> None:
+        now = self.now()
+        self.was_put(queue, self.pq[queue].put_many([0] * number, *map(written, times)), times, now)
+
+    def was_put(self, queue: str, ids: list[int], times: Times, now: Moment) -> None:
+        schedule, expected = times
+        for job_id in ids:
+            assert job_id not in self.model.rows
+            self.model.rows[job_id] = Row(queue, 0, self.after(now, schedule) or now, self.after(now, expected))
+
+    # Out
+
+    @rule(queue=queues, n=st.integers(1, 3))
+    def get(self, queue: str, n: int) -> None:
+        queue = self.filled(queue)
+        now = self.now()
+        jobs = self.pq[queue].get_many(n, block=False)
+        self.compare_taken(jobs, queue, n, now)
+        for job in jobs:
+            if self.retention == "keep":
+                row = self.model.rows[job.id]
+                row.done, row.leased_until = True, None
+                row.attempts += 1
+            else:
+                del self.model.rows[job.id]
+
+    @rule(queue=queues, n=st.integers(1, 3), hours=st.integers(1, 3))
+    def lease(self, queue: str, n: int, hours: int) -> None:
+        queue = self.filled(queue)
+        now = self.now()
+        jobs = self.pq[queue].lease_many(n, hours * HOUR, block=False)
+        self.compare_taken(jobs, queue, n, now)
+        for job in jobs:
+            row = self.model.rows[job.id]
+            row.attempts += 1
+            row.leased_until = self.after(now, hours)
+            assert job.attempts == row.attempts
+        self.leases += jobs
+
+    def compare_taken(self, jobs: list[Any], queue: str, n: int, now: Moment) -> None:
+        assert [job.id for job in jobs] == self.model.ready(queue, now)[:n]
+        assert [job.data for job in jobs] == [self.model.rows[job.id].data for job in jobs]
+
+    # Under a lease
+
+    def holds(self, job: Any) -> Row | None:
+        """The row, if the job's lease was given to nobody else since."""
+        row = self.model.rows.get(job.id)
+        held = row is not None and not row.done and row.leased_until is not None and row.attempts == job.attempts
+        return row if held else None
+
+    @rule(
+        choice=st.integers(0, 20),
+        what=st.sampled_from([("ack", None), ("nack", None), ("nack", 0), ("nack", 2), ("extend", 1), ("extend", 2)]),
+    )
+    @precondition(lambda self: self.leases)
+    def use_a_lease(self, choice: int, what: tuple[str, int | None]) -> None:
+        job = self.leases[-1 - choice % len(self.leases)]
+        verb, hours = what
+        now = self.now()
+        row = self.holds(job)
+        queue = self.pq[QUEUES[0] if row is None else row.queue]
+        arguments = [] if verb == "ack" else [None if hours is None else hours * HOUR]
+        if row is None:
+            with pytest.raises(LeaseLost):
+                getattr(queue, verb)(job, *arguments)
+            return
+        getattr(queue, verb)(job, *arguments)
+        if verb == "extend":
+            row.leased_until = self.after(now, hours)
+            return
+        row.leased_until = None
+        if verb == "nack":
+            row.due = self.after(now, hours) or row.due
+        elif self.retention == "keep":
+            row.done = True
+        else:
+            del self.model.rows[job.id]
+
+    # By id
+
+    @rule(queue=queues, choice=st.integers(0, 20), what=st.sampled_from(["cancel", "update", "retry"]))
+    def name_one(self, queue: str, choice: int, what: str) -> None:
+        job_id = self.known(choice)
+        if what == "cancel":
+            self.cancel(queue, job_id)
+        elif what == "update":
+            self.update(queue, job_id, choice)
+        else:
+            self.retry(queue, job_id)
+
+    def cancel(self, queue: str, job_id: int) -> None:
+        now = self.now()
+        row = self.model.rows.get(job_id)
+        waits = row is not None and row.queue == queue and not row.done and (row.leased_until or now) <= now
+        assert self.pq[queue].cancel(job_id) is waits
+        if waits:
+            del self.model.rows[job_id]
+
+    def update(self, queue: str, job_id: int, number: int) -> None:
+        self.now()
+        row = self.model.rows.get(job_id)
+        if row is None or row.queue != queue:
+            with pytest.raises(JobNotFound):
+                self.pq[queue].update(job_id, number)
+            return
+        self.pq[queue].update(job_id, number)
+        row.data = number
+
+    def retry(self, queue: str, job_id: int) -> None:
+        now = self.now()
+        row = self.model.rows.get(job_id)
+        again = row is not None and row.queue == queue and (row.done or job_id in self.states(queue, now)["scheduled"])
+        assert self.pq[queue].retry(job_id) is again
+        if again and row is not None:
+            row.done, row.due = False, now
+
+    def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
+        return self.model.states(queue, now)
+
+    @rule(queue=queues, what=st.sampled_from(["move one", "move two", "purge", "clear"]))
+    def keep_house(self, queue: str, what: str) -> None:
+        if what == "purge":
+            self.purge(queue)
+        elif what != "clear":
+            self.move(1 if what == "move one" else 2)
+        elif len(self.model.rows) > CROWDED:
+            self.clear(queue)
+
+    def move(self, most: int) -> None:
+        source, target = QUEUES
+        now = self.now()
+        states = self.states(source, now)
+        candidates = {
+            job_id
+            for job_id in states["waiting"] | states["scheduled"]
+            if self.model.rows[job_id].leased_until is None  # one whose lease ran out is still somebody's, maybe
+        }
+        moved = self.pq[source].move(target, sorted(candidates)[:most])
+        assert moved == len(sorted(candidates)[:most])
+        for job_id in sorted(candidates)[:most]:
+            self.model.rows[job_id].queue = target
+
+    # All at once
+
+    def purge(self, queue: str) -> None:
+        self.now()
+        gone = [job_id for job_id, row in self.model.rows.items() if row.queue == queue and row.done]
+        assert self.pq[queue].purge(0) == len(gone)
+        for job_id in gone:
+            del self.model.rows[job_id]
+
+    def clear(self, queue: str) -> None:
+        self.now()
+        self.pq[queue].clear()
+        self.model.rows = {job_id: row for job_id, row in self.model.rows.items() if row.queue != queue}
+
+    # Time
+
+    @rule(hours=st.integers(1, 3))
+    @precondition(lambda self: not self.blocks)
+    def pass_time(self, hours: int) -> None:
+        moved = ", ".join(
+            f"{column} = {column} - interval '{hours} hours'"
+            for column in ("enqueued_at", "schedule_at", "expected_at", "leased_until", "dequeued_at")
+        )
+        self.harness.sql(f"UPDATE {{table}} SET {moved}", rows=False)
+        self.clock += hours
+
+    # Transactions
+
+    @rule(what=st.sampled_from(["open", "commit", "roll back"]))
+    def end_or_open_a_block(self, what: str) -> None:
+        if not self.blocks or (what == "open" and len(self.blocks) < DEPTH):
+            self.open_block()
+        elif what == "roll back":
+            self.roll_back()
+        else:
+            self.commit()
+
+    def open_block(self) -> None:
+        self.pq[QUEUES[0]].__enter__()
+        self.blocks.append(deepcopy(self.model))
+
+    def commit(self) -> None:
+        self.pq[QUEUES[0]].__exit__(None, None, None)
+        self.blocks.pop()
+
+    def roll_back(self) -> None:
+        self.pq[QUEUES[0]].__exit__(Undo, Undo(), None)
+        self.model = self.blocks.pop()
+
+    # What must hold after each step
+
+    @invariant()
+    def they_agree(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        for name in QUEUES:
+            queue, now = self.pq[name], self.now()
+            expected = self.model.ready(name, now)
+            assert [job.id for job in queue.peek(100)] == expected
+            assert queue.count() == len(expected)
+            found: dict[str, set[int]] = {"waiting": set(), "scheduled": set(), "leased": set(), "done": set()}
+            for job in queue.jobs(*found):
+                found[job.state].add(job.id)
+            assert found == self.states(name, now)
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete"])
+def test_a_queue_does_as_its_model(harness: Harness, retention: str) -> None:
+    class Bound(Machine):
+        pass
+
+    Bound.harness, Bound.retention = harness, retention
+    run_state_machine_as_test(
+        Bound,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
