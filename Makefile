@@ -9,7 +9,7 @@ help:  ## show this
 demo: .venv/ready  ## move real jobs over every driver, on an embedded PostgreSQL, and kill a worker
 	$(BIN)/python -m pqcore.demo
 
-test: .venv/ready  ## run the whole test suite, on an embedded PostgreSQL
+test: .venv/ready .venv/browser  ## run the whole test suite, on an embedded PostgreSQL
 	$(BIN)/python -m pytest
 
 lint: .venv/ready  ## check style, formatting and types
@@ -43,6 +43,15 @@ clean:  ## remove what the above made
 .venv/ready: pyproject.toml requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+# For the tests of the web page: a browser that there is, or Debian's, or Playwright's.
+.venv/browser: .venv/ready
+	@for name in chromium chromium-browser google-chrome; do $$name --version 2>/dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && apt-get install -y -q --no-install-recommends chromium && chromium --version && exit; \
+	fi; \
+	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
 .PHONY: help demo test lint docs conformance plans bench figures clean

@@ -20,7 +20,6 @@ from urllib.parse import urlencode
 import httpx
 import psycopg
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -29,6 +28,7 @@ from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError
 from pqcore.testing.commands import Command, eventually, run
 from pqcore.testing.harness import PATIENCE
+from pqcore.testing.serving import serving
 from pqcore.web import web_app
 from pqcore.web.charts import HEIGHT, WIDTH, chart
 from pqcore.web.rendering import MOST_SHOWN, age, shown
@@ -41,29 +41,10 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg", "psycopg-async"]
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[httpx.Client]:
+def visiting(app: Any) -> Iterator[httpx.Client]:
     """A client of the application, which a real server serves in a thread."""
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    bound = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
-    thread.start()
-    try:
-        assert started.wait(PATIENCE)
-        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        with httpx.Client(base_url=address, timeout=PATIENCE, verify=False) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        bound.close()
-    assert not thread.is_alive()
+    with serving(app) as address, httpx.Client(base_url=address, timeout=PATIENCE, verify=False) as client:
+        yield client
 
 
 @pytest.fixture
@@ -140,9 +121,14 @@ def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) ->
     execute(dsn, "INSERT INTO queue_ticks VALUES ('apples', 'orchard.nightly', '2030-01-31 12:00Z')")
     execute(dsn, "INSERT INTO queue_archive (id, q_name, data, enqueued_at, dequeued_at, attempts)"
         " VALUES (9000, 'apples', '1', now() - interval '2 minutes', now() - interval '90 seconds', 1)")  # fmt: skip
-    target: Any = AsyncPQ(dsn, backend="psycopg") if backend == "psycopg-async" else PQ(dsn, backend=backend) \
-        if backend != "asyncpg" else dsn  # fmt: skip
-    with serving(web_app(target, **({"backend": backend} if target is dsn else {}))) as client:
+    made: dict[str, Callable[[], Any]] = {
+        "psycopg2": lambda: PQ(dsn, backend="psycopg2"),
+        "psycopg": lambda: PQ(dsn, backend="psycopg"),
+        "psycopg-async": lambda: AsyncPQ(dsn, backend="psycopg"),
+        "asyncpg": lambda: dsn.replace("postgresql:", "postgresql+asyncpg:"),
+    }
+    target = made[backend]()
+    with visiting(web_app(target)) as client:
         page = client.get("/").text
         expected = {"Ready": "3", "Scheduled": "1", "Leased": "1", "Parked": "1", "Dead": "1"}
         assert tiles(page).items() >= expected.items()
@@ -195,7 +181,7 @@ def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) ->
 
 
 def test_an_empty_table_and_an_unknown_queue_are_shown(dsn: str, pq: PQ) -> None:
-    with serving(web_app(pq)) as client:
+    with visiting(web_app(pq)) as client:
         assert "No queue has jobs" in client.get("/").text
         page = client.get(path("queue", name="nobody's")).text
         assert tiles(page)["Ready"] == "0"
@@ -214,7 +200,7 @@ def test_workers_and_who_waits_are_listed(dsn: str, pq: PQ, tmp_path: Path) -> N
         rows = re.findall(r"<td>(worker|waits)</td><td><bdi>(\w+)</bdi>", client.get("/workers").text)
         return ("worker", "shop") in rows, ("waits", "idle") in rows
 
-    with PQ(dsn, backend="psycopg") as other, serving(web_app(pq, interval=0.1)) as client:
+    with PQ(dsn, backend="psycopg") as other, visiting(web_app(pq, interval=0.1)) as client:
         assert listed(client) == (False, False)
         thread = threading.Thread(target=other["idle"].get, kwargs={"timeout": PATIENCE})
         thread.start()
@@ -240,7 +226,7 @@ def test_nothing_of_a_job_is_taken_for_html(dsn: str, pq: PQ) -> None:
         dsn, "UPDATE queue SET data = %s::json WHERE id = %s", '{ "function":\r"' + EVIL.replace('"', "") + '" }', raw
     )
     execute(dsn, "INSERT INTO queue_ticks VALUES (%s, %s, now())", EVIL, EVIL)
-    with serving(web_app(pq, changes=True, interval=0.1)) as client:
+    with visiting(web_app(pq, changes=True, interval=0.1)) as client:
         pages = [
             "/",
             path("queue", name=name),
@@ -272,7 +258,7 @@ def test_nothing_of_a_job_is_taken_for_html(dsn: str, pq: PQ) -> None:
 
 def test_data_is_shown_as_it_is_stored_and_cut(dsn: str, pq: PQ) -> None:
     large = pq["a"].put("x" * (MOST_SHOWN + 10))
-    with serving(web_app(pq)) as client:
+    with visiting(web_app(pq)) as client:
         page = client.get(path("job", id=large)).text
         assert "Only the beginning is shown" in page
         assert "x" * (MOST_SHOWN - 1) in page
@@ -290,7 +276,7 @@ def test_data_is_shown_as_it_is_stored_and_cut(dsn: str, pq: PQ) -> None:
 
 
 def test_answers_tell_browsers_what_not_to_do(dsn: str, pq: PQ) -> None:
-    with serving(web_app(pq)) as client:
+    with visiting(web_app(pq)) as client:
         for where in ("/", "/nothing", "/job?id=9"):
             headers = client.get(where).headers
             policy = headers["content-security-policy"]
@@ -308,7 +294,7 @@ def test_answers_tell_browsers_what_not_to_do(dsn: str, pq: PQ) -> None:
 def test_what_changes_something_does_not_exist_unless_it_is_allowed(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)
-    with serving(web_app(pq)) as client:
+    with visiting(web_app(pq)) as client:
         question = path("change", do="retry", id=job_id, queue="a")
         assert client.get(question).status_code == 404
         form = {"do": "retry", "id": str(job_id), "queue": "a"}
@@ -324,7 +310,7 @@ def test_what_changes_something_does_not_exist_unless_it_is_allowed(dsn: str, pq
 
 def test_a_token_is_asked_for_and_not_kept_by_the_browser(dsn: str, pq: PQ) -> None:
     pq["secret"].put(1)
-    with serving(web_app(pq, token=TOKEN, changes=True)) as client:
+    with visiting(web_app(pq, token=TOKEN, changes=True)) as client:
         for where in ("/", "/dead", "/queue?name=secret", "/workers", "/nothing", "/change?do=retry", "/?token=wrong"):
             refused = client.get(where)
             assert (refused.status_code, refused.headers["location"]) == (303, "/login"), where
@@ -371,14 +357,14 @@ def test_a_token_is_asked_for_and_not_kept_by_the_browser(dsn: str, pq: PQ) -> N
             f"{expires}.",
             "\u0661.x",
         ):
-            answer = httpx.get(f"{client.base_url}/", headers={"cookie": f"pqcore_web_session={bad}".encode()})
+            answer = httpx.get(f"{client.base_url}/", headers={b"cookie": f"pqcore_web_session={bad}".encode()})
             assert answer.status_code == 303, bad
     with pytest.raises(ConfigurationError, match="at least 16"):
         web_app(pq, token="short")
 
 
 def test_only_the_names_that_were_given_are_answered_to(dsn: str, pq: PQ) -> None:
-    with serving(web_app(pq, hosts=["127.0.0.1", "[::1]"])) as client:
+    with visiting(web_app(pq, hosts=["127.0.0.1", "[::1]"])) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"host": "[::1]:80"}).status_code == 200
         for host in ("elsewhere.example", "127.0.0.1.elsewhere.example", "[::2]", "", "x@127.0.0.1"):
@@ -394,7 +380,7 @@ def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
     for job_id in dead:
         bury(dsn, queue.name, job_id)
     waiting, scheduled = queue.put("waiting"), queue.put("scheduled", "1d")
-    with serving(web_app(pq, changes=True)) as client:
+    with visiting(web_app(pq, changes=True)) as client:
 
         def change(do: str, job_id: int | None = None, **more: str) -> httpx.Response:
             named = {} if job_id is None else {"id": job_id}
@@ -439,7 +425,7 @@ def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
 def test_only_forms_of_the_page_itself_are_taken(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)
-    with serving(web_app(pq, changes=True)) as client:
+    with visiting(web_app(pq, changes=True)) as client:
         asked = client.get(path("change", do="purge", id=job_id, queue="a"))
         assert asked.headers["referrer-policy"] == "same-origin"  # else browsers tell no origin
         kept = {part.strip() for part in asked.headers["set-cookie"].split(";")}
@@ -491,7 +477,7 @@ def test_it_can_be_mounted_under_a_prefix(dsn: str, pq: PQ, kind: str, face: str
         app.mount("/admin/queues", page)
     else:
         app = Starlette(routes=[Mount("/admin", Starlette(routes=[Mount("/queues", page)]))])
-    with serving(app) as client:
+    with visiting(app) as client:
         login = client.get("/admin/queues/", follow_redirects=True)
         assert login.url.path == "/admin/queues/login"
         form = form_of(login.text) | {"token": TOKEN}
@@ -552,7 +538,7 @@ def test_a_change_is_told_to_who_looks(dsn: str, pq: PQ) -> None:
     queue = pq["a"]
     queue.put(1)
     app = web_app(pq, interval=0.1)
-    with serving(app) as client, client.stream("GET", path("live/queue", name="a")) as stream:
+    with visiting(app) as client, client.stream("GET", path("live/queue", name="a")) as stream:
         found = events(stream.iter_lines())
         parts = dict(next(found) for _ in range(3))
         assert set(parts) == {"summary", "live", "jobs"}
@@ -566,7 +552,7 @@ def test_a_change_is_told_to_who_looks(dsn: str, pq: PQ) -> None:
 def test_the_table_is_looked_at_once_for_all_and_only_while_somebody_looks(dsn: str, pq: PQ) -> None:
     app = web_app(pq, interval=0.1)
     sampler: Sampler = app.state.sampler
-    with serving(app) as client:
+    with visiting(app) as client:
         with client.stream("GET", "/live/queues") as one, client.stream("GET", "/live/queues") as other:
             lines = one.iter_lines(), other.iter_lines()
             before = sampler.looks
@@ -584,7 +570,7 @@ def test_the_table_is_looked_at_once_for_all_and_only_while_somebody_looks(dsn: 
 
 def test_the_stream_says_when_the_database_does_not_answer(dsn: str, pq: PQ) -> None:
     pq["a"].put(1)
-    with serving(web_app(pq, interval=0.1)) as client, client.stream("GET", "/live/queues") as stream:
+    with visiting(web_app(pq, interval=0.1)) as client, client.stream("GET", "/live/queues") as stream:
         found = events(stream.iter_lines())
         assert [next(found)[0] for _ in range(2)] == ["summary", "live"]
         execute(dsn, "ALTER TABLE queue RENAME TO gone")
@@ -707,7 +693,7 @@ def test_wrong_arguments_are_refused(pq: PQ) -> None:
 def test_the_password_of_the_database_is_not_shown(dsn: str, pq: PQ) -> None:
     secret = dsn.replace("postgres@", "nobody:pa55word@")
     assert secret != dsn
-    with serving(web_app(secret, backend="psycopg")) as client:
+    with visiting(web_app(secret, backend="psycopg")) as client:
         page = client.get("/")
         assert page.status_code == 503
         assert "pa55word" not in page.text

@@ -4,8 +4,8 @@
   const state = document.getElementById("state");
   const show = (live) => {
     const text = live ? state.dataset.live : state.dataset.lost;
-    state.hidden = false;
     state.classList.toggle("on", live);
+    state.classList.toggle("off", !live);
     if (state.textContent !== text) state.textContent = text;
   };
   document.addEventListener("htmx:sseOpen", () => show(true));
