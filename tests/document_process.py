@@ -45,7 +45,7 @@ class Document:
         """
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            with Path(file).open("a") as stream:
+            with Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(("\n\n" if stream.tell() else "") + text)
         if language == "python":
             self._python(text, line, file)

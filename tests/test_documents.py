@@ -12,7 +12,8 @@ The convention, for those who write documents:
   or ``timeout`` for it (``pqcore worker app:queue --burst``).
 - ``sql`` blocks are run through psycopg, in autocommit; what they return is dropped.
 - All other languages are not run: ``console``, ``text``, ``toml``, ``ini``, ``yaml``, ``json``, ``dockerfile``...
-  They are for output, for files, and for what cannot be run here: ``pip install``, ``systemctl``.
+  They are for output, for files, and for what cannot be run here: ``pip install``, ``systemctl``. A block without a
+  language, and ``py`` or ``sh``, are refused.
 - A document has a process, an empty directory, in which it runs, and an empty database to itself. (A table is there
   once something has made it: ``pq.create()``, or ``pqcore create``.) Nothing is left of them at the end.
 - ``postgresql://localhost/app`` stands for that database, in blocks of all languages, and with a driver too:
@@ -68,7 +69,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 PROCESS = Path(__file__).parent / "document_process.py"
 
 RUN = ("python", "bash", "sql")
-HIDDEN = re.compile(r"<!--\s*invisible-code-block:\s*(\w+)\n(.*?)-->", re.DOTALL)
+NOT_THESE = ("", "py", "python3", "pycon", "sh", "shell", "postgresql", "pgsql")
+"""Other names of those, or none, by which a block would not be run and nobody would notice."""
+HIDDEN = re.compile(r"<!-- invisible-code-block: (\w+)\n(.*?)-->", re.DOTALL)
 FILE = re.compile(r"(?:#|--|//|;) ([\w./-]*\w\.\w+)\n")
 DSN = re.compile(r"\b(postgresql(?:\+\w+)?)://localhost/app(?![\w-])")
 
@@ -90,15 +93,25 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """The blocks of a document that are to be run, or written."""
+    """The blocks of a document that are to be run, or written.
+
+    Raises:
+        ValueError: A block would not be run, and looks as if it were to be.
+    """
     for token in MarkdownIt().parse(document.read_text("utf-8")):
         if token.map is None:
             continue
         if token.type == "fence":
-            language, text, line = token.info.partition(" ")[0], token.content, token.map[0] + 2
-        elif token.type == "html_block" and (hidden := HIDDEN.match(token.content.lstrip())):
+            language, text, line = token.info.strip().partition(" ")[0], token.content, token.map[0] + 2
+            if language in NOT_THESE:
+                msg = f"{document}:{line - 1}: the block's language is {language!r}; give python, bash, sql, text..."
+                raise ValueError(msg)
+        elif token.type == "html_block" and token.content.lstrip().startswith("<!-- invisible"):
+            hidden = HIDDEN.match(token.content.lstrip())
+            if hidden is None or hidden[1] not in RUN:
+                msg = f"{document}:{token.map[0] + 1}: not <!-- invisible-code-block: and one of {', '.join(RUN)}"
+                raise ValueError(msg)
             language, text, line = hidden[1], hidden[2], token.map[0] + 2
-            assert language in RUN, f"{document}:{line - 1}: hidden blocks are of {', '.join(RUN)}, not {language!r}"
         else:
             continue
         shown = FILE.match(text) if language != "bash" else None
@@ -326,8 +339,20 @@ def test_a_document_that_ends_the_process_fails(run: Callable[[Path], Run], tmp_
         done.check(6)
 
 
-def test_what_is_hidden_and_cannot_be_run_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "<!-- invisible-code-block: pyhton\nx = 1\n-->",
+            "not <!-- invisible-code-block: and one of python, bash, sql",
+        ),
+        ("<!-- invisible-codeblock: python\nx = 1\n-->", "not <!-- invisible-code-block: and one of python, bash, sql"),
+        ("```py\nx = 1\n```", "the block's language is 'py'; give python, "),
+        ("```\nx = 1\n```", "the block's language is ''; give python, "),
+    ],
+)
+def test_what_would_not_be_run_unnoticed_is_refused(tmp_path: Path, text: str, said: str) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n<!-- invisible-code-block: pyhton\nx = 1\n-->\n")
-    with pytest.raises(AssertionError, match=r"page.md:3: hidden blocks are of python, bash, sql, not 'pyhton'"):
+    page.write_text(f"# Title\n\n{text}\n")
+    with pytest.raises(ValueError, match=f"page.md:3: {said}"):
         list(blocks(page))
