@@ -14,6 +14,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from django_project import fixtures  # first, as it sets Django up
+
+# isort: split
+
 import psycopg
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
@@ -21,10 +25,9 @@ from django.core.management import call_command
 from django.db import close_old_connections, connection, connections, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.test import AsyncClient, Client, override_settings
-from django_project.fixtures import DRIVER, dsn, point_to, project  # noqa: F401 - fixtures
-from django_project.shop.models import Order
 from psycopg.conninfo import conninfo_to_dict
 
+from django_project.shop.models import Order
 from pqcore import PQ, Dedup, schema
 from pqcore.connections import redact
 from pqcore.errors import ConfigurationError, ConnectionLost, DuplicateJob, TableMissing, TransientError
@@ -42,13 +45,15 @@ CREATE TABLE queue (
 INSERT INTO queue (q_name, data) VALUES ('orders', '1'), ('orders', '2');
 """
 
+DRIVER, dsn, point_to, project = fixtures.DRIVER, fixtures.dsn, fixtures.point_to, fixtures.project
+
 
 class Undo(Exception):
     """What rolls transactions of these tests back."""
 
 
 @pytest.fixture
-def outside(dsn: str) -> Iterator[Callable[[], list[Any]]]:  # noqa: F811
+def outside(dsn: str) -> Iterator[Callable[[], list[Any]]]:
     """What somebody else finds in the queue ``orders``."""
     with PQ(dsn, backend="psycopg2") as pq:
         yield lambda: [job.data for job in pq["orders"].peek(100)]
@@ -71,7 +76,7 @@ def pid() -> int:
 # In Django's transaction
 
 
-def test_it_is_on_the_driver_that_django_chose(dsn: str) -> None:  # noqa: F811
+def test_it_is_on_the_driver_that_django_chose(dsn: str) -> None:
     assert queue("orders") is queue("orders")
     assert pqs["default"].backend == f"{DRIVER} (DjangoConnections lends its connections)"
 
@@ -176,7 +181,7 @@ def test_jobs_are_taken_in_the_transaction(outside: Callable[[], list[Any]]) -> 
     assert orders.get(timeout=0.01) is None
 
 
-def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:  # noqa: F811
+def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:
     archived = queue("archived")
     archived.put(1)
     archived.get(timeout=0)
@@ -234,7 +239,7 @@ def test_each_thread_has_its_own_connection(outside: Callable[[], list[Any]]) ->
     assert sorted(outside()) == [0, 2]
 
 
-def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], list[Any]]) -> None:  # noqa: F811
+def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], list[Any]]) -> None:
     orders = queue("orders")
     orders.put(1)
     with psycopg.connect(dsn, autocommit=True) as server:
@@ -257,7 +262,7 @@ def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], 
     assert outside() == [1, 3, 5]
 
 
-def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:  # noqa: F811
+def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:
     try:
         point_to("postgresql://ann:very-secret@127.0.0.1:1/nothing")
         with pytest.raises(ConnectionLost, match="connect") as caught:
@@ -287,7 +292,7 @@ def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:  #
         ({"default": {"DATABASE": "nowhere"}}, "nowhere"),
     ],
 )
-def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, says: str) -> None:  # noqa: F811
+def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, says: str) -> None:
     with override_settings(PQCORE=setting):
         [error] = check_settings()
         assert error.id == "pqcore.E001"
@@ -297,7 +302,7 @@ def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, s
         queue("orders", using="nothing")
 
 
-def test_a_worker_is_led_where_django_is(project: str) -> None:  # noqa: F811
+def test_a_worker_is_led_where_django_is(project: str) -> None:
     point_to("postgresql://u%20ser:p%40ss%2F%25%20w%27ord@db.example:5433/da%20ta")
     try:
         given = {"sslmode": "require", "keepalives": True, "assume_role": "app role", "isolation_level": 2}
@@ -324,7 +329,7 @@ def test_a_worker_is_led_where_django_is(project: str) -> None:  # noqa: F811
 
 
 @pytest.fixture
-def empty(project: str, pqcore_server: str) -> Iterator[str]:  # noqa: F811
+def empty(project: str, pqcore_server: str) -> Iterator[str]:
     """The DSN of a database in which no migration was run, which is Django's until the test ends."""
     name = "empty_" + project.rpartition("/")[2]
     other = project.rpartition("/")[0] + "/" + name
@@ -342,17 +347,23 @@ def said(*arguments: str, **options: Any) -> str:
     return out.getvalue()
 
 
+def migrate(target: str | None) -> None:
+    """Migrate the app: to a migration, or back to before the first."""
+    MigrationExecutor(connection).migrate([("pqcore", target)])
+
+
 def shape(where: str) -> list[Any]:
     with psycopg.connect(where) as server:
         return server.execute(
-            "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_indexdef(i.indexrelid)"
-            " FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0"
+            "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod),"
+            " pg_get_indexdef(i.indexrelid) FROM pg_class AS c"
+            " LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0"
             " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid WHERE c.relnamespace = 'public'::regnamespace"
             " AND c.relname ~ '^(queue|pqcore)' ORDER BY c.relname, a.attnum"
         ).fetchall()
 
 
-def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: str) -> None:  # noqa: F811
+def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: str) -> None:
     loader = MigrationExecutor(connection).loader
     [leaf] = loader.graph.leaf_nodes("pqcore")
     versions = [step.version for step in loader.graph.nodes[leaf].operations if isinstance(step, MigrateTables)]
@@ -363,11 +374,11 @@ def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: s
 def test_migrations_make_the_table_and_take_it_away(empty: str) -> None:
     script = said("sqlmigrate", "pqcore", "0001")
     assert shape(empty) == []
-    call_command("migrate", "pqcore", verbosity=0)
+    migrate("0001_table")
     by_migration = shape(empty)
     assert queue("orders").put(1) == 1
     backwards = said("sqlmigrate", "pqcore", "0001", backwards=True)
-    call_command("migrate", "pqcore", "zero", verbosity=0)
+    migrate(None)
     assert shape(empty) == []
     with pytest.raises(TableMissing):
         queue("orders").put(1)
@@ -382,7 +393,7 @@ def test_a_table_of_pqs_is_taken_over_with_its_jobs(empty: str) -> None:
     with psycopg.connect(empty, autocommit=True) as server:
         server.execute(PQ_TABLE.encode())
     assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W002"]
-    call_command("migrate", "pqcore", verbosity=0)
+    migrate("0001_table")
     assert [job.data for job in queue("orders").get_many(5, block=False)] == [1, 2]
 
 
@@ -403,7 +414,7 @@ def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
     tables = {"default": {"SCHEMA": "farm", "TABLE": "jobs"}, "more": {"TABLE": "others"}}
     with override_settings(PQCORE=tables):
         assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W001"] * 2
-        call_command("migrate", "pqcore", verbosity=0)
+        migrate("0001_table")
         assert check_tables(databases=["default"]) == []
         with transaction.atomic():
             queue("a").put(1)
@@ -411,7 +422,7 @@ def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
         assert (queue("a").get(timeout=0).data, queue("a", using="more").get(timeout=0).data) == (1, 2)
         assert list(pqs) == ["default", "more"]
         assert '"farm"."jobs"' in said("sqlmigrate", "pqcore", "0001")
-        call_command("migrate", "pqcore", "zero", verbosity=0)
+        migrate(None)
         assert len(check_tables(databases=["default"])) == 2
 
 
@@ -423,7 +434,7 @@ def test_the_check_tells_of_a_table_that_is_missing_or_of_another_version(empty:
     [missing] = check_tables(databases=["default"])
     assert (missing.id, "migrate pqcore" in missing.hint) == ("pqcore.W001", True)
     assert check_tables(databases=["lite"]) == []
-    call_command("migrate", "pqcore", verbosity=0)
+    migrate("0001_table")
     assert check_tables(databases=["default"]) == []
     with psycopg.connect(empty, autocommit=True) as server:
         server.execute("INSERT INTO pqcore_migrations VALUES ('queue', 99)")
@@ -439,7 +450,7 @@ def test_the_check_tells_of_a_table_that_is_missing_or_of_another_version(empty:
 # Models
 
 
-def test_models_show_what_the_queue_knows(dsn: str) -> None:  # noqa: F811
+def test_models_show_what_the_queue_knows(dsn: str) -> None:
     orders = queue("orders")
     orders.put({"n": 1})
     orders.put("scheduled", schedule_at="1h")
@@ -461,7 +472,7 @@ def test_models_show_what_the_queue_knows(dsn: str) -> None:  # noqa: F811
     assert DeadLetter.objects.count() == 0
 
 
-def test_models_are_not_written_to(dsn: str) -> None:  # noqa: F811
+def test_models_are_not_written_to(dsn: str) -> None:
     job_id = queue("orders").put(1)
     row = Job.objects.get(pk=job_id)
     for write in (
@@ -482,8 +493,9 @@ def test_models_are_not_written_to(dsn: str) -> None:  # noqa: F811
 def test_all_of_it_on_psycopg2_too(pqcore_server: str) -> None:
     """In another process: Django chooses its driver once."""
     here = Path(__file__).parent
-    files = [str(here / name) for name in ("test_django.py", "test_django_admin.py", "test_django_worker.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not psycopg2", *files]
+    files = [str(here / name) for name in ("test_django.py", "test_django_worker.py")]
+    others = "not psycopg2 and not settings and not a_worker_runs and not commands_are"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", others, *files]
     variables = {"DJANGO_TEST_DRIVER": "psycopg2", "PQCORE_TEST_DSN": pqcore_server}
     done = subprocess.run(
         command,

@@ -1,7 +1,9 @@
 """The project in the process of the tests: set up once, with a database of each module's own."""
 
+# ruff: noqa: E402 - what is imported first decides on the driver
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import sys
@@ -19,10 +21,11 @@ if DRIVER == "psycopg2":
     sys.modules["psycopg"] = None  # type: ignore[assignment]
 
 import django
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection, connections
-from django.db.backends.postgresql import psycopg_any
+from django.db.backends.postgresql import base, psycopg_any
 
 sys.modules["psycopg"] = psycopg
 from django_project import settings as of_project
@@ -32,6 +35,7 @@ if not settings.configured:
     settings.configure(**{name: value for name, value in vars(of_project).items() if name.isupper()})
 django.setup()
 assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
+assert base.Database.__name__ == DRIVER
 
 from pqcore.integrations.django import runs
 
@@ -41,9 +45,15 @@ _numbers = itertools.count(1)
 
 def point_to(dsn: str) -> None:
     """Have Django's database be another."""
-    connections.close_all()
     connections.settings["default"] = connections.configure_settings({"default": of_project.database(dsn)})["default"]
-    with suppress(AttributeError):  # this thread has none
+    _forget()
+    asyncio.run(sync_to_async(_forget)())
+
+
+def _forget() -> None:
+    """Close the connections of this thread; the next one is made with the settings as they are then."""
+    connections.close_all()
+    with suppress(AttributeError):  # it has none
         del connections["default"]
 
 
@@ -56,7 +66,7 @@ def project(pqcore_server: str) -> Iterator[str]:
         server.execute(f"CREATE DATABASE {name}")
         point_to(dsn)
         runs.register()
-        call_command("migrate", verbosity=0)
+        call_command("migrate", run_syncdb=True, verbosity=0)
         yield dsn
         plugins.manager.unregister(runs.PLUGIN)
         point_to(dsn)

@@ -37,6 +37,9 @@ INSTALLED_APPS = [
     "pqcore.integrations.django",
     "django_project.shop",
 ]
+MIGRATION_MODULES: dict[str, None] = dict.fromkeys(
+    ("admin", "auth", "contenttypes", "sessions", "shop")
+)  # it is faster
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

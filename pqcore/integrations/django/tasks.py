@@ -28,6 +28,7 @@ from pqcore.plugins import importable
 from pqcore.runtime import drive
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of
+from pqcore.tasks.running import described
 
 _ROOT = "django.tasks" if importable("django.tasks") else "django_tasks"
 try:
@@ -110,11 +111,11 @@ class PQCoreBackend(backends.BaseTaskBackend):
             job = drive(listing.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
         except JobNotFound:
             job = None
-        if job is not None and job.state != "done":
-            return self._unfinished(result_id, job, queue.decode_row(job.id, job.serializer, job.raw))
         try:
+            if job is not None and job.state != "done":
+                return self._unfinished(result_id, job, queue.decode_row(job.id, job.serializer, job.raw))
             return self._finished(result_id, queue.result(job_id, timeout=0))
-        except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:
+        except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:  # or another kind of job
             raise TaskResultDoesNotExist(result_id) from exc
 
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
@@ -129,7 +130,9 @@ class PQCoreBackend(backends.BaseTaskBackend):
     def _unfinished(self, result_id: str, job: WholeJob, data: Mapping[str, Any]) -> Any:
         call = data["kwargs"]
         status = TaskResultStatus[_STATUS.get(job.state, "READY")]
-        errors = [base.TaskError(exception_class_path=job.error["type"], traceback=job.error["traceback"])]
+        errors = []
+        if job.error:
+            errors = [base.TaskError(exception_class_path=job.error["type"], traceback=job.error["traceback"])]
         return self.result(
             self.task(call, job.queue, None if job.schedule_at is None else _plain(job.schedule_at)),
             result_id,
@@ -138,7 +141,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             call["kwargs"],
             enqueued_at=_plain(job.enqueued_at),
             finished_at=_plain(job.finished_at),
-            errors=errors if job.error else [],
+            errors=errors,
             worker_ids=["unknown"] * job.attempts,
         )
 
@@ -234,8 +237,6 @@ class _Execution:
 
     def failed(self, error: BaseException) -> bool:
         """Note that it raised; whether that was the last time."""
-        from pqcore.tasks.running import described
-
         details = described(error)
         self.result.errors.append(base.TaskError(exception_class_path=details["type"], traceback=details["traceback"]))
         if self._job.failures < self._max_retries:

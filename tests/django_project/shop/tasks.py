@@ -36,7 +36,7 @@ def ship_in_process(job_id: int, pk: int) -> None:
 async def ship_async(job_id: int, pk: int) -> None:
     """Ship an order, in a coroutine."""
     await Order.objects.filter(pk=pk).aupdate(done=True, name="shipped in a coroutine")
-    await sync_to_async(orders.put)("followed")
+    await sync_to_async(queue("others").put)("followed")
 
 
 @orders.task(max_retries=0)
@@ -50,6 +50,19 @@ def pids(job_id: int) -> None:
     """Note which connection this job has."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("INSERT INTO shop_order (name, done) SELECT pg_backend_pid()::text, true")
+
+
+@orders.task()
+def lose(job_id: int) -> None:
+    """Lose the connection."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@orders.task()
+def part(job_id: int) -> None:
+    """Close the connection."""
+    connection.close()
 
 
 @framework.task
