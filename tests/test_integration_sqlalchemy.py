@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 import sqlalchemy
@@ -168,8 +169,16 @@ def test_acknowledged_in_the_transaction_of_a_session(engine: sqlalchemy.Engine)
             ),
             r"ssl \(a SSLContext\)",
         ),
+        (
+            lambda dsn: create_async_engine(url(dsn, "asyncpg"), connect_args={"async_creator_fn": asyncpg.connect}),
+            "creator",
+        ),
+        (
+            lambda dsn: create_async_engine(url(dsn, "asyncpg"), connect_args={"dsn": "postgresql://u:secret@h/d"}),
+            r"dsn \(a str\)",
+        ),
     ],
-    ids=["sqlite", "pg8000", "creator", "psycopg", "psycopg2", "asyncpg"],
+    ids=["sqlite", "pg8000", "creator", "psycopg", "psycopg2", "asyncpg", "async creator", "dsn"],
 )
 def test_what_cannot_be_passed_on_is_refused(dsn: str, made: Callable[[str], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:

@@ -12,10 +12,10 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 import sqlalchemy
 
-from pqcore import schema
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.integrations.migrating import Operation, create, run_on, write_down
+from pqcore.schema import drop
 
 
 def upgrade_queue(table: str = "queue", schema: str | None = None) -> None:
@@ -41,10 +41,7 @@ def downgrade_queue(table: str = "queue", schema: str | None = None) -> None:
         table: As for `pqcore.PQ`.
         schema: As for `pqcore.PQ`; it is left.
     """
-    _run(_drop, TableName(table, schema))
-
-
-_drop: Operation = schema.drop
+    _run(drop, TableName(table, schema))
 
 
 def _run(operation: Operation, names: TableName) -> None:

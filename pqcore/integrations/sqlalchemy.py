@@ -32,7 +32,6 @@ from pqcore.tasks import PQ, AsyncPQ
 
 _NOT_OF_THE_SERVER = frozenset(
     {
-        "async_creator_fn",
         "async_fallback",
         "autocommit",
         "command_timeout",
@@ -53,7 +52,7 @@ _NOT_OF_THE_SERVER = frozenset(
     }
 )
 """Arguments of drivers that say how to use a connection, and not where it leads."""
-_ASYNCPG_DSN = ("dsn", "host", "port", "user", "password", "database", "ssl", "server_settings")
+_ASYNCPG_DSN = ("host", "port", "user", "password", "database", "ssl", "server_settings")
 
 
 @overload
@@ -108,12 +107,16 @@ def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
     try:
         engine.pool.recreate().connect().invalidate()
     except _ToldError as told:
-        return dict(told.arguments)
+        arguments = dict(told.arguments)
     except Exception as exc:  # whatever a function of the user's raises
         raise ConfigurationError(_CREATOR) from exc
+    else:
+        raise ConfigurationError(_CREATOR)
     finally:
         event.remove(engine, "do_connect", tell)
-    raise ConfigurationError(_CREATOR)
+    if "async_creator_fn" in arguments:
+        raise ConfigurationError(_CREATOR)
+    return arguments
 
 
 _CREATOR = "the engine opens connections by a function of its own (creator, or a do_connect handler): give PQ a DSN"
