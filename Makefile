@@ -36,6 +36,11 @@ figures: .venv/ready  ## measure all that `make bench` does, into docs/performan
 	$(BIN)/pqcore bench --no-targets --json reports/bench.json --html reports/bench.html --markdown docs/performance.md
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs/performance.md
 
+dist: .venv/ready  ## build the distributions, and check them, into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 clean:  ## remove what the above made
 	rm -rf .venv build dist reports site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -54,4 +59,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance plans bench figures clean
+.PHONY: help demo test lint docs conformance plans bench figures dist clean

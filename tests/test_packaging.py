@@ -1,0 +1,335 @@
+"""The distributions: what they hold and say of themselves; that what they install works, with no extra and with all."""
+
+from __future__ import annotations
+
+import email
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from test_documents import DSN, PROCESS, blocks
+
+import pqcore
+from pqcore.testing.commands import environment
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore/bench"}
+"""Folders, and where they are installed."""
+OTHERS = ("benchmarks", "peers")
+"""Measures other queues, and needs the repository."""
+BESIDE = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+"""What the source distribution holds beside them."""
+PATIENCE = 170
+
+
+class Built(NamedTuple):
+    """The distributions.
+
+    Attributes:
+        source: The source distribution.
+        wheel: The wheel that was built from it.
+        files: The files of the project, as git has them, or would.
+        log: What the build wrote.
+    """
+
+    source: Path
+    wheel: Path
+    files: list[PurePosixPath]
+    log: str
+
+
+def done(*command: str | Path, folder: Path | None = None, dsn: str | None = None, code: int = 0) -> str:
+    """Run a command to its end; what it wrote."""
+    ended = subprocess.run(
+        [*map(str, command)],
+        cwd=folder,
+        env=environment(dsn),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stdout
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Built from a copy, so that nothing of an earlier build is in it, and nothing is left of it."""
+    folder = tmp_path_factory.mktemp("packaging")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    files = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+    for name in files:
+        copy = folder / "project" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "project")
+    log = done(*command, folder=folder)
+    [source], [wheel] = (list((folder / "dist").glob(pattern)) for pattern in ("*.tar.gz", "*.whl"))
+    return Built(source, wheel, [PurePosixPath(name) for name in files], log)
+
+
+@pytest.fixture(scope="module")
+def metadata(built: Built) -> Message:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        return email.message_from_string(wheel.read(name).decode())
+
+
+def installed(built: Built) -> dict[str, PurePosixPath]:
+    """The files that are to be installed, by where they are in the project."""
+    return {
+        str(path): PurePosixPath(PACKAGES[path.parts[0]], *path.parts[1:])
+        for path in built.files
+        if path.parts[0] in PACKAGES and path.parts[:2] != OTHERS
+    }
+
+
+# What they hold
+
+
+def test_the_wheel_holds_all_of_the_packages_and_nothing_else(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        [licence] = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
+        assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
+    expected = {str(path) for path in installed(built).values()}
+    assert found == expected
+    assert {"pqcore/py.typed", "pqcore_backends/py.typed", "pqcore/schema/0001_table.sql"} <= found
+    for kind in ("*.tmpl", "*.html", "*.css", "*.js"):
+        assert any(PurePosixPath(name).match(kind) for name in found), kind
+
+
+def test_the_source_distribution_holds_these_and_what_builds_them(built: Built) -> None:
+    with tarfile.open(built.source) as archive:
+        names = (PurePosixPath(*PurePosixPath(each.name).parts[1:]) for each in archive if each.isfile())
+        found = {str(name) for name in names if not name.parts[0].endswith(".egg-info")}
+    assert found == installed(built).keys() | BESIDE
+
+
+def test_the_build_has_nothing_to_complain_of(built: Built) -> None:
+    complaints = [line for line in built.log.splitlines() if re.search(r"warning|deprecat", line, re.IGNORECASE)]
+    # What Python is told in tests: to write no bytecode; and that a pattern found nothing more to leave out.
+    known = re.compile(r"byte-compiling is disabled|no (previously-included )?(files|directories) found")
+    assert [line for line in complaints if not known.search(line)] == []
+
+
+# What they say
+
+
+def test_the_metadata_is_right(metadata: Message) -> None:
+    assert (metadata["Name"], metadata["Version"]) == ("pqcore", pqcore.__version__)
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text("utf-8")
+    required = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert required == ["pluggy>=1.5"]
+    urls = dict(each.split(", ") for each in metadata.get_all("Project-URL", []))
+    assert {"Homepage", "Documentation", "Changelog", "Issues", "Source"} == urls.keys()
+    assert all(url.startswith("https://") for url in urls.values())
+
+
+def test_it_says_of_the_pythons_that_it_is_for_them(metadata: Message) -> None:
+    versions = [f"3.{minor}" for minor in range(10, 15)]
+    classified = "\n".join(metadata.get_all("Classifier", []))
+    assert re.findall(r"Python :: (3\.\d+)$", classified, re.MULTILINE) == versions
+    workflow = (ROOT / ".github/workflows/checks.yml").read_text()
+    assert f"python: [{', '.join(repr(each) for each in versions)}]".replace("'", '"') in workflow
+
+
+def test_each_extra_that_a_message_names_is_there(metadata: Message) -> None:
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert {"all", "cli", "mcp", "testing", *("psycopg2", "psycopg", "asyncpg")} <= extras
+    named = {
+        extra.strip()
+        for path in ROOT.glob("pqcore*/**/*.py")
+        for names in re.findall(r"pip install 'pqcore\[([\w, -]+)\]'", path.read_text("utf-8"))
+        for extra in names.split(",")
+    }
+    assert named
+    assert named <= extras
+
+
+def test_entry_points_lead_to_what_is_installed(built: Built) -> None:
+    files = {str(path) for path in installed(built).values()}
+    with zipfile.ZipFile(built.wheel) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+        text = wheel.read(name).decode()
+    groups = set(re.findall(r"^\[(.*)\]$", text, re.MULTILINE))
+    assert groups >= {"console_scripts", "pytest11", "pqcore.backends", "pqcore.serializers", "pqcore.plugins"}
+    modules = re.findall(r"^\S+ = ([\w.]+)", text, re.MULTILINE)
+    assert len(modules) > 15
+    for module in modules:
+        path = module.replace(".", "/")
+        assert {f"{path}.py", f"{path}/__init__.py"} & files, module
+
+
+# What they install
+
+
+def environment_with(folder: Path, *requirements: str) -> Path:
+    """The Python of a virtual environment in which nothing else is installed."""
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    command = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check")
+    done(*command, "--no-compile", *requirements)
+    return python
+
+
+def test_with_no_extra_it_needs_pluggy_alone(built: Built, tmp_path: Path) -> None:
+    python = environment_with(tmp_path / "venv", str(built.wheel))
+    program = """
+        import importlib.metadata, json, sys
+        before = set(sys.modules)
+        import pqcore
+        from pqcore import PQ, AsyncPQ, tasks
+        from pqcore.plugins import plugins
+        modules = {name.partition(".")[0] for name in sys.modules.keys() - before}
+        foreign = sorted(name for name in modules - sys.stdlib_module_names if not name.startswith("_sysconfigdata"))
+        try:
+            PQ("postgresql://nowhere")
+        except pqcore.PQError as exc:
+            said = str(exc)
+        names = sorted(found.metadata["Name"] for found in importlib.metadata.distributions())
+        json.dump([foreign, names, said, plugins.backend_names(), str(pqcore.__file__)], sys.stdout)
+    """
+    code = "\n".join(line[8:] for line in program.splitlines())
+    [foreign, names, said, backends, file] = json.loads(done(python, "-W", "error", "-c", code, folder=tmp_path))
+    assert foreign == ["pluggy", "pqcore"]
+    assert names == ["pluggy", "pqcore"]
+    assert "pip install 'pqcore[psycopg]'" in said
+    assert backends == ["psycopg", "asyncpg", "psycopg2"]
+    assert Path(file).is_relative_to(tmp_path)
+    assert "pip install 'pqcore[cli]'" in done(python, "-m", "pqcore", "stats", folder=tmp_path, code=2)
+
+
+def test_with_all_extras_the_tutorial_works(built: Built, dsn: str, tmp_path: Path) -> None:
+    python = environment_with(tmp_path / "venv", f"{built.wheel}[all]")
+    found = [
+        block._replace(text=DSN.sub(lambda match: dsn.replace("postgresql", match[1], 1), block.text))
+        for block in blocks(ROOT / "docs/tutorial.md")
+    ]
+    work, ends, folder = tmp_path / "work.json", tmp_path / "ends", tmp_path / "shop"
+    folder.mkdir()
+    work.write_text(json.dumps({"path": "docs/tutorial.md", "blocks": [block._asdict() for block in found]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+        log = done(python, "-W", "error", PROCESS, work, ends, folder=folder, dsn=dsn)
+    told = [json.loads(line) for line in ends.read_text().splitlines()]
+    assert [each["error"] for each in told] == [None] * len(found), log
+    assert len(found) > 20
+    listed = done(python, "-m", "pqcore", "plugins", "--json", folder=folder)
+    plugins = [json.loads(line) for line in listed.splitlines()]
+    assert [each for each in plugins if not each["ok"]] == []
+    assert {each["distribution"] for each in plugins} == {"pqcore"}
+
+
+# What checks and publishes them
+
+
+def loaded(path: str) -> Any:
+    """A file of YAML; a key that is there twice is an error."""
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            assert len(made) == len(node.value), f"{path}:{node.start_mark.line + 1}: a key is there twice"
+            return made
+
+    return yaml.load((ROOT / path).read_text("utf-8"), Strict)
+
+
+def steps(workflow: Any) -> Iterator[dict[str, Any]]:
+    for job in workflow["jobs"].values():
+        assert job["runs-on"] == "ubuntu-latest"
+        assert job["timeout-minutes"] <= 60
+        yield from job["steps"]
+
+
+WORKFLOWS = ["checks", "distributions"]
+
+
+def test_these_are_all_the_workflows() -> None:
+    assert sorted(path.name for path in (ROOT / ".github/workflows").iterdir()) == [f"{name}.yml" for name in WORKFLOWS]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_runs_what_is_there_and_may_do_no_more_than_it_has_to(name: str) -> None:
+    workflow = loaded(f".github/workflows/{name}.yml")
+    assert workflow["name"] == name
+    assert workflow[True].keys() <= {"push", "pull_request"}  # YAML 1.1 takes the key "on" for a truth value
+    assert workflow["permissions"] == {"contents": "read"}
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ours = 0
+    for step in steps(workflow):
+        if "uses" in step:
+            assert re.fullmatch(r"(actions/[\w-]+@v\d+|pypa/gh-action-pypi-publish@release/v1)", step["uses"])
+            assert not step["uses"].startswith("actions/checkout") or step["with"]["persist-credentials"] is False
+            continue
+        assert "${{" not in step["run"]  # what others name does not become a part of a script
+        for target in re.findall(r"\bmake ([\w-]+)", step["run"]):
+            assert target in targets
+            ours += 1
+        for program in re.findall(r"^\.ci/\w+", step["run"], re.MULTILINE):
+            assert os.access(ROOT / program, os.X_OK), program
+            ours += 1
+    assert ours
+    for job_name, job in workflow["jobs"].items():
+        assert job.get("permissions") == ({"id-token": "write"} if job_name == "publish" else None)
+        for needed in [job["needs"]] if "needs" in job else []:
+            assert needed in workflow["jobs"]
+
+
+def test_only_a_tag_is_published_and_only_what_was_installed_before() -> None:
+    publish = loaded(".github/workflows/distributions.yml")["jobs"]["publish"]
+    assert publish["if"] == "${{ github.ref_type == 'tag' }}"
+    assert (publish["needs"], publish["environment"]) == ("install", "pypi")
+
+
+def test_forms_for_issues_are_forms() -> None:
+    paths = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    assert [path.name for path in paths] == ["bug.yml", "config.yml", "idea.yml"]
+    for path in paths:
+        form = loaded(str(path.relative_to(ROOT)))
+        if path.name == "config.yml":
+            assert all(link.keys() == {"name", "url", "about"} for link in form["contact_links"])
+            continue
+        assert {"name", "description", "body"} <= form.keys()
+        ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
+        assert len(ids) == len(set(ids))
+        assert {field["type"] for field in form["body"]} <= {"markdown", "textarea", "input"}
+
+
+def test_hooks_before_a_commit_run_what_make_has_installed() -> None:
+    [repository] = loaded(".pre-commit-config.yaml")["repos"]
+    assert repository["repo"] == "local"
+    required = (ROOT / "requirements-dev.txt").read_text()
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert lint is not None
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system"
+        program = re.match(r"\.venv/bin/(\w+)", hook["entry"])
+        assert program is not None
+        assert re.search(rf"^{program[1]}[>=]", required, re.MULTILINE), hook["entry"]
+        assert f"$(BIN)/{program[1]}" in lint[1]
+    assert len(repository["hooks"]) == 3
