@@ -619,11 +619,12 @@ def test_a_chart_is_broken_where_nobody_looked() -> None:
 @pytest.mark.parametrize("backend", ["psycopg2", "asyncpg"])
 def test_the_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
     pq["apples"].put(1)
-    command = ("web", "--port", "0", "--backend", backend, "--interval", "0.1")
+    command = ("web", "--port", "0", "--backend", backend, "--interval", "0.1", "--allow-host", "shop.example")
     with Command(*command, dsn=dsn, folder=tmp_path) as served:
         [address] = served.expect(r"serving on (\S+);")
         assert "apples" in httpx.get(address).text
-        assert httpx.get(address, headers={"host": "elsewhere.example"}).status_code == 421
+        for host, code in (("elsewhere.example", 421), ("shop.example", 200)):
+            assert httpx.get(address, headers={"host": host}).status_code == code
         with httpx.Client() as client, client.stream("GET", f"{address}live/queues") as stream:
             next(stream.iter_lines())
             served.signal(signal.SIGTERM)  # with a page open

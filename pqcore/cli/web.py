@@ -66,6 +66,9 @@ def _where(host: str, port: int) -> str:
 @click.option(
     "--interval", metavar="TIME", type=duration, default="2s", show_default=True, help="Look at the table so often."
 )
+@click.option(
+    "--allow-host", "names", metavar="NAME", multiple=True, help="Answer to this name too, as a proxy's; repeatable."
+)
 @click.option("--root-path", metavar="PATH", default="", help="Where a proxy has put it, as in /queues.")
 @with_database
 def web(
@@ -75,6 +78,7 @@ def web(
     token: str | None,
     allow_changes: bool,
     interval: float,
+    names: tuple[str, ...],
     root_path: str,
 ) -> None:
     """Serve a web page that shows queues and jobs, live, until stopped."""
@@ -88,7 +92,7 @@ def web(
     except ImportError as exc:
         raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
     # Without a token, no other site is to reach it by having its own name lead here.
-    hosts = None if token else [*LOCAL, host]
+    hosts = None if token else [*LOCAL, host, *names]
     app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
     database.call(Engine.execute, "ping", {})
 

@@ -137,6 +137,10 @@ class Sampler:
         taking = self._taking
         if taking is None or taking.done() or taking.get_loop() is not asyncio.get_running_loop():
             taking = self._taking = asyncio.create_task(self._take())
+            taking.add_done_callback(_seen)
+        elif fresh:  # this look began before
+            await asyncio.wait([taking])
+            return await self.latest(fresh=True)
         return await asyncio.shield(taking)
 
     async def follow(self) -> AsyncGenerator[None, None]:
@@ -197,3 +201,9 @@ class Sampler:
         self.looks += 1
         self._last = sample
         return sample
+
+
+def _seen(task: asyncio.Task[Sample]) -> None:
+    """Who asked may be gone before it fails: then nobody is to be told."""
+    if not task.cancelled():
+        task.exception()

@@ -34,7 +34,9 @@ class Table:
         self._pq: PQ | AsyncPQ
         if isinstance(target, (PQ, AsyncPQ)):
             if options:
-                raise ConfigurationError(f"{', '.join(options)}: these are options of a DSN, not of a {type(target)}")
+                raise ConfigurationError(
+                    f"{', '.join(options)}: these are options of a DSN, not of a {type(target).__name__}"
+                )
             self._pq = target
         elif isinstance(target, str):
             given: dict[str, Any] = {"max_connections": 4, "prepared": False, **options}
