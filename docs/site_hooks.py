@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = "project"
+# The path of a link: what follows, as `#anchor`, stays.
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 CHART = re.compile(r"^```mermaid\nxychart-beta\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HIDDEN = re.compile(r"^<!--\s*invisible-code-block:.*?-->\n*", re.DOTALL | re.MULTILINE)
@@ -45,11 +46,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     below = posixpath.dirname(_written(here))
 
     def moved(link: re.Match[str]) -> str:
-        path, hash_sign, anchor = link[1].partition("#")
-        target = _document(posixpath.normpath(posixpath.join(below, path)))
+        target = _document(posixpath.normpath(posixpath.join(below, link[1])))
         if not (ROOT / target).exists():
             return link[1]  # MkDocs says so
-        return posixpath.relpath(_on_site(target), posixpath.dirname(here) or ".") + hash_sign + anchor
+        return posixpath.relpath(_on_site(target), posixpath.dirname(here) or ".")
 
     return CHART.sub(lambda chart: _drawn(chart[1]), LINK.sub(moved, HIDDEN.sub("", markdown)))
 
@@ -57,8 +57,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _targets(page: str, markdown: str) -> list[str]:
     """The paths, from the root of the project, that a page of the site links to."""
     below = posixpath.dirname(_written(page))
-    paths = [link.partition("#")[0] for link in LINK.findall(markdown)]
-    return [_document(posixpath.normpath(posixpath.join(below, path))) for path in paths]
+    return [_document(posixpath.normpath(posixpath.join(below, link))) for link in LINK.findall(markdown)]
 
 
 def _document(path: str) -> str:
