@@ -18,11 +18,13 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 import psycopg
 import pytest
+from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
 from pqcore import Dedup, tasks
+from pqcore.cli.app import app
 from pqcore.errors import ConfigurationError
 from pqcore.mcp.desk import Desk
 from pqcore.mcp.server import listening_address, mcp_server
@@ -207,7 +209,7 @@ def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) ->
         for tool in CHANGING:
             assert f"Unknown tool: {tool}" in await refused(client, tool, queue="fruit", job_id=orchard.waiting)
 
-    talk(parameters(secret_dsn), conversation)
+    talk(in_process(secret_dsn), conversation)
 
 
 def test_where_there_is_no_table_or_server_it_says_so(secret_dsn: str) -> None:
@@ -247,6 +249,26 @@ def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchar
             assert word not in everything
 
     talk(parameters(secret_dsn, "--no-data"), conversation)
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://ann:s%40fe@h/app", "host=h user=ann password=s@fe", "postgresql://"])
+def test_passwords_are_in_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "from the environment")
+    desk = Desk(dsn)
+    fields = {"queue": "s@fe", "data": {"a": [f"at {dsn} as s@fe, from the environment"]}, "headers": {"s@fe": 1}}
+    shown = desk.document(fields)
+    assert shown["queue"] == "s@fe"  # a name, by which it is asked for again
+    if dsn != "postgresql://":
+        assert shown["data"] == {"a": ["at *** as ***, ***"]}
+        assert shown["headers"] == {"***": 1}
+    else:
+        assert shown["data"] == {"a": ["at postgresql:// as s@fe, ***"]}
+
+
+@pytest.mark.parametrize("limit", [0, -1, "9", True, 1.5])
+def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"limit is .*give a number of characters"):
+        Desk("postgresql://nowhere", limit=limit)
 
 
 def test_what_is_long_is_cut_and_said_to_be(secret_dsn: str, pq: tasks.PQ) -> None:
@@ -420,17 +442,20 @@ def test_loopback_addresses_need_none() -> None:
 # The command
 
 
-def test_what_is_wrong_with_the_command_is_said_at_once(tmp_path: Path) -> None:
-    for arguments, says in (
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (["--http", "0.0.0.0:8100"], "can be reached by others"),
         (["--backend", "nothing"], "unknown backend 'nothing'"),
         (["--data-limit", "0"], "0 is not in the range"),
         (["--table", ""], "table name is empty"),
-    ):
-        done = run("mcp", *arguments, dsn="postgresql://nowhere")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert says in done.stderr
-        assert "Traceback" not in done.stderr
+    ],
+)
+def test_what_is_wrong_with_the_command_is_said_at_once(arguments: list[str], says: str) -> None:
+    variables = {"PQCORE_DSN": "postgresql://nowhere", "PQCORE_MCP_TOKEN": None, "PGCONNECT_TIMEOUT": "10"}
+    done = CliRunner().invoke(app, ["mcp", *arguments], env=variables)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert says in done.stderr
 
 
 def test_without_the_sdk_it_says_how_to_get_it() -> None:
