@@ -188,6 +188,10 @@ def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT q_name FROM queue_archive")
         assert cursor.fetchall() == [("archived",)]
+    queues = {"packed": {"serializer": "msgpack", "max_size": 9}}
+    with override_settings(PQCORE={"default": {"OPTIONS": {"max_size": 99}, "QUEUES": queues}}):
+        found = [(each.serializer_name, each.max_size) for each in map(queue, ("packed", "packed/json", "plain"))]
+        assert found == [("msgpack", 9), ("json", 9), ("json", 99)]
 
 
 # Threads, requests, lost connections
@@ -287,6 +291,7 @@ def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:
         ({"default": {"OPTIONS": {"backend": "psycopg2"}}}, "has 'backend', which is no option"),
         ({"default": {"OPTIONS": {"retention": "burn"}}}, "retention is 'burn'"),
         ({"default": {"QUEUES": "emails"}}, "'QUEUES'] is 'emails'"),
+        ({"default": {"QUEUES": {"emails": {"retention": "burn"}}}}, "retention is 'burn'"),
         ({"default": {"PREPARED": "no"}}, "'PREPARED'] is 'no'"),
         ({"default": {"DATABASE": "lite"}}, "database 'lite' of DATABASES is sqlite"),
         ({"default": {"DATABASE": "nowhere"}}, "nowhere"),

@@ -195,6 +195,19 @@ def test_a_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
     assert order.done
 
 
+def test_jobs_are_run_within_the_transaction_of_a_test(dsn: str) -> None:
+    with suppress(Undo), transaction.atomic():
+        order = Order.objects.create(name="new")
+        tasks.ship(order.pk)
+        tasks.fail()
+        queue("orders").work(burst=True)
+        assert Order.objects.get().done
+        assert queue("orders").dead.count() == 1
+        raise Undo
+    assert not connection.in_atomic_block
+    assert (Order.objects.count(), queue("orders").dead.count()) == (0, 0)
+
+
 # Django's own tasks
 
 

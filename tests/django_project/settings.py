@@ -59,7 +59,9 @@ TEMPLATES = [
     }
 ]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-PQCORE: dict[str, Any] = {"default": {"QUEUES": {"orders": {}, "archived": {"retention": "archive"}}}}
+PQCORE: dict[str, Any] = {
+    "default": {"QUEUES": {"orders": {}, "archived": {"retention": "archive"}, "mails": {"retention": "delete"}}}
+}
 TASKS = {
     "default": {
         "BACKEND": "pqcore.integrations.django.tasks.PQCoreBackend",

@@ -10,6 +10,7 @@ from django.core.signals import setting_changed
 from django.db import connections, transaction
 
 from pqcore.errors import ConfigurationError
+from pqcore.identifiers import split_queue_name
 from pqcore.integrations.django.configuration import TableConfiguration, configured
 from pqcore.integrations.django.lending import DjangoConnections
 from pqcore.serializers import Serializer
@@ -75,11 +76,17 @@ class DjangoPQ(PQ):
             **configuration.options,
         )
         self.lender = lender
+        for name in configuration.queues:  # a bad option is to fail here
+            self.queue(name)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> DjangoQueue:
         """A queue with options of its own, beside those that ``QUEUES`` has for it."""
-        chosen = {**self.configuration.queues.get(name, {}), **options}
-        queue = super().queue(name, serializer=chosen.pop("serializer", None) or serializer, **chosen)
+        plain, suffix = split_queue_name(name) if serializer is None else (name, None)
+        chosen = {**self.configuration.queues.get(plain, {}), **options}
+        of_settings = chosen.pop("serializer", None)
+        if serializer is None and suffix is None and of_settings is not None:
+            name, serializer = plain, of_settings
+        queue = super().queue(name, serializer=serializer, **chosen)
         assert isinstance(queue, DjangoQueue)  # noqa: S101 - for the type checker
         queue.database = self.configuration.database
         return queue

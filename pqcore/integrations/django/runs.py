@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections, reset_queries
+from django.db import connections, reset_queries
 
 from pqcore.events import JobEvent
 from pqcore.hookspecs import hookimpl
@@ -18,7 +18,14 @@ from pqcore.tasks import TaskDeclarations
 
 def _renew() -> None:
     reset_queries()  # which are kept where DEBUG is on
-    close_old_connections()
+    _close_old()
+
+
+def _close_old() -> None:
+    """Close what `close_old_connections` would, unless a job is run within a transaction, as in a test."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
 
 
 @contextmanager
@@ -28,7 +35,7 @@ def renewed() -> Iterator[None]:
     try:
         yield
     finally:
-        close_old_connections()
+        _close_old()
 
 
 class Connections:
@@ -47,12 +54,12 @@ class Connections:
     @hookimpl
     def pqcore_job_succeeded(self, event: JobEvent) -> Awaitable[None] | None:
         """After it."""
-        return sync_to_async(close_old_connections)() if _awaited(event) else None
+        return sync_to_async(_close_old)() if _awaited(event) else None
 
     @hookimpl
     def pqcore_job_failed(self, event: JobEvent) -> Awaitable[None] | None:
         """Likewise."""
-        return sync_to_async(close_old_connections)() if _awaited(event) else None
+        return sync_to_async(_close_old)() if _awaited(event) else None
 
 
 def _awaited(event: JobEvent) -> bool:
