@@ -18,7 +18,8 @@ The convention, for those who write documents:
   once something has made it: ``pq.create()``, or ``pqcore create``.) Nothing is left of them at the end.
 - ``postgresql://localhost/app`` stands for that database, in blocks of all languages, and with a driver too:
   ``postgresql+psycopg://localhost/app``. In ``sql``, so does ``DATABASE app``. The variable ``PQCORE_DSN`` has the
-  DSN, for ``bash`` and for ``python``, so commands need no ``--dsn``; ``PG...`` variables are not set.
+  DSN, for ``bash`` and for ``python``, so commands need no ``--dsn``; so has ``PQCORE_TEST_DSN``, for ``pytest``.
+  Variables ``PG...`` are not set.
 - A block whose first line is a comment with a file's name, and nothing else, shows what that file holds:
   ``# app.py``, ``# shop/models.py``, ``# settings.toml``, ``-- tables.sql``. It is written there, of whatever
   language it is. The next block of the same file continues it. A ``python`` block is also run, as the module that
@@ -91,6 +92,13 @@ class Block(NamedTuple):
     line: int
     file: str | None
 
+    def over(self, dsn: str) -> Block:
+        """The same, over a database."""
+        text = DSN.sub(lambda match: match[1] + dsn[dsn.index("://") :], self.text)
+        if self.language == "sql":
+            text = re.sub(r"\bDATABASE app\b", f"DATABASE {urlsplit(dsn).path[1:]}", text)
+        return self._replace(text=text)
+
 
 def blocks(document: Path) -> Iterator[Block]:
     """The blocks of a document that are to be run, or written.
@@ -132,16 +140,10 @@ class Run:
         self._document = document
         self.errors: dict[int, str | None] = {}
         work, ends, log = (folder.with_suffix(suffix) for suffix in (".json", ".ends", ".log"))
-        database = urlsplit(dsn).path[1:]
-        found = [
-            block._replace(
-                text=re.sub(r"\bDATABASE app\b", f"DATABASE {database}", text) if block.language == "sql" else text
-            )
-            for block in blocks(document)
-            for text in [DSN.sub(lambda match: dsn.replace("postgresql", match[1], 1), block.text)]
-        ]
-        work.write_text(json.dumps({"path": str(document), "blocks": [block._asdict() for block in found]}))
-        variables = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        here = [block.over(dsn)._asdict() for block in blocks(document)]
+        work.write_text(json.dumps({"path": str(document), "blocks": here}))
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        variables = {"PATH": programs, "PQCORE_TEST_DSN": dsn}
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-W", "error", str(PROCESS), str(work), str(ends)],
