@@ -294,7 +294,6 @@ class Site:
             "summary": views.summary,
             "most_traceback": rendering.MOST_TRACEBACK,
             "most_in_list": rendering.MOST_IN_LIST,
-            "interval": self.sampler.interval,
         }
         return self._templates.get_template(template).render({**common, **values})
 

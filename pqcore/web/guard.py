@@ -33,8 +33,8 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-OPEN = ("/static/", "/login")
-"""Paths for which no token is asked."""
+_STATIC, _LOGIN = "/static/", "/login"
+"""Where no token is asked for."""
 
 
 class Token:
@@ -104,7 +104,7 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("referrer-policy", "no-referrer")
-                headers.setdefault("cache-control", "no-cache" if path.startswith("/static/") else "no-store")
+                headers.setdefault("cache-control", "no-cache" if path.startswith(_STATIC) else "no-store")
             await send(message)
 
         refusal = self._refusal(request, path)
@@ -113,7 +113,7 @@ class Guard:
     def _refusal(self, request: Request, path: str) -> Response | None:
         if self._hosts is not None and _name(request.headers.get("host", "")) not in self._hosts:
             return PlainTextResponse("this page is not served under that name", 421)
-        if self._token is None or path.startswith(OPEN):
+        if self._token is None or path == _LOGIN or path.startswith(_STATIC):
             return None
         if request.method == "GET" and (given := request.query_params.get("token")) and self._token.matches(given):
             left = request.url.remove_query_params("token")
@@ -123,7 +123,7 @@ class Guard:
         if self._token.admits(request.cookies.get(SESSION, "")):
             return None
         if request.method == "GET" and not path.startswith("/live/"):
-            return RedirectResponse(f"{root_of(request.scope)}/login", 303)
+            return RedirectResponse(f"{root_of(request.scope)}{_LOGIN}", 303)
         return PlainTextResponse("give the token first", 401)
 
 

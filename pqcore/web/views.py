@@ -95,7 +95,7 @@ class Views:
             "job": job,
             "data": text,
             "cut": cut,
-            "headers": rendering.laid_out(job.headers) if job.headers else "",
+            "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
             "changes": [(name, CHANGES[name]) for name in possible(job.state)] if self._changes else (),
         }
 
