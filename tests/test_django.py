@@ -28,7 +28,7 @@ from django.test import AsyncClient, Client, override_settings
 from psycopg.conninfo import conninfo_to_dict
 
 from django_project.shop.models import Order
-from pqcore import PQ, Dedup, schema
+from pqcore import PQ, Dedup, Queue, schema
 from pqcore.connections import redact
 from pqcore.errors import ConfigurationError, ConnectionLost, DuplicateJob, TableMissing, TransientError
 from pqcore.integrations.django import pqs, queue
@@ -65,6 +65,13 @@ def undone(**options: Any) -> Iterator[None]:
     with suppress(Undo), transaction.atomic(**options):
         yield
         raise Undo
+
+
+def taken(of: Queue) -> Any:
+    """The data of the next job, which is taken."""
+    job = of.get(timeout=0)
+    assert job is not None
+    return job.data
 
 
 def pid() -> int:
@@ -146,7 +153,8 @@ def test_what_fails_leaves_the_transaction_usable(dsn: str, outside: Callable[[]
 
 
 def test_a_block_is_a_transaction_of_djangos(outside: Callable[[], list[Any]]) -> None:
-    orders, told = queue("orders"), []
+    orders = queue("orders")
+    told: list[str] = []
     with orders as cursor:
         cursor.execute("INSERT INTO shop_order (name, done) VALUES (%s, false)", ["by cursor"])
         orders.put(1)
@@ -158,7 +166,7 @@ def test_a_block_is_a_transaction_of_djangos(outside: Callable[[], list[Any]]) -
         assert (outside(), told) == ([], [])
     assert (outside(), Order.objects.count(), told) == ([1], 1, ["committed"])
     with suppress(Undo), orders:
-        assert orders.get(timeout=0).data == 1
+        assert taken(orders) == 1
         raise Undo
     assert not connection.in_atomic_block
     assert outside() == [1]
@@ -170,8 +178,9 @@ def test_jobs_are_taken_in_the_transaction(outside: Callable[[], list[Any]]) -> 
     with undone():
         assert [job.data for job in orders.get_many(5, block=False)] == [1, 2]
     with transaction.atomic():
-        assert orders.get(timeout=0).data == 1
+        assert taken(orders) == 1
     leased = orders.lease("1m", block=False)
+    assert leased is not None
     assert leased.data == 2
     with undone():
         leased.ack()
@@ -424,7 +433,7 @@ def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
         with transaction.atomic():
             queue("a").put(1)
             queue("a", using="more").put(2)
-        assert (queue("a").get(timeout=0).data, queue("a", using="more").get(timeout=0).data) == (1, 2)
+        assert (taken(queue("a")), taken(queue("a", using="more"))) == (1, 2)
         assert list(pqs) == ["default", "more"]
         assert '"farm"."jobs"' in said("sqlmigrate", "pqcore", "0001")
         migrate(None)
@@ -465,7 +474,7 @@ def test_models_show_what_the_queue_knows(dsn: str) -> None:
     orders.lease_many(9, "1h", block=False)
     orders.put("lasts")
     orders.put("over")
-    assert orders.get(timeout=0).data == "lasts"
+    assert taken(orders) == "lasts"
     of_queue = {job.id: job.state for job in orders.jobs("waiting", "scheduled", "leased", "parked", "done")}
     assert set(of_queue.values()) == {"waiting", "scheduled", "leased", "parked", "done"}
     assert {row.pk: row.state for row in Job.objects.all()} == of_queue

@@ -186,6 +186,8 @@ def test_a_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
     job_id = int(tasks.ship(order.pk))
     job = queue("orders").lease(0.001, block=False)
     again = queue("orders").lease("1m")
+    assert job is not None
+    assert again is not None
     assert (job.id, again.id) == (job_id, job_id)
     assert not queue("orders").perform(job)
     order.refresh_from_db()
