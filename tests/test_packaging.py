@@ -223,6 +223,7 @@ def test_with_no_extra_it_needs_pluggy_alone(built: Built, tmp_path: Path) -> No
     assert "pip install 'pqcore[cli]'" in done(python, "-m", "pqcore", "stats", folder=tmp_path, code=2)
 
 
+@pytest.mark.timeout(2 * PATIENCE)
 def test_with_all_extras_the_tutorial_works(built: Built, dsn: str, tmp_path: Path) -> None:
     python = environment_with(tmp_path / "venv", f"{built.wheel}[all]")
     found = [
