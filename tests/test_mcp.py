@@ -468,3 +468,23 @@ def test_without_the_sdk_it_says_how_to_get_it() -> None:
 def test_it_ends_when_nobody_speaks_to_it_any_more() -> None:
     done = run("mcp", dsn="postgresql://nowhere")  # its stdin is at its end
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_it_ends_when_it_is_interrupted() -> None:
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    greeting = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pqcore", "mcp"],
+        env=environment("postgresql://nowhere"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(greeting) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["result"]["serverInfo"]["name"] == "pqcore"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == -signal.SIGINT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,8 +61,11 @@ def mcp(
     where = None if address is None else listening_address(address, token or None)
     desk = Desk(resolved(dsn), hide_data=no_data, limit=data_limit, **options)
     server = mcp_server(desk, changes=allow_changes, token=None if where is None else token or None)
-    serve = server.run_stdio_async if where is None else http_server(server, *where).serve
-    asyncio.run(_served(desk, serve()))
+    if where is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # else Ctrl-C would wait for what reads stdin, which does not end
+        asyncio.run(_served(desk, server.run_stdio_async()))
+    else:
+        asyncio.run(_served(desk, http_server(server, *where).serve()))
 
 
 async def _served(desk: Desk, serving: Any) -> None:
