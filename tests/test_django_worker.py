@@ -25,7 +25,7 @@ from django.test import override_settings
 from django_project.shop import tasks
 from django_project.shop.models import Order
 from pqcore.integrations.django import queue
-from pqcore.integrations.django.tasks import PQCoreBackend, TaskResultDoesNotExist, TaskResultStatus
+from pqcore.integrations.django.tasks import PQCoreBackend, TaskResultDoesNotExist, TaskResultStatus, signals
 from pqcore.tasks import Dedup
 from pqcore.worker import Worker
 
@@ -245,8 +245,20 @@ def test_an_asynchronous_task_is_told_of_itself(dsn: str) -> None:
 
 
 def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
-    made = tasks.explode.enqueue()
-    work("default")
+    told: list[str] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        told.append(f"{sender.__name__} {task_result.status} {task_result.attempts}")
+        raise Undo
+
+    signals.task_finished.connect(finished)
+    try:
+        made = tasks.explode.enqueue()
+        tasks.add.enqueue(1, 1)
+        work("default")
+    finally:
+        signals.task_finished.disconnect(finished)
+    assert sorted(told) == ["PQCoreBackend FAILED 2", "PQCoreBackend SUCCESSFUL 1"]
     made.refresh()
     assert made.status == TaskResultStatus.FAILED
     assert made.attempts == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -30,14 +31,20 @@ class DjangoQueue(Queue):
     def __enter__(self) -> Any:
         block = transaction.atomic(using=self.database)
         block.__enter__()
-        cursor = connections[self.database].cursor()
+        try:
+            cursor = connections[self.database].cursor()
+        except BaseException:
+            block.__exit__(*sys.exc_info())
+            raise
         _blocks().append((block, cursor))
         return cursor
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         block, cursor = _blocks().pop()
-        cursor.close()
-        block.__exit__(kind, value, traceback)
+        try:
+            cursor.close()
+        finally:
+            block.__exit__(kind, value, traceback)
 
 
 _open = threading.local()

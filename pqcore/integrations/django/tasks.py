@@ -158,12 +158,14 @@ class PQCoreBackend(backends.BaseTaskBackend):
         return result
 
     def task(self, call: Mapping[str, Any], queue: str, run_after: datetime | None) -> Any:
+        """The task that a job calls, as it was put."""
         task = _find(call["task"])
         return task.using(priority=call["priority"], queue_name=queue, run_after=run_after, backend=self.alias)
 
     def result(
         self, task: Any, result_id: str, status: Any, args: Sequence[Any], kwargs: Mapping[str, Any], **known: Any
     ) -> Any:
+        """A result; what is not known of it is None, or empty."""
         nothing: dict[str, Any] = dict.fromkeys(("enqueued_at", "started_at", "finished_at", "last_attempted_at"))
         nothing |= {"errors": [], "worker_ids": []}
         given = {"task": task, "id": result_id, "status": status, "args": list(args), "kwargs": dict(kwargs)}
@@ -171,32 +173,32 @@ class PQCoreBackend(backends.BaseTaskBackend):
 
 
 def run(job_id: int, /, **call: Any) -> dict[str, Any]:
-    """Run a task that is a function."""
+    """Run a task that is a function; what is kept of it.  A receiver that fails at its end has it not run again."""
     execution = _Execution(job_id, call)
-    signals.task_started.send(PQCoreBackend, task_result=execution.result)
+    signals.task_started.send(execution.sender, task_result=execution.result)
     try:
         value = execution.result.task.call(*execution.arguments, **execution.result.kwargs)
         kept = execution.succeeded(value)
     except Exception as exc:
         if execution.failed(exc):
-            signals.task_finished.send(PQCoreBackend, task_result=execution.result)
+            signals.task_finished.send_robust(execution.sender, task_result=execution.result)
         raise
-    signals.task_finished.send(PQCoreBackend, task_result=execution.result)
+    signals.task_finished.send_robust(execution.sender, task_result=execution.result)
     return kept
 
 
 async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
     """Run a task that is a coroutine function."""
     execution = _Execution(job_id, call)
-    await signals.task_started.asend(PQCoreBackend, task_result=execution.result)
+    await signals.task_started.asend(execution.sender, task_result=execution.result)
     try:
         value = await execution.result.task.acall(*execution.arguments, **execution.result.kwargs)
         kept = execution.succeeded(value)
     except Exception as exc:
         if execution.failed(exc):
-            await signals.task_finished.asend(PQCoreBackend, task_result=execution.result)
+            await signals.task_finished.asend_robust(execution.sender, task_result=execution.result)
         raise
-    await signals.task_finished.asend(PQCoreBackend, task_result=execution.result)
+    await signals.task_finished.asend_robust(execution.sender, task_result=execution.result)
     return kept
 
 
@@ -207,6 +209,7 @@ class _Execution:
         context = current()
         self._job, self._call = context.job, call
         backend = _backend(call["backend"])
+        self.sender = type(backend)
         name = context.queue.name
         started = now()
         self.result = backend.result(
