@@ -23,6 +23,9 @@ docs: .venv/ready  ## write the documents as a site, into site/
 conformance: .venv/ready  ## run the conformance suite alone, and write its report
 	$(BIN)/python -m pytest --pyargs pqcore.testing.suite
 
+matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
+	$(BIN)/python -m tests.matrix
+
 plans: .venv/ready  ## explain every statement on a table of millions of rows, into docs/plans.md
 	$(BIN)/python -m benchmarks.plans --markdown docs/plans.md
 
@@ -59,4 +62,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance plans bench figures dist clean
+.PHONY: help demo test lint docs conformance matrix plans bench figures dist clean

@@ -27,7 +27,7 @@ from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import with_options
+from pqcore.testing.server import PREPARED, with_options
 from pqcore.worker import Worker
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ class Harness:
         self.schema = self.application.replace("-", "_")
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
-        backend = plugins.make(spec, prepared=True)
+        backend = plugins.make(spec, prepared=PREPARED)
         sql = Dialect(TableName("queue", self.schema), spec.paramstyle)
         self.opener = Opener(backend, sql, suspends=spec.mode == "async")
         self._eyes = self._open(dsn)
@@ -135,7 +135,7 @@ class Harness:
     def _pq(
         self, blocking: type[PQ], asynchronous: type[AsyncPQ], target: Any, create: bool, options: dict[str, Any]
     ) -> Any:
-        options = {"schema": self.schema, "backend": self.spec.name, **options}
+        options = {"schema": self.schema, "backend": self.spec.name, "prepared": PREPARED, **options}
         if target is None and "pool" not in options:
             target = self.dsn
         pq: Any

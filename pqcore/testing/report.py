@@ -11,12 +11,14 @@ import ast
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pqcore.backend import BackendSpec, Capability
 from pqcore.plugins import plugins
+from pqcore.testing.server import PREPARED
 
 ALONE = "alone"
 """Of a standard test that does not ask for the harness itself: it is run at least once."""
@@ -38,6 +40,13 @@ def standard_tests() -> dict[str, str | None]:
     return found
 
 
+def _pooled(spec: BackendSpec) -> BackendSpec:
+    """A backend as it is with ``prepared=False``."""
+    without = {Capability.LISTEN, Capability.PREPARED}
+    why = dict.fromkeys(without, "PQCORE_TEST_PREPARED is no")
+    return replace(spec, capabilities=spec.capabilities - without, missing={**spec.missing, **why})
+
+
 def _mode(node: ast.FunctionDef) -> str | None:
     if "harness" not in {argument.arg for argument in node.args.args}:
         return ALONE
@@ -56,7 +65,7 @@ class Report:
 
     def __init__(self, names: Sequence[str] | None) -> None:
         chosen = [plugins.backend_spec(name, mode) for name, mode in _modes(names)]
-        self.specs: list[BackendSpec] = chosen
+        self.specs: list[BackendSpec] = chosen if PREPARED else [_pooled(spec) for spec in chosen]
         self.server = ""
         self._results: dict[tuple[str, str], str] = {}
         self._missing: dict[str, dict[Capability, int]] = {}

@@ -9,6 +9,9 @@ from urllib.parse import quote
 
 from pqcore.errors import ConfigurationError
 
+PREPARED = os.environ.get("PQCORE_TEST_PREPARED", "yes") != "no"
+"""Whether what is tested may prepare statements and listen: not over a pooler that shares its connections."""
+
 
 @contextmanager
 def server() -> Iterator[tuple[str, str]]:
