@@ -163,7 +163,7 @@ class OwnPool:
             raise Closed(CLOSED_PQ)
         owner = self._runtime.owner()
         if self._owner != owner and self._take_over(owner):
-            await self._runtime.at_end(self._close_idle)
+            await self._runtime.at_end(self.rest)
         shelf = self._shelf
         try:
             session = shelf.idle.pop()
@@ -289,9 +289,10 @@ class OwnPool:
     async def close(self) -> None:
         self._closed = True
         if self._owner == self._runtime.owner():
-            await self._close_idle()
+            await self.rest()
 
-    async def _close_idle(self) -> None:
+    async def rest(self) -> None:
+        """Close the connections that are free."""
         while (session := _pop(self._shelf.idle)) is not None:
             self._gone(self._shelf)
             await _discard(session)

@@ -339,6 +339,12 @@ class Engine:
                     session.abort()
         return len(stalled)
 
+    async def rest(self) -> None:
+        """Close what idles of our own connections; what needs one later opens it."""
+        await self.listener.close()
+        if isinstance(self.source, OwnPool):
+            await self.source.rest()
+
     async def close(self) -> None:
         """Close the connections; those in use, when they are given back."""
         if not self._lent:

@@ -24,7 +24,6 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore.aio import AsyncPQ
-from pqcore.connections import OwnPool
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.operations import managing
@@ -58,7 +57,7 @@ def lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(_call, pq, _close)
+            stack.push_async_callback(_call, pq, Engine.rest)
             if create:
                 await _call(pq, managing.create)
             state = None if inner is None else await stack.enter_async_context(inner(app))
@@ -124,10 +123,3 @@ async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[None]]
 
 def _step(operation: Callable[[Engine], Any], engine: Engine) -> None:
     drive(operation(engine))
-
-
-async def _close(engine: Engine) -> None:
-    """Close what is ours, but not for good."""
-    await engine.listener.close()
-    if isinstance(engine.source, OwnPool):
-        await engine.source._close_idle()  # noqa: SLF001 - `close` would be for good
