@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -12,7 +13,8 @@ from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
 from pqcore.errors import SchemaTooNew, TableMissing
-from pqcore.operations import catalogue, managing
+from pqcore.identifiers import quote
+from pqcore.operations import catalogue, granting, managing
 
 _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
 
@@ -25,6 +27,16 @@ def _refuse_newer(table: str, found: int | None) -> None:
     if found is not None and found > schema.latest():
         msg = f"table {table} is of schema version {found}, this pqcore knows {schema.latest()}: upgrade pqcore"
         raise SchemaTooNew(msg)
+
+
+def _write_roles(database: Database, table: str, *, as_json: bool) -> None:
+    statements = database.call(granting.script)
+    if as_json:
+        emit({"table": table, "statements": statements})
+        return
+    write(f"-- Roles of table {table}. They cannot log in: grant them to those of applications.")
+    for statement in statements:
+        write(f"{statement};")
 
 
 def _write_script(database: Database, table: str, statements: list[str], *, as_json: bool) -> None:
@@ -40,31 +52,42 @@ def _write_script(database: Database, table: str, statements: list[str], *, as_j
         write(f"{statement};")
 
 
-def _make(database: Database, found: int | None, *, as_json: bool) -> None:
+def _make(database: Database, found: int | None, *, as_json: bool, with_roles: bool = False) -> None:
     table = database.table
     _refuse_newer(table, found)
     changed = found != schema.latest()
     if changed:
         database.call(managing.create)
+    roles = asdict(database.call(granting.grant)) if with_roles else {}
     if as_json:
-        emit({"table": table, "found": found, "version": schema.latest(), "changed": changed})
-    elif changed:
+        facts = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
+        emit({**facts, "roles": roles} if with_roles else facts)
+        return
+    if changed:
         how = "made" if found is None else f"migrated: it was {_named(found)}"
         write(f"table {table} is {how}; schema version {schema.latest()}")
     else:
         write(f"table {table} is up to date: schema version {found}")
+    for role in roles.values():
+        write(f"role {quote(role)}: GRANT {quote(role)} TO that of an application")
 
 
 @click.command()
 @_sql_option
+@click.option(
+    "--roles", is_flag=True, help="Make roles that may do what producers, consumers and admins do, and no more."
+)
 @json_option
 @with_database
-def create(database: Database, as_sql: bool, as_json: bool) -> None:
+def create(database: Database, as_sql: bool, roles: bool, as_json: bool) -> None:
     """Make the table, or migrate it in place; does nothing if it is up to date."""
+    if as_sql and roles:
+        _write_roles(database, database.table, as_json=as_json)
+        return
     if as_sql:
         _write_script(database, database.table, database.call(catalogue.script), as_json=as_json)
         return
-    _make(database, database.call(catalogue.version), as_json=as_json)
+    _make(database, database.call(catalogue.version), as_json=as_json, with_roles=roles)
 
 
 @click.command()

@@ -1,0 +1,107 @@
+"""Roles that may do as much with a queue's tables as their work takes, to be granted to those of applications."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from pqcore.engine import Engine
+from pqcore.errors import AccessDenied
+from pqcore.identifiers import TableName, fit, quote
+from pqcore.operations.catalogue import ask
+from pqcore.operations.transactions import atomic
+from pqcore.sessions import CoreSession
+from pqcore.statement import plain
+
+KINDS = ("producer", "consumer", "admin")
+"""A producer puts, and does not see what others put; a consumer takes and finishes too; an admin clears up as well."""
+
+_PUT = "id, q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
+# What finding the holder of a key, and returning an id, have to read: nothing that somebody put.
+_FOUND = "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on"
+_GRANTS = (
+    "GRANT SELECT ON {migrations} TO {producer}, {consumer}, {admin}",
+    f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
+    "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
+    "GRANT INSERT, SELECT (id) ON {batches} TO {producer}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup} TO {consumer}, {admin}",
+    "GRANT SELECT, INSERT ON {archive}, {dead} TO {consumer}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {archive}, {dead} TO {admin}",
+)
+
+_FIND_ROLES = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:names::text[])"
+_FIND_OWNER = (
+    "SELECT pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = to_regclass(:table_name::text)"
+)
+# Of a table that pq made, nobody knows what it is called.
+_FIND_SEQUENCES = (
+    "SELECT pg_get_serial_sequence(wanted.name, 'id')::regclass::text FROM unnest(:names::text[]) AS wanted (name)"
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The names of the roles of a table, as PostgreSQL has them."""
+
+    producer: str
+    consumer: str
+    admin: str
+
+
+def roles_of(names: TableName) -> Roles:
+    """How the roles of a table are called: ``queue_producer``, ``queue_consumer``, ``queue_admin``."""
+    return Roles(*(fit(f"{names.table}_{kind}") for kind in KINDS))
+
+
+async def statements(engine: Engine, s: CoreSession) -> list[str]:
+    """What makes the roles that are not there, and grants them what they need; may be run again.
+
+    They cannot log in: ``GRANT queue_producer TO shop`` lets an application's role do as they may. Changing the
+    schema is for the tables' owner.
+    """
+    names = engine.names
+    roles = asdict(roles_of(names))
+    there = {name for (name,) in await ask(engine, s, "find_roles", _FIND_ROLES, names=list(roles.values()))}
+    made = [f"CREATE ROLE {quote(name)} NOLOGIN" for name in roles.values() if name not in there]
+    quoted = {kind: quote(name) for kind, name in roles.items()}
+    everybody = ", ".join(quoted.values())
+    if names.schema is not None:
+        made.append(f"GRANT USAGE ON SCHEMA {quote(names.schema)} TO {everybody}")
+    substitutions = {**names.substitutions(), **quoted}
+    made += [grant.format_map(substitutions) for grant in _GRANTS]
+    tables = [names.related(suffix) for suffix in ("", "_batches")]
+    sequences = await ask(engine, s, "find_sequences", _FIND_SEQUENCES, names=tables)
+    made += [f"GRANT USAGE ON SEQUENCE {sequence} TO {everybody}" for (sequence,) in sequences]
+    return made
+
+
+async def script(engine: Engine) -> list[str]:
+    """The statements, for somebody else to run.
+
+    Raises:
+        TableMissing: There is no table.
+    """
+    return await engine.run(lambda s: statements(engine, s))
+
+
+async def grant(engine: Engine) -> Roles:
+    """Make the roles of the table, and grant them what they need; all or nothing.
+
+    Raises:
+        AccessDenied: The role that is connected may not make roles (CREATEROLE), or does not own the tables.
+        TableMissing: There is no table.
+    """
+
+    async def work(s: CoreSession) -> None:
+        # The server only warns who grants what is not theirs to grant.
+        [[owner, role]] = await ask(engine, s, "find_owner", _FIND_OWNER)
+        if not owner:
+            raise AccessDenied(
+                f"role {role!r} does not own table {engine.names}: only its owner can GRANT rights to it"
+            )
+        async with atomic(s):
+            for statement in await statements(engine, s):
+                await s.execute(plain("grant_roles", statement, rows=False))
+
+    await engine.run(work)
+    return roles_of(engine.names)

@@ -1,0 +1,180 @@
+"""Roles of a table: each may do its work, over any driver, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import sql
+
+from pqcore import Dedup, tasks
+from pqcore.cli.app import app
+from pqcore.errors import AccessDenied
+from pqcore.worker import Worker
+
+
+def call(*arguments: str, dsn: str) -> Result:
+    done = CliRunner().invoke(app, arguments, env={"PQCORE_DSN": dsn, "PQCORE_BACKEND": None})
+    assert done.exit_code == 0, done.output
+    return done
+
+
+class Users:
+    """Logs in as users who were granted the roles of a table with an awkward name."""
+
+    kinds = ("producer", "consumer", "admin", "nobody")
+
+    def __init__(self, dsn: str, backend: str) -> None:
+        self.dsn = dsn
+        self.backend = backend
+        self.table = f"Röles\"'%s {time.time_ns()}"
+        self.names = {kind: f"user_{kind}_{time.time_ns()}" for kind in self.kinds}
+        self._open: list[Any] = []
+
+    def make(self) -> None:
+        done = call("create", "--roles", "--table", self.table, "--json", dsn=self.dsn)
+        self.roles: dict[str, str] = json.loads(done.stdout)["roles"]
+        with psycopg.connect(self.dsn) as connection:
+            for kind, name in self.names.items():
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+                if kind in self.roles:
+                    role, user = sql.Identifier(self.roles[kind]), sql.Identifier(name)
+                    connection.execute(sql.SQL("GRANT {} TO {}").format(role, user))
+
+    def remove(self) -> None:
+        for pq in self._open:
+            pq.close()
+        with psycopg.connect(self.dsn) as connection:
+            for name in [*self.names.values(), *self.roles.values()]:
+                connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name)))
+
+    def of(self, kind: str) -> str:
+        parts = urlsplit(self.dsn)
+        return urlunsplit(parts._replace(netloc=f"{self.names[kind]}@{parts.netloc.rpartition('@')[2]}"))
+
+    def pq(self, kind: str) -> tasks.PQ:
+        made = tasks.PQ(self.of(kind), table=self.table, backend=self.backend)
+        self._open.append(made)
+        return made
+
+
+@pytest.fixture(params=["psycopg2", "psycopg"])
+def users(request: pytest.FixtureRequest, dsn: str) -> Iterator[Users]:
+    made = Users(dsn, request.param)
+    made.make()
+    yield made
+    made.remove()
+
+
+def drain(queue: Any) -> None:
+    asyncio.run(Worker(queue, burst=True).run())
+
+
+def fail(job_id: int) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_producer_puts_and_sees_nothing(users: Users) -> None:
+    queue = users.pq("producer")["q"]
+    first = queue.put({"secret": 1}, "1h", "2h", group="g", limits={"a": 2}, headers={"x": 1})
+    assert queue.put_many([1, 2], "1h") == [first + 1, first + 2]
+    kept = queue.put(3, "1h", dedup="key")
+    assert queue.put(4, dedup="key") == kept
+    held = queue.put(5, "1h", dedup=Dedup("for a time", "1h"))
+    assert queue.put(6, dedup=Dedup("for a time", "1h")) == held
+    batch = queue.batch(queue.task()(fail).call(), then=queue.task()(fail).call())
+    assert len(batch.jobs) == 1
+    for forbidden in (
+        lambda: queue.get(block=False),
+        lambda: queue.lease(block=False),
+        queue.peek,
+        queue.clear,
+        lambda: queue.jobs("waiting"),
+        lambda: queue.cancel(first),
+        lambda: queue.update(first, 1),
+        lambda: queue.inspect(first),
+        lambda: queue.dead.list(),
+        lambda: queue.result(first, timeout=0),
+    ):
+        with pytest.raises(AccessDenied):
+            forbidden()
+    with psycopg.connect(users.of("producer"), autocommit=True) as connection:
+        for column in ("data", "payload", "headers", "error"):
+            statement = sql.SQL("SELECT {} FROM {}").format(sql.Identifier(column), sql.Identifier(users.table))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+    assert len(users.pq("consumer")["q"].jobs()) == 6
+
+
+def test_a_consumer_takes_works_and_retries(users: Users) -> None:
+    queue = users.pq("consumer")["q"]
+    queue.put("got")
+    assert queue.get(block=False).data == "got"  # type: ignore[union-attr]
+    waits = queue.put("waits")
+    assert queue.update(waits, "changed") > 0
+    leased = queue.lease(60, block=False)
+    assert leased is not None
+    queue.extend(leased, 30)
+    queue.nack(leased)
+    assert queue.move("other") == 1
+    assert queue.count() == 0
+
+    @queue.task(keep_result="1h", limit=1)
+    def doubled(job_id: int, number: int) -> int:
+        return 2 * number
+
+    failing = queue.task()(fail)
+    handle = doubled(21)
+    failing()
+    drain(queue)
+    assert handle.result(timeout=5) == 42
+    [letter] = queue.dead.list()
+    for forbidden in (lambda: queue.dead.retry(letter.id), queue.dead.retry_all):
+        with pytest.raises(AccessDenied):
+            forbidden()
+    with psycopg.connect(users.of("consumer"), autocommit=True) as connection:
+        for statement in ("DROP TABLE {}", "TRUNCATE {}", "ALTER TABLE {} ADD COLUMN x int"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(sql.SQL(statement).format(sql.Identifier(users.table)))
+
+
+def test_an_admin_revives_and_purges(users: Users) -> None:
+    consumer: Any = users.pq("consumer")["q"]
+    consumer.task()(fail)()
+    drain(consumer)
+    queue = users.pq("admin")["q"]
+    assert queue.dead.retry_all() == 1
+    assert queue.cancel(queue.jobs()[0].id)
+    queue.put(1)
+    assert queue.get(block=False) is not None
+    assert queue.purge(0) == 1
+    queue.clear()
+
+
+def test_who_was_granted_nothing_may_nothing(users: Users) -> None:
+    queue = users.pq("nobody")["q"]
+    for forbidden in (lambda: queue.put(1), lambda: queue.get(block=False), queue.stats):
+        with pytest.raises(AccessDenied, match="GRANT"):
+            forbidden()
+
+
+def test_roles_can_be_made_again_and_written_out(users: Users) -> None:
+    again = json.loads(call("create", "--roles", "--table", users.table, "--json", dsn=users.dsn).stdout)
+    assert (again["roles"], again["changed"]) == (users.roles, False)
+    script = call("create", "--roles", "--sql", "--table", users.table, dsn=users.dsn).stdout
+    assert "CREATE ROLE" not in script  # they are there
+    with psycopg.connect(users.dsn) as connection:
+        connection.execute(script)
+
+
+def test_who_may_not_make_roles_is_told(users: Users) -> None:
+    done = CliRunner().invoke(app, ["create", "--roles", "--table", users.table], env={"PQCORE_DSN": users.of("admin")})
+    assert done.exit_code != 0
+    assert "does not own table" in done.stderr
