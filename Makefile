@@ -23,6 +23,9 @@ docs: .venv/ready  ## write the documents as a site, into site/
 conformance: .venv/ready  ## run the conformance suite alone, and write its report
 	$(BIN)/python -m pytest --pyargs pqcore.testing.suite
 
+chaos: .venv/ready  ## put and take while clients, connections and the server fail, and prove that nothing is lost
+	$(BIN)/python -m tests.chaos
+
 matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
 	$(BIN)/python -m tests.matrix
 
@@ -62,4 +65,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance matrix plans bench figures dist clean
+.PHONY: help demo test lint docs conformance chaos matrix plans bench figures dist clean

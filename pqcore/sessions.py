@@ -73,6 +73,11 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
     return DatabaseError(f"{doing}: {reason}", sqlstate)
 
 
+def _refused(error: DatabaseError) -> bool:
+    """Whether the server refused a statement, and goes on: it has not said that it ends the connection."""
+    return error.sqlstate is not None and not error.sqlstate.startswith("57P")
+
+
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 
@@ -190,8 +195,9 @@ class CoreSession:
             doing: What was under way.
             commits: Whether that commits: if the connection is lost before it answers, nobody knows whether it did.
         """
-        error = translate(exc, doing, lost=not self.usable())
-        if commits and isinstance(error, ConnectionLost):
+        usable = self.usable()
+        error = translate(exc, doing, lost=not usable)
+        if commits and isinstance(error, ConnectionLost) and not (usable and _refused(error)):
             return OutcomeUnknown(f"{error}: {UNKNOWN}", error.sqlstate)
         return error
 

@@ -136,6 +136,7 @@ def test_a_consumer_takes_works_and_retries(users: Users) -> None:
     drain(queue)
     assert handle.result(timeout=5) == 42
     [letter] = queue.dead.list()
+    forbidden: Any
     for forbidden in (lambda: queue.dead.retry(letter.id), queue.dead.retry_all):
         with pytest.raises(AccessDenied):
             forbidden()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -38,9 +39,13 @@ assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
 assert base.Database.__name__ == DRIVER
 
 from pqcore.integrations.django import runs
+from pqcore.worker import child
 
 plugins.manager.unregister(runs.PLUGIN)  # other tests of this process have none
 _numbers = itertools.count(1)
+# What the project wants of processes that run jobs, while it is not in use.
+_first: list[str] = []
+_around: list[Any] = []
 
 
 def point_to(dsn: str) -> None:
@@ -66,9 +71,14 @@ def project(pqcore_server: str) -> Iterator[str]:
         server.execute(f"CREATE DATABASE {name}")
         point_to(dsn)
         runs.register()
+        child.FIRST += _first
+        child.AROUND += _around
         call_command("migrate", run_syncdb=True, verbosity=0)
         yield dsn
         plugins.manager.unregister(runs.PLUGIN)
+        _first[:], _around[:] = child.FIRST, child.AROUND
+        child.FIRST.clear()
+        child.AROUND.clear()
         point_to(dsn)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -27,6 +27,7 @@ from pqcore.errors import (
     DuplicateJob,
     InvalidData,
     JobFailed,
+    OutcomeUnknown,
     PQError,
     StatementCancelled,
     TransactionAborted,
@@ -322,8 +323,8 @@ SQLSTATES: dict[str, type[DatabaseError]] = {
     "28P01": AccessDenied,
     "08006": ConnectionLost,
     "53300": ConnectionLost,
-    "57P01": ConnectionLost,
-    "57P03": ConnectionLost,
+    "57P01": OutcomeUnknown,  # so says a server that ends the connection, maybe after a commit
+    "57P03": OutcomeUnknown,
     "53100": DatabaseError,
     "P0001": DatabaseError,
     "XX000": DatabaseError,
