@@ -9,8 +9,14 @@ help:  ## show this
 demo: .venv/ready  ## move real jobs over every driver, on an embedded PostgreSQL, and kill a worker
 	$(BIN)/python -m pqcore.demo
 
-test: .venv/ready .venv/browser  ## run the whole test suite, on an embedded PostgreSQL
-	$(BIN)/python -m pytest
+# The project's own tests and the conformance suite run side by side, each with a server of its own.
+test: .venv/ready .venv/browser  ## run the whole test suite, on embedded PostgreSQL servers
+	@mkdir -p reports; \
+	$(BIN)/python -m pytest tests > reports/tests.log 2>&1 & tests=$$!; \
+	trap 'kill $$tests' INT TERM; status=0; \
+	$(BIN)/python -m pytest pqcore/testing/suite || status=$$?; \
+	wait $$tests || status=$$?; \
+	cat reports/tests.log; exit $$status
 
 lint: .venv/ready  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ class Command(BaseCommand):
         if arguments[:1] == ["worker"]:
             arguments = ["worker", *_worker_arguments(pq, arguments[1:])]
         defaults = _defaults(click.Context(app), app, _table_options(pq))
-        with _settings_alone():
+        with _environment():
             try:
                 code: object = app.main(arguments or ["--help"], prog_name="manage.py pqcore", default_map=defaults)
             except SystemExit as exc:
@@ -99,14 +99,20 @@ def _defaults(context: Any, group: Any, values: Mapping[str, Any]) -> dict[str, 
 
 
 @contextmanager
-def _settings_alone() -> Iterator[None]:
-    """Without PQCORE_DSN, which says where the table is to those who have no settings."""
-    said = os.environ.pop("PQCORE_DSN", None)
+def _environment() -> Iterator[None]:
+    """That of the command: processes that it starts find the project as this one did.
+
+    Without PQCORE_DSN, which says where the table is to those who have no settings.
+    """
+    said = dict(os.environ)
+    own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *_split(said.get("PYTHONPATH"))]))
+    os.environ.pop("PQCORE_DSN", None)
     try:
         yield
     finally:
-        if said is not None:
-            os.environ["PQCORE_DSN"] = said
+        os.environ.clear()
+        os.environ.update(said)
 
 
 def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
@@ -115,9 +121,6 @@ def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
 
     from pqcore.cli.worker import worker
 
-    # Processes that the worker starts find the project as this one did.
-    own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *_split(os.environ.get("PYTHONPATH"))]))
     try:
         context = worker.make_context("worker", list(arguments), resilient_parsing=True)
     except click.ClickException:  # said by the command itself
