@@ -147,7 +147,7 @@ def _parsed(raw: str | bytes) -> Any:
         return None
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # cut off, or nested deeper than Python can follow
         return None
 
 

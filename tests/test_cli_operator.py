@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from pqcore import PQ, schema
+from pqcore import PQ, documents, schema
 from pqcore.cli.app import app
 from pqcore.testing.commands import environment, run
 from pqcore.testing.harness import PATIENCE
@@ -274,6 +274,11 @@ def test_what_is_no_json_is_not_decoded(dsn: str, pq: PQ) -> None:
     execute(dsn, "UPDATE queue SET data = NULL, payload = '\\x00ff', serializer = 'other'")
     assert objects("peek", "--queue", "a", dsn=dsn)[0]["payload"] == "AP8="
     assert call("get", "--queue", "a", dsn=dsn).stdout == "AP8=\n"
+
+
+def test_json_that_python_cannot_follow_is_not_decoded() -> None:
+    deep = "[" * 500_000 + "]" * 500_000
+    assert documents.data(deep, None) == {"serializer": "json", "data": None, "payload": None}
 
 
 def test_a_job_whose_data_nobody_could_read_comes_back(dsn: str, pq: PQ) -> None:
