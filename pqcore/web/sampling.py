@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from pqcore.operations import examining, listing, managing, watching
+from pqcore.operations import counting, examining, watching
+from pqcore.operations.counting import QueueFigures
 from pqcore.operations.examining import Activity
-from pqcore.operations.managing import QueueStats
 from pqcore.operations.watching import Finished
 from pqcore.web.table import Table
 
@@ -25,7 +25,7 @@ QUEUES = 100
 """Of which a sample is remembered: those with most jobs."""
 REST = 10.0
 """So many times as long as a look takes is waited for the next, so that a large table is not busy with us."""
-_NOTHING = QueueStats(0, 0, 0, None)
+_NOTHING = QueueFigures(0, 0, 0, None)
 _NONE = Finished(0, 0, None, None)
 
 
@@ -173,19 +173,18 @@ class Sampler:
     async def _take(self) -> Sample:
         begun = time.monotonic()
         call = self._table.call
-        waiting = await call(managing.stats, None)
-        dead = await call(listing.dead_by_queue)
+        there = await call(counting.count)
         finished = await call(watching.finished_lately)
         activity = await call(examining.activity)
         queues = {}
-        for name in sorted(waiting.keys() | dead.keys() | finished.keys()):
-            stats, done = waiting.get(name, _NOTHING), finished.get(name, _NONE)
+        for name in sorted(there.keys() | finished.keys()):
+            stats, done = there.get(name, _NOTHING), finished.get(name, _NONE)
             queues[name] = Figures(
                 stats.ready,
                 stats.scheduled,
                 stats.leased,
                 stats.parked,
-                dead.get(name, 0),
+                stats.dead,
                 stats.oldest,
                 done.minute,
                 done.hour,
