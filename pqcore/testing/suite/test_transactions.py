@@ -843,7 +843,7 @@ def test_a_connection_given_back_has_no_transaction_open(harness: Harness) -> No
 
 @pytest.mark.requires(Capability.POOL)
 def test_threads_share_a_queue_over_a_pool(harness: Harness) -> None:
-    # pq kept the transaction on the queue, which threads share: jobs were lost and done twice (#41).
+    # pq kept the transaction on the queue, which threads share: jobs were lost and done twice.
     pq = harness.pq(pool=harness.pool(8))
     queue = pq["q"]
     queue.put_many(range(160))
