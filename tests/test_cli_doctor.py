@@ -156,6 +156,19 @@ def test_what_to_do_can_be_done(dsn: str, pq: PQ) -> None:
     assert [one["level"] for one in (*found["indexes"], *found["trigger"])] == ["ok", "ok"]
 
 
+def test_a_handful_of_jobs_is_no_problem(dsn: str, pq: PQ) -> None:
+    """So few entries of an index may be read by a bitmap, and sorted; many may not."""
+    pq["a"].put(1)
+    pq["a"].put(2, schedule_at="1h")
+    execute(dsn, "ANALYZE queue")
+    assert [one["level"] for one in findings(dsn)["plan"]] == ["ok"]
+    pq["a"].put_many(range(1_000))
+    execute(dsn, "ANALYZE queue", f"ALTER DATABASE {dsn.rpartition('/')[2]} SET enable_indexscan = off")
+    execute(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2]} SET enable_seqscan = off")
+    found = findings(dsn)["plan"]
+    assert any("does not go through queue_ready" in one["message"] and one["level"] == "problem" for one in found)
+
+
 def test_a_small_table_may_be_read_as_a_whole(dsn: str, pq: PQ) -> None:
     execute(dsn, "VACUUM FULL queue")
     execute(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2]} SET enable_indexscan = off")

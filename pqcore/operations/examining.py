@@ -38,7 +38,9 @@ LISTEN_PATIENCE = 10.0
 BLOATED = 64 * 2**20
 """Bytes: a table or index that is smaller is not called bloated."""
 FEW_PAGES = 32
-"""Pages of 8 kB: of a table of fewer, a scan costs next to nothing."""
+"""Pages of 8 kB: of a table of no more, which it has from the start, a scan costs next to nothing."""
+FEW_ROWS = 100
+"""Entries of an index: to sort as many costs next to nothing, so they need not be read in order."""
 QUEUES = 3
 """Queues whose takes are explained, those with most jobs first, if none is named."""
 
@@ -636,7 +638,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
         for query in (*takes, patient.s.sql.why_empty):
             for mode in ("custom", "generic"):
                 plan = await _explained(patient.s, query, {"q_name": queue, "lease": 60.0}, mode)
-                found += _judged(patient, queue, query, mode, plan, few=pages < FEW_PAGES)
+                found += _judged(patient, queue, query, mode, plan, few=pages <= FEW_PAGES)
     if found:
         return found
     names = ", ".join(patient.bare(name) for name in ("urgent_index", "ready_index", "hidden_index"))
@@ -680,7 +682,7 @@ def _judged(patient: _Patient, queue: str, query: Query, mode: str, plan: Any, *
     wanted = {patient.bare(name) for name in ("ready_index", "urgent_index", "hidden_index")}
     if query.name == "why_empty":
         wanted.discard(patient.bare("urgent_index"))
-    used = {node["Index Name"] for node in nodes if node["Node Type"] in ("Index Scan", "Index Only Scan")}
+    used = {node["Index Name"] for node in nodes if _in_order(node)}
     scans = sorted(
         {node["Node Type"] for node in nodes if node.get("Relation Name") == table and "Seq" in node["Node Type"]}
     )
@@ -700,6 +702,13 @@ def _judged(patient: _Patient, queue: str, query: Query, mode: str, plan: Any, *
     elif not wanted <= used:
         unused = ", ".join(sorted(wanted - used))
         yield Finding("plan", "problem", f"{subject} does not go through {unused}", advice, details)
+
+
+def _in_order(node: Any) -> bool:
+    """Whether a node reads an index in its order, or so few of its entries that to sort them costs as much."""
+    if node["Node Type"] == "Bitmap Index Scan":
+        return bool(node["Plan Rows"] <= FEW_ROWS)
+    return node["Node Type"] in ("Index Scan", "Index Only Scan")
 
 
 def _nodes(plan: Any) -> Iterator[Any]:
