@@ -9,7 +9,7 @@ import click
 from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
-from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
 from pqcore.cli.output import (
     LONGEST_MESSAGE,
     described,
@@ -58,7 +58,7 @@ def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
 
 
 @dead.command()
-@click.argument("job_id", type=int, metavar="ID")
+@click.argument("job_id", type=JOB_ID, metavar="ID")
 @queue_option
 @json_option
 @with_database
@@ -95,7 +95,7 @@ def _chosen(ids: tuple[int, ...], everything: bool) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(ids)) or None
 
 
-_ids = click.argument("job_ids", type=int, nargs=-1, metavar="[ID]...")
+_ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 
 
 @dead.command()

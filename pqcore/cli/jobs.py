@@ -10,13 +10,13 @@ import click
 from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
-from pqcore.cli.options import json_option, queue_option, with_database
+from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
 from pqcore.operations import listing, managing, results, retrying
 
 
 @click.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 @queue_option
 @json_option
 @with_database
@@ -39,7 +39,7 @@ def status(database: Database, job_id: int, queue: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 @queue_option
 @click.option("--running", is_flag=True, help="If it is being worked on, ask its worker to stop it.")
 @json_option
@@ -65,7 +65,7 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
 
 
 @click.command()
-@click.argument("job_id", type=int, metavar="ID")
+@click.argument("job_id", type=JOB_ID, metavar="ID")
 @click.option("--queue", metavar="NAME", help="The queue that it is to be of; any, if left out.")
 @json_option
 @with_database
@@ -98,7 +98,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 
 
 @click.command()
-@click.argument("job_ids", type=int, nargs=-1, required=True, metavar="ID...")
+@click.argument("job_ids", type=JOB_ID, nargs=-1, required=True, metavar="ID...")
 @queue_option
 @json_option
 @with_database

@@ -34,6 +34,10 @@ def duration(text: str | float) -> float:
         raise click.BadParameter(msg) from None
 
 
+JOB_ID = click.IntRange(min=1, max=2**63 - 1)
+"""The type of an argument that is the id of a job."""
+
+
 def _backends(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in plugins.backend_names() if name.startswith(incomplete)]
 

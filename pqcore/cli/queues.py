@@ -14,7 +14,7 @@ import click
 from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
-from pqcore.cli.options import confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
 from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, write
 from pqcore.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
@@ -302,7 +302,7 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
 
 
 @click.command()
-@click.argument("job_ids", type=int, nargs=-1, metavar="[ID]...")
+@click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 @queue_option
 @click.option("--to", "target", metavar="NAME", help="The queue that waiting jobs are moved to.")
 @click.option("--all", "everything", is_flag=True, help="All that wait, are scheduled or parked.")
