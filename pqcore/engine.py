@@ -422,22 +422,24 @@ class Engine:
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
         session, gate = transaction.session, transaction.gate
-        if gate is not None:
-            await gate.enter()
-        undone = failed or transaction.spoilt
         sound = False
         try:
-            if undone:
-                await self._undo(session, block.savepoint)
-                transaction.spoilt = False
-            elif block.savepoint is None:
-                await session.commit()
-            else:
-                await session.execute(_savepoint("RELEASE", block.savepoint))
-            sound = not undone
-        finally:
             if gate is not None:
-                gate.leave()
+                await gate.enter()
+            try:
+                undone = failed or transaction.spoilt
+                if undone:
+                    await self._undo(session, block.savepoint)
+                    transaction.spoilt = False
+                elif block.savepoint is None:
+                    await session.commit()
+                else:
+                    await session.execute(_savepoint("RELEASE", block.savepoint))
+                sound = not undone
+            finally:
+                if gate is not None:
+                    gate.leave()
+        finally:
             if not transaction.blocks:
                 await self.source.release(session, sound=sound)
         if undone and not failed:

@@ -899,3 +899,27 @@ def test_an_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None
         number = left()
         gc.collect()
     assert number == 0
+
+
+@pytest.mark.only("async")
+def test_a_block_that_waits_for_its_connection_when_the_loop_ends_gives_it_back(harness: Harness) -> None:
+    async def block(queue: Any, left: asyncio.Event) -> None:
+        async with queue:
+            other = asyncio.create_task(queue.put("within"))
+            await in_flight(harness)
+            left.set()
+        await other
+
+    async def main() -> None:
+        pq = opened(harness)
+        left = asyncio.Event()
+        kept.append(asyncio.create_task(block(pq["q"], left)))
+        kept.append(pq)
+        await left.wait()
+        await steps()
+
+    prepare(harness)
+    kept: list[Any] = []  # lest the connection is closed as garbage
+    with locked(harness):
+        asyncio.run(main())
+    harness.eventually(lambda: harness.connections() == 0)
