@@ -244,9 +244,15 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_it_says_what_is_next(tmp_path: Path) -> None:
     done = run("new-backend", "acme", folder=tmp_path)
     assert "pqcore-acme/pqcore_acme/backend.py\n" in done.stdout
-    assert "pip install --editable" in done.stdout
+    assert done.stdout.endswith("    cd pqcore-acme\n    pip install --editable '.[test]'\n")
     readme = (tmp_path / "pqcore-acme" / "README.md").read_text("utf-8")
     assert "pqcore conformance --backend acme" in readme
+
+
+def test_pip_is_not_to_install_a_module_of_the_standard_library(tmp_path: Path) -> None:
+    for driver, dependencies in (("sqlite3", '["pqcore"]'), ("no_such_driver", '["pqcore", "no-such-driver"]')):
+        folder = new_backend(tmp_path / driver, "x", "--driver", driver)
+        assert f"\ndependencies = {dependencies}\n" in (folder / "pyproject.toml").read_text("utf-8")
 
 
 def test_the_templates_are_in_the_wheel(tmp_path: Path) -> None:

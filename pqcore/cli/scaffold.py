@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import keyword
 import re
+import shlex
+import sys
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -61,7 +63,7 @@ def new_backend(name: str, mode: str, driver: str | None, directory: Path | None
         return
     for path in sorted(texts):
         write(str(folder / path))
-    write(f"\nNext: cd {folder}, pip install --editable '.[test]', and see its README.md.")
+    write(f"\nNext, as its README.md says:\n\n    cd {shlex.quote(str(folder))}\n    pip install --editable '.[test]'")
 
 
 def _check_name(name: str) -> None:
@@ -94,13 +96,13 @@ def render(name: str, mode: str, driver: str) -> dict[str, str]:
         driver: The module that the driver is imported as; it need not be installed.
     """
     package, modes = _package(name), MODES[mode]
-    distributions = importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")]
+    dependencies = ["pqcore", *_distributions(driver)]
     values = {
         "name": name,
         "package": package,
         "distribution": f"pqcore-{name}",
         "driver": driver,
-        "driver_distribution": distributions[0],
+        "dependencies": ", ".join(f'"{each}"' for each in dependencies),
         "uses": "\n".join(f'    {"AsyncPQ" if each == "async" else "PQ"}(dsn, backend="{name}")' for each in modes),
         "modes": ", ".join(f'"{each}"' for each in modes),
     }
@@ -118,6 +120,13 @@ def render(name: str, mode: str, driver: str) -> dict[str, str]:
         **{f"{package}/{face['module']}.py": _fill("session.py", face) for face in faces},
         "tests/test_plugin.py": _fill("test_plugin.py", values),
     }
+
+
+def _distributions(driver: str) -> list[str]:
+    """What pip is to install for a driver: nothing for a module of the standard library, a guess if it is not there."""
+    if driver in sys.stdlib_module_names:
+        return []
+    return (importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")])[:1]
 
 
 def _face(mode: str) -> dict[str, str]:
