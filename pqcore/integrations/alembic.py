@@ -14,8 +14,9 @@ import sqlalchemy
 
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
-from pqcore.integrations.migrating import Operation, create, run_on, write_down
+from pqcore.integrations.migrating import Operation, create, run_on
 from pqcore.schema import drop
+from pqcore.schema.written import write_down
 
 
 def upgrade_queue(table: str = "queue", schema: str | None = None) -> None:
@@ -50,7 +51,7 @@ def _run(operation: Operation, names: TableName) -> None:
         msg = f"the migration runs on {context.dialect.name}; pqcore's tables can only be in PostgreSQL"
         raise ConfigurationError(msg)
     if context.as_sql:
-        write_down(_write, operation, names)
+        write_down(_write, lambda session: operation(session, names))
     else:
         run_on(op.get_bind(), operation, names)
 

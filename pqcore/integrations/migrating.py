@@ -43,12 +43,6 @@ def run_on(connection: sqlalchemy.Connection, operation: Operation, names: Table
     drive(cast("Any", operation(session, names)))
 
 
-def write_down(execute: Callable[[str], None], operation: Operation, names: TableName) -> None:
-    """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
-    session = cast("CoreSession", _OnPaper(execute))
-    drive(cast("Any", operation(session, names)))
-
-
 class _OnConnection:
     """What `pqcore.schema` needs of a session, on a connection of SQLAlchemy's."""
 
@@ -84,25 +78,3 @@ class _OnConnection:
     async def rollback(self) -> None:
         self._begun = False
         self._run("ROLLBACK", "rollback")
-
-
-class _OnPaper:
-    """A session without a server: it answers as an empty database would, and hands on what changes something."""
-
-    def __init__(self, execute: Callable[[str], None]) -> None:
-        self._execute = execute
-
-    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
-        if not query.rows:
-            self._execute(query.sql)
-        answers: dict[str, list[list[bool]]] = {
-            "find_table": [[False, False]],
-            "find_schema": [[False]],
-            # Of what is to be dropped, it is assumed that it is there, and that there is another table beside.
-            "find_record": [[True]],
-            "record_is_used": [[True]],
-        }
-        return answers.get(query.name, [])
-
-    def in_transaction(self) -> bool:
-        return True

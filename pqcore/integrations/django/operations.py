@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.operations.models import CreateModel
@@ -15,16 +15,8 @@ from pqcore.integrations.django.queues import pqs
 from pqcore.operations import managing
 from pqcore.operations.transactions import atomic
 from pqcore.runtime import drive
+from pqcore.schema.written import write_down
 from pqcore.sessions import CoreSession
-from pqcore.statement import Query
-
-_ANSWERS: dict[str, list[list[bool]]] = {
-    "find_table": [[False, False]],
-    "find_schema": [[False]],
-    "find_record": [[True]],
-    "record_is_used": [[True]],
-}
-"""What a database without the table answers, for `sqlmigrate`."""
 
 
 def unmanaged(model: Any) -> CreateModel:
@@ -104,22 +96,5 @@ async def _no_sleep(_: float) -> None:
     """Wait for nobody: nothing is locked."""
 
 
-class _Collector:
-    """A session of a database without the table, which writes down what it is told to run."""
-
-    def __init__(self, schema_editor: Any) -> None:
-        self._editor = schema_editor
-
-    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
-        if query.rows:
-            return _ANSWERS.get(query.name, [])
-        self._editor.collected_sql.append(query.numbered.rstrip(";") + ";")
-        return ()
-
-    def in_transaction(self) -> bool:
-        return True
-
-
 def _write_down(schema_editor: Any, work: Callable[[CoreSession], Awaitable[None]]) -> None:
-    made: Any = work(cast("CoreSession", _Collector(schema_editor)))
-    drive(made)
+    write_down(lambda sql: schema_editor.collected_sql.append(sql.rstrip(";") + ";"), work)

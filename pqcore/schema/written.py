@@ -1,0 +1,38 @@
+"""What an operation on the schema would run where there is no table, written down instead of run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from pqcore.runtime import drive
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query
+
+_ANSWERS: dict[str, list[list[bool]]] = {
+    "find_table": [[False, False]],
+    "find_schema": [[False]],
+    # Of what is to be dropped, it is assumed that it is there, and that there is another table beside.
+    "find_record": [[True]],
+    "record_is_used": [[True]],
+}
+
+
+def write_down(execute: Callable[[str], None], operation: Callable[[CoreSession], Awaitable[None]]) -> None:
+    """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
+    drive(cast("Any", operation(cast("CoreSession", _OnPaper(execute)))))
+
+
+class _OnPaper:
+    """A session without a server: it answers as an empty database would, and hands on what changes something."""
+
+    def __init__(self, execute: Callable[[str], None]) -> None:
+        self._execute = execute
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
+        if not query.rows:
+            self._execute(query.sql)
+        return _ANSWERS.get(query.name, [])
+
+    def in_transaction(self) -> bool:
+        return True
