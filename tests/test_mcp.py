@@ -435,7 +435,7 @@ def test_others_are_not_let_near_without_a_token(host: str) -> None:
 
 
 def test_loopback_addresses_need_none() -> None:
-    for address in ("127.0.0.1:1", "127.0.0.9:1", "localhost:1", "[::1]:1"):
+    for address in ("127.0.0.1:1", "127.0.0.9:1", "localhost:1", "LOCALHOST:1", "[::1]:1"):
         assert listening_address(address, None)[1] == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 from types import FrameType
@@ -14,6 +13,7 @@ from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import duration, with_database
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
+from pqcore.loopback import is_loopback
 from pqcore.web import web_app
 
 PORT = 8642
@@ -22,15 +22,6 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]")
 """The names that a browser on this machine calls it by."""
 GRACE = 5
 """Seconds that requests have to end once it is to stop."""
-
-
-def _is_local(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -82,7 +73,7 @@ def web(
     root_path: str,
 ) -> None:
     """Serve a web page that shows queues and jobs, live, until stopped."""
-    if not token and not _is_local(host):
+    if not token and not is_loopback(host):
         raise Wrong(
             f"whoever reaches {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
             " or serve on 127.0.0.1, behind a proxy that asks who is there"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from mcp.types import ToolAnnotations
 
 import pqcore
 from pqcore.errors import ConfigurationError, PQError
+from pqcore.loopback import is_loopback
 from pqcore.mcp.changing import Changing
 from pqcore.mcp.desk import Desk
 from pqcore.mcp.looking import Looking
@@ -121,18 +121,11 @@ def listening_address(text: str, token: str | None) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65_535:
         raise ConfigurationError(f"{text!r} is not an address: write a host and a port, as in '127.0.0.1:8100'")
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         raise ConfigurationError(
             f"{host} can be reached by others: set a token (PQCORE_MCP_TOKEN), or listen on 127.0.0.1"
         )
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def http_server(server: MCPServer[Any], host: str, port: int) -> uvicorn.Server:
@@ -145,7 +138,7 @@ def http_server(server: MCPServer[Any], host: str, port: int) -> uvicorn.Server:
         port: Of the host; 0 for any that is free.
     """
     security = None
-    if _is_loopback(host):
+    if is_loopback(host):
         names = ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
         security = TransportSecuritySettings(
             allowed_hosts=[f"{name}:*" for name in names], allowed_origins=[f"http://{name}:*" for name in names]
