@@ -732,6 +732,23 @@ def test_what_is_meant_to_be_raised_is_not(
     assert (len(pqcore_jobs.enqueued()), pqcore_jobs.dead()) == (left, [])
 
 
+@pytest.mark.parametrize(
+    ("delay", "said"), [(1 / 3, "again in 0.3 s"), ("1h", "again in 3600.0 s"), (None, "in 0.0 s")]
+)
+def test_a_retry_is_logged_with_its_seconds(
+    pqcore_jobs: Jobs, queue: Queue, delay: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @queue.task(max_retries=1)
+    def work(job_id: int) -> None:
+        if caplog.records:
+            return
+        raise Retry(delay)
+
+    work()
+    pqcore_jobs.drain(queue)
+    assert said in caplog.text
+
+
 def test_a_retry_with_none_left_is_raised(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int) -> None:

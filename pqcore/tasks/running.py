@@ -131,8 +131,8 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     except Exception:  # noqa: BLE001 - a policy is users' code
         logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
-    again = "job %d of %r (%s) failed; again in %s s"
-    job_logger.warning(again, job.id, queue.name, run.task.path, pause, exc_info=error)
+    again = "job %d of %r (%s) failed; again in %.1f s"
+    job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=error)
     return Outcome(job, "retry", error=details, delay=pause)
 
 
