@@ -289,7 +289,8 @@ def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "result_id", ["", "7", "default:", "default:x", "default:999", "nowhere:1", "default:" + "9" * 30]
+    "result_id",
+    ["", "7", "default:", "default:x", "default:999", "nowhere:1", "default:" + "9" * 30, "\0:1", "a/zz:1"],
 )
 def test_an_id_that_is_none_finds_nothing(dsn: str, result_id: str) -> None:
     with pytest.raises(TaskResultDoesNotExist):

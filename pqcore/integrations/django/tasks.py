@@ -20,7 +20,7 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
-from pqcore.errors import JobFailed, JobNotFound, PQError, ResultTimeout
+from pqcore.errors import InvalidName, JobFailed, JobNotFound, PQError, ResultTimeout, UnknownSerializer
 from pqcore.integrations.django.queues import DjangoPQ, pqs
 from pqcore.operations import listing
 from pqcore.operations.listing import WholeJob
@@ -106,7 +106,10 @@ class PQCoreBackend(backends.BaseTaskBackend):
         name, _, number = str(result_id).rpartition(":")
         if not name or not number.isdecimal() or len(number) > 18:
             raise TaskResultDoesNotExist(result_id)
-        queue, job_id = self.pq[name], int(number)
+        try:
+            queue, job_id = self.pq.queue(name), int(number)  # not kept, as those of any id would be
+        except (InvalidName, UnknownSerializer) as exc:
+            raise TaskResultDoesNotExist(result_id) from exc
         try:
             job = drive(listing.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
         except JobNotFound:
