@@ -94,6 +94,9 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
                 assert each is not None
                 break
             assert await own.jobs("done") == []
+            moved = [await own.put(number) for number in range(3)]
+            assert (await own.move(queue, moved[:2], most=1), await own.move("q")) == (1, 2)
+            assert [each.id for each in await queue.jobs("waiting")] == moved
 
     run(loop, scenario)
 

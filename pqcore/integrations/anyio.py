@@ -165,6 +165,13 @@ class ThreadedQueue:
         """Make a lease end ``timeout`` from now; see `Queue.extend`."""
         await run_sync(self.blocking.extend, cast("Any", job), timeout)
 
+    async def move(
+        self, target: ThreadedQueue | Queue | str, ids: Iterable[int] | None = None, most: int | None = None
+    ) -> int:
+        """Move jobs to another queue of the table; see `Queue.move`."""
+        other = target.blocking if isinstance(target, ThreadedQueue) else target
+        return await run_sync(self.blocking.move, other, ids, most)
+
     async def in_transaction(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in a thread, within ``with queue as cursor``: all that it does is committed, or nothing.
 
