@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import click
 
+from pqcore.cli.errors import Failed
+
 LONGEST_MESSAGE = 200
 """Characters of an error's message in a table."""
 
 
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """What cannot be written is an error in a line; a reader that has gone is click's to deal with.
+
+    Raises:
+        Failed: Of what was written not all has arrived.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno == errno.EPIPE:
+            raise
+        raise Failed(f"the output cannot be written: {exc.strerror}") from exc
+
+
 def emit(fields: dict[str, Any]) -> None:
     """Write a JSON object, on a line of its own."""
-    click.echo(json.dumps(fields, default=_jsonable))
+    with _to_stdout():
+        click.echo(json.dumps(fields, default=_jsonable))
 
 
 def _jsonable(value: Any) -> str:
@@ -39,12 +59,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in rows:
         made.add_row(*(Text(shown(value)) for value in row))
     # Where it is not a terminal, lines are as long as they are: a program, or a pager, reads them.
-    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000).print(made)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000)
+    with _to_stdout():
+        console.print(made)
 
 
 def write(text: str) -> None:
     """Write text; what a terminal would take for commands is made visible."""
-    click.echo(printable(text))
+    with _to_stdout():
+        click.echo(printable(text))
 
 
 def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> None:
