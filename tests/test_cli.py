@@ -545,6 +545,15 @@ def test_without_a_dsn_libpqs_variables_count(dsn: str, pq: tasks.PQ) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_who_named_no_server_is_told_so_if_there_is_none() -> None:
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": "1"}
+    told = "Neither --dsn nor PQCORE_DSN says where the database is"
+    done = run("stats", variables=variables)
+    assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+    done = run("stats", "--dsn", "postgresql://127.0.0.1:1/app", variables=variables)
+    assert (done.returncode, told in done.stderr) == (1, False), done.stderr
+
+
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
 @pytest.mark.parametrize(
     "dsn",

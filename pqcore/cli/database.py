@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from pqcore.aio import AsyncPQ
-from pqcore.cli.errors import remember
+from pqcore.cli.errors import remember, remember_none
 from pqcore.connections import redact
 from pqcore.engine import Engine
 from pqcore.errors import BackendNotInstalled, PQError, UnknownBackend
@@ -35,6 +35,8 @@ def resolved(dsn: str) -> str:
         remember(click.get_current_context(), dsn)
     elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
         return f"{DEFAULT_DSN}?service={quote(service, safe='')}"
+    else:
+        remember_none(click.get_current_context())
     return dsn
 
 

@@ -8,6 +8,7 @@ from pqcore.connections import redact
 from pqcore.errors import (
     BackendNotInstalled,
     ConfigurationError,
+    ConnectionLost,
     InvalidName,
     InvalidTimeSpec,
     PluginError,
@@ -17,6 +18,7 @@ from pqcore.errors import (
 
 _WRONG = (BackendNotInstalled, ConfigurationError, InvalidName, InvalidTimeSpec, PluginError, SerializerNotInstalled)
 _DSN = "pqcore.dsn"
+_UNSAID = "pqcore.unsaid"
 
 
 class Failed(click.ClickException):
@@ -36,9 +38,16 @@ def remember(context: click.Context, dsn: str) -> None:
     context.meta[_DSN] = dsn
 
 
+def remember_none(context: click.Context) -> None:
+    """Have messages of a server that cannot be reached say that none was named."""
+    context.meta[_UNSAID] = True
+
+
 def explained(context: click.Context, error: PQError) -> click.ClickException:
     """An error of pqcore's, as a command shows it: without a traceback, and without a password."""
     text = str(error)
     if dsn := context.meta.get(_DSN):
         text = redact(text, dsn)
+    if isinstance(error, ConnectionLost) and context.meta.get(_UNSAID):
+        text += "\nNeither --dsn nor PQCORE_DSN says where the database is: libpq's variables, or its defaults, lead here."
     return Wrong(text) if isinstance(error, _WRONG) else Failed(text)
