@@ -49,5 +49,7 @@ def explained(context: click.Context, error: PQError) -> click.ClickException:
     if dsn := context.meta.get(_DSN):
         text = redact(text, dsn)
     if isinstance(error, ConnectionLost) and context.meta.get(_UNSAID):
-        text += "\nNeither --dsn nor PQCORE_DSN says where the database is: libpq's variables, or its defaults, lead here."
+        text += (
+            "\nNeither --dsn nor PQCORE_DSN says where the database is: libpq's variables, or its defaults, lead here."
+        )
     return Wrong(text) if isinstance(error, _WRONG) else Failed(text)
