@@ -244,6 +244,7 @@ def test_a_worker_without_its_table_fails(dsn: str, folder: Path) -> None:
     done = run("worker", "app:queue", dsn=dsn, folder=folder)
     assert done.returncode == 1
     assert 'Error: table "queue" does not exist' in done.stderr
+    assert "run pqcore create" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -95,7 +95,7 @@ async def check_version(session: CoreSession, names: TableName) -> None:
     """
     found = await version(session, names)
     if found is None:
-        msg = f"table {names} does not exist: call create() once to make it"
+        msg = f"table {names} does not exist: call create() once to make it, or run pqcore create"
         raise TableMissing(msg)
     if found > latest():
         msg = f"table {names} is of schema version {found}, this pqcore knows {latest()}: upgrade pqcore"
