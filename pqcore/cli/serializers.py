@@ -23,7 +23,7 @@ def serializers(*, as_json: bool) -> None:
             emit(each)
         return
     table(
-        ("NAME", "STORED AS", "KIND", "SAFE", "FROM", "PROBLEM"),
+        ("name", "stored as", "kind", "safe", "from", "problem"),
         (
             (
                 each["name"],
