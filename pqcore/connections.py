@@ -309,10 +309,14 @@ class OwnPool:
                 raise
             # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
             raise ConfigurationError(redact(str(exc), self._dsn)) from None
-        await session.enter()
-        if self._idle_limit is not None:
-            sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
-            await session.execute(plain("idle_limit", sql, rows=False))
+        try:
+            await session.enter()
+            if self._idle_limit is not None:
+                sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
+                await session.execute(plain("idle_limit", sql, rows=False))
+        except BaseException:  # a cancellation, too: nobody else knows of it
+            await _discard(session)
+            raise
         return session
 
 
