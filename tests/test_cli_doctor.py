@@ -307,15 +307,20 @@ class Pooler:
                 if not data:
                     self._idle.put(server)
                     raise EOFError
-                (server if readable is client else client).sendall(data)
-                answer += data if readable is server else b""
-            state = b""
-            while len(answer) >= 5 and len(answer) >= (size := 1 + struct.unpack("!i", answer[1:5])[0]):
-                state = answer[5:6] if answer[:1] == b"Z" else b""
-                answer = answer[size:]
-            if state == b"I" and not answer:
-                self._idle.put(server)
-                return
+                if readable is client:
+                    server.sendall(data)
+                    continue
+                answer += data
+                state = b""
+                while len(answer) >= 5 and len(answer) >= (size := 1 + struct.unpack("!i", answer[1:5])[0]):
+                    state = answer[5:6] if answer[:1] == b"Z" else b""
+                    answer = answer[size:]
+                over = state == b"I" and not answer
+                if over:
+                    self._idle.put(server)  # first, so that it is there for who hears of the answer
+                client.sendall(data)
+                if over:
+                    return
 
     def close(self) -> None:
         for each in (self._socket, *self._opened):
