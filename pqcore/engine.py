@@ -198,7 +198,7 @@ class Engine:
             session.callers = True
             await self._check(session)
             return await operation(session)
-        transaction = self._current() if self._open else None
+        transaction = self._current()
         if transaction is None:
             work = self._use(await self.source.acquire(), operation, protect=protect)
         elif protect or transaction.gate is not None:
@@ -222,22 +222,15 @@ class Engine:
         Args:
             options: For the cursor.
         """
-        transaction = self._current() if self._open else None
+        transaction = self._current()
         if transaction is None:
             source = self.source
             session = await source.acquire()
-            savepoint = None
-            if source.joins:
-                begin = self._begin(session)
+            begin = self._begin(session)
+            if source.joins:  # else, if interrupted, it costs a connection of our own
                 savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
-            else:  # if interrupted, it costs a connection of our own
-                try:
-                    if not self._checked:
-                        await self._check(session)
-                    await session.begin()
-                except BaseException as exc:
-                    await self._failed(session, exc)
-                    raise
+            else:
+                savepoint = await begin
             task = None
             if self.runtime.suspends:
                 task = self.runtime.task()
@@ -403,8 +396,9 @@ class Engine:
 
     async def _begin(self, session: CoreSession) -> str | None:
         try:
-            await self._check(session)
-            if session.in_transaction():  # the caller's own
+            if not self._checked:
+                await self._check(session)
+            if self.source.joins and session.in_transaction():  # the caller's own
                 session.alone = False
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
