@@ -205,6 +205,11 @@ class AsyncJob(BaseJob):
     _queue: AsyncQueue
 
     @property
+    def _face(self) -> Any:
+        """The queue, with methods that are awaited."""
+        return self._queue
+
+    @property
     def data(self) -> Any:
         """The data that was put; to write it, ``await job.update(data)``.
 
@@ -219,17 +224,17 @@ class AsyncJob(BaseJob):
         Raises:
             JobNotFound: The row is gone.
         """
-        await self._queue.update(self.id, data)
+        await self._face.update(self.id, data)
         self._replace(data, self._queue.encode_row(data).raw)
 
     async def ack(self) -> None:
         """Finish a leased job; see `AsyncQueue.ack`."""
-        await self._queue.ack(self)
+        await self._face.ack(self)
 
     async def nack(self, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `AsyncQueue.nack`."""
-        await self._queue.nack(self, delay)
+        await self._face.nack(self, delay)
 
     async def extend(self, timeout: str | float | timedelta) -> None:
         """Hold a leased job for longer; see `AsyncQueue.extend`."""
-        await self._queue.extend(self, timeout)
+        await self._face.extend(self, timeout)

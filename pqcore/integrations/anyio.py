@@ -29,7 +29,7 @@ except ImportError as exc:
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import PQError
-from pqcore.job import BaseJob
+from pqcore.job import AsyncJob
 from pqcore.operations import leasing, taking
 from pqcore.queue import PQ, Queue
 from pqcore.runtime import drive
@@ -55,7 +55,7 @@ def _awaited(
     return cast("Callable[Concatenate[ThreadedQueue, P], Coroutine[Any, Any, T]]", call)
 
 
-class ThreadedJob(BaseJob):
+class ThreadedJob(AsyncJob):
     """A job taken from a `ThreadedQueue`."""
 
     __slots__ = ("_threaded",)
@@ -65,30 +65,8 @@ class ThreadedJob(BaseJob):
         self._threaded = queue
 
     @property
-    def data(self) -> Any:
-        """The data that was put; to write it, ``await job.update(data)``.
-
-        Raises:
-            DeserializationError: The row holds something that this queue cannot read.
-        """
-        return self._get_data()
-
-    async def update(self, data: Any) -> None:
-        """Write new data to the row; see `Queue.update`."""
-        await self._threaded.update(self.id, data)
-        self._replace(data, self._queue.encode_row(data).raw)
-
-    async def ack(self) -> None:
-        """Finish a leased job; see `Queue.ack`."""
-        await self._threaded.ack(self)
-
-    async def nack(self, delay: TimeSpec = None) -> None:
-        """Give a leased job back; see `Queue.nack`."""
-        await self._threaded.nack(self, delay)
-
-    async def extend(self, timeout: str | float | timedelta) -> None:
-        """Hold a leased job for longer; see `Queue.extend`."""
-        await self._threaded.extend(self, timeout)
+    def _face(self) -> ThreadedQueue:
+        return self._threaded
 
 
 class ThreadedQueue:
