@@ -30,6 +30,19 @@ def outside(dsn: str) -> Iterator[PQ]:
         yield pq
 
 
+async def get_again_and_again(queue: Any, total: int) -> list[int]:
+    """The data of so many jobs, got in calls that are cancelled, each after another time."""
+    got: list[int] = []
+    delay = 0.0
+    while len(got) < total:
+        delay = (delay + 0.0007) % 0.008 or 0.0007
+        jobs: list[Any] = []
+        with anyio.move_on_after(delay):
+            jobs = await queue.get_many(2, timeout=5)
+        got += [job.data for job in jobs]
+    return got
+
+
 def run(loop: str, scenario: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
         with anyio.fail_after(30):
@@ -235,15 +248,8 @@ def test_cancelled_again_and_again_nothing_is_lost(dsn: str, outside: PQ, loop: 
     outside["q"].put_many(range(total))
 
     async def scenario() -> None:
-        got: list[int] = []
         async with ThreadedPQ(PQ(dsn)) as pq:
-            delay = 0.0
-            while len(got) < total:
-                delay = (delay + 0.0007) % 0.008 or 0.0007
-                jobs: list[Any] = []
-                with anyio.move_on_after(delay):
-                    jobs = await pq["q"].get_many(2, timeout=5)
-                got += [job.data for job in jobs]
+            got = await get_again_and_again(pq["q"], total)
         assert sorted(got) == list(range(total))
 
     run(loop, scenario)
@@ -318,16 +324,9 @@ def test_async_pq_is_cancelled_by_anyio_on_asyncio(dsn: str, outside: PQ, backen
     outside["q"].put_many(range(total))
 
     async def scenario() -> None:
-        got: list[int] = []
         async with AsyncPQ(dsn, backend=backend) as pq:
             await pq["q"].count()
-            delay = 0.0
-            while len(got) < total:
-                delay = (delay + 0.0007) % 0.008 or 0.0007
-                jobs: list[Any] = []
-                with anyio.move_on_after(delay):
-                    jobs = await pq["q"].get_many(2, timeout=5)
-                got += [job.data for job in jobs]
+            got = await get_again_and_again(pq["q"], total)
             assert sorted(got) == list(range(total))
             with anyio.move_on_after(0.05) as scope:
                 await pq["q"].get(timeout=50)
