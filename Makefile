@@ -32,6 +32,14 @@ conformance: .venv/ready  ## run the conformance suite alone, and write its repo
 chaos: .venv/ready  ## put and take while clients, connections and the server fail, and prove that nothing is lost
 	$(BIN)/python -m tests.chaos
 
+# What is wrong must be found: the second run is of the protocol without its fencing token.
+model:  ## go through every order of events of the protocol of leases, with spin
+	@command -v spin >/dev/null || { echo "spin is missing: apt-get install spin"; exit 1; }
+	@folder=$$(mktemp -d) && model=$(CURDIR)/tests/model/lease.pml && cd $$folder && trap 'rm -r '$$folder EXIT && \
+	check() { spin -DFENCED=$$1 -a $$model && $(CC) -O2 -DSAFETY -o pan pan.c && ./pan -m100000 > found; \
+	  grep -E 'errors:|states, stored' found; grep -q 'errors: '$$2 found; } && \
+	echo "with the fencing token:" && check 1 0 && echo "without it, which must be found wrong:" && check 0 1
+
 matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
 	$(BIN)/python -m tests.matrix
 
@@ -71,4 +79,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos matrix plans bench figures dist clean
+.PHONY: help demo test lint docs conformance chaos model matrix plans bench figures dist clean
