@@ -186,7 +186,16 @@ WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
 }
 
 
+# On a standby, seconds since the last commit that it has replayed was made, by its own clock: what is older it has.
+# If it has replayed none since it was started, it has at least what its last checkpoint had.
+_STALE = (
+    "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
+    "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
+)
+
+
 def _stats(which: str) -> str:
+    # Only a standby gives a row without a name: how old the others may be.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due,"
@@ -201,7 +210,9 @@ SELECT q_name,
   count(*) FILTER (WHERE held AND parked_on IS NULL),
   (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
   count(*) FILTER (WHERE parked_on IS NOT NULL)
-FROM ({classes}) AS waiting GROUP BY q_name ORDER BY q_name"""
+FROM ({classes}) AS waiting GROUP BY q_name
+UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
+ORDER BY q_name"""
 
 
 def _put_many(stored: str, items: str) -> str:

@@ -27,6 +27,7 @@ def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
         "parked": found.parked,
         "dead": found.dead,
         "oldest": found.oldest,
+        "stale": found.stale,
     }
 
 

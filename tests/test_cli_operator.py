@@ -572,7 +572,7 @@ def test_figures(dsn: str, pq: PQ, backend: str) -> None:
     found = {each["queue"]: each for each in objects("stats", "--backend", backend, dsn=dsn)}
     oldest = found["a"].pop("oldest")
     assert oldest >= 0
-    assert found["a"] == {"queue": "a", "ready": 2, "scheduled": 2, "leased": 2, "parked": 1, "dead": 0}
+    assert found["a"] == {"queue": "a", "ready": 2, "scheduled": 2, "leased": 2, "parked": 1, "dead": 0, "stale": None}
     assert found["dead"]["dead"] == 1
     assert found["b"]["ready"] == 2
     assert [each["queue"] for each in objects("stats", "--queue", "b", "--backend", backend, dsn=dsn)] == ["b"]

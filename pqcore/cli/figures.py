@@ -16,7 +16,7 @@ from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, shown, table, write
-from pqcore.operations import counting, examining
+from pqcore.operations import counting, examining, managing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,11 @@ def _cells(queue: dict[str, Any]) -> tuple[Any, ...]:
     return (queue["queue"], *counts, _age(queue["oldest"]))
 
 
+def _mark(stale: float | None) -> None:
+    if stale is not None:
+        write(f"a standby: the last commit that it knows is {_age(stale)} old")
+
+
 @click.command()
 @click.option("--queue", metavar="NAME", help="Only this queue.")
 @json_option
@@ -59,8 +64,10 @@ def stats(database: Database, queue: str | None, as_json: bool) -> None:
             emit(each)
     elif found:
         table(_COLUMNS, [_cells(each) for each in found.values()])
+        _mark(next(iter(found.values()))["stale"])
     else:
         write(f"nothing waits in table {database.table}")
+        _mark(database.call(managing.waiting, None)[1].stale)
 
 
 @dataclass

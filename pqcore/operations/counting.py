@@ -29,8 +29,7 @@ async def count(engine: Engine, queue: QueueSettings | None = None) -> dict[str,
         queue: Only this one, which is there then whatever it has; None for all.
     """
     name = None if queue is None else queue.name
-    waiting = await managing.stats(engine, name)
+    waiting, nothing = await managing.waiting(engine, name)
     dead = await listing.dead_by_queue(engine)
     names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
-    none = QueueStats(0, 0, 0, None)
-    return {each: QueueFigures(**asdict(waiting.get(each, none)), dead=dead.get(each, 0)) for each in names}
+    return {each: QueueFigures(**asdict(waiting.get(each, nothing)), dead=dead.get(each, 0)) for each in names}

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
-from pqcore.errors import ConnectionLost, DatabaseError, PQError
+from pqcore.errors import ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations.catalogue import ask
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
@@ -427,7 +427,11 @@ async def _schema(patient: _Patient) -> list[Finding]:
         return [Finding("schema", "problem", f"table {names} does not exist", "pqcore create", details)]
     if found > schema.latest():
         message = f"table {names} is of schema version {found}, this pqcore knows {schema.latest()}"
-        return [Finding("schema", "problem", message, "upgrade pqcore", details)]
+        try:
+            await schema.check_version(patient.s, names)
+        except SchemaTooNew:
+            return [Finding("schema", "problem", message, "upgrade pqcore", details)]
+        return [Finding("schema", "ok", f"{message}, and can work on it", details=details)]
     if found < schema.latest():
         message = f"table {names} is of schema version {found}, this pqcore needs {schema.latest()}"
         advice = "pqcore migrate" if found else "pqcore adopt, if it is pq's"
@@ -630,7 +634,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
     if not queues:
         rows = await patient.s.execute(patient.s.sql.stats_all)
         most = sorted(rows, key=lambda row: sum(row[index] for index in (1, 2, 3, 5)), reverse=True)
-        queues = [row[0] for row in most[:QUEUES]] or ["pqcore doctor"]
+        queues = [row[0] for row in most[:QUEUES] if row[0] is not None] or ["pqcore doctor"]
     pages = (await patient.table())[12]
     found: list[Finding] = []
     takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]

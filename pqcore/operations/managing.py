@@ -27,6 +27,8 @@ class QueueStats:
         leased: Jobs held under a lease that has not run out.
         oldest: Seconds since the oldest ready job became due; None without one.
         parked: Jobs that wait for a place under a concurrency limit, or for their turn in a group.
+        stale: Of a standby, seconds by which all of this may be behind the primary: since the last commit that the
+            standby has replayed was made, so it grows also while nothing is committed. None of a primary.
     """
 
     ready: int
@@ -34,6 +36,7 @@ class QueueStats:
     leased: int
     oldest: float | None
     parked: int = 0
+    stale: float | None = None
 
 
 async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -> int:
@@ -85,9 +88,17 @@ async def clear(engine: Engine, queue: QueueSettings) -> None:
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
     """Count what waits, a queue; of one queue if it is named."""
+    found, nothing = await waiting(engine, name)
+    return found if name is None else {name: found.get(name, nothing)}
+
+
+async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStats], QueueStats]:
+    """What waits, a queue; beside it what is true of those in which nothing does."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False)
-    return {row[0]: QueueStats(*row[1:6]) for row in rows}
+    stale = next((row[4] for row in rows if row[0] is None), None)
+    found = {row[0]: QueueStats(*row[1:6], stale=stale) for row in rows if row[0] is not None}
+    return found, QueueStats(0, 0, 0, None, stale=stale)
 
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
