@@ -97,8 +97,13 @@ async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStat
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False)
     stale = next((row[4] for row in rows if row[0] is None), None)
-    found = {row[0]: QueueStats(*row[1:6], stale=stale) for row in rows if row[0] is not None}
-    return found, QueueStats(0, 0, 0, None, stale=stale)
+    nothing = QueueStats(0, 0, 0, None, stale=stale)
+    found = {
+        name: QueueStats(ready, scheduled, leased, oldest, parked, stale)
+        for name, ready, scheduled, leased, oldest, parked in rows
+        if name is not None
+    }
+    return found, nothing
 
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
