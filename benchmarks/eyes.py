@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.connections import Opener
@@ -56,7 +57,8 @@ class Eyes:
     def __init__(self, contender: Contender, dsn: str) -> None:
         self._portal = None if contender.blocking else Portal()
         sql = Dialect(TableName("queue"), contender.spec.paramstyle)
-        self._opener = Opener(plugins.make(contender.spec, prepared=False), sql, suspends=not contender.blocking)
+        make = partial(plugins.make, contender.spec)
+        self._opener = Opener(make, sql, suspends=not contender.blocking, prepared=False)
 
         async def connect() -> Any:
             session = self._opener.session(await self._opener.call("connect", dsn))

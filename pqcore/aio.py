@@ -257,7 +257,7 @@ class AsyncPQ:
         backend: str | None = None,
         max_connections: int = 10,
         pool_timeout: float = 30.0,
-        prepared: bool = True,
+        prepared: bool | None = None,
         **options: Any,
     ) -> None:
         if queue_class is not None:

@@ -17,6 +17,7 @@ from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Event, Runtime
 from pqcore.sessions import CoreSession, translate
+from pqcore.settings import logger
 from pqcore.statement import plain
 
 REPLAN = 10.0
@@ -27,16 +28,34 @@ CLOSED_PQ = "this PQ has been closed"
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
 
-class Opener:
-    """A backend, blocking or not, as the core calls it."""
+POOLED = (
+    "a pooler is between here and the server: nothing is prepared, and waiters poll, as in transaction mode it lends"
+    " the server's connections to others in between; give PQ prepared=True if its mode is session, else prepared=False"
+)
 
-    def __init__(self, backend: Any, sql: Dialect, *, suspends: bool) -> None:
-        self.backend = backend
-        self.errors = (*backend.errors, OSError)
+
+class Opener:
+    """A backend, blocking or not, as the core calls it.
+
+    Args:
+        make: Makes the backend, given ``prepared``.
+        sql: The statements.
+        suspends: Whether its methods are to be awaited.
+        prepared: Whether statements may be prepared; None to look.
+
+    Attributes:
+        prepared: The same; false as soon as a pooler is found, if it was to be looked.
+    """
+
+    def __init__(self, make: Callable[..., Any], sql: Dialect, *, suspends: bool, prepared: bool | None = True) -> None:
+        self._make = make
+        self.prepared = prepared
+        self.backend = make(prepared=prepared is not False)
+        self.errors = (*self.backend.errors, OSError)
         self.sql = sql
         self._suspends = suspends
         self._sessions: WeakSet[CoreSession] = WeakSet()
-        self._counting = Lock()
+        self._lock = Lock()
 
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the backend, awaiting it where it is to be awaited."""
@@ -50,9 +69,25 @@ class Opener:
 
     def session(self, driver: Any) -> CoreSession:
         made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
-        with self._counting:
+        with self._lock:
             self._sessions.add(made)
         return made
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the server's connection may be another from one transaction to the next: behind a pooler."""
+        return self.prepared is False
+
+    async def direct(self, session: CoreSession) -> bool:
+        """Whether no pooler is in between; if one is, nothing is prepared on sessions that are made from now on."""
+        if await session.direct():
+            return True
+        with self._lock:  # threads may find it together
+            if self.prepared is None:
+                logger.warning(POOLED)
+                self.backend = self._make(prepared=False)  # first: who sees the other takes this one
+                self.prepared = False
+        return False
 
     def stalled(self, limit: float) -> list[CoreSession]:
         """The sessions with a call that has not returned for ``limit`` seconds, and should have."""
@@ -65,7 +100,7 @@ class Opener:
         return [session for session in self._all() if not session.waits and session.heard_at < since]
 
     def _all(self) -> list[CoreSession]:
-        with self._counting:
+        with self._lock:
             return list(self._sessions)
 
     def wrap(self, connection: object) -> CoreSession:
@@ -298,8 +333,25 @@ class OwnPool:
             await _discard(session)
 
     async def _connect(self) -> CoreSession:
+        look = self._opener.prepared is None
+        session = await self._reach()
         try:
-            session = self._opener.session(await self._opener.call("connect", self._dsn))
+            await session.enter()
+            if look and not await self._opener.direct(session):
+                await _discard(session)
+                session = await self._reach()
+                await session.enter()
+            if self._idle_limit is not None and not self._opener.alternates:
+                sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
+                await session.execute(plain("idle_limit", sql, rows=False))
+        except BaseException:  # a cancellation, too: nobody else knows of it
+            await _discard(session)
+            raise
+        return session
+
+    async def _reach(self) -> CoreSession:
+        try:
+            return self._opener.session(await self._opener.call("connect", self._dsn))
         except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
             raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
         except PQError as exc:
@@ -309,15 +361,6 @@ class OwnPool:
                 raise
             # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
             raise ConfigurationError(redact(str(exc), self._dsn)) from None
-        try:
-            await session.enter()
-            if self._idle_limit is not None:
-                sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
-                await session.execute(plain("idle_limit", sql, rows=False))
-        except BaseException:  # a cancellation, too: nobody else knows of it
-            await _discard(session)
-            raise
-        return session
 
 
 def redact(text: str, dsn: str) -> str:
@@ -345,8 +388,16 @@ class CallersPool:
         self._pool = pool
         self._runtime = runtime
         self._timeout = timeout
+        self._looked = opener.prepared is not None
 
     async def acquire(self) -> CoreSession:
+        session, fits = await self._borrow()
+        if not fits:
+            await self.release(session)
+            session, _ = await self._borrow()
+        return session
+
+    async def _borrow(self) -> tuple[CoreSession, bool]:
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -358,10 +409,14 @@ class CallersPool:
                 await self._runtime.sleep(0.01)
         try:
             await session.enter()
+            if self._looked or session.in_transaction():
+                return session, True
+            fits = await self._opener.direct(session)
+            self._looked = True
         except BaseException:
             await self.release(session)
             raise
-        return session
+        return session, fits
 
     async def release(self, session: CoreSession, *, sound: bool = False) -> None:
         try:
@@ -389,6 +444,7 @@ class CallersConnection:
         self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
         self._gate = runtime.gate()
         self._depth = 0
+        self._looked = opener.prepared is not None
 
     async def acquire(self) -> CoreSession:
         await self._gate.enter()
@@ -397,11 +453,21 @@ class CallersConnection:
                 raise ConnectionLost(CLOSED)  # noqa: TRY301
             if self._depth == 0:
                 await self.session.enter()
+                if not self._looked and not self.session.in_transaction():
+                    await self._look()
         except BaseException:
             self._gate.leave()
             raise
         self._depth += 1
         return self.session
+
+    async def _look(self) -> None:
+        fits = await self._opener.direct(self.session)
+        self._looked = True
+        if not fits:
+            await self.session.leave()
+            self.session = self._opener.wrap(self._connection)
+            await self.session.enter()
 
     async def release(self, session: CoreSession, *, sound: bool = False) -> None:
         self._depth -= 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ class Engine:
         backend: The name of the backend, if it is to be chosen by name.
         max_connections: Of our own pool.
         pool_timeout: Of our own pool, in seconds.
-        prepared: Whether statements may be prepared on the server.
+        prepared: Whether statements may be prepared on the server; None to look whether a pooler is in between.
         idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
     """
 
@@ -86,7 +86,7 @@ class Engine:
         backend: str | None = None,
         max_connections: int = 10,
         pool_timeout: float = 30.0,
-        prepared: bool = True,
+        prepared: bool | None = None,
         idle_limit: float | None = None,
     ) -> None:
         self.runtime = runtime
@@ -137,7 +137,11 @@ class Engine:
                 else CallersConnection(opener, given, runtime)
             )
         # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
-        able = prepared and Capability.LISTEN in self.spec.capabilities
+        opener, listens = self._opener(self.spec), Capability.LISTEN in self.spec.capabilities
+
+        def able() -> bool:
+            return listens and not opener.alternates
+
         self.listener: Listener | SoleListener
         if isinstance(self.source, CallersConnection):
             self.listener = SoleListener(self.source, runtime, able=able)
@@ -171,8 +175,8 @@ class Engine:
             backend=self.spec.name,
             max_connections=max_connections,
             pool_timeout=self._pool_timeout,
-            prepared=self._prepared,
-            idle_limit=idle_limit if self._prepared else None,
+            prepared=self._opener(self.spec).prepared,
+            idle_limit=idle_limit,
         )
         twin._lent = not isinstance(twin.source, OwnPool)
         return twin
@@ -477,9 +481,9 @@ class Engine:
 
     def _opener(self, spec: BackendSpec) -> Opener:
         if spec.name not in self._openers:
-            backend = plugins.make(spec, prepared=self._prepared)
             sql = Dialect(self.names, spec.paramstyle)
-            self._openers[spec.name] = Opener(backend, sql, suspends=self.runtime.suspends)
+            make = partial(plugins.make, spec)
+            self._openers[spec.name] = Opener(make, sql, suspends=self.runtime.suspends, prepared=self._prepared)
         return self._openers[spec.name]
 
 

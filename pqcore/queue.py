@@ -413,8 +413,9 @@ class PQ:
             (``postgresql+psycopg2://``), by PQCORE_BACKEND, or what is installed.
         max_connections: With a DSN: connections at most, and one more to listen.
         pool_timeout: With a DSN or pool: seconds to wait for a free connection.
-        prepared: False where statements cannot be prepared on the server, as
-            behind PgBouncer in transaction mode; there waiters poll, too.
+        prepared: Whether statements may be prepared on the server, and waiters listen. By default it is
+            looked whether a pooler, such as PgBouncer, is in between: then they are not, and waiters
+            poll. True for one in session mode; False for one in transaction mode says so at once.
         **options: Set as attributes of the queues; see `QueueSettings`.
 
     Raises:
@@ -435,7 +436,7 @@ class PQ:
         backend: str | None = None,
         max_connections: int = 10,
         pool_timeout: float = 30.0,
-        prepared: bool = True,
+        prepared: bool | None = None,
         **options: Any,
     ) -> None:
         if queue_class is not None:

@@ -179,6 +179,12 @@ class CoreSession:
     async def notifications(self) -> list[str]:
         return list(await self._call("notifications", self.driver.notifications))
 
+    async def direct(self) -> bool:
+        """Whether no pooler is in between, as far as the backend tells."""
+        if not hasattr(self.driver, "direct"):
+            return True
+        return bool(await self._call("direct", self.driver.direct))
+
     async def close(self) -> None:
         await self._call("close", self.driver.close)
 

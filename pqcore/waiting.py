@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -118,10 +118,10 @@ class Listener(_Channels):
     Args:
         source: Where the connection comes from.
         runtime: How to wait.
-        able: Whether the backend can listen at all.
+        able: Whether we can listen at all.
     """
 
-    def __init__(self, source: Source, runtime: Runtime, *, able: bool) -> None:
+    def __init__(self, source: Source, runtime: Runtime, *, able: Callable[[], bool]) -> None:
         self._source = source
         self._runtime = runtime
         self._able = able
@@ -153,7 +153,7 @@ class Listener(_Channels):
         async with held(self._gate):
             if channel in self._channels:
                 return True
-            if self._over or not self._able or (self._session is None and not await self._open()):
+            if self._over or not self._able() or (self._session is None and not await self._open()):
                 return False
             session = self._session
             if session is None:
@@ -215,6 +215,9 @@ class Listener(_Channels):
             return False
         if session is None:
             return False
+        if not self._able():  # it was the first connection, and found a pooler
+            await self._discard(session)
+            return False
         await self._runtime.at_end(self.close)
         self._session = session
         self._background = self._runtime.start(lambda: self._follow(session))
@@ -267,10 +270,13 @@ class Listener(_Channels):
             return
         self._session = None
         self._drop(set(self._channels) | set(self._waiters))
+        await self._discard(session)
+
+    async def _discard(self, session: CoreSession) -> None:
         try:
             await session.close()
         except PQError:
-            logger.debug("closing the lost listening connection failed", exc_info=True)
+            logger.debug("closing the listening connection failed", exc_info=True)
 
 
 class SoleListener(_Channels):
@@ -282,7 +288,7 @@ class SoleListener(_Channels):
     notify meanwhile: another task may wait on it.
     """
 
-    def __init__(self, source: CallersConnection, runtime: Runtime, *, able: bool) -> None:
+    def __init__(self, source: CallersConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
         self._forget()
         self._source = source
         self._runtime = runtime
@@ -292,11 +298,11 @@ class SoleListener(_Channels):
 
     async def listen(self, channel: str) -> bool:
         """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
-        if not self._able or time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at:
             return False
-        session = await self._source.acquire()
+        session = await self._source.acquire()  # which looks whether a pooler is in between
         try:
-            if session.in_transaction():
+            if not self._able() or session.in_transaction():
                 return False
             try:
                 await _attend(session, channel)

@@ -125,6 +125,16 @@ class AsyncpgSession:
     def _stir(self, connection: Any) -> None:
         self._stirred.set()
 
+    async def direct(self) -> bool:
+        told: list[bytes] = []
+
+        async def keep(data: bytes) -> None:
+            told.append(data)
+
+        # COPY: asyncpg prepares whatever else has rows.
+        await self.connection.copy_from_query("SELECT pg_backend_pid()", output=keep)
+        return bool(int(b"".join(told)) == self.connection.get_server_pid())
+
     async def close(self) -> None:
         await self.connection.close(timeout=5)
 

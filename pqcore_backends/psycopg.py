@@ -29,6 +29,8 @@ except ImportError:  # without it there are no pools to adopt
 else:
     _POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
 
+WHO = "SELECT pg_backend_pid()"
+
 
 class _Common:
     """What asks the driver only, not the server."""
@@ -86,6 +88,7 @@ class PsycopgSession(_Common):
     def __init__(self, connection: psycopg.Connection[Any], *, prepared: bool) -> None:
         self.connection = connection
         self.cursor = connection.cursor
+        self.prepared = prepared
         self._prepare = None if prepared else False
         # Our own kind of cursor: takes $1 as it is, returns tuples.
         self._cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
@@ -146,6 +149,10 @@ class PsycopgSession(_Common):
     def notifications(self) -> list[str]:
         return self._channels()
 
+    def direct(self) -> bool:
+        row = self._cursor.execute(WHO, prepare=False).fetchone()
+        return row == (self.connection.info.backend_pid,)
+
     def close(self) -> None:
         self.connection.close()
 
@@ -156,6 +163,7 @@ class AsyncPsycopgSession(_Common):
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
         self.connection = connection
         self.cursor = connection.cursor
+        self.prepared = prepared
         self._prepare = None if prepared else False
         self._cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
 
@@ -231,6 +239,10 @@ class AsyncPsycopgSession(_Common):
     async def notifications(self) -> list[str]:
         return self._channels()
 
+    async def direct(self) -> bool:
+        cursor = await self._cursor.execute(WHO, prepare=False)
+        return await cursor.fetchone() == (self.connection.info.backend_pid,)
+
     async def close(self) -> None:
         await self.connection.close()
 
@@ -245,7 +257,7 @@ class _Pooled:
 
     def _session(self, connection: Any) -> Any:
         session = getattr(connection, "_pqcore_session", None)
-        if session is None:
+        if session is None or session.prepared is not self._prepares:
             session = connection._pqcore_session = self.wrap(connection)
         return session
 

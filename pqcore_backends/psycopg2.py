@@ -130,6 +130,10 @@ class Psycopg2Session:
         del self.connection.notifies[:]
         return channels
 
+    def direct(self) -> bool:
+        self._cursor.execute("SELECT pg_backend_pid()")
+        return bool(self._cursor.fetchone() == (self.connection.get_backend_pid(),))
+
     def close(self) -> None:
         self.connection.close()
 

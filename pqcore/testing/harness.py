@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from pqcore import tasks
@@ -27,7 +28,7 @@ from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import PREPARED, with_options
+from pqcore.testing.server import prepared, with_options
 from pqcore.worker import Worker
 
 T = TypeVar("T")
@@ -105,9 +106,9 @@ class Harness:
         self.schema = self.application.replace("-", "_")
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
-        backend = plugins.make(spec, prepared=PREPARED)
         sql = Dialect(TableName("queue", self.schema), spec.paramstyle)
-        self.opener = Opener(backend, sql, suspends=spec.mode == "async")
+        make = partial(plugins.make, spec)
+        self.opener = Opener(make, sql, suspends=spec.mode == "async", prepared=prepared())
         self._eyes = self._open(dsn)
         self.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
 
@@ -135,7 +136,7 @@ class Harness:
     def _pq(
         self, blocking: type[PQ], asynchronous: type[AsyncPQ], target: Any, create: bool, options: dict[str, Any]
     ) -> Any:
-        options = {"schema": self.schema, "backend": self.spec.name, "prepared": PREPARED, **options}
+        options = {"schema": self.schema, "backend": self.spec.name, "prepared": prepared(), **options}
         if target is None and "pool" not in options:
             target = self.dsn
         pq: Any

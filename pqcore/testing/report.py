@@ -18,7 +18,7 @@ from typing import Any
 
 from pqcore.backend import BackendSpec, Capability
 from pqcore.plugins import plugins
-from pqcore.testing.server import PREPARED
+from pqcore.testing.server import prepared
 
 ALONE = "alone"
 """Of a standard test that does not ask for the harness itself: it is run at least once."""
@@ -43,7 +43,7 @@ def standard_tests() -> dict[str, str | None]:
 def _pooled(spec: BackendSpec) -> BackendSpec:
     """A backend as it is with ``prepared=False``."""
     without = {Capability.LISTEN, Capability.PREPARED}
-    why = dict.fromkeys(without, "PQCORE_TEST_PREPARED is no")
+    why = dict.fromkeys(without, "a pooler is in between, or PQCORE_TEST_PREPARED is no")
     return replace(spec, capabilities=spec.capabilities - without, missing={**spec.missing, **why})
 
 
@@ -65,7 +65,7 @@ class Report:
 
     def __init__(self, names: Sequence[str] | None) -> None:
         chosen = [plugins.backend_spec(name, mode) for name, mode in _modes(names)]
-        self.specs: list[BackendSpec] = chosen if PREPARED else [_pooled(spec) for spec in chosen]
+        self.specs: list[BackendSpec] = chosen if prepared() else [_pooled(spec) for spec in chosen]
         self.server = ""
         self._results: dict[tuple[str, str], str] = {}
         self._missing: dict[str, dict[Capability, int]] = {}

@@ -5,12 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from urllib.parse import quote
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, PQError
+from pqcore.identifiers import TableName
 
-PREPARED = os.environ.get("PQCORE_TEST_PREPARED", "yes") != "no"
-"""Whether what is tested may prepare statements and listen: not over a pooler that shares its connections."""
+
+@cache
+def prepared() -> bool:
+    """Whether what is tested may prepare statements and listen: not over a pooler that shares its connections.
+
+    ``PQCORE_TEST_PREPARED`` says ``yes`` or ``no``; else it is looked whether ``PQCORE_TEST_DSN`` leads to a pooler.
+    """
+    said = os.environ.get("PQCORE_TEST_PREPARED", "")
+    if said not in ("", "yes", "no"):
+        msg = f"PQCORE_TEST_PREPARED is to be yes or no, not {said!r}"
+        raise ConfigurationError(msg)
+    dsn = os.environ.get("PQCORE_TEST_DSN", "")
+    if said or "://" not in dsn:
+        return said != "no"
+    from pqcore.testing.databases import Connection
+
+    try:
+        connection = Connection(dsn, TableName("queue"))
+        try:
+            connection.sql("SELECT 1")
+            return not connection.engine._opener(connection.engine.spec).alternates
+        finally:
+            connection.close()
+    except PQError:  # the first test says it
+        return True
 
 
 @contextmanager

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module, util
+from pathlib import Path
+
 import click
 from rich.console import Console
 from rich.table import Table
 
-from .cells import CELLS, Outcome
+from .cells import CELLS, Cell
+from .outcomes import HEAD, kept, key, markdown, rows
+
+SHOWN = (0, 1, 5, 6, 7)
+"""The columns that a terminal has room for."""
+
+
+def cells() -> tuple[Cell, ...]:
+    """All that there are."""
+    if util.find_spec("tests.matrix.settings") is None:
+        return CELLS
+    more: tuple[Cell, ...] = import_module("tests.matrix.settings").SETTINGS
+    return (*CELLS, *more)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,32 +30,48 @@ from .cells import CELLS, Outcome
 )
 @click.option("--quick", is_flag=True, help="Only the modules of the suite about queues, not those about workers.")
 @click.option("--backend", multiple=True, metavar="NAME", help="Only this backend; may be given again.")
-@click.option("--list", "listed", is_flag=True, help="Show the cells, and run nothing.")
-def main(only: tuple[str, ...], quick: bool, backend: tuple[str, ...], listed: bool) -> None:
+@click.option("--again", is_flag=True, help="Run cells that were run before, too, and passed.")
+@click.option("--list", "listed", is_flag=True, help="Show what was run and what was not, and run nothing.")
+@click.option(
+    "--markdown", "document", type=click.Path(dir_okay=False, path_type=Path), help="Write the table into this file."
+)
+def main(
+    only: tuple[str, ...],
+    quick: bool,
+    backend: tuple[str, ...],
+    again: bool,
+    listed: bool,
+    document: Path | None,
+) -> None:
     """Run the conformance suite over servers, poolers, drivers and Pythons; one table.
 
-    What this machine has not got is said to be missing. Exit code 1 if anything failed, or nothing ran.
+    What comes of a cell is kept in reports/matrix, and a cell that passed is not run again unless it is said: so the
+    matrix can be run in pieces. What this machine has not got is said to be missing. Exit code 1 if anything of what
+    was asked for failed, or nothing of it was ever run.
     """
     console = Console()
-    cells = [cell for cell in CELLS if not only or any(cell.name.startswith(text) for text in only)]
-    if listed:
-        for cell in cells:
-            console.print(cell.name)
-        return
-    options = tuple(f"--pqcore-backend={name}" for name in backend)
-    table = Table("", *(("passed", "failed", "skipped", "seconds")), "", title="conformance")
-    outcomes: list[Outcome] = []
-    for cell in cells:
+    every = cells()
+    chosen = [cell for cell in every if not only or any(cell.name.startswith(text) for text in only)]
+    outcomes = kept()
+    for cell in () if listed else chosen:
+        name = key(cell.name, quick=quick, backends=backend)
+        if not again and name in outcomes and outcomes[name].good:
+            console.print(f"{cell.name}: passed before, on {outcomes[name].at}")
+            continue
         with console.status(cell.name):
-            outcome = cell.run(quick=quick, options=options)
-        outcomes.append(outcome)
-        remark = outcome.missing or ", ".join(outcome.failures[:5])
-        counts = (outcome.passed, outcome.failed, outcome.skipped, round(outcome.seconds))
-        table.add_row(cell.name, *("" if outcome.missing else str(count) for count in counts), remark)
+            outcome = cell.run(quick=quick, backends=backend)
+        outcome.keep()
+        outcomes[name] = outcome
         console.print(f"{cell.name}: {outcome.missing or f'{outcome.passed} passed, {outcome.failed} failed'}")
+    table = Table(*(HEAD[place] for place in SHOWN), title="conformance")
+    for row in rows(chosen, outcomes.values()):
+        table.add_row(*(row[place] for place in SHOWN))
     console.print(table)
-    ran = [outcome for outcome in outcomes if not outcome.missing]
-    if not ran or any(outcome.failed for outcome in ran):
+    if document is not None:
+        document.write_text(markdown(every, list(outcomes.values())), "utf-8")
+    names = {cell.name for cell in chosen}
+    ran = [outcome for outcome in outcomes.values() if outcome.cell in names and not outcome.missing]
+    if not listed and (not ran or any(outcome.failed for outcome in ran)):
         raise SystemExit(1)
 
 

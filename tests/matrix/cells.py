@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from .servers import CACHE, Missing, embedded, pgbouncer, run
+import psycopg
 
-ROOT = Path(__file__).resolve().parents[2]
-NEWEST = 18
+from . import pythons
+from .cache import Missing, run
+from .outcomes import FOLDER, Outcome, now, revision
+from .servers import NEWEST, ROOT, container, embedded, installed_pgbouncer, newest_pgbouncer, pgbouncer
+
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-LOWEST = ("psycopg[binary]==3.2.*", "psycopg_pool==3.2.*", "psycopg2-binary==2.9.9", "asyncpg==0.29.0")
-"""The lowest versions of the drivers that are supported; the lowest of psycopg 3.2 for which there are binaries."""
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
 """Modules of the suite that are run if it is to be quick: every statement that a queue has is in them."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a cell.
-
-    Attributes:
-        passed, failed, skipped: Tests.
-        seconds: How long it took.
-        failures: Names of the tests that failed.
-        missing: Why it was not run.
-    """
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    failures: tuple[str, ...] = ()
-    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,87 +35,95 @@ class Cell:
         server: Makes the DSN.
         python: Makes the interpreter to run it with.
         environment: Further variables.
+        between: Tells what is between the suite and the server, with its version.
     """
 
     name: str
     server: Callable[[], AbstractContextManager[str]] = embedded
     python: Callable[[], str] = lambda: sys.executable
     environment: dict[str, str] = field(default_factory=dict)
+    between: Callable[[], str] = lambda: ""
 
-    def run(self, *, quick: bool, options: tuple[str, ...]) -> Outcome:
-        """Run the suite."""
-        began = time.monotonic()
-        report = ROOT / "reports" / f"matrix-{self.name.replace(' ', '-')}.xml"
-        report.parent.mkdir(exist_ok=True)
+    def run(self, *, quick: bool, backends: tuple[str, ...]) -> Outcome:
+        """Run the suite; what it prints is kept beside its outcome."""
+        outcome = Outcome(self.name, quick, backends, now(), revision())
+        base = FOLDER / outcome.key
+        base.parent.mkdir(parents=True, exist_ok=True)
+        report = base.with_name(f"{base.name}.xml")
         report.unlink(missing_ok=True)
         suite = ROOT / "pqcore" / "testing" / "suite"
         where = [str(suite / f"test_{name}.py") for name in QUICK] if quick else [str(suite)]
+        options = [
+            f"--junitxml={report}",
+            f"--pqcore-report={base}.report",
+            *(f"--pqcore-backend={b}" for b in backends),
+        ]
+        began = time.monotonic()
         try:
-            python = self.python()
-            with self.server() as dsn:
+            interpreter = self.python()
+            outcome.python, *outcome.drivers = pythons.versions(interpreter)
+            with self.server() as dsn, base.with_name(f"{base.name}.log").open("wb") as log:
+                outcome.server = " behind ".join(filter(None, (_version(dsn), self.between())))
                 subprocess.run(
-                    [python, "-m", "pytest", "-q", f"--junitxml={report}", *where, *options],
+                    [interpreter, "-m", "pytest", "-v", "--tb=short", *options, *where],
                     cwd=ROOT,
-                    env={**os.environ, "PQCORE_TEST_DSN": dsn, **self.environment},
-                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "PQCORE_TEST_DSN": dsn, **self.environment},
+                    stdout=log,
+                    stderr=log,
                     check=False,
                 )
         except Missing as exc:
-            return Outcome(missing=str(exc))
-        return _read(report, time.monotonic() - began)
+            outcome.missing = str(exc)
+        else:
+            _read(report, outcome)
+        outcome.seconds = round(time.monotonic() - began)
+        return outcome
 
 
-def _read(report: Path, seconds: float) -> Outcome:
+def _version(dsn: str) -> str:
+    with psycopg.connect(dsn, prepare_threshold=None) as connection:
+        [number] = connection.execute("SELECT split_part(current_setting('server_version'), ' ', 1)").fetchone() or [""]
+    return f"PostgreSQL {number}"
+
+
+def _read(report: Path, outcome: Outcome) -> None:
     if not report.exists():
-        return Outcome(failed=1, seconds=seconds, failures=("pytest itself",))
+        outcome.failed, outcome.failures = 1, ["pytest itself: see its log"]
+        return
     suite = next(ET.parse(report).iter("testsuite"))
     count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    failed = count["failures"] + count["errors"]
-    names = tuple(
-        f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
+    outcome.failed, outcome.skipped = count["failures"] + count["errors"], count["skipped"]
+    outcome.passed = count["tests"] - outcome.failed - outcome.skipped
+    reasons: Counter[str] = Counter()
+    for case in suite.iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome.failures.append(f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}")
+        for skipped in case.iter("skipped"):
+            reasons[skipped.get("message", "")] += 1
+    outcome.reasons = dict(reasons.most_common())
+
+
+def _pooler(program: Callable[[], Path], mode: str) -> str:
+    return f"{run(str(program()), '--version').splitlines()[0]}, {mode} mode"
+
+
+def _behind(mode: str, *, newest: bool) -> Cell:
+    # Its mode is session, so the suite need not take it for one that shares its connections.
+    environment = {"PQCORE_TEST_PREPARED": "yes"} if mode == "session" else {}
+    program = newest_pgbouncer if newest else installed_pgbouncer
+    return Cell(
+        f"pgbouncer{' newest' if newest else ''} {mode}",
+        partial(pgbouncer, mode, newest=newest),
+        environment=environment,
+        between=partial(_pooler, program, mode),
     )
-    return Outcome(count["tests"] - failed - count["skipped"], failed, count["skipped"], seconds, names)
-
-
-def _venv(name: str, python: str, *more: str) -> str:
-    """The interpreter of an environment with pqcore and all that its suite needs; made once."""
-    folder = CACHE / f"venv-{name}"
-    interpreter = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        run(python, "-m", "venv", "--clear", str(folder))
-        pip = (str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-        run(*pip, "--editable", f"{ROOT}[all,testing]", *more)
-        (folder / "ready").touch()
-    return str(interpreter)
-
-
-def _python(version: str) -> str:
-    here = Path.home() / ".pyenv" / "versions"
-    found = shutil.which(f"python{version}", path=os.pathsep.join(map(str, here.glob(f"{version}.*/bin"))))
-    found = found or shutil.which(f"python{version}")
-    if found is None:
-        raise Missing(f"python{version} is not installed")
-    return _venv(f"python{version}", found)
-
-
-@contextmanager
-def _container() -> Iterator[str]:
-    from pqcore.testing.server import server
-
-    image = os.environ.get("PQCORE_TEST_CONTAINER", f"postgres:{NEWEST}")
-    run("docker", "info")
-    os.environ["PQCORE_TEST_CONTAINER"] = image
-    with server() as (dsn, _):
-        yield dsn
 
 
 CELLS = (
     *(Cell(f"postgres {major}", partial(embedded, major)) for major in range(13, NEWEST + 1)),
-    Cell("pgbouncer session", partial(pgbouncer, "session")),
-    Cell("pgbouncer transaction", partial(pgbouncer, "transaction"), environment={"PQCORE_TEST_PREPARED": "no"}),
-    *(Cell(f"python {version}", python=partial(_python, version)) for version in PYTHONS),
-    Cell("drivers lowest", python=lambda: _venv("lowest", sys.executable, *LOWEST)),
-    Cell("container", _container),
+    *(_behind(mode, newest=newest) for newest in (False, True) for mode in ("session", "transaction")),
+    *(Cell(f"python {version}", python=partial(pythons.python, version)) for version in PYTHONS),
+    Cell("drivers lowest", python=pythons.lowest),
+    Cell("drivers newest", python=pythons.newest),
+    Cell("container", container, between=lambda: "testcontainers"),
 )

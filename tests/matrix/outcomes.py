@@ -1,0 +1,156 @@
+"""What came of cells: kept a file each, so that a long matrix is run in pieces; and shown as one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from .cache import Missing, run
+from .servers import ROOT
+
+if TYPE_CHECKING:
+    from .cells import Cell
+
+FOLDER = ROOT / "reports" / "matrix"
+HEAD = ("cell", "what", "server", "Python", "psycopg2, psycopg, asyncpg", "passed", "failed", "not offered", "run")
+
+INTRODUCTION = """# Where the conformance suite was run
+
+Written by `python -m tests.matrix --markdown docs/matrix.md`; see
+[the conformance suite](conformance.md#over-what-users-have). What is *not offered* is about something that a backend,
+or the way to the server, has not got, and was not run. *Queues* are the modules of the suite about queues; *all* are
+those about tasks and workers, too. Times are UTC, followed by the commit; a plus says that files differed from it.
+"""
+
+
+@dataclass
+class Outcome:
+    """What came of a cell.
+
+    Attributes:
+        cell: Its name.
+        quick: Whether only the modules about queues were run.
+        backends: Those that were tested; none if it was all.
+        at: When it began, in UTC.
+        revision: Of the project.
+        server, python, drivers: Versions.
+        passed, failed, skipped: Tests.
+        seconds: How long it took.
+        failures: Names of the tests that failed.
+        reasons: Why tests were skipped, and how many.
+        missing: Why it was not run.
+    """
+
+    cell: str
+    quick: bool
+    backends: tuple[str, ...]
+    at: str
+    revision: str
+    server: str = ""
+    python: str = ""
+    drivers: list[str] = field(default_factory=list)
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: int = 0
+    failures: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    missing: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether it was run, and nothing failed."""
+        return not self.missing and not self.failed and self.passed > 0
+
+    @property
+    def key(self) -> str:
+        """What its files are called."""
+        return key(self.cell, quick=self.quick, backends=self.backends)
+
+    @property
+    def what(self) -> str:
+        """What was run."""
+        return f"{'queues' if self.quick else 'all'}, {', '.join(self.backends) or 'each backend'}"
+
+    def keep(self) -> None:
+        """Write it, over the last one of its kind."""
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (FOLDER / f"{self.key}.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def key(cell: str, *, quick: bool, backends: Sequence[str]) -> str:
+    """What the files of an outcome are called."""
+    return "-".join([*cell.split(), "quick" if quick else "whole", *backends])
+
+
+def now() -> str:
+    """The time, as it is kept."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+
+
+def revision() -> str:
+    """The commit that is tested; with a plus, if files differ from it."""
+    try:
+        commit = run("git", "rev-parse", "--short", "HEAD", folder=ROOT).strip()
+        changed = run("git", "status", "--porcelain", "--untracked-files=no", folder=ROOT).strip()
+    except Missing:  # not a clone
+        return ""
+    return commit + ("+" if changed else "")
+
+
+def kept() -> dict[str, Outcome]:
+    """What is kept, by `key`."""
+    found = {}
+    for file in sorted(FOLDER.glob("*.json")):
+        if file.name.endswith(".report.json"):
+            continue
+        values = json.loads(file.read_text())
+        outcome = Outcome(**{**values, "backends": tuple(values["backends"])})
+        found[outcome.key] = outcome
+    return found
+
+
+def rows(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[tuple[str, ...]]:
+    """The table, in the order of the cells; those that were not run say why."""
+    by_cell: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_cell.setdefault(outcome.cell, []).append(outcome)
+    table = []
+    for cell in cells:
+        ran = by_cell.get(cell.name, [])
+        told = [one for one in ran if not one.missing]
+        if not told:
+            why = ran[-1].missing if ran else "not yet"
+            table.append((cell.name, f"not run: {why}", *[""] * (len(HEAD) - 2)))
+        for one in told:
+            counts = (str(one.passed), str(one.failed), str(one.skipped))
+            drivers = ", ".join(one.drivers)
+            table.append((cell.name, one.what, one.server, one.python, drivers, *counts, f"{one.at} {one.revision}"))
+    return table
+
+
+def markdown(cells: Iterable[Cell], outcomes: Sequence[Outcome]) -> str:
+    """The table, with what failed and what was skipped, as a document."""
+    lines = [
+        INTRODUCTION,
+        "| " + " | ".join(HEAD) + " |",
+        "| --- " * len(HEAD) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows(cells, outcomes)),
+    ]
+    failed = [f"- {one.cell}: `{name}`" for one in outcomes for name in one.failures]
+    if failed:
+        lines += ["", "## Failed", "", *failed]
+    reasons: dict[str, list[str]] = {}
+    for one in outcomes:
+        for reason, number in one.reasons.items():
+            reasons.setdefault(reason, []).append(f"{one.cell} ({number})")
+    if reasons:
+        lines += ["", "## Not offered", ""]
+        lines += [
+            f"- {reason.removeprefix('not offered: ')}: {', '.join(dict.fromkeys(where))}"
+            for reason, where in reasons.items()
+        ]
+    return "\n".join(lines) + "\n"

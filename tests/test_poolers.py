@@ -1,0 +1,121 @@
+"""Behind a pooler in transaction mode, with nothing said of it: it is found, nothing is prepared, and waiters poll."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import psycopg2
+import psycopg2.pool
+import psycopg_pool
+import pytest
+
+from pooler import pooler
+from pqcore import PQ
+from pqcore.backend import BackendSpec
+from pqcore.connections import POOLED
+from pqcore.plugins import plugins
+from pqcore.testing.harness import Harness
+
+SPECS = [spec for spec in plugins.backend_specs() if spec.name in ("psycopg2", "psycopg", "asyncpg")]
+TURNS = 8
+"""psycopg prepares a statement when it has run five times."""
+
+
+@pytest.fixture
+def through(dsn: str) -> Iterator[str]:
+    with pooler(dsn, queue.Queue) as found:  # each transaction is on another session than the last
+        yield found
+
+
+@pytest.fixture(params=SPECS, ids=lambda spec: f"{spec.name}-{spec.mode}")
+def harness(request: pytest.FixtureRequest, dsn: str) -> Iterator[Harness]:
+    spec: BackendSpec = request.param
+    made = Harness(spec, dsn)
+    yield made
+    made.close()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> int:
+    return [record.message for record in caplog.records].count(POOLED)
+
+
+def turn(one: Any, number: int) -> None:
+    one.put(number)
+    with one:
+        assert one.get() is not None
+
+
+def test_nothing_need_be_said_of_it(harness: Harness, through: str, caplog: pytest.LogCaptureFixture) -> None:
+    harness.pq()
+    # So that each has sessions of the others to meet.
+    several = [harness.pq(through, create=False, prepared=None)[name] for name in "abc"]
+    for number in range(TURNS):
+        for one in several:
+            turn(one, number)
+    assert said(caplog) == len(several)
+    with harness.thread(lambda: several[0].get(timeout=20)) as join:
+        harness.queue("a", create=False).put("late")
+        assert join().data == "late"
+    assert harness.waiting() == []
+
+
+def test_threads_that_find_it_together_prepare_nothing(harness: Harness, through: str) -> None:
+    harness.pq()
+    one = harness.pq(through, create=False, prepared=None)["a"]
+
+    def work() -> None:
+        for number in range(TURNS):
+            turn(one, number)
+
+    harness.at_once(*[work] * 4)
+    assert one._engine._opener(harness.spec).alternates
+
+
+def test_what_is_said_is_believed(harness: Harness, through: str, caplog: pytest.LogCaptureFixture) -> None:
+    harness.pq()
+    for prepared in (True, False):
+        one = harness.pq(through, create=False, prepared=prepared)["a"]
+        one.put(1)
+        assert one._engine._opener(harness.spec).prepared is prepared
+    assert said(caplog) == 0
+
+
+def test_the_server_itself_is_none(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    one = harness.queue("a", prepared=None)
+    for number in range(TURNS):
+        turn(one, number)
+    with harness.thread(lambda: one.get(timeout=20)) as join:
+        harness.eventually(harness.listening)
+        one.put("late")
+        assert join().data == "late"
+    assert said(caplog) == 0
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_pool_of_the_callers_is_looked_at(dsn: str, through: str, driver: str) -> None:
+    with PQ(dsn) as pq:
+        pq.create()
+    if driver == "psycopg2":
+        pool: Any = psycopg2.pool.ThreadedConnectionPool(1, 3, through)
+    else:
+        pool = psycopg_pool.ConnectionPool(through, min_size=1, max_size=3, open=True)
+    with PQ(dsn) as other, PQ(pool=pool) as pq:
+        for number in range(TURNS):
+            turn(pq["a"], number)
+            turn(other["a"], number)
+
+
+@pytest.mark.parametrize("driver", [psycopg2, psycopg])
+def test_a_connection_of_the_callers_is_looked_at(dsn: str, through: str, driver: Any) -> None:
+    with PQ(dsn) as pq:
+        pq.create()
+    with PQ(driver.connect(through)) as pq, PQ(driver.connect(through)) as other:
+        for number in range(TURNS):
+            turn(pq["a"], number)
+            turn(other["a"], number)
+        assert pq["a"].get(timeout=0.3) is None
