@@ -23,6 +23,11 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def unquoted(quoted: str) -> str:
+    """The identifier that `quote` quoted."""
+    return quoted[1:-1].replace('""', '"')
+
+
 def fit(identifier: str) -> str:
     """Shorten an identifier to 63 bytes, keeping it unique by a digest."""
     encoded = identifier.encode()

@@ -189,17 +189,12 @@ def test_what_cannot_be_passed_on_is_refused(dsn: str, made: Callable[[str], Any
 # In a MetaData
 
 
-# SQLAlchemy 2.1 warns of itself where it reflects a constraint that is NOT VALID, as one of ours is.
-reflects = pytest.mark.filterwarnings("ignore:Can't validate argument 'dialect_options'")
-
-
 def differences(engine: sqlalchemy.Engine, metadata: sqlalchemy.MetaData, **options: Any) -> list[Any]:
     options = {"compare_type": True, "compare_server_default": True, "include_schemas": True, **options}
     with engine.connect() as connection:
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
 
-@reflects
 @pytest.mark.parametrize(
     "names", [TableName("queue"), TableName("Jobs", "odd schema"), TableName("j" * 60)], ids=["plain", "schema", "long"]
 )
@@ -299,7 +294,6 @@ def test_a_table_that_was_dropped_by_hand_is_made_whole_again(dsn: str, engine: 
     assert catalogue(dsn, "public") == whole
 
 
-@reflects
 def test_several_queues_and_tables_of_ones_own(dsn: str, engine: sqlalchemy.Engine) -> None:
     metadata = sqlalchemy.MetaData()
     sqlalchemy.Table("person", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
@@ -317,7 +311,6 @@ def test_several_queues_and_tables_of_ones_own(dsn: str, engine: sqlalchemy.Engi
         include_in(metadata)
 
 
-@reflects
 def test_alembic_can_be_told_to_leave_it_alone(dsn: str, engine: sqlalchemy.Engine) -> None:
     with PQ(dsn) as pq, PQ(dsn, table="jobs", schema="apart") as other:
         pq.create()

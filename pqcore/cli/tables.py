@@ -12,7 +12,7 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
-from pqcore.errors import SchemaTooNew, TableMissing
+from pqcore.errors import TableMissing
 from pqcore.identifiers import quote
 from pqcore.operations import catalogue, granting, managing
 
@@ -21,12 +21,6 @@ _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the stat
 
 def _named(number: int | None) -> str:
     return "missing" if number is None else "pq's, or made by hand" if number == 0 else f"schema version {number}"
-
-
-def _refuse_newer(table: str, found: int | None) -> None:
-    if found is not None and found > schema.latest():
-        msg = f"table {table} is of schema version {found}, this pqcore knows {schema.latest()}: upgrade pqcore"
-        raise SchemaTooNew(msg)
 
 
 def _write_roles(database: Database, table: str, *, as_json: bool) -> None:
@@ -54,8 +48,7 @@ def _write_script(database: Database, table: str, statements: list[str], *, as_j
 
 def _make(database: Database, found: int | None, *, as_json: bool, with_roles: bool = False) -> None:
     table = database.table
-    _refuse_newer(table, found)
-    changed = found != schema.latest()
+    changed = not database.call(catalogue.is_current)
     if changed:
         database.call(managing.create)
     roles = asdict(database.call(granting.grant)) if with_roles else {}
@@ -102,7 +95,7 @@ def migrate(database: Database, as_sql: bool, check: bool, as_json: bool) -> Non
     table = database.table
     found = database.call(catalogue.version)
     if check:
-        current = found == schema.latest()
+        current = database.call(catalogue.is_current)
         if as_json:
             emit({"table": table, "found": found, "version": schema.latest(), "current": current})
         elif current:
@@ -127,7 +120,6 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     table = database.table
     found = database.call(catalogue.version)
     if found:
-        _refuse_newer(table, found)
         raise Failed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
     pqs = database.call(catalogue.look_at_pqs)
     facts: dict[str, Any] = {

@@ -5,9 +5,15 @@ Each file ``000N_subject.sql`` is one version.  A statement starts at a line wit
 table a schema.  A table with no record is pq 1.9.1's, or none: version 0.
 
 On a new or empty table everything is one transaction.  A table with rows is
-migrated in place: columns in a short transaction under a ``lock_timeout``,
-indexes CONCURRENTLY, while others put and get.  What was interrupted is taken up
-by the next `create`: each statement may be run again.
+migrated in place: columns in a short transaction under a ``lock_timeout``, tried
+a few times, indexes CONCURRENTLY, while others put and get.  What was interrupted
+is taken up by the next `create`: each statement may be run again.
+
+A file may begin with ``-- needs N``: code that knows version N works on the
+table as it is then, so processes of the release before go on, and can be started.
+A version that only adds needs the one before it, or an older one; what is taken
+away, no code since N uses.  The number is recorded with the version, where older
+code, which has no such file, reads it.
 """
 
 from __future__ import annotations
@@ -15,34 +21,54 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pqcore.errors import SchemaOutdated, SchemaTooNew, TableMissing
+from pqcore.errors import SchemaOutdated, SchemaTooNew, TableMissing, TransientError
+from pqcore.identifiers import unquoted
 from pqcore.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
     from pqcore.identifiers import TableName
     from pqcore.sessions import CoreSession
 
+T = TypeVar("T")
+_LOCK_NOT_AVAILABLE = "55P03"
+
 INDEXES = 2
 """The version whose indexes are built without holding up a table in use."""
-LOCK_TIMEOUT = "5s"
-"""How long a migration waits for the table before it gives up, and can be tried again."""
+LOCK_TIMEOUT = 2.0
+"""Seconds for which a migration waits for the table, and everybody who comes then waits behind it.
+
+More than the server's ``deadlock_timeout``, after which an autovacuum that is in the way is cancelled.
+"""
+ATTEMPTS = 5
+"""How often a migration waits for the table, with as long a pause between, before it is given up."""
 RECORD = (
     "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
-    " applied_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (table_name, version))"
+    " applied_at timestamptz NOT NULL DEFAULT now(), needs integer, PRIMARY KEY (table_name, version))"
 )
 """The table in which versions are recorded, as a template."""
 
 
 @lru_cache(maxsize=1)
-def migrations() -> tuple[tuple[str, ...], ...]:
-    """The statements of each version, as templates."""
+def _scripts() -> tuple[str, ...]:
     folder = resources.files(__name__)
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return tuple(_statements((folder / name).read_text("utf-8")) for name in names)
+    return tuple((folder / name).read_text("utf-8") for name in names)
+
+
+@lru_cache(maxsize=1)
+def migrations() -> tuple[tuple[str, ...], ...]:
+    """The statements of each version, as templates."""
+    return tuple(_statements(script) for script in _scripts())
+
+
+def needs(number: int) -> int | None:
+    """The oldest version whose code works on a table of this one; None where that is not told: itself."""
+    found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
+    return found and int(found[1])
 
 
 def latest() -> int:
@@ -93,17 +119,29 @@ async def check_version(session: CoreSession, names: TableName) -> None:
     Raises:
         TableMissing, SchemaOutdated, SchemaTooNew: See there.
     """
-    found = await version(session, names)
+    await _check(session, names, await version(session, names))
+
+
+async def _check(session: CoreSession, names: TableName, found: int | None) -> None:
     if found is None:
         msg = f"table {names} does not exist: call create() once to make it, or run pqcore create"
         raise TableMissing(msg)
-    if found > latest():
+    if found > latest() and await _needed(session, names) > latest():
         msg = f"table {names} is of schema version {found}, this pqcore knows {latest()}: upgrade pqcore"
         raise SchemaTooNew(msg)
     if found < latest():
         of = f"schema version {found}" if found else "pq's, or made by hand"
         msg = f"table {names} is {of}; this pqcore needs version {latest()}: call create() to migrate it in place"
         raise SchemaOutdated(msg)
+
+
+async def _needed(session: CoreSession, names: TableName) -> int:
+    """The version that code must know to work on a table of a newer one."""
+    sql = f"SELECT max(coalesce(needs, version)) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
+    [[number]] = await session.execute(
+        plain("read_needs", f"{sql}{_literal(names.table)} AND version > {latest()}"),
+    )
+    return int(number)
 
 
 async def create(session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]) -> None:
@@ -113,10 +151,12 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
     table with rows are built while it is locked.
 
     Raises:
-        SchemaTooNew: The table was made by a newer pqcore.
+        SchemaTooNew: The table was made by a newer pqcore, which says that this one cannot work on it.
         TransientError: The table was in use for too long; call it again.
     """
-    if await version(session, names) == latest():
+    found = await version(session, names)
+    if found is not None and found >= latest():
+        await _check(session, names, found)
         return
     if session.in_transaction():
         await _apply_all(session, names)
@@ -127,26 +167,65 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
     while (await session.execute(plain("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
         await sleep(0.05)
     try:
-        found = await version(session, names) or 0
-        if found > latest():
-            await check_version(session, names)
-        in_use = found > 0 or await version(session, names) is not None
-        if in_use:
-            async with _transaction(session):  # as looking may have to wait for a lock
-                [[in_use]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
-        if not in_use:
-            async with _transaction(session):
-                await _apply_all(session, names)
-            return
-        for number in range(found + 1, latest() + 1):
-            if number == INDEXES:
-                await _build_indexes(session, names)
-            else:
-                async with _transaction(session):
-                    await _apply(session, names, number)
+        await _migrate(session, names, sleep)
     finally:
         if session.usable():
             await session.execute(plain("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
+
+
+async def _migrate(session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Make or migrate the table outside of a transaction of the caller's; nobody else does meanwhile."""
+
+    async def has_rows() -> bool:
+        [[found]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
+        return bool(found)
+
+    async def short(work: Callable[[], Awaitable[T]]) -> T:
+        return await _in_short_transactions(session, names, sleep, work)
+
+    in_use = await version(session, names) is not None and await short(has_rows)  # to look may take a wait for a lock
+    if not in_use:
+        await short(partial(_apply_all, session, names))
+        return
+    found = await version(session, names) or 0
+    if found > latest():
+        await _check(session, names, found)
+    for number in range(found + 1, latest() + 1):
+        if number == INDEXES:
+            await _build_indexes(session, names)
+        else:
+            await short(partial(_apply_alone, session, names, number))
+
+
+async def _in_short_transactions(
+    session: CoreSession,
+    names: TableName,
+    sleep: Callable[[float], Awaitable[None]],
+    work: Callable[[], Awaitable[T]],
+) -> T:
+    """Do something in a transaction that waits for each lock for a limited time, and begin again a few times.
+
+    Between, those go on who came meanwhile and had to wait behind it.
+
+    Raises:
+        TransientError: A lock was not to be had in any of them.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            async with _transaction(session):
+                return await work()
+        except TransientError as exc:
+            if exc.sqlstate != _LOCK_NOT_AVAILABLE:
+                raise
+            if attempt == ATTEMPTS:
+                msg = (
+                    f"table {names} is not migrated: others hold a lock on it, which was waited for {ATTEMPTS} times,"
+                    f" {LOCK_TIMEOUT:g} seconds each; nothing is left locked. Call create() again once they are done:"
+                    f" pqcore doctor shows long transactions ({exc})"
+                )
+                raise TransientError(msg, exc.sqlstate) from exc
+        await sleep(LOCK_TIMEOUT)
+    raise AssertionError  # the last attempt returned, or raised
 
 
 @asynccontextmanager
@@ -154,20 +233,37 @@ async def _transaction(session: CoreSession) -> AsyncIterator[None]:
     """A transaction that waits for locks for a limited time."""
     await session.begin()
     try:
-        await session.execute(plain("lock_timeout", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", rows=False))
+        timeout = f"SET LOCAL lock_timeout = '{round(LOCK_TIMEOUT * 1000)}ms'"
+        await session.execute(plain("lock_timeout", timeout, rows=False))
         yield
     except BaseException:
-        await session.rollback()
+        if session.usable():
+            await session.rollback()
         raise
     await session.commit()
 
 
 async def _apply_all(session: CoreSession, names: TableName) -> None:
+    await _lock_schema(session, names)
     found = await version(session, names) or 0
     if found > latest():
-        await check_version(session, names)
+        await _check(session, names, found)
     for number in range(found + 1, latest() + 1):
         await _apply(session, names, number)
+
+
+async def _lock_schema(session: CoreSession, names: TableName) -> None:
+    """Have no other transaction migrate a table of the schema until this one ends.
+
+    What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
+    """
+    lock = f"hashtextextended({_literal('pqcore ' + names.beside('pqcore_migrations'))}, 0)"
+    await session.execute(plain("lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
+
+
+async def _apply_alone(session: CoreSession, names: TableName, number: int) -> None:
+    await _lock_schema(session, names)
+    await _apply(session, names, number)
 
 
 async def _apply(session: CoreSession, names: TableName, number: int) -> None:
@@ -194,14 +290,20 @@ async def _build_indexes(session: CoreSession, names: TableName) -> None:
 
 
 async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -> None:
-    """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done."""
+    """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done.
+
+    Only what is pqcore's: an index of somebody else's may be one that is being built.
+    """
     table = _literal(str(names))
+    places = names.substitutions()
+    made = [re.findall(r"IF NOT EXISTS \{(\w+)\}", statement) for statement in migrations()[INDEXES - 1]]
+    ours = ", ".join(_literal(unquoted(places[place])) for [place] in made)
     invalid = await session.execute(
         plain(
             "invalid_indexes",
             f"SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_index AS i"
             f" JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            f" WHERE i.indrelid = to_regclass({table}) AND NOT i.indisvalid",
+            f" WHERE i.indrelid = to_regclass({table}) AND NOT i.indisvalid AND c.relname IN ({ours})",
         )
     )
     for [index] in invalid:
@@ -209,15 +311,12 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
 
 
 async def _record(session: CoreSession, names: TableName, number: int) -> None:
-    record = names.beside("pqcore_migrations")
+    record, table, least = names.beside("pqcore_migrations"), _literal(names.table), needs(number)
+    # Of the first versions it was not told, and a record that was made with them has no column for it yet.
+    columns, values = ("", "") if least is None else (", needs", f", {least}")
+    sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
     await session.execute(_query(names, "create_record", RECORD, rows=False))
-    await session.execute(
-        plain(
-            "record",
-            f"INSERT INTO {record} VALUES ({_literal(names.table)}, {number}) ON CONFLICT DO NOTHING",
-            rows=False,
-        )
-    )
+    await session.execute(plain("record", f"{sql} ON CONFLICT DO NOTHING", rows=False))
 
 
 async def drop(session: CoreSession, names: TableName) -> None:

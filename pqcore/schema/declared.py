@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from pqcore.errors import SchemaError
-from pqcore.identifiers import TableName
+from pqcore.identifiers import TableName, unquoted
 from pqcore.schema import RECORD, migrations
 
 _TABLE = re.compile(r"(?s)CREATE TABLE IF NOT EXISTS \{(\w+)\} \((.*)\)")
@@ -85,7 +85,8 @@ def declared_tables(names: TableName) -> list[DeclaredTable]:
     """
     places = names.substitutions()
     tables: dict[str, DeclaredTable] = {}
-    for statement in [*(each for version in migrations() for each in version), RECORD]:
+    made = [each for version in migrations() for each in version]
+    for statement in [*(each for each in made if "{migrations}" not in each), RECORD]:  # which has what was added to it
         if found := _TABLE.fullmatch(statement):
             tables[found[1]] = _table(_bare(names, places[found[1]]), _parts(found[2]))
         elif found := _ADDED.fullmatch(statement):
@@ -135,4 +136,4 @@ def _parts(text: str) -> list[str]:
 def _bare(names: TableName, quoted: str) -> str:
     """The name itself, of one that may be qualified with the schema."""
     prefix = names.beside("x")[: -len('"x"')]
-    return quoted.removeprefix(prefix)[1:-1].replace('""', '"')
+    return unquoted(quoted.removeprefix(prefix))
