@@ -18,6 +18,9 @@ from pqcore.worker.telling import Teller
 BRISK, GATHER = 1_000.0, 0.005
 """Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""
 
+PASSING = ("25", "53", "55", "57", "58")
+"""SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
+
 
 class Storing:
     """Stores how the jobs of one queue ended.
@@ -85,7 +88,7 @@ class Storing:
         try:
             lost = await station.bridge.call(finishing.finish, station.queue, outcomes)
         except DatabaseError as exc:
-            if type(exc) not in (DatabaseError, InvalidData):
+            if type(exc) not in (DatabaseError, InvalidData) or (exc.sqlstate or "").startswith(PASSING):
                 raise
             # The server refuses one of them, and will so again.
             if len(outcomes) > 1:

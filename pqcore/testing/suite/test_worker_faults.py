@@ -338,3 +338,32 @@ def test_an_end_that_the_server_refuses_is_a_dead_letter_and_holds_up_no_other(h
     assert "not this one" in letter.error["message"]
     assert harness.sql("SELECT count(*) FROM {table}") == [(9,)]
     assert len(seen.items) == 10
+
+
+def test_ends_wait_until_a_server_that_is_out_of_room_has_some(harness: Harness) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
+
+    schema = quote(harness.schema)
+    harness.sql(f"CREATE SEQUENCE {schema}.refused", rows=False)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF nextval('{schema}.refused') <= 3 THEN RAISE 'no space left on device' USING ERRCODE = '53100'; END IF;"
+        " RETURN NEW; END $$",
+        rows=False,
+    )
+    harness.sql(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW"
+        f" WHEN (NEW.dequeued_at IS NOT NULL) EXECUTE FUNCTION {schema}.refuse()",
+        rows=False,
+    )
+    queue.put_calls(*[note.call()] * 3)
+    with harness.working(queue):
+        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+    assert queue.dead.count() == 0
+    assert harness.sql("SELECT count(*) FROM {table}") == [(3,)]
+    assert len(seen.items) == 3
