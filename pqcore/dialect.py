@@ -43,6 +43,7 @@ from pqcore.fragments import (
     IS_READY,
     IS_URGENT,
     JOB,
+    OF_QUEUE,
     ORDER,
     OUT_AT,
     READY_ORDER,
@@ -63,7 +64,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
-_READY, _URGENT, _HIDDEN = (f"q_name = :q_name::text AND {kind}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN))
+_READY, _URGENT, _HIDDEN = (f"{OF_QUEUE} AND {kind}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN))
 _OUT_NOW = f"{_HIDDEN} AND {OUT_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
@@ -111,7 +112,7 @@ WITH picked AS (
     SELECT id FROM ({_candidates(n + 100, max(n, REACH), "id, expected_at, schedule_at, enqueued_at")}
     ) AS candidates ORDER BY {ORDER}
   ) AS candidate CROSS JOIN LATERAL (
-    SELECT id FROM {{table}} WHERE id = candidate.id
+    SELECT id FROM {{table}} WHERE id = candidate.id AND {OF_QUEUE}
       AND dequeued_at IS NULL AND {DUE_AT} <= statement_timestamp()
       AND (leased_until IS NULL OR leased_until <= statement_timestamp())
     FOR UPDATE SKIP LOCKED
@@ -140,7 +141,7 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
 
 # How a picked row leaves the waiting ones.  Each is one statement with the pick,
 # so there is no moment at which a job is neither waiting nor taken.
-_PICKED = "id = ANY (ARRAY(SELECT id FROM picked))"
+_PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
 _FINISHES: dict[Finish, str] = {
     "keep": f"""
 UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = attempts + 1, leased_until = NULL
@@ -175,14 +176,14 @@ INSERT INTO {{table}} ({COLUMNS}, group_key)
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
   :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea,
   :headers::text::json, :failures::int, :excused::int, NULL, :headers::text::json #>> '{{{{gate,group}}}}')
-ON CONFLICT (id) DO NOTHING RETURNING id"""
+ON CONFLICT DO NOTHING RETURNING id"""
 _RESTORES: dict[Retention, str] = {
-    "keep": """
-UPDATE {table} SET dequeued_at = NULL, attempts = :attempts::int, dedup_key = NULL WHERE id = :id::bigint
-RETURNING id, pg_notify(:channel::text, '')::text""",
+    "keep": f"""
+UPDATE {{table}} SET dequeued_at = NULL, attempts = :attempts::int, dedup_key = NULL
+WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, '')::text""",
     "delete": _RESTORED,
     "archive": f"""
-WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint) {_RESTORED}""",
+WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE}) {_RESTORED}""",
 }
 
 
@@ -313,7 +314,7 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
         # Skips a locked row instead of waiting: whoever holds it is working on it.
         self.cancel = compiled(
             "cancel",
-            "DELETE FROM {table} WHERE id = (SELECT id FROM {table}"
+            "DELETE FROM {table} WHERE q_name = :q_name::text AND id = (SELECT id FROM {table}"
             " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
             " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
             " FOR UPDATE SKIP LOCKED) RETURNING id, headers::text",
@@ -358,7 +359,7 @@ WITH slice AS (
     AND dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
     ORDER BY dequeued_at LIMIT 10000 FOR UPDATE SKIP LOCKED) AS head LIMIT (SELECT 10000)
 ), gone AS (
-  DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM slice)) RETURNING id
+  DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND q_name = :q_name::text RETURNING id
 )
 SELECT max(id), count(*) FROM gone""",
         )

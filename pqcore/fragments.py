@@ -53,8 +53,12 @@ TIMES = (
 # IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
 # and the rows are locked in the order of their ids.
 HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
-HELD_ONES = f"""
+#
+# The queue is named beside the id, so that of a table that is partitioned by queue one partition is looked at.
+OF_QUEUE = "q_name = :q_name::text"
+HELD_ANYWHERE = f"""
 WHERE id = ANY (:ids::bigint[]) AND {HELD} AND (
   (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
 ) IS TRUE"""
-HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {HELD}"
+HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
+HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {HELD} AND {OF_QUEUE}"

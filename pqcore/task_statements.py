@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pqcore.fragments import AGAIN, COLUMNS, DUE_AT, HELD_ONE, HELD_ONES, JOB, ORDER, TIMES
+from pqcore.fragments import AGAIN, COLUMNS, DUE_AT, HELD_ANYWHERE, HELD_ONE, HELD_ONES, JOB, OF_QUEUE, ORDER, TIMES
 
 if TYPE_CHECKING:
     from pqcore.statement import Compile
@@ -89,7 +89,8 @@ SELECT job_id, {_PUT_VALUES.replace(", :dedup_key::text", "")} FROM claimed RETU
             "replace",
             f"""
 WITH put AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {_WAITING} RETURNING id{_TELL_REPLACED}""",
+  UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITING}
+  RETURNING id{_TELL_REPLACED}""",
         )
 
         # Limits and groups.
@@ -125,7 +126,9 @@ WITH put AS (
             rows=False,
         )
         self.drop_dedup = compiled(
-            "drop_dedup", "UPDATE {table} SET dedup_key = NULL WHERE id = ANY (:ids::bigint[])", rows=False
+            "drop_dedup",
+            f"UPDATE {{table}} SET dedup_key = NULL WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE}",
+            rows=False,
         )
         self.free_slots = compiled(
             "free_slots",
@@ -136,7 +139,7 @@ WITH put AS (
             "free_places",
             "DELETE FROM {slots} AS slot USING unnest(:keys::text[], :ids::bigint[]) AS place (key, job)"
             " WHERE slot.q_name = :q_name::text AND slot.key = place.key AND slot.job_id = place.job"
-            " AND (SELECT num_nulls(parked_on) = 0 FROM {table} WHERE id = place.job)",
+            " AND (SELECT num_nulls(parked_on) = 0 FROM {table} WHERE id = place.job AND q_name = :q_name::text)",
             rows=False,
         )
         # Whom a free place is for is decided here, and the place is kept: a newer job cannot slip in.
@@ -150,7 +153,7 @@ WITH next AS (
   FOR UPDATE SKIP LOCKED
 ), freed AS (
   UPDATE {{table}} SET leased_until = NULL, parked_on = NULL
-  WHERE id = ANY (ARRAY(SELECT id FROM next)) RETURNING id
+  WHERE id = ANY (ARRAY(SELECT id FROM next)) AND {OF_QUEUE} RETURNING id
 ), kept AS (
   INSERT INTO {{slots}} (q_name, key, job_id) SELECT :q_name::text, :key::text, id FROM freed ON CONFLICT DO NOTHING
 )
@@ -164,11 +167,12 @@ WITH head AS (
   SELECT id FROM {table} WHERE q_name = :q_name::text AND group_key = :group::text AND dequeued_at IS NULL
   ORDER BY id LIMIT 1
 ), free AS (
-  SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM head)) AND parked_on = :key::text
+  SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM head)) AND q_name = :q_name::text
+    AND parked_on = :key::text
   FOR UPDATE SKIP LOCKED
 )
-UPDATE {table} SET leased_until = NULL, parked_on = NULL WHERE id = ANY (ARRAY(SELECT id FROM free))
-RETURNING id, pg_notify(:channel::text, '')::text""",
+UPDATE {table} SET leased_until = NULL, parked_on = NULL
+WHERE id = ANY (ARRAY(SELECT id FROM free)) AND q_name = :q_name::text RETURNING id, pg_notify(:channel::text, '')::text""",
         )
 
         # Giving jobs back, and holding on to them.
@@ -192,7 +196,7 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         )
         self.beat = compiled(
             "beat",
-            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ONES}"
+            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ANYWHERE}"
             " RETURNING id, attempts, coalesce(cancelling, false)",
             hot=True,
         )
@@ -246,9 +250,9 @@ WITH picked AS (
   SELECT id FROM {{dead}} WHERE q_name = :q_name::text AND (:ids::bigint[] IS NULL OR id = ANY (:ids::bigint[]))
   ORDER BY died_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), risen AS (
-  DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING *
+  DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING *
 ), forgotten AS (
-  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM picked))
+  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}
 )
 INSERT INTO {{table}} ({COLUMNS}, group_key)
 SELECT {AGAIN},
@@ -263,7 +267,7 @@ WITH picked AS (
     AND died_at <= {_NOW} - :age::float8 * interval '1 second'
   ORDER BY died_at LIMIT 10000 FOR UPDATE SKIP LOCKED
 )
-DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING id""",
+DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id""",
         )
 
         # Results and progress.
@@ -376,13 +380,15 @@ RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float
         self.sweep_slots = compiled(
             "sweep_slots",
             "DELETE FROM {slots} AS slot WHERE slot.q_name = :q_name::text"
-            " AND (SELECT num_nulls(dequeued_at) = 1 FROM {table} WHERE id = slot.job_id) IS NOT TRUE",
+            " AND (SELECT num_nulls(dequeued_at) = 1 FROM {table} WHERE id = slot.job_id AND q_name = :q_name::text)"
+            " IS NOT TRUE",
             rows=False,
         )
         self.held_in_vain = compiled(
             "held_in_vain",
             "SELECT slot.key, slot.job_id, job.parked_on FROM {slots} AS slot CROSS JOIN LATERAL ("
-            "SELECT parked_on FROM {table} WHERE id = slot.job_id AND num_nulls(parked_on) = 0 LIMIT 1) AS job"
+            "SELECT parked_on FROM {table} WHERE id = slot.job_id AND q_name = :q_name::text AND num_nulls(parked_on) = 0"
+            " LIMIT 1) AS job"
             " WHERE slot.q_name = :q_name::text",
         )
         # Skips from key to key through the index, however many jobs wait on each.

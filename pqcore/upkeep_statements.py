@@ -19,6 +19,7 @@ from pqcore.fragments import (
     IS_HIDDEN,
     IS_READY,
     IS_URGENT,
+    OF_QUEUE,
     ORDER,
     OUT_AT,
     READY_ORDER,
@@ -34,7 +35,6 @@ HEAD = 2_000
 """Characters of JSON in which the path of a function stands, if the job is a call."""
 
 _NOW = "statement_timestamp()"
-_OF_QUEUE = "q_name = :q_name::text"
 _FILTERS = (
     f" AND (:task::text IS NULL OR left(data::text, {HEAD}) ~ :task::text)"
     f" AND (:age::float8 IS NULL OR enqueued_at <= {_NOW} - :age::float8 * interval '1 second')"
@@ -86,7 +86,7 @@ def _columns(
 
 
 def _some(condition: str, order: str) -> str:
-    return f"(SELECT * FROM {{table}} WHERE {_OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
+    return f"(SELECT * FROM {{table}} WHERE {OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
 
 
 def _listed(state: str, order: str, *parts: tuple[str, str]) -> str:
@@ -112,7 +112,7 @@ def _picked(kind: str, columns: str = "id") -> str:
     condition, order = _MOVABLE[kind]
     last = "" if kind == "ids" else " AND id <= :last::bigint"
     return (
-        f"SELECT {columns} FROM {{table}} AS job WHERE {_OF_QUEUE} AND {condition}{last} AND NOT EXISTS ("
+        f"SELECT {columns} FROM {{table}} AS job WHERE {OF_QUEUE} AND {condition}{last} AND NOT EXISTS ("
         "SELECT FROM {table} AS other WHERE other.q_name = :target::text AND other.dedup_key = job.dedup_key"
         f" AND other.dequeued_at IS NULL) ORDER BY {order} LIMIT :n::bigint"
     )
@@ -166,7 +166,7 @@ class UpkeepStatements:
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
 ), found AS (
-  SELECT {_columns(_DONE)} FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {_OF_QUEUE}
+  SELECT {_columns(_DONE)} FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {OF_QUEUE}
     AND num_nulls(dequeued_at) = 0{_FILTERS} ORDER BY id DESC LIMIT :n::bigint
 )
 SELECT edge.id, found.* FROM (SELECT min(id) AS id FROM slice) AS edge LEFT JOIN found ON true
@@ -174,14 +174,14 @@ ORDER BY found.id DESC""",
         )
         self.list_archived = compiled(
             "list_archived",
-            f"SELECT {_columns(_DONE, table=False)} FROM {{archive}} WHERE {_OF_QUEUE}{_FILTERS}"
+            f"SELECT {_columns(_DONE, table=False)} FROM {{archive}} WHERE {OF_QUEUE}{_FILTERS}"
             " ORDER BY dequeued_at DESC LIMIT :n::bigint",
         )
         of_dead: dict[str, Any] = {"finished": "died_at", "reason": "reason", "table": False}
         self.list_dead = compiled(
             "list_dead",
             f"SELECT {_columns(_DEAD, **of_dead)} FROM {{dead}}"
-            f" WHERE {_OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
+            f" WHERE {OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
         )
         # All of one job, wherever it is; of the three tables at most one has it.
         state = (
@@ -228,7 +228,7 @@ FROM finished GROUP BY q_name""",
         # gone; of two that come at once the second finds it unfinished.
         forgotten = """
 ), forgotten AS (
-  DELETE FROM {results} WHERE job_id = ANY (ARRAY(SELECT id FROM again))
+  DELETE FROM {results} WHERE job_id = ANY (ARRAY(SELECT id FROM again)) AND q_name = :q_name::text
 )
 SELECT id, pg_notify(:channel::text, '')::text FROM again"""
         self.rerun_finished = compiled(
@@ -238,7 +238,7 @@ WITH again AS (
   UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, schedule_at = {_NOW}, failures = NULL,
     excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL,
     headers = coalesce(:headers::text::json, headers)
-  WHERE id = :id::bigint AND {_OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id{forgotten}""",
+  WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id{forgotten}""",
         )
         values = AGAIN.replace("headers", "coalesce(:headers::text::json, headers)")
         # It goes from one table to the other in one statement; whose DELETE finds it has it.
@@ -246,7 +246,7 @@ WITH again AS (
             "rerun_archived",
             f"""
 WITH risen AS (
-  DELETE FROM {{archive}} WHERE id = :id::bigint AND {_OF_QUEUE} RETURNING *
+  DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE} RETURNING *
 ), again AS (
   INSERT INTO {{table}} ({COLUMNS}, group_key)
   SELECT {values}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id{forgotten}""",
@@ -256,10 +256,10 @@ WITH risen AS (
             "hasten",
             f"""
 WITH free AS (
-  SELECT id FROM {{table}} WHERE id = :id::bigint AND {_OF_QUEUE} AND num_nulls(dequeued_at) = 1
+  SELECT id FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 1
     AND {_FREE} AND {DUE_AT} > {_NOW} FOR UPDATE SKIP LOCKED
 )
-UPDATE {{table}} SET schedule_at = {_NOW} WHERE id = ANY (ARRAY(SELECT id FROM free))
+UPDATE {{table}} SET schedule_at = {_NOW} WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE}
 RETURNING id, pg_notify(:channel::text, '')::text""",
         )
 
@@ -284,9 +284,9 @@ WITH picked AS (
 ), moved AS (
   UPDATE {{table}} SET q_name = :target::text, parked_on = NULL,
     leased_until = CASE WHEN parked_on IS NULL THEN leased_until END
-  WHERE id = ANY (ARRAY(SELECT id FROM picked)) RETURNING id, headers
+  WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id, headers
 ), told AS (
-  UPDATE {{results}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved))
+  UPDATE {{results}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved)) AND {OF_QUEUE}
 )
 SELECT id, headers::text, pg_notify(:channel::text, '')::text FROM moved""",
             )
@@ -299,7 +299,7 @@ SELECT id, headers::text, pg_notify(:channel::text, '')::text FROM moved""",
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}
 ), gone AS (
-  DELETE FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {_OF_QUEUE}
+  DELETE FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {OF_QUEUE}
     AND dequeued_at <= {_NOW} - :age::float8 * interval '1 second'
   RETURNING *
 ), kept AS (

@@ -201,6 +201,7 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
             "headers": without_batch(outcome.job.headers),
+            "q_name": queue.name,
             "channel": queue.channel,
         }
         if await s.execute(query, query.bind(values)):

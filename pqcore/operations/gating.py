@@ -105,7 +105,8 @@ async def admit(engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequ
             await s.execute(tasks.take_slots, tasks.take_slots.bind(values))
         for key, ones in sorted(parked.items()):
             held = sorted(ones)
-            values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "key": key}
+            values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
+            values |= {"q_name": queue.name, "key": key}
             await s.execute(tasks.park, tasks.park.bind(values))
         if given_up:
             await _free_places(queue, s, given_up)
@@ -113,7 +114,7 @@ async def admit(engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequ
         waiting = {job for ones in parked.values() for job, _ in ones}
         started = [job for job, gate in gates.items() if "dedup" in gate and job not in waiting]
         if started:
-            await s.execute(tasks.drop_dedup, tasks.drop_dedup.bind({"ids": sorted(started)}))
+            await s.execute(tasks.drop_dedup, tasks.drop_dedup.bind({"q_name": queue.name, "ids": sorted(started)}))
     return [row for row in rows if row[0] not in waiting]
 
 

@@ -56,7 +56,7 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
 async def ack_rows(s: CoreSession, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
     """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
     query = s.sql.ack[queue.retention]
-    return await s.execute(query, query.bind(pairs(jobs)))
+    return await s.execute(query, query.bind({**pairs(jobs), "q_name": queue.name}))
 
 
 def pairs(jobs: Sequence[BaseJob]) -> dict[str, object]:
@@ -68,7 +68,8 @@ def pairs(jobs: Sequence[BaseJob]) -> dict[str, object]:
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
-    values = {"id": job.id, "token": job.attempts, "delay": pause, "channel": queue.channel}
+    values: dict[str, object] = {"id": job.id, "token": job.attempts, "delay": pause}
+    values |= {"q_name": queue.name, "channel": queue.channel}
     gate = gate_of(job.raw_headers)
 
     async def work(s: CoreSession) -> Sequence[Row]:
@@ -96,13 +97,15 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
     if not rows:
         return []
     held = sorted(rows)
-    values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held], "channel": queue.channel}
+    values: dict[str, object] = {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
+    values |= {"q_name": queue.name, "channel": queue.channel}
     return [row[0] for row in await engine.execute("tasks.release", values)]
 
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: str | float | timedelta) -> None:
     """Let a lease end later."""
-    values = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
+    values: dict[str, object] = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
+    values["q_name"] = queue.name
     if not await engine.execute("extend", values):
         raise lease_lost(queue, [job])
 
