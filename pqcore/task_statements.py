@@ -172,7 +172,8 @@ WITH head AS (
   FOR UPDATE SKIP LOCKED
 )
 UPDATE {table} SET leased_until = NULL, parked_on = NULL
-WHERE id = ANY (ARRAY(SELECT id FROM free)) AND q_name = :q_name::text RETURNING id, pg_notify(:channel::text, '')::text""",
+WHERE id = ANY (ARRAY(SELECT id FROM free)) AND q_name = :q_name::text
+RETURNING id, pg_notify(:channel::text, '')::text""",
         )
 
         # Giving jobs back, and holding on to them.
@@ -387,8 +388,8 @@ RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float
         self.held_in_vain = compiled(
             "held_in_vain",
             "SELECT slot.key, slot.job_id, job.parked_on FROM {slots} AS slot CROSS JOIN LATERAL ("
-            "SELECT parked_on FROM {table} WHERE id = slot.job_id AND q_name = :q_name::text AND num_nulls(parked_on) = 0"
-            " LIMIT 1) AS job"
+            "SELECT parked_on FROM {table} WHERE id = slot.job_id AND q_name = :q_name::text"
+            " AND num_nulls(parked_on) = 0 LIMIT 1) AS job"
             " WHERE slot.q_name = :q_name::text",
         )
         # Skips from key to key through the index, however many jobs wait on each.
