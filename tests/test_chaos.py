@@ -1,15 +1,351 @@
-"""A short run of `tests.chaos`: whatever fails, clients are told the truth, and no job is lost."""
+"""Short runs of `tests.chaos`: whatever fails, clients are told the truth, and no job is lost; and lies are found."""
 
 from __future__ import annotations
 
+import ast
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeAlias
+
 import pytest
-from chaos.run import run
+from chaos import checker, failover
+from chaos.checker import Entry, check
+from chaos.run import Report, run
+from chaos.tables import Event, Row, Tables
+
+HOUR = timedelta(hours=1)
+ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed")
+"""What clients do, and succeed at, in any run."""
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return run(6.0, seed=3, settle=3.0)
 
 
 @pytest.mark.timeout(120)
-def test_nothing_is_lost_whatever_fails() -> None:
-    verdict, injected = run(6.0, seed=3)
-    assert verdict.losses == []
-    assert len(injected) >= 5
-    for told in ("put ok", "take ok", "lease ok", "pop ok"):
-        assert verdict.counts[told] > 0, told
+def test_nothing_is_lost_whatever_fails(report: Report) -> None:
+    assert report.verdict.losses == []
+    assert len(report.injected) >= 5
+    assert not set(report.missing) & set(report.injected)
+    for act in ALWAYS:
+        assert report.verdict.counts[f"{act} ok"] > 0, act
+
+
+@pytest.mark.timeout(120)
+def test_what_was_acknowledged_survives_a_failover() -> None:
+    report = failover.run(1.0, seed=5, backends=[("psycopg", "blocking"), ("asyncpg", "async")], settle=2.0, most=1)
+    assert report.verdict.losses == []
+    assert report.injected[failover.FAILOVER] == 1
+    assert report.verdict.counts["put ok"] > 0
+
+
+class Forger:
+    """What is there after a run, to be changed for the worse.
+
+    Args:
+        report: Of the run.
+    """
+
+    def __init__(self, report: Report) -> None:
+        assert report.found is not None
+        self.history: list[Entry] = copy.deepcopy(report.history)
+        self.tables: Tables = copy.deepcopy(report.found)
+
+    def told(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> Entry:
+        """The first entry of an act."""
+        return next(e for e in self.history if (e["act"], e["outcome"]) == (act, outcome) and such(e))
+
+    def unsay(self, act: str, token: str) -> None:
+        """Strike out all entries of an act on a job."""
+        self.history = [e for e in self.history if e["act"] != act or token not in e.get("tokens", ())]
+
+    def say_again(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> None:
+        self.history.append(dict(self.told(act, outcome, such)))
+
+    def event(self, such: Callable[[Event], Any]) -> Event:
+        return next(event for event in self.tables.events if such(event))
+
+    def row(self, such: Callable[[Row], Any]) -> Row:
+        return next(row for row in self.tables.rows if such(row))
+
+    def forget(self, token: str) -> None:
+        """Take all of a job away."""
+        tables = self.tables
+        tables.rows = [row for row in tables.rows if row.token != token]
+        tables.events = [event for event in tables.events if event.token != token]
+        tables.effects = [effect for effect in tables.effects if effect[0] != token]
+
+    def double(self, put: Event) -> None:
+        """Have another job that is put as one was, right after it."""
+        place = self.tables.events.index(put) + 1
+        self.tables.events.insert(place, replace(put, job=10**9))
+
+    def without_effect(self, token: str) -> None:
+        self.tables.effects = [effect for effect in self.tables.effects if effect[0] != token]
+
+
+Forgery: TypeAlias = Callable[[Forger], Any]
+FORGERIES: dict[str, Forgery] = {}
+"""What changes a run so that it has a loss, by the name of the loss."""
+
+
+def forges(loss: str) -> Callable[[Forgery], Forgery]:
+    def keep(forgery: Forgery) -> Forgery:
+        FORGERIES[loss] = forgery
+        return forgery
+
+    return keep
+
+
+def leased(event: Event) -> bool:
+    return event.queue == "lease" and event.attempts > event.was_attempts and not event.over
+
+
+def acked(event: Event) -> bool:
+    return event.queue == "lease" and event.over and event.attempts == event.was_attempts and event.what == "UPDATE"
+
+
+def popped(event: Event) -> bool:
+    return event.queue == "pop" and event.over and event.attempts > event.was_attempts
+
+
+@forges("put, acknowledged, and not there")
+def _(run: Forger) -> None:
+    run.forget(run.told("put", "ok")["tokens"][0])
+
+
+@forges("put, said to have failed, and there")
+def _(run: Forger) -> None:
+    run.told("put", "ok")["outcome"] = "failed"
+
+
+@forges("put once, and there twice")
+def _(run: Forger) -> None:
+    run.double(run.event(lambda event: event.what == "INSERT"))
+
+
+@forges("there, and put by nobody")
+def _(run: Forger) -> None:
+    run.unsay("put", run.told("put", "ok")["tokens"][0])
+
+
+@forges("put together, and there in part")
+def _(run: Forger) -> None:
+    run.forget(run.told("put", "ok", lambda entry: len(entry["tokens"]) > 2)["tokens"][1])
+
+
+@forges("scheduled for another time than was said")
+def _(run: Forger) -> None:
+    event = run.event(lambda event: event.what == "INSERT" and event.distance)
+    event.distance = (event.distance or 0) + 3600
+
+
+@forges("an effect twice")
+def _(run: Forger) -> None:
+    run.tables.effects.append(run.tables.effects[0])
+
+
+@forges("done in a transaction, without its effect")
+def _(run: Forger) -> None:
+    run.without_effect(run.row(lambda row: row.queue == "work" and row.over).token)
+
+
+@forges("an effect, and its job not done")
+def _(run: Forger) -> None:
+    run.row(lambda row: row.queue == "transaction" and row.over).over = False
+
+
+@forges("taken, acknowledged, and without effect")
+def _(run: Forger) -> None:
+    run.without_effect(run.told("take", "ok", lambda entry: entry["tokens"])["tokens"][0])
+
+
+@forges("an effect, and each who took it was told that it failed")
+def _(run: Forger) -> None:
+    run.told("take", "ok", lambda entry: entry["tokens"])["outcome"] = "failed"
+
+
+@forges("a transaction was done in part")
+def _(run: Forger) -> None:
+    run.tables.tallies["a"] += 1
+
+
+@forges("popped by two")
+def _(run: Forger) -> None:
+    run.say_again("pop", "ok", lambda entry: entry["tokens"])
+
+
+@forges("popped, and there for others")
+def _(run: Forger) -> None:
+    token = run.told("pop", "ok", lambda entry: entry["tokens"])["tokens"][0]
+    run.row(lambda row: row.token == token).over = False
+
+
+@forges("popped, and reached nobody")
+def _(run: Forger) -> None:
+    for entry in run.history:
+        if (entry["act"], entry["outcome"]) == ("pop", "ok"):
+            entry["tokens"] = []
+
+
+@forges("one lease given to two")
+def _(run: Forger) -> None:
+    run.say_again("leased", "ok")
+
+
+@forges("leased to a client, and not in the table")
+def _(run: Forger) -> None:
+    run.told("leased", "ok")["attempt"] += 1000
+
+
+@forges("leased, and reached nobody")
+def _(run: Forger) -> None:
+    run.history = [entry for entry in run.history if entry["act"] != "leased"]
+
+
+@forges("the end of a lease, acknowledged, and not done")
+def _(run: Forger) -> None:
+    run.tables.events.remove(run.event(acked))
+
+
+@forges("the end of a lease, done, and nobody asked for it")
+def _(run: Forger) -> None:
+    run.unsay("ack", run.event(acked).token)
+
+
+@forges("the end of a lease, refused, and done")
+def _(run: Forger) -> None:
+    run.told("nack", "ok")["outcome"] = "failed"
+
+
+@forges("the end of a lease, accepted twice")
+def _(run: Forger) -> None:
+    run.say_again("ack", "ok")
+
+
+@forges("cancelled, and there")
+def _(run: Forger) -> None:
+    run.tables.events.remove(run.event(lambda event: event.what == "DELETE"))
+
+
+@forges("not cancelled, as it was said, and gone")
+def _(run: Forger) -> None:
+    run.told("cancel", "ok", lambda entry: entry["cancelled"])["cancelled"] = False
+
+
+@forges("gone, and cancelled by nobody")
+def _(run: Forger) -> None:
+    run.unsay("cancel", run.event(lambda event: event.what == "DELETE").token)
+
+
+@forges("two jobs of one dedup key at once")
+def _(run: Forger) -> None:
+    run.double(run.event(lambda event: event.what == "INSERT" and event.dedup_key))
+
+
+@forges("put under a dedup key, and the job told of is another's")
+def _(run: Forger) -> None:
+    run.told("keyed", "ok")["job"] = run.event(lambda event: event.queue == "transaction").job
+
+
+@forges("put once under a key, and there twice")
+def _(run: Forger) -> None:
+    token = run.told("keyed", "ok", lambda entry: not entry["key"].startswith("shared"))["tokens"][0]
+    run.double(run.event(lambda event: event.token == token and event.what == "INSERT"))
+
+
+@forges("put once under a key, and told of two")
+def _(run: Forger) -> None:
+    entry = run.told("keyed", "ok", lambda entry: not entry["key"].startswith("shared"))
+    run.history.append({**entry, "job": entry["job"] + 1})
+
+
+@forges("changed, and never put")
+def _(run: Forger) -> None:
+    run.tables.events.remove(run.event(lambda put: put.what == "INSERT" and put.job == run.event(popped).job))
+
+
+@forges("changed without a trace")
+def _(run: Forger) -> None:
+    run.tables.events.remove(run.event(lambda event: leased(event) and event.job == run.event(acked).job))
+
+
+@forges("changed after it was done")
+def _(run: Forger) -> None:
+    run.tables.events.append(replace(run.event(popped), was_over=True))
+
+
+@forges("its attempts do not rise by one")
+def _(run: Forger) -> None:
+    run.event(leased).attempts += 5
+
+
+@forges("given to another under a lease that held")
+def _(run: Forger) -> None:
+    event = run.event(leased)
+    event.was_leased = event.at + HOUR
+
+
+@forges("given before it was due")
+def _(run: Forger) -> None:
+    event = run.event(popped)
+    event.due = event.at + HOUR
+
+
+@forges("ended, and held by nobody")
+def _(run: Forger) -> None:
+    run.event(acked).was_leased = None
+
+
+@forges("not in the table, nor said to be gone")
+def _(run: Forger) -> None:
+    run.tables.rows.pop()
+
+
+@forges("in the table, and not in the audit")
+def _(run: Forger) -> None:
+    job = run.tables.rows[0].job
+    run.tables.events = [event for event in run.tables.events if event.job != job]
+
+
+@forges("other in the table than in the audit")
+def _(run: Forger) -> None:
+    run.tables.rows[0].attempts += 1
+
+
+@forges("a dead letter, though it is to be tried for ever")
+def _(run: Forger) -> None:
+    run.tables.dead.append("1: of nothing")
+
+
+@forges("left over, and given to nobody who asks")
+def _(run: Forger) -> None:
+    run.tables.stuck.append(1)
+
+
+@pytest.mark.parametrize("loss", FORGERIES)
+def test_a_loss_is_found(report: Report, loss: str) -> None:
+    forged = Forger(report)
+    FORGERIES[loss](forged)
+    found = {each.partition(": ")[0] for each in check(forged.history, forged.tables).losses}
+    assert loss in found
+
+
+def test_each_kind_of_loss_that_the_checker_knows_is_forged() -> None:
+    assert set(_known()) == set(FORGERIES)
+
+
+def _known() -> Iterator[str]:
+    """What the checker yields, with the name of a loss first, itself or by `_all`."""
+    for node in ast.walk(ast.parse(inspect.getsource(checker))):
+        named: ast.expr | None = None
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
+            named = node.value.elts[0]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_all":
+            named = node.args[0]
+        if isinstance(named, ast.Constant):
+            yield str(named.value)

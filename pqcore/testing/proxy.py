@@ -1,13 +1,15 @@
 """A proxy between a driver and the server that can go silent, as a network does, and come back.
 
 On loopback, with two threads a connection.  A connection that is *stalled* stays open, and
-nothing passes: what was sent is taken, and goes nowhere.
+nothing passes: what was sent is taken, and goes nowhere.  One that is *slow* passes everything,
+late and in small pieces.
 """
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
@@ -22,7 +24,9 @@ class _Link:
         self._ends = (client, server)
         self._proxy = proxy
         self._stalled = threading.Event()
-        self._unanswered = False
+        self._unanswered = self._torn = False
+        self._counting = threading.Lock()
+        self._passing = 2
         for source, sink in ((client, server), (server, client)):
             threading.Thread(target=self._pass, args=(source, sink), name="proxy-link", daemon=True).start()
 
@@ -36,11 +40,26 @@ class _Link:
                     if cut is not None and not cut.answered:
                         break
                     self._unanswered = cut is not None
+                    self._torn = cut is not None and cut.torn
                 elif self._unanswered:
+                    if self._torn:
+                        sink.sendall(data[: len(data) // 2])
                     break
-                sink.sendall(data)
+                self._send(sink, data)
         if not self._stalled.is_set():
             self.cut()
+        with self._counting:
+            self._passing -= 1
+            over = self._passing == 0
+        if over:
+            self._proxy._forget(self)
+
+    def _send(self, sink: socket.socket, data: bytes) -> None:
+        while (pace := self._proxy._pace) is not None and data:
+            time.sleep(pace.delay)
+            sink.sendall(data[: pace.piece])
+            data = data[pace.piece :]
+        sink.sendall(data)
 
     def stall(self) -> None:
         self._stalled.set()
@@ -60,6 +79,13 @@ class _Link:
 class _Cut:
     marker: bytes
     answered: bool
+    torn: bool
+
+
+@dataclass(frozen=True)
+class _Pace:
+    delay: float
+    piece: int
 
 
 class Proxy:
@@ -74,11 +100,12 @@ class Proxy:
 
     def __init__(self, dsn: str) -> None:
         parts = urlsplit(dsn)
-        self._server = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._server = _address(dsn)
         self._lock = threading.Lock()
         self._links: list[_Link] = []
         self._silent = False
         self._cut: _Cut | None = None
+        self._pace: _Pace | None = None
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         port = self._listening.getsockname()[1]
         user = parts.netloc.rpartition("@")[0]
@@ -90,7 +117,12 @@ class Proxy:
             while True:
                 client, _ = self._listening.accept()
                 with self._lock:
-                    link = _Link(client, socket.create_connection(self._server), self)
+                    try:
+                        server = socket.create_connection(self._server)
+                    except OSError:  # it is down: the client finds the connection closed
+                        client.close()
+                        continue
+                    link = _Link(client, server, self)
                     if self._silent:
                         link.stall()
                     self._links.append(link)
@@ -112,15 +144,44 @@ class Proxy:
         with self._lock:
             self._silent = False
 
-    def cut_at(self, marker: str, *, answered: bool) -> None:
+    def slow(self, delay: float, piece: int = CHUNK) -> None:
+        """Pass everything on late, over all connections, until `quick`.
+
+        Args:
+            delay: Seconds that each piece takes, one way.
+            piece: Bytes that are passed on at a time.
+        """
+        self._pace = _Pace(delay, piece)
+
+    def quick(self) -> None:
+        """Pass everything on at once again."""
+        self._pace = None
+
+    def point(self, dsn: str) -> None:
+        """Pass connections that are made from now on to another server.
+
+        Args:
+            dsn: The server's, a URL with a host and a port.
+        """
+        with self._lock:
+            self._server = _address(dsn)
+
+    def cut_at(self, marker: str, *, answered: bool, torn: bool = False) -> None:
         """End the next connection that sends a text, once.
 
         Args:
             marker: The text, as it is sent: of a statement, or a parameter; an empty one is in all that is sent.
             answered: Whether the server receives it, and answers, which nobody hears; else it receives nothing.
+            torn: Whether half of the answer is heard.
         """
         with self._lock:
-            self._cut = _Cut(marker.encode(), answered)
+            self._cut = _Cut(marker.encode(), answered, torn)
+
+    def _forget(self, link: _Link) -> None:
+        with self._lock:
+            if link in self._links:
+                self._links.remove(link)
+        link.close()
 
     def _due(self, data: bytes) -> _Cut | None:
         """What is to be done with a connection that sends this."""
@@ -145,3 +206,8 @@ class Proxy:
         with self._lock:
             for link in self._links:
                 link.close()
+
+
+def _address(dsn: str) -> tuple[str, int]:
+    parts = urlsplit(dsn)
+    return parts.hostname or "127.0.0.1", parts.port or 5432

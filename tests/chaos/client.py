@@ -8,20 +8,26 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pqcore import PQ, AsyncPQ
-from pqcore.errors import OutcomeUnknown
+from pqcore import Dedup
+from pqcore.errors import LeaseLost, OutcomeUnknown
+from pqcore.tasks import PQ, AsyncPQ
 from pqcore.testing.portal import Blocking, Portal
 
+from .work import NAME, OPTIONS, work
+
 QUEUES = ("transaction", "lease", "pop")
-LEASE = 1.0
+LEASE = 0.7
 """Seconds of a lease: some are held for longer."""
+LATER = 1.5
+"""Seconds: jobs are scheduled for so long at most."""
+KEYS = 5
+"""Dedup keys that clients share."""
 APPLICATION = "pqcore-chaos"
-EFFECTS = "CREATE TABLE effects (token text, job_id bigint)"
-"""Where a job's effect is written, in the job's transaction."""
 
 
 class Client:
@@ -40,47 +46,80 @@ class Client:
         self._rng = random.Random(seed)
         self._name = f"{os.getpid()}-{seed}"
         self._number = 0
+        self._cancellable: list[tuple[str, str, int]] = []
         self._portal = Portal() if mode == "async" else None
         options: dict[str, Any] = {"backend": backend, "timeout": 0.05, "pool_timeout": 5}
         made = AsyncPQ(dsn, **options) if self._portal else PQ(dsn, **options)
         self._pq: Any = made if self._portal is None else Blocking(made, self._portal)
+        self._work = self._pq[NAME].task(**OPTIONS)(work)
+        self.acts: dict[Callable[[], None], int] = {
+            self.put: 3,
+            self.put_later: 1,
+            self.put_block: 2,
+            self.put_many: 1,
+            self.put_keyed: 1,
+            self.put_once: 1,
+            self.put_work: 2,
+            self.cancel: 1,
+            self.take: 4,
+            self.lease: 4,
+            self.pop: 3,
+        }
 
     def run(self) -> None:
         """Go on until killed."""
-        acts: list[Callable[[], None]] = [self.put, self.put_block, self.take, self.lease, self.pop]
+        acts, weights = list(self.acts), list(self.acts.values())
         while True:
-            self._rng.choices(acts, [3, 2, 3, 3, 2])[0]()
+            self._rng.choices(acts, weights)[0]()
 
     def _tell(self, act: str, outcome: str, **facts: Any) -> None:
         self._log.write(json.dumps({"act": act, "outcome": outcome, "client": self._name, **facts}) + "\n")
 
     def _try(
         self, act: str, do: Callable[[], Any], told: Callable[[Any], dict[str, Any]] | None = None, **facts: Any
-    ) -> Any:
+    ) -> tuple[str, Any]:
         """Do something, and write down how it ended, as it was told."""
+        outcome, found, more = "ok", None, {}
         try:
             found = do()
         except OutcomeUnknown as exc:
-            self._tell(act, "unknown", why=str(exc)[:200], **facts)
+            outcome, more = "unknown", {"why": str(exc)[:200]}
+        except LeaseLost:
+            outcome = "lost"
         except Exception as exc:  # PQError, or what a driver's cursor raises within a block
-            self._tell(act, "failed", why=f"{type(exc).__name__}: {exc}"[:200], **facts)
-            time.sleep(0.02)
+            outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc}"[:200]}
         else:
-            self._tell(act, "ok", **facts, **({} if told is None else told(found)))
-            return found
-        return None
+            more = {} if told is None else told(found)
+        self._tell(act, outcome, **{**facts, **more})
+        if outcome in ("unknown", "failed"):
+            time.sleep(0.02)
+        return outcome, found
 
-    def _token(self) -> str:
-        self._number += 1
-        return f"{self._name}-{self._number}"
+    def _tokens(self, number: int = 1) -> list[str]:
+        self._number += number
+        return [f"{self._name}-{number}" for number in range(self._number - number + 1, self._number + 1)]
+
+    # Putting
 
     def put(self) -> None:
-        queue, token = self._rng.choice(QUEUES), self._token()
+        queue, [token] = self._rng.choice(QUEUES), self._tokens()
         self._tell("put", "begun", tokens=[token])
         self._try("put", lambda: self._pq[queue].put(token), tokens=[token])
 
+    def put_later(self) -> None:
+        """Put a job that is scheduled or expected, and maybe cancel it later."""
+        queue, [token] = self._rng.choice(QUEUES), self._tokens()
+        distance = round(self._rng.uniform(0.05, LATER), 3)
+        times: dict[str, Any] = {"schedule_at": timedelta(seconds=distance)}
+        if self._rng.random() < 0.3:
+            times["expected_at"] = timedelta(seconds=5)
+        self._tell("put", "begun", tokens=[token], distance=distance)
+        _, job_id = self._try("put", lambda: self._pq[queue].put(token, **times), tokens=[token])
+        if job_id is not None:
+            self._cancellable = [*self._cancellable[-20:], (queue, token, job_id)]
+
     def put_block(self) -> None:
-        tokens = [self._token(), self._token()]
+        tokens = self._tokens(2)
 
         def block() -> None:
             with self._pq[QUEUES[0]]:
@@ -90,44 +129,121 @@ class Client:
         self._tell("put", "begun", tokens=tokens)
         self._try("put", block, tokens=tokens)
 
+    def put_many(self) -> None:
+        queue, tokens = self._rng.choice(QUEUES), self._tokens(self._rng.randint(2, 8))
+        self._tell("put", "begun", tokens=tokens)
+        self._try("put", lambda: self._pq[queue].put_many(tokens), tokens=tokens)
+
+    def put_work(self) -> None:
+        [token] = self._tokens()
+        self._tell("put", "begun", tokens=[token])
+        self._try("put", lambda: self._work(token), tokens=[token])
+
+    def put_keyed(self) -> None:
+        """Put under a key that others put under, too: one job has it at a time."""
+        key, [token] = f"shared-{self._rng.randrange(KEYS)}", self._tokens()
+        facts = {"tokens": [token], "key": key}
+        self._tell("keyed", "begun", **facts)
+        self._try("keyed", lambda: self._pq["pop"].put(token, dedup=key), lambda job: {"job": int(job)}, **facts)
+
+    def put_once(self) -> None:
+        """Put under a key of its own, again and again while it is unknown whether the last put took effect."""
+        [token] = self._tokens()
+        facts = {"tokens": [token], "key": token}
+        dedup = Dedup(token, until="1d")
+        for _ in range(5):
+            self._tell("keyed", "begun", **facts)
+            outcome, _ = self._try(
+                "keyed", lambda: self._pq["lease"].put(token, dedup=dedup), lambda job: {"job": int(job)}, **facts
+            )
+            if outcome != "unknown":
+                break
+
+    def cancel(self) -> None:
+        if not self._cancellable:
+            return
+        queue, token, job_id = self._cancellable.pop(self._rng.randrange(len(self._cancellable)))
+        self._tell("cancel", "begun", tokens=[token])
+        self._try(
+            "cancel", lambda: self._pq[queue].cancel(job_id), lambda done: {"cancelled": bool(done)}, tokens=[token]
+        )
+
+    # Taking
+
     def take(self) -> None:
-        """Take a job, and write its effect, in one transaction."""
+        """Take jobs, and write their effects, in one transaction; two take locks in the order that comes."""
         taken: list[str] = []
+        number, tallied = self._rng.choice([1, 1, 2]), self._rng.random() < 0.3
+        pause = self._rng.choice([0.0, 0.0, 0.03])
 
         def block() -> None:
             with self._pq["transaction"] as cursor:
-                job = self._pq["transaction"].get()
-                if job is not None:
+                for _ in range(number):
+                    job = self._pq["transaction"].get()
+                    if job is None:
+                        break
                     taken.append(job.data)
-                    self._effect(cursor, job.data, job.id)
-                    self._tell("take", "begun", tokens=taken)
+                    self._tell("take", "begun", tokens=[job.data])
+                    self._sql(cursor, "INSERT INTO effects VALUES ({}, {}, {})", job.data, job.id, tallied)
+                time.sleep(pause)
+                if taken and tallied:
+                    for name in self._rng.sample(["a", "b"], 2):
+                        self._sql(cursor, "UPDATE tallies SET number = number + {} WHERE name = {}", len(taken), name)
 
         self._try("take", block, tokens=taken)
 
-    def _effect(self, cursor: Any, token: str, job_id: int) -> None:
+    def _sql(self, cursor: Any, text: str, *values: Any) -> None:
+        """Run a statement of the application's own, as its driver is spoken to."""
         if self._portal is None:
-            cursor.execute("INSERT INTO effects VALUES (%s, %s)", [token, job_id])
+            cursor.execute(text.format(*["%s"] * len(values)), values)
         elif hasattr(cursor, "fetchrow"):
-            self._portal.call(lambda: cursor.execute("INSERT INTO effects VALUES ($1, $2)", token, job_id))
+            numbered = text.format(*[f"${number}" for number in range(1, len(values) + 1)])
+            self._portal.call(lambda: cursor.execute(numbered, *values))
         else:
-            self._portal.call(lambda: cursor.execute("INSERT INTO effects VALUES (%s, %s)", [token, job_id]))
+            self._portal.call(lambda: cursor.execute(text.format(*["%s"] * len(values)), values))
 
     def pop(self) -> None:
-        self._tell("pop", "begun")
-        self._try("pop", lambda: self._pq["pop"].get(), lambda job: {"tokens": [] if job is None else [job.data]})
+        n = self._rng.choice([1, 1, 3])
+        self._tell("pop", "begun", n=n)
+        self._try("pop", lambda: self._pq["pop"].get_many(n), lambda jobs: {"tokens": [job.data for job in jobs]}, n=n)
 
     def lease(self) -> None:
-        queue = self._pq["lease"]
-        job = self._try("lease", lambda: queue.lease(LEASE, wait=0.05))
-        if job is None:
+        """Lease jobs, and let them end in each of the ways there are."""
+        queue, n = self._pq["lease"], self._rng.choice([1, 1, 3])
+        self._tell("lease", "begun", n=n)
+        _, jobs = self._try("lease", lambda: queue.lease_many(n, LEASE, wait=0.05), n=n)
+        if not jobs:
             return
-        facts = {"tokens": [job.data], "attempt": job.attempts}
-        self._tell("leased", "ok", **facts)
-        time.sleep(self._rng.choice([0.0, 0.0, 0.01, 1.5 * LEASE]))
-        self._tell("ack", "begun", **facts)
-        lost = self._try("acked", lambda: queue.ack_many([job]), **facts)
-        if lost is not None:
-            self._tell("ack", "lost" if lost else "ok", **facts)
+        for job in jobs:
+            self._tell("leased", "ok", tokens=[job.data], attempt=job.attempts)
+        if self._rng.random() < 0.2:
+            self._end("extend", jobs, lambda job: queue.extend(job, LEASE))
+        time.sleep(self._rng.choice([0.0, 0.0, 0.0, 0.01, 1.5 * LEASE]))
+        how = self._rng.random()
+        if how < 0.15:
+            delay = self._rng.choice([None, timedelta(seconds=0.2)])
+            self._end("nack", jobs, lambda job: queue.nack(job, delay))
+        elif how < 0.6:
+            self._end("ack", jobs, queue.ack)
+        elif how < 0.95:
+            self._ack_all(queue, jobs)
+
+    def _end(self, act: str, jobs: Sequence[Any], do: Callable[[Any], Any]) -> None:
+        for job in jobs:
+            facts = {"tokens": [job.data], "attempt": job.attempts}
+            for _ in range(2):  # again, if it is unknown whether it took effect
+                self._tell(act, "begun", **facts)
+                outcome, _ = self._try(act, lambda job=job: do(job), **facts)  # type: ignore[misc]
+                if outcome != "unknown":
+                    break
+
+    def _ack_all(self, queue: Any, jobs: Sequence[Any]) -> None:
+        facts = [{"tokens": [job.data], "attempt": job.attempts} for job in jobs]
+        for each in facts:
+            self._tell("ack", "begun", **each)
+        outcome, lost = self._try("ack_many", lambda: [job.data for job in queue.ack_many(jobs)])
+        for each in facts:
+            self._tell("ack", outcome if lost is None else "lost" if each["tokens"][0] in lost else "ok", **each)
 
 
 if __name__ == "__main__":

@@ -1,126 +1,160 @@
-"""A run: a server, a proxy, clients of all backends, faults, and the verdict."""
+"""A run: a server, a proxy, clients and workers of all backends, faults, and the verdict."""
 
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import psycopg
 
-from pqcore import PQ
 from pqcore.testing.proxy import Proxy
 from pqcore_backends.embedded import EmbeddedServer
 
-from .checker import Verdict, check, read
-from .client import APPLICATION, EFFECTS
-from .faults import Faults
+from . import tables
+from .checker import Entry, Verdict, check, read
+from .client import APPLICATION, LATER, LEASE, QUEUES
+from .crew import WORKER, WORKERS_LEASE, Clients
+from .disk import SETTINGS as DISK_SETTINGS
+from .disk import Disks
+from .faults import SETTINGS, OfServer, chosen, of_clients, of_network
+from .work import NAME
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTLE = 5.0
 """Seconds without faults at the end, in which clients go on."""
+PATIENCE = 60.0
+"""Seconds in which the server has noticed that clients are gone."""
 BACKENDS = (("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async"), ("psycopg2", "blocking"))
 
 
-class Clients:
-    """The processes; one that dies has another take its place."""
+@dataclass
+class Report:
+    """What came of a run.
 
-    def __init__(self, dsn: str, folder: Path, rng: random.Random) -> None:
-        self._dsn = dsn
-        self._folder = folder
-        self._rng = rng
-        self._running: list[tuple[tuple[str, str], subprocess.Popen[bytes]]] = []
-        self.logs: list[Path] = []
+    Attributes:
+        verdict: What the checker found.
+        injected: How often each fault was injected.
+        missing: The faults that cannot be injected here, and why.
+        history: What clients were told.
+        found: What is in the tables.
+    """
 
-    def hire(self, kind: tuple[str, str]) -> None:
-        log = self._folder / f"client-{len(self.logs)}.jsonl"
-        self.logs.append(log)
-        command = [
-            sys.executable,
-            "-m",
-            "tests.chaos.client",
-            *kind,
-            self._dsn,
-            str(log),
-            str(self._rng.randrange(10**9)),
-        ]
-        self._running.append((kind, subprocess.Popen(command, cwd=ROOT)))
-
-    def kill_one(self) -> None:
-        kind, process = self._running.pop(self._rng.randrange(len(self._running)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        self.hire(kind)
-
-    def fallen(self) -> list[str]:
-        """The clients that ended by themselves, which none does."""
-        return [
-            f"{kind[0]} ({kind[1]}): exit code {process.poll()}" for kind, process in self._running if process.poll()
-        ]
-
-    def stop(self) -> None:
-        for _, process in self._running:
-            process.kill()
-            process.wait()
+    verdict: Verdict = field(default_factory=Verdict)
+    injected: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, str] = field(default_factory=dict)
+    history: list[Entry] = field(default_factory=list)
+    found: tables.Tables | None = None
 
 
 def run(
-    seconds: float, seed: int, backends: Sequence[tuple[str, str]] = BACKENDS, told: Callable[[str], None] = print
-) -> tuple[Verdict, Counter[str]]:
+    seconds: float,
+    seed: int,
+    backends: Sequence[tuple[str, str]] = BACKENDS,
+    told: Callable[[str], None] = print,
+    *,
+    settle: float = SETTLE,
+    only: Sequence[str] = (),
+) -> Report:
     """Run, and check.
 
     Args:
         seconds: How long faults are injected.
         seed: Which, and what clients do.
-        backends: One client of each.
+        backends: One client of each, and one worker of each kind.
         told: Hears of each fault.
-
-    Returns:
-        The verdict, and how often each fault was injected.
+        settle: Seconds without faults at the end.
+        only: Parts of the names of the faults that are injected; all of them, if empty.
     """
     rng = random.Random(seed)
-    injected: Counter[str] = Counter()
-    with EmbeddedServer() as server, tempfile.TemporaryDirectory() as folder:
-        with PQ(server.dsn()) as pq:
-            pq.create()
-        with psycopg.connect(server.dsn()) as connection:
-            connection.execute(EFFECTS)
-        proxy = Proxy(server.dsn())
-        dsn = f"{proxy.dsn}?{urlencode({'application_name': APPLICATION})}"
-        clients = Clients(dsn, Path(folder), rng)
-        faults = Faults(server, proxy, clients.kill_one, rng)
+    report = Report()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(EmbeddedServer(settings={**SETTINGS, **DISK_SETTINGS}))
+        disks = None
         try:
-            for kind in backends:
-                clients.hire(kind)
-            time.sleep(1.0)
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                kind_of_fault = faults.choose()
-                told(kind_of_fault)
-                faults.kinds[kind_of_fault]()
-                injected[kind_of_fault] += 1
-                time.sleep(rng.uniform(0.02, 0.4))
-            time.sleep(SETTLE)
-            fallen = clients.fallen()
-        finally:
-            clients.stop()
-            proxy.close()
-        _idle(server.dsn())
-        verdict = check(read(clients.logs), server.dsn())
-        verdict.losses += [f"a client fell: {each}" for each in fallen]
-    return verdict, injected
+            disks = stack.enter_context(Disks(server))
+        except OSError as exc:
+            report.missing |= {f"the disk of the {which} full": str(exc) for which in ("tables", "log")}
+        else:
+            stack.callback(server.stop)  # before its disks are taken away
+        tables.make(server.dsn())
+        proxy = Proxy(server.dsn())
+        stack.callback(proxy.close)
+        clients = Clients(lambda: named(proxy.dsn), folder, rng)
+        stack.callback(clients.stop)
+        kinds = {
+            **of_network(proxy, rng),
+            **of_clients(clients, report.missing),
+            **OfServer(server, disks, rng).kinds,
+        }
+        kinds = {name: inject for name, inject in kinds.items() if not only or any(part in name for part in only)}
+        hire(clients, backends)
+        faults = chosen(kinds, rng)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            fault = next(faults)
+            told(fault)
+            kinds[fault]()
+            report.injected[fault] += 1
+            time.sleep(rng.uniform(0.02, 0.4))
+        time.sleep(settle)
+        judge(report, clients, server.dsn(), proxy)
+    return report
+
+
+def named(dsn: str) -> str:
+    """The address of clients, who say that they are such."""
+    parts = urlsplit(dsn)
+    hosts = parts.netloc.rpartition("@")[2]
+    query = urlencode({"application_name": APPLICATION})
+    return urlunsplit(
+        parts._replace(netloc=f"{tables.ROLE}@{hosts}", query="&".join(filter(None, [parts.query, query])))
+    )
+
+
+def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
+    """Start a client of each kind, and a worker of each backend, and wait until they are at work."""
+    backends = list(backends)
+    for backend, mode in backends:
+        clients.hire(backend, mode)
+    for backend in sorted({backend for backend, _ in backends}):
+        clients.hire(backend, WORKER)
+    until = time.monotonic() + PATIENCE
+    while not all(log.stat().st_size for log in clients.logs):
+        if time.monotonic() > until:
+            raise TimeoutError(f"clients did not begin: {clients.fallen()}")
+        time.sleep(0.02)
+
+
+def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy) -> None:
+    """Stop the clients, and hold what they were told against what is there."""
+    fallen = clients.fallen()
+    clients.stop()
+    for proxy in proxies:
+        proxy.cut()
+    _idle(dsn)
+    report.history, report.found = read(clients.logs), tables.read(dsn)
+    report.found.stuck = tables.drain(dsn, [*QUEUES, NAME], max(LEASE, LATER, WORKERS_LEASE) + 1)
+    report.verdict = check(report.history, report.found)
+    report.verdict.losses += [f"a client fell: {each}" for each in fallen]
 
 
 def _idle(dsn: str) -> None:
-    """Wait until the server has noticed that the clients are gone, and what they had begun is over."""
+    """Wait until the server has noticed that the clients are gone, and what they had begun is over.
+
+    Raises:
+        TimeoutError: It has not in a minute.
+    """
+    until = time.monotonic() + PATIENCE
     with psycopg.connect(dsn, autocommit=True) as connection:
-        statement = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-        while connection.execute(statement, [APPLICATION]).fetchone() != (0,):
+        statement = "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s"
+        while left := connection.execute(statement, [APPLICATION]).fetchall():
+            if time.monotonic() > until:
+                raise TimeoutError(f"the server has not noticed that clients are gone: {left}")
             time.sleep(0.05)

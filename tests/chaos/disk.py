@@ -1,0 +1,105 @@
+"""Disks of a few megabytes that a run's server writes to, to be filled up and emptied again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pqcore_backends.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
+"""Of a server whose log of writes is on a small disk."""
+TABLES, LOG = 256, 160
+"""Megabytes of each disk."""
+_PIECE = b"\0" * 2**16
+
+
+class Disk:
+    """A file system in memory.
+
+    Args:
+        size: Megabytes.
+
+    Raises:
+        OSError: It cannot be mounted here, for which one has to be root.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pqcore-disk-", dir="/tmp"))
+        self._ballast = self.folder / "ballast"
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        if self._libc.mount(b"tmpfs", bytes(self.folder), b"tmpfs", 0, f"size={size}m,mode=0711".encode()):
+            error = ctypes.get_errno()
+            self.folder.rmdir()
+            raise OSError(error, f"a disk cannot be mounted: {os.strerror(error)}")
+
+    def fill(self) -> None:
+        """Leave no room on it."""
+        with suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
+            while True:
+                ballast.write(_PIECE)
+
+    def empty(self) -> None:
+        """Make room again."""
+        self._ballast.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Take it away, used or not."""
+        self._libc.umount2(bytes(self.folder), 2)  # MNT_DETACH
+        self.folder.rmdir()
+
+
+class Disks:
+    """Where a server has its tables, and its log of writes.
+
+    Args:
+        server: The server, which is started, and is restarted.
+
+    Raises:
+        OSError: They cannot be mounted here.
+    """
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        with ExitStack() as stack:
+            self.tables, self.log = Disk(TABLES), Disk(LOG)
+            stack.callback(self.tables.close)
+            stack.callback(self.log.close)
+            self._place(server)
+            self._disks = stack.pop_all()
+
+    def _place(self, server: EmbeddedServer) -> None:
+        owner = server.data_dir.stat()
+        folders = [disk.folder / "data" for disk in (self.tables, self.log)]
+        for folder in folders:
+            folder.mkdir(mode=0o700)
+            os.chown(folder, owner.st_uid, owner.st_gid)
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(f"CREATE TABLESPACE small LOCATION '{folders[0]}'")
+            connection.execute("ALTER DATABASE postgres SET default_tablespace = 'small'")
+        server.kill()
+        wal = server.data_dir / "pg_wal"
+        shutil.copytree(wal, folders[1], dirs_exist_ok=True)
+        for path in (folders[1], *folders[1].rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        shutil.rmtree(wal)
+        wal.symlink_to(folders[1])
+        server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._disks.close()

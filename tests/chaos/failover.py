@@ -1,0 +1,167 @@
+"""A primary with a synchronous standby: it is killed, the standby promoted, and a new one made, time and again."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+from pqcore.testing.proxy import Proxy
+from pqcore_backends.embedded import EmbeddedServer
+
+from . import tables
+from .crew import Clients
+from .faults import chosen, of_clients, of_network
+from .run import BACKENDS, SETTLE, Report, hire, judge, named
+
+PATIENCE = 60.0
+"""Seconds for which a standby is waited for."""
+SETTINGS = {"synchronous_standby_names": "*", "deadlock_timeout": "20ms"}
+"""Of both: who was promoted answers no commit before it has a standby of its own."""
+FAILOVER = "the primary killed, its standby promoted"
+
+
+class Pair:
+    """A primary and its standby, each behind a proxy, and both behind one that leads to the primary.
+
+    Args:
+        folder: Where their data are, which whoever runs servers can reach.
+
+    Attributes:
+        primary: The primary.
+        proxies: That to the primary, whichever that is, and those to the two places of servers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        self._servers = ExitStack()
+        self.primary = self._started(self._place())
+        self.proxies = [Proxy(self.primary.dsn()) for _ in range(3)]
+        self._of_primary, self._of_standby = self.proxies[1:]
+        self._follow()
+        tables.make(self.primary.dsn())  # which waits for the standby, as all commits do
+
+    def addresses(self) -> list[str]:
+        """Where clients may find it: a place that is led to the primary, and two of which one is it."""
+        one, first, second = (urlsplit(proxy.dsn) for proxy in self.proxies)
+        hosts = ",".join(parts.netloc.rpartition("@")[2] for parts in (first, second))
+        both = first._replace(netloc=f"{tables.ROLE}@{hosts}", query="target_session_attrs=read-write")
+        return [named(urlunsplit(one)), named(urlunsplit(both))]
+
+    def fail(self) -> None:
+        """Kill the primary, promote the standby, and make a new one of it."""
+        self.primary.kill()
+        self.primary.stop()
+        self.primary = self._standby
+        _wait_for(self.primary.dsn(), "SELECT pg_promote()")
+        _wait_for(self.primary.dsn(), "SELECT NOT pg_is_in_recovery()")
+        self.proxies[0].point(self.primary.dsn())
+        self._of_primary, self._of_standby = self._of_standby, self._of_primary
+        self._follow()
+
+    def close(self) -> None:
+        """Stop all."""
+        for proxy in self.proxies:
+            proxy.close()
+        self._servers.close()
+
+    def _place(self) -> Path:
+        self._number += 1
+        return self._folder / f"data-{self._number}"
+
+    def _started(self, place: Path, **settings: str) -> EmbeddedServer:
+        return self._servers.enter_context(EmbeddedServer(data_dir=place, settings={**SETTINGS, **settings}))
+
+    def _follow(self) -> None:
+        """Copy the primary, and have the copy follow it, synchronously."""
+        place, link = self._place(), self.primary.dsn()
+        command = [
+            str(self.primary.programs / "pg_basebackup"),
+            "-D",
+            str(place),
+            "-d",
+            link,
+            "-c",
+            "fast",
+            "--no-sync",
+        ]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.primary.programs.parent / "lib")}
+        subprocess.run(command, check=True, capture_output=True, env=environment, timeout=PATIENCE)
+        (place / "standby.signal").touch()
+        self._standby = self._started(place, primary_conninfo=link)
+        self._of_standby.point(self._standby.dsn())
+        _wait_for(link, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')")
+
+
+def run(
+    seconds: float,
+    seed: int,
+    backends: Sequence[tuple[str, str]] = BACKENDS,
+    told: Callable[[str], None] = print,
+    *,
+    settle: float = SETTLE,
+    most: int = 10**6,
+) -> Report:
+    """Run, and check: what was acknowledged survives each failover.
+
+    Statements are not cancelled here, nor do they run into timeouts: the server answers a commit that is
+    interrupted while it waits for the standby as done, with a warning, though it is not there yet.
+
+    Args:
+        seconds: How long faults are injected.
+        seed: Which, and what clients do.
+        backends: One client of each, and one worker of each kind.
+        told: Hears of each fault.
+        settle: Seconds without faults at the end.
+        most: How often the primary fails, at most.
+    """
+    rng = random.Random(seed)
+    report = Report()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pqcore-pair-", dir="/tmp")))
+        folder.chmod(0o711)
+        pair = Pair(folder)
+        stack.callback(pair.close)
+        addresses = cycle(pair.addresses())
+        clients = Clients(lambda: next(addresses), folder, rng)
+        stack.callback(clients.stop)
+        kinds = of_clients(clients, report.missing)
+        for proxy in pair.proxies:
+            kinds |= {f"{name} ({proxy.dsn[-5:]})": do for name, do in of_network(proxy, rng).items()}
+        hire(clients, backends)
+        faults = chosen(kinds, rng)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pause = time.monotonic() + rng.uniform(0.5, 2.0)
+            while time.monotonic() < pause:
+                fault = next(faults)
+                told(fault)
+                kinds[fault]()
+                report.injected[fault.partition(" (")[0]] += 1
+                time.sleep(rng.uniform(0.02, 0.4))
+            if report.injected[FAILOVER] < most:
+                told(FAILOVER)
+                pair.fail()
+                report.injected[FAILOVER] += 1
+        time.sleep(settle)
+        judge(report, clients, pair.primary.dsn(), *pair.proxies)
+    return report
+
+
+def _wait_for(dsn: str, question: str) -> None:
+    until = time.monotonic() + PATIENCE
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while connection.execute(question).fetchone() != (True,):
+            if time.monotonic() > until:
+                raise TimeoutError(f"not so in {PATIENCE:.0f} s: {question}")
+            time.sleep(0.02)
