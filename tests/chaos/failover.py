@@ -20,7 +20,7 @@ from pqcore_backends.embedded import EmbeddedServer
 
 from . import tables
 from .crew import Clients
-from .faults import chosen, of_clients, of_network
+from .faults import OfServer, chosen, of_clients, of_network
 from .run import BACKENDS, SETTLE, Report, hire, judge, named
 
 PATIENCE = 60.0
@@ -114,8 +114,8 @@ def run(
 ) -> Report:
     """Run, and check: what was acknowledged survives each failover.
 
-    Statements are not cancelled here, nor do they run into timeouts: the server answers a commit that is
-    interrupted while it waits for the standby as done, with a warning, though it is not there yet.
+    Statements are not cancelled here: the server answers a commit that is cancelled while it waits for the standby as
+    done, with a warning, though it is not there yet.
 
     Args:
         seconds: How long faults are injected.
@@ -139,6 +139,7 @@ def run(
         for proxy in pair.proxies:
             kinds |= {f"{name} ({proxy.dsn[-5:]})": do for name, do in of_network(proxy, rng).items()}
         hire(clients, backends)
+        kinds["backends terminated"] = lambda: OfServer(pair.primary, None, rng).kinds["backends terminated"]()
         faults = chosen(kinds, rng)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
