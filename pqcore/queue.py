@@ -462,14 +462,19 @@ class PQ:
         """The name of the chosen backend, and why it was chosen."""
         return f"{self._engine.spec.name} ({self._engine.why})"
 
-    def create(self) -> None:
+    def create(self, *, partitions: int | None = None) -> None:
         """Make the table, or migrate it in place; does nothing if it is up to date.
 
+        Args:
+            partitions: Make it in so many partitions, in one of which each queue has all of its rows. None
+                for a table without, and for one that is there.
+
         Raises:
+            ConfigurationError: It is there, and has another number of partitions.
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        drive(managing.create(self._engine))
+        drive(managing.create(self._engine, partitions))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.

@@ -46,11 +46,18 @@ def _write_script(database: Database, table: str, statements: list[str], *, as_j
         write(f"{statement};")
 
 
-def _make(database: Database, found: int | None, *, as_json: bool, with_roles: bool = False) -> None:
+def _make(
+    database: Database,
+    found: int | None,
+    *,
+    as_json: bool,
+    with_roles: bool = False,
+    partitions: int | None = None,
+) -> None:
     table = database.table
     changed = not database.call(catalogue.is_current)
-    if changed:
-        database.call(managing.create)
+    if changed or partitions is not None:
+        database.call(managing.create, partitions)
     roles = asdict(database.call(granting.grant)) if with_roles else {}
     if as_json:
         facts = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
@@ -70,17 +77,20 @@ def _make(database: Database, found: int | None, *, as_json: bool, with_roles: b
 @click.option(
     "--roles", is_flag=True, help="Make roles that may do what producers, consumers and admins do, and no more."
 )
+@click.option("--partitions", metavar="N", type=int, help="Make it in so many partitions, by the queue's name.")
 @json_option
 @with_database
-def create(database: Database, as_sql: bool, roles: bool, as_json: bool) -> None:
+def create(database: Database, as_sql: bool, roles: bool, partitions: int | None, as_json: bool) -> None:
     """Make the table, or migrate it in place; does nothing if it is up to date."""
     if as_sql and roles:
         _write_roles(database, database.table, as_json=as_json)
         return
     if as_sql:
-        _write_script(database, database.table, database.call(catalogue.script), as_json=as_json)
+        statements = database.call(catalogue.script, partitions=partitions)
+        _write_script(database, database.table, statements, as_json=as_json)
         return
-    _make(database, database.call(catalogue.version), as_json=as_json, with_roles=roles)
+    found = database.call(catalogue.version)
+    _make(database, found, as_json=as_json, with_roles=roles, partitions=partitions)
 
 
 @click.command()

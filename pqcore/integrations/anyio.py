@@ -190,9 +190,9 @@ class ThreadedPQ:
         self.blocking = pq
         self._queues: dict[str, ThreadedQueue] = {}
 
-    async def create(self) -> None:
+    async def create(self, *, partitions: int | None = None) -> None:
         """Make the table, or migrate it in place; see `PQ.create`."""
-        await run_sync(self.blocking.create)
+        await run_sync(functools.partial(self.blocking.create, partitions=partitions))
 
     def queue(self, name: str, **options: Any) -> ThreadedQueue:
         """A queue with options of its own; see `PQ.queue`."""

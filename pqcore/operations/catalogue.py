@@ -167,7 +167,7 @@ class _Recorder:
         return self._session.usable()
 
 
-async def script(engine: Engine, *, missing: bool = True) -> list[str]:
+async def script(engine: Engine, *, missing: bool = True, partitions: int | None = None) -> list[str]:
     """The statements that `PQ.create` would run on the table as it is; none are run.
 
     The server is asked in a transaction that is read-only, and rolled back.
@@ -175,6 +175,7 @@ async def script(engine: Engine, *, missing: bool = True) -> list[str]:
     Args:
         engine: Where.
         missing: Whether the table may be missing.
+        partitions: As for `PQ.create`.
 
     Raises:
         TableMissing: It is, and may not.
@@ -195,7 +196,7 @@ async def script(engine: Engine, *, missing: bool = True) -> list[str]:
             else:
                 return []
             recorder = _Recorder(s)
-            await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep)
+            await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep, partitions)
             return recorder.statements
         finally:
             await s.rollback()

@@ -87,9 +87,16 @@ class Activity:
     oldest: float | None
 
 
-_ACTIVITY = """
-SELECT coalesce((SELECT n_tup_ins FROM pg_stat_all_tables WHERE relid = to_regclass(:table_name::text)), 0),
-  coalesce((SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = to_regclass(:table_name::text)), 0),
+# Where the rows are: in the partitions, or in the table itself.
+_STORED = """(
+  SELECT relid FROM pg_partition_tree(to_regclass(:table_name::text)) WHERE isleaf
+  UNION ALL
+  SELECT to_regclass(:table_name::text) WHERE NOT EXISTS (
+    SELECT FROM pg_partition_tree(to_regclass(:table_name::text)))
+)"""
+_ACTIVITY = f"""
+SELECT coalesce((SELECT sum(n_tup_ins)::bigint FROM pg_stat_all_tables WHERE relid IN {_STORED}), 0),
+  coalesce((SELECT sum(n_dead_tup)::bigint FROM pg_stat_all_tables WHERE relid IN {_STORED}), 0),
   (SELECT sum(numbackends)::int FROM pg_stat_database WHERE datname IS NOT NULL),
   (SELECT extract(epoch FROM clock_timestamp() - min(xact_start))::float8 FROM pg_stat_activity
    WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -537,14 +544,20 @@ async def _trigger(patient: _Patient) -> list[Finding]:
     return found or [Finding("trigger", "ok", f"trigger {name} is there, and enabled")]
 
 
-_FIGURES = """
-SELECT current_setting('autovacuum'), current_setting('track_counts'), c.reloptions,
-  s.n_live_tup, s.n_dead_tup, s.n_mod_since_analyze,
-  extract(epoch FROM clock_timestamp() - greatest(s.last_vacuum, s.last_autovacuum))::float8,
-  extract(epoch FROM clock_timestamp() - greatest(s.last_analyze, s.last_autoanalyze))::float8,
-  s.vacuum_count + s.autovacuum_count,
-  pg_relation_size(c.oid), pg_table_size(c.oid), pg_indexes_size(c.oid), c.relpages
-FROM pg_class AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid WHERE c.oid = to_regclass(:table_name::text)"""
+# Of partitions the sums; the options are those of the one that has the fewest.
+_FIGURES = f"""
+WITH stored AS (
+  SELECT c.oid, c.reloptions, c.relpages FROM pg_class AS c WHERE c.oid IN {_STORED}
+)
+SELECT current_setting('autovacuum'), current_setting('track_counts'),
+  (SELECT reloptions FROM stored ORDER BY coalesce(cardinality(reloptions), 0) LIMIT 1),
+  sum(s.n_live_tup)::bigint, sum(s.n_dead_tup)::bigint, sum(s.n_mod_since_analyze)::bigint,
+  extract(epoch FROM clock_timestamp() - max(greatest(s.last_vacuum, s.last_autovacuum)))::float8,
+  extract(epoch FROM clock_timestamp() - max(greatest(s.last_analyze, s.last_autoanalyze)))::float8,
+  sum(s.vacuum_count + s.autovacuum_count)::bigint,
+  sum(pg_relation_size(c.oid))::bigint, sum(pg_table_size(c.oid))::bigint, sum(pg_indexes_size(c.oid))::bigint,
+  sum(c.relpages)::bigint
+FROM stored AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid"""
 _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_threshold")
 
 
@@ -598,7 +611,7 @@ async def _bloat(patient: _Patient) -> list[Finding]:
     rows = await patient.ask(
         "index_sizes",
         "SELECT c.relname::text, pg_relation_size(c.oid), c.reltuples::float8 FROM pg_index AS i"
-        " JOIN pg_class AS c ON c.oid = i.indexrelid WHERE i.indrelid = to_regclass(:table_name::text)",
+        f" JOIN pg_class AS c ON c.oid = i.indexrelid WHERE i.indrelid IN {_STORED}",
     )
     details = {"live": live, "dead": dead, "table": whole, "indexes": indexes}
     found = []
@@ -629,6 +642,14 @@ def _size(number: float) -> str:
 # Plans
 
 
+_WHOLE = """
+SELECT part.relname::text, whole.relname::text FROM (
+  SELECT to_regclass(:table_name::text)::oid AS oid
+  UNION ALL SELECT indexrelid FROM pg_index WHERE indrelid = to_regclass(:table_name::text)
+) AS ours CROSS JOIN LATERAL pg_partition_tree(ours.oid) AS tree
+JOIN pg_class AS part ON part.oid = tree.relid JOIN pg_class AS whole ON whole.oid = ours.oid"""
+
+
 async def _plans(patient: _Patient) -> list[Finding]:
     queues = list(patient.queues)
     if not queues:
@@ -636,13 +657,15 @@ async def _plans(patient: _Patient) -> list[Finding]:
         most = sorted(rows, key=lambda row: sum(row[index] for index in (1, 2, 3, 5)), reverse=True)
         queues = [row[0] for row in most[:QUEUES] if row[0] is not None] or ["pqcore doctor"]
     pages = (await patient.table())[12]
+    # What is named in a plan is a partition, or an index of one.
+    whole = {row[0]: row[1] for row in await patient.ask("partitions", _WHOLE)}
     found: list[Finding] = []
     takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]
     for queue in queues:
         for query in (*takes, patient.s.sql.why_empty):
             for mode in ("custom", "generic"):
                 plan = await _explained(patient.s, query, {"q_name": queue, "lease": 60.0}, mode)
-                found += _judged(patient, queue, query, mode, plan, few=pages <= FEW_PAGES)
+                found += _judged(patient, queue, query, mode, plan, whole, few=pages <= FEW_PAGES)
     if found:
         return found
     names = ", ".join(patient.bare(name) for name in ("urgent_index", "ready_index", "hidden_index"))
@@ -680,16 +703,17 @@ def _literal(value: object) -> str:
     return repr(value)
 
 
-def _judged(patient: _Patient, queue: str, query: Query, mode: str, plan: Any, *, few: bool) -> Iterator[Finding]:
+def _judged(
+    patient: _Patient, queue: str, query: Query, mode: str, plan: Any, whole: Mapping[str, str], *, few: bool
+) -> Iterator[Finding]:
     nodes = list(_nodes(plan))
     table = patient.engine.names.table
     wanted = {patient.bare(name) for name in ("ready_index", "urgent_index", "hidden_index")}
     if query.name == "why_empty":
         wanted.discard(patient.bare("urgent_index"))
-    used = {node["Index Name"] for node in nodes if _in_order(node)}
-    scans = sorted(
-        {node["Node Type"] for node in nodes if node.get("Relation Name") == table and "Seq" in node["Node Type"]}
-    )
+    used = {whole.get(node["Index Name"], node["Index Name"]) for node in nodes if _in_order(node)}
+    read = [(node["Node Type"], node.get("Relation Name")) for node in nodes]
+    scans = sorted({kind for kind, name in read if "Seq" in kind and whole.get(name, name) == table})
     details = {
         "queue": queue,
         "statement": query.name,

@@ -128,10 +128,10 @@ async def in_slices(engine: Engine, statement: str, values: Mapping[str, object]
         after = last
 
 
-async def create(engine: Engine) -> None:
-    """Make the table, or migrate it."""
+async def create(engine: Engine, partitions: int | None = None) -> None:
+    """Make the table, in so many partitions, or migrate it."""
 
     async def work(s: CoreSession) -> None:
-        await schema.create(s, engine.names, engine.runtime.sleep)
+        await schema.create(s, engine.names, engine.runtime.sleep, partitions)
 
     await engine.migrate(work)

@@ -25,8 +25,9 @@ from functools import lru_cache, partial
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
-from pqcore.errors import SchemaOutdated, SchemaTooNew, TableMissing, TransientError
+from pqcore.errors import ConfigurationError, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
 from pqcore.identifiers import unquoted
+from pqcore.schema.partitions import Partitions
 from pqcore.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
@@ -144,22 +145,37 @@ async def _needed(session: CoreSession, names: TableName) -> int:
     return int(number)
 
 
-async def create(session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]) -> None:
+async def create(
+    session: CoreSession,
+    names: TableName,
+    sleep: Callable[[float], Awaitable[None]],
+    partitions: int | None = None,
+) -> None:
     """Make the table, or bring it up to the latest version; does nothing if it is there.
 
     Inside of a transaction of the caller's it is part of that; then indexes of a
     table with rows are built while it is locked.
 
+    Args:
+        session: Where.
+        names: The table.
+        sleep: How to wait.
+        partitions: In how many partitions it is made; None for a table without, and for one that is there.
+
     Raises:
+        ConfigurationError: It is there, and has another number of partitions.
         SchemaTooNew: The table was made by a newer pqcore, which says that this one cannot work on it.
         TransientError: The table was in use for too long; call it again.
     """
+    wanted = Partitions((), made=False) if partitions is None else Partitions.new(names, partitions)
     found = await version(session, names)
+    if found is not None and partitions is not None:
+        await _check_partitions(session, names, partitions)
     if found is not None and found >= latest():
         await _check(session, names, found)
         return
     if session.in_transaction():
-        await _apply_all(session, names)
+        await _apply_all(session, names, wanted)
         return
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
@@ -167,13 +183,15 @@ async def create(session: CoreSession, names: TableName, sleep: Callable[[float]
     while (await session.execute(plain("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
         await sleep(0.05)
     try:
-        await _migrate(session, names, sleep)
+        await _migrate(session, names, sleep, wanted)
     finally:
         if session.usable():
             await session.execute(plain("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
 
 
-async def _migrate(session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]) -> None:
+async def _migrate(
+    session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
+) -> None:
     """Make or migrate the table outside of a transaction of the caller's; nobody else does meanwhile."""
 
     async def has_rows() -> bool:
@@ -185,7 +203,7 @@ async def _migrate(session: CoreSession, names: TableName, sleep: Callable[[floa
 
     in_use = await version(session, names) is not None and await short(has_rows)  # to look may take a wait for a lock
     if not in_use:
-        await short(partial(_apply_all, session, names))
+        await short(partial(_apply_all, session, names, partitions))
         return
     found = await version(session, names) or 0
     if found > latest():
@@ -243,13 +261,15 @@ async def _transaction(session: CoreSession) -> AsyncIterator[None]:
     await session.commit()
 
 
-async def _apply_all(session: CoreSession, names: TableName) -> None:
+async def _apply_all(session: CoreSession, names: TableName, partitions: Partitions) -> None:
     await _lock_schema(session, names)
-    found = await version(session, names) or 0
-    if found > latest():
+    found = await version(session, names)
+    if found is not None:
+        partitions = await _partitions(session, names)
+    if found is not None and found > latest():
         await _check(session, names, found)
-    for number in range(found + 1, latest() + 1):
-        await _apply(session, names, number)
+    for number in range((found or 0) + 1, latest() + 1):
+        await _apply(session, names, number, partitions)
 
 
 async def _lock_schema(session: CoreSession, names: TableName) -> None:
@@ -263,10 +283,30 @@ async def _lock_schema(session: CoreSession, names: TableName) -> None:
 
 async def _apply_alone(session: CoreSession, names: TableName, number: int) -> None:
     await _lock_schema(session, names)
-    await _apply(session, names, number)
+    await _apply(session, names, number, await _partitions(session, names))
 
 
-async def _apply(session: CoreSession, names: TableName, number: int) -> None:
+async def _partitions(session: CoreSession, names: TableName) -> Partitions:
+    """The partitions of a table that is there; none if it has none."""
+    sql = (
+        "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass("
+        f"{_literal(str(names))})) AS part JOIN pg_class AS c ON c.oid = part.relid"
+        " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE part.isleaf AND c.relispartition ORDER BY c.relname"
+    )
+    return Partitions(tuple(row[0] for row in await session.execute(plain("partitions", sql))), made=True)
+
+
+async def _check_partitions(session: CoreSession, names: TableName, wanted: int) -> None:
+    number = len((await _partitions(session, names)).names)
+    if number != wanted:
+        msg = (
+            f"table {names} is there, with {number or 'no'} partitions, and not {wanted}: that is decided when a table"
+            " is made; make another one, and move what waits there"
+        )
+        raise ConfigurationError(msg)
+
+
+async def _apply(session: CoreSession, names: TableName, number: int, partitions: Partitions) -> None:
     if number == 1 and names.schema is not None:
         schema = _literal(names.schema)
         [[exists]] = await session.execute(
@@ -278,14 +318,16 @@ async def _apply(session: CoreSession, names: TableName, number: int) -> None:
     if number == INDEXES:
         await _drop_invalid(session, names)
     for statement in migrations()[number - 1]:
-        await session.execute(_query(names, f"migration {number}", statement, rows=False))
+        for each in partitions.statements(statement):
+            await session.execute(_query(names, f"migration {number}", each, rows=False))
     await _record(session, names, number)
 
 
 async def _build_indexes(session: CoreSession, names: TableName) -> None:
     await _drop_invalid(session, names, "CONCURRENTLY")
+    alone = not (await _partitions(session, names)).names  # else the server has it locked meanwhile
     for statement in migrations()[INDEXES - 1]:
-        await session.execute(_query(names, f"migration {INDEXES}", statement, rows=False, concurrently=True))
+        await session.execute(_query(names, f"migration {INDEXES}", statement, rows=False, concurrently=alone))
     await _record(session, names, INDEXES)
 
 

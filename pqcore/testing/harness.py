@@ -28,7 +28,7 @@ from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import prepared, with_options
+from pqcore.testing.server import partitions, prepared, with_options
 from pqcore.worker import Worker
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Harness:
         if isinstance(target, str):
             self._stack.callback(pq.close)
         if create:
-            pq.create()
+            pq.create(partitions=partitions())
         return pq
 
     def queue(self, name: str = "q", **options: Any) -> Any:

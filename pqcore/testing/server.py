@@ -38,6 +38,16 @@ def prepared() -> bool:
         return True
 
 
+@cache
+def partitions() -> int | None:
+    """In how many partitions tables are made: ``PQCORE_TEST_PARTITIONS``; None for tables without."""
+    said = os.environ.get("PQCORE_TEST_PARTITIONS", "")
+    if said and not said.isdecimal():
+        msg = f"PQCORE_TEST_PARTITIONS is to be a number, not {said!r}"
+        raise ConfigurationError(msg)
+    return int(said) if said else None
+
+
 @contextmanager
 def server() -> Iterator[tuple[str, str]]:
     """A running server.
