@@ -107,7 +107,11 @@ class PsycopgSession(_Common):
         return self.usable()
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+        try:
+            cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+        except psycopg.OperationalError:
+            self._bury()
+            raise
         return cursor.fetchall() if query.rows else ()
 
     def begin(self) -> None:
@@ -120,7 +124,9 @@ class PsycopgSession(_Common):
         failed = self._failed()
         try:
             self.connection.commit()
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, psycopg.OperationalError):
+                self._bury()
             self._end()
             raise
         if not self._flip(autocommit=True):
@@ -138,6 +144,11 @@ class PsycopgSession(_Common):
     def _end(self) -> None:
         if self.usable() and not self.in_transaction() and not self._flip(autocommit=True):
             self.connection.autocommit = True
+
+    def _bury(self) -> None:
+        """Close what psycopg has found cut off, while a statement was under way, and has not closed."""
+        if self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            self.connection.pgconn.finish()
 
     def listen(self, channel: str) -> None:
         self._collect()
