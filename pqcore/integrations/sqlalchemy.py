@@ -83,7 +83,7 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
         raise ConfigurationError(msg)
     arguments = _arguments(plain)
     unprepared = ("statement_cache_size", 0) in arguments.items() or ("prepare_threshold", None) in arguments.items()
-    options = {"prepared": not unprepared, "backend": driver, **options}
+    options = {"prepared": False if unprepared else None, "backend": driver, **options}
     dsn = _DSN[driver](arguments)
     return AsyncPQ(dsn, **options) if asynchronous else PQ(dsn, **options)
 

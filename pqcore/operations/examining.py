@@ -290,8 +290,8 @@ async def _clocks(patient: _Patient) -> list[Finding]:
 
 
 _POOLER = (
-    "connect to the server itself, or to a pooler in session mode; else PQ(dsn, prepared=False),"
-    " and waiters poll (poll_interval)"
+    "connect to the server itself, or to a pooler in session mode with PQ(dsn, prepared=True); else waiters poll"
+    " (poll_interval), and PQ(dsn, prepared=False) says so"
 )
 
 

@@ -79,7 +79,7 @@ class DjangoPQ(PQ):
             lender,
             table=names.table,
             schema=names.schema,
-            prepared=not lender.behind_a_pooler if prepared is None else prepared,
+            prepared=False if prepared is None and lender.behind_a_pooler else prepared,
             **configuration.options,
         )
         self.lender = lender
