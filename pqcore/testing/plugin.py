@@ -113,9 +113,9 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Harn
     for marker in request.node.iter_markers("requires"):
         capability = marker.args[0]
         if capability not in spec.capabilities:
-            request.node.pqcore_missing = capability
+            request.node.pqcore_missing = capability.name
             pytest.skip(f"not offered: {capability.name}: {spec.missing[capability]}")
-    made = Harness(spec, pqcore_server)
+    made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what))
     yield made
     made.close()
 

@@ -86,7 +86,7 @@ class Report:
             self._results[key] = "failed"
         elif result.skipped:
             missing = getattr(item, "pqcore_missing", None)
-            self._results[key] = "skipped" if missing is None else f"not offered: {missing.name}"
+            self._results[key] = "skipped" if missing is None else f"not offered: {missing}"
         elif result.when == "call":
             self._results.setdefault(key, "passed")
 

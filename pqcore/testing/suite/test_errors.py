@@ -355,6 +355,7 @@ def test_errors_go_by_sqlstate(harness: Harness, sqlstate: str, kind: type[Datab
 
 
 def test_a_statement_timeout_is_told(harness: Harness) -> None:
+    harness.needs_sessions()
     connection, blocker = harness.connect(), harness.connect()
     queue = harness.pq(connection.raw)["q"]
     connection.sql("SET statement_timeout = '50ms'", rows=False)
@@ -370,6 +371,7 @@ def test_a_statement_timeout_is_told(harness: Harness) -> None:
 
 
 def test_a_lock_timeout_is_transient(harness: Harness) -> None:
+    harness.needs_sessions()
     connection, blocker = harness.connect(), harness.connect()
     queue = harness.pq(connection.raw)["q"]
     job_id = queue.put("old")
@@ -384,6 +386,7 @@ def test_a_lock_timeout_is_transient(harness: Harness) -> None:
 
 
 def test_a_deadlock_is_transient(harness: Harness) -> None:
+    harness.needs_sessions()
     mine, theirs = harness.connect(), harness.connect()
     mine.sql("SET deadlock_timeout = '10ms'", rows=False)
     theirs.sql("SET deadlock_timeout = '1min'", rows=False)  # so that it is we who are found
@@ -418,6 +421,7 @@ def test_a_deadlock_is_transient(harness: Harness) -> None:
 
 
 def test_a_serialization_failure_is_transient(harness: Harness) -> None:
+    harness.needs_sessions()
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     job_id = queue.put("old")
@@ -431,6 +435,7 @@ def test_a_serialization_failure_is_transient(harness: Harness) -> None:
 
 
 def test_a_role_without_rights_is_told(harness: Harness) -> None:
+    harness.needs_sessions()
     role = f"{harness.schema}_role"
     connection = harness.connect()
     pq = harness.pq(connection.raw)

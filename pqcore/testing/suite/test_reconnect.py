@@ -27,6 +27,7 @@ def cut(harness: Harness) -> int:
     hit in the middle of that.  After that a moment passes: a backend need not ask
     a connection that answered just before.
     """
+    harness.needs_sessions()
     rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
     assert rows, "there was no connection to cut"
     waiting = harness.waiting()
@@ -240,6 +241,7 @@ def test_a_transaction_of_the_callers_that_is_lost_is_told(harness: Harness) -> 
 
 
 def test_a_waiter_on_the_callers_connection_is_told(harness: Harness) -> None:
+    harness.needs_sessions()
     queue = harness.pq(harness.connect().raw, poll_interval=PATIENCE)["q"]
     looked = f"FROM pg_stat_activity WHERE application_name = '{harness.application}' AND query_start > "
     [[before]] = harness.sql("SELECT clock_timestamp()::text")

@@ -569,6 +569,7 @@ def test_an_interrupted_migration_is_completed_in_a_transaction(harness: Harness
 
 
 def test_an_index_build_that_was_cut_is_done_again(harness: Harness) -> None:
+    harness.needs_sessions()
     make_pq_table(harness)
     harness.pq()
     forget_versions(harness, above=schema.INDEXES - 1)

@@ -97,6 +97,7 @@ def together(harness: Harness, *works: Callable[[], Any]) -> list[Any]:
 
 def end_connections(harness: Harness) -> None:
     """Have the server end those there are; a pool may open others by itself."""
+    harness.needs_sessions()
     where = f"pg_stat_activity WHERE application_name = '{harness.application}'"
     pids = [str(pid) for pid, _ in harness.sql(f"SELECT pid, pg_terminate_backend(pid) FROM {where}")]
     assert pids
@@ -663,6 +664,7 @@ def test_a_connection_that_the_server_ended_is_told_of(harness: Harness) -> None
     for _ in range(4):  # the driver may have noticed, or not
         connection = harness.connect()
         queue = harness.pq(connection.raw, create=False)["q"]
+        connection.sql("SELECT 1")  # a pooler gives it a session with its first statement
         end_connections(harness)
         with pytest.raises(ConnectionLost):
             queue.put(1)

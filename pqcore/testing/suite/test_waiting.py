@@ -100,6 +100,7 @@ def waiter(
 
 def others(harness: Harness) -> list[int]:
     """The server's process ids of the test's connections on which nobody waits."""
+    harness.needs_sessions()
     rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
     waiting = harness.waiting()
     return [pid for [pid] in rows if pid not in waiting]
@@ -115,6 +116,7 @@ def cut(harness: Harness, pids: list[int]) -> None:
 
 def silent(harness: Harness) -> Connection:
     """A connection whose inserts notify nobody."""
+    harness.needs_sessions()
     connection = harness.connect()
     connection.sql("SET pqcore.notify = 'off'", rows=False)
     return connection
@@ -607,6 +609,7 @@ class Ear:
 
 def putter(harness: Harness, setting: str | None) -> Connection:
     """A connection with a setting of ``pqcore.notify``, if any."""
+    harness.needs_sessions()
     connection = harness.connect()
     if setting is not None:
         connection.sql(f"SET pqcore.notify = '{setting}'", rows=False)
