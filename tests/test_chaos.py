@@ -113,6 +113,11 @@ def popped(event: Event) -> bool:
     return event.queue == "pop" and event.over and event.attempts > event.was_attempts
 
 
+@forges("an error that is none of pqcore's")
+def _(run: Forger) -> None:
+    run.told("put", "ok").update(outcome="failed", why="TypeError: of a driver's", foreign=True)
+
+
 @forges("put, acknowledged, and not there")
 def _(run: Forger) -> None:
     run.forget(run.told("put", "ok")["tokens"][0])

@@ -49,7 +49,11 @@ def main(
 def show(console: Console, title: str, report: Report, seed: int) -> bool:
     """Print what came of a run; whether that is bad."""
     console.rule(title)
-    for heading, counts in (("faults injected", report.injected), ("what clients were told", report.verdict.counts)):
+    for heading, counts in (
+        ("faults injected", report.injected),
+        ("what clients were told", report.verdict.counts),
+        ("errors that they were given", report.verdict.errors),
+    ):
         table = Table(heading, "times")
         for name, number in sorted(counts.items()):
             table.add_row(name, f"{number:,}")

@@ -26,17 +26,19 @@ class Verdict:
 
     Attributes:
         counts: How often each act ended in each way, as in ``put ok``.
+        errors: The errors that clients were given, by their names.
         losses: What cannot be: empty, if all is well.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     losses: list[str] = field(default_factory=list)
 
 
 def read(logs: Iterable[Path]) -> list[Entry]:
     """What all clients wrote down; the last line of one that was killed may be half a line."""
     found = []
-    for log in logs:
+    for log in filter(Path.exists, logs):  # one that was killed at once has none
         for line in log.read_text().splitlines():
             try:
                 found.append(json.loads(line))
@@ -91,13 +93,20 @@ def check(history: Sequence[Entry], tables: Tables) -> Verdict:
     """Hold what clients were told against what is in the tables, of which no row is ever deleted but by `cancel`."""
     told = Told(history)
     verdict = Verdict(told.counts)
-    for each in (puts, effects, pops, leases, endings, cancels, keys, changes, rows):
+    for each in (errors, puts, effects, pops, leases, endings, cancels, keys, changes, rows):
         verdict.losses += [f"{what}: {which}" for what, which in each(told, tables)]
+    verdict.errors.update(entry["why"].partition(":")[0] for entry in history if "why" in entry)
     there = {event.token for event in tables.events if event.what == "INSERT"}
     unknown = told.jobs("put", "unknown")
     verdict.counts["put unknown, and there"] = len(unknown & there)
     verdict.counts["put unknown, and not there"] = len(unknown - there)
     return verdict
+
+
+def errors(told: Told, tables: Tables) -> Finding:
+    """What drivers raise within pqcore is told as an error of pqcore's."""
+    del tables
+    yield from _all("an error that is none of pqcore's", (e["why"] for e in told.history if e.get("foreign")))
 
 
 def puts(told: Told, tables: Tables) -> Finding:

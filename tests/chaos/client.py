@@ -6,52 +6,77 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pqcore import Dedup
-from pqcore.errors import LeaseLost, OutcomeUnknown
+from pqcore.errors import LeaseLost, OutcomeUnknown, PQError
 from pqcore.tasks import PQ, AsyncPQ
 from pqcore.testing.portal import Blocking, Portal
 
 from .work import NAME, OPTIONS, work
+
+T = TypeVar("T")
 
 QUEUES = ("transaction", "lease", "pop")
 LEASE = 0.7
 """Seconds of a lease: some are held for longer."""
 LATER = 1.5
 """Seconds: jobs are scheduled for so long at most."""
+THREADS = 3
+"""Of each process."""
 KEYS = 5
 """Dedup keys that clients share."""
 APPLICATION = "pqcore-chaos"
 
 
-class Client:
-    """One process's.
+class ApplicationError(Exception):
+    """What a driver raised in a statement of the application's own."""
+
+
+class Log:
+    """Where a process writes down what happened, a JSON object a line.
 
     Args:
-        backend: The backend's name.
-        mode: ``blocking`` or ``async``.
-        dsn: The server, through whatever fails.
-        log: Where it is written what happened, a JSON object a line.
+        path: The file, made now: from now on the process may be interrupted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+        self._lock = threading.Lock()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with self._lock:
+            self._file.write(json.dumps(entry) + "\n")
+
+
+class Client:
+    """One thread's; those of a process share its connections.
+
+    Args:
+        pq: The queues, which look blocking.
+        portal: What makes them look so, if they are asynchronous.
+        log: Where it is written what happened.
+        name: Its name, which no other has.
         seed: What is done.
     """
 
-    def __init__(self, backend: str, mode: str, dsn: str, log: Path, seed: int) -> None:
-        self._log = log.open("a", buffering=1)
+    def __init__(self, pq: Any, portal: Portal | None, log: Log, name: str, seed: int) -> None:
+        self._pq = pq
+        self._portal = portal
+        self._log = log
+        self._name = name
         self._rng = random.Random(seed)
-        self._name = f"{os.getpid()}-{seed}"
         self._number = 0
         self._cancellable: list[tuple[str, str, int]] = []
-        self._portal = Portal() if mode == "async" else None
-        options: dict[str, Any] = {"backend": backend, "timeout": 0.05, "pool_timeout": 5}
-        made = AsyncPQ(dsn, **options) if self._portal else PQ(dsn, **options)
-        self._pq: Any = made if self._portal is None else Blocking(made, self._portal)
         self._work = self._pq[NAME].task(**OPTIONS)(work)
+        self._interruptible = False
         self.acts: dict[Callable[[], None], int] = {
             self.put: 3,
             self.put_later: 1,
@@ -72,22 +97,47 @@ class Client:
         while True:
             self._rng.choices(acts, weights)[0]()
 
+    def interrupt(self, *_: object) -> None:
+        """As Ctrl-C is heard, but for what writes down what happened."""
+        if self._interruptible:
+            self._interruptible = False
+            raise KeyboardInterrupt
+
+    def _exposed(self, do: Callable[[], T]) -> T:
+        """Do something that may be interrupted: no beginning of a block, nor its end, which would be left open."""
+        self._interruptible = True
+        try:
+            return do()
+        finally:
+            self._interruptible = False
+
     def _tell(self, act: str, outcome: str, **facts: Any) -> None:
-        self._log.write(json.dumps({"act": act, "outcome": outcome, "client": self._name, **facts}) + "\n")
+        self._log.write({"act": act, "outcome": outcome, **facts})
 
     def _try(
-        self, act: str, do: Callable[[], Any], told: Callable[[Any], dict[str, Any]] | None = None, **facts: Any
+        self,
+        act: str,
+        do: Callable[[], Any],
+        told: Callable[[Any], dict[str, Any]] | None = None,
+        *,
+        block: bool = False,
+        **facts: Any,
     ) -> tuple[str, Any]:
         """Do something, and write down how it ended, as it was told."""
-        outcome, found, more = "ok", None, {}
+        outcome, found = "ok", None
+        more: dict[str, Any] = {}
         try:
-            found = do()
+            found = do() if block else self._exposed(do)
+        except KeyboardInterrupt:
+            outcome, more = "unknown", {"why": "KeyboardInterrupt"}
         except OutcomeUnknown as exc:
-            outcome, more = "unknown", {"why": str(exc)[:200]}
+            outcome, more = "unknown", {"why": f"{type(exc).__name__}: {exc}"[:200]}
         except LeaseLost:
             outcome = "lost"
-        except Exception as exc:  # PQError, or what a driver's cursor raises within a block
+        except (PQError, ApplicationError) as exc:
             outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc}"[:200]}
+        except Exception as exc:  # which is wrong: the checker says so
+            outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc!r}"[:500], "foreign": True}
         else:
             more = {} if told is None else told(found)
         self._tell(act, outcome, **{**facts, **more})
@@ -124,10 +174,10 @@ class Client:
         def block() -> None:
             with self._pq[QUEUES[0]]:
                 for queue, token in zip(QUEUES, tokens, strict=False):
-                    self._pq[queue].put(token)
+                    self._exposed(lambda queue=queue, token=token: self._pq[queue].put(token))  # type: ignore[misc]
 
         self._tell("put", "begun", tokens=tokens)
-        self._try("put", block, tokens=tokens)
+        self._try("put", block, block=True, tokens=tokens)
 
     def put_many(self) -> None:
         queue, tokens = self._rng.choice(QUEUES), self._tokens(self._rng.randint(2, 8))
@@ -142,19 +192,27 @@ class Client:
     def put_keyed(self) -> None:
         """Put under a key that others put under, too: one job has it at a time."""
         key, [token] = f"shared-{self._rng.randrange(KEYS)}", self._tokens()
-        facts = {"tokens": [token], "key": key}
+        facts: dict[str, Any] = {"tokens": [token], "key": key}
         self._tell("keyed", "begun", **facts)
-        self._try("keyed", lambda: self._pq["pop"].put(token, dedup=key), lambda job: {"job": int(job)}, **facts)
+        self._try(
+            "keyed",
+            lambda: self._pq["pop"].put(token, dedup=key),
+            lambda job: {"job": int(job)},
+            **facts,
+        )
 
     def put_once(self) -> None:
         """Put under a key of its own, again and again while it is unknown whether the last put took effect."""
         [token] = self._tokens()
-        facts = {"tokens": [token], "key": token}
+        facts: dict[str, Any] = {"tokens": [token], "key": token}
         dedup = Dedup(token, until="1d")
         for _ in range(5):
             self._tell("keyed", "begun", **facts)
             outcome, _ = self._try(
-                "keyed", lambda: self._pq["lease"].put(token, dedup=dedup), lambda job: {"job": int(job)}, **facts
+                "keyed",
+                lambda: self._pq["lease"].put(token, dedup=dedup),
+                lambda job: {"job": int(job)},
+                **facts,
             )
             if outcome != "unknown":
                 break
@@ -165,7 +223,10 @@ class Client:
         queue, token, job_id = self._cancellable.pop(self._rng.randrange(len(self._cancellable)))
         self._tell("cancel", "begun", tokens=[token])
         self._try(
-            "cancel", lambda: self._pq[queue].cancel(job_id), lambda done: {"cancelled": bool(done)}, tokens=[token]
+            "cancel",
+            lambda: self._pq[queue].cancel(job_id),
+            lambda done: {"cancelled": bool(done)},
+            tokens=[token],
         )
 
     # Taking
@@ -179,7 +240,7 @@ class Client:
         def block() -> None:
             with self._pq["transaction"] as cursor:
                 for _ in range(number):
-                    job = self._pq["transaction"].get()
+                    job = self._exposed(self._pq["transaction"].get)
                     if job is None:
                         break
                     taken.append(job.data)
@@ -190,22 +251,29 @@ class Client:
                     for name in self._rng.sample(["a", "b"], 2):
                         self._sql(cursor, "UPDATE tallies SET number = number + {} WHERE name = {}", len(taken), name)
 
-        self._try("take", block, tokens=taken)
+        self._try("take", block, block=True, tokens=taken)
 
     def _sql(self, cursor: Any, text: str, *values: Any) -> None:
         """Run a statement of the application's own, as its driver is spoken to."""
-        if self._portal is None:
-            cursor.execute(text.format(*["%s"] * len(values)), values)
-        elif hasattr(cursor, "fetchrow"):
-            numbered = text.format(*[f"${number}" for number in range(1, len(values) + 1)])
-            self._portal.call(lambda: cursor.execute(numbered, *values))
-        else:
-            self._portal.call(lambda: cursor.execute(text.format(*["%s"] * len(values)), values))
+        numbered = hasattr(cursor, "fetchrow")
+        statement = text.format(*[f"${place}" if numbered else "%s" for place in range(1, len(values) + 1)])
+        try:
+            if self._portal is None:
+                cursor.execute(statement, values)
+            else:
+                self._portal.call(lambda: cursor.execute(statement, *(values if numbered else (values,))))
+        except Exception as exc:
+            raise ApplicationError(f"{type(exc).__name__}: {exc}") from exc
 
     def pop(self) -> None:
         n = self._rng.choice([1, 1, 3])
         self._tell("pop", "begun", n=n)
-        self._try("pop", lambda: self._pq["pop"].get_many(n), lambda jobs: {"tokens": [job.data for job in jobs]}, n=n)
+        self._try(
+            "pop",
+            lambda: self._pq["pop"].get_many(n),
+            lambda jobs: {"tokens": [job.data for job in jobs]},
+            n=n,
+        )
 
     def lease(self) -> None:
         """Lease jobs, and let them end in each of the ways there are."""
@@ -246,7 +314,29 @@ class Client:
             self._tell("ack", outcome if lost is None else "lost" if each["tokens"][0] in lost else "ok", **each)
 
 
-if __name__ == "__main__":
-    backend, mode, dsn, log, seed = sys.argv[1:]
+def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
+    """Go on, in several threads, until killed.
+
+    Args:
+        backend: The backend's name.
+        mode: ``blocking`` or ``async``.
+        dsn: The server, through whatever fails.
+        log: Where it is written what happened.
+        seed: What is done.
+    """
     logging.getLogger("pqcore").setLevel(logging.CRITICAL)  # it warns of what is done to it
-    Client(backend, mode, dsn, Path(log), int(seed)).run()
+    portal = Portal() if mode == "async" else None
+    options: dict[str, Any] = {"backend": backend, "timeout": 0.05, "pool_timeout": 5}
+    pq: Any = PQ(dsn, **options) if portal is None else Blocking(AsyncPQ(dsn, **options), portal)
+    written = Log(Path(log))
+    clients = [
+        Client(pq, portal, written, f"{os.getpid()}-{seed}-{number}", int(seed) + number) for number in range(THREADS)
+    ]
+    signal.signal(signal.SIGINT, clients[0].interrupt)
+    for client in clients[1:]:
+        threading.Thread(target=client.run, daemon=True).start()
+    clients[0].run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -32,6 +32,7 @@ class Member:
         process: The process.
         clock: Its clock, if that can be stepped.
         complaints: What it wrote to stderr.
+        log: What it writes down; not there yet before it is at work, and nor for a worker.
     """
 
     backend: str
@@ -39,6 +40,7 @@ class Member:
     process: subprocess.Popen[bytes]
     clock: Clock | None
     complaints: Path
+    log: Path
 
 
 class Clients:
@@ -77,12 +79,11 @@ class Clients:
             command += ["--concurrency", "4", "--poll-interval", "1s", "--stall-timeout", "3s"]
         else:
             self.logs.append(log)
-            log.touch()
             seed = str(self._rng.randrange(10**9))
             command = ["tests.chaos.client", backend, mode, environment["CHAOS_DSN"], str(log), seed]
         with complaints.open("wb") as stderr:
             process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, stderr=stderr)
-        self._running.append(Member(backend, mode, process, clock, complaints))
+        self._running.append(Member(backend, mode, process, clock, complaints, log))
 
     def kill_one(self) -> None:
         """SIGKILL any, and start another."""
@@ -97,6 +98,14 @@ class Clients:
         member.process.send_signal(signal.SIGSTOP)
         time.sleep(self._rng.choice([0.1, 0.3, 1.2 * LEASE]))
         member.process.send_signal(signal.SIGCONT)
+
+    def interrupt_one(self) -> None:
+        """Have what any blocking client does be interrupted, as by Ctrl-C."""
+        member = self._rng.choice([member for member in self._running if member.mode == "blocking"])
+        for _ in range(self._rng.randint(1, 5)):
+            if member.log.exists():
+                member.process.send_signal(signal.SIGINT)
+            time.sleep(0.03)
 
     def step_clock(self) -> None:
         """Put the clock of any forward or back."""

@@ -135,7 +135,7 @@ def run(
         addresses = cycle(pair.addresses())
         clients = Clients(lambda: next(addresses), folder, rng)
         stack.callback(clients.stop)
-        kinds = of_clients(clients, report.missing)
+        kinds = of_clients(clients, [mode for _, mode in backends], report.missing)
         for proxy in pair.proxies:
             kinds |= {f"{name} ({proxy.dsn[-5:]})": do for name, do in of_network(proxy, rng).items()}
         hire(clients, backends)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import sql
 
+from pqcore import PQ
+from pqcore.errors import PQError
 from pqcore.testing.proxy import Proxy
 from pqcore_backends.embedded import EmbeddedServer
 
@@ -23,20 +27,36 @@ Kinds: TypeAlias = dict[str, Callable[[], Any]]
 
 SETTINGS = {"max_connections": "60", "deadlock_timeout": "20ms"}
 """Of the server: few connections, so that they can be used up; deadlocks are looked for early."""
-RARE = ("the server", "the disk of the log")
+SURPRISES = {
+    "timezone": "Asia/Kathmandu",
+    "datestyle": "SQL, DMY",
+    "intervalstyle": "sql_standard",
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "client_min_messages": "debug1",
+    "enable_indexscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+"""Settings of roles that applications come with."""
+RARE = ("server", "the disk of the log")
 """Words of the faults that stop everything, which are chosen less often."""
 PATIENCE = 60.0
 """Seconds for which a server that was broken is waited for."""
 
 
-def of_clients(clients: Clients, missing: dict[str, str]) -> Kinds:
+def of_clients(clients: Clients, modes: Iterable[str], missing: dict[str, str]) -> Kinds:
     """The faults of client processes.
 
     Args:
         clients: The clients.
+        modes: Their modes.
         missing: Is told which of them cannot be injected, and why.
     """
     kinds: Kinds = {"a client killed": clients.kill_one, "a client frozen": clients.freeze_one}
+    if "blocking" in modes:
+        kinds["a client interrupted"] = clients.interrupt_one
+    else:
+        missing["a client interrupted"] = "no client here is blocking"
     if clients.faked is None:
         missing["a client's clock stepped"] = "no libfaketime that works was found: pip install libfaketime"
     else:
@@ -100,16 +120,24 @@ class OfServer:
             "the table locked": lambda: self._locked("queue"),
             "deadlocks": self._deadlock,
             "the table rewritten": lambda: self._run("VACUUM FULL queue"),
+            "the table altered": lambda: self._run(
+                "ALTER TABLE queue ADD COLUMN another int", "ALTER TABLE queue DROP COLUMN another"
+            ),
+            "the table made again": self._create,
             "statement_timeout": lambda: self._limit("statement_timeout", "5ms", locking=True),
             "lock_timeout": lambda: self._limit("lock_timeout", "5ms", locking=True),
             "idle_in_transaction_session_timeout": lambda: self._limit("idle_in_transaction_session_timeout", "5ms"),
             "all transactions read only": lambda: self._limit("default_transaction_read_only", "on"),
+            "all transactions serializable": lambda: self._limit("default_transaction_isolation", "serializable"),
+            "settings that surprise": lambda: self._limit(*rng.choice(list(SURPRISES.items()))),
             "max_connections reached": self._crowd,
             "logins refused": lambda: self._deny(f"ALTER ROLE {ROLE} NOLOGIN", f"ALTER ROLE {ROLE} LOGIN"),
             "rights taken away": lambda: self._deny(
                 f"REVOKE ALL ON queue, effects FROM {ROLE}",
                 f"GRANT SELECT, INSERT, UPDATE, DELETE ON queue, effects TO {ROLE}",
             ),
+            "backends frozen": lambda: self._to_backends(signal.SIGSTOP, signal.SIGCONT),
+            "a process of the server killed": lambda: self._to_backends(signal.SIGKILL),
             "the server restarted, fast": lambda: server.restart("fast"),
             "the server restarted, immediate": lambda: server.restart("immediate"),
             "the server killed": self._kill,
@@ -124,30 +152,44 @@ class OfServer:
             self.kinds["the disk of the log full"] = lambda: self._fill_log(disks.log)
 
     @contextmanager
-    def _sessions(self, number: int = 1) -> Iterator[list[psycopg.Connection[Any]]]:
-        """Sessions of a superuser's; that one of them breaks is part of it."""
-        with suppress(psycopg.Error), ExitStack() as stack:
-            dsn = self._server.dsn()
-            yield [stack.enter_context(psycopg.connect(dsn, autocommit=True)) for _ in range(number)]
+    def _session(self) -> Iterator[psycopg.Connection[Any]]:
+        """A session of a superuser's; that it breaks is part of it."""
+        session = self._connected()
+        with suppress(psycopg.Error), session:
+            session.execute("SET lock_timeout = '2s'")
+            yield session
 
-    def _run(self, *statements: str) -> None:
-        with self._sessions() as [session]:
-            for statement in statements:
-                session.execute(statement)
+    def _connected(self) -> psycopg.Connection[Any]:
+        """A session, however long the server takes to be there.
 
-    def _insist(self, *statements: str) -> None:
-        """Run what others rest on, however long the server takes to be there."""
+        Raises:
+            psycopg.OperationalError: It is not in a minute.
+        """
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                with psycopg.connect(self._server.dsn(), autocommit=True) as session:
-                    for statement in statements:
-                        session.execute(statement)
-            except psycopg.Error:
+                return psycopg.connect(self._server.dsn(), autocommit=True)
+            except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise
                 self._server.start()  # which does nothing if it is there
                 time.sleep(0.05)
+
+    def _run(self, *statements: str) -> None:
+        with self._session() as session:
+            for statement in statements:
+                session.execute(statement)
+
+    def _insist(self, statement: str) -> None:
+        """Run what others rest on."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self._connected() as session:
+                    session.execute(statement)
+            except psycopg.Error:
+                if time.monotonic() > until:
+                    raise
             else:
                 return
 
@@ -156,20 +198,35 @@ class OfServer:
             f"SELECT {function}(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = %s"
             " ORDER BY random() LIMIT %s) AS some"
         )
-        with self._sessions() as [session]:
+        with self._session() as session:
             session.execute(statement, [APPLICATION, most])
+
+    def _to_backends(self, *signals: signal.Signals) -> None:
+        """Send signals to some of the server's processes, one after the other."""
+        with self._session() as session:
+            statement = "SELECT pid FROM pg_stat_activity WHERE application_name = %s ORDER BY random() LIMIT 2"
+            backends = [row[0] for row in session.execute(statement, [APPLICATION])]
+            for number in signals:
+                for backend in backends:
+                    with suppress(ProcessLookupError):
+                        os.kill(backend, number)
+                self._pause()
+
+    def _create(self) -> None:
+        with suppress(PQError), PQ(self._server.dsn()) as pq:
+            pq.create()
 
     def _pause(self) -> None:
         time.sleep(self._rng.uniform(0.1, 0.5))
 
     def _locked(self, table: str) -> None:
-        with self._sessions() as [session], session.transaction():
+        with self._session() as session, session.transaction():
             session.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table)))
             self._pause()
 
     def _deadlock(self) -> None:
         """Lock what blocks write last, then what they write first: of the two, the client gives way."""
-        with self._sessions() as [session]:
+        with self._session() as session:
             session.execute("SET deadlock_timeout = '500ms'")
             for _ in range(5):
                 with session.transaction():
@@ -227,7 +284,7 @@ class OfServer:
         """Leave no room for what is to be written ahead: the server stops, and cannot come back until there is."""
         disk.fill()
         try:
-            with self._sessions() as [session]:
+            with self._session() as session:
                 for _ in range(30):  # past the segments that are there already
                     session.execute("SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
             self._pause()

@@ -90,7 +90,7 @@ def run(
         stack.callback(clients.stop)
         kinds = {
             **of_network(proxy, rng),
-            **of_clients(clients, report.missing),
+            **of_clients(clients, [mode for _, mode in backends], report.missing),
             **OfServer(server, disks, rng).kinds,
         }
         kinds = {name: inject for name, inject in kinds.items() if not only or any(part in name for part in only)}
@@ -126,7 +126,7 @@ def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
     for backend in sorted({backend for backend, _ in backends}):
         clients.hire(backend, WORKER)
     until = time.monotonic() + PATIENCE
-    while not all(log.stat().st_size for log in clients.logs):
+    while not all(log.exists() for log in clients.logs):
         if time.monotonic() > until:
             raise TimeoutError(f"clients did not begin: {clients.fallen()}")
         time.sleep(0.02)
