@@ -1,0 +1,1 @@
+"""What `test_migrations` starts from, and how it looks at what came of it."""

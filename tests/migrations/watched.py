@@ -1,0 +1,92 @@
+"""A session whose statements are seen one by one; before any of them its connection may be ended by the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from pqcore import schema
+from pqcore.backend import Row
+from pqcore.connections import Opener
+from pqcore.dialect import Dialect
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
+from pqcore.runtime import BlockingRuntime, drive
+from pqcore.sessions import CoreSession
+from pqcore.statement import Query, plain
+
+QUEUE = TableName("queue")
+
+
+class Watched:
+    """What `pqcore.schema` needs of a session, and no more.
+
+    Args:
+        session: What does it.
+        before: Called with each statement, and the session, before it is run.
+        after: Likewise, once it was.
+    """
+
+    def __init__(
+        self,
+        session: CoreSession,
+        before: Callable[[str, CoreSession], object] = lambda *_: None,
+        after: Callable[[str, CoreSession], object] = lambda *_: None,
+    ) -> None:
+        self._session = session
+        self.sql = session.sql
+        self._before = before
+        self._after = after
+
+    async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
+        self._before(query.sql, self._session)
+        found = await self._session.execute(query, parameters)
+        self._after(query.sql, self._session)
+        return found
+
+    async def begin(self) -> None:
+        await self._session.begin()  # which psycopg sends with the next statement
+
+    async def commit(self) -> None:
+        self._before("COMMIT", self._session)
+        await self._session.commit()
+
+    async def rollback(self) -> None:
+        await self._session.rollback()
+
+    def in_transaction(self) -> bool:
+        return self._session.in_transaction()
+
+    def usable(self) -> bool:
+        return self._session.usable()
+
+    def create(self, sleep: Callable[[float], Any] | None = None) -> None:
+        """Make the table, or migrate it, statement by statement."""
+        drive(schema.create(cast("CoreSession", self), QUEUE, sleep or BlockingRuntime().sleep))
+
+
+@contextmanager
+def session(dsn: str) -> Iterator[CoreSession]:
+    """A session over psycopg."""
+    spec = plugins.backend_spec("psycopg", "blocking")
+    opener = Opener(partial(plugins.make, spec), Dialect(QUEUE, spec.paramstyle), suspends=False, prepared=True)
+    made = opener.session(drive(opener.call("connect", dsn)))
+    drive(made.enter())
+    try:
+        yield made
+    finally:
+        if made.usable():
+            drive(made.close())
+
+
+def pid(session: CoreSession) -> int:
+    """The server's process of a session."""
+    [[found]] = ask(session, "SELECT pg_backend_pid()")
+    return int(found)
+
+
+def ask(session: CoreSession, sql: str) -> Sequence[Row]:
+    """Run a statement on a session."""
+    return drive(cast("Any", session.execute(plain("ask", sql))))

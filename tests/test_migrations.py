@@ -1,0 +1,641 @@
+"""Migrations: from every version that there was, with jobs under way; beside older code; under locks; killed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pq as pq_1_9_1
+import psycopg
+import psycopg2
+import pytest
+from click.testing import CliRunner
+from migrations import starts
+from migrations.processes import running
+from migrations.shapes import kept, rows, shape
+from migrations.watched import QUEUE, Watched, ask, pid, session
+from psycopg.pq import TransactionStatus
+
+from pqcore import PQ, schema, tasks
+from pqcore.cli.app import app
+from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
+from pqcore.runtime import drive
+from pqcore.sessions import CoreSession
+from pqcore.testing.commands import Command, eventually
+from pqcore.testing.databases import at_database
+from pqcore.testing.harness import PATIENCE
+from pqcore.testing.server import with_options
+
+LATEST = schema.latest()
+VERSIONS = range(1, LATEST)
+
+
+@pytest.fixture(scope="module")
+def database(pqcore_server: str) -> Iterator[str]:
+    """The DSN of an empty database of this module's own."""
+    with psycopg.connect(pqcore_server, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrations")
+        yield at_database(pqcore_server, "migrations")
+        connection.execute("DROP DATABASE migrations WITH (FORCE)")
+
+
+@dataclass
+class Place:
+    """A schema, which is all of the search path."""
+
+    dsn: str
+    name: str
+    eyes: psycopg.Connection[Any]
+
+    def shape(self, *, of_pq: bool = False) -> dict[str, Any]:
+        return shape(self.eyes, self.name, of_pq=of_pq)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return rows(self.eyes)
+
+    def version(self) -> int | None:
+        with session(self.dsn) as looking:
+            return drive(schema.version(looking, QUEUE))
+
+    def pq(self, **options: Any) -> tasks.PQ:
+        return tasks.PQ(self.dsn, backend="psycopg", **options)
+
+    def create(self) -> None:
+        with self.pq() as pq:
+            pq.create()
+
+    def kill(self, victim: int) -> None:
+        """Have the server end a connection, and see that it has."""
+        assert self.eyes.execute("SELECT pg_terminate_backend(%s)", [victim]).fetchone() == (True,)
+        while self.eyes.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [victim]).rowcount:
+            time.sleep(0.001)  # nobody tells of it
+
+    def anew(self) -> None:
+        """Have nothing in it."""
+        self.eyes.execute(f"DROP SCHEMA IF EXISTS {self.name} CASCADE".encode())
+        self.eyes.execute(f"CREATE SCHEMA {self.name}".encode())
+
+
+@pytest.fixture
+def place(database: str, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """An empty schema."""
+    dsn = with_options(database, options="-csearch_path=place")
+    with psycopg.connect(dsn, autocommit=True) as eyes:
+        made = Place(dsn, "place", eyes)
+        made.anew()
+        yield made
+        made.eyes.execute("DROP SCHEMA place CASCADE")
+
+
+@pytest.fixture(scope="module")
+def fresh(database: str) -> dict[str, Any]:
+    """What `create` makes where there is nothing."""
+    with psycopg.connect(with_options(database, options="-csearch_path=fresh"), autocommit=True) as eyes:
+        made = Place(with_options(database, options="-csearch_path=fresh"), "fresh", eyes)
+        made.anew()
+        made.create()
+        return made.shape()
+
+
+@pytest.fixture
+def old_snapshot(database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction that sees the database as it was, has written nothing, and does not end by itself."""
+    with psycopg.connect(database) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT 1")
+        yield connection
+        connection.rollback()
+
+
+# From every version
+
+
+def test_a_table_that_pq_made_itself_is_migrated_with_its_jobs(place: Place, fresh: dict[str, Any]) -> None:
+    starts.make_pqs(place.dsn)
+    before = place.rows()
+    assert len(before) == 6
+    place.create()
+    assert place.shape(of_pq=True) == fresh
+    assert kept(before, place.rows())
+    with place.pq() as pq:
+        assert [job.data for job in pq["q"].get_many(9)] == starts.IN_ORDER_OF_PQS
+        assert pq["q"].stats().scheduled == 1
+        [job] = pq["objects/pickle"].get_many(9)
+        assert job.data == {"an object"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_jobs_in_flight_survive_a_migration(place: Place, fresh: dict[str, Any], version: int) -> None:
+    starts.make(place.dsn, version)
+    with place.pq() as older, place.pq() as pq:
+        with starts.knowing(version):
+            flight = starts.fly(older, version)
+        before = place.rows()
+        pq.create()
+        assert place.shape() == fresh
+        assert kept(before, place.rows())
+        starts.land(pq, flight, older)
+
+
+# Killed at any statement
+
+
+STARTS: dict[str, Callable[[str], None]] = {
+    "nothing": lambda dsn: None,
+    "pq's": starts.make_pqs,
+    **{f"version {version}": partial(starts.make_with_rows, version=version) for version in VERSIONS},
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_migration_that_was_killed_at_any_statement_is_completed(
+    place: Place, fresh: dict[str, Any], start: str
+) -> None:
+    """Before each statement, until the next version is there: what comes then is that version's start.
+
+    Where all is as it was at the start, the next kill may begin from there; else the migration is completed.
+    """
+    begun: list[str] = []
+
+    def kill_before(number: int, statement: str, session: CoreSession) -> None:
+        begun.append(statement)
+        if len(begun) == number + 1:
+            place.kill(pid(session))
+
+    of_pq = start == "pq's"
+    STARTS[start](place.dsn)
+    version, tables, jobs = place.version(), place.shape(of_pq=of_pq), place.rows()
+    completed: list[str] = []
+    for number in range(1000):
+        begun.clear()
+        with session(place.dsn) as migrating, pytest.raises(ConnectionLost):
+            Watched(migrating, partial(kill_before, number)).create()
+        assert len(begun) == number + 1
+        if (place.shape(of_pq=of_pq), place.rows()) == (tables, jobs):
+            continue
+        reached = place.version()
+        place.create()
+        assert place.shape(of_pq=of_pq) == fresh, f"killed before statement {number}: {begun[-1]}"
+        assert kept(jobs, place.rows()), f"killed before statement {number}: {begun[-1]}"
+        completed.append(begun[-1])
+        if reached != version:
+            break
+        place.anew()
+        STARTS[start](place.dsn)
+        jobs = place.rows()
+    assert "COMMIT" in begun or start == "version 1"
+    # All but indexes comes in transactions, which are there or not; those come one by one, the record of them last.
+    assert len(completed) == (8 if start == "version 1" else 1)
+
+
+def stuck(place: Place) -> int | None:
+    """The server's process of a connection that builds an index, and waits for a transaction that is older."""
+    found = place.eyes.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND query LIKE 'CREATE % CONCURRENTLY%' AND wait_event = 'virtualxid'"
+    ).fetchone()
+    return found and int(found[0])
+
+
+@pytest.mark.parametrize("killed", ["client", "server"])
+def test_a_migration_that_was_killed_while_an_index_is_built_is_completed(
+    place: Place, fresh: dict[str, Any], old_snapshot: psycopg.Connection[Any], tmp_path: Path, killed: str
+) -> None:
+    starts.make_pqs(place.dsn)
+    with (
+        Command("migrate", dsn=place.dsn, folder=tmp_path, variables={"PQCORE_BACKEND": "psycopg"}) as migrating,
+        ThreadPoolExecutor() as threads,
+    ):
+        builder = eventually(lambda: stuck(place))
+        if killed == "server":
+            place.kill(builder)
+            assert migrating.wait() == 1
+            [index] = [index for index in place.shape(of_pq=True)["indexes"] if not index[2]]
+            assert index[0].startswith("queue_")
+        else:
+            migrating.signal(signal.SIGKILL)
+            assert migrating.wait() == -signal.SIGKILL
+            assert stuck(place) == builder  # the server has not noticed
+        second = threads.submit(place.create)
+        old_snapshot.rollback()
+        second.result(PATIENCE)
+    assert place.shape(of_pq=True) == fresh
+
+
+def test_an_invalid_index_of_somebody_else_is_left_alone(place: Place) -> None:
+    starts.make_pqs(place.dsn)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        place.eyes.execute("CREATE UNIQUE INDEX CONCURRENTLY theirs ON queue (q_name)")
+    place.create()
+    assert [(index[0], index[2]) for index in place.shape(of_pq=True)["indexes"] if index[0] == "theirs"] == [
+        ("theirs", False)
+    ]
+
+
+# Many at once
+
+
+@pytest.fixture
+def ddl(place: Place) -> Iterator[Callable[[], list[tuple[int, str]]]]:
+    """Has the server keep all that is made, changed or dropped; gives who did it, by process, and what."""
+    place.eyes.execute(
+        """CREATE TABLE public.ddl (number bigserial, pid integer, tag text);
+        CREATE FUNCTION public.keep_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO public.ddl (pid, tag) VALUES (pg_backend_pid(), tg_tag); END $$;
+        CREATE EVENT TRIGGER keep_ddl ON ddl_command_end EXECUTE FUNCTION public.keep_ddl()"""
+    )
+
+    def found() -> list[tuple[int, str]]:
+        return place.eyes.execute("DELETE FROM public.ddl RETURNING pid, tag").fetchall()
+
+    yield found
+    place.eyes.execute("DROP EVENT TRIGGER keep_ddl; DROP FUNCTION public.keep_ddl(); DROP TABLE public.ddl")
+
+
+def test_of_eight_processes_one_migrates(
+    place: Place, fresh: dict[str, Any], ddl: Callable[[], list[tuple[int, str]]]
+) -> None:
+    with running(*[("migrator.py",)] * 8) as processes:
+        for process in processes:
+            process.expect(1)
+        for round_, start in enumerate(("nothing", "pq's", "version 4")):
+            place.anew()
+            STARTS[start](place.dsn)
+            ddl()
+            for process in processes:
+                process.tell(place.dsn)
+            for process in processes:
+                process.expect(1, than=1 + round_)
+            assert place.shape(of_pq=start == "pq's") == fresh
+            assert len({pid for pid, _ in ddl()}) == 1
+
+
+def test_tables_of_one_schema_are_made_at_once(place: Place, fresh: dict[str, Any]) -> None:
+    start = threading.Barrier(4)
+
+    def create(number: int) -> None:
+        """Two of the four in transactions of the caller's, and two of those of the same table."""
+        with psycopg.connect(place.dsn, autocommit=True) as connection:
+            pq = PQ(connection, table=f"queue_{number % 3}")
+            start.wait(PATIENCE)
+            with connection.transaction() if number in (0, 3) else nullcontext():
+                pq.create()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(create, range(4)))
+    recorded = place.eyes.execute(
+        "SELECT table_name, max(version), count(*) FROM pqcore_migrations GROUP BY 1 ORDER BY 1"
+    )
+    assert recorded.fetchall() == [(f"queue_{number}", LATEST, LATEST) for number in range(3)]
+
+
+# Again
+
+
+def test_to_migrate_again_changes_and_locks_nothing(
+    place: Place, fresh: dict[str, Any], ddl: Callable[[], list[tuple[int, str]]]
+) -> None:
+    starts.make_pqs(place.dsn)
+    place.create()
+    versions = "SELECT xmin::text, * FROM pqcore_migrations ORDER BY version"
+    recorded = place.eyes.execute(versions).fetchall()
+    assert len(ddl()) > 20
+    place.create()
+    with psycopg.connect(place.dsn) as connection, connection.transaction():
+        PQ(connection).create()
+        modes = connection.execute("SELECT DISTINCT mode FROM pg_locks WHERE pid = pg_backend_pid()").fetchall()
+        assert set(modes) == {("AccessShareLock",), ("ExclusiveLock",)}  # that of the transaction on its own number
+        exclusive = "SELECT DISTINCT locktype FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'ExclusiveLock'"
+        assert connection.execute(exclusive).fetchall() == [("virtualxid",)]
+    assert ddl() == []
+    assert place.eyes.execute(versions).fetchall() == recorded
+    assert place.shape(of_pq=True) == fresh
+
+
+# Locks
+
+
+def test_every_lock_that_holds_up_others_is_waited_for_shortly(place: Place) -> None:
+    starts.make_pqs(place.dsn)
+    queue = place.eyes.execute("SELECT 'queue'::regclass::oid").fetchone()
+    strong: list[str] = []
+    built: list[str] = []
+
+    def look(statement: str, migrating: CoreSession) -> None:
+        held = place.eyes.execute(
+            "SELECT mode FROM pg_locks WHERE pid = %s AND relation = %s", [pid(migrating), *(queue or ())]
+        ).fetchall()
+        if {mode for (mode,) in held} & {"ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"}:
+            assert ask(migrating, "SHOW lock_timeout") == [(f"{schema.LOCK_TIMEOUT:g}s",)]
+            strong.append(statement)
+        if "INDEX CONCURRENTLY" in statement:
+            assert not migrating.in_transaction()
+            built.append(statement)
+
+    with session(place.dsn) as migrating:
+        Watched(migrating, after=look).create()
+    assert any("ADD COLUMN" in statement for statement in strong)
+    assert any("CREATE TRIGGER" in statement for statement in strong)
+    assert len(built) == 6
+    assert not [statement for statement in strong if re.search(r'VALIDATE|INDEX .* ON "queue"', statement)]  # reads all
+
+
+def test_who_comes_while_a_migration_waits_waits_no_longer_than_that(
+    place: Place, fresh: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(schema, "ATTEMPTS", 3)
+    starts.make_pqs(place.dsn)
+    before = place.shape(of_pq=True)
+    put = "INSERT INTO queue (q_name, data) VALUES ('q', '1')"
+    waits = "SELECT FROM pg_locks WHERE relation = 'queue'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted"
+    with psycopg.connect(place.dsn) as reader, ThreadPoolExecutor() as threads:
+        reader.execute("SELECT FROM queue")
+        migrating = threads.submit(place.create)
+        eventually(lambda: place.eyes.execute(waits.encode()).rowcount or migrating.done())
+        assert not migrating.done()
+        with psycopg.connect(place.dsn, autocommit=True) as putter:
+            putter.execute(put)  # behind it; and yet it comes through, while the reader has not ended
+            assert reader.info.transaction_status == TransactionStatus.INTRANS
+            with pytest.raises(TransientError, match=r"queue.* is not migrated: .* 3 times, 0\.2 seconds each"):
+                migrating.result(PATIENCE)
+            putter.execute("SET lock_timeout = '1ms'")
+            putter.execute(put)  # nothing is left behind
+        assert place.shape(of_pq=True) == before
+    place.create()
+    assert place.shape(of_pq=True) == fresh
+
+
+def test_a_migration_goes_on_once_the_lock_is_to_be_had(
+    place: Place, fresh: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.05)
+    starts.make_pqs(place.dsn)
+    slept: list[float] = []
+    with psycopg.connect(place.dsn) as reader, session(place.dsn) as migrating:
+        reader.execute("SELECT FROM queue")
+
+        async def end_the_reader(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 2:
+                reader.rollback()
+
+        Watched(migrating).create(end_the_reader)
+    assert slept == [0.05, 0.05]
+    assert place.shape(of_pq=True) == fresh
+
+
+def test_pqs_jobs_go_on_while_indexes_of_a_large_table_are_built(
+    place: Place, fresh: dict[str, Any], old_snapshot: psycopg.Connection[Any]
+) -> None:
+    """A build waits for an old transaction, with no end in sight, and holds up nobody who puts or takes."""
+    starts.make_pqs(place.dsn)
+    place.eyes.execute(
+        "INSERT INTO queue (q_name, data, dequeued_at) SELECT 'bulk', '1', CASE WHEN n % 2 = 0 THEN now() END"
+        " FROM generate_series(1, 100000) AS n"
+    )
+    with running(("pqs.py", place.dsn, "put", "a"), ("pqs.py", place.dsn, "get")) as processes:
+        for process in processes:
+            process.expect(10)
+        with ThreadPoolExecutor() as threads:
+            migrating = threads.submit(place.create)
+            eventually(lambda: stuck(place) or migrating.done())
+            for process in processes:
+                process.expect(100, than=len(process.lines))
+            assert stuck(place)
+            old_snapshot.rollback()
+            migrating.result(PATIENCE)
+        for process in processes:
+            process.expect(10, than=len(process.lines))
+        put, got = [process.end() for process in processes]
+    assert sorted(got) == sorted([*put, "due", "expected", "{'waiting': 1}"])
+    assert place.shape(of_pq=True) == fresh
+    with place.pq() as pq:
+        assert len(pq["bulk"].get_many(60_000)) == 50_000
+
+
+# Side by side
+
+
+class Crew:
+    """Threads that put and take, and keep what.
+
+    Args:
+        place: Where.
+        name: What its jobs begin with.
+        leases: Whether some are taken under a lease, and acknowledged.
+    """
+
+    def __init__(self, place: Place, name: str, *, leases: bool) -> None:
+        self._place, self._name = place, name
+        self.put: list[str] = []
+        self.got: dict[str, list[str]] = {"get": [], "lease" if leases else "get_many": []}
+        self._no_more_puts, self._no_more = threading.Event(), threading.Event()
+        self._working: list[Future[None]] = []
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Have them work, from when each has done something; behind the block they have ended."""
+        with ThreadPoolExecutor() as threads:
+            works: list[Callable[[Any], None]] = [self._produce, *(partial(self._consume, way) for way in self.got)]
+            self._working = [threads.submit(self._work, work) for work in works]
+            try:
+                self.expect(1)
+                yield
+            finally:
+                self._no_more_puts.set()
+                self._no_more.set()
+            for each in self._working:
+                each.result(PATIENCE)
+
+    def _work(self, work: Callable[[Any], None]) -> None:
+        with self._place.pq() as pq:
+            work(pq["q"])
+
+    def _produce(self, queue: Any) -> None:
+        for number in itertools.count():
+            if self._no_more_puts.wait(0.002):
+                return
+            queue.put(f"{self._name}-{number}")
+            self.put.append(f"{self._name}-{number}")
+
+    def _consume(self, way: str, queue: Any) -> None:
+        while True:
+            if way == "get_many":
+                jobs = queue.get_many(3, block=False)
+            else:
+                job = queue.get(block=False) if way == "get" else queue.lease(block=False, timeout="1h")
+                jobs = [] if job is None else [job]
+            if way == "lease":
+                for job in jobs:
+                    job.ack()
+            self.got[way] += [str(job.data) for job in jobs]
+            if not jobs and self._no_more.wait(0.005):
+                return
+
+    def stop_putting(self) -> None:
+        self._no_more_puts.set()
+        self._working[0].result(PATIENCE)
+
+    def expect(self, more: int) -> None:
+        """Wait until each thread has dealt with so many jobs more."""
+        kept = [self.put, *self.got.values()]
+        before = [len(jobs) for jobs in kept]
+        eventually(lambda: all(len(jobs) >= than + more for jobs, than in zip(kept, before, strict=True)))
+
+    def taken(self) -> list[str]:
+        return [job for jobs in self.got.values() for job in jobs]
+
+
+def test_pqs_processes_and_pqcores_work_side_by_side(place: Place, fresh: dict[str, Any]) -> None:
+    starts.make_pqs(place.dsn)
+    pqs = [("pqs.py", place.dsn, *what) for what in (("put", "a"), ("put", "b"), ("get",), ("get",))]
+    crew = Crew(place, "c", leases=False)  # which pq does not see
+    with running(*pqs) as processes:
+        for process in processes:
+            process.expect(20)
+        with place.pq() as pq:
+            with pytest.raises(SchemaOutdated):
+                pq["q"].put("too early")
+            pq.create()
+        with crew.working():
+            for process in processes:
+                process.expect(50, than=len(process.lines))
+            crew.expect(50)
+            crew.stop_putting()
+            put = [job for process in processes[:2] for job in process.end()]
+            with place.pq() as pq:
+                eventually(lambda: pq["q"].count() == 0)
+        got = [job for process in processes[2:] for job in process.end()]
+    assert sorted(got + crew.taken()) == sorted([*put, *crew.put, "due", "expected", "{'waiting': 1}"])
+    assert place.shape(of_pq=True) == fresh
+
+
+def test_older_and_newer_code_work_side_by_side(place: Place, fresh: dict[str, Any]) -> None:
+    """Older code goes on while the table is migrated, and is not refused where it starts behind that."""
+    version = LATEST - 1
+    starts.make(place.dsn, version)
+    older, new, late = (Crew(place, name, leases=True) for name in ("older", "new", "late"))
+    with ExitStack() as stack:
+        with starts.knowing(version):
+            stack.enter_context(older.working())  # who has looked at the version once looks no more
+        older.expect(20)
+        place.create()
+        assert place.shape() == fresh
+        stack.enter_context(new.working())
+        with starts.knowing(version):
+            stack.enter_context(late.working())
+            place.create()
+        crews = (older, new, late)
+        for crew in crews:
+            crew.expect(50)
+        for crew in crews:
+            crew.stop_putting()
+        with place.pq() as pq:
+            eventually(lambda: pq["q"].count() == 0)
+    assert sorted(job for crew in crews for job in crew.taken()) == sorted(job for crew in crews for job in crew.put)
+    assert place.shape() == fresh
+
+
+def test_commands_of_older_code_find_a_newer_table_well(place: Place) -> None:
+    starts.make(place.dsn, LATEST)
+    with starts.knowing(LATEST - 1):
+        for command in ("create", "migrate", "migrate --check"):
+            assert call(command, place.dsn, 0) == f'table "queue" is up to date: schema version {LATEST}\n'
+        assert f"this pqcore knows {LATEST - 1}, and can work on it" in call("doctor", place.dsn, 1)  # other things
+    place.eyes.execute("UPDATE pqcore_migrations SET needs = %s WHERE version = %s", [LATEST, LATEST])
+    with starts.knowing(LATEST - 1):
+        for command in ("create", "migrate", "migrate --check", "doctor"):
+            assert "upgrade pqcore" in call(command, place.dsn, 1)
+
+
+def call(command: str, dsn: str, code: int) -> str:
+    done = CliRunner().invoke(app, command.split(), env={"PQCORE_DSN": dsn, "PQCORE_BACKEND": "psycopg"})
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+CONTRACTS = re.compile(
+    r"\b(DROP (COLUMN|TABLE|INDEX|FUNCTION|CONSTRAINT|VIEW|TYPE|SEQUENCE)|RENAME|SET NOT NULL|SET DATA TYPE"
+    r"|ALTER COLUMN \w+ TYPE|ADD CONSTRAINT|CREATE UNIQUE INDEX"
+    r"|ADD COLUMN (IF NOT EXISTS )?[\w ]+ NOT NULL(?! DEFAULT))\b"
+)
+"""What may be the end of older code's statements, if not of its own version."""
+
+
+@pytest.mark.parametrize(
+    ("statement", "contracts"),
+    [
+        ("ALTER TABLE {table} DROP COLUMN excused", True),
+        ("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS tenant text NOT NULL", True),
+        ("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT ''", False),
+        ("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS tenant text", False),
+        ("ALTER TABLE {table} ALTER COLUMN data TYPE jsonb", True),
+        ("ALTER TABLE {table} RENAME COLUMN data TO body", True),
+        ("CREATE UNIQUE INDEX {concurrently} IF NOT EXISTS {dedup_index} ON {table} (q_name)", True),
+        ("CREATE INDEX {concurrently} IF NOT EXISTS {ready_index} ON {table} (q_name)", False),
+    ],
+)
+def test_it_is_known_what_takes_something_from_older_code(statement: str, contracts: bool) -> None:
+    assert bool(CONTRACTS.search(statement)) is contracts
+
+
+def test_versions_say_what_they_need_of_code() -> None:
+    before = 5  # the last that was not asked
+    for number, statements in enumerate(schema.migrations()[before:], start=before + 1):
+        needs = schema.needs(number)
+        assert needs is not None, f"version {number} does not begin with -- needs N"
+        assert needs < number, f"version {number} is to leave the version before as it was, or to come a version later"
+        if any(CONTRACTS.search(statement) for statement in statements):
+            assert needs > before, f"version {number} takes something away, and needs no more than others before"
+        before = max(before, needs)
+
+
+# Back
+
+
+def test_pq_goes_on_with_a_table_that_was_adopted(place: Place) -> None:
+    """Its programs find their jobs and pqcore's, put jobs for both, and may call create() when they start."""
+    starts.make_pqs(place.dsn)
+    with place.pq() as pq:
+        pq.create()
+        pq["q"].put(["of pqcore"])
+        connection = psycopg2.connect(place.dsn)
+        queue = pq_1_9_1.PQ(connection)["q"]
+        assert len(queue) == 4
+        got = [queue.get(block=False).data for _ in range(4)]
+        assert got == ["expected", {"waiting": 1}, ["of pqcore"], "due"]  # in its own order
+        assert queue.get(block=False) is None
+        number = queue.put("of pq")
+        job = pq["q"].get()
+        assert job is not None
+        assert (job.id, job.data) == (number, "of pq")
+        pq_1_9_1.PQ(connection).create()
+        pq["q"].put("still")
+        job = queue.get(block=False)
+        job.data = "changed"
+        assert pq["q"].get(block=False) is None
+        lost = pq["q/msgpack"].put({"a": 1})
+        assert queue.get(block=False) is None
+        assert pq["q"].status(lost) == "done"  # as the documents say: put JSON only
+        connection.close()
+
+
+def test_a_table_is_made_pqs_again_as_the_documents_say(place: Place) -> None:
+    starts.make_pqs(place.dsn)
+    before = place.shape(of_pq=True)
+    place.create()
+    document = (Path(__file__).parent.parent / "docs/how-to/upgrade-and-migrate.md").read_text("utf-8")
+    [block] = re.findall(r"```sql\n(BEGIN;.*?COMMIT;)\n```", document, re.DOTALL)
+    place.eyes.execute(block.encode())
+    assert place.shape(of_pq=True) == before
