@@ -119,3 +119,14 @@ def test_a_connection_of_the_callers_is_looked_at(dsn: str, through: str, driver
             turn(pq["a"], number)
             turn(other["a"], number)
         assert pq["a"].get(timeout=0.3) is None
+
+
+def test_a_table_is_made_by_many_at_once(harness: Harness, through: str) -> None:
+    several = [harness.pq(through, create=False, prepared=None) for _ in range(4)]
+    harness.at_once(*[one.create for one in several])
+    several[0]["a"].put(1)
+    harness.sql(f"DELETE FROM {harness.schema}.pqcore_migrations WHERE version > 2", rows=False)
+    harness.at_once(*[one.create for one in several])
+    here = "SELECT oid FROM pg_database WHERE datname = current_database()"
+    assert not harness.sql(f"SELECT FROM pg_locks WHERE locktype = 'advisory' AND database = ({here})")
+    assert several[1]["a"].get().data == 1

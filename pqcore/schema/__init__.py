@@ -177,6 +177,9 @@ async def create(
     if session.in_transaction():
         await _apply_all(session, names, wanted)
         return
+    if not await session.direct():  # a lock of the session's may stay with one that others get: all in one transaction
+        await _in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
+        return
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
     lock = f"hashtextextended({_literal('pqcore ' + str(names))}, 0)"
