@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -23,19 +23,19 @@ ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "key
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return run(6.0, seed=3, settle=3.0)
+    return run(4.0, seed=3, settle=3.0, least=8)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nothing_is_lost_whatever_fails(report: Report) -> None:
     assert report.verdict.losses == []
-    assert len(report.injected) >= 5
+    assert len(report.injected) >= 8
     assert not set(report.missing) & set(report.injected)
     for act in ALWAYS:
         assert report.verdict.counts[f"{act} ok"] > 0, act
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_what_was_acknowledged_survives_a_failover() -> None:
     report = failover.run(1.0, seed=5, backends=[("psycopg", "blocking"), ("asyncpg", "async")], settle=2.0, most=1)
     assert report.verdict.losses == []
@@ -52,8 +52,9 @@ class Forger:
 
     def __init__(self, report: Report) -> None:
         assert report.found is not None
-        self.history: list[Entry] = copy.deepcopy(report.history)
-        self.tables: Tables = copy.deepcopy(report.found)
+        self.history: list[Entry]
+        self.tables: Tables
+        self.history, self.tables = pickle.loads(pickle.dumps((report.history, report.found)))
 
     def told(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> Entry:
         """The first entry of an act."""

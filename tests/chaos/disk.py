@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -22,7 +22,6 @@ SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
 """Of a server whose log of writes is on a small disk."""
 TABLES, LOG = 256, 160
 """Megabytes of each disk."""
-_PIECE = b"\0" * 2**16
 
 
 class Disk:
@@ -46,9 +45,13 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no room on it."""
-        with suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
-            while True:
-                ballast.write(_PIECE)
+        with self._ballast.open("ab") as ballast:
+            piece = TABLES * 2**20
+            while piece >= 2**12:
+                try:
+                    os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), piece)
+                except OSError:  # there is not so much
+                    piece //= 2
 
     def empty(self) -> None:
         """Make room again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -45,6 +46,7 @@ class Pair:
         self._folder = folder
         self._number = 0
         self._servers = ExitStack()
+        self._first: EmbeddedServer | None = None
         self.primary = self._started(self._place())
         self.proxies = [Proxy(self.primary.dsn()) for _ in range(3)]
         self._of_primary, self._of_standby = self.proxies[1:]
@@ -61,7 +63,9 @@ class Pair:
     def fail(self) -> None:
         """Kill the primary, promote the standby, and make a new one of it."""
         self.primary.kill()
-        self.primary.stop()
+        if self.primary is not self._first:
+            self.primary.stop()
+        shutil.rmtree(self.primary.data_dir)
         self.primary = self._standby
         _wait_for(self.primary.dsn(), "SELECT pg_promote()")
         _wait_for(self.primary.dsn(), "SELECT NOT pg_is_in_recovery()")
@@ -80,7 +84,11 @@ class Pair:
         return self._folder / f"data-{self._number}"
 
     def _started(self, place: Path, **settings: str) -> EmbeddedServer:
-        return self._servers.enter_context(EmbeddedServer(data_dir=place, settings={**SETTINGS, **settings}))
+        programs = None if self._first is None else self._first.programs  # so that they are copied once
+        server = EmbeddedServer(data_dir=place, settings={**SETTINGS, **settings}, binaries=programs)
+        self._servers.enter_context(server)
+        self._first = self._first or server
+        return server
 
     def _follow(self) -> None:
         """Copy the primary, and have the copy follow it, synchronously."""

@@ -59,6 +59,7 @@ def run(
     told: Callable[[str], None] = print,
     *,
     settle: float = SETTLE,
+    least: int = 0,
     only: Sequence[str] = (),
 ) -> Report:
     """Run, and check.
@@ -69,6 +70,7 @@ def run(
         backends: One client of each, and one worker of each kind.
         told: Hears of each fault.
         settle: Seconds without faults at the end.
+        least: How many faults are injected, however long it takes.
         only: Parts of the names of the faults that are injected; all of them, if empty.
     """
     rng = random.Random(seed)
@@ -97,7 +99,7 @@ def run(
         hire(clients, backends)
         faults = chosen(kinds, rng)
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while time.monotonic() < until or report.injected.total() < least:
             fault = next(faults)
             told(fault)
             kinds[fault]()
