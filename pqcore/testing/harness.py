@@ -242,7 +242,7 @@ class Harness:
         return bool(queue.bound.usable(time.monotonic()))
 
     def needs_sessions(self) -> None:
-        """Leave the scenario out where a pooler shares its connections: it looks at the server's sessions, or sets them.
+        """Leave the scenario out where a pooler shares its connections: it looks at the server's sessions, or sets one.
 
         There a connection is none of them; what is set on one is set for others, and what is ended is another's.
         """

@@ -180,12 +180,14 @@ def test_a_role_or_database_that_is_not_there_is_told(harness: Harness, part: st
     else:
         parts = parts._replace(path=f"/{name}")
     queue = harness.pq(parts.geturl(), create=False)["q"]
-    with pytest.raises(DatabaseError, match=name) as caught:
+    # A pooler that knows the roles says only that it lets this one not in.
+    with pytest.raises(DatabaseError, match=rf"{name}|authentication failed|no such user") as caught:
         queue.put(1)
     assert isinstance(caught.value.__cause__, drivers(harness))
-    code = {"role": "28000", "database": "3D000"}[part]
+    codes = {"role": ["28000", "28P01", "08P01"], "database": ["3D000"]}[part]
     # libpq does not tell the code of what it could not connect to.
-    assert caught.value.sqlstate == code or (caught.value.sqlstate is None and isinstance(caught.value, ConnectionLost))
+    sqlstate = caught.value.sqlstate
+    assert sqlstate in codes or (sqlstate is None and isinstance(caught.value, ConnectionLost))
 
 
 @contextmanager

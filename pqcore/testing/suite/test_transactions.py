@@ -409,7 +409,7 @@ def test_a_job_that_comes_due_during_a_transaction_is_seen_in_it(harness: Harnes
 def test_a_get_in_a_transaction_waits_until_a_job_is_due(harness: Harness) -> None:
     queue = harness.queue()
     with queue:
-        queue.put("job", timedelta(milliseconds=50))
+        queue.put("job", timedelta(milliseconds=500))
         assert queue.get(block=False) is None
         assert queue.get(timeout=PATIENCE).data == "job"
 
@@ -823,6 +823,7 @@ def test_connections_go_back_to_the_pool(harness: Harness, size: int) -> None:
 
 @pytest.mark.requires(Capability.POOL)
 def test_a_connection_given_back_has_no_transaction_open(harness: Harness) -> None:
+    harness.needs_sessions()
     pq = harness.pq(pool=harness.pool(2))
     queue = pq["q"]
 

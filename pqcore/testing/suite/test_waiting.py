@@ -495,9 +495,10 @@ def test_within_a_transaction_time_goes_on(harness: Harness) -> None:
 
 def test_polling_finds_a_job_of_which_nobody_was_notified(harness: Harness) -> None:
     queue = harness.queue(poll_interval=0.05)
+    quiet = silent(harness)
     listen(harness, queue)
     with waiter(harness, queue) as join:
-        insert(harness, silent(harness), "q", "a")
+        insert(harness, quiet, "q", "a")
         assert join().data == "a"
 
 

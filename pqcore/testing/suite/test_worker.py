@@ -417,6 +417,7 @@ def test_a_burst_ends_and_runs_what_jobs_put(harness: Harness) -> None:
 # What it costs
 
 
+@pytest.mark.requires(Capability.LISTEN)
 def test_an_idle_worker_runs_at_most_two_statements_a_second(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = harness.task_queue()
     execute = CoreSession.execute

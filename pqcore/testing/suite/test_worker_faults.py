@@ -129,6 +129,7 @@ def test_a_worker_that_was_held_up_past_its_lease_has_lost_it(harness: Harness, 
 
 
 def test_the_loss_of_all_connections_is_a_pause(harness: Harness) -> None:
+    harness.needs_sessions()
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 
@@ -169,6 +170,7 @@ def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness, proxy: Proxy) -> None:
+    harness.needs_sessions()
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
     seen = Notes()
@@ -262,6 +264,8 @@ def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any
 def test_ends_are_stored_after_a_connection_went_silent(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    if when == "between":
+        harness.needs_sessions()  # whose transaction the server ends
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
     latch, seen = Latch(), Notes()
