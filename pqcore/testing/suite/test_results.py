@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pqcore import hookimpl
+from pqcore.backend import Capability
 from pqcore.errors import (
     ConfigurationError,
     DatabaseError,
@@ -147,6 +148,7 @@ def test_a_result_is_waited_for(harness: Harness, queue: Any, kept: Tasks) -> No
         assert result() == 3
 
 
+@pytest.mark.requires(Capability.LISTEN)
 def test_who_waits_is_woken_by_a_notification(
     harness: Harness, queue: Any, kept: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
