@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +32,7 @@ def main(
     seconds: float, seed: int, backend: tuple[str, ...], clients: int, fault: tuple[str, ...], failover: str
 ) -> None:
     """Have clients put and take while everything fails, and prove what became of each job. Exit code 1 for a loss."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was mounted and started is taken away
     console = Console()
     chosen = [kind for kind in BACKENDS if not backend or kind[0] in backend] * clients
     if not chosen:
