@@ -258,6 +258,7 @@ class AsyncPQ:
         max_connections: int = 10,
         pool_timeout: float = 30.0,
         prepared: bool | None = None,
+        dialect: str | None = None,
         **options: Any,
     ) -> None:
         if queue_class is not None:
@@ -274,6 +275,7 @@ class AsyncPQ:
             max_connections=max_connections,
             pool_timeout=pool_timeout,
             prepared=prepared,
+            dialect=dialect,
         )
         # A bad option is to fail here, not at the first queue.
         QueueSettings("any", self._engine.names, None, options)

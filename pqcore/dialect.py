@@ -29,10 +29,11 @@ the statistics say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
+from pqcore.backend import Capability
 from pqcore.fragments import (
     COLUMNS,
     DUE_AT,
@@ -229,12 +230,36 @@ def _put_many(stored: str, items: str) -> str:
 class Dialect:
     """The statements of one table, in one driver's paramstyle.
 
+    A subclass speaks to an engine that is like PostgreSQL, and not the same: it rewords what that does not take.
+
     Args:
         names: The table.
         paramstyle: How the driver wants placeholders.
+
+    Attributes:
+        name: As users write it: ``PQ(dsn, dialect="citus")``.
+        missing: Why the engine lacks what a driver may offer; by `pqcore.backend.Capability`.
+        unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``.
+        api: The version of the plugin API that it was written for.
     """
 
-    name = "postgresql"
+    name: ClassVar[str] = "postgresql"
+    missing: ClassVar[Mapping[Capability, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    api: ClassVar[int] = 1
+
+    def reworded(self, name: str, template: str) -> str:
+        """The template of a statement, as the engine takes it.
+
+        Args:
+            name: The statement's.
+            template: With ``{table}`` for identifiers and ``:name`` for parameters.
+        """
+        return template
+
+    def declared(self, statement: str) -> Iterable[str]:
+        """What is run for a statement of a migration: itself, another, several, or none."""
+        return (statement,)
 
     def __init__(self, names: TableName, paramstyle: Paramstyle) -> None:
         self._substitutions = names.substitutions()
@@ -419,4 +444,5 @@ SELECT max(id), count(*) FROM gone""",
         return self._compile(f"peek_{n}", sql)
 
     def _compile(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query:
-        return compile_query(name, template, self._substitutions, self._paramstyle, rows=rows, hot=hot)
+        worded = self.reworded(name, template)
+        return compile_query(name, worded, self._substitutions, self._paramstyle, rows=rows, hot=hot)

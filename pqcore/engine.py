@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.connections import CallersConnection, CallersPool, Lender, LentConnections, Opener, OwnPool, Source
-from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError, PQError, TransactionAborted, TransactionOrderError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
@@ -73,6 +72,7 @@ class Engine:
         pool_timeout: Of our own pool, in seconds.
         prepared: Whether statements may be prepared on the server; None to look whether a pooler is in between.
         idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
+        dialect: The name of the dialect; None for PQCORE_DIALECT's, or PostgreSQL's own.
     """
 
     def __init__(
@@ -88,7 +88,9 @@ class Engine:
         pool_timeout: float = 30.0,
         prepared: bool | None = None,
         idle_limit: float | None = None,
+        dialect: str | None = None,
     ) -> None:
+        self.dialect = plugins.dialect(dialect)
         self.runtime = runtime
         self.names = names
         self._lent = False  # by another engine, which closes it
@@ -137,7 +139,7 @@ class Engine:
                 else CallersConnection(opener, given, runtime)
             )
         # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
-        opener, listens = self._opener(self.spec), Capability.LISTEN in self.spec.capabilities
+        opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
 
         def able() -> bool:
             return listens and not opener.alternates
@@ -147,6 +149,10 @@ class Engine:
             self.listener = SoleListener(self.source, runtime, able=able)
         else:
             self.listener = Listener(self.source, runtime, able=able)
+
+    def offers(self, capability: Capability) -> bool:
+        """Whether both the driver and the server offer something."""
+        return capability in self.spec.capabilities and capability not in self.dialect.missing
 
     def twin(self, max_connections: int, idle_limit: float) -> Engine:
         """An engine for the same table and server, over the same backend.
@@ -177,6 +183,7 @@ class Engine:
             pool_timeout=self._pool_timeout,
             prepared=self._opener(self.spec).prepared,
             idle_limit=idle_limit,
+            dialect=self.dialect.name,
         )
         twin._lent = not isinstance(twin.source, OwnPool)
         return twin
@@ -481,9 +488,10 @@ class Engine:
 
     def _opener(self, spec: BackendSpec) -> Opener:
         if spec.name not in self._openers:
-            sql = Dialect(self.names, spec.paramstyle)
+            sql = self.dialect(self.names, spec.paramstyle)
             make = partial(plugins.make, spec)
-            self._openers[spec.name] = Opener(make, sql, suspends=self.runtime.suspends, prepared=self._prepared)
+            prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
+            self._openers[spec.name] = Opener(make, sql, suspends=self.runtime.suspends, prepared=prepared)
         return self._openers[spec.name]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pqcore.backend import BackendSpec
+    from pqcore.dialect import Dialect
     from pqcore.events import JobEvent, PutEvent
     from pqcore.serializers import Serializer
 
@@ -38,6 +39,14 @@ def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer
     Or with a class, which is constructed each time that it is chosen: that can fail, for want of
     a library or a key, and be tried again.  A `pqcore.serializers.Wrapper` is always a class.
     Called once a plugin, when it is loaded.  Import no library here.
+    """
+
+
+@hookspec(historic=True)
+def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
+    """Call ``register(dialect)`` for each subclass of `pqcore.dialect.Dialect` that the plugin brings.
+
+    Called once a plugin, when it is loaded.
     """
 
 

@@ -1,8 +1,8 @@
 """Plugins: found from metadata, loaded by name when needed, checked when loaded.
 
 A backend is one entry point in the group ``pqcore.backends``, a serializer one
-in ``pqcore.serializers``; its name is the backend's or serializer's, its
-value a module with hook implementations (`pqcore.hookspecs`).  Plugins that bring
+in ``pqcore.serializers``, a dialect one in ``pqcore.dialects``; its name is that of
+what it brings, its value a module with hook implementations (`pqcore.hookspecs`).  Plugins that bring
 neither are entry points in ``pqcore.plugins``.  The built-in
 ones are registered in the same way.  Listing reads metadata alone, so a plugin
 that is broken, or whose driver is missing, troubles only those who choose it.
@@ -22,6 +22,7 @@ import pluggy
 
 from pqcore import hookspecs
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode
+from pqcore.dialect import Dialect
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PluginError, UnknownBackend, UnknownSerializer
 from pqcore.serializers.wrapping import Wrapper
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 BACKENDS = "pqcore.backends"
 SERIALIZERS = "pqcore.serializers"
+DIALECTS = "pqcore.dialects"
 PLUGINS = "pqcore.plugins"
 PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
 """For a DSN with no backend named: the first of these that is installed, then any other."""
@@ -69,12 +71,14 @@ class Plugins:
         self._broken: dict[tuple[str, str], PluginError] = {}
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
         self._serializers: dict[str, Serializer | type[Serializer]] = {}
+        self._dialects: dict[str, type[Dialect]] = {Dialect.name: Dialect}
         self._loaded: set[tuple[str, str]] = set()
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
         self._lock = threading.RLock()
         self._others_loaded = False
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
+        self.manager.hook.pqcore_register_dialects.call_historic(kwargs={"register": self._add_dialect})
 
     @property
     def broken(self) -> dict[str, PluginError]:
@@ -259,6 +263,26 @@ class Plugins:
             r"(a slash in a queue's own name is written '\/')"
         )
 
+    # Dialects
+
+    def dialect_names(self) -> list[str]:
+        """The names of all installed dialects; imports nothing."""
+        return sorted({point.name for point in self._points(DIALECTS)} | set(self._dialects))
+
+    def dialect(self, name: str | None = None) -> type[Dialect]:
+        """The dialect of this name; without one, of that in PQCORE_DIALECT, or PostgreSQL's own.
+
+        Raises:
+            ConfigurationError: There is none.
+            PluginError: Its plugin is broken.
+        """
+        name = name or os.environ.get("PQCORE_DIALECT") or Dialect.name
+        self._load(DIALECTS, name)
+        if name not in self._dialects:
+            msg = f"unknown dialect {name!r}; installed: {', '.join(self.dialect_names())}"
+            raise ConfigurationError(msg)
+        return self._dialects[name]
+
     # Other hooks
 
     def load_others(self) -> None:
@@ -298,6 +322,13 @@ class Plugins:
         known = self._serializers.setdefault(name, serializer)
         if _class(known) is not _class(serializer):
             msg = f"two plugins bring a serializer {name!r}: {known!r} and {serializer!r}"
+            raise PluginError(msg)
+
+    def _add_dialect(self, dialect: type[Dialect]) -> None:
+        _check_version(f"dialect {dialect.name!r}", dialect.api)
+        known = self._dialects.setdefault(dialect.name, dialect)
+        if known is not dialect:
+            msg = f"two plugins bring a dialect {dialect.name!r}: {known!r} and {dialect!r}"
             raise PluginError(msg)
 
     def _candidates(self, mode: Mode, first: str | None = None) -> Iterable[BackendSpec]:

@@ -416,6 +416,8 @@ class PQ:
         prepared: Whether statements may be prepared on the server, and waiters listen. By default it is
             looked whether a pooler, such as PgBouncer, is in between: then they are not, and waiters
             poll. True for one in session mode; False for one in transaction mode says so at once.
+        dialect: What the server is, if it is like PostgreSQL and not the same: ``"citus"``, ``"cockroachdb"``.
+            By default what PQCORE_DIALECT says, or PostgreSQL.
         **options: Set as attributes of the queues; see `QueueSettings`.
 
     Raises:
@@ -437,6 +439,7 @@ class PQ:
         max_connections: int = 10,
         pool_timeout: float = 30.0,
         prepared: bool | None = None,
+        dialect: str | None = None,
         **options: Any,
     ) -> None:
         if queue_class is not None:
@@ -453,6 +456,7 @@ class PQ:
             max_connections=max_connections,
             pool_timeout=pool_timeout,
             prepared=prepared,
+            dialect=dialect,
         )
         # A bad option is to fail here, not at the first queue.
         QueueSettings("any", self._engine.names, None, options)

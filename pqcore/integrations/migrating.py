@@ -12,6 +12,7 @@ import sqlalchemy
 
 from pqcore import schema
 from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.sessions import CoreSession, translate
 from pqcore.statement import Query
@@ -50,6 +51,7 @@ class _OnConnection:
         self._connection = connection.execution_options(no_parameters=True)  # a % is a %
         self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
         self._begun = False
+        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
         return self._run(query.sql, query.name, rows=query.rows)

@@ -138,6 +138,7 @@ class _Recorder:
 
     def __init__(self, session: CoreSession) -> None:
         self._session = session
+        self.sql = session.sql
         self.statements: list[str] = []
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from pqcore.engine import Engine
-from pqcore.errors import ConfigurationError, InvalidData
+from pqcore.errors import ConfigurationError, InvalidData, NotSupported
 from pqcore.operations.gating import gate_of, give_up, lock_gates
 from pqcore.operations.managing import in_slices
 from pqcore.operations.transactions import atomic
@@ -47,7 +47,10 @@ async def move(
 
     Raises:
         ConfigurationError: The queues are one, or of two tables, or ``most`` is no number.
+        NotSupported: The server's dialect cannot move jobs.
     """
+    if reason := engine.dialect.unsupported.get("move"):
+        raise NotSupported(f"{engine.dialect.name} cannot move jobs from queue to queue: {reason}")
     if isinstance(target, str):
         target = QueueSettings(target, engine.names, None, {})
     if target.table != queue.table:

@@ -25,7 +25,7 @@ from functools import lru_cache, partial
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
-from pqcore.errors import ConfigurationError, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
+from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
 from pqcore.identifiers import unquoted
 from pqcore.schema.partitions import Partitions
 from pqcore.statement import Query, compile_query, plain
@@ -99,6 +99,11 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
+def _worded(session: CoreSession, name: str, sql: str) -> Query:
+    """A statement without parameters, as the dialect has it."""
+    return plain(name, session.sql.reworded(name, sql))
+
+
 async def version(session: CoreSession, names: TableName) -> int | None:
     """The version of the table; 0 for one of pq's, None if there is none."""
     table, recorded = _literal(str(names)), _literal(names.beside("pqcore_migrations"))
@@ -164,9 +169,12 @@ async def create(
 
     Raises:
         ConfigurationError: It is there, and has another number of partitions.
+        NotSupported: The dialect has no partitions.
         SchemaTooNew: The table was made by a newer pqcore, which says that this one cannot work on it.
         TransientError: The table was in use for too long; call it again.
     """
+    if partitions is not None and (reason := session.sql.unsupported.get("partitions")):
+        raise NotSupported(f"{session.sql.name} makes no table in partitions: {reason}")
     wanted = Partitions((), made=False) if partitions is None else Partitions.new(names, partitions)
     found = await version(session, names)
     if found is not None and partitions is not None:
@@ -183,13 +191,14 @@ async def create(
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
     lock = f"hashtextextended({_literal('pqcore ' + str(names))}, 0)"
-    while (await session.execute(plain("lock_migrations", f"SELECT pg_try_advisory_lock({lock})")))[0][0] is not True:
+    locking = _worded(session, "lock_migrations", f"SELECT pg_try_advisory_lock({lock})")
+    while (await session.execute(locking))[0][0] is not True:
         await sleep(0.05)
     try:
         await _migrate(session, names, sleep, wanted)
     finally:
         if session.usable():
-            await session.execute(plain("unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
+            await session.execute(_worded(session, "unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
 
 
 async def _migrate(
@@ -281,7 +290,7 @@ async def _lock_schema(session: CoreSession, names: TableName) -> None:
     What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
     """
     lock = f"hashtextextended({_literal('pqcore ' + names.beside('pqcore_migrations'))}, 0)"
-    await session.execute(plain("lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
+    await session.execute(_worded(session, "lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
 
 
 async def _apply_alone(session: CoreSession, names: TableName, number: int) -> None:
@@ -296,7 +305,8 @@ async def _partitions(session: CoreSession, names: TableName) -> Partitions:
         f"{_literal(str(names))})) AS part JOIN pg_class AS c ON c.oid = part.relid"
         " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE part.isleaf AND c.relispartition ORDER BY c.relname"
     )
-    return Partitions(tuple(row[0] for row in await session.execute(plain("partitions", sql))), made=True)
+    found = await session.execute(_worded(session, "partitions", sql))
+    return Partitions(tuple(row[0] for row in found), made=True)
 
 
 async def _check_partitions(session: CoreSession, names: TableName, wanted: int) -> None:
@@ -321,7 +331,7 @@ async def _apply(session: CoreSession, names: TableName, number: int, partitions
     if number == INDEXES:
         await _drop_invalid(session, names)
     for statement in migrations()[number - 1]:
-        for each in partitions.statements(statement):
+        for each in (each for part in partitions.statements(statement) for each in session.sql.declared(part)):
             await session.execute(_query(names, f"migration {number}", each, rows=False))
     await _record(session, names, number)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
 from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query
@@ -28,6 +30,7 @@ class _OnPaper:
 
     def __init__(self, execute: Callable[[str], None]) -> None:
         self._execute = execute
+        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
         if not query.rows:

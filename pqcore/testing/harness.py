@@ -20,7 +20,6 @@ from pqcore import tasks
 from pqcore.aio import AsyncPQ
 from pqcore.backend import BackendSpec
 from pqcore.connections import Opener
-from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName, fit, quote
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
@@ -108,7 +107,7 @@ class Harness:
         self.schema = self.application.replace("-", "_")
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
-        sql = Dialect(TableName("queue", self.schema), spec.paramstyle)
+        sql = plugins.dialect()(TableName("queue", self.schema), spec.paramstyle)
         make = partial(plugins.make, spec)
         self.opener = Opener(make, sql, suspends=spec.mode == "async", prepared=prepared())
         # Of a name of its own, so that behind a pooler it never is on a session that goes by the queues' name.
@@ -336,7 +335,7 @@ class Harness:
     def expire(self) -> None:
         """Make all leases run out, as time would."""
         self.sql(
-            "UPDATE {table} SET leased_until = clock_timestamp() - interval '1 s'"
+            "UPDATE {table} SET leased_until = statement_timestamp() - interval '1 s'"
             " WHERE leased_until IS NOT NULL AND parked_on IS NULL",
             rows=False,
         )

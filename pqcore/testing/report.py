@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -40,11 +40,16 @@ def standard_tests() -> dict[str, str | None]:
     return found
 
 
-def _pooled(spec: BackendSpec) -> BackendSpec:
-    """A backend as it is with ``prepared=False``."""
-    without = {Capability.LISTEN, Capability.PREPARED}
-    why = dict.fromkeys(without, "a pooler is in between, or PQCORE_TEST_PREPARED is no")
-    return replace(spec, capabilities=spec.capabilities - without, missing={**spec.missing, **why})
+def _without(spec: BackendSpec, why: Mapping[Capability, str]) -> BackendSpec:
+    """A backend that lacks more than it says itself."""
+    return replace(spec, capabilities=spec.capabilities - why.keys(), missing={**spec.missing, **why})
+
+
+def _offered(spec: BackendSpec) -> BackendSpec:
+    """What of a backend there is on this server, and through this pooler."""
+    spec = _without(spec, plugins.dialect().missing)
+    pooled = "a pooler is in between, or PQCORE_TEST_PREPARED is no"
+    return spec if prepared() else _without(spec, dict.fromkeys((Capability.LISTEN, Capability.PREPARED), pooled))
 
 
 def _mode(node: ast.FunctionDef) -> str | None:
@@ -64,8 +69,7 @@ class Report:
     """
 
     def __init__(self, names: Sequence[str] | None) -> None:
-        chosen = [plugins.backend_spec(name, mode) for name, mode in _modes(names)]
-        self.specs: list[BackendSpec] = chosen if prepared() else [_pooled(spec) for spec in chosen]
+        self.specs: list[BackendSpec] = [_offered(plugins.backend_spec(name, mode)) for name, mode in _modes(names)]
         self.server = ""
         self._results: dict[tuple[str, str], str] = {}
         self._missing: dict[str, dict[Capability, int]] = {}
@@ -132,6 +136,7 @@ class Report:
 
         return {
             "server": self.server,
+            "dialect": plugins.dialect().name,
             "python": platform.python_version(),
             "complete": not self.partial(),
             "violations": self.violations(),
@@ -149,7 +154,7 @@ class Report:
 
     def _lines(self) -> list[str]:
         labels = [_label(spec) for spec in self.specs]
-        lines = [f"Server: {self.server}. Python {platform.python_version()}.", ""]
+        lines = [f"Server: {self.server}, {plugins.dialect().name}. Python {platform.python_version()}.", ""]
         lines += ["| | " + " | ".join(labels) + " |", "| --- |" + " --- |" * len(labels)]
         for cap in Capability:
             cells = ["yes" if cap in spec.capabilities else "no" for spec in self.specs]

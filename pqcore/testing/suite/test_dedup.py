@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DuplicateJob, InvalidTimeSpec, PQError
 from pqcore.identifiers import TableName
 from pqcore.options import MAX_KEY, Dedup
@@ -335,6 +336,7 @@ def test_replacing_changes_the_serializer_with_the_data(harness: Harness) -> Non
     assert pq["q/pickle"].get().data == {1, 2}
 
 
+@pytest.mark.requires(Capability.LISTEN)
 def test_a_waiter_hears_of_a_job_that_is_replaced_by_one_that_is_due(harness: Harness) -> None:
     queue = harness.queue(poll_interval=3600)
     dedup = Dedup("key", on_conflict="replace")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, InvalidName, LeaseLost
 from pqcore.identifiers import TableName
 from pqcore.operations import gating
@@ -278,6 +279,7 @@ def test_a_job_given_back_goes_to_the_end_of_those_that_wait_for_the_place(harne
     assert queue.stats().parked == 1
 
 
+@pytest.mark.requires(Capability.LISTEN)
 def test_a_waiter_hears_that_a_place_is_free(harness: Harness) -> None:
     queue = harness.queue(poll_interval=3600)
     queue.put_many(["a", "b"], **ONE)

@@ -1,0 +1,23 @@
+"""What several dialects do to a statement's template."""
+
+from __future__ import annotations
+
+import re
+
+_NOTIFIED = ", pg_notify(:channel::text, '')::text"
+_KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
+
+
+def quiet(template: str) -> str:
+    """The same, and nobody is notified."""
+    return template.replace(_NOTIFIED, "").replace("RETURNING pg_notify(:channel::text, '')::text", "RETURNING 1")
+
+
+def keyed_by_queue(statement: str) -> str:
+    """The declaration of a table whose primary key names the queue beside the id."""
+    found = _KEYED_BY_ID.search(statement)
+    if found is None:
+        return statement
+    column = found[1].split()[0]
+    declared = statement[: found.start()] + found[1].rstrip() + " NOT NULL," + statement[found.end() :]
+    return declared.rpartition(")")[0].rstrip() + f",\n  PRIMARY KEY ({column}, q_name)\n)"

@@ -1,0 +1,218 @@
+"""Dialects: how one is chosen, what it changes, and that what is reworded means the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+
+from pqcore import PQ
+from pqcore.backend import Capability
+from pqcore.dialect import Dialect
+from pqcore.dialects.citus import Citus
+from pqcore.dialects.cockroachdb import CockroachDB
+from pqcore.errors import ConfigurationError, NotSupported, PluginError
+from pqcore.hookspecs import hookimpl
+from pqcore.identifiers import TableName
+from pqcore.plugins import Plugins, plugins
+from pqcore.schema import migrations
+from pqcore.statement import Query
+from pqcore.testing.harness import Harness
+from pqcore.testing.suite import test_dedup, test_limits, test_results
+
+
+class CitusHere(Citus):
+    """On PostgreSQL: all but the distributing."""
+
+    name = "citus-here"
+
+    def declared(self, statement: str) -> Iterable[str]:
+        return (each for each in super().declared(statement) if "create_distributed_table" not in each)
+
+
+class CockroachHere(CockroachDB):
+    """On PostgreSQL, whose ids are a sequence's anyway."""
+
+    name = "cockroachdb-here"
+
+    def declared(self, statement: str) -> Iterable[str]:
+        return (each for each in super().declared(statement) if "serial_normalization" not in each)
+
+
+class Shouting(Dialect):
+    """Of another package."""
+
+    name = "shouting"
+    missing: ClassVar[Mapping[Capability, str]] = {Capability.LISTEN: "it is too loud"}
+
+    def reworded(self, name: str, template: str) -> str:
+        return template + " /* LOUD */" if name == "put" else template
+
+
+class Plugin:
+    """Brings them."""
+
+    @hookimpl
+    def pqcore_register_dialects(self, register: Callable[[type[Dialect]], None]) -> None:
+        for dialect in (CitusHere, CockroachHere, Shouting):
+            register(dialect)
+
+
+plugins.register(Plugin(), "dialects of the tests")
+HERE = [CitusHere, CockroachHere]
+
+
+def of(name: str) -> Dialect:
+    return plugins.dialect(name)(TableName("queue"), "numeric_dollar")
+
+
+def queries(dialect: Dialect) -> dict[str, Query]:
+    found = {}
+    for statements in (dialect, dialect.tasks, dialect.upkeep):
+        for value in vars(statements).values():
+            for query in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(query, Query):
+                    found[query.name] = query
+    for finish in ("keep", "delete", "archive", "lease"):
+        for pick in ("ordered", "bounded", "unguarded", "merged"):
+            query = dialect.take(pick, finish, 2)
+            found[query.name] = query
+    return found
+
+
+def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PQCORE_DIALECT", raising=False)
+    dsn = "postgresql://nowhere/app"
+    assert PQ(dsn)._engine.dialect is Dialect
+    assert PQ(dsn, dialect="citus")._engine.dialect is Citus
+    monkeypatch.setenv("PQCORE_DIALECT", "cockroachdb")
+    assert PQ(dsn)._engine.dialect is CockroachDB
+    assert PQ(dsn, dialect="postgresql")._engine.dialect is Dialect
+    assert PQ(dsn)._engine.twin(1, 1.0).dialect is CockroachDB
+    with pytest.raises(ConfigurationError, match=r"unknown dialect 'oracle'; installed: .*citus.*cockroachdb"):
+        PQ(dsn, dialect="oracle")
+
+
+def test_one_of_another_package_is_used(dsn: str) -> None:
+    with PQ(dsn, dialect="shouting") as pq:
+        pq.create()
+        queue = pq["q"]
+        queue.put(1)
+        assert queue._engine._opener(queue._engine.spec).sql.put.sql.endswith("/* LOUD */")
+        assert not pq._engine.offers(Capability.LISTEN)
+        assert queue.get(timeout=0.2) is not None
+        assert queue.get(timeout=0.2) is None, "it polls"
+        with psycopg.connect(dsn) as connection:
+            listening = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^LISTEN' AND datname = current_database()"
+            assert connection.execute(listening).fetchone() == (0,)
+
+
+def test_of_two_with_one_name_the_second_is_refused() -> None:
+    class Other(Dialect):
+        name = "shouting"
+
+    class Old(Dialect):
+        name = "old"
+        api = 99
+
+    class Brings:
+        def __init__(self, *dialects: type[Dialect]) -> None:
+            self.dialects = dialects
+
+        @hookimpl
+        def pqcore_register_dialects(self, register: Callable[[type[Dialect]], None]) -> None:
+            for dialect in self.dialects:
+                register(dialect)
+
+    fresh = Plugins()
+    with pytest.raises(PluginError, match="two plugins bring a dialect 'shouting'"):
+        fresh.register(Brings(Shouting, Other))
+    with pytest.raises(PluginError, match="dialect 'old' was made for plugin API 99"):
+        fresh.register(Brings(Old))
+
+
+@pytest.mark.parametrize("name", ["citus", "cockroachdb"])
+def test_nothing_is_left_that_the_engine_has_not(name: str) -> None:
+    dialect = of(name)
+    texts = {name: query.sql for name, query in queries(dialect).items()}
+    assert len(texts) > 110
+    assert [each for each, text in texts.items() if "pg_notify" in text] == []
+    ddl = [each for version in migrations() for statement in version for each in dialect.declared(statement)]
+    assert [each for each in ddl if "TRIGGER" in each or "pg_notify" in each] == []
+    if name == "cockroachdb":
+        unknown = ("advisory", "hashtext", "DISCARD", "pg_is_in_recovery", "pg_control", "pg_listening", "set_config")
+        assert [(each, word) for each, text in texts.items() for word in unknown if word in text] == []
+        assert [each for each in ddl for word in (*unknown, "DO $", "autovacuum", "plpgsql") if word in each] == []
+        # More than one change of a table in a statement is refused.
+        for each, text in texts.items():
+            assert max(text.count(f"{verb}{{}}".format('"queue"')) for verb in ("UPDATE ", "DELETE FROM ")) <= 1, each
+
+
+@pytest.fixture(params=HERE, ids=lambda dialect: dialect.name)
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Dialect]:
+    monkeypatch.setenv("PQCORE_DIALECT", request.param.name)
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_all_statements_are_sound(here: type[Dialect], dsn: str) -> None:
+    with PQ(dsn) as pq, psycopg.connect(dsn, autocommit=True) as connection:
+        pq.create()
+        pq.create()
+        for query in queries(of(here.name)).values():
+            if query.name != "replan":
+                connection.execute(f"PREPARE it AS {query.numbered}".encode())
+                connection.execute("DEALLOCATE it")
+        if here is CitusHere:
+            keys = connection.execute(
+                "SELECT c.relname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid WHERE i.indisprimary"
+                " AND c.relname ~ '^queue' AND NOT EXISTS (SELECT FROM pg_attribute AS a"
+                " WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey) AND a.attname = 'q_name')"
+            ).fetchall()
+            assert keys == []
+
+
+def test_what_cannot_be_done_is_said(here: type[Dialect], dsn: str) -> None:
+    with PQ(dsn) as pq:
+        with pytest.raises(NotSupported, match="makes no table in partitions"):
+            pq.create(partitions=2)
+        pq.create()
+        pq["q"].put(1)
+        if "move" in here.unsupported:
+            with pytest.raises(NotSupported, match=r"cannot move jobs from queue to queue: .*distributed by"):
+                pq["q"].move("other")
+        else:
+            assert pq["q"].move("other") == 1
+    assert PQ("postgresql://nowhere", dialect=here.name)._engine.dialect.missing[Capability.LISTEN]
+
+
+REWORDED = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
+"""Where in the suite the statements are used that each rewords most."""
+
+
+def scenarios() -> Iterator[Any]:
+    """Of those, what needs no more than a harness."""
+    for dialect, modules in REWORDED.items():
+        for module in modules:
+            for name, scenario in vars(module).items():
+                if name.startswith("test_") and [*inspect.signature(scenario).parameters] == ["harness"]:
+                    marks = {mark.name for mark in getattr(scenario, "pytestmark", [])}
+                    if not marks & {"requires", "only"}:
+                        yield pytest.param(dialect, scenario, id=f"{dialect.name}-{name}")
+
+
+@pytest.mark.parametrize(("dialect", "scenario"), list(scenarios()))
+def test_what_is_reworded_means_the_same(
+    dialect: type[Dialect],
+    scenario: Callable[[Harness], None],
+    pqcore_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PQCORE_DIALECT", dialect.name)
+    harness = Harness(plugins.backend_spec("psycopg", "blocking"), pqcore_server)
+    try:
+        scenario(harness)
+    finally:
+        harness.close()
