@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
+
+from pqcore.headers import read_headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,7 @@ class BaseJob:
     __slots__ = (
         "_data",
         "_decoded",
+        "_faults",
         "_headers",
         "_queue",
         "_times",
@@ -110,6 +112,7 @@ class BaseJob:
         self.failures: int = row[9] or 0
         self.excused: int = row[10] or 0
         self._headers: dict[str, Any] | None = None
+        self._faults = ""
         self._decoded = False
         self._data: Any = None
 
@@ -135,10 +138,19 @@ class BaseJob:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """What travels beside the data: how it is to be run, a trace's context, whatever ``put`` was given."""
+        """What travels beside the data: how it is to be run, a trace's context, whatever ``put`` was given.
+
+        Without what a row holds that no ``put`` wrote.
+        """
         if self._headers is None:
-            self._headers = {} if self.raw_headers is None else json.loads(self.raw_headers)
+            self._headers, self._faults = read_headers(self.raw_headers)
         return self._headers
+
+    @property
+    def header_faults(self) -> str:
+        """What was wrong with headers that are left out; empty if nothing was."""
+        _ = self.headers
+        return self._faults
 
     @property
     def crashes(self) -> int:

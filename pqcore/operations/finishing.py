@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore.engine import Engine
 from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, TransientError
+from pqcore.headers import check_link
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
 from pqcore.operations.gating import gate_of, give_up, lock_gates
@@ -22,7 +23,7 @@ from pqcore.operations.putting import insert
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
-from pqcore.settings import Encoded, QueueSettings
+from pqcore.settings import Encoded, QueueSettings, logger
 
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 TOGETHER = 100
@@ -200,7 +201,7 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
             "error": _error_text(outcome),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
-            "headers": without_batch(outcome.job.headers),
+            "headers": _headers_of_the_dead(outcome.job),
             "q_name": queue.name,
             "channel": queue.channel,
         }
@@ -211,6 +212,13 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
 
 def _error_text(outcome: Outcome) -> str | None:
     return None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd")
+
+
+def _headers_of_the_dead(job: BaseJob) -> str | None:
+    """Without its batch, and what nobody can read; None if they can stay as they are."""
+    if job.raw_headers is None:
+        return None
+    return without_batch(job.headers) or (json.dumps(job.headers) if job.header_faults else None)
 
 
 def without_batch(headers: dict[str, Any]) -> str | None:
@@ -274,10 +282,19 @@ async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ende
             if pending > 0:
                 continue
             await s.execute(tasks.close_batch, tasks.close_batch.bind(values))
-            if callback is not None:
+            if callback is not None and (following := _callback(queue, batch, callback)) is not None:
                 summary = {"batch": batch, "total": total, "failed": failures}
-                last = StoredPut.from_json(json.loads(callback)).after(queue, summary, [])
+                last = following.after(queue, summary, [])
                 await insert(s, last.values(), None, str(engine.names))
+
+
+def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
+    try:
+        check_link(link := json.loads(text))
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
+        logger.error("%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc)
+        return None
+    return StoredPut.from_json(link)
 
 
 def _has_chain(outcome: Outcome) -> bool:

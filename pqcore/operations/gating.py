@@ -16,13 +16,13 @@ others could use while it waits for one that is harder to get.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
+from pqcore.headers import read_headers
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
@@ -35,8 +35,7 @@ def gate_of(headers: str | None) -> dict[str, Any] | None:
     """The gate of a row with these headers, if it has one."""
     if headers is None or '"gate"' not in headers:
         return None
-    gate: dict[str, Any] | None = json.loads(headers).get("gate")
-    return gate
+    return read_headers(headers)[0].get("gate")
 
 
 def _keys(gate: dict[str, Any]) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
+from pqcore.headers import read_headers
 from pqcore.job import Moment
 from pqcore.operations.letters import error_of
 from pqcore.settings import QueueSettings
@@ -211,7 +211,7 @@ async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None,
         **_fields(row),
         raw=data if payload is None else bytes(payload),
         size=int(size),
-        headers={} if headers is None else json.loads(headers),
+        headers=read_headers(headers)[0],
         group=group,
         dedup_key=key,
         place=place,

@@ -11,6 +11,7 @@ from typing import Any
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultTimeout
+from pqcore.headers import read_headers
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob, Moment
 from pqcore.settings import QueueSettings
@@ -67,7 +68,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
         moments = [Moment.of(moment) for moment in times]
-        return JobInfo(job_id, state, attempts, failures, _loaded(error), progress, _loaded(headers), *moments)
+        return JobInfo(job_id, state, attempts, failures, _loaded(error), progress, read_headers(headers)[0], *moments)
     if kept and kept[0][0] != "running":  # of one that has ended without a result, only its progress is left
         return JobInfo(job_id, kept[0][0], error=_loaded(kept[0][5]), progress=progress)
     msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"

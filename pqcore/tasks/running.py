@@ -64,13 +64,13 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     """
     try:
         data = job._get_data()  # noqa: SLF001 - what both faces' jobs have in common
-        path, args, kwargs = data["function"], data["args"], data["kwargs"]
+        path, args, kwargs = _path_in(data), data["args"], data["kwargs"]
         failures, max_retries = job.failures + int(data.get("retried", 0)), int(data.get("max_retries", 0))
-        headers = job.headers.get("run", _NOTHING) if job.raw_headers is not None else _NOTHING
+        headers = _run_headers(job) if job.raw_headers is not None else _NOTHING
         own_retry = policy_from_json(headers["retry"]) if "retry" in headers else None
         deadline, timeout = headers.get("deadline"), headers.get("timeout")
         late = deadline is not None and time.time() > deadline
-    except (DeserializationError, TypeError, ValueError, LookupError, AttributeError) as exc:
+    except Exception as exc:  # it may hold anything: who may put can write the row in SQL
         job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
         return Outcome(job, "dead", error=described(exc), reason="invalid")
     try:
@@ -86,6 +86,20 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         return Outcome(job, "dead", error=error, reason="expired")
     retry = own_retry or task.options.retry or _PqsRetry(data.get("retry_in"))
     return Run(job, task, args, kwargs, failures, max_retries, retry, timeout)
+
+
+def _path_in(data: Any) -> str:
+    path = data["function"]
+    if not isinstance(path, str):
+        raise TypeError(f"its function is {repr(path)[:80]}, and no path")
+    return path
+
+
+def _run_headers(job: BaseJob) -> dict[str, Any]:
+    if job.header_faults:
+        raise DeserializationError(job.header_faults)
+    found: dict[str, Any] = job.headers.get("run", _NOTHING)
+    return found
 
 
 job_logger = getLogger("pqcore.tasks.jobs")

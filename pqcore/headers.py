@@ -1,0 +1,126 @@
+"""What travels beside a job's data, read from a row: whoever may put writes it in SQL, and not only as `put` would.
+
+A part that has a meaning to pqcore, and is not what `put` writes, has none, and is left out: so that no row stops who
+takes it.  A worker makes a dead letter of such a job.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pqcore.identifiers import MAX_QUEUE_NAME, check_text
+from pqcore.options import MAX_KEY
+
+LONGEST = 100_000_000_000
+"""Seconds, three thousand years: a later time may be more than Python can tell."""
+MOST_PLACES = 2**31 - 1
+_MOST_ID = 2**63 - 1
+_LINK = frozenset({"queue", "serializer", "data", "payload", "headers", "delay"})
+
+
+def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
+    """The headers of a row, and what was wrong with those that are left out; empty if nothing was.
+
+    Args:
+        text: JSON, or what a row holds instead.
+    """
+    if text is None:
+        return {}, ""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        return {}, f"the headers cannot be read: {exc}"
+    if not isinstance(found, dict):
+        return {}, f"the headers are no object, but a {type(found).__name__}"
+    escaped = "\\u" in text
+    faults = []
+    for name in list(found):
+        try:
+            if escaped:
+                _storable({name: found[name]})
+            if (check := _CHECKS.get(name)) is not None:
+                check(found[name])
+        except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
+            del found[name]
+            faults.append(f"header {name!r}: {exc}")
+    return found, "; ".join(faults)
+
+
+def check_link(link: Any) -> None:
+    """Refuse what is no `StoredPut`.
+
+    Raises:
+        TypeError, ValueError, LookupError, ArithmeticError, RecursionError: It is none.
+    """
+    if not isinstance(link, dict) or not link.keys() <= _LINK:
+        raise TypeError("no put that is to follow")
+    check_text(link["queue"], "queue", MAX_QUEUE_NAME)
+    check_text(link["serializer"], "serializer")
+    data, payload = link["data"], link["payload"]
+    if (data is None) == (payload is None) or not isinstance(payload if data is None else data, str):
+        raise TypeError("neither data nor payload, or both")
+    if payload is not None:
+        base64.b64decode(payload)
+    if link.get("delay") is not None:
+        _check_seconds(link["delay"])
+    if not isinstance(link["headers"], dict):
+        raise TypeError("headers that are no object")
+    for name, value in link["headers"].items():
+        if (check := _CHECKS.get(name)) is not None:
+            check(value)
+
+
+def _storable(value: Any) -> None:
+    if "\0" in (text := json.dumps(value, ensure_ascii=False)) or "\\u0000" in text:
+        raise ValueError("it has a NUL")
+    text.encode()
+
+
+def _check_seconds(value: Any) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= LONGEST:
+        raise ValueError(f"no number of seconds up to {LONGEST:,}")
+
+
+def _check_gate(gate: Any) -> None:
+    if not isinstance(gate, dict) or not isinstance(limits := gate.get("limits", {}), dict):
+        raise TypeError("no object")
+    for key, places in limits.items():
+        check_text(key, "limit", MAX_KEY)
+        if type(places) is not int or not 1 <= places <= MOST_PLACES:
+            raise ValueError("a limit that is no number of jobs")
+    if "group" in gate:
+        check_text(gate["group"], "group", MAX_KEY)
+
+
+def _check_run(run: Any) -> None:
+    if not isinstance(run, dict):
+        raise TypeError("no object")
+    if run.get("timeout") is not None:
+        _check_seconds(run["timeout"])
+    if run.get("deadline") is not None and not math.isfinite(run["deadline"]):
+        raise ValueError("a deadline that is no time")
+
+
+def _check_batch(batch: Any) -> None:
+    if type(batch) is not int or not 0 <= batch <= _MOST_ID:
+        raise ValueError("no batch's number")
+
+
+def _check_chain(links: Any) -> None:
+    if not isinstance(links, list):
+        raise TypeError("no list")
+    for link in links:
+        check_link(link)
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "gate": _check_gate,
+    "run": _check_run,
+    "keep": _check_seconds,
+    "batch": _check_batch,
+    "then": _check_chain,
+}
