@@ -175,6 +175,31 @@ def test_roles_can_be_made_again_and_written_out(users: Users) -> None:
         connection.execute(script)
 
 
+def test_tables_of_one_name_do_not_share_roles_unasked(users: Users) -> None:
+    def create(*options: str, dsn: str = users.dsn) -> Result:
+        return CliRunner().invoke(app, ["create", "--table", users.table, *options], env={"PQCORE_DSN": dsn})
+
+    done = create("--roles", "--schema", "other")
+    assert done.exit_code != 0
+    assert "is there, and has rights to table" in done.stderr
+    assert "--role-prefix" in done.stderr
+    elsewhere, prefix = f"elsewhere_{time.time_ns()}", f"other_{time.time_ns()}"
+    with psycopg.connect(users.dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {elsewhere}")
+        done = create("--roles", dsn=urlunsplit(urlsplit(users.dsn)._replace(path=f"/{elsewhere}")))
+        connection.execute(f"DROP DATABASE {elsewhere} WITH (FORCE)")
+        assert done.exit_code != 0
+        assert "is there, and has rights in database" in done.stderr
+        assert create("--role-prefix", "x").exit_code == 2
+        for _ in range(2):
+            done = create("--roles", "--schema", "other", "--role-prefix", prefix)
+            assert done.exit_code == 0, done.output
+        script = create("--roles", "--schema", "other", "--role-prefix", prefix, "--sql").stdout
+        assert script.count('GRANT USAGE ON SEQUENCE other."') == 2  # whatever the search path is
+        for kind in ("producer", "consumer", "admin"):
+            connection.execute(f"DROP OWNED BY {prefix}_{kind}; DROP ROLE {prefix}_{kind}")
+
+
 def test_who_may_not_make_roles_is_told(users: Users) -> None:
     done = CliRunner().invoke(app, ["create", "--roles", "--table", users.table], env={"PQCORE_DSN": users.of("admin")})
     assert done.exit_code != 0

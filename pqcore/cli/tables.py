@@ -23,8 +23,8 @@ def _named(number: int | None) -> str:
     return "missing" if number is None else "pq's, or made by hand" if number == 0 else f"schema version {number}"
 
 
-def _write_roles(database: Database, table: str, *, as_json: bool) -> None:
-    statements = database.call(granting.script)
+def _write_roles(database: Database, table: str, prefix: str | None, *, as_json: bool) -> None:
+    statements = database.call(granting.script, prefix)
     if as_json:
         emit({"table": table, "statements": statements})
         return
@@ -52,13 +52,14 @@ def _make(
     *,
     as_json: bool,
     with_roles: bool = False,
+    role_prefix: str | None = None,
     partitions: int | None = None,
 ) -> None:
     table = database.table
     changed = not database.call(catalogue.is_current)
     if changed or partitions is not None:
         database.call(managing.create, partitions)
-    roles = asdict(database.call(granting.grant)) if with_roles else {}
+    roles = asdict(database.call(granting.grant, role_prefix)) if with_roles else {}
     if as_json:
         facts = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
         emit({**facts, "roles": roles} if with_roles else facts)
@@ -77,20 +78,32 @@ def _make(
 @click.option(
     "--roles", is_flag=True, help="Make roles that may do what producers, consumers and admins do, and no more."
 )
+@click.option(
+    "--role-prefix", metavar="NAME", help="With --roles: begin their names so, and not with the table's name."
+)
 @click.option("--partitions", metavar="N", type=int, help="Make it in so many partitions, by the queue's name.")
 @json_option
 @with_database
-def create(database: Database, as_sql: bool, roles: bool, partitions: int | None, as_json: bool) -> None:
+def create(
+    database: Database,
+    as_sql: bool,
+    roles: bool,
+    role_prefix: str | None,
+    partitions: int | None,
+    as_json: bool,
+) -> None:
     """Make the table, or migrate it in place; does nothing if it is up to date."""
+    if role_prefix is not None and not roles:
+        raise click.UsageError("--role-prefix says how roles are called: give --roles too")
     if as_sql and roles:
-        _write_roles(database, database.table, as_json=as_json)
+        _write_roles(database, database.table, role_prefix, as_json=as_json)
         return
     if as_sql:
         statements = database.call(catalogue.script, partitions=partitions)
         _write_script(database, database.table, statements, as_json=as_json)
         return
     found = database.call(catalogue.version)
-    _make(database, found, as_json=as_json, with_roles=roles, partitions=partitions)
+    _make(database, found, as_json=as_json, with_roles=roles, role_prefix=role_prefix, partitions=partitions)
 
 
 @click.command()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from pqcore.engine import Engine
-from pqcore.errors import AccessDenied
-from pqcore.identifiers import TableName, fit, quote
+from pqcore.errors import AccessDenied, ConfigurationError
+from pqcore.identifiers import TableName, check_text, fit, quote
 from pqcore.operations.catalogue import ask
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
@@ -34,9 +34,25 @@ _FIND_OWNER = (
     "SELECT pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = to_regclass(:table_name::text)"
 )
 # Of a table that pq made, nobody knows what it is called.
-_FIND_SEQUENCES = (
-    "SELECT pg_get_serial_sequence(wanted.name, 'id')::regclass::text FROM unnest(:names::text[]) AS wanted (name)"
-)
+_FIND_SEQUENCES = "SELECT pg_get_serial_sequence(wanted.name, 'id') FROM unnest(:names::text[]) AS wanted (name)"
+
+
+# What depends on a role, in any database: pg_shdepend tells. Of this one, another table to insert into.
+_FIND_SHARED = """
+SELECT role.rolname::text, 'in database ' || quote_ident(base.datname)
+FROM pg_roles AS role JOIN pg_shdepend AS d ON d.refobjid = role.oid AND d.refclassid = 'pg_authid'::regclass
+JOIN pg_database AS base ON base.oid = d.dbid
+WHERE role.rolname = ANY (:names::text[]) AND base.datname <> current_database()
+UNION ALL
+SELECT role.rolname::text, 'to table ' || c.oid::regclass::text
+FROM pg_roles AS role JOIN pg_shdepend AS d ON d.refobjid = role.oid AND d.refclassid = 'pg_authid'::regclass
+JOIN pg_database AS base ON base.oid = d.dbid AND base.datname = current_database()
+JOIN pg_class AS c ON c.oid = d.objid AND d.classid = 'pg_class'::regclass AND c.relkind IN ('r', 'p')
+WHERE role.rolname = ANY (:names::text[])
+  AND c.relnamespace <> (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:table_name::text))
+LIMIT 1"""
+MOST_PREFIX = 50
+"""Bytes of what the names of roles begin with: a name has 63."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +64,33 @@ class Roles:
     admin: str
 
 
-def roles_of(names: TableName) -> Roles:
-    """How the roles of a table are called: ``queue_producer``, ``queue_consumer``, ``queue_admin``."""
-    return Roles(*(fit(f"{names.table}_{kind}") for kind in KINDS))
+def roles_of(names: TableName, prefix: str | None = None) -> Roles:
+    """How the roles of a table are called: ``queue_producer``, ``queue_consumer``, ``queue_admin``.
+
+    Args:
+        names: The table.
+        prefix: What their names begin with, if not with the table's.
+
+    Raises:
+        InvalidName: The prefix cannot be part of a name.
+    """
+    begin = names.table if prefix is None else check_text(prefix, "prefix of roles", MOST_PREFIX)
+    return Roles(*(fit(f"{begin}_{kind}") for kind in KINDS))
 
 
-async def statements(engine: Engine, s: CoreSession) -> list[str]:
+async def statements(engine: Engine, s: CoreSession, prefix: str | None = None) -> list[str]:
     """What makes the roles that are not there, and grants them what they need; may be run again.
 
     They cannot log in: ``GRANT queue_producer TO shop`` lets an application's role do as they may. Changing the
     schema is for the tables' owner.
+
+    Args:
+        engine: Where.
+        s: A session.
+        prefix: As for `roles_of`.
     """
     names = engine.names
-    roles = asdict(roles_of(names))
+    roles = asdict(roles_of(names, prefix))
     there = {name for (name,) in await ask(engine, s, "find_roles", _FIND_ROLES, names=list(roles.values()))}
     made = [f"CREATE ROLE {quote(name)} NOLOGIN" for name in roles.values() if name not in there]
     quoted = {kind: quote(name) for kind, name in roles.items()}
@@ -75,22 +105,32 @@ async def statements(engine: Engine, s: CoreSession) -> list[str]:
     return made
 
 
-async def script(engine: Engine) -> list[str]:
+async def script(engine: Engine, prefix: str | None = None) -> list[str]:
     """The statements, for somebody else to run.
+
+    Args:
+        engine: Where.
+        prefix: As for `roles_of`.
 
     Raises:
         TableMissing: There is no table.
     """
-    return await engine.run(lambda s: statements(engine, s))
+    return await engine.run(lambda s: statements(engine, s, prefix))
 
 
-async def grant(engine: Engine) -> Roles:
+async def grant(engine: Engine, prefix: str | None = None) -> Roles:
     """Make the roles of the table, and grant them what they need; all or nothing.
+
+    Args:
+        engine: Where.
+        prefix: As for `roles_of`.
 
     Raises:
         AccessDenied: The role that is connected may not make roles (CREATEROLE), or does not own the tables.
+        ConfigurationError: Roles of these names are those of another table, here or in another database.
         TableMissing: There is no table.
     """
+    roles = roles_of(engine.names, prefix)
 
     async def work(s: CoreSession) -> None:
         # The server only warns who grants what is not theirs to grant.
@@ -99,9 +139,18 @@ async def grant(engine: Engine) -> Roles:
             raise AccessDenied(
                 f"role {role!r} does not own table {engine.names}: only its owner can GRANT rights to it"
             )
+        found = await ask(
+            engine, s, "find_shared", _FIND_SHARED, names=list(asdict(roles).values()), table_name=str(engine.names)
+        )
+        if found:
+            raise ConfigurationError(
+                f"role {found[0][0]!r} is there, and has rights {found[0][1]}: who was granted it for one table would "
+                "have it for both. Roles belong to the whole server: give those of this table names of their own, "
+                "with --role-prefix"
+            )
         async with atomic(s):
-            for statement in await statements(engine, s):
+            for statement in await statements(engine, s, prefix):
                 await s.execute(plain("grant_roles", statement, rows=False))
 
     await engine.run(work)
-    return roles_of(engine.names)
+    return roles
