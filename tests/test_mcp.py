@@ -413,8 +413,9 @@ def test_over_http_who_shows_the_token_is_let_in(secret_dsn: str, orchard: Orcha
                     await conversation(client)
         return status
 
-    with serving(secret_dsn, tmp_path, PQCORE_MCP_TOKEN="open sesame") as url:
-        assert [asyncio.run(come(url, token)) for token in (None, "sesame", "open sesame")] == [401, 401, 400]
+    with serving(secret_dsn, tmp_path, PQCORE_MCP_TOKEN="open sesame, please") as url:
+        tokens = (None, "open sesame", "open sesame, please")
+        assert [asyncio.run(come(url, token)) for token in tokens] == [401, 401, 400]
     with serving(secret_dsn, tmp_path) as url:
         talk(url, conversation)
         for headers, status in (({"Host": "evil.example"}, 421), ({"Origin": "http://evil.example"}, 403)):
@@ -432,6 +433,27 @@ def test_others_are_not_let_near_without_a_token(host: str) -> None:
     with pytest.raises(ConfigurationError, match="can be reached by others: set a token"):
         listening_address(f"{host}:8100", None)
     assert listening_address(f"{host}:8100", "sesame") == (host.strip("[]"), 8100)
+
+
+def test_a_token_that_can_be_guessed_is_refused(dsn: str) -> None:
+    desk = Desk(dsn)
+    with pytest.raises(ConfigurationError, match="the token has 11 characters; give at least 16"):
+        mcp_server(desk, token="open sesame")
+    asyncio.run(desk.close())
+
+
+def test_data_that_are_nested_deeply_are_cut_short(dsn: str) -> None:
+    with tasks.PQ(dsn) as pq:
+        pq.create()
+    with psycopg.connect(dsn) as connection:
+        deep = "[" * 900 + "]" * 900
+        connection.execute("INSERT INTO queue (q_name, data) VALUES ('deep', %s)", [deep])
+
+    async def conversation(client: Client) -> None:
+        [job] = (await ask(client, "peek_jobs", queue="deep"))["jobs"]
+        assert "nested too deeply to be shown" in json.dumps(job)
+
+    talk(in_process(dsn), conversation)
 
 
 def test_loopback_addresses_need_none() -> None:

@@ -646,12 +646,15 @@ def test_the_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path
 
 def test_the_command_serves_under_a_path_with_a_token(dsn: str, pq: PQ, tmp_path: Path) -> None:
     variables = {"PQCORE_WEB_TOKEN": TOKEN}
-    command = ("web", "--host", "0.0.0.0", "--port", "0", "--root-path", "/queues/", "--allow-changes")
+    command = ["web", "--host", "0.0.0.0", "--port", "0", "--root-path", "/queues/", "--allow-changes"]
+    command += ["--allow-host", "shop.example"]  # and then it answers to no other name but this machine's
     with Command(*command, dsn=dsn, folder=tmp_path, variables=variables) as served:
         [address] = served.expect(r"serving on (\S+);")
         with httpx.Client(base_url=address.replace("0.0.0.0", "127.0.0.1")) as client:
             assert client.get("/").headers["location"] == "/queues/login"
             assert 'action="/queues/login"' in client.get("/login").text
+            for host, code in (("elsewhere.example", 421), ("shop.example", 200)):
+                assert client.get("/login", headers={"host": host}).status_code == code
         served.signal(signal.SIGINT)
         assert served.wait() == 0
         assert TOKEN not in served.log

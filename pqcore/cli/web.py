@@ -83,7 +83,7 @@ def web(
     except ImportError as exc:
         raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
     # Without a token, no other site is to reach it by having its own name lead here.
-    hosts = None if token else [*LOCAL, host, *names]
+    hosts = None if token and not names else [*LOCAL, host, *names]
     app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
     database.call(Engine.execute, "ping", {})
 

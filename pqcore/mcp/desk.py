@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -26,6 +25,8 @@ T = TypeVar("T")
 MARGIN = 1_000
 """Characters that are read beyond the limit, so that a secret at the end is whole, and found, before it is cut."""
 CONNECTIONS = 4
+DEEPEST = 100
+"""Levels of objects and lists that are shown: deeper ones are more than what writes answers can follow."""
 _NAMES = frozenset(
     {"queue", "state", "task", "reason", "place", "serializer", "check", "level", "was", "outcome", "to"}
 )
@@ -70,13 +71,15 @@ class Desk:
 
     async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""
-        made: Any = operation(self._engine, *arguments, **more)
-        result: T
         if self._engine.runtime.suspends:
-            result = await made
-        else:
-            result = await anyio.to_thread.run_sync(partial(drive, made))
-        return result
+            return await operation(self._engine, *arguments, **more)
+
+        def run() -> T:
+            made: Any = operation(self._engine, *arguments, **more)
+            result: T = drive(made)
+            return result
+
+        return await anyio.to_thread.run_sync(run)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -105,15 +108,17 @@ class Desk:
         """Many of them."""
         return [self.document(fields) for fields in each]
 
-    def _shown(self, value: Any) -> Any:
+    def _shown(self, value: Any, depth: int = 0) -> Any:
+        if depth > DEEPEST and isinstance(value, (Mapping, list, tuple)):
+            return "... nested too deeply to be shown"
         if isinstance(value, str):
             return self.redacted(value)
         if isinstance(value, datetime):
             return value.isoformat()
         if isinstance(value, Mapping):
-            return {self.redacted(name): self._shown(each) for name, each in value.items()}
+            return {self.redacted(name): self._shown(each, depth + 1) for name, each in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self._shown(each) for each in value]
+            return [self._shown(each, depth + 1) for each in value]
         return value
 
     def _cut(self, found: dict[str, Any], name: str) -> bool:

@@ -41,7 +41,7 @@ def mcp_server(desk: Desk, *, changes: bool = False, token: str | None = None) -
     Args:
         desk: The table; who made it closes it.
         changes: Whether it has tools that change jobs.
-        token: What clients have to show over HTTP; None for nothing.
+        token: What clients have to show over HTTP, at least 16 characters; None for nothing.
     """
     server: MCPServer[Any] = MCPServer(
         "pqcore",
@@ -96,6 +96,8 @@ def _add(server: MCPServer[Any], desk: Desk, tool: Tool, title: str, **hints: bo
 
 # Over HTTP
 
+SHORTEST_TOKEN = 16
+"""Characters: what is shorter can be guessed."""
 _NOWHERE: Any = "https://pqcore.invalid"
 
 
@@ -103,10 +105,15 @@ class _Token:
     """Lets in who shows the token."""
 
     def __init__(self, token: str) -> None:
+        if len(token) < SHORTEST_TOKEN:
+            raise ConfigurationError(
+                f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, as "
+                "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
+            )
         self._token = token.encode()
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        if not hmac.compare_digest(token.encode(), self._token):
+        if not hmac.compare_digest(token.encode("utf-8", "replace"), self._token):
             return None
         return AccessToken(token="", client_id="pqcore", scopes=[])
 
