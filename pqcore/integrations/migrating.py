@@ -69,6 +69,9 @@ class _OnConnection:
     def usable(self) -> bool:
         return not self._connection.invalidated
 
+    async def direct(self) -> bool:
+        return True  # who makes tables through a pooler does it in a transaction
+
     async def begin(self) -> None:
         self._run("BEGIN", "begin")
         self._begun = True
