@@ -200,6 +200,7 @@ INSERT INTO queue (q_name, data) VALUES ('mails', '1'), ('reports', '2')""",
 
 def test_commands_know_of_them(dsn: str) -> None:
     script = run("create", "--sql", "--partitions", "2", "--table", "written", "--dsn", dsn).stdout
+    assert "PARTITION BY HASH (q_name)" in script
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(script.encode())
     with PQ(dsn, table="written") as pq:

@@ -164,6 +164,9 @@ class _Recorder:
     def in_transaction(self) -> bool:
         return False
 
+    async def direct(self) -> bool:
+        return True  # what is written down is run by psql
+
     def usable(self) -> bool:
         return self._session.usable()
 
