@@ -69,6 +69,7 @@ class Opener:
 
     def session(self, driver: Any) -> CoreSession:
         made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
+        made.believed = self.prepared is True
         with self._lock:
             self._sessions.add(made)
         return made

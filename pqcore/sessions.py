@@ -104,6 +104,8 @@ class CoreSession:
         self.doing = ""
         # When it answered a statement last.
         self.heard_at = self.planned_at
+        # Whether it is known to be one session of the server's: nothing is to be asked of poolers.
+        self.believed = False
         # Whether the caller handed the connection over for this operation, to be left in its mode.
         self.callers = False
         # Where its pool keeps it.
