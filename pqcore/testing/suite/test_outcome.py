@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pqcore.backend import Capability
 from pqcore.errors import ConnectionLost, OutcomeUnknown
 from pqcore.testing.harness import Harness
 from pqcore.testing.proxy import Proxy
@@ -79,6 +80,7 @@ def test_a_get_that_is_not_answered_took_a_job_or_not(harness: Harness, proxy: P
     assert queue.get().data == 2
 
 
+@pytest.mark.requires(Capability.PREPARED)
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
 def test_an_acknowledgement_that_is_not_answered_can_be_sent_again(
     harness: Harness, proxy: Proxy, answered: bool
