@@ -64,7 +64,7 @@ def finished(harness: Harness) -> list[int]:
 
 def expire(harness: Harness) -> None:
     harness.sql(
-        "UPDATE {table} SET leased_until = clock_timestamp() - interval '1 s'"
+        "UPDATE {table} SET leased_until = statement_timestamp() - interval '1 s'"
         " WHERE leased_until IS NOT NULL AND dequeued_at IS NULL",
         rows=False,
     )

@@ -27,7 +27,7 @@ def undo(*results: object) -> None:
 def expire(harness: Harness) -> None:
     """Make all leases run out, as time would."""
     harness.sql(
-        "UPDATE {table} SET leased_until = clock_timestamp() - interval '1 s' WHERE leased_until IS NOT NULL",
+        "UPDATE {table} SET leased_until = statement_timestamp() - interval '1 s' WHERE leased_until IS NOT NULL",
         rows=False,
     )
 
@@ -103,7 +103,7 @@ def test_a_lease_has_the_length_asked_for(harness: Harness, length: Any) -> None
     queue.put("a")
     job = queue.lease(length)
     assert 300 - PATIENCE < left(harness) <= 300
-    harness.sql("UPDATE {table} SET leased_until = clock_timestamp() + interval '1 h'", rows=False)
+    harness.sql("UPDATE {table} SET leased_until = statement_timestamp() + interval '1 h'", rows=False)
     job.extend(length)
     assert 300 - PATIENCE < left(harness) <= 300
 
