@@ -17,6 +17,7 @@ from psycopg import sql
 from pqcore import Dedup, tasks
 from pqcore.cli.app import app
 from pqcore.errors import AccessDenied
+from pqcore.identifiers import TableName
 from pqcore.worker import Worker
 
 
@@ -173,6 +174,73 @@ def test_roles_can_be_made_again_and_written_out(users: Users) -> None:
     assert "CREATE ROLE" not in script  # they are there
     with psycopg.connect(users.dsn) as connection:
         connection.execute(script)
+
+
+def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
+    queue = users.pq("consumer")["q"]
+    held = queue.put({"secret": "SESAME"}, dedup="key", headers={"x": "SESAME"})
+    with psycopg.connect(users.dsn, autocommit=True) as owner:
+        owner.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(users.table)))
+    names = TableName(users.table)
+    conflict = f"INSERT INTO {names} (q_name, data, dedup_key) VALUES ('q', '1', 'key')"
+    target = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
+    refused = [
+        f"INSERT INTO {names} (q_name, data) VALUES ('q', '1') RETURNING data",
+        f"{conflict} {target} DO UPDATE SET data = excluded.data",
+        f"COPY {names} TO STDOUT",
+        f"COPY {names} (data) TO STDOUT",
+        f"SELECT {names} FROM {names}",
+        f"SELECT FROM {names} WHERE data::text LIKE '%S%'",
+        f"SELECT FROM {names} FOR UPDATE",
+        f"UPDATE {names} SET q_name = 'mine'",
+        f"UPDATE {names} SET attempts = 0",
+        f"DELETE FROM {names}",
+        f"INSERT INTO {names} (q_name, data, attempts) VALUES ('q', '1', 5)",
+        f"INSERT INTO {names} (q_name, data, leased_until) VALUES ('q', '1', 'infinity')",
+        f"BEGIN; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE",
+        f"SELECT setval(pg_get_serial_sequence($q${names}$q$, 'id'), 1)",
+        f"CREATE INDEX ON {names} ((data::text))",
+        *(f"SELECT FROM {names.related(each)}" for each in ("_dead", "_archive", "_results", "_slots", "_rates")),
+        f"SELECT callback FROM {names.related('_batches')}",
+    ]
+    with psycopg.connect(users.of("producer"), autocommit=True) as connection:
+        for statement in refused:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+            connection.rollback()
+        with pytest.raises(psycopg.errors.UniqueViolation) as found:
+            connection.execute(conflict.encode())
+        assert "SESAME" not in str(found.value)
+        columns = connection.execute("SELECT attname FROM pg_stats WHERE tablename = %s", [users.table]).fetchall()
+        assert not {("data",), ("payload",), ("headers",), ("error",)} & set(columns)
+    assert queue.inspect(held).headers == {"x": "SESAME"}
+
+
+@pytest.mark.parametrize("kind", ["consumer", "admin"])
+def test_nobody_becomes_the_owner(users: Users, kind: str) -> None:
+    names = TableName(users.table)
+    statements = [
+        f"ALTER TABLE {names} DISABLE TRIGGER ALL",
+        f"ALTER TABLE {names} OWNER TO current_user",
+        f"TRUNCATE {names}",
+        f"CREATE TRIGGER t BEFORE INSERT ON {names} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        f"CREATE RULE r AS ON INSERT TO {names} DO NOTHING",
+        f"CREATE POLICY p ON {names}",
+        f"INSERT INTO {names.beside('pqcore_migrations')} VALUES ('x', 1)",
+        f"DELETE FROM {names.beside('pqcore_migrations')}",
+        f"DROP FUNCTION {names.substitutions()['notify']}()",
+        "CREATE ROLE another",
+    ]
+    with psycopg.connect(users.of(kind), autocommit=True) as connection:
+        for statement in statements:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+        connection.execute(f"GRANT SELECT ON {names} TO public".encode())  # which the server only warns of
+    with psycopg.connect(users.of("nobody")) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(f"SELECT FROM {names}".encode())
+    with psycopg.connect(users.dsn) as connection:
+        [definers] = connection.execute("SELECT count(*) FROM pg_proc WHERE prosecdef").fetchone() or [None]
+        assert definers == 0  # none runs with its owner's rights
 
 
 def test_tables_of_one_name_do_not_share_roles_unasked(users: Users) -> None:
