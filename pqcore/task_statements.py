@@ -66,20 +66,22 @@ WITH put AS (
   RETURNING id{_TELL_REPLACED}""",
         )
         self.find_duplicate = compiled("find_duplicate", f"SELECT id FROM {{table}} WHERE {_HOLDER}")
-        # Held for a time: the row of the key is locked and looked at as it then is, in one statement.
-        self.put_for_a_time = compiled(
-            "put_for_a_time",
-            f"""
-WITH claimed AS (
-  INSERT INTO {{dedup}} AS held (q_name, dedup_key, job_id, until)
-  VALUES (:q_name::text, :dedup_key::text, nextval(pg_get_serial_sequence(:table_name::text, 'id')),
-    clock_timestamp() + :period::float8 * interval '1 second')
-  ON CONFLICT (q_name, dedup_key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
-    WHERE held.until <= clock_timestamp()
-  RETURNING job_id
-)
-INSERT INTO {{table}} (id, {_PUT_COLUMNS.replace(", dedup_key", "")})
-SELECT job_id, {_PUT_VALUES.replace(", :dedup_key::text", "")} FROM claimed RETURNING id""",
+        # Held for a time: the row of the key is locked and looked at as it then is, in one statement; who
+        # claimed it puts the job, and writes down its id, in the same transaction: others wait for its end.  The job
+        # draws its id as any other does, so that who only puts need not be allowed to choose one.
+        self.claim_key = compiled(
+            "claim_key",
+            """
+INSERT INTO {dedup} AS held (q_name, dedup_key, job_id, until)
+VALUES (:q_name::text, :dedup_key::text, 0, clock_timestamp() + :period::float8 * interval '1 second')
+ON CONFLICT (q_name, dedup_key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
+  WHERE held.until <= clock_timestamp()
+RETURNING job_id""",
+        )
+        self.name_holder = compiled(
+            "name_holder",
+            "UPDATE {dedup} SET job_id = :id::bigint WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text",
+            rows=False,
         )
         self.find_held = compiled(
             "find_held",

@@ -83,8 +83,9 @@ def task_cases() -> Iterator[Case]:
     tasks = SQL.tasks
     for key in ("key 7", "new"):
         dedup = (("dedup_key", key),)
-        for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.put_for_a_time, tasks.tick):
+        for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.claim_key, tasks.tick):
             yield Case(query, 60, values=dedup)
+        yield Case(tasks.name_holder, 60, values=dedup)
     for query in (tasks.replace, tasks.find_job, tasks.find_headers, tasks.group_heads):
         yield Case(query, 60)
     for query in (tasks.count_slots, tasks.slots_of, tasks.free_slots, tasks.free_places):

@@ -196,6 +196,7 @@ def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
         f"UPDATE {names} SET attempts = 0",
         f"DELETE FROM {names}",
         f"INSERT INTO {names} (q_name, data, attempts) VALUES ('q', '1', 5)",
+        f"INSERT INTO {names} (q_name, data, id) VALUES ('q', '1', 1000)",
         f"INSERT INTO {names} (q_name, data, leased_until) VALUES ('q', '1', 'infinity')",
         f"BEGIN; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE",
         f"SELECT setval(pg_get_serial_sequence($q${names}$q$, 'id'), 1)",

@@ -35,18 +35,16 @@ def _replaced(template: str) -> str:
     return template.replace(" WHERE ", f" FROM (SELECT {computed}) AS clock WHERE ", 1)
 
 
-def _claimed(template: str) -> str:
-    # A key whose time is over is given up first.
-    gone = (
-        "gone AS (\n  DELETE FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text"
-        " AND until <= statement_timestamp() RETURNING job_id\n)"
-    )
-    values, _, rest = template.partition("  ON CONFLICT")
-    head, _, listed = values.partition("VALUES (")
-    claim = f"{head}SELECT {listed.rstrip()[:-1]} FROM (SELECT count(*) FROM gone) AS done\n"
-    return claim.replace("WITH claimed", f"WITH {gone}, claimed") + (
-        "  ON CONFLICT (q_name, dedup_key) DO NOTHING\n  RETURNING job_id" + rest.partition("RETURNING job_id")[2]
-    )
+# A key whose time is over is given up first.
+_CLAIM = f"""
+WITH gone AS (
+  DELETE FROM {{dedup}} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text AND until <= {_NOW}
+  RETURNING job_id
+)
+INSERT INTO {{dedup}} AS held (q_name, dedup_key, job_id, until)
+SELECT :q_name::text, :dedup_key::text, 0, clock_timestamp() + :period::float8 * interval '1 second'
+FROM (SELECT count(*) FROM gone) AS done
+ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id"""
 
 
 def _excluded(template: str) -> str:
@@ -76,7 +74,7 @@ _REWORDED: dict[str, Callable[[str], str]] = {
     "snooze": _beside,
     "replace": _replaced,
     "put_replacing": _excluded,
-    "put_for_a_time": _claimed,
+    "claim_key": lambda _: _CLAIM,
     "draw": _drawn,
     "keep_result": lambda sql: sql.replace("ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)"),
     "report_progress": lambda sql: sql.replace("ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)").replace(

@@ -24,7 +24,7 @@ async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object
     """Put calls, all or none; the jobs' ids in order."""
 
     async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[int]:
-        return await _insert_all(engine, s, marked)
+        return await _insert_all(s, marked)
 
     return await _put_together(engine, calls, work, connection)
 
@@ -43,7 +43,7 @@ async def put_batch(
         after = None if callback is None else json.dumps(callback.with_headers(added).to_json())
         values = {"q_name": queue.name, "total": len(marked), "callback": after}
         [[batch]] = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
-        return await _insert_all(engine, s, [_of_batch(call, batch) for call in marked])
+        return await _insert_all(s, [_of_batch(call, batch) for call in marked])
 
     ids = await _put_together(engine, calls, work, connection)
     return batch, ids
@@ -110,7 +110,7 @@ def _of_batch(call: StoredPut, batch: int) -> StoredPut:
     return replace(call, headers=headers)
 
 
-async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
+async def _insert_all(s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
     ids: list[int] = []
     rows: list[dict[str, Any]] = [call.values() for call in calls]
 
@@ -120,7 +120,7 @@ async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]
     for _, alike in groupby(rows, common):
         same = list(alike)
         if len(same) == 1:
-            ids.append(await insert(s, same[0], None, str(engine.names)))
+            ids.append(await insert(s, same[0], None))
             continue
         elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
         binary = same[0]["payload"] is not None

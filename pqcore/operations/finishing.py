@@ -171,8 +171,8 @@ async def _follow(
     await give_up(engine, queue, s, freed, locked=locked)
     for outcome in ended:
         await _keep_result(s, queue, outcome)
-        await _go_on(engine, queue, s, outcome)
-    await _count_down(engine, queue, s, ended)
+        await _go_on(queue, s, outcome)
+    await _count_down(queue, s, ended)
 
 
 async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -256,15 +256,15 @@ async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -
     await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
 
 
-async def _go_on(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+async def _go_on(queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.end == "done" and chain:
         following = StoredPut.from_json(chain[0]).after(queue, outcome.result, chain[1:])
-        await insert(s, following.values(), None, str(engine.names))
+        await insert(s, following.values(), None)
 
 
-async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+async def _count_down(queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
     """Tell batches of jobs that ended, and put what was to be put after the last."""
     counts: dict[int, list[int]] = {}
     for outcome in ended:
@@ -285,7 +285,7 @@ async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ende
             if callback is not None and (following := _callback(queue, batch, callback)) is not None:
                 summary = {"batch": batch, "total": total, "failed": failures}
                 last = following.after(queue, summary, [])
-                await insert(s, last.values(), None, str(engine.names))
+                await insert(s, last.values(), None)
 
 
 def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:

@@ -15,7 +15,7 @@ from pqcore.statement import plain
 KINDS = ("producer", "consumer", "admin")
 """A producer puts, and does not see what others put; a consumer takes and finishes too; an admin clears up as well."""
 
-_PUT = "id, q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
+_PUT = "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
 # What finding the holder of a key, and returning an id, have to read: nothing that somebody put.
 _FOUND = "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on"
 _GRANTS = (

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeAlias
 
+from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import DuplicateJob, TransientError
 from pqcore.events import PutEvent, around, tell
@@ -94,17 +95,16 @@ async def _put(
     if chosen is None or chosen == _NO_OPTIONS:
         return await engine.run(plain, connection=connection)
     row = {**NO_TIMES, **values, "headers": chosen.headers, "group_key": chosen.group}
-    return await engine.run(lambda s: insert(s, row, chosen.dedup, str(engine.names)), connection=connection)
+    return await engine.run(lambda s: insert(s, row, chosen.dedup), connection=connection)
 
 
-async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None, table: str) -> int:
+async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> int:
     """Insert a row with all that it may have, under its dedup key; its id, or that of the job that has the key.
 
     Args:
         s: The session.
         row: The values of the statement, but for the key.
         dedup: The key.
-        table: The table's quoted name.
 
     Raises:
         DuplicateJob: The key is taken, and the put was to be an error then.
@@ -114,14 +114,15 @@ async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None,
         rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
         return int(rows[0][0])
     tasks = s.sql.tasks
-    values = {**row, "dedup_key": dedup.key, "period": dedup.period, "table_name": table}
-    values["channel"] = channel(str(row["q_name"]))
-    if dedup.period is not None:
-        put, find = tasks.put_for_a_time, tasks.find_held
-    else:
-        put, find = (tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put), tasks.find_duplicate
+    values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
+    put = tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put
+    find = tasks.find_duplicate if dedup.period is None else tasks.find_held
     for _ in range(20):  # the job that has the key may be finished between the two statements
-        if rows := await s.execute(put, put.bind(values)):
+        if dedup.period is not None:
+            rows = await _put_for_a_time(s, values, dedup.period)
+        else:
+            rows = await s.execute(put, put.bind(values))
+        if rows:
             return int(rows[0][0])
         if not (rows := await s.execute(find, find.bind(values))):
             continue
@@ -134,6 +135,17 @@ async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None,
         return holder
     msg = f"dedup key {dedup.key!r} is being taken and given up all the time: try again"
     raise TransientError(msg)
+
+
+async def _put_for_a_time(s: CoreSession, values: Mapping[str, object], period: float) -> Sequence[Row]:
+    """Put a row under a key that is held for a time, unless it is taken."""
+    tasks = s.sql.tasks
+    async with atomic(s):
+        if not await s.execute(tasks.claim_key, tasks.claim_key.bind({**values, "period": period})):
+            return ()
+        rows = await s.execute(tasks.put, tasks.put.bind({**values, "dedup_key": None}))
+        await s.execute(tasks.name_holder, tasks.name_holder.bind({**values, "id": rows[0][0]}))
+    return rows
 
 
 async def put_many(
