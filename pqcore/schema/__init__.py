@@ -185,7 +185,7 @@ async def create(
     if session.in_transaction():
         await _apply_all(session, names, wanted)
         return
-    if not (session.believed or await session.direct()):  # a lock of the session's may stay with another's
+    if not await session.direct():  # a lock of the session's may stay with another's
         await _in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return
     # For the session, as concurrent index builds span transactions. Asked for again and again

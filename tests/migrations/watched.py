@@ -21,7 +21,7 @@ QUEUE = TableName("queue")
 
 
 class Watched:
-    """What `pqcore.schema` needs of a session, and no more.
+    """A session, to `pqcore.schema`.
 
     Args:
         session: What does it.
@@ -36,7 +36,6 @@ class Watched:
         after: Callable[[str, CoreSession], object] = lambda *_: None,
     ) -> None:
         self._session = session
-        self.sql = session.sql
         self._before = before
         self._after = after
 
@@ -53,14 +52,8 @@ class Watched:
         self._before("COMMIT", self._session)
         await self._session.commit()
 
-    async def rollback(self) -> None:
-        await self._session.rollback()
-
-    def in_transaction(self) -> bool:
-        return self._session.in_transaction()
-
-    def usable(self) -> bool:
-        return self._session.usable()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
     def create(self, sleep: Callable[[float], Any] | None = None) -> None:
         """Make the table, or migrate it, statement by statement."""
