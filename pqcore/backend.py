@@ -255,6 +255,15 @@ def patience(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {} if said else {"connect_timeout": CONNECT_TIMEOUT}
 
 
+def unicode(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be added to libpq's parameters, so that text of any kind can be sent and read.
+
+    Else the connection has the database's own encoding, which may lack letters, or be none.
+    """
+    said = "client_encoding" in parameters or "PGCLIENTENCODING" in os.environ
+    return {} if said else {"client_encoding": "UTF8"}
+
+
 def shut(fileno: int) -> None:
     """Shut a socket down, both ways: who waits on it, in whatever thread, finds it at its end."""
     duplicate = socket.socket(fileno=os.dup(fileno))

@@ -354,14 +354,29 @@ class OwnPool:
         try:
             return self._opener.session(await self._opener.call("connect", self._dsn))
         except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
-            raise ConfigurationError(f"not a DSN: {redact(str(exc), self._dsn)}") from None
+            raise ConfigurationError(_unread(exc, self._dsn)) from None
         except PQError as exc:
-            cause = exc.__cause__
-            unread = type(cause).__name__ == "ProgrammingError" and getattr(exc, "sqlstate", None) is None
-            if not unread and not isinstance(cause, ValueError):
+            cause, sqlstate = exc.__cause__, getattr(exc, "sqlstate", None)
+            unread = type(cause).__name__ == "ProgrammingError" and sqlstate is None
+            if not (unread or isinstance(cause, ValueError) or sqlstate in _NO_SETTING or _split(self._dsn)):
                 raise
             # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
-            raise ConfigurationError(redact(str(exc), self._dsn)) from None
+            raise ConfigurationError(_unread(cause, self._dsn)) from None
+
+
+_NO_SETTING = ("42704", "22023")
+"""The server knows no such setting, or no such value of it."""
+
+
+def _split(dsn: str) -> bool:
+    """Whether a URL has more than one @ before its path: a driver may take part of the password for the host."""
+    return re.split("[/?]", dsn.partition("://")[2], maxsplit=1)[0].count("@") > 1
+
+
+def _unread(exc: object, dsn: str) -> str:
+    if _split(dsn):
+        return "not a DSN: there are several @ before the host's name: in a user's name or password, write %40"
+    return f"not a DSN: {redact(str(exc).strip(), dsn)}"
 
 
 def redact(text: str, dsn: str) -> str:

@@ -69,6 +69,8 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
     for prefix, kind, advice in _BY_SQLSTATE:
         if sqlstate and sqlstate.startswith(prefix):
             return kind(f"{doing}: {reason} ({advice})", sqlstate)
+    if isinstance(exc, UnicodeError):
+        return InvalidData(f"{doing}: {reason} (the connection's client_encoding has no such letters: set it to UTF8)")
     if lost or isinstance(exc, OSError):
         return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
     return DatabaseError(f"{doing}: {reason}", sqlstate)
@@ -183,7 +185,7 @@ class CoreSession:
 
     async def direct(self) -> bool:
         """Whether no pooler is in between, as far as the backend tells."""
-        if not hasattr(self.driver, "direct"):
+        if self.believed or not hasattr(self.driver, "direct"):
             return True
         return bool(await self._call("direct", self.driver.direct))
 

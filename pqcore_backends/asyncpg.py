@@ -7,16 +7,15 @@ objects, as it refuses ``connection.transaction()`` within one begun by hand.
 from __future__ import annotations
 
 import asyncio
-import os
-import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 
-from pqcore.backend import ABORTED, CONNECT_TIMEOUT, Row
+from pqcore.backend import ABORTED, Row
 from pqcore.errors import Closed
 from pqcore.statement import Query
+from pqcore_backends.asyncpg_dsn import arguments
 
 LOST = "the server ended the connection"
 
@@ -149,13 +148,10 @@ class AsyncpgBackend:
 
     def __init__(self, *, prepared: bool = True) -> None:
         self._options: dict[str, Any] = {} if prepared else {"statement_cache_size": 0}
-        self._timeout = float(os.environ.get("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT))
 
     async def connect(self, dsn: str) -> AsyncpgSession:
         async def opened(lost: Any) -> Any:
-            if "://" in dsn:
-                return await asyncpg.connect(dsn, timeout=self._timeout, **self._options)
-            return await asyncpg.connect(**_keywords(dsn), timeout=self._timeout, **self._options)
+            return await asyncpg.connect(**arguments(dsn), **self._options)
 
         return AsyncpgSession(await opened(None), opened)
 
@@ -189,10 +185,3 @@ class AsyncpgBackend:
 
     async def close_pool(self, pool: Any) -> None:
         await pool.close()
-
-
-def _keywords(dsn: str) -> dict[str, Any]:
-    """Read a libpq keyword string (``host=... dbname=...``), which asyncpg does not."""
-    names = {"dbname": "database", "hostaddr": "host"}
-    pairs = dict(part.split("=", 1) for part in shlex.split(dsn))
-    return {names.get(key, key): value for key, value in pairs.items()}

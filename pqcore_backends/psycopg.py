@@ -18,7 +18,7 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pqcore.backend import ABORTED, Row, patience, readable, shut
+from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
@@ -261,7 +261,7 @@ class AsyncPsycopgSession(_Common):
 class _Pooled:
     """A session a connection, kept on the connection, which its pool keeps."""
 
-    errors = (psycopg.Error,)
+    errors = (psycopg.Error, UnicodeError)
 
     def __init__(self, *, prepared: bool = True) -> None:
         self._prepares = prepared
@@ -286,7 +286,8 @@ class PsycopgBackend(_Pooled):
     """Makes blocking sessions over psycopg's connections and psycopg_pool's pools."""
 
     def connect(self, dsn: str) -> PsycopgSession:
-        return self.wrap(psycopg.connect(dsn, autocommit=True, **patience(conninfo_to_dict(dsn))))
+        said = conninfo_to_dict(dsn)
+        return self.wrap(psycopg.connect(dsn, autocommit=True, **patience(said), **unicode(said)))
 
     def wrap(self, connection: Any) -> PsycopgSession:
         return PsycopgSession(connection, prepared=self._prepares)
@@ -325,7 +326,8 @@ class AsyncPsycopgBackend(_Pooled):
     """Makes asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
 
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
-        more = patience(conninfo_to_dict(dsn))
+        said = conninfo_to_dict(dsn)
+        more = {**patience(said), **unicode(said)}
         return self.wrap(await psycopg.AsyncConnection.connect(dsn, autocommit=True, **more))
 
     def wrap(self, connection: Any) -> AsyncPsycopgSession:

@@ -16,7 +16,7 @@ from psycopg2 import extensions
 from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import ABORTED, Row, patience, readable, shut
+from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
@@ -145,14 +145,15 @@ class Psycopg2Session:
 class Psycopg2Backend:
     """Makes sessions over psycopg2's connections and pools."""
 
-    errors = (psycopg2.Error,)
+    errors = (psycopg2.Error, UnicodeError)
 
     def __init__(self, *, prepared: bool = True) -> None:
         self._prepares = prepared
         self._pooled: dict[Any, Psycopg2Session] = {}
 
     def connect(self, dsn: str) -> Psycopg2Session:
-        connection = psycopg2.connect(dsn, **patience(extensions.parse_dsn(dsn)))
+        said = extensions.parse_dsn(dsn)
+        connection = psycopg2.connect(dsn, **patience(said), **unicode(said))
         return Psycopg2Session(connection, prepared=self._prepares)
 
     def wrap(self, connection: Any) -> Psycopg2Session:

@@ -1,0 +1,73 @@
+"""libpq's DSNs, for asyncpg: it reads URLs alone, and takes what it does not know there for settings of the server."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from pqcore.backend import CONNECT_TIMEOUT
+
+_WORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?=\s|$)\s*", re.DOTALL)
+_VARIABLES = {"service": "PGSERVICE", "application_name": "PGAPPNAME", "options": "PGOPTIONS"}
+"""Those that asyncpg does not read."""
+_UNUSED = (
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    *("client_encoding", "gssdelegation", "load_balance_hosts", "sslcompression", "sslsni"),
+)
+"""What asyncpg goes without, or has no choice of, and nothing but time depends on."""
+_OPTIONAL = {
+    "channel_binding": ("disable", "prefer"),
+    "gssencmode": ("disable", "prefer", "allow"),
+    "sslcertmode": ("disable", "allow"),
+    "requirepeer": (),
+    "require_auth": (),
+}
+"""What it has not got, and those values with which it can be gone without."""
+
+
+def arguments(dsn: str) -> dict[str, Any]:
+    """What `asyncpg.connect` takes, of a libpq URL or keyword string; what is not said, variables say.
+
+    Raises:
+        ValueError: It is neither, or asks for a safeguard that asyncpg has not got. The message has nothing of it but
+            that, as there may be a password in it.
+    """
+    place, given = _read(dsn)
+    for name, variable in _VARIABLES.items():
+        given.setdefault(name, os.environ.get(variable, ""))
+    given["application_name"] = given["application_name"] or given.get("fallback_application_name", "")
+    timeout = given.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or CONNECT_TIMEOUT
+    for name, accepted in _OPTIONAL.items():
+        if given.get(name) and given[name] not in accepted:
+            raise ValueError(f"asyncpg has no {name}, as in {name}={given[name]}: use psycopg, or leave it out")
+    for name in (*_UNUSED, *_OPTIONAL, "fallback_application_name", "connect_timeout"):
+        given.pop(name, None)
+    if address := given.pop("hostaddr", ""):
+        scheme, _, rest = place.partition("://")
+        user, at, where = rest.rpartition("@")
+        server, slash, database = where.partition("/")
+        given["port"] = given.get("port") or server.rpartition("]")[2].partition(":")[2]
+        given["host"], place = address, f"{scheme}://{user}{at}{slash}{database}"
+    if "host" in given:
+        hosts = given["host"].split(",")
+        given["host"] = ",".join(f"[{host}]" if host.count(":") > 1 and host[0] != "[" else host for host in hosts)
+    said = urlencode({name: value for name, value in given.items() if value}, quote_via=quote)
+    return {"dsn": f"{place}?{said}" if said else place, "timeout": float(timeout) if float(timeout) > 0 else None}
+
+
+def _read(dsn: str) -> tuple[str, dict[str, str]]:
+    """A URL up to its question mark, and what is said by name."""
+    if "://" in dsn:
+        place, _, said = dsn.partition("?")
+        if place.count("/") == 3:
+            place = place.removesuffix("/")  # asyncpg would take it for a database without a name
+        return place, dict(parse_qsl(said.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(said)))
+    if _WORD.sub("", dsn).strip():
+        raise ValueError("neither a URL, postgresql://user@host/database, nor words, host=... dbname=...")
+    return "postgresql://", {name: _plain(word) for name, word in _WORD.findall(dsn)}
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"\\(.)", r"\1", word[1:-1] if word.startswith("'") else word, flags=re.DOTALL)

@@ -1,0 +1,175 @@
+"""DSNs: a server is reached by whatever libpq's rules say, over every driver, whatever names and encoding it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pqcore import PQ, AsyncPQ
+from pqcore.errors import AccessDenied, ConfigurationError, ConnectionLost, InvalidData
+from pqcore_backends.embedded import EmbeddedServer
+
+USER = "Zoë d'Arc %@:/\"\\ 用"
+PASSWORD = "%40@:/?#&'= \\\"+é 🔑"
+DATABASE = 'Möbel "50%" ?/#\\ +\''
+DRIVERS = ("psycopg2", "psycopg", "psycopg-async", "asyncpg")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is, that wants a password of all who come by TCP."""
+
+    server: EmbeddedServer
+    port: int
+    folder: str
+    """Of its Unix socket."""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with EmbeddedServer() as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+
+            def ask(statement: str) -> str:
+                row = connection.execute(statement.encode()).fetchone()
+                assert row is not None
+                return str(row[0])
+
+            rules, folder, port = ask("SHOW hba_file"), ask("SHOW unix_socket_directories"), ask("SHOW port")
+            user, database = sql.Identifier(USER), sql.Identifier(DATABASE)
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(user, sql.Literal(PASSWORD)))
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, user))
+            for encoding in ("SQL_ASCII", "LATIN1", "EUC_JP"):
+                name = sql.Identifier(encoding.lower())
+                made = "CREATE DATABASE {} ENCODING {} LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+                connection.execute(sql.SQL(made).format(name, sql.Literal(encoding)))
+            Path(rules).write_text(
+                "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            )
+            connection.execute("SELECT pg_reload_conf()")
+        yield Place(server, int(port), folder)
+
+
+def put(driver: str, dsn: str, name: str = "q", data: Any = 1) -> Any:
+    """Make the table, put a job, and take it: what it held."""
+    backend, _, awaited = driver.partition("-")
+    if backend != "asyncpg" and not awaited:
+        with PQ(dsn, backend=backend) as pq:
+            pq.create()
+            pq[name].put(data)
+            job = pq[name].get(block=False)
+            assert job is not None
+            return job.data
+
+    async def work() -> Any:
+        async with AsyncPQ(dsn, backend=backend) as pq:
+            await pq.create()
+            await pq[name].put(data)
+            job = await pq[name].get(block=False)
+            assert job is not None
+            return job.data
+
+    return asyncio.run(work())
+
+
+def word(value: object) -> str:
+    """A value of a keyword string."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def words(**said: object) -> str:
+    return " ".join(f"{name} = {word(value)}" for name, value in said.items())
+
+
+FORMS: dict[str, Callable[[Place], str]] = {
+    "URL": lambda place: (
+        f"postgresql://{quote(USER, '')}:{quote(PASSWORD, '')}@127.0.0.1:{place.port}/{quote(DATABASE, '')}"
+    ),
+    "URL, all behind the question mark": lambda place: (
+        "postgresql://?"
+        + urlencode(
+            {"host": "127.0.0.1", "port": place.port, "user": USER, "password": PASSWORD, "dbname": DATABASE},
+            quote_via=quote,
+        )
+    ),
+    "words": lambda place: words(host="127.0.0.1", port=place.port, user=USER, password=PASSWORD, dbname=DATABASE),
+    "words, an address": lambda place: words(
+        hostaddr="127.0.0.1", port=place.port, user=USER, password=PASSWORD, dbname=DATABASE, connect_timeout=20
+    ),
+    "a socket": lambda place: (
+        f"postgresql://{quote(USER, '')}@/{quote(DATABASE, '')}?host={quote(place.folder, '')}&port={place.port}"
+    ),
+    "words, a socket": lambda place: words(host=place.folder, port=place.port, user=USER, dbname=DATABASE),
+    "two hosts, of which one is there": lambda place: (
+        f"postgresql://{quote(USER, '')}:{quote(PASSWORD, '')}@127.0.0.1:1,127.0.0.1:{place.port}"
+        f"/{quote(DATABASE, '')}?target_session_attrs=read-write"
+    ),
+    "with settings": lambda place: (
+        FORMS["URL"](place) + "?" + urlencode({"application_name": "a b", "options": "-c geqo=off"}, quote_via=quote)
+    ),
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_server_is_reached(place: Place, driver: str, form: str) -> None:
+    assert put(driver, FORMS[form](place)) == 1
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_is_not_said_is_in_the_environment(place: Place, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"HOST": "127.0.0.1", "PORT": place.port, "USER": USER, "PASSWORD": PASSWORD, "DATABASE": DATABASE}
+    for name, value in said.items():
+        monkeypatch.setenv(f"PG{name}", str(value))
+    assert put(driver, "postgresql://") == 1
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("form", ["URL", "words"])
+def test_a_wrong_password_is_told_of_and_not_told(place: Place, driver: str, form: str) -> None:
+    dsn = FORMS[form](place)
+    for right, wrong in ((quote(PASSWORD, ""), "s3cr3t%20%3F"), (word(PASSWORD), "'s3cr3t ?'")):
+        dsn = dsn.replace(right, wrong)
+    with pytest.raises((AccessDenied, ConnectionLost)) as caught:  # libpq does not tell which
+        put(driver, dsn)
+    chain: BaseException | None = caught.value
+    while chain is not None:
+        assert "s3cr3t" not in str(chain) + repr(chain)
+        chain = chain.__cause__ or chain.__context__
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://user:s3cr3t@host@127.0.0.1/db",
+        "host=127.0.0.1 password=s3cr3t nonsense",
+    ],
+)
+def test_what_is_no_dsn_is_told_of_without_its_password(driver: str, dsn: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        put(driver, dsn)
+    assert "s3cr3t" not in str(caught.value)
+    assert caught.value.__cause__ is None or "s3cr3t" not in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("encoding", ["sql_ascii", "latin1", "euc_jp"])
+def test_a_database_may_have_another_encoding(place: Place, driver: str, encoding: str) -> None:
+    dsn = f"postgresql://postgres@127.0.0.1:{place.port}/{encoding}"
+    assert urlsplit(dsn).port == place.port
+    data = {"any text": "é 用 🔑"}  # is escaped in JSON
+    assert put(driver, dsn, data=data) == data
+    if encoding == "euc_jp":
+        with pytest.raises(InvalidData):
+            put(driver, dsn, "🔑")
+    else:
+        assert put(driver, dsn, "é", data) == data
