@@ -178,7 +178,7 @@ class AsyncpgBackend:
         return AsyncpgSession(await asyncpg.connect(*pool._connect_args, **pool._connect_kwargs))
 
     async def make_pool(self, dsn: str, size: int) -> Any:
-        return await asyncpg.create_pool(dsn, min_size=1, max_size=size)
+        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, **self._options)
 
     async def close_connection(self, connection: Any) -> None:
         await connection.close()
