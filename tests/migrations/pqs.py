@@ -35,10 +35,14 @@ def main(dsn: str, what: str, name: str = "") -> None:
             queue.put(f"{name}-{number}")
             say(f"{name}-{number}")
             number += 1
-        elif (job := queue.get(block=False)) is not None:
+            continue
+        last = ending.is_set()  # what was put before it was told to end is taken yet
+        if (job := queue.get(block=False)) is not None:
             say(job.data)
-        elif ending.wait(0.01):
+        elif last:
             return
+        else:
+            ending.wait(0.01)
 
 
 main(*sys.argv[1:])
