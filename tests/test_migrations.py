@@ -471,6 +471,7 @@ class Crew:
 
     def _consume(self, way: str, queue: Any) -> None:
         while True:
+            last = self._no_more.is_set()  # looked at before the jobs are, so that none put until then is left
             if way == "get_many":
                 jobs = queue.get_many(3, block=False)
             else:
@@ -480,8 +481,10 @@ class Crew:
                 for job in jobs:
                     job.ack()
             self.got[way] += [str(job.data) for job in jobs]
-            if not jobs and self._no_more.wait(0.005):
-                return
+            if not jobs:
+                if last:
+                    return
+                self._no_more.wait(0.005)
 
     def stop_putting(self) -> None:
         self._no_more_puts.set()
