@@ -58,11 +58,11 @@ def place() -> Iterator[Place]:
         yield Place(server, int(port), folder)
 
 
-def put(driver: str, dsn: str, name: str = "q", data: Any = 1) -> Any:
+def put(driver: str, dsn: str, name: str = "q", data: Any = 1, table: str = "queue") -> Any:
     """Make the table, put a job, and take it: what it held."""
     backend, _, awaited = driver.partition("-")
     if backend != "asyncpg" and not awaited:
-        with PQ(dsn, backend=backend) as pq:
+        with PQ(dsn, backend=backend, table=table) as pq:
             pq.create()
             pq[name].put(data)
             job = pq[name].get(block=False)
@@ -70,7 +70,7 @@ def put(driver: str, dsn: str, name: str = "q", data: Any = 1) -> Any:
             return job.data
 
     async def work() -> Any:
-        async with AsyncPQ(dsn, backend=backend) as pq:
+        async with AsyncPQ(dsn, backend=backend, table=table) as pq:
             await pq.create()
             await pq[name].put(data)
             job = await pq[name].get(block=False)
@@ -173,3 +173,12 @@ def test_a_database_may_have_another_encoding(place: Place, driver: str, encodin
             put(driver, dsn, "🔑")
     else:
         assert put(driver, dsn, "é", data) == data
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_server_may_read_strings_in_the_old_way(place: Place, driver: str) -> None:
+    words = ("standard_conforming_strings=off", "escape_string_warning=off", "IntervalStyle=iso_8601")
+    settings = " ".join(f"-c {setting}" for setting in words)
+    dsn = f"postgresql://postgres@127.0.0.1:{place.port}/postgres?" + urlencode({"options": settings}, quote_via=quote)
+    data = {"\\": "\\' -- \\n"}
+    assert put(driver, dsn, "\\'; DROP TABLE \\", data, table="\\'; DROP \\") == data
