@@ -731,7 +731,7 @@ def test_at_any_instant_of_the_first_wait(harness: Harness) -> None:
                 job = await asyncio.wait_for(tasks[0], PATIENCE)
                 assert job is not None
                 # Where connecting was cancelled, psycopg lets go when the garbage is collected.
-                tasks.clear()
+                del tasks, task
                 await eventually(lambda: gc.collect() >= 0 and harness.connections() <= 3)
 
     with without_probes():
