@@ -46,7 +46,7 @@ class Parameters:
         expect(statements.put, "q_name", "data", "payload", "serializer")
         expect(statements.get, "q_name")
         expect(statements.get_many, "q_name")
-        expect(statements.ack, "ids", "tokens")
+        expect(statements.ack, "ids", "tokens", "q_name")
         self.statements = statements
         self.batch = batch
         self.taken: list[int] = []

@@ -60,7 +60,7 @@ class BareAsyncpg(Parameters):
 
     async def lease_ack(self) -> None:
         rows = await self._lease.fetch(*self.lease)
-        await self._ack.fetch([row[0] for row in rows], [row[4] for row in rows])
+        await self._ack.fetch([row[0] for row in rows], [row[4] for row in rows], QUEUE)
         self.keep(rows)
 
     async def replan(self) -> None:

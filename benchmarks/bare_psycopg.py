@@ -27,7 +27,7 @@ class _Encoded(Parameters):
         self._copy = self.copy.encode()
 
     def _held(self, rows: Any) -> tuple[Any, ...]:
-        return [row[0] for row in rows], [row[4] for row in rows]
+        return [row[0] for row in rows], [row[4] for row in rows], QUEUE
 
 
 class BarePsycopg(SwitchesAutocommit, _Encoded):

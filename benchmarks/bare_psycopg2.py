@@ -62,7 +62,7 @@ class BarePsycopg2(SwitchesAutocommit, Parameters):
     def lease_ack(self) -> None:
         self._cursor.execute(self._lease, self.lease)
         rows = self._cursor.fetchall()
-        self._cursor.execute(self._ack, ([row[0] for row in rows], [row[4] for row in rows]))
+        self._cursor.execute(self._ack, ([row[0] for row in rows], [row[4] for row in rows], QUEUE))
         self._cursor.fetchall()
         self.keep(rows)
 
