@@ -376,7 +376,21 @@ def _split(dsn: str) -> bool:
 def _unread(exc: object, dsn: str) -> str:
     if _split(dsn):
         return "not a DSN: there are several @ before the host's name: in a user's name or password, write %40"
-    return f"not a DSN: {redact(str(exc).strip(), dsn)}"
+    said = redact(str(exc).strip(), dsn)
+    if any(word in said for word in _secret_words(dsn)):
+        return (
+            "not a DSN, and what the driver says of it quotes what may be a password; give a URL,"
+            " postgresql://user@host/database, with what is special written as in %40, or words, host=... dbname=...,"
+            " with quotes around blanks"
+        )
+    return f"not a DSN: {said}"
+
+
+def _secret_words(dsn: str) -> set[str]:
+    """All words of a DSN that nobody can read which may be part of a password."""
+    _, _, named = dsn.partition("password")
+    user, at, _ = dsn.partition("://")[2].rpartition("@")
+    return set(re.findall(r"\w{2,}", f"{named} {user.partition(':')[2] if at else ''}"))
 
 
 def redact(text: str, dsn: str) -> str:
