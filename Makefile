@@ -61,6 +61,16 @@ dist: .venv/ready  ## build the distributions, and check them, into dist/
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 
+# With hashes, for all supported Pythons; what is installed from it is what was looked at.
+lock: .venv/ready  ## write requirements-lock.txt anew, with the newest versions
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	  --no-emit-package pqcore --no-annotate --no-header --output-file requirements-lock.txt requirements-dev.txt
+
+audit:  ## ask whether anything in requirements-lock.txt has a known vulnerability
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install --quiet pip-audit; }
+	.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements-lock.txt
+
 clean:  ## remove what the above made
 	rm -rf .venv build dist reports site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -79,4 +89,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos model matrix plans bench figures dist clean
+.PHONY: help demo test lint docs conformance chaos model matrix plans bench figures dist lock audit clean

@@ -13,11 +13,14 @@ import venv
 import zipfile
 from collections.abc import Iterator
 from email.message import Message
+from importlib.metadata import requires
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_documents import DSN, PROCESS, blocks
 
 import pqcore
@@ -334,3 +337,21 @@ def test_hooks_before_a_commit_run_what_make_has_installed() -> None:
         assert re.search(rf"^{program[1]}[>=]", required, re.MULTILINE), hook["entry"]
         assert f"$(BIN)/{program[1]}" in lint[1]
     assert len(repository["hooks"]) == 3
+
+
+def test_the_lock_has_all_that_is_required_with_hashes() -> None:
+    locked: dict[str, set[str]] = {}
+    for pinned in re.split(r"\n(?! )", (ROOT / "requirements-lock.txt").read_text().strip()):
+        assert "--hash=sha256:" in pinned, pinned
+        name, version = re.match(r"([\w.-]+)(?:\[[^]]*\])?==([^\s;\\]+)", pinned).groups()  # type: ignore[union-attr]
+        locked.setdefault(canonicalize_name(name), set()).add(version)
+    written = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    wanted = [Requirement(line.partition(" #")[0]) for line in written if line and line[0] not in "#-"]
+    wanted += [Requirement(line) for line in requires("pqcore") or ()]
+    for requirement in wanted:
+        name = canonicalize_name(requirement.name)
+        if name != "pqcore":
+            found = locked.get(name, set())
+            assert [version for version in found if requirement.specifier.contains(version)], (
+                f"{requirement}: make lock"
+            )
