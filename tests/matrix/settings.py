@@ -79,7 +79,6 @@ SETTINGS = (
     Cell("settings text", partial(_server, _OTHER_TEXT)),
     Cell("settings plans", partial(_server, _OTHER_PLANS)),
     Cell("settings impatient", partial(_server, _IMPATIENT)),
-    Cell("settings repeatable read", partial(_server, {"default_transaction_isolation": "repeatable read"})),
     Cell(
         "settings few connections", partial(_server, {"max_connections": "40", "superuser_reserved_connections": "3"})
     ),
