@@ -13,8 +13,8 @@ from . import debian
 from .cache import CACHE, run
 from .servers import ROOT
 
-LOWEST = ("psycopg[binary]==3.2.0", "psycopg_pool==3.2.0", "psycopg2-binary==2.9.9", "asyncpg==0.29.0")
-"""The lowest versions of the drivers that are supported, as in pyproject.toml."""
+LOWEST = ("psycopg[binary]==3.2.2", "psycopg_pool==3.2.0", "psycopg2-binary==2.9.9", "asyncpg==0.29.0")
+"""The lowest versions of the drivers that are supported, as in pyproject.toml; of psycopg the first that has wheels."""
 DRIVERS = ("psycopg2-binary", "psycopg", "asyncpg")
 _VERSIONS = """
 import json, platform
