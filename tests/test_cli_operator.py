@@ -456,14 +456,14 @@ def test_jobs_are_run_again_whatever_has_become_of_them(dsn: str, pq: PQ, backen
 
 def test_a_job_that_runs_again_is_not_counted_by_its_batch_again(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
-    link = {"headers": {"batch": 7, "who": "ann"}}
+    link = {"queue": "b", "serializer": "json", "data": "1", "payload": None, "headers": {"batch": 7, "who": "ann"}}
     execute(
         dsn,
         f"UPDATE queue SET dequeued_at = now(), headers = '{json.dumps({'batch': 7, 'then': [link], 'x': 1})}'",
     )
     assert objects("retry", str(job_id), "--queue", "a", dsn=dsn)[0]["retried"]
     [job] = objects("show", str(job_id), dsn=dsn)
-    assert job["headers"] == {"then": [{"headers": {"who": "ann"}}], "x": 1}
+    assert job["headers"] == {"then": [{**link, "headers": {"who": "ann"}}], "x": 1}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
