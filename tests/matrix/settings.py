@@ -1,4 +1,4 @@
-"""Servers that are set up in another way than usual: their defaults, the database's encoding, the role's rights."""
+"""Servers that are set up in another way than usual: their defaults, the names of role and database, the rights."""
 
 from __future__ import annotations
 
@@ -70,11 +70,6 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _encoded(encoding: str) -> Cell:
-    made = f"CREATE DATABASE tried ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
-    return Cell(f"encoding {encoding}", partial(_server, {}, (made,), database="tried"))
-
-
 SETTINGS = (
     Cell("settings text", partial(_server, _OTHER_TEXT)),
     Cell("settings plans", partial(_server, _OTHER_PLANS)),
@@ -82,7 +77,6 @@ SETTINGS = (
     Cell(
         "settings few connections", partial(_server, {"max_connections": "40", "superuser_reserved_connections": "3"})
     ),
-    *(_encoded(encoding) for encoding in ("LATIN1", "SQL_ASCII")),
     Cell(
         "rights owner",
         partial(
