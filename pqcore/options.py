@@ -132,7 +132,9 @@ def put_options(
         merged["gate"] = gate
     try:
         encoded = json.dumps(merged, allow_nan=False, separators=(",", ":")) if merged else None
-    except (TypeError, ValueError) as exc:
+        if encoded is not None and "\\ud" in encoded:
+            json.dumps(merged, ensure_ascii=False).encode()  # half a pair is no text: readers would stumble over it
+    except (TypeError, ValueError, RecursionError) as exc:
         raise SerializationError(f"the job's headers are not JSON: {exc}") from exc
     if encoded is not None and "\\u0000" in encoded:
         raise SerializationError("the job's headers contain a NUL, which PostgreSQL's text cannot hold")

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
-from pqcore.errors import DuplicateJob, TransientError
+from pqcore.errors import DuplicateJob, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
 from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
@@ -30,6 +30,8 @@ _NO_OPTIONS = PutOptions(None, None, None)
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
 """put_many sends a statement for so many rows, or characters, whichever comes first."""
+WHOLE_SIZE = 2**28
+"""Characters at most of what has to be a single statement: it is held in memory, and PostgreSQL's own limit is 1 GB."""
 # Looks for no circular references: whatever it fails at is encoded again, by that which says what is wrong.
 _encode_piece = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 PIECE_SIZE = 2**14
@@ -244,6 +246,13 @@ def _chunks(
         chunk.append(text)
         rows, size = rows + len(piece), size + length
         rows_in_all, size_in_all = rows_in_all + len(piece), size_in_all + length
+        if whole and size > WHOLE_SIZE:
+            msg = (
+                f"queue {queue.name!r}: on an idle connection of yours jobs are put with one statement, and the first"
+                f" {rows} have {size} characters, more than {WHOLE_SIZE}: begin a transaction, in which they are put"
+                " with many, or put fewer at a time"
+            )
+            raise PayloadTooLarge(msg)
         if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):
             yield chunk
             chunk, rows, size = [], 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -274,6 +275,20 @@ def test_with_a_connection_all_or_none(harness: Harness, begun: bool) -> None:
 
 
 @small_chunks
+def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(putting, "WHOLE_SIZE", 1_000)
+    queue, connection = harness.queue(), harness.connect()
+    with pytest.raises(PayloadTooLarge, match="begin a transaction"):
+        queue.put_many(itertools.repeat("x" * 100), connection=connection.raw)  # without an end
+    assert (stored(harness), connection.session.in_transaction()) == ({}, False)
+    connection.begin()
+    assert len(queue.put_many(["x" * 100] * 20, connection=connection.raw)) == 20
+    connection.commit()
+    assert len(stored(harness)) == 20
+
+
 def test_times_apply_to_all(harness: Harness) -> None:
     queue = harness.queue()
     moment = datetime(2030, 1, 2, 3, 4, 5, 678, timezone.utc)
