@@ -48,6 +48,12 @@ def all_tables(*names: str) -> set[str]:
     return found | {"pqcore_migrations"}
 
 
+NO_LIMITS = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"""
+"""Who looks at a test from beside it may idle for longer than the server's settings say."""
+
+
 def statement(sql: str, *, rows: bool = True) -> Query:
     """A statement without parameters."""
     return plain("test", sql, rows=rows)
@@ -112,6 +118,8 @@ class Harness:
         self.opener = Opener(make, sql, suspends=spec.mode == "async", prepared=prepared())
         # Of a name of its own, so that behind a pooler it never is on a session that goes by the queues' name.
         self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
+        if prepared():  # else it would be set on a connection that a pooler lends to others
+            self.sql(NO_LIMITS)
         self.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
 
     def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
