@@ -122,7 +122,7 @@ class CoreSession:
     @property
     def waits(self) -> bool:
         """Whether the server is being waited for: not by `wait`, which has an end of its own."""
-        return self.busy_since is not None and self.doing != "wait"
+        return self.busy_since is not None
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())
@@ -178,7 +178,15 @@ class CoreSession:
         await self._call("listen", self.driver.listen, channel)
 
     async def wait(self, seconds: float) -> None:
-        await self._call("wait", self.driver.wait, seconds)
+        # Leaves no mark: another call may be under way on it meanwhile, whose mark would go with it.
+        try:
+            waiting: Any = self.driver.wait(seconds)
+            if self._suspends:
+                await waiting
+        except PQError:
+            raise
+        except self._errors as exc:
+            raise self._told(exc, "wait", commits=False) from exc
 
     async def notifications(self) -> list[str]:
         return list(await self._call("notifications", self.driver.notifications))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from pqcore import waiting
 from pqcore.backend import Capability
+from pqcore.errors import ConnectionLost
 from pqcore.identifiers import quote
 from pqcore.operations import finishing
 from pqcore.testing import workers
@@ -371,3 +373,24 @@ def test_ends_wait_until_a_server_that_is_out_of_room_has_some(harness: Harness)
     assert queue.dead.count() == 0
     assert harness.sql("SELECT count(*) FROM {table}") == [(3,)]
     assert len(seen.items) == 3
+
+
+@pytest.mark.only("async")
+def test_a_call_that_is_not_answered_is_found_though_a_wait_ends_meanwhile(harness: Harness, proxy: Proxy) -> None:
+    # The one who listens waits, and registers channels, on one connection: the end of a wait hid that nothing came.
+    async def scenario() -> None:
+        opener = harness.opener
+        session = opener.session(await opener.call("connect", proxy.dsn))
+        await session.enter()
+        await session.listen("pqcore_silence")
+        proxy.stall()
+        waiting = asyncio.ensure_future(session.wait(0.1))
+        asking = asyncio.ensure_future(session.execute(session.sql.ping))
+        await waiting
+        assert session in opener.stalled(0.0)
+        session.abort()
+        with pytest.raises(ConnectionLost):
+            await asyncio.wait_for(asking, PATIENCE)
+        await session.close()
+
+    harness.in_loop(scenario)
