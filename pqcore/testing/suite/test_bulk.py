@@ -274,7 +274,6 @@ def test_with_a_connection_all_or_none(harness: Harness, begun: bool) -> None:
     assert stored(harness) == dict(zip(ids, range(25), strict=True))
 
 
-@small_chunks
 def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +288,7 @@ def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
     assert len(stored(harness)) == 20
 
 
+@small_chunks
 def test_times_apply_to_all(harness: Harness) -> None:
     queue = harness.queue()
     moment = datetime(2030, 1, 2, 3, 4, 5, 678, timezone.utc)

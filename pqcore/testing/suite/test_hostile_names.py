@@ -141,15 +141,15 @@ def test_any_data_comes_back_or_is_refused(harness: Harness, data: Any) -> None:
     harness.sql("DELETE FROM {table}", rows=False)
 
 
-_opened: dict[int, Any] = {}
+_opened: dict[Harness, Any] = {}
 
 
 def opened(harness: Harness) -> Any:
     """One `PQ` a test, whatever the number of its examples."""
-    if id(harness) not in _opened:
+    if harness not in _opened:
         _opened.clear()
-        _opened[id(harness)] = harness.pq()
-    return _opened[id(harness)]
+        _opened[harness] = harness.pq()
+    return _opened[harness]
 
 
 @pytest.mark.only("blocking")  # the kit's own wrapper goes through what it hands over
