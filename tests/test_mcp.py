@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -336,8 +337,9 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
 
         moved = await ask(client, "move_jobs", queue="fruit", to="basket", job_ids=[orchard.waiting])
         assert moved == {"queue": "fruit", "to": "basket", "moved": 1}
-        assert (await ask(client, "move_jobs", queue="fruit", to="basket", limit=2))["moved"] == 2
-        assert "is the queue that they are in" in await refused(client, "move_jobs", queue="fruit", to="fruit")
+        assert (await ask(client, "move_jobs", queue="fruit", to="basket", all_jobs=True, limit=2))["moved"] == 2
+        same = await refused(client, "move_jobs", queue="fruit", to="fruit", all_jobs=True)
+        assert "is the queue that they are in" in same
 
         for data in ("{", "NaN", ""):
             assert "data is not JSON" in await refused(client, "put_job", queue="fruit", data=data)
@@ -356,16 +358,58 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
 
 def test_it_purges_for_good(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
-        for tool in ("purge_finished", "purge_dead_letters"):
-            assert (await ask(client, tool, queue="fruit", older_than="1d"))["purged"] == 0
+        assert (await ask(client, "purge_finished", queue="fruit", older_than="1d"))["purged"] == 0
+        assert (await ask(client, "purge_dead_letters", queue="fruit", older_than="1d", all_jobs=True))["purged"] == 0
         others = await ask(client, "purge_dead_letters", queue="fruit", older_than="0s", job_ids=[orchard.done])
         assert others["purged"] == 0
         assert (await ask(client, "purge_finished", queue="fruit", older_than="0s"))["purged"] == 1
-        assert (await ask(client, "purge_dead_letters", queue="fruit", older_than="0s"))["purged"] == 1
+        assert (await ask(client, "purge_dead_letters", queue="fruit", older_than="0s", all_jobs=True))["purged"] == 1
 
     talk(in_process(secret_dsn, changes=True), conversation)
     assert orchard.queue.jobs("done", "dead") == []
     assert len(orchard.queue.jobs()) == 4
+
+
+def test_tool_refuses_misspelt_arguments_and_changes_nothing(secret_dsn: str, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        tools = (await client.list_tools()).tools
+        assert {tool.name for tool in tools} == LOOKING | CHANGING
+        for tool in tools:
+            assert tool.input_schema["additionalProperties"] is False
+            said = await refused(client, tool.name, job_idz=[1])
+            assert "unknown argument 'job_idz'; nothing was done; this tool takes " in said
+            assert set(tool.input_schema["properties"]) <= set(re.findall(r"\w+", said))
+        misspelt: list[tuple[str, dict[str, Any]]] = [
+            ("purge_dead_letters", {"older_than": "0s", "job_id": [1]}),
+            ("purge_dead_letters", {"older_than": "0s", "all_jobs": True, "job_id": [1]}),
+            ("purge_finished", {"older_than": "0s", "task": "app.send"}),
+            ("move_jobs", {"to": "basket", "ids": [402]}),
+            ("put_job", {"data": "1", "scheduled_at": "1h"}),
+            ("cancel_job", {"job_id": orchard.waiting, "only": "scheduled"}),
+        ]
+        for name, arguments in misspelt:
+            assert "unknown argument" in await refused(client, name, queue="fruit", **arguments)
+
+    before = orchard.queue.jobs(*orchard.by_state)
+    talk(in_process(secret_dsn, changes=True), conversation)
+    assert [job.id for job in orchard.queue.jobs(*orchard.by_state)] == [job.id for job in before]
+
+
+def test_tool_acts_on_all_jobs_only_when_told_so(secret_dsn: str, orchard: Orchard) -> None:
+    async def conversation(client: Client) -> None:
+        for more in ({}, {"all_jobs": False}, {"all_jobs": True, "job_ids": [orchard.dead, orchard.waiting]}):
+            purge = await refused(client, "purge_dead_letters", queue="fruit", older_than="0s", **more)
+            move = await refused(client, "move_jobs", queue="fruit", to="basket", **more)
+            assert "give the ids of jobs, or all_jobs as true" in purge
+            assert "give the ids of jobs, or all_jobs as true" in move
+        ids = [orchard.waiting]
+        assert "goes with all_jobs" in await refused(
+            client, "move_jobs", queue="fruit", to="basket", job_ids=ids, limit=1
+        )
+
+    before = orchard.queue.jobs(*orchard.by_state)
+    talk(in_process(secret_dsn, changes=True), conversation)
+    assert [job.id for job in orchard.queue.jobs(*orchard.by_state)] == [job.id for job in before]
 
 
 def test_tools_say_what_they_do(secret_dsn: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from pqcore import documents
+from pqcore.errors import ConfigurationError
 from pqcore.mcp.arguments import Age, JobId, JobIds, QueueName, Time
 from pqcore.operations import letters, managing, moving, putting, retrying
 from pqcore.options import given
@@ -84,14 +85,22 @@ class Changing:
         queue: QueueName,
         to: Annotated[str, Field(description="The queue that they are moved to.")],
         job_ids: Annotated[
-            JobIds | None, Field(description="Only these; without it, all that wait, are scheduled or parked.")
+            JobIds | None, Field(description="The jobs to move. Give either `job_ids` or `all_jobs`.")
         ] = None,
-        limit: Annotated[int | None, Field(ge=1, description="How many, at most: those that are due first.")] = None,
+        all_jobs: Annotated[
+            bool, Field(description="Move all jobs that wait, are scheduled or parked, or `limit` of them.")
+        ] = False,
+        limit: Annotated[
+            int | None, Field(ge=1, description="With `all_jobs`: how many, at most: those that are due first.")
+        ] = None,
     ) -> dict[str, Any]:
         """Move jobs that wait, are scheduled or parked to another queue; they keep their ids, times and records.
 
         Those that are being worked on stay, and so do those whose dedup key is taken there.
         """
+        _say_which(job_ids, all_jobs=all_jobs)
+        if job_ids and limit is not None:
+            raise ConfigurationError(f"limit is {limit}; it goes with all_jobs, not with job_ids")
         settings, target = self._desk.queue(queue), self._desk.queue(to)
         moved = await self._desk.call(moving.move, settings, target, job_ids, limit)
         return self._desk.document({"queue": settings.name, "to": target.name, "moved": moved})
@@ -110,9 +119,22 @@ class Changing:
         self,
         queue: QueueName,
         older_than: Annotated[Age, Field(description="Those that died so long ago, as in '14d'; '0s' for all.")],
-        job_ids: Annotated[JobIds | None, Field(description="Only these of them; without it, all.")] = None,
+        job_ids: Annotated[
+            JobIds | None, Field(description="The dead letters to delete. Give either `job_ids` or `all_jobs`.")
+        ] = None,
+        all_jobs: Annotated[
+            bool, Field(description="Delete all dead letters of the queue that are old enough.")
+        ] = False,
     ) -> dict[str, Any]:
         """Delete jobs that failed for good, with their errors."""
+        _say_which(job_ids, all_jobs=all_jobs)
         settings = self._desk.queue(queue)
         purged = await self._desk.call(letters.purge, settings, job_ids, older_than)
         return self._desk.document({"queue": settings.name, "purged": purged})
+
+
+def _say_which(job_ids: list[int] | None, *, all_jobs: bool) -> None:
+    if bool(job_ids) == all_jobs:
+        raise ConfigurationError(
+            f"job_ids is {job_ids!r} and all_jobs is {all_jobs}; give the ids of jobs, or all_jobs as true for all"
+        )

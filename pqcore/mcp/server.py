@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,8 +13,12 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import ToolAnnotations
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 
 import pqcore
 from pqcore.errors import ConfigurationError, PQError
@@ -32,7 +37,7 @@ _ABOUT = (
 _ONLY_LOOKING = "Nothing can be changed here."
 _CHANGES = "Tools that change jobs do so at once, and for good."
 
-Tool = Callable[..., Awaitable[dict[str, Any]]]
+Answer = Callable[..., Awaitable[dict[str, Any]]]
 
 
 def mcp_server(desk: Desk, *, changes: bool = False, token: str | None = None) -> MCPServer[Any]:
@@ -43,7 +48,29 @@ def mcp_server(desk: Desk, *, changes: bool = False, token: str | None = None) -
         changes: Whether it has tools that change jobs.
         token: What clients have to show over HTTP, at least 16 characters; None for nothing.
     """
-    server: MCPServer[Any] = MCPServer(
+    looking = Looking(desk)
+    tools = [
+        _tool(desk, answer, title, read_only_hint=True, idempotent_hint=True)
+        for answer, title in (
+            (looking.list_queues, "List queues"),
+            (looking.list_jobs, "List jobs"),
+            (looking.show_job, "Show a job"),
+            (looking.peek_jobs, "Peek at what is due"),
+            (looking.list_dead_letters, "List dead letters"),
+            (looking.run_doctor, "Run the doctor"),
+        )
+    ]
+    if changes:
+        changing = Changing(desk)
+        tools += [
+            _tool(desk, changing.put_job, "Put a job", destructive_hint=False),
+            _tool(desk, changing.retry_jobs, "Retry jobs", destructive_hint=False),
+            _tool(desk, changing.move_jobs, "Move jobs", destructive_hint=False),
+            _tool(desk, changing.cancel_job, "Cancel a job", destructive_hint=True),
+            _tool(desk, changing.purge_finished, "Purge finished jobs", destructive_hint=True),
+            _tool(desk, changing.purge_dead_letters, "Purge dead letters", destructive_hint=True),
+        ]
+    return MCPServer(
         "pqcore",
         title="pqcore: queues in PostgreSQL",
         instructions=_ABOUT + (_CHANGES if changes else _ONLY_LOOKING),
@@ -53,34 +80,17 @@ def mcp_server(desk: Desk, *, changes: bool = False, token: str | None = None) -
         token_verifier=None if token is None else _Token(token),
         # Tokens are given out by hand: there is no such place, and nobody is sent there.
         auth=None if token is None else AuthSettings(issuer_url=_NOWHERE, resource_server_url=None),
+        tools=tools,
     )
-    looking = Looking(desk)
-    seen = (
-        (looking.list_queues, "List queues"),
-        (looking.list_jobs, "List jobs"),
-        (looking.show_job, "Show a job"),
-        (looking.peek_jobs, "Peek at what is due"),
-        (looking.list_dead_letters, "List dead letters"),
-        (looking.run_doctor, "Run the doctor"),
-    )
-    for tool, title in seen:
-        _add(server, desk, tool, title, read_only_hint=True, idempotent_hint=True)
-    if changes:
-        changing = Changing(desk)
-        _add(server, desk, changing.put_job, "Put a job", destructive_hint=False)
-        _add(server, desk, changing.retry_jobs, "Retry jobs", destructive_hint=False)
-        _add(server, desk, changing.move_jobs, "Move jobs", destructive_hint=False)
-        _add(server, desk, changing.cancel_job, "Cancel a job", destructive_hint=True)
-        _add(server, desk, changing.purge_finished, "Purge finished jobs", destructive_hint=True)
-        _add(server, desk, changing.purge_dead_letters, "Purge dead letters", destructive_hint=True)
-    return server
 
 
-def _add(server: MCPServer[Any], desk: Desk, tool: Tool, title: str, **hints: bool) -> None:
-    @functools.wraps(tool)
+def _tool(desk: Desk, answer: Answer, title: str, **hints: bool) -> Tool:
+    """Make a tool that refuses arguments it does not know: a misspelt one would widen what the tool acts on."""
+
+    @functools.wraps(answer)
     async def answered(*args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
-            return await tool(*args, **kwargs)
+            return await answer(*args, **kwargs)
         except PQError as exc:
             raise ToolError(desk.redacted(str(exc))) from None
 
@@ -91,7 +101,29 @@ def _add(server: MCPServer[Any], desk: Desk, tool: Tool, title: str, **hints: bo
         idempotent_hint=hints.get("idempotent_hint", False),
         open_world_hint=False,
     )
-    server.add_tool(answered, title=title, annotations=annotations)
+    made = Tool.from_function(answered, title=title, annotations=annotations)
+    lenient = made.fn_metadata.arg_model
+    strict: type[ArgModelBase] = types.new_class(lenient.__name__, (_Arguments, lenient), {"extra": "forbid"})
+    made.fn_metadata.arg_model = strict
+    made.parameters = strict.model_json_schema(by_alias=True)
+    return made
+
+
+class _Arguments(ArgModelBase):
+    """The arguments of a tool."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Refuse unknown arguments, and name those that exist: pydantic's own message does not."""
+        known = sorted(cls.model_fields)
+        if unknown := sorted(given.keys() - known):
+            raise PydanticCustomError(
+                "unknown_argument",
+                "unknown argument {unknown}; nothing was done; this tool takes {known}",
+                {"unknown": ", ".join(map(repr, unknown)), "known": ", ".join(known)},
+            )
+        return given
 
 
 # Over HTTP
