@@ -5,8 +5,11 @@ They are told by the names of their classes, so neither is imported.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from weakref import ref
 
+from pqcore.errors import TransactionAborted
 from pqcore.hookspecs import hookimpl
 
 
@@ -21,18 +24,58 @@ def pqcore_unwrap(target: Any) -> Any:
     if names & {"sqlalchemy.Session", "sqlalchemy.scoped_session"}:
         return target.connection()
     if "sqlalchemy.Connection" in names:
+        if not target.in_transaction():
+            target.begin()
+            _hand_over(target)
         return target.connection.driver_connection
     if "django.BaseDatabaseWrapper" in names:
         # Opens the connection, and Django's transaction with it, if need be.
         target.ensure_connection()
+        refuse_broken_atomic(target)
         return target.connection
     if "django.ConnectionProxy" in names:
         return target._connections[target._alias]  # noqa: SLF001 - there is no public way
     return None
 
 
+def refuse_broken_atomic(connection: Any) -> None:
+    """Refuse a connection of Django's whose atomic block can only be rolled back, as Django refuses queries there.
+
+    Raises:
+        TransactionAborted: Django rolls the block back when the block ends, even if the server could commit it.
+    """
+    if connection.needs_rollback:
+        msg = (
+            "Django rolls this atomic block back, as an earlier error or set_rollback(True) marked it;"
+            " put after the block, or give the part that may fail an atomic() of its own"
+        )
+        raise TransactionAborted(msg)
+
+
+def _hand_over(connection: Any) -> None:
+    """Let the caller's next ``begin()`` have the transaction that was begun for a statement of ours.
+
+    SQLAlchemy begins a transaction before each of its statements, so that ``commit()`` and ``rollback()`` end it.
+    A statement that is sent past SQLAlchemy needs the same. But SQLAlchemy refuses ``begin()`` in a transaction,
+    and a caller who has run nothing on the connection does not expect that.
+    """
+    connection.begin = partial(_begin, ref(connection))  # weak: an unclosed connection is freed without a cycle
+
+
+def _begin(held: ref[Any]) -> Any:
+    connection: Any = held()  # is there, as its method was called
+    del connection.begin
+    transaction = connection.get_transaction()
+    return connection.begin() if transaction is None else transaction
+
+
 async def _begun_async(connection: Any) -> Any:
-    # SQLAlchemy tells asyncpg to begin with the first statement that it sends itself. Ours
-    # is sent past it, so an empty one goes first; in a transaction it costs one round trip.
-    await connection.exec_driver_sql("SELECT 1")
-    return (await connection.get_raw_connection()).driver_connection
+    if not connection.in_transaction():
+        await connection.begin()
+        _hand_over(connection.sync_connection)
+    driver = (await connection.get_raw_connection()).driver_connection
+    if connection.dialect.driver == "asyncpg" and not driver.is_in_transaction():
+        # SQLAlchemy tells asyncpg to begin with the first statement that it sends itself. Ours
+        # is sent past SQLAlchemy, so an empty one goes first; it costs a round trip per transaction.
+        await connection.exec_driver_sql("SELECT 1")
+    return driver

@@ -11,6 +11,7 @@ from django.db import Error, connections
 
 from pqcore.connections import Lender
 from pqcore.errors import ConfigurationError
+from pqcore.frameworks import refuse_broken_atomic
 from pqcore.sessions import CoreSession, translate
 
 _DRIVERS = {"autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold", "row_factory"}
@@ -52,6 +53,7 @@ class DjangoConnections(Lender):
             connection.ensure_connection()
         except Error as exc:
             raise translate(exc.__cause__ or exc, "connect", lost=True) from exc
+        refuse_broken_atomic(connection)
         session = self._sessions.get(connection)
         if session is None or session.driver.connection is not connection.connection:
             session = self._sessions[connection] = wrap(connection.connection)
