@@ -23,7 +23,10 @@ import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
 
 from pqcore import PQ, AsyncPQ
 from pqcore.cli.app import app as root
@@ -32,7 +35,9 @@ from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
 from pqcore.testing.serving import serving
 from pqcore.web import web_app
+from pqcore.web.application import MOST_FOLLOWERS
 from pqcore.web.charts import HEIGHT, WIDTH, chart
+from pqcore.web.guard import POLICY, Guard
 from pqcore.web.rendering import MOST_SHOWN, age, shown
 from pqcore.web.sampling import QUEUES, SAMPLES, Figures, Point, Sampler
 from pqcore.web.table import Table
@@ -578,6 +583,52 @@ def test_the_table_is_looked_at_once_for_all_and_only_while_somebody_looks(dsn: 
         looks = sampler.looks
         threading.Event().wait(0.4)  # four times as long as between two looks
         assert sampler.looks == looks
+
+
+def test_streams_requested_together_stay_within_the_bound(pq: PQ) -> None:
+    more = 20
+    app = web_app(pq, interval=60)
+    sampler: Sampler = app.state.sampler
+
+    async def ask(address: str) -> list[int]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits) as client:
+            requests = [client.build_request("GET", "/live/queues") for _ in range(MOST_FOLLOWERS + more)]
+            answers = await asyncio.gather(*(client.send(request, stream=True) for request in requests))
+            assert sampler.followers == MOST_FOLLOWERS
+            for answer in answers:
+                await answer.aclose()
+            return [answer.status_code for answer in answers]
+
+    with serving(app) as address:
+        statuses = asyncio.run(ask(address))
+        assert sorted(statuses) == [200] * MOST_FOLLOWERS + [503] * more
+        eventually(lambda: sampler.followers == 0)
+
+
+@pytest.mark.parametrize("name", ["root", "page", "query", "self", "request"])
+def test_page_ignores_a_query_argument_of_any_name(pq: PQ, name: str) -> None:
+    pq["a"].put(1)
+    with visiting(web_app(pq, changes=True, interval=0.1)) as client:
+        for page in ("/", "/queue?name=a", "/job?id=1", "/dead", "/workers", "/change?do=purge-dead&queue=a"):
+            where = f"{page}{'&' if '?' in page else '?'}{name}=x"
+            assert client.get(where).status_code == 200, where
+        with client.stream("GET", f"/live/queues?{name}=x") as stream:
+            assert next(events(stream.iter_lines()))[0] == "summary"
+
+
+def test_unexpected_error_is_answered_with_the_security_headers(capsys: pytest.CaptureFixture[str]) -> None:
+    async def broken(request: Request) -> Response:
+        raise ZeroDivisionError
+
+    middleware = [Middleware(Guard, token=None, hosts=None)]
+    with visiting(Starlette(routes=[Route("/", broken)], middleware=middleware)) as client:
+        answer = client.get("/")
+    assert answer.status_code == 500
+    assert answer.headers["content-security-policy"] == POLICY
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert "ZeroDivisionError" not in answer.text
 
 
 def test_the_stream_says_when_the_database_does_not_answer(dsn: str, pq: PQ) -> None:

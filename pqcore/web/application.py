@@ -16,20 +16,21 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 import pqcore
 from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, JobNotFound, PQError
 from pqcore.web import guard, rendering, views
 from pqcore.web.changes import CHANGES, Wish
 from pqcore.web.guard import Guard, Token
-from pqcore.web.sampling import Sampler
+from pqcore.web.sampling import Follower, Sampler
 from pqcore.web.table import Table
 from pqcore.web.views import Views
 
 SHORTEST_INTERVAL = 0.1
 """Seconds between two looks, at least."""
 MOST_FOLLOWERS = 200
-"""Pages that are kept up to date at once."""
+"""Pages that are kept up to date concurrently, at most."""
 MOST_FORM = 65_536
 """Bytes that a form may send."""
 LIVE = {"queues": ("summary", "live"), "queue": ("summary", "live", "jobs"), "workers": ("summary", "live")}
@@ -139,11 +140,12 @@ class Site:
             if self.sampler.followers >= MOST_FOLLOWERS:
                 raise HTTPException(503, f"{MOST_FOLLOWERS} pages are kept up to date already")
             query = dict(request.query_params)
+            follower = self.sampler.follow()  # no await between the check and this, so requests cannot pass it together
 
             async def events() -> AsyncIterator[bytes]:
                 last = dict.fromkeys(LIVE[name], "")
                 trouble = ""
-                async with aclosing(self.sampler.follow()) as turns:
+                async with aclosing(follower.turns()) as turns:
                     async for _ in turns:
                         found, now = last, ""
                         try:
@@ -159,7 +161,8 @@ class Site:
                             yield _event(part, text) if text != last[part] else b": as it was\n\n"
                         last = found
 
-            return StreamingResponse(
+            return _Stream(
+                follower,
                 events(),
                 media_type="text/event-stream",
                 headers={"x-accel-buffering": "no", "cache-control": "no-store"},
@@ -296,6 +299,20 @@ class Site:
             "most_in_list": rendering.MOST_IN_LIST,
         }
         return self._templates.get_template(template).render({**common, **values})
+
+
+class _Stream(StreamingResponse):
+    """The answer to a follower, which ends with it, even if nothing of it is ever sent."""
+
+    def __init__(self, follower: Follower, content: AsyncIterator[bytes], **more: Any) -> None:
+        super().__init__(content, **more)
+        self._follower = follower
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._follower.close()
 
 
 def _event(name: str, text: str) -> bytes:

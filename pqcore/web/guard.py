@@ -98,8 +98,12 @@ class Guard:
         request = Request(scope, receive)
         path = path_of(scope)
 
+        begun = False
+
         async def sending(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
@@ -108,7 +112,12 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(request, path)
-        await (self._app if refusal is None else refusal)(scope, receive, sending)
+        try:
+            await (self._app if refusal is None else refusal)(scope, receive, sending)
+        except Exception:  # Starlette answers those outside of this class, so without the headers
+            if not begun:
+                await PlainTextResponse("an error of the page's own: see its log", 500)(scope, receive, sending)
+            raise
 
     def _refusal(self, request: Request, path: str) -> Response | None:
         if self._hosts is not None and _name(request.headers.get("host", "")) not in self._hosts:

@@ -42,7 +42,7 @@ def environment() -> Environment:
     return made
 
 
-def link(root: str, page: str, **query: object) -> str:
+def link(root: str, page: str, /, **query: object) -> str:
     """The path of a page.
 
     Args:

@@ -98,6 +98,33 @@ class Point(NamedTuple):
     figures: Figures
 
 
+class Follower:
+    """A page that is kept up to date: counted from when it is made until it is closed.
+
+    Args:
+        sampler: The sampler that it follows.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Have `turns` end."""
+        self._stopped.set()
+
+    async def turns(self) -> AsyncGenerator[None, None]:
+        """Give a turn whenever it is time to look again, until told to stop."""
+        while not self._stopped.is_set():
+            yield
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._sampler.next_look())
+
+    def close(self) -> None:
+        """Follow no longer."""
+        self._sampler.leave(self)
+
+
 class Sampler:
     """Looks at the table.
 
@@ -116,7 +143,7 @@ class Sampler:
         self._last: Sample | None = None
         self._taking: asyncio.Task[Sample] | None = None
         self._past: deque[tuple[float, dict[str, Figures]]] = deque(maxlen=SAMPLES)
-        self._followers: set[asyncio.Event] = set()
+        self._followers: set[Follower] = set()
 
     @property
     def followers(self) -> int:
@@ -143,24 +170,26 @@ class Sampler:
             return await self.latest(fresh=True)
         return await asyncio.shield(taking)
 
-    async def follow(self) -> AsyncGenerator[None, None]:
-        """Give a turn whenever it is time to look again, until told to stop."""
-        stop = asyncio.Event()
-        self._followers.add(stop)
-        try:
-            while not stop.is_set():
-                yield
-                last = self._last
-                left = self.interval if last is None else last.clock + self._pause(last) - time.monotonic()
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stop.wait(), max(left, self.interval / 10))
-        finally:
-            self._followers.discard(stop)
+    def follow(self) -> Follower:
+        """Count one more follower, and return it."""
+        follower = Follower(self)
+        self._followers.add(follower)
+        return follower
+
+    def leave(self, follower: Follower) -> None:
+        """Count a follower no longer."""
+        self._followers.discard(follower)
+
+    def next_look(self) -> float:
+        """Seconds until the next look is due."""
+        last = self._last
+        left = self.interval if last is None else last.clock + self._pause(last) - time.monotonic()
+        return max(left, self.interval / 10)
 
     def stop(self) -> None:
-        """Have all who follow come to an end."""
+        """Tell all followers to end."""
         for each in list(self._followers):
-            each.set()
+            each.stop()
 
     def past(self, queue: str) -> list[Point]:
         """What was found of a queue since `WINDOW` ago."""
