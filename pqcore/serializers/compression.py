@@ -12,6 +12,9 @@ from pqcore.serializers.libraries import library
 from pqcore.serializers.protocol import Serializer
 from pqcore.serializers.wrapping import Wrapper
 
+MAX_SIZE = 2**24
+"""Bytes before compression, at most, unless a `Zstd` is given another limit."""
+
 
 class Zstd(Wrapper):
     """Zstandard, by zstandard.
@@ -19,8 +22,9 @@ class Zstd(Wrapper):
     Args:
         inner: The serializer whose bytes are compressed, or its name; JSON by default.
         level: From 1, the fastest, to 22.
-        max_size: Bytes before compression, at most.  More are refused by ``put``; a row that
-            would become more is refused before it is decompressed.
+        max_size: Bytes before compression, at most; 16 MiB unless given.  ``put`` refuses more; a row that
+            would become more is refused before it is decompressed.  A decoder may need twenty times as many
+            bytes of memory as it reads, so this is smaller than a queue's own ``max_size``.
 
     Raises:
         ConfigurationError: ``level`` or ``max_size`` is out of range.
@@ -29,7 +33,7 @@ class Zstd(Wrapper):
 
     layer = "zstd"
 
-    def __init__(self, inner: Serializer | str | None = None, *, level: int = 3, max_size: int = 2**28) -> None:
+    def __init__(self, inner: Serializer | str | None = None, *, level: int = 3, max_size: int = MAX_SIZE) -> None:
         super().__init__(inner)
         self._zstd = library("zstandard", serializer=self.layer, extra="zstd")
         if not isinstance(level, int) or not 1 <= level <= self._zstd.MAX_COMPRESSION_LEVEL:
