@@ -127,7 +127,8 @@ class Session(Protocol):
 
         ``parameters`` stand in the order of the placeholders of ``query.sql``.
         They are None, str, int, float, bytes, aware datetimes, or lists of
-        these.  Rows hold the same, times naive.
+        these.  Rows hold the same, times naive, whatever adapters or codecs
+        the application has registered on its connection or for the process.
         """
 
     def begin(self) -> None: ...

@@ -18,6 +18,7 @@ from pqcore.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
 
 LOST = "the server ended the connection"
+CLOSED = "connection is closed"
 
 
 class AsyncpgSession:
@@ -56,11 +57,15 @@ class AsyncpgSession:
             return await self._execute(query, parameters)
 
     async def _execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        if query.rows:
-            rows: Sequence[Row] = await self.connection.fetch(query.sql, *parameters)
-            return rows
-        await self.connection.execute(query.sql, *parameters)
-        return ()
+        connection = self.connection
+        if not query.rows and not parameters:
+            await connection.execute(query.sql)
+            return ()
+        if connection.is_closed():
+            raise asyncpg.InterfaceError(CLOSED)
+        # As fetch() does, but with asyncpg's own codecs: the application may have set others on its connection.
+        rows: Sequence[Row] = await connection._execute(query.sql, parameters, 0, None, ignore_custom_codec=True)
+        return rows if query.rows else ()
 
     async def _replace(self) -> None:
         """Open another connection for one that the server ended while it idled.
@@ -111,8 +116,7 @@ class AsyncpgSession:
 
     async def notifications(self) -> list[str]:
         if not self.usable():
-            msg = "connection is closed"
-            raise asyncpg.InterfaceError(msg)
+            raise asyncpg.InterfaceError(CLOSED)
         self._stirred.clear()
         arrived, self._arrived = self._arrived, []
         return arrived

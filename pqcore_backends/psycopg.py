@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import postgres, sql
+from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
@@ -30,6 +31,25 @@ else:
     _POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
 
 WHO = "SELECT pg_backend_pid()"
+
+_ADAPTERS = AdaptersMap()
+"""psycopg's own adapters: those of a connection, and `psycopg.adapters`, have what the application registers."""
+postgres.register_default_types(_ADAPTERS.types)
+postgres.register_default_adapters(_ADAPTERS)
+
+
+class _Cursor(psycopg.RawCursor[Row]):
+    """Takes $1 as it is, returns tuples, and adapts no value as the application does."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS
+
+
+class _AsyncCursor(psycopg.AsyncRawCursor[Row]):
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS
 
 
 class _Common:
@@ -90,8 +110,7 @@ class PsycopgSession(_Common):
         self.cursor = connection.cursor
         self.prepared = prepared
         self._prepare = None if prepared else False
-        # Our own kind of cursor: takes $1 as it is, returns tuples.
-        self._cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
+        self._cursor = _Cursor(connection, row_factory=tuple_row)
 
     def enter(self) -> None:
         if self._to_switch():
@@ -176,7 +195,7 @@ class AsyncPsycopgSession(_Common):
         self.cursor = connection.cursor
         self.prepared = prepared
         self._prepare = None if prepared else False
-        self._cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
+        self._cursor = _AsyncCursor(connection, row_factory=tuple_row)
 
     async def enter(self) -> None:
         if self._to_switch():

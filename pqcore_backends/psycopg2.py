@@ -7,12 +7,14 @@ While we use an idle connection it is switched to autocommit, which sends nothin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
+from psycopg2._psycopg import List
 from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
@@ -22,6 +24,60 @@ from pqcore.identifiers import quote
 from pqcore.statement import Query
 
 _names = itertools.count()
+
+
+_KINDS = (
+    psycopg2.BINARY,
+    extensions.BOOLEAN,
+    extensions.DECIMAL,
+    extensions.FLOAT,
+    extensions.INTEGER,
+    extensions.LONGINTEGER,
+    extensions.LONGINTEGERARRAY,
+    extensions.PYDATETIME,
+    extensions.PYDATETIMETZ,
+    extensions.UNICODE,
+    extensions.UNICODEARRAY,
+)
+_TYPECASTERS = {oid: kind for kind in _KINDS for oid in kind.values}
+"""psycopg2's own typecasters, by OID: an application may register others on its connection or for the process."""
+_ADAPTERS: dict[type, Callable[[Any], Any]] = {
+    bool: extensions.Boolean,
+    int: extensions.Int,
+    float: extensions.Float,
+    str: extensions.QuotedString,
+    bytes: extensions.Binary,
+    datetime: extensions.TimestampFromPy,
+    list: List,
+}
+"""psycopg2's own adapters: an application may register others, which are then the process's."""
+
+
+class _Registry:
+    """Compares psycopg2's registry of adapters, which is one for the process, with psycopg2's own adapters."""
+
+    def __init__(self) -> None:
+        self._last: tuple[dict[Any, Any], bool] = ({}, False)
+
+    def changed(self) -> bool:
+        """Return whether the application has registered an adapter for a type of our parameters."""
+        known, changed = self._last
+        if extensions.adapters != known:  # cheaper than seven lookups, as a comparison hashes no key
+            known = dict(extensions.adapters)
+            changed = any(known.get((kind, extensions.ISQLQuote)) is not own for kind, own in _ADAPTERS.items())
+            self._last = known, changed
+        return changed
+
+
+_registry = _Registry()
+
+
+def _adapted(value: Any) -> Any:
+    """Return a parameter within psycopg2's own adapter, which psycopg2 looks up no adapter for."""
+    if isinstance(value, list):
+        return List([_adapted(element) for element in value])
+    own = next((_ADAPTERS[kind] for kind in type(value).__mro__ if kind in _ADAPTERS), None)
+    return value if own is None else own(value)
 
 
 class _Aborted(InFailedSqlTransaction):
@@ -42,7 +98,9 @@ class Psycopg2Session:
     @cached_property
     def _cursor(self) -> Any:
         # Our own kind: the user's may return dictionaries.
-        return self.connection.cursor(cursor_factory=extensions.cursor)
+        cursor = self.connection.cursor(cursor_factory=extensions.cursor)
+        cursor.string_types = _TYPECASTERS
+        return cursor
 
     def enter(self) -> None:
         if not self.connection.autocommit and not self.in_transaction():
@@ -65,6 +123,8 @@ class Psycopg2Session:
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         cursor = self._cursor
+        if parameters and _registry.changed():
+            parameters = [_adapted(value) for value in parameters]
         call = self._calls.get(query.sql)
         if call is None and query.hot and self._prepares:
             call = self._prepare(query)
