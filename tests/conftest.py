@@ -15,6 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from pqcore.plugins import importable
+
+# Django 5 has no tasks of its own; django-tasks is a package.
+collect_ignore = [] if importable("django.tasks") or importable("django_tasks") else ["test_django_tasks.py"]
 _numbers = itertools.count(1)
 
 

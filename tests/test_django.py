@@ -27,6 +27,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.test import AsyncClient, Client, override_settings
 from psycopg.conninfo import conninfo_to_dict
 
+from django_project.settings import TASKS_MODULE
 from django_project.shop.models import Order
 from pqcore import PQ, Dedup, Queue, schema
 from pqcore.connections import redact
@@ -507,7 +508,8 @@ def test_models_are_not_written_to(dsn: str) -> None:
 def test_all_of_it_on_psycopg2_too(pqcore_server: str) -> None:
     """In another process: Django chooses its driver once."""
     here = Path(__file__).parent
-    files = [str(here / name) for name in ("test_django.py", "test_django_worker.py")]
+    names = ["test_django.py", "test_django_worker.py", *(["test_django_tasks.py"] if TASKS_MODULE else [])]
+    files = [str(here / name) for name in names]
     others = "not psycopg2 and not settings and not a_worker_runs and not commands_are"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", others, *files]
     variables = {"DJANGO_TEST_DRIVER": "psycopg2", "PQCORE_TEST_DSN": pqcore_server}

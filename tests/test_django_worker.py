@@ -1,8 +1,7 @@
-"""``manage.py pqcore``, workers of a Django project, and Django's own tasks."""
+"""``manage.py pqcore``, and workers of a Django project."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -25,38 +24,15 @@ from django.test import override_settings
 from django_project.shop import tasks
 from django_project.shop.models import Order
 from pqcore.integrations.django import queue
-from pqcore.integrations.django.tasks import PQCoreBackend, TaskResultDoesNotExist, TaskResultStatus, signals
-from pqcore.tasks import Dedup
-from pqcore.worker import Worker
 
-MANAGE = Path(__file__).parent / "django_project" / "manage.py"
-SECRET = "s3cr%t w/rd"
-
-DRIVER, dsn, point_to, project = fixtures.DRIVER, fixtures.dsn, fixtures.point_to, fixtures.project
-
-
-class Undo(Exception):
-    """What rolls transactions of these tests back."""
-
-
-def work(*names: str, **options: Any) -> None:
-    """Have a worker do what there is to do, in this process."""
-    asyncio.run(Worker(*map(queue, names), burst=True, **options).run())
-
-
-def manage(dsn: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``manage.py pqcore``, from another folder, as a deployment would."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_", "DJANGO_"))}
-    secret = dsn.replace("postgres@", f"postgres:{SECRET.replace('%', '%25').replace(' ', '%20').replace('/', '%2F')}@")
-    return subprocess.run(
-        [sys.executable, str(MANAGE), "pqcore", *arguments],
-        cwd=folder,
-        env={**kept, "DJANGO_TEST_DSN": secret, "PQCORE_DSN": "postgresql://nobody@127.0.0.1:1/elsewhere"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+DRIVER, SECRET, dsn, point_to, project = (
+    fixtures.DRIVER,
+    fixtures.SECRET,
+    fixtures.dsn,
+    fixtures.point_to,
+    fixtures.project,
+)
+manage, work, Undo = fixtures.manage, fixtures.work, fixtures.Undo
 
 
 # The command
@@ -67,13 +43,12 @@ def test_a_worker_runs_what_the_apps_declare(dsn: str, tmp_path: Path) -> None:
     tasks.ship(orders[0].pk, note="well")
     tasks.ship_async(orders[1].pk)
     tasks.ship_in_process(orders[2].pk)
-    added = tasks.add.enqueue(2, 3)
     done = manage(
         dsn,
         tmp_path,
         "worker",
         "--queues",
-        "orders,default",
+        "orders",
         "--processes=2",
         "--burst",
         "--settings=django_project.settings",
@@ -83,9 +58,18 @@ def test_a_worker_runs_what_the_apps_declare(dsn: str, tmp_path: Path) -> None:
     assert names[:2] == ["shipped well", "shipped in a coroutine"]
     assert names[2].startswith("shipped by ")
     assert [job.data for job in queue("others").get_many(5, block=False)] == ["followed"]
-    added.refresh()
-    assert added.return_value == 5
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_worker_runs_what_the_apps_declare_where_django_has_no_tasks(dsn: str, tmp_path: Path) -> None:
+    order = Order.objects.create(name="new")
+    tasks.ship_in_process(order.pk)
+    done = manage(
+        dsn, tmp_path, "worker", "--burst", "--settings=django_project.settings", DJANGO_TEST_WITHOUT_TASKS="1"
+    )
+    assert done.returncode == 0, done.stderr
+    order.refresh_from_db()
+    assert order.name.startswith("shipped by ")
 
 
 def test_commands_are_on_the_table_of_the_settings(dsn: str, tmp_path: Path) -> None:
@@ -211,118 +195,15 @@ def test_jobs_are_run_within_the_transaction_of_a_test(dsn: str) -> None:
     assert (Order.objects.count(), queue("orders").dead.count()) == (0, 0)
 
 
-# Django's own tasks
-
-
-def test_a_task_is_put_in_the_transaction_and_its_result_is_found(dsn: str) -> None:
-    with suppress(Undo), transaction.atomic():
-        gone = tasks.add.enqueue(1, 1)
-        raise Undo
-    with pytest.raises(TaskResultDoesNotExist):
-        tasks.add.get_result(gone.id)
-    made = tasks.add.enqueue(1, b=2)
-    assert (made.status, made.args, made.kwargs) == (TaskResultStatus.READY, [1], {"b": 2})
-    found = tasks.add.get_result(made.id)
-    assert (found.status, found.args, found.kwargs, found.errors) == (TaskResultStatus.READY, [1], {"b": 2}, [])
-    assert found.task == tasks.add
-    assert found.enqueued_at.tzinfo is not None
-    work("default")
-    found.refresh()
-    assert (found.status, found.return_value, found.is_finished) == (TaskResultStatus.SUCCESSFUL, 3, True)
-    assert found.enqueued_at <= found.started_at <= found.finished_at
-    assert found.attempts == 1
-
-
-def test_an_asynchronous_task_is_told_of_itself(dsn: str) -> None:
-    async def scenario() -> Any:
-        return await tasks.describe.aenqueue("Ann")
-
-    made = asyncio.run(scenario())
-    work("mails")
-    connections.close_all()
-    result = tasks.describe.get_result(made.id)
-    assert result.return_value == {"who": "Ann", "attempt": 1, "id": made.id, "queue": "mails"}
-    assert made.id.startswith("mails:")
-
-
-def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
-    told: list[str] = []
-
-    def finished(sender: Any, task_result: Any, **_: Any) -> None:
-        told.append(f"{sender.__name__} {task_result.status} {task_result.attempts}")
-        raise Undo
-
-    signals.task_finished.connect(finished)
-    try:
-        made = tasks.explode.enqueue()
-        tasks.add.enqueue(1, 1)
-        work("default")
-    finally:
-        signals.task_finished.disconnect(finished)
-    assert sorted(told) == ["PQCoreBackend FAILED 2", "PQCoreBackend SUCCESSFUL 1"]
-    made.refresh()
-    assert made.status == TaskResultStatus.FAILED
-    assert made.attempts == 2
-    [error] = made.errors
-    assert error.exception_class is LookupError
-    assert "LookupError: exploded" in error.traceback
-    with pytest.raises(ValueError, match="failed"):
-        _ = made.return_value
-
-
-def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
-    from datetime import timedelta
-
-    from django.utils.timezone import now
-
-    when = now() + timedelta(hours=1)
-    later = tasks.add.using(run_after=when, priority=100).enqueue(0, 0)
-    order = [tasks.add.using(priority=priority).enqueue(priority, 0).id for priority in (0, -100, 50, 100, 0, -1)]
-    peeked = [f"default:{job.id}" for job in queue("default").peek(10)]
-    assert peeked == [order[place] for place in (3, 2, 0, 4, 5, 1)]
-    found = tasks.add.get_result(later.id)
-    assert (found.task.priority, found.task.run_after, found.status) == (100, when, TaskResultStatus.READY)
-    assert tasks.add.get_result(order[1]).task.priority == -100
-    mail = tasks.add.using(queue_name="mails").enqueue(1, 1)
-    assert queue("mails").count() == 1
-    assert tasks.add.get_result(mail.id).task.queue_name == "mails"
-
-
-@pytest.mark.parametrize(
-    "result_id",
-    ["", "7", "default:", "default:x", "default:999", "nowhere:1", "default:" + "9" * 30, "\0:1", "a/zz:1"],
-)
-def test_an_id_that_is_none_finds_nothing(dsn: str, result_id: str) -> None:
-    with pytest.raises(TaskResultDoesNotExist):
-        tasks.add.get_result(result_id)
-
-
-def test_a_row_names_tasks_only(dsn: str) -> None:
-    call = tasks.add.get_backend()
-    assert isinstance(call, PQCoreBackend)
-    for path in ("django_project.shop.tasks.no_task", "os.getcwd"):
-        made = tasks.add.enqueue(1, 1)
-        job_id = int(made.id.partition(":")[2])
-        [job] = queue("default").peek()
-        queue("default").update(job_id, {**job.data, "kwargs": {**job.data["kwargs"], "task": path}})
-        work("default")
-        assert "only functions with @task are run" in queue("default").inspect(job_id).error["message"]
-
-
-def test_other_jobs_of_the_queue_are_no_tasks(dsn: str) -> None:
-    made = queue("default").put("something else", dedup=Dedup("key"))
-    with pytest.raises(TaskResultDoesNotExist):
-        tasks.add.get_result(f"default:{made}")
-
-
-def test_the_check_tells_of_bad_options(dsn: str) -> None:
-    assert list(tasks.add.get_backend().check()) == []
-    for options, says in (
-        ({"max_retries": -1}, "max_retries is -1"),
-        ({"using": "nothing"}, "PQCORE has no 'nothing'"),
-    ):
-        [error] = PQCoreBackend("default", {"OPTIONS": options}).check()
-        assert (error.id, says in error.msg) == ("pqcore.E004", True)
+def test_the_tasks_backend_says_what_it_needs_where_django_has_no_tasks() -> None:
+    program = (
+        "import sys; sys.modules['django.tasks'] = sys.modules['django_tasks'] = None\n"
+        "import django.conf; django.conf.settings.configure()\n"
+        "from pqcore.integrations.django.tasks import PQCoreBackend\n"
+        "PQCoreBackend('default', {})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "ImportError: the tasks backend needs Django 6, or django-tasks before" in done.stderr
 
 
 def test_it_is_on_the_driver_that_django_chose() -> None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -38,8 +40,8 @@ django.setup()
 assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
 assert base.Database.__name__ == DRIVER
 
-from pqcore.integrations.django import runs
-from pqcore.worker import child
+from pqcore.integrations.django import queue, runs
+from pqcore.worker import Worker, child
 
 plugins.manager.unregister(runs.PLUGIN)  # other tests of this process have none
 _numbers = itertools.count(1)
@@ -91,3 +93,32 @@ def dsn(project: str) -> Iterator[str]:
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE queue, queue_dead, queue_archive, queue_results, queue_slots, shop_order")
     connections.close_all()
+
+
+MANAGE = Path(__file__).parent / "manage.py"
+SECRET = "s3cr%t w/rd"
+
+
+class Undo(Exception):
+    """What rolls transactions of these tests back."""
+
+
+def work(*names: str, **options: Any) -> None:
+    """Have a worker do what there is to do, in this process."""
+    asyncio.run(Worker(*map(queue, names), burst=True, **options).run())
+
+
+def manage(dsn: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``manage.py pqcore``, from another folder, as a deployment would."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_", "DJANGO_"))}
+    secret = dsn.replace("postgres@", f"postgres:{SECRET.replace('%', '%25').replace(' ', '%20').replace('/', '%2F')}@")
+    variables |= {"DJANGO_TEST_DSN": secret, "PQCORE_DSN": "postgresql://nobody@127.0.0.1:1/elsewhere"}
+    return subprocess.run(
+        [sys.executable, str(MANAGE), "pqcore", *arguments],
+        cwd=folder,
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import sys
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from pqcore.plugins import importable
+
+if "DJANGO_TEST_WITHOUT_TASKS" in os.environ:
+    for name in ("django.tasks", "django_tasks"):
+        sys.modules[name] = None  # type: ignore[assignment]
+TASKS_MODULE = next(filter(importable, ("django.tasks", "django_tasks")), "")
+"""The module of Django's own tasks; empty where there is none."""
 
 
 def database(dsn: str) -> dict[str, Any]:
@@ -69,5 +77,5 @@ TASKS = {
         "OPTIONS": {"max_retries": 1, "retry_in": 0},
     }
 }
-if importlib.util.find_spec("django.tasks") is None:
+if TASKS_MODULE == "django_tasks":
     INSTALLED_APPS.append("django_tasks")

@@ -30,17 +30,35 @@ from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of
 from pqcore.tasks.running import described
 
-_ROOT = "django.tasks" if importable("django.tasks") else "django_tasks"
-try:
-    base: Any = importlib.import_module(f"{_ROOT}.base")
-except ImportError as exc:
-    msg = "the tasks backend needs Django 6, or django-tasks before: pip install django-tasks"
-    raise ImportError(msg) from exc
-backends: Any = importlib.import_module(f"{_ROOT}.backends.base")
-signals: Any = importlib.import_module(f"{_ROOT}.signals")
-TaskResultDoesNotExist: Any = importlib.import_module(f"{_ROOT}.exceptions").TaskResultDoesNotExist
+_ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
+
+
+class _Absent:
+    """Stands in for each class of `django.tasks` where there is none.
+
+    So the module can be imported. Our worker, Celery and others import the module ``tasks`` of every app.
+    """
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        msg = "the tasks backend needs Django 6, or django-tasks before: pip install django-tasks"
+        raise ImportError(msg)
+
+
+class _AbsentModule:
+    def __getattr__(self, name: str) -> Any:
+        return _Absent
+
+
+def _module(name: str) -> Any:
+    return _AbsentModule() if _ROOT is None else importlib.import_module(name)
+
+
+base = _module(f"{_ROOT}.base")
+backends: Any = _module(f"{_ROOT}.backends.base")
+signals = _module(f"{_ROOT}.signals")
+TaskResultDoesNotExist: Any = _module(f"{_ROOT}.exceptions").TaskResultDoesNotExist
 TaskResult, TaskResultStatus = base.TaskResult, base.TaskResultStatus
-_json: Any = importlib.import_module("django.utils.json" if _ROOT == "django.tasks" else "django_tasks.utils")
+_json = _module("django.utils.json" if _ROOT == "django.tasks" else "django_tasks.utils")
 
 KEEP_RESULT = "7d"
 """For how long a result is kept, unless ``OPTIONS`` say so."""
@@ -256,7 +274,7 @@ class _Execution:
 
 
 def _backend(alias: str) -> Any:
-    return importlib.import_module(_ROOT).task_backends[alias]
+    return _Absent() if _ROOT is None else importlib.import_module(_ROOT).task_backends[alias]
 
 
 def _find(path: str) -> Any:

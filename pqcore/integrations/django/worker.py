@@ -8,7 +8,6 @@ what ``manage.py pqcore worker`` has a worker's processes import.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import django
@@ -17,16 +16,14 @@ from django.utils.module_loading import autodiscover_modules
 
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.django.queues import pqs
-from pqcore.plugins import importable
 from pqcore.worker import child
 
 if not apps.ready:
     django.setup()
 
 from pqcore.integrations.django import runs
+from pqcore.integrations.django import tasks as _tasks  # noqa: F401 - whose function runs Django's own tasks
 
-if importable("django.tasks") or importable("django_tasks"):
-    importlib.import_module("pqcore.integrations.django.tasks")  # whose function runs their tasks
 autodiscover_modules("tasks")
 if __name__ not in child.FIRST:
     child.FIRST.append(__name__)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
@@ -14,7 +11,6 @@ from django_project.shop.models import Order
 from pqcore.integrations.django import queue
 from pqcore.tasks import current
 
-framework: Any = importlib.import_module("django.tasks" if importlib.util.find_spec("django.tasks") else "django_tasks")
 orders = queue("orders")
 
 
@@ -63,27 +59,3 @@ def lose(job_id: int) -> None:
 def part(job_id: int) -> None:
     """Close the connection."""
     connection.close()
-
-
-@framework.task
-def add(a: int, b: int) -> int:
-    """Add."""
-    return a + b
-
-
-@framework.task(queue_name="mails", takes_context=True)
-async def describe(context: Any, who: str) -> dict[str, Any]:
-    """What a task is told of itself."""
-    result = context.task_result
-    return {"who": who, "attempt": context.attempt, "id": result.id, "queue": result.task.queue_name}
-
-
-@framework.task
-def explode() -> None:
-    """Fail."""
-    raise LookupError("exploded")
-
-
-def no_task() -> None:
-    """Do what no row may have done."""
-    raise AssertionError

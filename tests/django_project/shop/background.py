@@ -1,0 +1,34 @@
+"""Tasks of Django's own kind."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from django_project.settings import TASKS_MODULE
+
+framework: Any = importlib.import_module(TASKS_MODULE)
+
+
+@framework.task
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+@framework.task(queue_name="mails", takes_context=True)
+async def describe(context: Any, who: str) -> dict[str, Any]:
+    """What a task is told of itself."""
+    result = context.task_result
+    return {"who": who, "attempt": context.attempt, "id": result.id, "queue": result.task.queue_name}
+
+
+@framework.task
+def explode() -> None:
+    """Fail."""
+    raise LookupError("exploded")
+
+
+def no_task() -> None:
+    """Do what no row may have done."""
+    raise AssertionError

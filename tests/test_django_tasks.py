@@ -1,0 +1,133 @@
+"""Django's own tasks, of Django 6 or of the package django-tasks: in workers, and their results."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from django_project import fixtures  # first, as it sets Django up
+
+# isort: split
+
+import pytest
+from django.db import connections, transaction
+
+from django_project.shop import background
+from pqcore.integrations.django import queue
+from pqcore.integrations.django.tasks import PQCoreBackend, TaskResultDoesNotExist, TaskResultStatus, signals
+from pqcore.tasks import Dedup
+
+work, manage, Undo = fixtures.work, fixtures.manage, fixtures.Undo
+dsn, project = fixtures.dsn, fixtures.project
+
+
+def test_a_task_is_put_in_the_transaction_and_its_result_is_found(dsn: str) -> None:
+    with suppress(Undo), transaction.atomic():
+        gone = background.add.enqueue(1, 1)
+        raise Undo
+    with pytest.raises(TaskResultDoesNotExist):
+        background.add.get_result(gone.id)
+    made = background.add.enqueue(1, b=2)
+    assert (made.status, made.args, made.kwargs) == (TaskResultStatus.READY, [1], {"b": 2})
+    found = background.add.get_result(made.id)
+    assert (found.status, found.args, found.kwargs, found.errors) == (TaskResultStatus.READY, [1], {"b": 2}, [])
+    assert found.task == background.add
+    assert found.enqueued_at.tzinfo is not None
+    work("default")
+    found.refresh()
+    assert (found.status, found.return_value, found.is_finished) == (TaskResultStatus.SUCCESSFUL, 3, True)
+    assert found.enqueued_at <= found.started_at <= found.finished_at
+    assert found.attempts == 1
+
+
+def test_an_asynchronous_task_is_told_of_itself(dsn: str) -> None:
+    async def scenario() -> Any:
+        return await background.describe.aenqueue("Ann")
+
+    made = asyncio.run(scenario())
+    work("mails")
+    connections.close_all()
+    result = background.describe.get_result(made.id)
+    assert result.return_value == {"who": "Ann", "attempt": 1, "id": made.id, "queue": "mails"}
+    assert made.id.startswith("mails:")
+
+
+def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
+    told: list[str] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        told.append(f"{sender.__name__} {task_result.status} {task_result.attempts}")
+        raise Undo
+
+    signals.task_finished.connect(finished)
+    try:
+        made = background.explode.enqueue()
+        background.add.enqueue(1, 1)
+        work("default")
+    finally:
+        signals.task_finished.disconnect(finished)
+    assert sorted(told) == ["PQCoreBackend FAILED 2", "PQCoreBackend SUCCESSFUL 1"]
+    made.refresh()
+    assert made.status == TaskResultStatus.FAILED
+    assert made.attempts == 2
+    [error] = made.errors
+    assert error.exception_class is LookupError
+    assert "LookupError: exploded" in error.traceback
+    with pytest.raises(ValueError, match="failed"):
+        _ = made.return_value
+
+
+def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
+    from datetime import timedelta
+
+    from django.utils.timezone import now
+
+    when = now() + timedelta(hours=1)
+    later = background.add.using(run_after=when, priority=100).enqueue(0, 0)
+    order = [background.add.using(priority=priority).enqueue(priority, 0).id for priority in (0, -100, 50, 100, 0, -1)]
+    peeked = [f"default:{job.id}" for job in queue("default").peek(10)]
+    assert peeked == [order[place] for place in (3, 2, 0, 4, 5, 1)]
+    found = background.add.get_result(later.id)
+    assert (found.task.priority, found.task.run_after, found.status) == (100, when, TaskResultStatus.READY)
+    assert background.add.get_result(order[1]).task.priority == -100
+    mail = background.add.using(queue_name="mails").enqueue(1, 1)
+    assert queue("mails").count() == 1
+    assert background.add.get_result(mail.id).task.queue_name == "mails"
+
+
+@pytest.mark.parametrize(
+    "result_id",
+    ["", "7", "default:", "default:x", "default:999", "nowhere:1", "default:" + "9" * 30, "\0:1", "a/zz:1"],
+)
+def test_an_id_that_is_none_finds_nothing(dsn: str, result_id: str) -> None:
+    with pytest.raises(TaskResultDoesNotExist):
+        background.add.get_result(result_id)
+
+
+def test_a_row_names_tasks_only(dsn: str) -> None:
+    call = background.add.get_backend()
+    assert isinstance(call, PQCoreBackend)
+    for path in ("django_project.shop.background.no_task", "os.getcwd"):
+        made = background.add.enqueue(1, 1)
+        job_id = int(made.id.partition(":")[2])
+        [job] = queue("default").peek()
+        queue("default").update(job_id, {**job.data, "kwargs": {**job.data["kwargs"], "task": path}})
+        work("default")
+        assert "only functions with @task are run" in queue("default").inspect(job_id).error["message"]
+
+
+def test_other_jobs_of_the_queue_are_no_tasks(dsn: str) -> None:
+    made = queue("default").put("something else", dedup=Dedup("key"))
+    with pytest.raises(TaskResultDoesNotExist):
+        background.add.get_result(f"default:{made}")
+
+
+def test_the_check_tells_of_bad_options(dsn: str) -> None:
+    assert list(background.add.get_backend().check()) == []
+    for options, says in (
+        ({"max_retries": -1}, "max_retries is -1"),
+        ({"using": "nothing"}, "PQCORE has no 'nothing'"),
+    ):
+        [error] = PQCoreBackend("default", {"OPTIONS": options}).check()
+        assert (error.id, says in error.msg) == ("pqcore.E004", True)
