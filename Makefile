@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv/lowest
+EXTRAS := serializers_and_wrappers frameworks django django_admin django_worker $(addprefix integration_,fastapi flask sqlalchemy trio)
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / - /'
@@ -42,6 +44,15 @@ model:  ## go through every order of events of the protocol of leases, with spin
 
 matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
 	$(BIN)/python -m tests.matrix
+
+# Overrides, as other requirements of ours, and of the tools of the tests, ask for newer versions of some.
+lowest: .venv/ready  ## run the tests of the extras with the lowest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	test -x $(LOWEST)/bin/python || $(BIN)/uv venv --quiet --seed --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --all-extras --no-annotate --no-header --no-emit-index-url \
+	  --python $(LOWEST)/bin/python --output-file $(LOWEST)/lowest.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --override $(LOWEST)/lowest.txt --requirement requirements-dev.txt
+	$(LOWEST)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,cli instruments mcp periodic plugins web $(EXTRAS)))
 
 plans: .venv/ready  ## explain every statement on a table of millions of rows, into docs/plans.md
 	$(BIN)/python -m benchmarks.plans --markdown docs/plans.md
@@ -89,4 +100,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos model matrix plans bench figures dist lock audit clean
+.PHONY: help demo test lint docs conformance chaos model matrix lowest plans bench figures dist lock audit clean
