@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from pqcore import aio as core
 from pqcore.operations import calling, putting
 from pqcore.serializers import Serializer
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import AsyncHandle, Batch
-from pqcore.tasks.periodic import Missed, make_periodic
+from pqcore.tasks.periodic import Missed, make_periodic, refuse_bare
 from pqcore.timespec import TimeSpec
 
 
@@ -41,6 +41,9 @@ class AsyncEnqueuer:
 class AsyncQueue(TaskDeclarations, core.AsyncQueue):
     """A queue of function calls, awaited; see `pqcore.AsyncQueue` and `TaskDeclarations`."""
 
+    @overload
+    def task(self, function: Callable[..., Any], /) -> AsyncEnqueuer: ...
+    @overload
     def task(
         self,
         schedule_at: TimeSpec = None,
@@ -48,8 +51,18 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         max_retries: int = 0,
         retry_in: Any = "30s",
         **options: Any,
-    ) -> Callable[[Callable[..., Any]], AsyncEnqueuer]:
+    ) -> Callable[[Callable[..., Any]], AsyncEnqueuer]: ...
+    def task(
+        self,
+        schedule_at: Any = None,
+        expected_at: TimeSpec = None,
+        max_retries: int = 0,
+        retry_in: Any = "30s",
+        **options: Any,
+    ) -> Any:
         """Declare a function as a task; see `pqcore.tasks.Queue.task`."""
+        if callable(schedule_at):  # @queue.task, without parentheses
+            return self.task(None, expected_at, max_retries, retry_in, **options)(schedule_at)
         chosen = TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
         return lambda function: AsyncEnqueuer(self, self.declare(function, chosen))
 
@@ -63,6 +76,7 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         kwargs: dict[str, Any] | None = None,
     ) -> Callable[[Any], AsyncEnqueuer]:
         """Have workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
+        refuse_bare(cron)
 
         def decorate(function: Any) -> AsyncEnqueuer:
             task: AsyncEnqueuer = function if isinstance(function, AsyncEnqueuer) else self.task()(function)

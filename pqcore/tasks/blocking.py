@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 from pqcore import queue as core
 from pqcore.errors import PQError
@@ -27,7 +27,7 @@ from pqcore.serializers import Serializer
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
-from pqcore.tasks.periodic import Missed, Periodic, make_periodic
+from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
 from pqcore.tasks.running import caller, check_result, conclude, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
@@ -64,6 +64,9 @@ class Enqueuer:
 class Queue(TaskDeclarations, core.Queue):
     """A queue of function calls; see `pqcore.Queue` and `TaskDeclarations`."""
 
+    @overload
+    def task(self, function: Callable[..., Any], /) -> Enqueuer: ...
+    @overload
     def task(
         self,
         schedule_at: TimeSpec = None,
@@ -71,10 +74,19 @@ class Queue(TaskDeclarations, core.Queue):
         max_retries: int = 0,
         retry_in: Any = "30s",
         **options: Any,
-    ) -> Callable[[Callable[..., Any]], Enqueuer]:
+    ) -> Callable[[Callable[..., Any]], Enqueuer]: ...
+    def task(
+        self,
+        schedule_at: Any = None,
+        expected_at: TimeSpec = None,
+        max_retries: int = 0,
+        retry_in: Any = "30s",
+        **options: Any,
+    ) -> Any:
         """Declare a function as a task: calling it then puts a job, and returns its id.
 
-        The function, which may be a coroutine function, is called with the job's id first.
+        The function, which may be a coroutine function, is called with the job's id first.  ``@queue.task`` is the
+        same as ``@queue.task()``.
 
         Args:
             schedule_at: As for `put`.
@@ -86,6 +98,8 @@ class Queue(TaskDeclarations, core.Queue):
         Raises:
             ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have.
         """
+        if callable(schedule_at):  # @queue.task, without parentheses
+            return self.task(None, expected_at, max_retries, retry_in, **options)(schedule_at)
         chosen = TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
         return lambda function: Enqueuer(self, self.declare(function, chosen))
 
@@ -111,6 +125,7 @@ class Queue(TaskDeclarations, core.Queue):
         Raises:
             ConfigurationError: The expression or time zone cannot be read, or the name is taken.
         """
+        refuse_bare(cron)
 
         def decorate(function: Any) -> Enqueuer:
             task: Enqueuer = function if isinstance(function, Enqueuer) else self.task()(function)

@@ -107,6 +107,17 @@ class Periodic:
         return next(self.ticks_after(moment), None)
 
 
+def refuse_bare(cron: object) -> None:
+    """Refuse ``@queue.periodic`` without parentheses, which would declare nothing.
+
+    Raises:
+        ConfigurationError: The expression is a function.
+    """
+    if callable(cron):
+        msg = f"the cron expression is a {type(cron).__name__}; write @queue.periodic('0 3 * * *')"
+        raise ConfigurationError(msg)
+
+
 def make_periodic(call: Call, cron: str, tz: str, missed: Any, name: str | None) -> Periodic:
     """A periodic task, named after its function unless otherwise named."""
     return Periodic(name or call.task.path, cron, tz, missed, call)

@@ -131,7 +131,9 @@ class Blocking:
     def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         return self._wrap(self._portal.call(lambda: method(*args, **kwargs)))
 
-    def _decorator(self, decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _decorator(self, decorate: Callable[[Any], Any]) -> Any:
+        if isinstance(decorate, _WRAPPED):  # a decorator without parentheses has made a task
+            return self._wrap(decorate)
         return lambda function: self._wrap(decorate(unwrapped(function)))
 
     def _wrap(self, value: Any) -> Any:

@@ -126,6 +126,31 @@ def test_a_job_calls_the_function_with_its_id_first(harness: Harness, queue: Any
     assert rows(harness) == []
 
 
+def test_a_decorator_without_parentheses_declares_the_function(harness: Harness, queue: Any) -> None:
+    calls = []
+
+    @queue.task
+    def plain(job_id: int, number: int) -> None:
+        calls.append((job_id, number))
+
+    @queue.task
+    async def coroutine(job_id: int, number: int) -> None:
+        await asyncio.sleep(0)
+        calls.append((job_id, number))
+
+    ids = [plain(1), coroutine(2)]
+    assert plain.task.options == TaskOptions()
+    harness.drain(queue, concurrency=1)
+    assert calls == [(ids[0], 1), (ids[1], 2)]
+
+
+def test_a_periodic_decorator_without_parentheses_is_refused(queue: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"write @queue\.periodic"):
+
+        @queue.periodic
+        def nightly(job_id: int) -> None: ...
+
+
 def test_arguments_go_through_the_queues_serializer(harness: Harness) -> None:
     queue = harness.tasks()["q/pickle"]
     calls = []
