@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from pqcore import PQ, documents, schema
+from pqcore import PQ, documents, schema, tasks
 from pqcore.cli.app import app
 from pqcore.testing.commands import environment, run
 from pqcore.testing.harness import PATIENCE
@@ -597,16 +597,19 @@ def test_top_goes_on_until_stopped(dsn: str, pq: PQ) -> None:
     assert frames[2]["puts_per_second"] is not None
 
 
-def test_top_on_a_terminal(dsn: str, pq: PQ) -> None:
-    pq["apples"].put(1)
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "apples é日"), ("latin-1", "apples é\\u65e5")])
+def test_top_on_a_terminal(dsn: str, pq: PQ, encoding: str, shown: str) -> None:
+    pq["apples é日"].put(1)
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "pqcore", "top", "--interval", "0.1"]
     with subprocess.Popen(
-        command, env={**environment(dsn), "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}, stdout=theirs
+        command,
+        env={**environment(dsn), "TERM": "xterm", "COLUMNS": "100", "LINES": "30", "PYTHONIOENCODING": encoding},
+        stdout=theirs,
     ) as top:
         os.close(theirs)
         seen = b""
-        while seen.count(b"apples") < 2:
+        while seen.count(shown.encode(encoding)) < 2:
             seen += os.read(ours, 65_536)
         top.send_signal(signal.SIGTERM)
         with suppress(OSError):  # the terminal's end
@@ -616,6 +619,34 @@ def test_top_on_a_terminal(dsn: str, pq: PQ) -> None:
     os.close(ours)
     assert b"\x1b[?1049h" in seen  # the alternate screen, which was left
     assert b"\x1b[?1049l" in seen
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_letters_that_the_terminal_lacks_are_spelt_out(dsn: str, pq: PQ, encoding: str) -> None:
+    name, data = "größe 日", {"é": "日🍎\x1b"}
+
+    def write(*arguments: str) -> str:
+        done = CliRunner(charset=encoding).invoke(app, arguments, env={"PQCORE_DSN": dsn})
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+        return done.output
+
+    with tasks.PQ(dsn, backend="psycopg") as other:
+
+        @other[name].task(max_retries=0)
+        def fail(job_id: int) -> None:
+            raise ValueError(name)
+
+        fail()
+        other[name].work(burst=True)
+    expected = name.encode(encoding, "backslashreplace").decode(encoding)
+    assert expected in write("stats")
+    assert expected in write("top", "--once")
+    assert f"ValueError: {expected}" in write("dead", "list", "--queue", name)
+    queue = pq.queue("coded", serializer="orjson")  # it leaves letters as they are
+    queue.put(data)
+    assert json.loads(write("peek", "--queue", "coded")) == data
+    assert json.loads(write("get", "--queue", "coded")) == data
+    assert queue.count() == 0
 
 
 # What is installed

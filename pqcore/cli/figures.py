@@ -15,7 +15,7 @@ import click
 from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
-from pqcore.cli.output import emit, shown, table, write
+from pqcore.cli.output import emit, printable, shown, table, write
 from pqcore.operations import counting, examining, managing
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _rendered(frame: _Frame, name: str) -> Table:
 
     made = Table(
         box=box.SIMPLE_HEAD,
-        title=Text(f"{name}  {frame.at:%H:%M:%S} UTC"),
+        title=Text(printable(f"{name}  {frame.at:%H:%M:%S} UTC")),
         caption=Text(frame.footer()),
         title_justify="left",
         caption_justify="left",
@@ -176,7 +176,10 @@ def top(database: Database, queue: str | None, interval: float, once: bool, as_j
         if not once:
             follow(line)
         return
-    with Live(_rendered(frame, name), console=Console(), screen=True, auto_refresh=False) as live:
+    # Not redirected: the stdout that rich puts in place knows no encoding, which `shown` asks for.
+    with Live(
+        _rendered(frame, name), console=Console(), screen=True, auto_refresh=False, redirect_stdout=False
+    ) as live:
         follow(lambda frame: live.update(_rendered(frame, name), refresh=True))
 
 

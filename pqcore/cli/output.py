@@ -97,7 +97,21 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """A text from elsewhere, safe to be shown: control characters other than line ends and tabs are spelt out."""
+    """A text from elsewhere, safe to be shown.
+
+    Control characters other than line ends and tabs are spelt out, and so is what stdout's encoding has no bytes for.
+    """
+    missing = unencodable(text)
     return "".join(
-        character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1] for character in text
+        each if (each.isprintable() or each in "\n\t") and each not in missing else ascii(each)[1:-1] for each in text
     )
+
+
+def unencodable(text: str) -> frozenset[str]:
+    """Return the characters of a text that stdout cannot write: a terminal may have another encoding than UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return frozenset(each for each in set(text) if not each.encode(encoding, "ignore"))
+    return frozenset()

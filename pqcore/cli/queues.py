@@ -15,7 +15,7 @@ from pqcore import documents
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
-from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, write
+from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, unencodable, write
 from pqcore.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
@@ -132,8 +132,14 @@ def put(
 
 def _on_a_line(raw: str) -> str:
     """JSON text on one line, with what cannot be shown written as JSON escapes; it stands for the same value."""
+    missing = unencodable(raw)
     return "".join(
-        letter if letter.isprintable() else " " if letter in "\n\r\t" else json.dumps(letter)[1:-1] for letter in raw
+        " "
+        if letter in "\n\r\t"
+        else letter
+        if letter.isprintable() and letter not in missing
+        else json.dumps(letter)[1:-1]
+        for letter in raw
     )
 
 
