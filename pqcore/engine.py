@@ -322,6 +322,10 @@ class Engine:
         elif not await self.runtime.settle(self.listener.listen(channel), _leave_it):
             await self.runtime.sleep(min(seconds, BLIND_POLL))
 
+    def in_block(self) -> bool:
+        """Whether the running thread or task is within ``with queue``."""
+        return self._current() is not None
+
     def nudge(self, channel: str) -> None:
         """Wake those who wait on a channel, as a notification would."""
         self.listener.wake(channel)

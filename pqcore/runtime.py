@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 import threading
 import time
@@ -36,6 +37,11 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     coroutine.close()
     msg = "a blocking operation suspended: the backend's session is not blocking"
     raise PQError(msg)
+
+
+def backoff(failures: int) -> float:
+    """Seconds until an operation that failed so often is to be tried again: 0.1 to 5, and some jitter."""
+    return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311
 
 
 class Event(Protocol):

@@ -78,6 +78,23 @@ def stick(job_id):
     threading.Event().wait()
 
 @queue.task()
+async def raise_in_a_task(job_id, kind):
+    async def sub():
+        raise {"KeyboardInterrupt": KeyboardInterrupt, "SystemExit": SystemExit}[kind]
+
+    await asyncio.gather(sub())
+
+@queue.task()
+async def raise_in_a_callback(job_id, kind):
+    def callback():
+        over.set_result(None)
+        raise {"KeyboardInterrupt": KeyboardInterrupt, "SystemExit": SystemExit}[kind]
+
+    over = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(callback)
+    await over
+
+@queue.task()
 async def delegate(job_id):
     tell("delegates")
     await asyncio.to_thread(threading.Event().wait)
@@ -262,17 +279,34 @@ def test_a_signal_lets_jobs_end(dsn: str, pq: tasks.PQ, folder: Path, number: in
     assert pq["apples"].status(later) == "waiting"
 
 
-def test_a_second_signal_ends_at_once_though_a_function_goes_on(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once_though_a_function_goes_on(
+    dsn: str, pq: tasks.PQ, folder: Path, number: int
+) -> None:
     job_id = pq["apples"].put(call("app.stick"))
     with Command("worker", "app:queue", "--grace", "1h", dsn=dsn, folder=folder) as worker:
         assert seen(pq) == ["sticks", 1]
-        worker.signal(signal.SIGTERM)
+        worker.signal(number)
         worker.expect("told to stop: no more jobs")
-        worker.signal(signal.SIGTERM)
+        worker.signal(number)
         assert worker.wait() == 0
         assert "told to stop at once" in worker.log
         assert "functions still run, in pqcore-job" in worker.log
     assert pq["apples"].status(job_id) == "waiting"  # given back, and not only once its lease has run out
+
+
+@pytest.mark.parametrize(("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "async"), ("asyncpg", "async")])
+def test_a_worker_outlives_what_a_job_begins_that_would_end_its_loop(
+    dsn: str, pq: tasks.PQ, folder: Path, backend: str, face: str
+) -> None:
+    functions = ("app.raise_in_a_task", "app.raise_in_a_callback")
+    ids = [pq["apples"].put(call(each, kind)) for each in functions for kind in ("KeyboardInterrupt", "SystemExit")]
+    pq["apples"].put(call("app.drink", "cider"))
+    variables = {"PQCORE_BACKEND": backend, "FACE": face}
+    done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder, variables=variables)
+    assert done.returncode == 0, done.stderr
+    assert seen(pq)[0] == "cider"
+    assert [pq["apples"].status(job_id) for job_id in ids] == ["dead", "dead", "done", "done"]
 
 
 def test_functions_that_do_not_end_do_not_hold_up_the_end(dsn: str, pq: tasks.PQ, folder: Path) -> None:

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from pqcore import PQ, documents, schema, tasks
 from pqcore.cli.app import app
-from pqcore.testing.commands import environment, run
+from pqcore.testing.commands import environment, eventually, run
 from pqcore.testing.harness import PATIENCE
 
 PQ_TABLE = """
@@ -557,6 +557,50 @@ def test_finished_rows_are_archived_and_purged(dsn: str, pq: PQ, backend: str) -
     assert objects("purge", "--older-than", "1d", "--yes", *where, dsn=dsn) == [{"queue": "a", "purged": 0}]
     assert objects("purge", "--older-than", "0", "--yes", *where, dsn=dsn) == [{"queue": "a", "purged": 2}]
     assert execute(dsn, "SELECT count(*) FROM queue WHERE q_name = 'b' AND dequeued_at IS NOT NULL") == [(1,)]
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("put", "--lines", "--queue", "a"),
+        ("get", "--queue", "a"),
+        ("dead", "retry", "--all", "--queue", "a", "--yes"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_an_interrupt_leaves_nothing_half_done(dsn: str, pq: PQ, arguments: tuple[str, ...], backend: str) -> None:
+    pq["a"].put_many([1, 2])
+    rows = "SELECT n, 'a', now(), 1, 'failed', '1' FROM generate_series(8, 9) AS n"
+    execute(dsn, f"INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason, data) {rows}")
+    before, after = (2, 2), {"put": (5, 2), "retry": (4, 0)}
+    count = "SELECT (SELECT count(*) FROM queue WHERE dequeued_at IS NULL), (SELECT count(*) FROM queue_dead)"
+    waits = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(dsn) as blocker:
+        blocker.execute("LOCK TABLE queue, queue_dead IN EXCLUSIVE MODE")
+        with subprocess.Popen(
+            [sys.executable, "-m", "pqcore", *arguments, "--backend", backend],
+            env=environment(dsn), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stderr is not None
+            try:
+                process.stdin.write(b"3\n4\n5\n")
+                process.stdin.close()
+                eventually(lambda: execute(dsn, waits))
+                process.send_signal(signal.SIGINT)
+                if backend == "psycopg2":  # waits in C, where no signal is handled
+                    blocker.rollback()
+                assert process.wait(PATIENCE) == 1
+                assert process.stderr.read().splitlines()[-1] == b"Aborted!"
+            finally:
+                process.kill()
+        if backend != "psycopg2":
+            eventually(lambda: not execute(dsn, waits))
+    assert execute(dsn, count)[0] in (before, after.get(arguments[0]), after.get(arguments[1]))
 
 
 # Figures

@@ -812,6 +812,34 @@ def test_an_interrupt_is_not_held_against_the_job(pqcore_jobs: Jobs, queue: Queu
         current()
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_programs_ends_a_drain_and_is_not_held_against_the_job(
+    pqcore_jobs: Jobs, queue: Queue, kind: type[BaseException]
+) -> None:
+    @queue.task()
+    def work(job_id: int) -> None:
+        raise kind
+
+    work()
+    with pytest.raises(kind):
+        pqcore_jobs.drain(queue, raise_errors=False)
+    [left] = pqcore_jobs.enqueued()
+    assert (left.state, left.failures) == ("waiting", 0)
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, asyncio.CancelledError, BaseException])
+def test_whatever_else_a_function_raises_is_the_jobs_failure(
+    pqcore_jobs: Jobs, queue: Queue, kind: type[BaseException]
+) -> None:
+    @queue.task()
+    def work(job_id: int) -> None:
+        raise kind
+
+    work()
+    [ran] = pqcore_jobs.drain(queue, raise_errors=False)
+    assert (ran.end, ran.reason) == ("dead", "failed")
+
+
 def test_groups_limits_chains_and_batches_go_on(pqcore_jobs: Jobs, queue: Queue) -> None:
     seen: list[Any] = []
 

@@ -40,6 +40,10 @@ def resolved(dsn: str) -> str:
     return dsn
 
 
+UNWIND = 5.0
+"""Seconds that an operation has to end in order, once it is interrupted."""
+
+
 class Database:
     """One table, over the blocking face, or the asynchronous one where the backend has no other.
 
@@ -86,7 +90,17 @@ class Database:
     def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""
         made: Any = operation(self._engine, *arguments, **more)
-        result: T = drive(made) if self.loop is None else self.loop.run_until_complete(made)
+        if self.loop is None:
+            blocking: T = drive(made)
+            return blocking
+        running = self.loop.create_task(made)
+        try:
+            result: T = self.loop.run_until_complete(running)
+        except BaseException:
+            # Ctrl-C leaves the loop, not the operation: it would go on, and might commit, when the loop runs again.
+            running.cancel()
+            self.loop.run_until_complete(asyncio.wait([running], timeout=UNWIND))
+            raise
         return result
 
     def __enter__(self) -> Self:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pqcore.worker import Worker
     from pqcore.worker.supervisor import Leash
 
+logger = logging.getLogger("pqcore.tasks")
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 MARGIN = 10.0
 """Seconds that a supervised worker gets to stop beside the grace period, and the time that an answer may take."""
@@ -158,7 +160,7 @@ def run_worker(worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop]
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
-        loop.run_until_complete(_run(worker, leash))
+        _run_through(loop, loop.create_task(_run(worker, leash)), worker)
     finally:
         if pending := asyncio.all_tasks(loop):
             for task in pending:
@@ -169,10 +171,28 @@ def run_worker(worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop]
         loop.close()
 
 
+def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], worker: Worker) -> None:
+    """Run a loop until a worker has ended, though something in it raises what ends an event loop.
+
+    Signals raise nothing while the worker runs: a SystemExit or KeyboardInterrupt that leaves the loop comes from a
+    task or callback that a job began.  asyncio has told it to whatever awaits the task.
+    """
+    while True:
+        try:
+            loop.run_until_complete(running)
+        except (KeyboardInterrupt, SystemExit):
+            if running.done() or not worker.running:
+                raise
+            logger.exception("a task or callback of a job raised what would end the event loop; the worker goes on")
+        else:
+            return
+
+
 async def _run(worker: Worker, leash: Leash | None) -> None:
     if leash is None:
         await worker.run(handle_signals=True)
         return
+    worker.interrupts_handled = True
     loop = asyncio.get_running_loop()
     running = loop.create_task(worker.run())
     await asyncio.sleep(0)  # it has begun, and can be stopped

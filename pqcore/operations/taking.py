@@ -11,6 +11,7 @@ from pqcore.backend import Row
 from pqcore.dialect import Finish
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
+from pqcore.interrupts import let_through
 from pqcore.operations.gating import admit
 from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
@@ -51,7 +52,8 @@ async def get(
         if left <= 0:
             return rows
         pause = min(left, queue.poll_interval, left if wake_in is None else max(wake_in, 0.001))
-        await engine.wait(topic, ticket, pause)
+        with let_through():
+            await engine.wait(topic, ticket, pause)
 
 
 async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> tuple[Sequence[Row], float | None]:

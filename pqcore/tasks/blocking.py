@@ -14,25 +14,29 @@ from datetime import timedelta
 from typing import Any, overload
 
 from pqcore import queue as core
-from pqcore.errors import PQError
+from pqcore.connections import CallersConnection
+from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
+from pqcore.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.job import Job
 from pqcore.operations import calling, finishing, putting
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
 from pqcore.plugins import plugins
-from pqcore.runtime import drive
+from pqcore.runtime import backoff, drive
 from pqcore.serializers import Serializer
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
-from pqcore.tasks.running import caller, check_result, conclude, path_of, prepare, waited
+from pqcore.tasks.running import as_failure, caller, check_result, conclude, described, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
 WORK_LEASE = 60.0
 """Seconds for which `Queue.work` holds the job that it performs; it holds on while it does."""
+GIVE_BACK_TRIES = 3
+"""How often `Queue.work` tries to give a job back when it is interrupted; then its lease runs out."""
 
 
 class Enqueuer:
@@ -176,22 +180,66 @@ class Queue(TaskDeclarations, core.Queue):
         """Perform jobs as they come, one at a time, in this thread; with ``burst``, until there are none.
 
         A job is leased meanwhile: if the process dies, another performs it.  For more at once, see `Worker`.
+
+        Where the server fails, it waits a while, and tries again.  In the main thread, KeyboardInterrupt and
+        SystemExit end it: the job that runs is given back, and the attempt does not count.  A signal that comes while a
+        job is being taken, or its end stored, waits for that; a second one does not.
+
+        Raises:
+            TableMissing, SchemaOutdated, SchemaTooNew: There is no table, or it is of another version.
+            ConnectionLost: The connection that `PQ` was given, or that of ``with queue``, is lost.
+            Closed: The `PQ` was closed.
         """
         self.logger.info("%r starts to perform jobs", self.name)
+        token = _working.set(True)
+        try:
+            with put_off():
+                self._work(burst=burst)
+        finally:
+            _working.reset(token)
+
+    def _work(self, *, burst: bool) -> None:
+        failures = 0
         while True:
-            job = self.lease(WORK_LEASE)
+            handle_kept()  # a signal that came while a job was being finished
+            try:
+                job = self.lease(WORK_LEASE)
+            except PQError as exc:
+                failures += 1
+                self._pause(exc, failures, "cannot take jobs")
+                continue
+            failures = 0
             if job is not None:
                 with self._held(job):
                     self.perform(job)
             elif burst:
                 return
 
+    def _pause(self, error: PQError, failures: int, what: str) -> None:
+        """Wait until something that failed is to be tried again; raise the error where that cannot help."""
+        sole = isinstance(self._engine.source, CallersConnection) or self._engine.in_block()
+        passing = isinstance(error, (DatabaseError, PoolTimeout)) and not isinstance(error, TransactionAborted)
+        if not passing or (sole and isinstance(error, ConnectionLost)):
+            raise error
+        pause = backoff(failures)
+        self.logger.warning("%r: %s, next try in %.1f s: %s", self.name, what, pause, error)
+        with let_through():
+            time.sleep(pause)
+
     def perform(self, job: Job) -> bool:
         """Call the function that a job names; True if it returned.
 
         A job that was leased is finished, or given back. One that was taken with `get` is finished already:
         it is put again, as another, if it is to be retried, and is no dead letter.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: The function raised it, or a signal did, in the main thread. The job was
+                given back, and the attempt does not count.
         """
+        with put_off():
+            return self._perform(job)
+
+    def _perform(self, job: Job) -> bool:
         run = prepare(self, self, job)
         if isinstance(run, Outcome):
             return self._not_run(job, run)
@@ -204,10 +252,15 @@ class Queue(TaskDeclarations, core.Queue):
         )
         event_token = _event.set(event)
         try:
-            result = self._watched(caller(run), event)
+            with let_through():
+                result = self._watched(caller(run), event)
             check_result(self, job, result)
-        except Exception as exc:  # noqa: BLE001 - whatever a task raises is the job's failure, not the worker's
-            return self.fail(job, job.data, exc)
+        except BaseException as exc:
+            if leaves(exc):
+                self._give_back(job, finished=context.finished)
+                raise
+            # Whatever else a task raises is the job's failure.
+            return self.fail(job, job.data, as_failure(exc))
         else:
             self._end(Outcome(job, "done", result=result, finished=context.finished))
             return True
@@ -229,6 +282,12 @@ class Queue(TaskDeclarations, core.Queue):
             raise
         finally:
             event.duration = time.perf_counter() - began
+
+    def _give_back(self, job: Job, *, finished: bool) -> None:
+        try:
+            self._end(Outcome(job, "snooze", reason="shutdown", finished=finished))
+        except PQError as exc:  # what ends the program goes on
+            self.logger.warning("%r: cannot give %r back: %s", self.name, job, exc)
 
     def fail(self, job: Job, data: dict[str, Any], e: BaseException | None = None) -> bool:
         """Have a failed job tried again if it has retries left, else say why; always False."""
@@ -257,11 +316,31 @@ class Queue(TaskDeclarations, core.Queue):
             else:
                 drive(finishing.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
-        elif drive(finishing.finish(self._engine, self, [outcome])):
+        elif not self._stored(outcome):
             hook = "pqcore_job_lost"
             self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
         self._tell_end(outcome, *first, hook)
+
+    def _stored(self, outcome: Outcome) -> bool:
+        """Store how a leased job ends; whether its lease was held.  `work` tries until it is stored."""
+        failures = 0
+        while True:
+            try:
+                return not drive(finishing.finish(self._engine, self, [outcome]))
+            except PQError as exc:
+                failures += 1
+                if not _working.get() or (outcome.reason == "shutdown" and failures == GIVE_BACK_TRIES):
+                    raise
+                if isinstance(exc, InvalidData) and outcome.end != "dead":
+                    outcome = self._buried(outcome, exc)
+                    continue
+                self._pause(exc, failures, f"cannot store how {outcome.job!r} ended")
+
+    def _buried(self, outcome: Outcome, refusal: PQError) -> Outcome:
+        """The end of a job whose own the server cannot store."""
+        self.logger.error("%r cannot end as it did: %s", outcome.job, refusal)
+        return Outcome(outcome.job, "dead", error=described(refusal), reason="failed")
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()
@@ -301,6 +380,8 @@ class Queue(TaskDeclarations, core.Queue):
             thread.join()
 
 
+_working: ContextVar[bool] = ContextVar("pqcore_working", default=False)
+"""Whether `Queue.work` runs, which goes on where the server fails."""
 _event: ContextVar[JobEvent | None] = ContextVar("pqcore_event", default=None)
 """What plugins are told of the job that the running thread performs."""
 

@@ -5,6 +5,7 @@ No I/O and no threads: the worker and `Queue.perform` share it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 from collections.abc import Callable
@@ -121,6 +122,15 @@ def unknown(queue: QueueSettings, job: BaseJob, error: BaseException) -> Outcome
     known = error if not isinstance(error, UnknownTask) else None
     logger.error("job %d of %r: %s; %s", job.id, queue.name, error, advice, exc_info=known)
     return Outcome(job, "snooze", delay=UNKNOWN_PAUSE, reason="unknown")
+
+
+def as_failure(error: BaseException) -> BaseException:
+    """What a function raised, as the failure of its job: that it cancelled itself is one."""
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    failure = JobCancelled("the function was cancelled from within")
+    failure.__cause__ = error
+    return failure
 
 
 def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:

@@ -54,6 +54,12 @@ class Crew:
         self._stack.callback(child.kill)
         return child
 
+    def hire_one(self) -> Child:
+        """Start a process that performs one job at a time, in its main thread; for blocking backends."""
+        child = Child(workers.work_here, self.site)
+        self._stack.callback(child.kill)
+        return child
+
     def at_work(self, child: Child) -> Child:
         """Wait until it says that it starts."""
         assert child.recv(3 * PATIENCE) == "starts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import sys
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pqcore import queue as core
 from pqcore.errors import ConfigurationError, PQError, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
+from pqcore.interrupts import leaves
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import finishing, results, taking
 from pqcore.operations.finishing import End, Outcome
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.running import Run, caller, check_result, conclude, path_of, prepare, waited
+from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, path_of, prepare, waited
 from pqcore.testing.looking import is_call
 
 if TYPE_CHECKING:
@@ -150,12 +152,12 @@ class _Performance:
                 result = await self._call(run)
             check_result(queue, job, result)
             outcome = Outcome(job, "done", result, finished=context.finished)
-        except (Exception, SystemExit) as exc:
-            self._event.error = exc
-            outcome = conclude(queue, run, exc)
-        except BaseException:  # an interrupt, pytest.fail()
-            await self.give_back()
-            raise
+        except BaseException as exc:
+            if leaves(exc) or _is_the_tests(exc, suspends=self._suspends):
+                await self.give_back()
+                raise
+            self._event.error = as_failure(exc)
+            outcome = conclude(queue, run, self._event.error)
         finally:
             self._event.duration = time.perf_counter() - began
             leave_job(token)
@@ -205,6 +207,14 @@ class _Performance:
             outcome.reason,
             event.attempt,
         )
+
+
+def _is_the_tests(error: BaseException, *, suspends: bool) -> bool:
+    """Whether an exception is meant for the test: `pytest.fail`, or that the test's own task is cancelled."""
+    if suspends and isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return sys.version_info < (3, 11) or (task is not None and task.cancelling() > 0)
+    return any(kind.__module__ == "_pytest.outcomes" for kind in type(error).__mro__)
 
 
 async def _awaited(result: Awaitable[T]) -> T:

@@ -154,6 +154,42 @@ def deaf(job_id: int) -> None:
     threading.Event().wait()
 
 
+def interrupt(job_id: int, kind: str) -> None:
+    """Raise what ends programs."""
+    raise INTERRUPTS[kind]
+
+
+async def interrupt_async(job_id: int, kind: str, *, apart: bool = False) -> None:
+    """Likewise; ``apart``, in a task of its own."""
+    if apart:
+        await asyncio.gather(interrupt_async(job_id, kind))
+    raise INTERRUPTS[kind]
+
+
+INTERRUPTS: dict[str, type[BaseException]] = {
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "SystemExit": SystemExit,
+    "GeneratorExit": GeneratorExit,
+    "CancelledError": asyncio.CancelledError,
+    "BaseException": BaseException,
+}
+
+
+def work_here(site: Site, pipe: Connection) -> None:
+    """Run `Queue.work` in the main thread until something ends it; says when it starts, and what ended it."""
+    with tasks.PQ(site.dsn, schema=site.schema, backend=site.backend) as pq:
+        queue = pq["q"]
+        _here[:] = [(site, queue)]
+        for name in FUNCTIONS:
+            queue.task(**site.task)(site.function(name))
+        queue.count()  # it is connected
+        pipe.send("starts")
+        try:
+            queue.work()
+        except BaseException as exc:
+            pipe.send(type(exc).__name__)
+
+
 def work(site: Site, pipe: Connection) -> None:
     """Run a worker until it is told to stop by a signal; says when it starts and when it has stopped."""
     if site.mode == "blocking":
@@ -174,6 +210,8 @@ async def _work(site: Site, queue: Any, pipe: Connection) -> None:
     for name in FUNCTIONS:
         queue.task(**site.task)(site.function(name))
     queue.task()(deaf)
+    queue.task()(interrupt)
+    queue.task()(interrupt_async)
     pipe.send("starts")
     await Worker(queue, **site.options).run(handle_signals=True)
 

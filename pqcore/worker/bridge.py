@@ -7,7 +7,7 @@ stand in their way.
 
 from __future__ import annotations
 
-import random
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -56,6 +56,25 @@ class Bridge:
         result: T = await self._threads.run(partial(_step, operation, *arguments))
         return result
 
+    async def finish(
+        self, late: Callable[[T | None], None], operation: Callable[..., Awaitable[T]], *arguments: Any
+    ) -> T:
+        """Run an operation as `call` does, and see it through.
+
+        Args:
+            late: Told what it returned, None if it failed, where the caller was cancelled meanwhile.
+            operation: The operation.
+            arguments: All but its first.
+        """
+        if self._threads is not None:
+            result: T = await self._threads.run(partial(_step, operation, self.engine, *arguments), late)
+            return result
+        try:
+            return await operation(self.engine, *arguments)
+        except asyncio.CancelledError:
+            late(None)
+            raise
+
     async def close(self) -> None:
         """Close the connections, if they are the worker's own; those in use, when they are given back."""
         with suppress(PQError):
@@ -67,8 +86,3 @@ class Bridge:
 
 def _step(operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return drive(operation(*arguments))  # type: ignore[arg-type]
-
-
-def backoff(failures: int) -> float:
-    """Seconds until an operation that failed so often is to be tried again: 0.1 to 5, and some jitter."""
-    return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311

@@ -11,10 +11,10 @@ from pqcore.errors import PQError
 from pqcore.events import PutEvent, tell
 from pqcore.operations import gating, ticking
 from pqcore.plugins import plugins
+from pqcore.runtime import backoff
 from pqcore.sessions import CoreSession
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
-from pqcore.worker.bridge import backoff
 from pqcore.worker.station import Station
 
 SWEEP = 30.0

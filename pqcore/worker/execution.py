@@ -7,18 +7,20 @@ import contextvars
 import inspect
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal
 
 from pqcore.events import FAILURES, around, tell
 from pqcore.operations.finishing import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, enter_job
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import Run, caller, check_result, conclude, job_logger, prepare
+from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, job_logger, prepare
 from pqcore.worker.executors import Processes, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.station import Floor, Held, Station
 from pqcore.worker.telling import Teller
 
+TURNS = 3
+"""Turns of the event loop in which a worker that is cancelled together with its jobs has noticed it."""
 CRASH_PAUSE = 1.0
 """Seconds until a job is tried again whose process died; twice as many each time."""
 
@@ -114,17 +116,20 @@ class Execution:
             outcome = Outcome(held.job, "done", result, finished=context.finished)
         except (asyncio.CancelledError, JobCancelled) as exc:
             held.error = exc
+            if not context.stop_reason:
+                await self._hear_of_shutdown(context)
             outcome = self._stopped(station, held, run, context.stop_reason)
         except WorkerProcessDied as exc:
             held.error = exc
             job_logger.error("job %d of %r: %s", held.job.id, station.queue.name, exc)
             outcome = Outcome(held.job, "crash", delay=CRASH_PAUSE * 2 ** min(held.job.crashes, 10), reason="crashed")
-        except KeyboardInterrupt:
-            station.decide(held, Outcome(held.job, "snooze", reason="shutdown"))
-            raise
         except BaseException as exc:  # noqa: BLE001 - whatever a task raises is the job's failure
             held.error = exc
-            outcome = conclude(station.queue, run, exc)
+            if isinstance(exc, KeyboardInterrupt) and run.task.is_coroutine and self._floor.interruptible:
+                self._floor.interrupt(exc)  # raised here, it would end the event loop before jobs are given back
+                outcome = Outcome(held.job, "snooze", reason="shutdown")
+            else:
+                outcome = conclude(station.queue, run, exc)
         finally:
             held.cancellable = False  # it is over: what comes is ours
             if held.timer is not None:
@@ -186,6 +191,15 @@ class Execution:
         if run.timeout is not None:
             held.timer = asyncio.get_running_loop().call_later(run.timeout, self.stop, held, "timeout")
 
+    async def _hear_of_shutdown(self, context: JobContext) -> None:
+        """Learn whether all of the worker is being cancelled, as `asyncio.run` does when its loop is interrupted."""
+        for _ in range(TURNS):
+            if self._floor.at_once.is_set():
+                context.stop("shutdown")
+                return
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
     def _stopped(self, station: Station, held: Held, run: Run, reason: str) -> Outcome | None:
         """What becomes of a job whose function was stopped."""
         job = held.job
@@ -196,12 +210,10 @@ class Execution:
             return Outcome(job, "drop", reason="cancelled")
         if reason == "shutdown":
             return Outcome(job, "snooze", reason="shutdown")
-        cause = held.error
-        if reason == "timeout":
-            held.error = JobTimeout(f"{run.task.path} did not end in {run.timeout} seconds")
-        elif not isinstance(cause, JobCancelled):
-            held.error = JobCancelled("the function was cancelled from within")
         assert held.error is not None  # noqa: S101 - for the type checker
-        if held.error is not cause:
+        if reason == "timeout":
+            cause, held.error = held.error, JobTimeout(f"{run.task.path} did not end in {run.timeout} seconds")
             held.error.__cause__ = cause
+        else:
+            held.error = as_failure(held.error)
         return conclude(station.queue, run, held.error)

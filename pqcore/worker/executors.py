@@ -43,8 +43,13 @@ class Threads:
         self._threads: list[threading.Thread] = []
         self._busy = 0
 
-    async def run(self, call: Callable[[], Any]) -> Any:
-        """Make a call in a thread, in the context of the caller; it goes on if the caller is cancelled."""
+    async def run(self, call: Callable[[], Any], late: Callable[[Any], None] | None = None) -> Any:
+        """Make a call in a thread, in the context of the caller; it goes on if the caller is cancelled.
+
+        Args:
+            call: The call.
+            late: Told what it returned, None if it raised, where the caller was cancelled meanwhile.
+        """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         context = contextvars.copy_context()
@@ -55,7 +60,7 @@ class Threads:
             except BaseException as exc:  # noqa: BLE001 - it is the caller's
                 result, error = None, exc
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._settle, future, result, error)
+                loop.call_soon_threadsafe(self._settle, future, result, error, late)
 
         self._busy += 1
         if self._busy > len(self._threads) and len(self._threads) < self._number:
@@ -71,10 +76,18 @@ class Threads:
         finally:
             del error
 
-    def _settle(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    def _settle(
+        self,
+        future: asyncio.Future[Any],
+        result: Any,
+        error: BaseException | None,
+        late: Callable[[Any], None] | None,
+    ) -> None:
         self._busy -= 1
         if not future.done():
             future.set_result((result, error))
+        elif late is not None:
+            late(result)
 
     def _work(self) -> None:
         while (work := self._calls.get()) is not None:

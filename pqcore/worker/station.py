@@ -84,6 +84,7 @@ class Station:
         started: Jobs begun since the pace was measured.
         measured_at: When that was, by the monotonic clock.
         reserved: Places that are kept for jobs that are being fetched.
+        looking: Whether jobs are being fetched.
         asking: Whether it may have jobs, and has no place to fetch one for.
         looked: `Floor.changes` as it was before the last look, if that found nothing.
     """
@@ -100,6 +101,7 @@ class Station:
     started: int = 0
     measured_at: float = 0.0
     reserved: int = 0
+    looking: bool = False
     asking: bool = False
     looked: int = -1
 
@@ -155,6 +157,10 @@ class Floor:
         stations: Its queues; the one whose turn it is comes first.
         room: Set when it may be time to fetch jobs.
         draining: Set when no more are to be fetched.
+        at_once: Set when functions that run must stop, too.
+        over: Whether the worker itself ends its parts; before, it is the event loop that cancels them.
+        interruptible: Whether Ctrl-C may raise KeyboardInterrupt within a coroutine function.
+        interrupted: The KeyboardInterrupt that did so.
         quiet: Set when no job is held.
         changes: Rises when jobs came, and when their ends were stored.
     """
@@ -163,7 +169,11 @@ class Floor:
     stations: list[Station] = field(default_factory=list)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    at_once: asyncio.Event = field(default_factory=asyncio.Event)
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    over: bool = False
+    interruptible: bool = False
+    interrupted: KeyboardInterrupt | None = None
     changes: int = 0
 
     def open_to(self, station: Station) -> int:
@@ -183,9 +193,16 @@ class Floor:
                 return station
         return None
 
+    def interrupt(self, interrupt: KeyboardInterrupt) -> None:
+        """Have the worker stop at once, and raise this."""
+        self.interrupted = interrupt
+        self.at_once.set()
+        self.draining.set()
+        self.room.set()
+
     def in_hand(self) -> bool:
-        """Whether anything is held, or still to be told of."""
-        return any(station.held or station.telling for station in self.stations)
+        """Whether anything is held, being fetched, or still to be told of."""
+        return any(station.held or station.looking or station.telling for station in self.stations)
 
     def look_quiet(self) -> None:
         """Say so if nothing is held any more."""

@@ -9,9 +9,9 @@ from pqcore.errors import DatabaseError, InvalidData, PQError
 from pqcore.events import ENDS
 from pqcore.operations import finishing, leasing
 from pqcore.operations.finishing import Outcome
+from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.running import described
-from pqcore.worker.bridge import backoff
 from pqcore.worker.station import Floor, Station
 from pqcore.worker.telling import Teller
 
@@ -37,9 +37,10 @@ class Storing:
         self._teller = teller
 
     async def run(self) -> None:
-        """Do so until cancelled."""
+        """Do so until cancelled; run again, it goes on with what was left."""
         station = self._station
         failures = 0
+        station.to_store.set()
         while True:
             await station.to_store.wait()
             station.to_store.clear()
@@ -63,7 +64,7 @@ class Storing:
             return
         try:
             await station.bridge.call(leasing.give_back, station.queue, [held.key for held in ones])
-        except PQError:
+        except BaseException:  # a cancellation, too
             station.unbegun = ones + station.unbegun
             raise
         for held in ones:
@@ -78,7 +79,7 @@ class Storing:
             return
         try:
             await self._finish_those(outcomes)
-        except PQError:
+        except BaseException:  # a cancellation, too
             # They may have been stored, or not: done again, they are refused if they were.
             station.done = [outcome for outcome in outcomes if self._is_held(outcome)] + station.done
             raise

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import taking
+from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
-from pqcore.worker.bridge import backoff
 from pqcore.worker.execution import Execution
 from pqcore.worker.station import Floor, Held, Station
 
@@ -91,10 +92,16 @@ class Supply:
         engine = station.bridge.engine
         ticket = engine.listener.ticket(station.channel)  # before the look, so that what comes after it counts
         seen, leased_at = floor.changes, time.monotonic()
+        station.looking = True
         try:
-            rows, wake_in = await station.bridge.call(taking.look, station.queue, n, self._lease)
+            late = partial(self._accept_late, leased_at)
+            rows, wake_in = await station.bridge.finish(late, taking.look, station.queue, n, self._lease)
+        except Exception:
+            station.looking = False
+            raise
         finally:
             station.reserved = 0
+        station.looking = False
         self._accept(rows, leased_at)
         if rows:
             return
@@ -116,6 +123,13 @@ class Supply:
             else:
                 station.buffer.extend(ones)
         self._execution.fill()
+
+    def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
+        """Accept jobs that arrive when this was cancelled: they are given back."""
+        self._station.looking = False
+        if found is not None:
+            self._accept(found[0], leased_at)
+        self._floor.look_quiet()
 
     async def _stop_if_done(self, stop: Callable[[], None]) -> None:
         floor = self._floor

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
@@ -58,6 +60,10 @@ class Worker:
             never more than a third of the lease.
         burst: Whether to stop when there is nothing to do.
 
+    Attributes:
+        interrupts_handled: Whether the program handles SIGINT in another way than by KeyboardInterrupt. A
+            KeyboardInterrupt that a coroutine function raises is then the job's own failure.
+
     Raises:
         ConfigurationError: An argument cannot be, or a queue has a single connection.
     """
@@ -86,6 +92,7 @@ class Worker:
             raise ConfigurationError(msg)
         self.concurrency = concurrency
         self.burst = burst
+        self.interrupts_handled = False
         self._lease = leasing.lease_time(lease)
         self._grace = seconds(grace)
         self._poll_interval = seconds(poll_interval) * len(queues)
@@ -96,7 +103,11 @@ class Worker:
         self._queues: Sequence[Any] = queues
         self._loop: asyncio.AbstractEventLoop | None = None
         self._floor = Floor(concurrency)
-        self._at_once = asyncio.Event()
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._loop is not None
 
     # Its life
 
@@ -108,6 +119,8 @@ class Worker:
 
         Raises:
             SchemaError: The table is missing, or not as this pqcore needs it.
+            KeyboardInterrupt: A coroutine function was interrupted, or raised one, in the main thread, and the worker
+                does not handle signals. Jobs are given back before.
         """
         if self._loop is not None:
             msg = "this worker is running already"
@@ -115,7 +128,9 @@ class Worker:
         bridges = self._bridges()
         self._floor = floor = Floor(self.concurrency)
         floor.stations = [Station(queue, bridges[id(queue._engine)]) for queue in self._queues]  # noqa: SLF001
-        self._at_once = asyncio.Event()
+        floor.interruptible = threading.current_thread() is threading.main_thread() and not (
+            handle_signals or self.interrupts_handled
+        )
         self._loop = asyncio.get_running_loop()
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,20 +140,24 @@ class Worker:
         execution = Execution(floor, teller, self._run_in)
         supplies = _started(*(self._supply(station, execution).run() for station in floor.stations))
         chores = _started(*(Chores(station).run() for station in floor.stations if not self.burst))
-        watching = _started(watch(floor, list(bridges.values()), self._stall_timeout))
+        watching = _started(self._kept(partial(watch, floor, list(bridges.values()), self._stall_timeout)))
         beside = []
         for station in floor.stations:
             tending = Tending(station, execution, self._lease)
-            beside += _started(Storing(floor, station, teller).run(), tending.run(), tending.hear())
+            storing = Storing(floor, station, teller)
+            beside += _started(self._kept(storing.run), tending.run(), tending.hear())
         try:
             try:
                 await self._until_told(supplies, [*beside, *watching, *chores])
                 await self._drain(execution, supplies, chores)
             except BaseException:  # what runs is given back all the same
-                self._at_once.set()
+                floor.at_once.set()
                 await self._drain(execution, supplies, chores)
                 raise
+            if floor.interrupted is not None:
+                raise floor.interrupted
         finally:
+            floor.over = True
             await self._end([*supplies, *chores, *beside], execution)
             for bridge in bridges.values():
                 await bridge.close()
@@ -158,7 +177,7 @@ class Worker:
     def _stop(self) -> None:
         floor = self._floor
         if floor.draining.is_set():
-            self._at_once.set()
+            floor.at_once.set()
         floor.draining.set()
         floor.room.set()
         for station in floor.stations:
@@ -212,7 +231,7 @@ class Worker:
             station.bridge.engine.nudge(station.channel)
         deadline = time.monotonic() + self._grace
         await asyncio.wait(supplies, timeout=self._stall_timeout)
-        while floor.in_hand() and not self._at_once.is_set() and (left := deadline - time.monotonic()) > 0:
+        while floor.in_hand() and not self._floor.at_once.is_set() and (left := deadline - time.monotonic()) > 0:
             await self._quiet_or_at_once(left)
         for station in floor.stations:
             execution.give_up(station)
@@ -228,12 +247,24 @@ class Worker:
 
     async def _quiet_or_at_once(self, seconds: float) -> None:
         self._floor.quiet.clear()
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._floor.quiet, self._at_once)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._floor.quiet, self._floor.at_once)]
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do what has to go on until the worker ends it, though the event loop cancels all of its tasks.
+
+        `asyncio.run` does that when a KeyboardInterrupt or SystemExit leaves its loop.
+        """
+        while True:
+            try:
+                await work()
+            except asyncio.CancelledError:
+                if self._floor.over:
+                    raise
 
     async def _end(self, tasks: Tasks, execution: Execution) -> None:
         for task in tasks:

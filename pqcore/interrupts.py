@@ -1,0 +1,114 @@
+"""Putting off signals while something must not be left half done.
+
+Python runs the handlers of signals in the main thread, between any two instructions of it.  What a handler raises
+(KeyboardInterrupt; SystemExit; the exception of a time limit that uses SIGALRM) would leave a job taken for nobody,
+or one that was done not stored as done.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class _Deferral:
+    """Signals that are put off: each is kept, and given to its handler when that is allowed."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._kept: list[tuple[int, FrameType | None]] = []
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        others = [kept for kept in self._kept if kept[0] != number]
+        if len(others) == len(self._kept):
+            self._kept.append((number, frame))
+        else:  # the second one is not put off: what goes on may never end
+            self._kept = others
+            self._handlers[number](number, frame)
+
+    def close(self) -> None:
+        """Put signals off that have a handler written in Python."""
+        self._handlers = {}
+        for number in signal.valid_signals():
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._keep)
+
+    def open(self) -> None:
+        """Put none off, and call the handlers of those that were kept."""
+        left = list(self._handlers)
+        try:
+            while left:
+                if signal.getsignal(left[-1]) == self._keep:
+                    signal.signal(left[-1], self._handlers[left[-1]])
+                left.pop()
+            while self._kept:
+                number, frame = self._kept.pop(0)
+                self._handlers[number](number, frame)
+        finally:
+            if left or self._kept:  # a handler raised: the others are not left out for it
+                self.open()
+
+
+class _Here(threading.local):
+    deferral: _Deferral | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Put signals off for the length of a block, but for what is within `let_through`; in the main thread.
+
+    A second signal of the same number is not put off.
+    """
+    if _here.deferral is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deferral = _Deferral()
+    try:
+        _here.deferral = deferral
+        deferral.close()
+        yield
+    finally:
+        _here.deferral = None
+        deferral.open()
+
+
+@contextmanager
+def let_through() -> Iterator[None]:
+    """Within `put_off`: have signals handled as ever for the length of a block, first those that were put off."""
+    deferral = _here.deferral
+    if deferral is None:
+        yield
+        return
+    try:
+        _here.deferral = None
+        deferral.open()
+        yield
+    finally:
+        _here.deferral = deferral
+        deferral.close()
+
+
+def handle_kept() -> None:
+    """Call the handlers of signals that were put off until now."""
+    with let_through():
+        pass
+
+
+def leaves(error: BaseException) -> bool:
+    """Whether an exception that a job's function raised here ends the program, and is no failure of the job.
+
+    In other threads than the main one nothing but the function itself can have raised it.  gevent ends a greenlet by
+    an exception, too.
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return threading.current_thread() is threading.main_thread()
+    return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__)

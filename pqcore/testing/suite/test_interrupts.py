@@ -1,0 +1,339 @@
+"""What ends programs: Ctrl-C, an exit, an exception of a job that is no Exception; and what `Queue.work` outlives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from pqcore.errors import Closed, ConnectionLost, TableMissing
+from pqcore.testing import workers
+from pqcore.testing.crew import Crew
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.notes import Notes
+from pqcore.testing.processes import Child
+from pqcore.testing.workers import INTERRUPTS
+from pqcore.worker import Worker
+
+ENDING = ("KeyboardInterrupt", "SystemExit")
+OTHERS = tuple(kind for kind in INTERRUPTS if kind not in ENDING)
+
+
+def state(harness: Harness, job: int) -> tuple[Any, ...]:
+    """Whether a job is finished, whether leased; how often it was taken, failed, and was excused."""
+    [found] = harness.sql(
+        "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(failures, 0),"
+        f" coalesce(excused, 0) FROM {{table}} WHERE id = {int(job)}"
+    )
+    return tuple(found)
+
+
+def expect_uncounted(harness: Harness, *jobs: int) -> None:
+    """Jobs wait, and nothing is held against them, however often they were taken."""
+    for finished, leased, attempts, failures, excused in (state(harness, job) for job in jobs):
+        assert (finished, leased, failures) == (False, False, 0)
+        assert attempts == excused
+
+
+def expect_failed(queue: Any, jobs: Sequence[int]) -> None:
+    """Jobs are dead letters, for what their function raised."""
+    assert sorted((letter.id, letter.reason) for letter in queue.dead.list()) == [(job, "failed") for job in jobs]
+
+
+GIVEN_BACK = (False, False, 1, 0, 1)
+DONE = (True, False, 1, 0, 0)
+
+
+# Raised by a job, in a worker
+
+
+@pytest.mark.parametrize("way", ["thread", "coroutine", "process"])
+def test_whatever_a_job_raises_is_its_failure(harness: Harness, way: str) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+    if way == "coroutine":
+        task, kinds = queue.task()(workers.interrupt_async), OTHERS
+    else:
+        task, kinds = queue.task(run_in=way)(workers.interrupt), tuple(INTERRUPTS)
+    ids = [int(task(kind)) for kind in kinds]
+    queue.task()(lambda job_id: seen.add("run"))()
+    harness.drain(queue)
+    assert seen.items == ["run"]
+    expect_failed(queue, ids)
+
+
+def test_a_worker_that_handles_signals_outlives_its_jobs_interrupts(harness: Harness) -> None:
+    with Crew(harness, lease="1h") as crew:
+        poison = crew.queue.task()(workers.interrupt_async)
+        neighbour = crew.tasks["hold"]()
+        child = crew.at_work(crew.hire())
+        pid = crew.begun(neighbour)
+        ids = [int(poison(kind)) for kind in ENDING]
+        harness.eventually(lambda: crew.queue.dead.count() == len(ids))
+        crew.release(neighbour)
+        harness.eventually(lambda: crew.row(neighbour) == (True, False, 1, 0))
+        os.kill(pid, signal.SIGTERM)
+        assert child.recv(PATIENCE) == "stopped"
+        expect_failed(crew.queue, ids)
+
+
+@pytest.mark.only("blocking")
+def test_a_worker_that_handles_none_gives_all_back_before_it_is_interrupted(harness: Harness) -> None:
+    queue = harness.task_queue()
+    begun = asyncio.Event()
+
+    @queue.task()
+    async def neighbour(job_id: int) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    @queue.task()
+    async def interrupt(job_id: int) -> None:
+        await begun.wait()
+        raise KeyboardInterrupt
+
+    jobs = [neighbour(), interrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(Worker(queue, lease="1h").run())
+    expect_uncounted(harness, *jobs)
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("kind", ENDING)
+def test_a_worker_whose_event_loop_is_ended_gives_its_jobs_back(harness: Harness, kind: str) -> None:
+    queue = harness.task_queue()
+    begun = asyncio.Event()
+
+    @queue.task()
+    async def neighbour(job_id: int) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    @queue.task()
+    async def interrupt(job_id: int) -> None:
+        def from_a_callback() -> None:
+            raise INTERRUPTS[kind]
+
+        await begun.wait()
+        asyncio.get_running_loop().call_soon(from_a_callback)
+        await asyncio.sleep(3600)
+
+    jobs = [neighbour(), interrupt()]
+    with pytest.raises(INTERRUPTS[kind]):
+        asyncio.run(Worker(queue, lease="1h").run())
+    expect_uncounted(harness, *jobs)
+
+
+# Raised by a job, in `Queue.work`
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("function", [workers.interrupt, workers.interrupt_async])
+@pytest.mark.parametrize("kind", ENDING)
+def test_work_ends_by_what_ends_programs_and_gives_the_job_back(
+    harness: Harness, kind: str, function: Callable[..., Any]
+) -> None:
+    queue = harness.task_queue()
+    job = queue.task()(function)(kind)
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    with pytest.raises(INTERRUPTS[kind]):
+        queue.work()
+    assert state(harness, job) == GIVEN_BACK
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("way", ["get", "lease"])
+def test_perform_gives_a_job_back_that_is_interrupted(harness: Harness, way: str) -> None:
+    queue = harness.task_queue()
+    job = queue.task(max_retries=3)(workers.interrupt)("KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        queue.perform(getattr(queue, way)())
+    [(again, data)] = harness.sql("SELECT id, data->>'retried' FROM {table} WHERE dequeued_at IS NULL")
+    assert data == "0"
+    if way == "lease":
+        assert again == job
+        assert state(harness, job) == GIVEN_BACK
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("function", [workers.interrupt, workers.interrupt_async])
+def test_work_goes_on_after_whatever_else_a_job_raises(harness: Harness, function: Callable[..., Any]) -> None:
+    queue = harness.task_queue(timeout=0.01)
+    task = queue.task()(function)
+    ids = [int(task(kind)) for kind in OTHERS]
+    queue.work(burst=True)
+    expect_failed(queue, ids)
+
+
+@pytest.mark.only("blocking")
+def test_work_in_another_thread_goes_on_whatever_a_job_raises(harness: Harness) -> None:
+    queue = harness.task_queue(timeout=0.01)
+    task = queue.task()(workers.interrupt)
+    ids = [int(task(kind)) for kind in INTERRUPTS]
+    with harness.thread(lambda: queue.work(burst=True)) as join:
+        join()
+    expect_failed(queue, ids)
+
+
+# Ctrl-C in `Queue.work`
+
+
+@pytest.fixture
+def crew(harness: Harness) -> Iterator[Crew]:
+    with Crew(harness) as crew:
+        yield crew
+
+
+def interrupt(child: Child) -> None:
+    """Press Ctrl-C."""
+    os.kill(child.process.pid or 0, signal.SIGINT)
+
+
+def waits(harness: Harness) -> bool:
+    """Whether a statement of the test's queues waits for a lock."""
+    return bool(
+        harness.sql(
+            f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}'"
+            " AND wait_event_type = 'Lock' AND query NOT LIKE 'LOCK TABLE%'"
+        )
+    )
+
+
+@pytest.mark.only("blocking")
+def test_an_interrupt_while_a_job_runs_gives_it_back(harness: Harness, crew: Crew) -> None:
+    child = crew.at_work(crew.hire_one())
+    job = crew.tasks["hold"]()
+    crew.begun(job)
+    interrupt(child)
+    assert child.recv(PATIENCE) == "KeyboardInterrupt"
+    assert state(harness, job) == GIVEN_BACK
+
+
+@pytest.mark.only("blocking")
+def test_an_interrupt_while_work_waits_ends_it(harness: Harness, crew: Crew) -> None:
+    child = crew.at_work(crew.hire_one())
+    harness.eventually(harness.listening)
+    interrupt(child)
+    assert child.recv(PATIENCE) == "KeyboardInterrupt"
+
+
+@pytest.mark.only("blocking")
+def test_an_interrupt_while_a_job_is_taken_gives_it_back(harness: Harness, crew: Crew) -> None:
+    harness.needs_sessions()
+    job = crew.tasks["run"]()
+    blocker = harness.connect()
+    blocker.begin()
+    blocker.sql(f"LOCK TABLE {harness.table} IN EXCLUSIVE MODE", rows=False)
+    child = crew.at_work(crew.hire_one())
+    harness.eventually(lambda: waits(harness))
+    interrupt(child)
+    blocker.commit()
+    assert child.recv(PATIENCE) == "KeyboardInterrupt"
+    assert (state(harness, job), crew.count()) == (GIVEN_BACK, 0)
+
+
+@pytest.mark.only("blocking")
+def test_a_second_interrupt_ends_what_hangs(harness: Harness, crew: Crew) -> None:
+    harness.needs_sessions()
+    crew.tasks["run"]()
+    blocker = harness.connect()
+    blocker.begin()
+    blocker.sql(f"LOCK TABLE {harness.table} IN EXCLUSIVE MODE", rows=False)
+    child = crew.at_work(crew.hire_one())
+    harness.eventually(lambda: waits(harness))
+    interrupt(child)
+    assert not child.pipe.poll(0.3)
+    interrupt(child)
+    if harness.spec.name == "psycopg2":  # waits in C, where no handler runs
+        blocker.commit()
+    assert child.recv(PATIENCE) == "KeyboardInterrupt"
+
+
+@pytest.mark.only("blocking")
+def test_an_interrupt_while_the_end_of_a_job_is_stored_does_not_undo_it(harness: Harness, crew: Crew) -> None:
+    harness.needs_sessions()
+    child = crew.at_work(crew.hire_one())
+    first = crew.tasks["hold"]()
+    crew.begun(first)
+    blocker = harness.connect()
+    blocker.begin()
+    blocker.sql(f"SELECT id FROM {harness.table} FOR UPDATE")
+    second = crew.tasks["run"]()
+    crew.release(first)
+    harness.eventually(lambda: waits(harness))
+    interrupt(child)
+    blocker.commit()
+    assert child.recv(PATIENCE) == "KeyboardInterrupt"
+    assert [state(harness, job) for job in (first, second)] == [DONE, (False, False, 0, 0, 0)]
+
+
+# `Queue.work` and a server that fails
+
+
+def expect_end(queue: Any, error: type[BaseException]) -> None:
+    """Have jobs performed until this is raised."""
+    with pytest.raises(error):
+        queue.work()
+
+
+FAILS = """
+CREATE FUNCTION {schema}.fails() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('{schema}.faults') % 2 = 1 THEN
+        RAISE EXCEPTION 'a fault' USING ERRCODE = '{sqlstate}';
+    END IF;
+    RETURN NEW;
+END $$"""
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("sqlstate", ["40P01", "57014", "53200"])
+def test_work_outlives_what_passes(harness: Harness, sqlstate: str) -> None:
+    queue = harness.task_queue(timeout=0.01)
+    seen = Notes()
+    job = queue.task()(lambda job_id: seen.add("run"))()
+    harness.sql(f"CREATE SEQUENCE {harness.schema}.faults", rows=False)
+    harness.sql(FAILS.format(schema=harness.schema, sqlstate=sqlstate), rows=False)
+    harness.sql(
+        "CREATE TRIGGER fails BEFORE UPDATE ON {table} FOR EACH ROW"
+        " WHEN (NEW.leased_until IS NOT NULL OR NEW.dequeued_at IS NOT NULL)"
+        f" EXECUTE FUNCTION {harness.schema}.fails()",
+        rows=False,
+    )
+    queue.work(burst=True)
+    assert seen.items == ["run"]
+    assert state(harness, job) == DONE
+
+
+@pytest.mark.only("blocking")
+def test_work_outlives_the_loss_of_its_connections_and_ends_when_they_are_closed(harness: Harness) -> None:
+    queue = harness.task_queue(timeout=60)
+    seen = Notes()
+    task = queue.task()(lambda job_id: seen.add("run"))
+    with harness.thread(lambda: expect_end(queue, Closed)):
+        harness.eventually(harness.listening)
+        harness.cut_connections()
+        job = task()
+        harness.eventually(lambda: state(harness, job) == DONE)
+        queue.close()
+    assert seen.items == ["run"]
+
+
+@pytest.mark.only("blocking")
+def test_work_ends_where_the_only_connection_is_lost(harness: Harness) -> None:
+    connection = harness.connect()
+    queue = harness.tasks(connection.raw)["q"]
+    with harness.thread(lambda: expect_end(queue, ConnectionLost)):
+        harness.eventually(harness.listening)
+        harness.cut_connections()
+
+
+@pytest.mark.only("blocking")
+def test_work_ends_where_the_table_is_missing(harness: Harness) -> None:
+    queue = harness.tasks(create=False)["q"]
+    expect_end(queue, TableMissing)
