@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import threading
 from contextlib import suppress
@@ -47,6 +48,7 @@ class _Manager(pluggy.PluginManager):
         self.heard: dict[tuple[str, ...], bool] = {}
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
+        self.check_hooks(plugin, name)
         try:
             return super().register(plugin, name)
         finally:
@@ -57,6 +59,49 @@ class _Manager(pluggy.PluginManager):
             return super().unregister(plugin, name)
         finally:
             self.heard.clear()
+
+    def check_hooks(self, plugin: object, name: str | None = None) -> None:
+        """See that all implementations of hooks in a plugin can run.
+
+        Raises:
+            PluginError: One is a wrapper, a generator, or otherwise would never run; or its order is never kept to.
+        """
+        for attribute in dir(plugin):
+            options = self.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
+                continue
+            hook = options["specname"] or attribute
+            if fault := _fault(hook, options, getattr(plugin, attribute)):
+                raise PluginError(f"plugin {name or plugin!r}: {hook} {fault}")
+
+
+def _fault(hook: str, options: pluggy.HookimplOpts, function: object) -> str:
+    """Why an implementation of a hook would never run, and what to write; empty if it runs."""
+    registers, around = hook.startswith("pqcore_register_"), hook.startswith("pqcore_around_")
+    if hook == "pqcore_unwrap":  # which pluggy calls
+        return ""
+    for option in ("wrapper", "hookwrapper"):
+        if options[option]:
+            return f"is marked {option}=True, and would never run; {_instead(registers=registers, around=around)}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return f"is a generator, and would never run; {_instead(registers=registers, around=around)}"
+    if (registers or around) and inspect.iscoroutinefunction(function):
+        return "is a coroutine function, and would never run; write it with def"
+    for option in ("tryfirst", "trylast"):
+        if registers and options[option]:  # type: ignore[literal-required]
+            return f"is marked {option}=True, which has no effect: it is called when the plugin is loaded; leave it out"
+    return ""
+
+
+def _instead(*, registers: bool, around: bool) -> str:
+    if registers:
+        return "write a function that calls register"
+    if around:
+        return "return a context manager: write @hookimpl above @contextmanager, and yield once"
+    return (
+        "write a function that returns; for what has to run before and after, return a context manager from"
+        " pqcore_around_put or pqcore_around_run"
+    )
 
 
 class Plugins:
@@ -90,7 +135,8 @@ class Plugins:
 
         Raises:
             PluginError: It was written for another version of the plugin API, implements a
-                hook that does not exist, or brings something under a name that is taken.
+                hook that does not exist, or in a way that never runs (as a wrapper of pluggy's), or brings
+                something under a name that is taken.
         """
         with self._lock:
             try:

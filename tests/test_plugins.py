@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import pqcore
 from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Queue, QueueIterator, hookimpl
 from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
 from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
+from pqcore.events import PutEvent, tell
 from pqcore.plugins import PREFERENCE, Plugins, plugins
+from pqcore.runtime import drive
 
 DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}
 CORE = Path(pqcore.__file__).parent
@@ -431,6 +433,97 @@ def test_a_plugin_that_says_this_version_or_none_is_registered() -> None:
     fresh.register(Plugin(spec()))
     fresh.register(Brings(spec("other")))
     assert {fresh.backend_spec(name, "blocking").api for name in ("acme", "other")} == {1}
+
+
+class Wrappers:
+    """What pluggy takes, and pqcore never would run."""
+
+    @hookimpl(wrapper=True)
+    def pqcore_job_put(self, event: Any) -> Iterator[None]:
+        yield
+
+    @hookimpl(hookwrapper=True, specname="pqcore_job_succeeded")
+    def succeeded(self, event: Any) -> Iterator[None]:
+        yield
+
+    @hookimpl(wrapper=True)
+    def pqcore_around_run(self, event: Any) -> Iterator[None]:
+        yield
+
+    @hookimpl(wrapper=True)
+    def pqcore_register_serializers(self, register: Any) -> Iterator[None]:
+        yield
+
+    @hookimpl
+    def pqcore_job_dead(self, event: Any) -> Iterator[None]:
+        yield
+
+    @hookimpl
+    async def pqcore_job_lost(self, event: Any) -> AsyncIterator[None]:
+        yield
+
+    @hookimpl
+    async def pqcore_around_put(self, event: Any) -> None:
+        """Not awaited."""
+
+    @hookimpl(tryfirst=True)
+    def pqcore_register_backends(self, register: Any) -> None:
+        """In no order."""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pqcore_job_put", "wrapper=True, and would never run; .* from pqcore_around_put or pqcore_around_run"),
+        ("succeeded", "pqcore_job_succeeded is marked hookwrapper=True, and would never run"),
+        ("pqcore_around_run", "wrapper=True, and would never run; return a context manager: .* @contextmanager"),
+        ("pqcore_register_serializers", "wrapper=True, and would never run; write a function that calls register"),
+        ("pqcore_job_dead", "is a generator, and would never run"),
+        ("pqcore_job_lost", "is a generator, and would never run"),
+        ("pqcore_around_put", "is a coroutine function, and would never run; write it with def"),
+        ("pqcore_register_backends", "tryfirst=True, which has no effect"),
+    ],
+)
+def test_a_hook_that_would_never_run_is_refused_when_it_is_registered(name: str, says: str) -> None:
+    plugin = type("Plugin", (), {name: vars(Wrappers)[name]})()
+    fresh = Plugins()
+    for register in (fresh.register, fresh.manager.register):
+        with pytest.raises(PluginError, match=f"plugin 'acme': .*{says}"):
+            register(plugin, "acme")
+        assert not fresh.manager.is_registered(plugin)
+
+
+def test_a_wrapper_of_unwrap_runs() -> None:
+    class Plugin:
+        @hookimpl(wrapper=True)
+        def pqcore_unwrap(self, target: Any) -> Generator[None, None, str]:
+            yield
+            return f"inside of {target}"
+
+    fresh = Plugins()
+    fresh.register(Plugin())
+    assert fresh.manager.hook.pqcore_unwrap(target="a session") == "inside of a session"
+
+
+def test_plugins_are_called_in_the_order_that_they_ask_for() -> None:
+    called = []
+
+    def plugin(name: str, *, first: bool = False, last: bool = False) -> object:
+        def pqcore_job_put(event: Any) -> None:
+            called.append(name)
+
+        mark = hookimpl(tryfirst=first, trylast=last)
+        return type("Plugin", (), {"pqcore_job_put": staticmethod(mark(pqcore_job_put))})()
+
+    made = [plugin("last", last=True), plugin("first", first=True), plugin("between")]
+    for each in made:
+        plugins.register(each)
+    try:
+        drive(tell("pqcore_job_put", PutEvent("q", None, None, {}), blocking=True))
+    finally:
+        for each in made:
+            plugins.manager.unregister(each)
+    assert called == ["first", "between", "last"]
 
 
 def test_plugins_of_another_version_are_reported_and_take_no_others_down(tmp_path: Path) -> None:

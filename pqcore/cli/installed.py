@@ -124,7 +124,9 @@ def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
             if (point.name in plugins.broken) and str(point.value) in str(plugins.broken[point.name]):
                 return str(plugins.broken[point.name])
         else:
-            check_api(point.load(), point.name)
+            loaded = point.load()
+            check_api(loaded, point.name)
+            plugins.manager.check_hooks(loaded, point.name)
     except PQError as exc:
         return str(exc)
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
