@@ -16,7 +16,7 @@ from weakref import WeakSet
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Event, Runtime
-from pqcore.sessions import CoreSession, translate
+from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.settings import logger
 from pqcore.statement import plain
 
@@ -55,6 +55,7 @@ class Opener:
         self.sql = sql
         self._suspends = suspends
         self._sessions: WeakSet[CoreSession] = WeakSet()
+        self._defaults = Defaults()
         self._lock = Lock()
 
     async def call(self, method: str, *arguments: object) -> Any:
@@ -68,7 +69,7 @@ class Opener:
             raise translate(exc, method, lost=method == "connect") from exc
 
     def session(self, driver: Any) -> CoreSession:
-        made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends)
+        made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends, defaults=self._defaults)
         made.believed = self.prepared is True
         with self._lock:
             self._sessions.add(made)
@@ -342,7 +343,8 @@ class OwnPool:
                 await _discard(session)
                 session = await self._reach()
                 await session.enter()
-            if self._idle_limit is not None and not self._opener.alternates:
+            session.lasting = not self._opener.alternates
+            if self._idle_limit is not None and session.lasting:
                 sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
                 await session.execute(plain("idle_limit", sql, rows=False))
         except BaseException:  # a cancellation, too: nobody else knows of it

@@ -40,6 +40,7 @@ from pqcore.fragments import (
     HELD_ONE,
     HELD_ONES,
     HIDDEN_ORDER,
+    IS_GATED,
     IS_HIDDEN,
     IS_READY,
     IS_URGENT,
@@ -62,6 +63,8 @@ Retention: TypeAlias = Literal["keep", "delete", "archive"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 """Rows: for so many the statement is worth being prepared; who may choose a number chooses one of these."""
+ADMISSION = 10
+"""Seconds for which a gated job is leased until it is admitted: if that fails, it comes again after no longer."""
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
@@ -155,7 +158,9 @@ SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempt
 FROM moved RETURNING {JOB}""",
     "lease": f"""
 UPDATE {{table}} SET attempts = attempts + 1,
-  leased_until = statement_timestamp() + :lease::float8 * interval '1 second'
+  leased_until = statement_timestamp()
+    + least(:lease::float8, CASE WHEN {IS_GATED} THEN {ADMISSION} END) * interval '1 second',
+  excused = CASE WHEN {IS_GATED} THEN coalesce(excused, 0) + 1 ELSE excused END
 WHERE {_PICKED} RETURNING {JOB}""",
 }
 

@@ -418,6 +418,7 @@ class Engine:
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
             await session.begin()
+            session.owed = []
         except BaseException as exc:
             await self._failed(session, exc)
             raise
@@ -442,6 +443,7 @@ class Engine:
                     transaction.spoilt = False
                 elif block.savepoint is None:
                     await session.commit()
+                    await self._pay(session)
                 else:
                     await session.execute(_savepoint("RELEASE", block.savepoint))
                 sound = not undone
@@ -453,6 +455,15 @@ class Engine:
                 await self.source.release(session, sound=sound)
         if undone and not failed:
             raise TransactionAborted(SPOILT)
+
+    async def _pay(self, session: CoreSession) -> None:
+        """Do what a block left for after its commit."""
+        owed, session.owed = session.owed or (), None
+        for work in owed:
+            try:
+                await work(session)
+            except PQError as exc:  # the block is committed: nothing may hide that
+                logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
 
     async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))
@@ -468,6 +479,7 @@ class Engine:
     async def _undo(self, session: CoreSession, savepoint: str | None) -> None:
         try:  # the user's exception is under way: it is not to be hidden by another
             if savepoint is None:
+                session.owed = None
                 await session.rollback()
             else:
                 await session.execute(_savepoint("ROLLBACK TO", savepoint))

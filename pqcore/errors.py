@@ -190,7 +190,7 @@ class TransactionOrderError(PQError):
 
 
 class NotSupported(PQError, NotImplementedError):
-    """The chosen backend does not offer this."""
+    """The chosen backend, or the isolation level of the transaction, does not allow this."""
 
 
 class EmbeddedServerError(PQError):

@@ -38,6 +38,8 @@ JOB = (
     f" CASE WHEN expected_at IS NOT NULL THEN {EXPRESSIBLE.format('expected_at')} END,"
     " headers::text, failures, excused"
 )
+# Whether a job may be under a limit or in a group; see `pqcore.operations.gating`.
+IS_GATED = """strpos(headers::text, '"gate"') > 0"""
 # Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
 TIMES = (
     "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second'),"

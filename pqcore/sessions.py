@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pqcore.backend import AsyncSession, Row, Session
@@ -29,7 +30,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.runtime import Gate
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
@@ -84,6 +85,40 @@ def _refused(error: DatabaseError) -> bool:
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 
+# What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
+_ON_ROWS = re.compile(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
+_NOT_SERIALIZABLE = "40001"
+_ABOVE = {
+    level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
+    for level in ("repeatable read", "serializable")
+}
+_BEGIN = plain("begin", "BEGIN ISOLATION LEVEL READ COMMITTED", rows=False)
+_COMMIT = plain("commit", "COMMIT", rows=False)
+_ROLLBACK = plain("rollback", "ROLLBACK", rows=False)
+_LOWER = plain("isolation", "SET default_transaction_isolation = 'read committed'", rows=False)
+_DEFAULT = plain("isolation", "SELECT current_setting('default_transaction_isolation')")
+
+
+@dataclass(eq=False)
+class Defaults:
+    """What the settings of the server, the database, the role or the DSN give to each connection of one kind.
+
+    Attributes:
+        isolation: The isolation level of transactions, where it was found to be above READ COMMITTED.
+    """
+
+    isolation: str | None = None
+
+    def learn(self, level: str) -> None:
+        """Remember the value of ``default_transaction_isolation``, which is lower once pqcore has lowered it."""
+        if level in _ABOVE:
+            self.isolation = level
+
+
+def is_above(isolation: str) -> bool:
+    """Return whether an isolation level, as the server names it, is above READ COMMITTED."""
+    return isolation in _ABOVE
+
 
 class CoreSession:
     """One connection, to an operation.
@@ -93,10 +128,20 @@ class CoreSession:
         sql: The statements, as the driver wants them.
         errors: What its driver raises.
         suspends: Whether its methods are to be awaited.
+        defaults: What is known of the defaults of this connection, and of others like it.
     """
 
-    def __init__(self, driver: Session | AsyncSession, sql: Dialect, errors: Errors, *, suspends: bool) -> None:
+    def __init__(
+        self,
+        driver: Session | AsyncSession,
+        sql: Dialect,
+        errors: Errors,
+        *,
+        suspends: bool,
+        defaults: Defaults | None = None,
+    ) -> None:
         self.driver: Any = driver
+        self.defaults = defaults or Defaults()
         self.sql = sql
         self._errors = errors
         self._suspends = suspends
@@ -114,6 +159,16 @@ class CoreSession:
         self.shelf: Any = None
         # Whether a statement commits by itself, as no transaction is open.
         self.alone = True
+        # Whether the open transaction was begun by `begin_own`: it holds statements of pqcore's only.
+        self.own = False
+        # Whether settings may be made on it for its whole life: pqcore opened it, and no pooler lends it to others.
+        self.lasting = False
+        # The default isolation level that it had, once pqcore has lowered it to READ COMMITTED.
+        self.lowered: str | None = None
+        # What has to be done once the open transaction, a block of pqcore's, is committed; None in any other.
+        self.owed: list[Callable[[CoreSession], Awaitable[None]]] | None = None
+        # Whether the open transaction goes on seeing what was there when it began, whatever is committed meanwhile.
+        self.late = False
         # Taken by who uses it within a transaction block.
         self.gate: Gate | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
@@ -131,6 +186,8 @@ class CoreSession:
         return bool(self.driver.usable())
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
+        if self.defaults.isolation is not None and self.lowered is None and self.alone and not self.callers:
+            return await self._at_read_committed(query, parameters)
         # As `_call` does, with nothing between: it is what nearly all time goes through.
         self.doing = query.name
         self.busy_since = time.monotonic()
@@ -142,11 +199,46 @@ class CoreSession:
             raise
         except self._errors as exc:
             commits = self.alone and not self.callers and _WRITES.search(query.sql) is not None
-            raise self._told(exc, query.name, commits=commits) from exc
+            error = self._told(exc, query.name, commits=commits)
+            if not await self._is_too_high(error):
+                raise error from exc
+        else:
+            self.heard_at = time.monotonic()
+            return rows  # type: ignore[no-any-return]
         finally:
             self.busy_since = None
-        self.heard_at = time.monotonic()
-        return rows  # type: ignore[no-any-return]
+        return await self._at_read_committed(query, parameters)
+
+    async def _is_too_high(self, error: Exception) -> bool:
+        """Whether a statement failed for the isolation level that it ran at, and can be run again: it was alone.
+
+        At READ COMMITTED no single statement has a serialization failure, but for one that a trigger raises.
+        """
+        if getattr(error, "sqlstate", None) != _NOT_SERIALIZABLE or not self.alone or self.in_transaction():
+            return False
+        [[level]] = await self._call("isolation", self.driver.execute, _DEFAULT, ())
+        self.defaults.learn(level)
+        self.lowered = None
+        return level in _ABOVE
+
+    async def _at_read_committed(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Run a statement that commits by itself, where the default isolation level is above READ COMMITTED."""
+        if self.lasting:
+            self.lowered = self.defaults.isolation
+            await self._call("isolation", self.driver.execute, _LOWER, ())
+            return await self.execute(query, parameters)
+        if _ON_ROWS.match(query.sql) is None:
+            rows: Sequence[Row] = await self._call(query.name, self.driver.execute, query, parameters)
+            return rows
+        await self.begin_own()
+        try:
+            rows = await self.execute(query, parameters)
+        except BaseException:
+            if self.usable():
+                await self.rollback()
+            raise
+        await self.commit()
+        return rows
 
     async def enter(self) -> None:
         await self._call("checkout", self.driver.enter)
@@ -162,17 +254,41 @@ class CoreSession:
             return False
 
     def begin(self) -> Awaitable[None]:
+        """Begin a transaction for statements of the user's, too: at the level that their settings give."""
         self.alone = False
+        if self.lowered is not None:
+            return self._begin_at(self.lowered)
         return self._call("begin", self.driver.begin)
+
+    async def _begin_at(self, level: str) -> None:
+        await self._call("begin", self.driver.begin)
+        await self._call("begin", self.driver.execute, _ABOVE[level], ())
+
+    async def begin_own(self) -> None:
+        """Begin a transaction that holds statements of pqcore's only: at READ COMMITTED, whatever the settings.
+
+        As a statement, not by the driver's own method: connections of psycopg's and psycopg2's have a level.
+        """
+        self.alone = False
+        self.own = True
+        await self._call("begin", self.driver.execute, _BEGIN, ())
 
     async def commit(self) -> None:
         self.alone = True
-        await self._call("commit", self.driver.commit)
+        if self.own:
+            self.own = False
+            await self._call("commit", self.driver.execute, _COMMIT, ())
+        else:
+            await self._call("commit", self.driver.commit)
         self.heard_at = time.monotonic()
 
     async def rollback(self) -> None:
         self.alone = True
-        await self._call("rollback", self.driver.rollback)
+        if self.own:
+            self.own = False
+            await self._call("rollback", self.driver.execute, _ROLLBACK, ())
+        else:
+            await self._call("rollback", self.driver.rollback)
 
     async def listen(self, channel: str) -> None:
         await self._call("listen", self.driver.listen, channel)

@@ -18,6 +18,7 @@ from pqcore.errors import (
 )
 from pqcore.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
 from pqcore.operations.bounds import LowerBound
+from pqcore.operations.contention import Contention
 from pqcore.plugins import plugins
 from pqcore.serializers import (
     Serializer,
@@ -96,6 +97,7 @@ class QueueSettings:
         if serializer is None:
             name, suffix = split_queue_name(check_text(name, "queue name"))
         self.bound = LowerBound()
+        self.contention = Contention()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.channel = channel(self.name)
         self.table = table

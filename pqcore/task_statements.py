@@ -39,6 +39,8 @@ _TELL_REPLACED = """
   DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (ARRAY(SELECT id FROM put))
 )
 SELECT id, pg_notify(:channel::text, '')::text FROM put"""
+# Those of the rows that are held which nobody has locked.
+_FREE_ONES = f" WHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
 
 
@@ -96,13 +98,24 @@ WITH put AS (
         )
 
         # Limits and groups.
+        # It also tells whether the next statements see what the lock's last holder did: not above READ COMMITTED.
         self.lock_keys = compiled(
             "lock_keys",
-            "SELECT count(pg_advisory_xact_lock(gate.lock)::text) FROM unnest(:locks::bigint[]) AS gate (lock)",
+            "SELECT current_setting('transaction_isolation'), count(pg_advisory_xact_lock(gate.lock)::text)"
+            " FROM unnest(:locks::bigint[]) AS gate (lock)",
+        )
+        # The same, of those locks that are free, in one order for all: who only tries waits for nobody.
+        self.try_keys = compiled(
+            "try_keys",
+            "SELECT gate.lock, pg_try_advisory_xact_lock(gate.lock), current_setting('transaction_isolation')"
+            " FROM unnest(:locks::bigint[]) AS gate (lock)",
         )
         self.count_slots = compiled(
             "count_slots",
-            "SELECT key, count(*) FROM {slots} WHERE q_name = :q_name::text AND key = ANY (:keys::text[]) GROUP BY key",
+            "SELECT gate.key, (SELECT count(*) FROM {slots} WHERE q_name = :q_name::text AND key = gate.key),"
+            " (SELECT id FROM {table} WHERE q_name = :q_name::text AND parked_on = gate.key"
+            f" ORDER BY {ORDER} LIMIT 1) IS NOT NULL"
+            " FROM unnest(:keys::text[]) AS gate (key)",
         )
         self.slots_of = compiled(
             "slots_of", "SELECT key, job_id FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (:ids::bigint[])"
@@ -120,17 +133,29 @@ WITH put AS (
             " ON CONFLICT DO NOTHING",
             rows=False,
         )
+        # The take has excused the attempt, and leased the job for a short time only.  A row that somebody has locked
+        # is passed over, so that no admission waits: it comes again when that lease has run out.
+        self.admit = compiled(
+            "admit",
+            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}, excused = excused - 1,"
+            f" dedup_key = CASE WHEN id = ANY (:started::bigint[]) THEN NULL ELSE dedup_key END{_FREE_ONES}"
+            " RETURNING id",
+        )
         # A parked job is leased for ever to nobody: no take finds it, and it is in no index that one reads first.
         self.park = compiled(
             "park",
-            f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text,"
-            f" excused = coalesce(excused, 0) + 1{HELD_ONES}",
+            f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text{_FREE_ONES}",
             rows=False,
         )
-        self.drop_dedup = compiled(
-            "drop_dedup",
-            f"UPDATE {{table}} SET dedup_key = NULL WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE}",
-            rows=False,
+        self.postpone = compiled(
+            "postpone", f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'delay')}{_FREE_ONES}", rows=False
+        )
+        # The number of excuses is given, not reckoned: whether the admission took effect may be unknown.
+        self.put_back = compiled(
+            "put_back",
+            "UPDATE {table} SET leased_until = NULL, excused = (SELECT given.excused"
+            " FROM unnest(:ids::bigint[], :excuses::int[]) AS given (job, excused) WHERE given.job = id)"
+            f"{HELD_ONES} RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.free_slots = compiled(
             "free_slots",

@@ -72,8 +72,9 @@ class AsyncpgSession:
 
         asyncpg has read the server's farewell then, and refuses to send anything: nothing was.
         """
+        within = self._transaction is not None or self.connection.is_in_transaction()
         self.connection.terminate()
-        if self._reopen is None or self._transaction is not None:
+        if self._reopen is None or within:
             raise asyncpg.ConnectionDoesNotExistError(LOST)
         self.connection = await self._reopen(self.connection)
 

@@ -60,7 +60,8 @@ def statements() -> Iterator[Query]:
     yield from (*SQL.ack.values(), *SQL.restore.values())
     yield from (SQL.peek(1), SQL.why_empty, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
     yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace, tasks.group_heads, tasks.park)
-    yield from (tasks.drop_dedup, tasks.free_places, tasks.unpark, tasks.unpark_head, tasks.retry, tasks.snooze)
+    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.count_slots)
+    yield from (tasks.free_places, tasks.unpark, tasks.unpark_head, tasks.retry, tasks.snooze)
     yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.ask_to_stop, tasks.bury, tasks.find_job)
     yield from (tasks.revive, tasks.sweep_slots, tasks.held_in_vain, tasks.parked_keys)
     upkeep = SQL.upkeep
@@ -92,6 +93,7 @@ VALUES |= {
     "group": "7",
     "groups": ["7"],
 }
+VALUES |= {"started": [1], "excuses": [1], "delay": 1.0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": LowerBound().value()}
 

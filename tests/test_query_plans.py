@@ -98,8 +98,11 @@ def task_cases() -> Iterator[Case]:
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.ask_to_stop):
         yield Case(query, 60, leased=1)
     for n, pages in ((1, 60), (100, 2_500)):
-        for query in (tasks.park, tasks.release, tasks.beat, tasks.drop_dedup, tasks.asked_to_stop):
+        for query in (tasks.release, tasks.beat, tasks.asked_to_stop):
             yield Case(query, pages, leased=n)
+        given: tuple[tuple[str, Any], ...] = (("excuses", [1] * n), ("started", []), ("delay", 1.0))
+        for query in (tasks.park, tasks.admit, tasks.postpone, tasks.put_back):  # rows are found, locked, and changed
+            yield Case(query, 2 * pages, leased=n, values=given)
 
 
 CASES = list(cases())

@@ -22,11 +22,17 @@ _LOCKS = "pqcore locks"
 _NOW = "statement_timestamp()"
 
 _REWORDED: dict[str, str] = {
-    # Instead of an advisory lock, a row: who inserts or updates it has it locked until the transaction ends.
+    # Instead of an advisory lock, a row: who inserts or updates it has it locked until the transaction ends. There is
+    # no trying, so admission waits.
     "lock_keys": f"""
 INSERT INTO {{dedup}} (q_name, dedup_key, job_id, until)
 SELECT '{_LOCKS}', gate.lock::text, 0, {_NOW} FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until RETURNING job_id""",
+ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until RETURNING 'read committed', job_id""",
+    "try_keys": f"""
+INSERT INTO {{dedup}} (q_name, dedup_key, job_id, until)
+SELECT '{_LOCKS}', gate.lock::text, 0, {_NOW} FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
+ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until
+RETURNING dedup_key::bigint, true, 'read committed'""",
     "sweep_dedup": f"""
 DELETE FROM {{dedup}} WHERE (q_name = :q_name::text AND until <= {_NOW})
   OR (q_name = '{_LOCKS}' AND until <= {_NOW} - interval '1 hour')""",

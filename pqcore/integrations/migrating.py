@@ -14,7 +14,7 @@ from pqcore import schema
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.runtime import BlockingRuntime, drive
-from pqcore.sessions import CoreSession, translate
+from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.statement import Query
 
 Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]
@@ -52,6 +52,7 @@ class _OnConnection:
         self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
         self._begun = False
         self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
+        self.defaults = Defaults()
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
         return self._run(query.sql, query.name, rows=query.rows)
@@ -72,8 +73,8 @@ class _OnConnection:
     async def direct(self) -> bool:
         return True  # who makes tables through a pooler does it in a transaction
 
-    async def begin(self) -> None:
-        self._run("BEGIN", "begin")
+    async def begin_own(self) -> None:
+        self._run("BEGIN ISOLATION LEVEL READ COMMITTED", "begin")
         self._begun = True
 
     async def commit(self) -> None:

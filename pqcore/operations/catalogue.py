@@ -139,6 +139,7 @@ class _Recorder:
     def __init__(self, session: CoreSession) -> None:
         self._session = session
         self.sql = session.sql
+        self.defaults = session.defaults
         self.statements: list[str] = []
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
@@ -149,7 +150,7 @@ class _Recorder:
         self.statements.append(query.numbered)
         return ()
 
-    async def begin(self) -> None:
+    async def begin_own(self) -> None:
         self.statements.append("BEGIN")
 
     async def commit(self) -> None:
@@ -187,7 +188,7 @@ async def script(engine: Engine, *, missing: bool = True, partitions: int | None
     """
 
     async def work(s: CoreSession) -> list[str]:
-        await s.begin()
+        await s.begin_own()
         try:
             await s.execute(plain("read_only", "SET TRANSACTION READ ONLY", rows=False))
             try:

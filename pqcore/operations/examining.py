@@ -220,7 +220,10 @@ async def _server(patient: _Patient) -> list[Finding]:
         advice = "ALTER ROLE ... RESET default_transaction_read_only, or connect as another role"
         found.append(Finding("writable", "problem", "transactions are read-only by default", advice))
     if isolation != "read committed":
-        message = f"transactions are {isolation} by default: takes that meet fail, and are to be tried again"
+        message = (
+            f"transactions are {isolation} by default: pqcore's own are read committed all the same, but a transaction"
+            " block that takes a job may fail, and has to be tried again"
+        )
         advice = "ALTER ROLE ... SET default_transaction_isolation = 'read committed'"
         found.append(Finding("isolation", "warning", message, advice, {"isolation": isolation}))
     return found
@@ -344,7 +347,7 @@ async def _is_moved(s: CoreSession, other: CoreSession) -> bool:
     ours, others = set(), {await pid(other)}
     for _ in range(2):
         ours |= {await pid(s), await pid(s)}
-        await s.begin()
+        await s.begin_own()
         try:
             ours.add(await pid(s))
             others.add(await pid(other))
@@ -681,7 +684,7 @@ async def _explained(s: CoreSession, query: Query, values: Mapping[str, object],
     name = f"pqcore_doctor_{uuid.uuid4().hex}"
     arguments = [_literal(values[parameter]) for parameter in dict.fromkeys(query.order)]
     given = f"({', '.join(arguments)})" if arguments else ""
-    await s.begin()
+    await s.begin_own()
     try:
         for sql in (
             "SET TRANSACTION READ ONLY",

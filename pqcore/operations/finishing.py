@@ -17,7 +17,8 @@ from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, TransientE
 from pqcore.headers import check_link
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
-from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.contention import WAITS
+from pqcore.operations.gating import gate_of, give_up, lock_gates, try_gates
 from pqcore.operations.leasing import ack, ack_rows
 from pqcore.operations.putting import insert
 from pqcore.operations.stored import StoredPut
@@ -63,7 +64,11 @@ def _is_plain(outcome: Outcome) -> bool:
 
 
 async def finish(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object = None
+    engine: Engine,
+    queue: QueueSettings,
+    outcomes: Sequence[Outcome],
+    connection: object = None,
+    later: list[Outcome] | None = None,
 ) -> list[Outcome]:
     """End leased jobs; those whose lease was lost are returned, and are as they were.
 
@@ -72,47 +77,74 @@ async def finish(
         queue: Whose jobs.
         outcomes: How they end.
         connection: In whose transaction; as for `Queue.put`.
+        later: Gets those whose limit or group another transaction has locked, which are as they were, too; None
+            to wait for that transaction.
     """
     plain = [outcome for outcome in outcomes if _is_plain(outcome)]
     others = [outcome for outcome in outcomes if not _is_plain(outcome)]
     lost_jobs = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in plain], connection)}
     lost = [outcome for outcome in plain if id(outcome.job) in lost_jobs and not outcome.finished]
     for start in range(0, len(others), TOGETHER):
-        lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection)
+        part: Sequence[Outcome] = others[start : start + TOGETHER]
+        for pause in () if later is None else WAITS:
+            busy: list[Outcome] = []
+            lost += await _finish_together(engine, queue, part, connection, busy)
+            if not busy:
+                break
+            part = busy
+            await engine.runtime.sleep(pause)
+        else:
+            lost += await _finish_together(engine, queue, part, connection, later)
     return [outcome for outcome in lost if not outcome.finished]
 
 
 async def _finish_together(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
+    engine: Engine,
+    queue: QueueSettings,
+    outcomes: Sequence[Outcome],
+    connection: object,
+    later: list[Outcome] | None = None,
 ) -> list[Outcome]:
-    async def work(s: CoreSession) -> list[Outcome]:
-        gates = [gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None]
+    gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
+
+    async def work(s: CoreSession) -> tuple[list[Outcome], list[Outcome]]:
         async with atomic(s):
-            await lock_gates(engine, queue, s, gates)
-            ended = await _end_rows(s, queue, outcomes)
+            if later is None or not gates:
+                await lock_gates(engine, queue, s, gates.values())
+                busy = []
+            else:
+                locked = await try_gates(engine, queue, s, gates)
+                busy = [outcome for outcome in outcomes if outcome.job.id in gates.keys() - locked]
+            begun = [outcome for outcome in outcomes if outcome not in busy]
+            ended = await _end_rows(s, queue, begun)
             await _follow(engine, queue, s, ended, locked=True)
         held = {id(outcome) for outcome in ended}
-        return [outcome for outcome in outcomes if id(outcome) not in held]
+        return [outcome for outcome in begun if id(outcome) not in held], busy
 
     try:
-        return await engine.run(work, connection=connection)
+        lost, busy = await engine.run(work, connection=connection)
     except (ConnectionLost, TransientError):
         raise
     except DatabaseError as exc:
         if connection is not None:
             raise
         if len(outcomes) == 1:
-            return await _finish_otherwise(engine, queue, outcomes[0], exc)
-        return await _finish_singly(engine, queue, outcomes)
+            return await _finish_otherwise(engine, queue, outcomes[0], exc, later)
+        return await _finish_singly(engine, queue, outcomes, later)
+    if later is not None:
+        later += busy
+    return lost
 
 
-async def _finish_singly(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
+async def _finish_singly(
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], later: list[Outcome] | None
+) -> list[Outcome]:
     """End jobs each for itself: one of them cannot be stored, and the others are not to suffer for it."""
     lost: list[Outcome] = []
     errors: list[DatabaseError] = []
     for outcome in outcomes:
         try:
-            lost += await _finish_together(engine, queue, [outcome], None)
+            lost += await _finish_together(engine, queue, [outcome], None, later)
         except (ConnectionLost, TransientError):
             raise
         except DatabaseError as exc:
@@ -123,7 +155,7 @@ async def _finish_singly(engine: Engine, queue: QueueSettings, outcomes: Sequenc
 
 
 async def _finish_otherwise(
-    engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: DatabaseError
+    engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: DatabaseError, later: list[Outcome] | None
 ) -> list[Outcome]:
     """End a job of which the server refuses what follows: as a dead letter, not by trying for ever."""
     if outcome.end != "done" or not isinstance(refusal, InvalidData):
@@ -131,7 +163,7 @@ async def _finish_otherwise(
     message = f"it was run, but what follows from it cannot be stored: {refusal}"
     error = {"type": f"{type(refusal).__module__}.{type(refusal).__qualname__}", "message": message, "traceback": ""}
     dead = replace(outcome, end="dead", result=None, error=error, reason="failed")
-    return [outcome] if await _finish_together(engine, queue, [dead], None) else []
+    return [outcome] if await _finish_together(engine, queue, [dead], None, later) else []
 
 
 def has_followers(headers: str | None) -> bool:

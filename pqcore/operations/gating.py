@@ -1,14 +1,19 @@
 """Concurrency limits and FIFO groups: which leased jobs may run, and which wait their turn.
 
-A job that was put under a limit or in a group is *gated*.  Whoever leases it
-asks for its places here; without one the job is parked: leased for ever, to
-nobody.  When a place is given up, the next parked job gets it, and is due again.
-A job's place outlasts its worker: whoever takes the job over finds it held.
+A job that was put under a limit or in a group is *gated*.  The take that leases it holds nothing against it
+yet: the lease is short, and the attempt is excused.  Then the job is *admitted* here: it gets its places, the lease
+its full length, and the attempt counts.  Without a place the job is parked: leased for ever, to nobody.  When a
+place is given up, the next parked job gets it, and is due again.
+A job's place outlasts its worker: the next worker that leases the job finds its place held.
 
 All is decided under an advisory lock of each key, so it is exact however many
 workers there are.  Jobs that are not gated cost nothing of this.
 
-A job under several keys takes all of its places at once.  One that waits may hold those
+Admission waits for nobody.  While another transaction holds the lock of a key, the first job of that key is
+postponed for `PROBE` seconds, and the others are parked.  The job that was postponed finds the lock free
+later, and lets in those that could go on.
+
+A job under several keys takes all of its places together.  One that waits may hold those
 that were given to it, but only of keys that come before the one it waits for, the scarcest
 first: so jobs do not wait for one another in a circle, and none holds a place that
 others could use while it waits for one that is harder to get.
@@ -16,29 +21,54 @@ others could use while it waits for one that is harder to get.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
+from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
+from pqcore.operations.contention import PROBE, WAITS
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
+from pqcore.sessions import CoreSession, is_above
 from pqcore.settings import QueueSettings
+from pqcore.statement import Query
 
 _GROUP = "group:"
 _LIMIT = "limit:"
+_MARK = '"gate"'
+
+MOST_KEYS = 200
+"""Keys that one transaction of pqcore's locks, at most: a server has room for some 6,400 locks by default."""
+
+Keys: TypeAlias = dict[str, int]
+"""Keys, and how many places each has; in the order in which a job waits for them."""
+
+
+class NotAdmittedError(Exception):
+    """Leased jobs could not be admitted: ``__cause__`` says why.
+
+    Attributes:
+        allowed: The rows that may run all the same.
+        left: The rows that are to be put back.
+    """
+
+    def __init__(self, allowed: Sequence[Row], left: Sequence[Row]) -> None:
+        self.allowed = allowed
+        self.left = left
 
 
 def gate_of(headers: str | None) -> dict[str, Any] | None:
     """The gate of a row with these headers, if it has one."""
-    if headers is None or '"gate"' not in headers:
+    if headers is None or _MARK not in headers:
         return None
     return read_headers(headers)[0].get("gate")
 
 
-def _keys(gate: dict[str, Any]) -> dict[str, int]:
+def _keys(gate: dict[str, Any]) -> Keys:
     """The keys that a job needs a place under, and how many places each has; in the order they are waited for."""
     keys = [(int(places), _LIMIT + key) for key, places in gate.get("limits", {}).items()]
     if "group" in gate:
@@ -46,86 +76,340 @@ def _keys(gate: dict[str, Any]) -> dict[str, int]:
     return {key: places for places, key in sorted(keys)}
 
 
-async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> None:
-    """Lock the keys until the transaction ends, in one order for all."""
-    locks = sorted(
-        int.from_bytes(sha256(f"{engine.names}\0{queue.name}\0{key}".encode()).digest()[:8], "big", signed=True)
+def _locks(engine: Engine, queue: QueueSettings, keys: Iterable[str]) -> dict[int, str]:
+    """The advisory locks of keys, in one order for all."""
+    locks = {
+        int.from_bytes(sha256(f"{engine.names}\0{queue.name}\0{key}".encode()).digest()[:8], "big", signed=True): key
         for key in keys
-    )
-    if locks:
-        await s.execute(s.sql.tasks.lock_keys, s.sql.tasks.lock_keys.bind({"locks": locks}))
+    }
+    return dict(sorted(locks.items()))
 
 
-async def admit(engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequence[Row]) -> Sequence[Row]:
-    """Of rows just leased, those that may run; the others are parked.
+async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> bool:
+    """Lock the keys until the transaction ends, in one order for all.
+
+    Returns:
+        Whether the next statements see what the last holders of the locks did: not above READ COMMITTED.
+    """
+    locks = list(_locks(engine, queue, keys))
+    if not locks:
+        return True
+    [[isolation, *_]] = await s.execute(s.sql.tasks.lock_keys, s.sql.tasks.lock_keys.bind({"locks": locks}))
+    return s.own or not is_above(isolation)
+
+
+async def _try_lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> set[str]:
+    """Lock those keys that no other transaction has locked, until the transaction ends.
+
+    Raises:
+        NotSupported: The transaction is the caller's, and above READ COMMITTED.
+    """
+    locks = _locks(engine, queue, keys)
+    if not locks:
+        return set()
+    query = s.sql.tasks.try_keys
+    rows = await s.execute(query, query.bind({"locks": list(locks)}))
+    if not s.own and is_above(rows[0][2]):
+        msg = (
+            f"queue {queue.name!r}: jobs under a limit or in a group cannot be leased in a transaction that is"
+            f" {rows[0][2].upper()}: lease them outside of it, or in one that is READ COMMITTED"
+        )
+        raise NotSupported(msg)
+    return {locks[lock] for lock, locked, _ in rows if locked}
+
+
+async def admit(
+    engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequence[Row], lease: float
+) -> Sequence[Row]:
+    """Of rows just leased, those that may run; the others are parked, or come again later.
 
     Where nothing is gated this is a look at each row's headers.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        s: The session that leased them.
+        rows: The rows.
+        lease: The length of their lease, in seconds.
+
+    Raises:
+        NotAdmittedError: The server refused it; some rows have to be put back.
+        NotSupported: The transaction is the caller's, and above READ COMMITTED; no row that may run was leased.
     """
-    gates = {row[0]: gate for row in rows if (gate := gate_of(row[8])) is not None}
-    if not gates:
+    gated = [row for row in rows if row[8] is not None and _MARK in row[8]]
+    if not gated:
         return rows
-    wanted = {job: _keys(gate) for job, gate in gates.items()}
-    places = {key: number for keys in wanted.values() for key, number in keys.items()}
-    groups = sorted({gate["group"] for gate in gates.values() if "group" in gate})
-    tasks = s.sql.tasks
-    async with atomic(s):
-        await _lock(engine, queue, s, places)
-        used: dict[str, int] = {}
-        holders: set[tuple[str, int]] = set()
-        heads: dict[str, int] = {}
+    admission = _Admission(engine, queue, s, gated, lease)
+    if s.in_transaction():
+        await admission.join(only=len(gated) == len(rows))
+    else:
+        try:
+            await admission.run(others=len(gated) < len(rows))
+        except PQError as exc:
+            raise NotAdmittedError(admission.allowed(rows), list(admission.undecided.values())) from exc
+    return admission.allowed(rows)
+
+
+async def put_back(s: CoreSession, queue: QueueSettings, rows: Sequence[Row]) -> None:
+    """Put leased rows back that were not admitted, as if they had never been taken."""
+    ones = sorted((row[0], row[4], row[10]) for row in rows)
+    values: dict[str, object] = {
+        "ids": [job for job, _, _ in ones],
+        "tokens": [token for _, token, _ in ones],
+        "excuses": [excused for _, _, excused in ones],
+    }
+    query = s.sql.tasks.put_back
+    await s.execute(query, query.bind({**values, "q_name": queue.name, "channel": queue.channel}))
+
+
+class _Admission:
+    """Admits the gated jobs of one take.
+
+    Attributes:
+        undecided: The rows of which it is not settled what becomes of them, by job.
+    """
+
+    def __init__(self, engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequence[Row], lease: float) -> None:
+        self._engine = engine
+        self._queue = queue
+        self._s = s
+        self._lease = lease
+        self._gates = {row[0]: gate_of(row[8]) or {} for row in rows}
+        self._wanted = {job: _keys(gate) for job, gate in self._gates.items()}
+        self._admitted: set[int] = set()
+        self.undecided = {row[0]: row for row in rows}
+
+    def allowed(self, rows: Sequence[Row]) -> list[Row]:
+        """Of all rows of the take, those that may run."""
+        return [
+            # The attempt counts from now on.
+            [*row[:10], row[10] - 1, *row[11:]] if row[0] in self._admitted else row
+            for row in rows
+            if row[0] in self._admitted or row[0] not in self._wanted
+        ]
+
+    async def join(self, *, only: bool) -> None:
+        """Admit jobs in the transaction that is open; those that would lock too many keys are put back."""
+        part = next(self._parts())
+        refusal = None
+        try:
+            await self._admit(part, last=True)
+        except NotSupported as exc:
+            refusal = exc
+        if self.undecided:
+            await put_back(self._s, self._queue, list(self.undecided.values()))
+        if refusal is not None and only:
+            raise refusal
+
+    async def run(self, *, others: bool) -> None:
+        """Admit jobs in transactions of pqcore's own.
+
+        While nothing else of the take may run, jobs whose keys are locked are tried again, for some milliseconds.
+        """
+        contention = self._queue.contention
+        for part in list(self._parts()):
+            busy: Sequence[Row] = part
+            if not others and contention.may_wait():
+                for pause in WAITS:
+                    busy = await self._admit(busy, last=False)
+                    if not busy or self._admitted:
+                        break
+                    await self._engine.runtime.sleep(pause)
+            if busy and await self._admit(busy, last=True) and not others:
+                contention.waited_in_vain()
+
+    def _parts(self) -> Iterator[Sequence[Row]]:
+        """The rows, in parts that need no more than `MOST_KEYS` keys."""
+        part: list[Row] = []
+        keys: set[str] = set()
+        for row in self.undecided.values():
+            more = keys | self._wanted[row[0]].keys()
+            if len(more) > MOST_KEYS and part:
+                yield part
+                part, more = [], set(self._wanted[row[0]])
+            part.append(row)
+            keys = more
+        yield part
+
+    async def _admit(self, rows: Sequence[Row], *, last: bool) -> Sequence[Row]:
+        """Decide what becomes of rows; those of which a key is locked by another transaction.
+
+        Args:
+            rows: The rows.
+            last: Whether those are postponed, or parked, and not left to be tried again.
+        """
+        s = self._s
+        jobs = [row[0] for row in rows]
+        places = {key: number for job in jobs for key, number in self._wanted[job].items()}
+        async with atomic(s):
+            locked = await _try_lock(self._engine, self._queue, s, places)
+            state = await self._look(jobs, places, locked)
+            decided = self._decide(jobs, state, last=last)
+            got = await self._store(decided, {row[0]: row[4] for row in rows})
+            opened = {key for key in state.awaited if state.used[key] < places[key]}
+            opened |= {key for key, _ in decided.given_up} & locked
+            await _let_in(self._queue, s, {key: places[key] for key in opened})
+        self._admitted |= got
+        left = set() if last else decided.busy
+        for job in jobs:
+            if job not in left:
+                del self.undecided[job]
+        return [row for row in rows if row[0] in decided.busy]
+
+    async def _look(self, jobs: Sequence[int], places: Keys, locked: set[str]) -> _State:
+        """Look at places and groups; what is found of keys that are locked is exact."""
+        s, tasks = self._s, self._s.sql.tasks
+        state = _State(locked)
         if places:
-            values: dict[str, object] = {"q_name": queue.name, "keys": list(places), "ids": list(gates)}
-            used = {row[0]: row[1] for row in await s.execute(tasks.count_slots, tasks.count_slots.bind(values))}
-            holders = {(row[0], row[1]) for row in await s.execute(tasks.slots_of, tasks.slots_of.bind(values))}
+            values: dict[str, object] = {"q_name": self._queue.name, "keys": list(places), "ids": list(jobs)}
+            for key, number, awaited in await s.execute(tasks.count_slots, tasks.count_slots.bind(values)):
+                state.used[key] = number
+                if awaited and key in locked:
+                    state.awaited.add(key)
+            state.holders = {(row[0], row[1]) for row in await s.execute(tasks.slots_of, tasks.slots_of.bind(values))}
+        groups = sorted(key.removeprefix(_GROUP) for key in locked if key.startswith(_GROUP))
         if groups:
-            values = {"q_name": queue.name, "groups": groups}
-            heads = {
-                _GROUP + row[0]: row[1] for row in await s.execute(tasks.group_heads, tasks.group_heads.bind(values))
-            }
-        taken: list[tuple[str, int]] = []
-        given_up: list[tuple[str, int]] = []
-        parked: dict[str, list[tuple[int, int]]] = {}
-        for row in rows:
-            job = row[0]
-            missing = [key for key in wanted.get(job, ()) if (key, job) not in holders]
-            full = next(
-                (key for key in missing if used.get(key, 0) >= wanted[job][key] or heads.get(key, job) != job), None
-            )
-            if full is not None:
-                parked.setdefault(full, []).append((job, row[4]))
-                keys = list(wanted[job])
-                given_up += [(key, job) for key in keys[keys.index(full) :] if (key, job) in holders]
-                continue
-            for key in missing:
-                used[key] = used.get(key, 0) + 1
-                taken.append((key, job))
-        if taken:
+            values = {"q_name": self._queue.name, "groups": groups}
+            rows = await s.execute(tasks.group_heads, tasks.group_heads.bind(values))
+            state.heads = {_GROUP + row[0]: row[1] for row in rows}
+        return state
+
+    def _decide(self, jobs: Sequence[int], state: _State, *, last: bool) -> _Decided:
+        decided = _Decided()
+        for job in jobs:
+            wanted = self._wanted[job]
+            missing = [key for key in wanted if (key, job) not in state.holders]
+            stop = next((key for key in missing if not state.has_room(key, job, wanted[key])), None)
+            if stop is None:
+                decided.admitted.append(job)
+                decided.taken += [(key, job) for key in missing]
+                for key in missing:
+                    state.used[key] += 1
+            elif stop in state.locked:
+                keys = list(wanted)
+                decided.parked.setdefault(stop, []).append(job)
+                decided.given_up += [(key, job) for key in keys[keys.index(stop) :] if (key, job) in state.holders]
+            else:
+                decided.busy.add(job)
+                if last and (len(missing) < len(wanted) or self._queue.contention.probes(stop)):
+                    decided.postponed.append(job)
+                elif last:
+                    decided.parked.setdefault(stop, []).append(job)
+        return decided
+
+    async def _store(self, decided: _Decided, tokens: dict[int, int]) -> set[int]:
+        """Store what was decided; the jobs that were admitted, and are still held."""
+        s, queue, tasks = self._s, self._queue, self._s.sql.tasks
+
+        async def change(query: Query, jobs: Sequence[int], **values: object) -> Sequence[Row]:
+            ids = sorted(jobs)
+            values |= {"q_name": queue.name, "ids": ids, "tokens": [tokens[job] for job in ids]}
+            return await s.execute(query, query.bind(values))
+
+        got: set[int] = set()
+        if decided.admitted:
+            started = [job for job in decided.admitted if "dedup" in self._gates[job]]
+            got = {row[0] for row in await change(tasks.admit, decided.admitted, lease=self._lease, started=started)}
+        if taken := [place for place in decided.taken if place[1] in got]:
             values = {"q_name": queue.name, "keys": [key for key, _ in taken], "ids": [job for _, job in taken]}
             await s.execute(tasks.take_slots, tasks.take_slots.bind(values))
-        for key, ones in sorted(parked.items()):
-            held = sorted(ones)
-            values = {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
-            values |= {"q_name": queue.name, "key": key}
-            await s.execute(tasks.park, tasks.park.bind(values))
-        if given_up:
-            await _free_places(queue, s, given_up)
-            await _let_in(queue, s, {key: places[key] for key, _ in given_up})
-        waiting = {job for ones in parked.values() for job, _ in ones}
-        started = [job for job, gate in gates.items() if "dedup" in gate and job not in waiting]
-        if started:
-            await s.execute(tasks.drop_dedup, tasks.drop_dedup.bind({"q_name": queue.name, "ids": sorted(started)}))
-    return [row for row in rows if row[0] not in waiting]
+        for key, jobs in sorted(decided.parked.items()):
+            await change(tasks.park, jobs, key=key)
+        if decided.postponed:
+            await change(tasks.postpone, decided.postponed, delay=PROBE)
+        if decided.given_up:
+            await _free_places(queue, s, decided.given_up)
+        return got
+
+
+@dataclass
+class _State:
+    """How the keys of some jobs are used.
+
+    Attributes:
+        locked: Those that the transaction has locked.
+        used: How many places are taken.
+        awaited: Those of the locked ones on which jobs are parked.
+        holders: The places of the jobs: keys, and jobs.
+        heads: The jobs that are the first of their groups.
+    """
+
+    locked: set[str]
+    used: Keys = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)
+    holders: set[tuple[str, int]] = field(default_factory=set)
+    heads: dict[str, int] = field(default_factory=dict)
+
+    def has_room(self, key: str, job: int, places: int) -> bool:
+        """Return whether the key is locked, and the job may have one of its places."""
+        return key in self.locked and self.used[key] < places and self.heads.get(key, job) == job
+
+
+@dataclass
+class _Decided:
+    """What becomes of jobs.
+
+    Attributes:
+        admitted: May run.
+        taken: Places that they get: keys, and jobs.
+        parked: Wait for a place, by key.
+        given_up: Places that those give up meanwhile.
+        busy: Jobs of which a key is locked by another transaction.
+        postponed: Those of them that are tried again by themselves.
+    """
+
+    admitted: list[int] = field(default_factory=list)
+    taken: list[tuple[str, int]] = field(default_factory=list)
+    parked: dict[str, list[int]] = field(default_factory=dict)
+    given_up: list[tuple[str, int]] = field(default_factory=list)
+    busy: set[int] = field(default_factory=set)
+    postponed: list[int] = field(default_factory=list)
 
 
 async def lock_gates(engine: Engine, queue: QueueSettings, s: CoreSession, gates: Iterable[dict[str, Any]]) -> None:
-    """Lock all keys of gated jobs that are about to give up their places, before their rows are."""
-    await _lock(engine, queue, s, {key for gate in gates for key in _keys(gate)})
+    """Lock all keys of gated jobs that are about to give up their places, before their rows are.
+
+    Raises:
+        NotSupported: The transaction is the caller's, and above READ COMMITTED.
+    """
+    s.late = not await _lock(engine, queue, s, {key for gate in gates for key in _keys(gate)})
+    if s.late and s.owed is None:
+        msg = (
+            f"queue {queue.name!r}: the places of jobs under a limit or in a group cannot be given up in a transaction"
+            " of yours that is above READ COMMITTED: begin it as READ COMMITTED, or use `with queue`"
+        )
+        raise NotSupported(msg)
+
+
+async def try_gates(engine: Engine, queue: QueueSettings, s: CoreSession, gates: dict[int, dict[str, Any]]) -> set[int]:
+    """Lock the keys of gated jobs as `lock_gates` does, but wait for no lock; the jobs of which all keys are locked."""
+    wanted = {job: _keys(gate).keys() for job, gate in gates.items()}
+    locked = await _try_lock(engine, queue, s, {key for keys in wanted.values() for key in keys})
+    s.late = False
+    return {job for job, keys in wanted.items() if keys <= locked}
+
+
+def in_parts(gates: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
+    """Gates, by job, in parts that lock no more than `MOST_KEYS` keys."""
+    part: dict[int, dict[str, Any]] = {}
+    keys: set[str] = set()
+    for job, gate in gates.items():
+        own = _keys(gate).keys()
+        if part and len(keys | own) > MOST_KEYS:
+            yield part
+            part, keys = {}, set()
+        part[job] = gate
+        keys |= own
+    if part:
+        yield part
 
 
 async def give_up(
     engine: Engine, queue: QueueSettings, s: CoreSession, gates: dict[int, dict[str, Any]], *, locked: bool = False
 ) -> None:
     """Free the places of jobs, and let those run that waited for them.
+
+    In a block above READ COMMITTED, which does not see all that wait, those are let in after its commit.
 
     Args:
         engine: Where.
@@ -138,10 +422,29 @@ async def give_up(
     if not keys:
         return
     if not locked:
-        await _lock(engine, queue, s, keys)
+        await lock_gates(engine, queue, s, gates.values())
     tasks = s.sql.tasks
     await s.execute(tasks.free_slots, tasks.free_slots.bind({"q_name": queue.name, "ids": sorted(gates)}))
-    await _let_in(queue, s, keys)
+    if s.late and s.owed is not None:
+        s.owed.append(partial(_let_in_later, engine, queue, keys))
+    else:
+        await _let_in(queue, s, keys)
+
+
+async def _let_in_later(engine: Engine, queue: QueueSettings, keys: Keys, s: CoreSession) -> None:
+    """Let those in that waited for places which a block has given up, and committed.
+
+    A key that stays locked by another transaction is left to the next admission under it, or to the sweep.
+    """
+    left = dict(keys)
+    for pause in WAITS:
+        async with atomic(s):
+            locked = await _try_lock(engine, queue, s, left)
+            await _let_in(queue, s, {key: left[key] for key in locked})
+        left = {key: places for key, places in left.items() if key not in locked}
+        if not left:
+            return
+        await engine.runtime.sleep(pause)
 
 
 async def _free_places(queue: QueueSettings, s: CoreSession, places: Sequence[tuple[str, int]]) -> None:
@@ -164,7 +467,7 @@ async def _let_in(queue: QueueSettings, s: CoreSession, keys: dict[str, int]) ->
 
 
 async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
-    """Free places of jobs that are gone, and let in who can go on.
+    """Free places of jobs that are gone, and let in who can go on; what is locked by others is left to the next sweep.
 
     For what was deleted, finished or taken by other ways than a worker's: nobody told those that wait.
     """
@@ -175,7 +478,8 @@ async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
     for key, headers in rows:
         places = _keys(gate_of(headers) or {}).get(key, 1)
         async with atomic(s):
-            await _lock(engine, queue, s, [key])
+            if not await _try_lock(engine, queue, s, [key]):
+                continue
             if surplus := [place for place in circle if place[0] == key]:
                 await _free_places(queue, s, surplus)
             await _let_in(queue, s, {key: places})

@@ -10,7 +10,7 @@ from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
-from pqcore.operations.gating import gate_of, give_up, lock_gates
+from pqcore.operations.gating import gate_of, give_up, in_parts, lock_gates
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
@@ -41,12 +41,15 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     async def work(s: CoreSession) -> Sequence[Row]:
         if not gates:
             return await ack_rows(s, queue, jobs)
-        async with atomic(s):
-            await lock_gates(engine, queue, s, gates.values())
-            rows = await ack_rows(s, queue, jobs)
-            done = {row[0] for row in rows}
-            freed = {job: gate for job, gate in gates.items() if job in done}
-            await give_up(engine, queue, s, freed, locked=True)
+        plain = [job for job in jobs if job.id not in gates]
+        rows = list(await ack_rows(s, queue, plain)) if plain else []
+        for part in in_parts(gates):
+            async with atomic(s):
+                await lock_gates(engine, queue, s, part.values())
+                ended = await ack_rows(s, queue, [job for job in jobs if job.id in part])
+                done = {row[0] for row in ended}
+                await give_up(engine, queue, s, {job: part[job] for job in done}, locked=True)
+            rows += ended
         return rows
 
     done = {(row[0], row[1]) for row in await engine.run(work, connection=connection)}

@@ -10,13 +10,13 @@ from typing import Any
 from pqcore.backend import Row
 from pqcore.dialect import Finish
 from pqcore.engine import Engine
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, PQError
 from pqcore.interrupts import let_through
-from pqcore.operations.gating import admit
+from pqcore.operations.gating import NotAdmittedError, admit, put_back
 from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
 from pqcore.sessions import CoreSession
-from pqcore.settings import QueueSettings
+from pqcore.settings import QueueSettings, logger
 from pqcore.timespec import seconds
 
 
@@ -104,7 +104,7 @@ def _take(
         bound.advance(rows, time.monotonic(), full=not bounded)
         if lease is None:
             return rows, None
-        allowed = await admit(engine, queue, s, rows)
+        allowed = await admit(engine, queue, s, rows, lease)
         return allowed, None if allowed else 0.0  # all parked: there may be others behind them
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
@@ -113,7 +113,26 @@ def _take(
         else:
             await give_back(engine, queue, [(row[0], row[4]) for row in result[0]])
 
-    return engine.run(work, protect=False, undo=undo)
+    taking = engine.run(work, protect=False, undo=undo)
+    return taking if lease is None else _admitted(engine, queue, taking)
+
+
+async def _admitted(
+    engine: Engine, queue: QueueSettings, taking: Awaitable[tuple[Sequence[Row], float | None]]
+) -> tuple[Sequence[Row], float | None]:
+    """Take under a lease; what could not be admitted is put back, over another connection if need be."""
+    try:
+        return await taking
+    except NotAdmittedError as exc:
+        reason, allowed, left = exc.__cause__ or exc, exc.allowed, exc.left
+        try:
+            await engine.run(lambda s: put_back(s, queue, left), protect=False)
+        except PQError as failure:
+            logger.warning("%r: leased jobs are not put back, and come again within 10 s: %s", queue.name, failure)
+        if not allowed:
+            raise reason from reason.__cause__
+        logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
+        return allowed, None
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from pqcore.sessions import CoreSession
 
 @asynccontextmanager
 async def atomic(s: CoreSession) -> AsyncIterator[None]:
-    """A transaction of our own, unless the session is in one: then the block is part of that.
+    """A transaction of our own, at READ COMMITTED, unless the session is in one: then the block is part of that.
 
     An idle connection of the caller's may be one whose driver begins with the first
     statement, whatever it is: then the transaction is the caller's, to be committed by the caller.
@@ -20,7 +20,7 @@ async def atomic(s: CoreSession) -> AsyncIterator[None]:
     if s.in_transaction():
         yield
         return
-    await s.begin()
+    await s.begin_own()
     try:
         yield
     except BaseException:

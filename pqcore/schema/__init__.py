@@ -107,9 +107,15 @@ def _worded(session: CoreSession, name: str, sql: str) -> Query:
 async def version(session: CoreSession, names: TableName) -> int | None:
     """The version of the table; 0 for one of pq's, None if there is none."""
     table, recorded = _literal(str(names)), _literal(names.beside("pqcore_migrations"))
-    [[exists, has_record]] = await session.execute(
-        plain("find_table", f"SELECT to_regclass({table}) IS NOT NULL, to_regclass({recorded}) IS NOT NULL")
+    # What is asked first on a connection: so the default isolation level is asked for with it.
+    [[exists, has_record, isolation]] = await session.execute(
+        plain(
+            "find_table",
+            f"SELECT to_regclass({table}) IS NOT NULL, to_regclass({recorded}) IS NOT NULL,"
+            " current_setting('default_transaction_isolation')",
+        )
     )
+    session.defaults.learn(isolation)
     if not exists:
         return None
     if not has_record:
@@ -261,7 +267,7 @@ async def _in_short_transactions(
 @asynccontextmanager
 async def _transaction(session: CoreSession) -> AsyncIterator[None]:
     """A transaction that waits for locks for a limited time."""
-    await session.begin()
+    await session.begin_own()
     try:
         timeout = f"SET LOCAL lock_timeout = '{round(LOCK_TIMEOUT * 1000)}ms'"
         await session.execute(plain("lock_timeout", timeout, rows=False))

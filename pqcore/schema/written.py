@@ -8,11 +8,11 @@ from typing import Any, cast
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.runtime import drive
-from pqcore.sessions import CoreSession
+from pqcore.sessions import CoreSession, Defaults
 from pqcore.statement import Query
 
-_ANSWERS: dict[str, list[list[bool]]] = {
-    "find_table": [[False, False]],
+_ANSWERS: dict[str, list[list[bool | str]]] = {
+    "find_table": [[False, False, "read committed"]],
     "find_schema": [[False]],
     # Of what is to be dropped, it is assumed that it is there, and that there is another table beside.
     "find_record": [[True]],
@@ -31,6 +31,7 @@ class _OnPaper:
     def __init__(self, execute: Callable[[str], None]) -> None:
         self._execute = execute
         self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
+        self.defaults = Defaults()
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
         if not query.rows:

@@ -222,9 +222,9 @@ class Harness:
         self._stack.callback(connection.close)
         return connection
 
-    def pool(self, size: int = 4) -> Any:
+    def pool(self, size: int = 4, dsn: str | None = None) -> Any:
         """A pool of the driver's own, closed at the end (capability POOL)."""
-        pool = self.wait_for(lambda: self.opener.call("make_pool", self.dsn, size))
+        pool = self.wait_for(lambda: self.opener.call("make_pool", dsn or self.dsn, size))
         self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))
         return pool
 

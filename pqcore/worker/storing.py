@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pqcore.errors import DatabaseError, InvalidData, PQError
 from pqcore.events import ENDS
 from pqcore.operations import finishing, leasing
+from pqcore.operations.contention import PROBE
 from pqcore.operations.finishing import Outcome
 from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
@@ -81,13 +82,16 @@ class Storing:
             await self._finish_those(outcomes)
         except BaseException:  # a cancellation, too
             # They may have been stored, or not: done again, they are refused if they were.
-            station.done = [outcome for outcome in outcomes if self._is_held(outcome)] + station.done
+            station.done = [
+                outcome for outcome in outcomes if self._is_held(outcome) and outcome not in station.done
+            ] + station.done
             raise
 
     async def _finish_those(self, outcomes: Sequence[Outcome]) -> None:
         station = self._station
+        later: list[Outcome] = []
         try:
-            lost = await station.bridge.call(finishing.finish, station.queue, outcomes)
+            lost = await station.bridge.call(finishing.finish, station.queue, outcomes, None, later)
         except DatabaseError as exc:
             if type(exc) not in (DatabaseError, InvalidData) or (exc.sqlstate or "").startswith(PASSING):
                 raise
@@ -98,7 +102,10 @@ class Storing:
             else:
                 await self._give_up(outcomes[0], exc)
         else:
-            await self._stored(outcomes, lost)
+            await self._stored([outcome for outcome in outcomes if outcome not in later], lost)
+            if later:  # another transaction has their limits or groups locked; others do not wait for that
+                station.done += later
+                asyncio.get_running_loop().call_later(PROBE, station.to_store.set)
 
     async def _give_up(self, outcome: Outcome, error: DatabaseError) -> None:
         station, job = self._station, outcome.job

@@ -45,9 +45,6 @@ class Watched:
         self._after(query.sql, self._session)
         return found
 
-    async def begin(self) -> None:
-        await self._session.begin()  # which psycopg sends with the next statement
-
     async def commit(self) -> None:
         self._before("COMMIT", self._session)
         await self._session.commit()

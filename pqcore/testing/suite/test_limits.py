@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
-from pqcore.errors import ConfigurationError, InvalidName, LeaseLost
-from pqcore.identifiers import TableName
+from pqcore.dialect import ADMISSION
+from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
+from pqcore.identifiers import TableName, quote
 from pqcore.operations import gating
 from pqcore.options import MAX_KEY
 from pqcore.tasks import Fixed
@@ -323,19 +324,158 @@ def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
-def test_who_asks_for_a_place_waits_for_the_transaction_of_who_asked_before(harness: Harness, gate: Any) -> None:
+def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Harness, gate: Any) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
-    queue.put_many(["a", "b"], **gate)
-    waiting = (
-        f"SELECT FROM pg_stat_activity WHERE wait_event = 'advisory' AND application_name = '{harness.application}'"
+    queue.put_many(["a", "b", "c"], **gate)
+    queue.put("other key", limits={"other": 1})
+    queue.put("plain")
+    with queue:
+        [first] = all_leased(queue, 1)
+        with harness.thread(lambda: all_leased(other)) as join:
+            assert data(join()) == ["other key", "plain"]
+        assert other.lease(60, wait=0.5) is None
+    assert first.data == "a"
+    queue.ack(first)
+    for expected in ("b", "c"):
+        job = other.lease(60, wait=PATIENCE)
+        assert (job.data, job.attempts - job.excused, job.crashes) == (expected, 1, 0)
+        other.ack(job)
+
+
+def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_postponed(harness: Harness) -> None:
+    queue, other = harness.queue(), harness.queue(create=False)
+    queue.put_many(["a", "b", "c"], limits={"two": 2})
+    first = queue.lease(60, wait=0)
+    with queue:
+        queue.ack(first)  # lets in who is parked, and finds nobody
+        with harness.thread(lambda: all_leased(other)) as join:
+            assert join() == []
+    assert {other.lease(60, wait=PATIENCE).data, other.lease(60, wait=PATIENCE).data} == {"b", "c"}
+
+
+def test_a_worker_does_not_wait_for_a_transaction_that_has_locked_a_key(harness: Harness) -> None:
+    queue, held = harness.task_queue(), harness.connect()
+    done: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    @queue.task(limits=lambda name: {name: 2} if name != "plain" else {})
+    def named(job_id: int, name: str) -> None:
+        if name == "locked":
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        done.append(name)
+
+    ours = queue.put("mine", limits={"locked": 2})
+    job = queue.lease(3600, wait=0)
+    assert job.id == ours
+    named("locked")
+    with harness.working(queue, concurrency=4):
+        assert begun.wait(PATIENCE)
+        held.begin()
+        queue.ack(job, connection=held.raw)
+        go_on.set()
+        for name in ("locked", "other", "plain"):
+            named(name)
+        harness.eventually(lambda: {"other", "plain"} <= set(done) and not unfinished(harness, {"other", "plain"}))
+        assert unfinished(harness, {"locked"}) == 2
+        held.commit()
+        harness.eventually(lambda: not unfinished(harness, {"locked"}))
+    assert sorted(done) == ["locked", "locked", "other", "plain"]
+    assert slots(harness) == []
+
+
+def unfinished(harness: Harness, names: set[str]) -> int:
+    """How many calls with one of these arguments are not finished."""
+    rows = harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NULL")
+    return sum(any(f'"{name}"' in text for name in names) for [text] in rows)
+
+
+# Admission that fails
+
+
+@contextmanager
+def refusing(harness: Harness, action: str) -> Iterator[None]:
+    """Have the server do something else than give places."""
+    place, schema = TableName("queue", harness.schema).related("_slots"), quote(harness.schema)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; RETURN NULL; END $$",
+        rows=False,
     )
-    with ExitStack() as stack:
-        with queue:
-            first = data(all_leased(queue, 1))
-            second = stack.enter_context(harness.thread(lambda: data(all_leased(other))))
-            harness.eventually(lambda: harness.sql(waiting))
-        assert (first, second()) == (["a"], [])
-    assert (queue.stats().leased, queue.stats().parked) == (1, 1)
+    harness.sql(
+        f"CREATE TRIGGER refuse AFTER INSERT ON {place} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse()",
+        rows=False,
+    )
+    yield
+    harness.sql(f"DROP FUNCTION {schema}.refuse() CASCADE", rows=False)
+
+
+REFUSALS = {
+    "lock not available": "RAISE 'no' USING ERRCODE = '55P03'",
+    "cancelled": "RAISE 'no' USING ERRCODE = '57014'",
+    "not serializable": "RAISE 'no' USING ERRCODE = '40001'",
+    "deadlock": "RAISE 'no' USING ERRCODE = '40P01'",
+    "out of memory": "RAISE 'no' USING ERRCODE = '53200'",
+    "session ended": "PERFORM pg_terminate_backend(pg_backend_pid())",
+}
+
+
+@pytest.mark.parametrize("action", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_job_whose_admission_fails_is_put_back(harness: Harness, action: str) -> None:
+    harness.needs_sessions()
+    queue = harness.queue()
+    queue.put_many(["a", "b"], limits={"two": 2})
+    with refusing(harness, action):
+        with pytest.raises(DatabaseError):
+            queue.lease(60, wait=0)
+        assert (queue.stats().ready, queue.stats().leased) == (2, 0)
+        queue.put("plain")
+        assert data(all_leased(queue)) == ["plain"]
+    assert (queue.stats().ready, slots(harness)) == (2, [])
+    jobs = all_leased(queue)
+    assert [(job.data, job.attempts - job.excused, job.crashes) for job in jobs] == [("a", 1, 0), ("b", 1, 0)]
+
+
+def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("a", **ONE)
+    core = unwrapped(queue)
+    query = core._engine.dialect(core._engine.names, harness.spec.paramstyle).take("ordered", "lease", 1)
+    harness.wait_for(
+        lambda: core._engine.run(lambda s: s.execute(query, query.bind({"q_name": queue.name, "lease": 3600.0})))
+    )
+    [[left]] = harness.sql("SELECT extract(epoch FROM leased_until - statement_timestamp())::float8 FROM {table}")
+    assert left <= ADMISSION
+    harness.expire()
+    job = queue.lease(60, wait=0)
+    assert (job.attempts, job.crashes) == (2, 0)
+
+
+def test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time(harness: Harness) -> None:
+    queue, place = harness.queue(), TableName("queue", harness.schema).related("_slots")
+    number, schema = 2 * gating.MOST_KEYS + 50, quote(harness.schema)
+    harness.sql(f"CREATE TABLE {schema}.counted (locks bigint)", rows=False)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.count_locks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO"
+        f" {schema}.counted SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();"
+        " RETURN NULL; END $$",
+        rows=False,
+    )
+    harness.sql(
+        f"CREATE TRIGGER counted AFTER INSERT OR DELETE ON {place} FOR EACH STATEMENT"
+        f" EXECUTE FUNCTION {schema}.count_locks()",
+        rows=False,
+    )
+    queue.put_many([None] * number)
+    harness.sql(
+        """UPDATE {table} SET headers = json_build_object('gate', json_build_object('limits',
+        json_build_object('key ' || id, 1)))""",
+        rows=False,
+    )
+    jobs = all_leased(queue, number)
+    assert (len(jobs), len(slots(harness))) == (number, number)
+    assert queue.ack_many(jobs) == []
+    assert harness.sql(f"SELECT max(locks) FROM {schema}.counted") == [(gating.MOST_KEYS,)]
+    assert slots(harness) == []
 
 
 def test_a_larger_limit_lets_newer_jobs_in(harness: Harness) -> None:
