@@ -320,7 +320,7 @@ class Engine:
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds)
         elif not await self.runtime.settle(self.listener.listen(channel), _leave_it):
-            await self.runtime.sleep(min(seconds, BLIND_POLL))
+            await self.listener.pause(channel, min(seconds, BLIND_POLL))
 
     def in_block(self) -> bool:
         """Whether the running thread or task is within ``with queue``."""
@@ -329,6 +329,11 @@ class Engine:
     def nudge(self, channel: str) -> None:
         """Wake those who wait on a channel, as a notification would."""
         self.listener.wake(channel)
+
+    def nudge_blind(self, channel: str) -> None:
+        """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
+        if self.listener.ticket(channel) is None:
+            self.listener.wake(channel)
 
     def abort_stalled(self, limit: float) -> int:
         """Break off connections on which a call has not returned for ``limit`` seconds; how many.

@@ -136,6 +136,7 @@ class Listener(_Channels):
         self._session: CoreSession | None = None
         self._background: Background | None = None
         self._waiters: dict[str, set[Event]] = defaultdict(set)
+        self._paused: dict[str, int] = {}  # how often a channel had been notified when the last pause on it ended
 
     def _take_over(self) -> bool:
         """Begin anew if what there is belongs to another process, or loop; whether it did."""
@@ -186,6 +187,19 @@ class Listener(_Channels):
         finally:
             self._waited[channel] = time.monotonic()
             waiters.discard(event)
+
+    async def pause(self, channel: str, seconds: float) -> None:
+        """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
+        self._take_over()
+        count = self._counts[channel]
+        if self._paused.get(channel, 0) == count:  # else it was woken since the last pause
+            event = self._runtime.event()
+            self._waiters[channel].add(event)
+            try:
+                await event.wait(seconds)
+            finally:
+                self._waiters[channel].discard(event)
+        self._paused[channel] = self._counts[channel]
 
     async def close(self) -> None:
         """Stop listening; waiters are woken."""
@@ -331,6 +345,10 @@ class SoleListener(_Channels):
             await session.wait(min(left, SLICE))
             await self._source.release(await self._source.acquire())
         self._settle(channel)
+
+    async def pause(self, channel: str, seconds: float) -> None:
+        """Wait for ``seconds``."""
+        await self._runtime.sleep(seconds)
 
     async def close(self) -> None:
         """Nothing to close: the connection is the caller's."""

@@ -14,7 +14,7 @@ import psycopg_pool
 import pytest
 
 from pooler import pooler
-from pqcore import PQ
+from pqcore import PQ, engine
 from pqcore.backend import BackendSpec
 from pqcore.connections import POOLED
 from pqcore.plugins import plugins
@@ -130,3 +130,21 @@ def test_a_table_is_made_by_many_at_once(harness: Harness, through: str) -> None
     here = "SELECT oid FROM pg_database WHERE datname = current_database()"
     assert not harness.sql(f"SELECT FROM pg_locks WHERE locktype = 'advisory' AND database = ({here})")
     assert several[1]["a"].get().data == 1
+
+
+def test_a_worker_that_frees_a_place_looks_for_the_next_job_of_the_limit(
+    harness: Harness, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.pq()
+    tasks = harness.tasks(through, create=False, prepared=None)["limited"]
+    ran: list[int] = []
+
+    @tasks.task(limit=3)  # type: ignore[untyped-decorator]
+    async def limited(job_id: int) -> None:
+        ran.append(job_id)
+
+    ids = [int(limited()) for _ in range(20)]
+    monkeypatch.setattr(engine, "BLIND_POLL", 60.0)  # else a look that is due anyway would find the jobs
+    with harness.working(tasks, poll_interval=60):
+        harness.eventually(lambda: len(ran) == len(ids))
+    assert sorted(ran) == ids

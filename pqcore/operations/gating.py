@@ -61,9 +61,14 @@ class NotAdmittedError(Exception):
         self.left = left
 
 
+def is_gated(headers: str | None) -> bool:
+    """Return whether a row with these headers may have a gate: takes tell so by the same text."""
+    return headers is not None and _MARK in headers
+
+
 def gate_of(headers: str | None) -> dict[str, Any] | None:
     """The gate of a row with these headers, if it has one."""
-    if headers is None or _MARK not in headers:
+    if not is_gated(headers):
         return None
     return read_headers(headers)[0].get("gate")
 
@@ -136,7 +141,7 @@ async def admit(
         NotAdmittedError: The server refused it; some rows have to be put back.
         NotSupported: The transaction is the caller's, and above READ COMMITTED; no row that may run was leased.
     """
-    gated = [row for row in rows if row[8] is not None and _MARK in row[8]]
+    gated = [row for row in rows if is_gated(row[8])]
     if not gated:
         return rows
     admission = _Admission(engine, queue, s, gated, lease)

@@ -52,7 +52,7 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
             rows += ended
         return rows
 
-    done = {(row[0], row[1]) for row in await engine.run(work, connection=connection)}
+    done = {(row[0], row[1]) for row in await engine.run(work, connection=connection, protect=False)}
     return [job for job in jobs if (job.id, job.attempts) not in done]
 
 
@@ -85,7 +85,7 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
                 await give_up(engine, queue, s, {job.id: gate}, locked=True)
         return rows
 
-    if not await engine.run(work):
+    if not await engine.run(work, protect=False):
         raise lease_lost(queue, [job])
 
 
@@ -109,7 +109,7 @@ async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: st
     """Let a lease end later."""
     values: dict[str, object] = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
     values["q_name"] = queue.name
-    if not await engine.execute("extend", values):
+    if not await engine.execute("extend", values, protect=False):
         raise lease_lost(queue, [job])
 
 

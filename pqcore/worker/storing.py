@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pqcore.errors import DatabaseError, InvalidData, PQError
 from pqcore.events import ENDS
-from pqcore.operations import finishing, leasing
+from pqcore.operations import finishing, gating, leasing
 from pqcore.operations.contention import PROBE
 from pqcore.operations.finishing import Outcome
 from pqcore.runtime import backoff
@@ -102,6 +102,8 @@ class Storing:
             else:
                 await self._give_up(outcomes[0], exc)
         else:
+            if any(gating.is_gated(outcome.job.raw_headers) for outcome in outcomes):
+                station.bridge.engine.nudge_blind(station.channel)  # places are free, and may be given to jobs
             await self._stored([outcome for outcome in outcomes if outcome not in later], lost)
             if later:  # another transaction has their limits or groups locked; others do not wait for that
                 station.done += later

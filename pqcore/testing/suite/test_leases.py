@@ -459,3 +459,20 @@ def test_an_expired_lease_is_given_to_one_of_many(harness: Harness) -> None:
         thread.join(PATIENCE)
     left_over = {(job.id, job.attempts): 1 for job in queue.lease_many(40, "1h", block=False)}
     assert taken + Counter(left_over) == {(job, 2): 1 for job in ids}
+
+
+def test_ends_of_leases_in_a_block_are_no_subtransactions(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(90))
+    jobs = queue.lease_many(90, block=False)
+    drawn = "SELECT pg_current_xact_id()::text::bigint"
+    with queue:
+        [[before]] = harness.sql_within(queue, drawn)
+        for job in jobs[:30]:
+            queue.ack(job)
+        for job in jobs[30:60]:
+            queue.extend(job, 60)
+        for job in jobs[60:]:
+            queue.nack(job)
+    [[after]] = harness.sql(drawn)
+    assert after - before < 45  # each subtransaction that writes draws one; others on the server may draw some, too

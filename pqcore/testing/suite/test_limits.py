@@ -336,10 +336,14 @@ def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Har
         assert other.lease(60, wait=0.5) is None
     assert first.data == "a"
     queue.ack(first)
-    for expected in ("b", "c"):
+    given = []
+    for _ in range(2):
         job = other.lease(60, wait=PATIENCE)
-        assert (job.data, job.attempts - job.excused, job.crashes) == (expected, 1, 0)
+        assert (job.attempts - job.excused, job.crashes) == (1, 0)
+        given.append(job.data)
         other.ack(job)
+    # Of a limit, the job that was postponed may be overtaken by one that was parked; of a group, never.
+    assert (sorted(given) if gate is ONE else given) == ["b", "c"]
 
 
 def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_postponed(harness: Harness) -> None:
