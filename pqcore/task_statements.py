@@ -59,13 +59,18 @@ class TaskStatements:
             f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING RETURNING id",
             hot=True,
         )
+        # Not by DO UPDATE, which would lock a job that runs, though it changes nothing of it: the worker could not
+        # finish the job until the putter's transaction ends.
         self.put_replacing = compiled(
             "put_replacing",
             f"""
-WITH put AS (
-  INSERT INTO {{table}} AS held ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES})
-  {_CONFLICT} DO UPDATE SET {_REPLACED} WHERE held.leased_until IS NULL OR held.parked_on IS NOT NULL
-  RETURNING id{_TELL_REPLACED}""",
+WITH replaced AS (
+  UPDATE {{table}} AS held SET {_REPLACED} WHERE {_HOLDER} AND {_WAITING} RETURNING id
+), added AS (
+  INSERT INTO {{table}} ({_PUT_COLUMNS}) SELECT {_PUT_VALUES} WHERE NOT EXISTS (SELECT FROM replaced)
+  {_CONFLICT} DO NOTHING RETURNING id
+), put AS (
+  SELECT id FROM replaced UNION ALL SELECT id FROM added{_TELL_REPLACED}""",
         )
         self.find_duplicate = compiled("find_duplicate", f"SELECT id FROM {{table}} WHERE {_HOLDER}")
         # Held for a time: the row of the key is locked and looked at as it then is, in one statement; who

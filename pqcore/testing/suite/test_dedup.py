@@ -484,3 +484,18 @@ def test_many_at_once_have_no_key(harness: Harness) -> None:
     with pytest.raises(TypeError):
         queue.put_many([1, 2], dedup="key")
     assert contents(harness) == []
+
+
+def test_replacing_in_an_open_transaction_holds_up_no_job_that_runs(harness: Harness) -> None:
+    queue, caller = harness.queue(), harness.connect()
+    queue.put("old", dedup="key")
+    queue.put("plain")
+    jobs = queue.lease_many(2, block=False)
+    caller.begin()
+    try:
+        holder = queue.put("new", dedup=Dedup("key", on_conflict="replace"), connection=caller.raw)
+        assert holder == jobs[0].id
+        with harness.thread(lambda: queue.ack_many(jobs)) as join:
+            assert join() == []
+    finally:
+        caller.rollback()
