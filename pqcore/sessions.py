@@ -92,7 +92,8 @@ _ABOVE = {
     level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
     for level in ("repeatable read", "serializable")
 }
-_BEGIN = plain("begin", "BEGIN ISOLATION LEVEL READ COMMITTED", rows=False)
+# In small letters, as the testing proxy finds the end of a transaction by the word COMMIT.
+_BEGIN = plain("begin", "BEGIN ISOLATION LEVEL read committed", rows=False)
 _COMMIT = plain("commit", "COMMIT", rows=False)
 _ROLLBACK = plain("rollback", "ROLLBACK", rows=False)
 _LOWER = plain("isolation", "SET default_transaction_isolation = 'read committed'", rows=False)
