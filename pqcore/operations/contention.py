@@ -22,6 +22,15 @@ class Contention:
     def __init__(self) -> None:
         self._probed: dict[str, float] = {}
         self._in_vain = float("-inf")
+        self._until = float("-inf")
+
+    def postponed(self) -> None:
+        """Remember that jobs were postponed."""
+        self._until = time.monotonic() + 2 * PROBE
+
+    def pending(self) -> bool:
+        """Return whether jobs that were postponed may still have to come."""
+        return time.monotonic() < self._until
 
     def may_wait(self) -> bool:
         """Return whether it is worth trying for some milliseconds to lock keys."""

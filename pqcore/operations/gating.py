@@ -322,6 +322,7 @@ class _Admission:
             await change(tasks.park, jobs, key=key)
         if decided.postponed:
             await change(tasks.postpone, decided.postponed, delay=PROBE)
+            queue.contention.postponed()
         if decided.given_up:
             await _free_places(queue, s, decided.given_up)
         return got

@@ -134,7 +134,8 @@ class Supply:
     async def _stop_if_done(self, stop: Callable[[], None]) -> None:
         floor = self._floor
         # What ended since a look may have put jobs that it did not find.
-        if not floor.in_hand() and all(each.looked == floor.changes for each in floor.stations):
+        quiet = not any(each.queue.contention.pending() for each in floor.stations)
+        if quiet and not floor.in_hand() and all(each.looked == floor.changes for each in floor.stations):
             stop()
             return
         floor.quiet.clear()
