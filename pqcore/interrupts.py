@@ -9,31 +9,44 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_NAMES = ("INT", "TERM", "HUP", "QUIT", "ALRM", "VTALRM", "PROF", "USR1", "USR2", "XCPU", "BREAK")
+SIGNALS = tuple(int(getattr(signal, f"SIG{name}")) for name in _NAMES if hasattr(signal, f"SIG{name}"))
+"""Signals whose handlers may raise; to look at all that there are takes a millisecond."""
+
 
 class _Deferral:
-    """Signals that are put off: each is kept, and given to its handler when that is allowed."""
+    """Signals that are put off: each is kept, and given to its handler when that is allowed.
+
+    Attributes:
+        kept: The signals that came.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
-        self._kept: list[tuple[int, FrameType | None]] = []
+        self.kept: list[tuple[int, FrameType | None]] = []
+
+    @property
+    def put_off(self) -> Sequence[int]:
+        """The signals that are put off."""
+        return tuple(self._handlers)
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
-        others = [kept for kept in self._kept if kept[0] != number]
-        if len(others) == len(self._kept):
-            self._kept.append((number, frame))
+        others = [kept for kept in self.kept if kept[0] != number]
+        if len(others) == len(self.kept):
+            self.kept.append((number, frame))
         else:  # the second one is not put off: what goes on may never end
-            self._kept = others
+            self.kept = others
             self._handlers[number](number, frame)
 
-    def close(self) -> None:
-        """Put signals off that have a handler written in Python."""
+    def close(self, numbers: Iterable[int]) -> None:
+        """Put those of these signals off that have a handler written in Python."""
         self._handlers = {}
-        for number in signal.valid_signals():
+        for number in numbers:
             handler = signal.getsignal(number)
             if callable(handler):
                 self._handlers[number] = handler
@@ -47,11 +60,11 @@ class _Deferral:
                 if signal.getsignal(left[-1]) == self._keep:
                     signal.signal(left[-1], self._handlers[left[-1]])
                 left.pop()
-            while self._kept:
-                number, frame = self._kept.pop(0)
+            while self.kept:
+                number, frame = self.kept.pop(0)
                 self._handlers[number](number, frame)
         finally:
-            if left or self._kept:  # a handler raised: the others are not left out for it
+            if left or self.kept:  # a handler raised: the others are not left out for it
                 self.open()
 
 
@@ -74,7 +87,7 @@ def put_off() -> Iterator[None]:
     deferral = _Deferral()
     try:
         _here.deferral = deferral
-        deferral.close()
+        deferral.close(SIGNALS)
         yield
     finally:
         _here.deferral = None
@@ -88,19 +101,21 @@ def let_through() -> Iterator[None]:
     if deferral is None:
         yield
         return
+    numbers = deferral.put_off
     try:
         _here.deferral = None
         deferral.open()
         yield
     finally:
         _here.deferral = deferral
-        deferral.close()
+        deferral.close(numbers)
 
 
 def handle_kept() -> None:
     """Call the handlers of signals that were put off until now."""
-    with let_through():
-        pass
+    if _here.deferral is not None and _here.deferral.kept:
+        with let_through():
+            pass
 
 
 def leaves(error: BaseException) -> bool:

@@ -16,10 +16,27 @@ import psycopg
 import pytest
 
 from pqcore.plugins import importable
+from pqcore.testing.commands import MARK, left_over
 
 # Django 5 has no tasks of its own; django-tasks is a package.
 collect_ignore = [] if importable("django.tasks") or importable("django_tasks") else ["test_django_tasks.py"]
+SOON = 5.0
+"""Seconds in which processes have ended that were told to end by the last test."""
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_process_is_ended() -> Iterator[None]:
+    """Fail at the end of the run if a test has left a process behind."""
+    before = os.environ.get(MARK)
+    os.environ[MARK] = str(os.getpid())
+    yield
+    deadline = time.monotonic() + SOON
+    while (left := left_over(os.getpid())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if before is not None:  # this run is itself a test's
+        os.environ[MARK] = before
+    assert not left, "tests have started these, and not ended them:\n" + "\n".join(left)
 
 
 @pytest.fixture

@@ -48,7 +48,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -62,7 +61,7 @@ import psycopg
 import pytest
 from markdown_it import MarkdownIt
 
-from pqcore.testing.commands import environment
+from pqcore.testing.commands import environment, group
 from pqcore.testing.databases import at_database
 
 ROOT = Path(__file__).parent.parent
@@ -145,20 +144,15 @@ class Run:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         variables = {"PATH": programs, "PQCORE_TEST_DSN": dsn}
         with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(PROCESS), str(work), str(ends)],
+            command = [sys.executable, "-W", "error", str(PROCESS), str(work), str(ends)]
+            with group(
+                command,
                 cwd=folder,
                 env=environment(dsn, variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                process.wait()
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            ) as process:
                 process.wait()
         self.output = log.read_text("utf-8", "replace")
         if ends.exists():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pqcore.testing.suite
+from pqcore.testing.commands import alive, eventually, group, left_over
 from pqcore.testing.report import standard_tests
 
 SUITE = Path(pqcore.testing.suite.__path__[0])
@@ -166,3 +170,61 @@ def test_every_subject_has_standard_tests() -> None:
         *("test_names", "test_order", "test_prepared", "test_reconnect", "test_schema", "test_serializers"),
         *("test_transactions", "test_waiting"),
     }
+
+
+# The contract
+
+
+VOID = re.compile(r"(?<!PERFORM )\b(?:pg_notify|pg_sleep|pg_advisory_(?:xact_)?lock(?:_shared)?)\(")
+
+
+def test_no_result_has_a_column_of_type_void() -> None:
+    """Drivers may not know the type: what returns it is read as text, or compared."""
+    found = 0
+    for path in Path(pqcore.__file__).parent.rglob("*.py"):
+        text = path.read_text("utf-8")
+        for call in VOID.finditer(text):
+            depth, end = 1, call.end()
+            while depth:
+                depth += {"(": 1, ")": -1}.get(text[end], 0)
+                end += 1
+            number = text.count("\n", 0, call.start()) + 1
+            assert re.match(r"::text| IS NULL", text[end:]), f"{path}:{number}: the result of {call[0]}) is void"
+            found += 1
+    assert found > 10
+
+
+# What tests start, they end
+
+
+def test_a_process_that_was_left_behind_is_found_and_a_group_is_ended_as_a_whole(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = f"sleep 600 & echo $! > {told}; mv {told} {told}.whole; exit 0"
+    with group(["bash", "-c", script], stdin=subprocess.DEVNULL) as process:
+        assert process.wait() == 0
+        [pid] = [int(text) for text in told.with_suffix(".whole").read_text().split()]
+        [left] = [each for each in left_over(os.getpid()) if f"process {pid}," in each]
+        assert "sleep 600" in left
+        assert "test_a_process_that_was_left_behind" in left
+    eventually(lambda: not alive(pid))
+    assert [each for each in left_over(os.getpid()) if "sleep 600" in each] == []
+
+
+def test_a_child_ends_with_the_process_that_spawned_it() -> None:
+    program = (
+        "import os, sys; from pqcore.testing.processes import Child; from tests.test_kit import wait_for_ever\n"
+        "if __name__ == '__main__':\n"
+        "    child = Child(wait_for_ever)\n"
+        "    print(child.recv(20), flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True)
+    pid = int(done.stdout)
+    eventually(lambda: not alive(pid))
+
+
+def wait_for_ever(pipe: Connection) -> None:
+    """Say which process this is, and end only when it is killed."""
+    pipe.send(os.getpid())
+    threading.Event().wait()

@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 from test_documents import DSN, PROCESS, blocks
 
 import pqcore
-from pqcore.testing.commands import environment
+from pqcore.testing.commands import environment, group
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore/bench"}
@@ -53,8 +53,8 @@ class Built(NamedTuple):
 
 
 def done(*command: str | Path, folder: Path | None = None, dsn: str | None = None, code: int = 0) -> str:
-    """Run a command to its end; what it wrote."""
-    ended = subprocess.run(
+    """Run a command to its end, and end what it leaves behind; what it wrote."""
+    with group(
         [*map(str, command)],
         cwd=folder,
         env=environment(dsn),
@@ -62,11 +62,10 @@ def done(*command: str | Path, folder: Path | None = None, dsn: str | None = Non
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert ended.returncode == code, ended.stdout
-    return ended.stdout
+    ) as process:
+        written: str = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == code, written
+    return written
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,59 @@ def alive(pid: int) -> bool:
     with suppress(OSError):  # no /proc here: then it runs
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return True
+
+
+@contextmanager
+def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a process in a session of its own; at the end of the block it is killed, with all that it has started.
+
+    Args:
+        command: What is run.
+        **options: As for `subprocess.Popen`.
+    """
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+MARK = "TEST_RUN_OF"
+"""The variable of the environment by which the processes of a test run are known; its value is the run's process id."""
+_LASTING = ("multiprocessing.resource_tracker", "_guard(")
+"""What ends together with the run's process: the tracker of Python's own, and the guard of an embedded server."""
+
+
+def left_over(run: int) -> list[str]:
+    """The processes that tests have started and not ended, where there is /proc: what each is, and of which test.
+
+    Args:
+        run: The process id of the test run, which set `MARK`.
+    """
+    parents: dict[int, int] = {}
+    found: dict[int, str] = {}
+    lasting: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ends meanwhile
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            variables = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:1_000]
+            pid = int(folder.name)
+            parents[pid] = int(parent)
+            if any(word in command for word in _LASTING):
+                lasting.add(pid)
+            elif pid != run and state not in ("Z", "X") and (f"{MARK}={run}" in variables or parents[pid] == run):
+                test = next((each for each in variables if each.startswith("PYTEST_CURRENT_TEST=")), "")
+                found[pid] = f"process {pid}, {command.strip()}, of {test.partition('=')[2] or 'no test'}"
+    return [told for pid, told in sorted(found.items()) if lasting.isdisjoint(_ancestors(parents, pid))]
+
+
+def _ancestors(parents: Mapping[int, int], pid: int) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
 
 
 class Command:

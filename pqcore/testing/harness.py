@@ -59,6 +59,19 @@ def statement(sql: str, *, rows: bool = True) -> Query:
     return plain("test", sql, rows=rows)
 
 
+def patiently(what: str) -> Iterator[None]:
+    """Bound a loop that asks again and again: each round takes the next item; after `PATIENCE` seconds it fails.
+
+    Args:
+        what: What the loop waits for.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        yield
+    msg = f"{what}: not in {PATIENCE} seconds"
+    raise AssertionError(msg)
+
+
 class Connection:
     """A connection of the driver's own, as a user would open it, with means to use it.
 

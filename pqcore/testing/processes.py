@@ -22,6 +22,7 @@ from pqcore.errors import LeaseLost
 from pqcore.queue import PQ
 from pqcore.testing.history import History
 from pqcore.testing.portal import Blocking, Portal
+from pqcore.worker.parent import end_with_parent
 
 Way: TypeAlias = Literal["get", "get_many", "block", "lease", "lease_many"]
 BATCH = 7
@@ -183,8 +184,15 @@ def holder(place: Place, way: Way, pipe: Connection) -> None:
             threading.Event().wait()
 
 
+def _attached(work: Callable[..., None], *arguments: object) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_with_parent(parent.sentinel)
+    work(*arguments)
+
+
 class Child:
-    """A spawned process, and the pipe to it.
+    """A spawned process, and the pipe to it; it is killed when the process that spawned it ends in whatever way.
 
     Args:
         work: One of this module's functions for processes.
@@ -194,7 +202,7 @@ class Child:
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(*arguments, theirs), daemon=True)
+        self.process = context.Process(target=_attached, args=(work, *arguments, theirs), daemon=True)
         self.process.start()
         theirs.close()
 

@@ -14,7 +14,7 @@ import time
 import types
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -25,7 +25,7 @@ from pqcore.aio import AsyncPQ
 from pqcore.backend import Capability
 from pqcore.errors import TransactionAborted
 from pqcore.identifiers import channel, quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently
 
 NEVER = 3600.0
 RETENTIONS = ["keep", "delete", "archive"]
@@ -143,8 +143,16 @@ def listed(taken: Any) -> list[Any]:
 
 async def listen(queue: Any) -> None:
     """Have the queue waited for once, so that the next waits are notified from their beginning."""
+    rounds = patiently(f"{queue!r} is listened to")
     while channel(queue.name) not in queue._engine.listener._channels:
+        next(rounds)
         assert await queue.get(timeout=0.02) is None
+
+
+async def waits_for_good(queue: Any) -> None:
+    """Wait until a waiter has had its last look, and only a notification has it look again."""
+    listener, topic = queue._engine.listener, channel(queue.name)
+    await eventually(lambda: listener._waiters[topic] and topic not in listener._unsettled)
 
 
 async def drained(queue: Any) -> list[Any]:
@@ -303,9 +311,8 @@ def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: 
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         await listen(queue)
-        async with looks(queue) as looked:
-            other = asyncio.create_task(queue.get(timeout=NEVER))
-            await eventually(lambda: looked)
+        other = asyncio.create_task(queue.get(timeout=NEVER))
+        await waits_for_good(queue)  # else its next look may be the statement that is in flight
         with locked(harness) as lock:
             lock.sql("SET LOCAL pqcore.notify = 'off'", rows=False)  # or the other would be woken by this
             lock.sql(f"INSERT INTO {harness.table} (q_name, data) VALUES ('q', '1')", rows=False)
@@ -320,23 +327,6 @@ def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: 
         assert job.data == 1
 
     run(harness, scenario, retention=retention)
-
-
-@asynccontextmanager
-async def looks(queue: Any) -> AsyncIterator[list[None]]:
-    """A list that grows with each look at the table."""
-    looked: list[None] = []
-    engine = queue._engine
-    whole = engine.run
-
-    async def counting(*arguments: Any, **options: Any) -> Any:
-        result = await whole(*arguments, **options)
-        looked.append(None)
-        return result
-
-    engine.run = counting
-    yield looked
-    engine.run = whole
 
 
 @pytest.mark.only("async")
@@ -406,7 +396,7 @@ def test_a_cancelled_commit_leaves_its_connection_in_order(harness: Harness) -> 
             rows=False,
         )
         holder = harness.connect()
-        holder.sql(f"SELECT pg_advisory_lock({key})")
+        holder.sql(f"SELECT pg_advisory_lock({key})::text")
 
         async def block() -> None:
             async with queue:
@@ -911,7 +901,7 @@ def test_an_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None
     def left() -> int:
         pq = opened(harness)
         asyncio.run(use(harness, pq))
-        harness.sql("SELECT pg_sleep(0.05)")  # for the server to notice
+        harness.sql("SELECT pg_sleep(0.05)::text")  # for the server to notice
         return harness.connections()
 
     with warnings.catch_warnings():

@@ -24,7 +24,7 @@ from pqcore.backend import Capability
 from pqcore.errors import ConnectionLost
 from pqcore.identifiers import channel
 from pqcore.plugins import plugins
-from pqcore.testing.harness import PATIENCE, Connection, Harness, statement
+from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently, statement
 
 NEVER = 3600.0
 MOMENT = 0.02
@@ -41,7 +41,9 @@ def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
 def listen(harness: Harness, *queues: Any) -> None:
     """Have each queue waited for once, so that the next waits are notified from their beginning."""
     for queue in queues:
+        rounds = patiently(f"{queue!r} is listened to")
         while channel(queue.name) not in queue._engine.listener._channels:
+            next(rounds)
             assert queue.get(timeout=0.02) is None
 
 
@@ -397,7 +399,9 @@ def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterat
         before = engine.listener.ticket(topic)
         assert (before is not None) == heard
         await harness._eyes.session.execute(statement((INSERT % ("q", "a")).format(table=harness.table), rows=False))
+        rounds = patiently("the notification is heard")
         while heard and engine.listener.ticket(topic) == before:
+            next(rounds)
             await engine.runtime.sleep(0.001)
         return result
 
@@ -769,7 +773,9 @@ def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harnes
             result = await run(*arguments, **options)
             if engine.listener.ticket("q") is not None and not looked:
                 looked.append(True)
+                rounds = patiently("the channel is given up")
                 while engine.listener.ticket("q") is not None:
+                    next(rounds)
                     await engine.runtime.sleep(0.001)
                 query = statement((INSERT % ("q", "a")).format(table=harness.table), rows=False)
                 await harness._eyes.session.execute(query)  # which notifies nobody
