@@ -99,8 +99,8 @@ async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iter
     locks = list(_locks(engine, queue, keys))
     if not locks:
         return True
-    [[isolation, *_]] = await s.execute(s.sql.tasks.lock_keys, s.sql.tasks.lock_keys.bind({"locks": locks}))
-    return s.own or not is_above(isolation)
+    rows = await s.execute(s.sql.tasks.lock_keys, s.sql.tasks.lock_keys.bind({"locks": locks}))
+    return s.own or not is_above(rows[0][0])
 
 
 async def _try_lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> set[str]:
