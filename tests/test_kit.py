@@ -212,9 +212,9 @@ def test_a_process_that_was_left_behind_is_found_and_a_group_is_ended_as_a_whole
 
 def test_a_child_ends_with_the_process_that_spawned_it() -> None:
     program = (
-        "import os, sys; from pqcore.testing.processes import Child; from tests.test_kit import wait_for_ever\n"
+        "import os, sys; from pqcore.testing.processes import Child; from tests.test_kit import hang\n"
         "if __name__ == '__main__':\n"
-        "    child = Child(wait_for_ever)\n"
+        "    child = Child(hang)\n"
         "    print(child.recv(20), flush=True)\n"
         "    os._exit(0)\n"
     )
@@ -224,7 +224,7 @@ def test_a_child_ends_with_the_process_that_spawned_it() -> None:
     eventually(lambda: not alive(pid))
 
 
-def wait_for_ever(pipe: Connection) -> None:
+def hang(pipe: Connection) -> None:
     """Say which process this is, and end only when it is killed."""
     pipe.send(os.getpid())
     threading.Event().wait()

@@ -194,7 +194,7 @@ class Floor:
         return None
 
     def interrupt(self, interrupt: KeyboardInterrupt) -> None:
-        """Have the worker stop at once, and raise this."""
+        """Have the worker stop immediately, and raise this."""
         self.interrupted = interrupt
         self.at_once.set()
         self.draining.set()
