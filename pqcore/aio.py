@@ -285,9 +285,9 @@ class AsyncPQ:
         """The name of the chosen backend, and why it was chosen."""
         return f"{self._engine.spec.name} ({self._engine.why})"
 
-    async def create(self, *, partitions: int | None = None) -> None:
+    async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await managing.create(self._engine, partitions)
+        await managing.create(self._engine, partitions, set_sequences=set_sequences)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
         """A queue with options of its own; see `pqcore.PQ.queue`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -28,6 +29,8 @@ CLOSED_PQ = "this PQ has been closed"
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
 
+LEFT = "the server takes no more writes: its connections are replaced"
+_SEEKS_PRIMARY = re.compile(r"\btarget_session_attrs\s*=\s*'?(read-write|primary)\b")
 POOLED = (
     "a pooler is between here and the server: nothing is prepared, and waiters poll, as in transaction mode it lends"
     " the server's connections to others in between; give PQ prepared=True if its mode is session, else prepared=False"
@@ -101,6 +104,11 @@ class Opener:
         since = time.monotonic() - limit
         return [session for session in self._all() if not session.waits and session.heard_at < since]
 
+    def leave(self) -> None:
+        """Have no session that there is now be lent again, nor listened on: their server takes no more writes."""
+        for session in self._all():
+            session.doubtful = session.left = True
+
     def _all(self) -> list[CoreSession]:
         with self._lock:
             return list(self._sessions)
@@ -117,9 +125,11 @@ class Source(Protocol):
 
     Attributes:
         joins: Whether a session may come with a transaction of the caller's open.
+        seeks_primary: Whether a new connection leads to a server that takes writes, where there are several.
     """
 
     joins: bool
+    seeks_primary: bool
 
     async def acquire(self) -> CoreSession: ...
     async def release(self, session: CoreSession, *, sound: bool = False) -> None:
@@ -189,6 +199,7 @@ class OwnPool:
         self._size = size
         self._timeout = timeout
         self._idle_limit = idle_limit
+        self.seeks_primary = _seeks_primary(dsn)
         self._closed = False
         self._owner: Hashable = None
         self._shelf = _Shelf()
@@ -282,6 +293,8 @@ class OwnPool:
                 await session.execute(session.sql.replan)
             except ConnectionLost:
                 return False
+            # A session on which nothing is written is not told that its server takes no more writes.
+            return not self.seeks_primary or await session.writes()
         return True
 
     def _take_over(self, owner: Hashable) -> bool:
@@ -298,7 +311,10 @@ class OwnPool:
         shelf: _Shelf = session.shelf
         if self._closed or session.doubtful or not (sound or (session.usable() and not session.in_transaction())):
             self._gone(shelf)
+            left = session.read_only and not await session.writes()
             await _discard(session)
+            if left:
+                await self._leave_server()
             return
         shelf.idle.append(session)
         if shelf.waiting:
@@ -322,6 +338,12 @@ class OwnPool:
         if self._closed:
             raise Closed(CLOSED_PQ)
         return await self._connect()
+
+    async def _leave_server(self) -> None:
+        """Use no connection any more that there is now: a new one may lead to the server that takes writes."""
+        logger.warning(LEFT)
+        self._opener.leave()
+        await self.rest()
 
     async def close(self) -> None:
         self._closed = True
@@ -406,6 +428,11 @@ def redact(text: str, dsn: str) -> str:
     return text
 
 
+def _seeks_primary(dsn: str) -> bool:
+    said = _SEEKS_PRIMARY.search(unquote(dsn))
+    return said is not None or os.environ.get("PGTARGETSESSIONATTRS") in ("read-write", "primary")
+
+
 class CallersPool:
     """A pool of the caller's.
 
@@ -414,6 +441,7 @@ class CallersPool:
     """
 
     joins = True
+    seeks_primary = False  # nobody knows
 
     def __init__(self, opener: Opener, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener
@@ -452,6 +480,10 @@ class CallersPool:
 
     async def release(self, session: CoreSession, *, sound: bool = False) -> None:
         try:
+            if session.read_only and not await session.writes():
+                logger.warning(LEFT)
+                self._opener.leave()
+                await _discard(session)  # for which the pool opens another
             await session.leave()
         finally:
             await self._opener.call("release", self._pool, session.driver)
@@ -468,6 +500,7 @@ class CallersConnection:
     """One connection of the caller's, for one at a time."""
 
     joins = True
+    seeks_primary = False
 
     def __init__(self, opener: Opener, connection: object, runtime: Runtime) -> None:
         self._opener = opener
@@ -556,6 +589,7 @@ class LentConnections:
     """Connections that a framework keeps."""
 
     joins = True
+    seeks_primary = False
 
     def __init__(self, opener: Opener, lender: Lender) -> None:
         self._opener = opener

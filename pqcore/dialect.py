@@ -35,8 +35,10 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pqcore.backend import Capability
 from pqcore.fragments import (
+    AFTER_WAY,
     COLUMNS,
     DUE_AT,
+    EXPRESSIBLE,
     HELD_ONE,
     HELD_ONES,
     HIDDEN_ORDER,
@@ -45,7 +47,10 @@ from pqcore.fragments import (
     IS_READY,
     IS_URGENT,
     JOB,
+    MADE_WAY,
+    NEXT_ATTEMPT,
     OF_QUEUE,
+    ONE_MORE,
     ORDER,
     OUT_AT,
     READY_ORDER,
@@ -148,19 +153,21 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
 _PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
 _FINISHES: dict[Finish, str] = {
     "keep": f"""
-UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = attempts + 1, leased_until = NULL
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL
 WHERE {_PICKED} RETURNING {JOB}""",
     "delete": f"""
-DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", "attempts + 1")}""",
-    "archive": f""", moved AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *)
-INSERT INTO {{archive}} ({COLUMNS})
-SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", "attempts + 1")}
-FROM moved RETURNING {JOB}""",
+DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", NEXT_ATTEMPT)}""",
+    "archive": f""", gone AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *){MADE_WAY["archive"]}, kept AS (
+  INSERT INTO {{archive}} ({COLUMNS})
+  SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", NEXT_ATTEMPT)}
+  FROM gone{AFTER_WAY}
+)
+SELECT {JOB.replace("attempts", NEXT_ATTEMPT)} FROM gone""",
     "lease": f"""
-UPDATE {{table}} SET attempts = attempts + 1,
+UPDATE {{table}} SET attempts = {NEXT_ATTEMPT},
   leased_until = statement_timestamp()
     + least(:lease::float8, CASE WHEN {IS_GATED} THEN {ADMISSION} END) * interval '1 second',
-  excused = CASE WHEN {IS_GATED} THEN coalesce(excused, 0) + 1 ELSE excused END
+  excused = CASE WHEN {IS_GATED} THEN {ONE_MORE.format("excused")} ELSE excused END
 WHERE {_PICKED} RETURNING {JOB}""",
 }
 
@@ -170,9 +177,11 @@ UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HE
     "delete": f"""
 DELETE FROM {{table}}{HELD_ONES} RETURNING id, attempts""",
     "archive": f"""
-WITH moved AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *)
-INSERT INTO {{archive}} ({COLUMNS})
-SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM moved RETURNING id, attempts""",
+WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}, kept AS (
+  INSERT INTO {{archive}} ({COLUMNS})
+  SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM gone{AFTER_WAY}
+)
+SELECT id, attempts FROM gone""",
 }
 
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
@@ -228,7 +237,9 @@ def _put_many(stored: str, items: str) -> str:
         f" headers, group_key) SELECT :q_name::text, {stored}, :serializer::text, statement_timestamp(), {TIMES},"
         " :headers::text::json, :group_key::text"
         f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
-        " SELECT min(id), count(*), CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id) END FROM put"
+        # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
+        " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
+        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id) END FROM put"
     )
 
 
@@ -347,7 +358,7 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
             "DELETE FROM {table} WHERE q_name = :q_name::text AND id = (SELECT id FROM {table}"
             " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
             " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
-            " FOR UPDATE SKIP LOCKED) RETURNING id, headers::text",
+            f" FOR UPDATE SKIP LOCKED) RETURNING id, headers::text, {EXPRESSIBLE.format('enqueued_at')}",
         )
         # Places under limits go with the jobs that held them.
         self.clear = compiled(
@@ -419,6 +430,14 @@ SELECT max(id), count(*) FROM gone""",
         self.notify_waiters = compiled(
             "notify_waiters",
             "SELECT set_config('pqcore.notify', '', false) WHERE current_setting('pqcore.notify', true) = 'always'",
+        )
+        # Reads only. Of a standby, and of a server or role that is read-only by default.
+        self.read_only = compiled("read_only", "SELECT current_setting('transaction_read_only') = 'on'")
+        # How full the server's queue of notifications is, from 0 to 1. The question also frees what all listeners have
+        # read, which else waits until one of them reads on. Commits that notify wait for it for a moment only.
+        self.notification_usage = compiled(
+            "notification_usage",
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() ELSE 0 END",
         )
         # A prepared statement keeps the plan of the table it was planned for: a scan, if it was empty.
         self.replan = compiled("replan", "DISCARD PLANS", rows=False)

@@ -11,6 +11,7 @@ One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import attrgetter
@@ -18,12 +19,20 @@ from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.connections import CallersConnection, CallersPool, Lender, LentConnections, Opener, OwnPool, Source
-from pqcore.errors import ConfigurationError, PQError, TransactionAborted, TransactionOrderError
+from pqcore.errors import (
+    AccessDenied,
+    ConfigurationError,
+    PQError,
+    TransactionAborted,
+    TransactionOrderError,
+    TransientError,
+)
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
 from pqcore.runtime import Gate, Runtime
 from pqcore.schema import check_version
-from pqcore.sessions import CoreSession
+from pqcore.schema.security import Security
+from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
 from pqcore.settings import logger
 from pqcore.statement import Query, plain
 from pqcore.waiting import BLIND_POLL, Listener, SoleListener
@@ -101,6 +110,7 @@ class Engine:
         self._blocks = runtime.local()
         self._open: set[Block] = set()  # by whatever thread or task
         self._checked = False
+        self.security: Security | None = None  # what hides rows of the table, once that was looked at
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
             raise ConfigurationError(msg)
@@ -352,6 +362,22 @@ class Engine:
                     session.abort()
         return len(stalled)
 
+    def refuse_hidden(self, *commands: str) -> None:
+        """Refuse what would find nothing, without an error, as row-level security hides rows from the role.
+
+        Args:
+            *commands: Those for which the role needs a policy.
+
+        Raises:
+            AccessDenied: It has none.
+        """
+        if self.security is not None:
+            try:
+                self.security.refuse(*commands)
+            except AccessDenied:
+                self._checked = False  # it may be granted: the next operation looks again
+                raise
+
     async def rest(self) -> None:
         """Close what idles of our own connections; what needs one later opens it."""
         await self.listener.close()
@@ -396,6 +422,8 @@ class Engine:
     async def _failed(self, session: CoreSession, exc: BaseException) -> None:
         if not isinstance(exc, Exception):  # a cancellation, or an interrupt
             session.doubtful = True
+        else:
+            await _make_room(session, exc)
         await self.source.release(session)
 
     async def _join(
@@ -447,7 +475,11 @@ class Engine:
                     await self._undo(session, block.savepoint)
                     transaction.spoilt = False
                 elif block.savepoint is None:
-                    await session.commit()
+                    try:
+                        await session.commit()
+                    except TransientError as exc:
+                        await _make_room(session, exc)
+                        raise
                     await self._pay(session)
                 else:
                     await session.execute(_savepoint("RELEASE", block.savepoint))
@@ -494,7 +526,7 @@ class Engine:
 
     async def _check(self, session: CoreSession) -> None:
         if not self._checked:
-            await check_version(session, self.names)
+            self.security = await check_version(session, self.names)
             self._checked = True
 
     async def _adopt(self, connection: object) -> CoreSession:
@@ -514,6 +546,15 @@ class Engine:
             prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
             self._openers[spec.name] = Opener(make, sql, suspends=self.runtime.suspends, prepared=prepared)
         return self._openers[spec.name]
+
+
+async def _make_room(session: CoreSession, error: BaseException) -> None:
+    """Have a full queue of notifications emptied of what everybody has read: the server does so when it is asked."""
+    if not isinstance(error, TransientError) or error.sqlstate != NOTIFICATIONS_FULL:
+        return
+    if session.usable() and not session.in_transaction():
+        with suppress(PQError):
+            await session.execute(session.sql.notification_usage)
 
 
 async def _leave_it(result: object) -> None:

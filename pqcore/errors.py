@@ -166,6 +166,18 @@ class InvalidData(DatabaseError, ValueError):
     """The server cannot store this value."""
 
 
+class IdTaken(DatabaseError):
+    """A new row was given an id that is taken: a sequence is behind the ids that are there; nothing was written.
+
+    It is behind after logical replication, ``TRUNCATE ... RESTART IDENTITY`` or a restore of rows alone.
+    ``pqcore doctor`` names it, and ``create(set_sequences=True)`` sets it.
+    """
+
+
+class NotStored(DatabaseError):
+    """The server stored nothing, and reported no error: a trigger left the row out, or row-level security hides it."""
+
+
 class ConnectionLost(DatabaseError, ConnectionError):
     """The connection broke, or the server cannot be reached; a transaction that was open is undone."""
 

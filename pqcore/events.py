@@ -100,7 +100,21 @@ class JobEvent:
         return self.job.attempts - self.job.excused
 
 
-def _each(hook: str, event: PutEvent | JobEvent) -> Iterator[Any]:
+@dataclass
+class ServerEvent:
+    """What a worker found when it looked at its server, as it does every half minute, more or less.
+
+    Attributes:
+        queue: The name of the queue for which it looked.
+        notifications: How full the server's queue of notifications is, from 0 to 1. When it is full, puts and ends
+            that notify fail.
+    """
+
+    queue: str
+    notifications: float
+
+
+def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
     """What plugins return, one after the other; one that raises is logged, and stands in no other's way."""
     for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):
         try:
@@ -143,7 +157,7 @@ def around(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEv
         yield
 
 
-async def tell(hook: str, event: PutEvent | JobEvent, *, blocking: bool = False) -> None:
+async def tell(hook: str, event: PutEvent | JobEvent | ServerEvent, *, blocking: bool = False) -> None:
     """Call a hook; what it returns is awaited if it can be.  A plugin's exception is logged, and no more.
 
     Args:

@@ -30,6 +30,43 @@ AGAIN = (
     .replace("excused", "attempts")
     .replace("error", "NULL::json")
 )
+# One more, of a number that PostgreSQL can count no further: a job is not to hold up its queue for that.  The number of
+# attempts begins again, as it has to differ from that of the last lease; others stay as they are.
+NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
+ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
+# Ids come again after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore: none carries the sequence.
+# A row of the archive, or a dead letter, whose id comes again makes way: it gets a negative id, of no sequence.  An
+# INSERT that refers to `made_way` runs after it, and sees no conflict: the old id was given up by its own transaction.
+MADE_WAY = {
+    place: f""", made_way AS (
+  UPDATE {{{place}}} SET id = -1 - (random() * 9007199254740990)::bigint WHERE id = ANY (ARRAY(SELECT id FROM gone))
+  RETURNING id
+)"""
+    for place in ("archive", "dead")
+}
+AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
+# The same of what comes back to the queue's table: a job whose id is taken there is put under a new one.
+_LESS_ID = len("id, ")
+
+
+def come_back(source: str) -> str:
+    """CTEs that put rows into the table again: ``same`` under their ids, ``anew`` those whose ids are taken.
+
+    Of two that take an id at the same time, ON CONFLICT has one wait for the other, and find the id taken.
+
+    Args:
+        source: The CTE that has the rows, of the columns of `COLUMNS`.
+    """
+    group = "headers #>> '{{gate,group}}'"
+    return f"""same AS (
+  INSERT INTO {{table}} ({COLUMNS}, group_key)
+  SELECT {AGAIN}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
+), anew AS (
+  INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key)
+  SELECT {AGAIN[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
+)"""
+
+
 # What `pqcore.job.BaseJob` reads, by position.
 JOB = (
     "id, data::text, payload, serializer, attempts,"

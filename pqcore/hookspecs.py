@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pqcore.backend import BackendSpec
     from pqcore.dialect import Dialect
-    from pqcore.events import JobEvent, PutEvent
+    from pqcore.events import JobEvent, PutEvent, ServerEvent
     from pqcore.serializers import Serializer
 
 hookspec = pluggy.HookspecMarker("pqcore")
@@ -122,3 +122,8 @@ def pqcore_job_dropped(event: JobEvent) -> Awaitable[None] | None:
 @hookspec
 def pqcore_job_lost(event: JobEvent) -> Awaitable[None] | None:
     """The job was started, and its lease was lost before its end was stored: another runs it, or did."""
+
+
+@hookspec
+def pqcore_server_seen(event: ServerEvent) -> Awaitable[None] | None:
+    """A worker looked at its server: every half minute, more or less, for each of its queues."""

@@ -75,6 +75,13 @@ def split_queue_name(name: str) -> tuple[str, str | None]:
     return match[1].replace("\\/", "/"), match[2]
 
 
+def literal(text: str) -> str:
+    """A string constant in SQL, for the few statements that are built before a table is known to exist."""
+    if "\\" not in text:
+        return "'" + text.replace("'", "''") + "'"
+    return " E'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def channel(queue_name: str) -> str:
     """The NOTIFY channel of a queue: the one pq 1.9.1 uses, so that both wake each other.
 

@@ -466,19 +466,21 @@ class PQ:
         """The name of the chosen backend, and why it was chosen."""
         return f"{self._engine.spec.name} ({self._engine.why})"
 
-    def create(self, *, partitions: int | None = None) -> None:
+    def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; does nothing if it is up to date.
 
         Args:
             partitions: Make it in so many partitions, in one of which each queue has all of its rows. None
                 for a table without, and for one that is there.
+            set_sequences: Also set the sequences of ids that are behind the ids that are there: after logical
+                replication, a restore of rows alone, or ``TRUNCATE ... RESTART IDENTITY``.
 
         Raises:
             ConfigurationError: It is there, and has another number of partitions.
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        drive(managing.create(self._engine, partitions))
+        drive(managing.create(self._engine, partitions, set_sequences=set_sequences))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.

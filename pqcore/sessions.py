@@ -20,6 +20,7 @@ from pqcore.errors import (
     AccessDenied,
     ConnectionLost,
     DatabaseError,
+    IdTaken,
     InvalidData,
     OutcomeUnknown,
     PQError,
@@ -30,7 +31,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.runtime import Gate
-from pqcore.statement import Query, plain
+from pqcore.statement import Query, plain, writes
 
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
@@ -49,7 +50,20 @@ _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
     ("28", AccessDenied, "the server does not accept these credentials"),
     ("22", InvalidData, "the server cannot store this value"),
     ("23", InvalidData, "a constraint of the table forbids this value"),
-    ("54000", InvalidData, "the value is too large for the server"),
+    ("54", DatabaseError, "a limit of the server is reached: make the value smaller, or ask who runs the server"),
+)
+_READ_ONLY = "25006"
+_UNIQUE = "23505"
+_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # as the detail has it, in whatever language
+_BEHIND = (
+    "a sequence is behind the ids that are there, as after logical replication, a restore, or TRUNCATE ... RESTART"
+    " IDENTITY: pqcore doctor shows it, and pqcore create --set-sequences sets it"
+)
+NOTIFICATIONS_FULL = "54000"
+"""The SQLSTATE of a `TransientError` that says that the server's queue of notifications is full."""
+_FULL = (
+    "the server's queue of notifications is full: a session that listens has been in a transaction for long;"
+    " pqcore doctor shows it. Try again"
 )
 
 
@@ -67,6 +81,10 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
         return TableMissing(f"{doing}: {reason}: call create() to make the queue's table")
     if sqlstate in ("42703", "42883", "42P10"):
         return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
+    if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
+        return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
+    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in whatever language the server speaks
+        return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
     for prefix, kind, advice in _BY_SQLSTATE:
         if sqlstate and sqlstate.startswith(prefix):
             return kind(f"{doing}: {reason} ({advice})", sqlstate)
@@ -83,10 +101,9 @@ def _refused(error: DatabaseError) -> bool:
 
 
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
-_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 
 # What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
-_ON_ROWS = re.compile(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
+_ON_ROWS = re.compile(r"(?:/\*.*?\*/)?\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
 _NOT_SERIALIZABLE = "40001"
 _ABOVE = {
     level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
@@ -174,6 +191,10 @@ class CoreSession:
         self.gate: Gate | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
         self.doubtful = False
+        # Its server takes no more writes, which was found on another session: it is not used again.
+        self.left = False
+        # Whether the server refused to write on it.
+        self.read_only = False
 
     @property
     def waits(self) -> bool:
@@ -199,7 +220,7 @@ class CoreSession:
         except PQError:
             raise
         except self._errors as exc:
-            commits = self.alone and not self.callers and _WRITES.search(query.sql) is not None
+            commits = self.alone and not self.callers and writes(query.sql)
             error = self._told(exc, query.name, commits=commits)
             if not await self._is_too_high(error):
                 raise error from exc
@@ -314,6 +335,15 @@ class CoreSession:
             return True
         return bool(await self._call("direct", self.driver.direct))
 
+    async def writes(self) -> bool:
+        """Whether the server takes writes on it, between transactions; true if it cannot be asked."""
+        if not self.usable() or self.in_transaction():
+            return True
+        try:
+            return not (await self.execute(self.sql.read_only))[0][0]
+        except PQError:
+            return True
+
     async def close(self) -> None:
         await self._call("close", self.driver.close)
 
@@ -333,6 +363,8 @@ class CoreSession:
         """
         usable = self.usable()
         error = translate(exc, doing, lost=not usable)
+        if isinstance(error, DatabaseError) and error.sqlstate == _READ_ONLY:
+            self.doubtful = self.read_only = True
         if commits and isinstance(error, ConnectionLost) and not (usable and _refused(error)):
             return OutcomeUnknown(f"{error}: {UNKNOWN}", error.sqlstate)
         return error

@@ -12,6 +12,9 @@ from typing import Literal, Protocol, TypeAlias
 Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
 """How a driver wants placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
 
+_WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
+_TO_PRIMARY = "/*NO LOAD BALANCE*/ "
+"""Has a load balancer (Pgpool-II) send a statement to the primary though it only reads: a standby may lag behind."""
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 
@@ -42,6 +45,11 @@ class Query:
         """`sql` in UTF-8: the same object each time, for drivers that take bytes, and remember them by identity."""
         return self.sql.encode()
 
+    def prepare(self, name: str) -> str:
+        """The statement that prepares it, which a load balancer sends where it sends the statement itself."""
+        lead = _TO_PRIMARY if self.numbered.startswith(_TO_PRIMARY) else ""
+        return f"{lead}PREPARE {name} AS {self.numbered[len(lead) :]}"
+
     @cached_property
     def distinct(self) -> bool:
         """Whether each parameter stands in ``sql`` once: then ``numbered`` takes the same ones in the same order."""
@@ -61,8 +69,19 @@ class Compile(Protocol):
     def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
 
 
+def writes(sql: str) -> bool:
+    """Whether a statement changes rows."""
+    return _WRITES.search(sql) is not None
+
+
+def of_primary(sql: str) -> str:
+    """The statement as a load balancer sends it to the primary, as it does with all statements that write."""
+    return sql if writes(sql) else f"{_TO_PRIMARY}{sql}"
+
+
 def plain(name: str, sql: str, *, rows: bool = True) -> Query:
     """A statement without parameters, which is the same for every driver."""
+    sql = of_primary(sql) if rows else sql
     return Query(name, sql, sql, (), (), rows=rows, hot=False)
 
 
@@ -81,7 +100,7 @@ def compile_query(
     put into the text.  Each parameter is cast in the SQL (``:n::bigint``), so
     every driver infers the same type.
     """
-    template = template.strip()
+    template = of_primary(template.strip()) if rows else template.strip()
     order = tuple(_PARAMETER.findall(template))
     names = list(dict.fromkeys(order))
     numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", template).format_map(substitutions)

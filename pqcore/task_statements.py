@@ -11,7 +11,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pqcore.fragments import AGAIN, COLUMNS, DUE_AT, HELD_ANYWHERE, HELD_ONE, HELD_ONES, JOB, OF_QUEUE, ORDER, TIMES
+from pqcore.fragments import (
+    AFTER_WAY,
+    COLUMNS,
+    DUE_AT,
+    HELD_ANYWHERE,
+    HELD_ONE,
+    HELD_ONES,
+    JOB,
+    MADE_WAY,
+    OF_QUEUE,
+    ONE_MORE,
+    ORDER,
+    TIMES,
+    come_back,
+)
 
 if TYPE_CHECKING:
     from pqcore.statement import Compile
@@ -211,20 +225,20 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         # Giving jobs back, and holding on to them.
         self.retry = compiled(
             "retry",
-            "UPDATE {table} SET leased_until = NULL, failures = coalesce(failures, 0) + 1,"
+            f"UPDATE {{table}} SET leased_until = NULL, failures = {ONE_MORE.format('failures')},"
             " error = :error::text::json, cancelling = NULL,"
             f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at)"
             f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.snooze = compiled(
             "snooze",
-            "UPDATE {table} SET leased_until = NULL, excused = coalesce(excused, 0) + 1,"
+            f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')},"
             f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at)"
             f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.release = compiled(
             "release",
-            f"UPDATE {{table}} SET leased_until = NULL, excused = coalesce(excused, 0) + 1{HELD_ONES}"
+            f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')}{HELD_ONES}"
             " RETURNING id, pg_notify(:channel::text, '')::text",
         )
         self.beat = compiled(
@@ -232,6 +246,16 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
             f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ANYWHERE}"
             " RETURNING id, attempts, coalesce(cancelling, false)",
             hot=True,
+        )
+        # Reads only. A row that has the token, and no lease, was ended by the holder of the lease: one that runs out
+        # stays in the row until the job is taken again, under another token.
+        held = "WHERE id = ANY (:ids::bigint[]) AND (id, attempts) IN"
+        held += f" (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token)) AND {OF_QUEUE}"
+        self.find_ended = compiled(
+            "find_ended",
+            f"SELECT id, attempts FROM {{table}} {held} AND leased_until IS NULL"
+            f" UNION ALL SELECT id, attempts FROM {{archive}} {held}"
+            f" UNION ALL SELECT id, attempts FROM {{dead}} {held}",
         )
         self.drop = compiled("drop", f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id")
 
@@ -255,15 +279,17 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         self.bury = compiled(
             "bury",
             f"""
-WITH gone AS (DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *)
-INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason)
-SELECT {
+WITH gone AS (DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *){MADE_WAY["dead"]}, buried AS (
+  INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason)
+  SELECT {
                 _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
-                .replace("failures", "coalesce(failures, 0) + :failed::int")
+                .replace("failures", "least(coalesce(failures, 0), 2147483646) + :failed::int")
                 .replace("error", ":error::text::json")
             },
-  :reason::text
-FROM gone RETURNING id""",
+    :reason::text
+  FROM gone{AFTER_WAY}
+)
+SELECT id FROM gone""",
         )
         letter = f"{JOB}, error::text, reason, died_at AT TIME ZONE 'UTC'"
         self.dead_letters = compiled(
@@ -275,7 +301,7 @@ FROM gone RETURNING id""",
             "dead_letter", f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
         )
         self.count_dead = compiled("count_dead", "SELECT count(*) FROM {dead} WHERE q_name = :q_name::text")
-        # A fresh start: what it went through is excused. Due at once.
+        # A fresh start: what it went through is excused. Due immediately. Gives how many rose, and how many were put.
         self.revive = compiled(
             "revive",
             f"""
@@ -284,13 +310,10 @@ WITH picked AS (
   ORDER BY died_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), risen AS (
   DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING *
-), forgotten AS (
-  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}
+), {come_back("risen")}, forgotten AS (
+  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM same)) AND {OF_QUEUE}
 )
-INSERT INTO {{table}} ({COLUMNS}, group_key)
-SELECT {AGAIN},
-  headers #>> '{{{{gate,group}}}}'
-FROM risen RETURNING id""",
+SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count(*) FROM anew)""",
         )
         self.purge_dead = compiled(
             "purge_dead",
@@ -303,29 +326,45 @@ WITH picked AS (
 DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id""",
         )
 
-        # Results and progress.
+        # Results and progress. Ids come again (see MADE_WAY): what a row says that was written before the job was put
+        # is of another job. `updated_at` is never before that, whatever becomes of the server's clock.
+        of_another = "kept.updated_at < :put_at::timestamptz"
+        written = f"greatest({_NOW}, :put_at::timestamptz)"
         self.keep_result = compiled(
             "keep_result",
             "INSERT INTO {results} AS kept (job_id, q_name, state, data, payload, serializer, error, updated_at,"
             " expires_at) VALUES (:id::bigint, :q_name::text, :state::text, :data::text::json, :payload::bytea,"
-            f" :serializer::text, :error::text::json, {_NOW}, {_IN.format(_NOW, 'keep')})"
-            " ON CONFLICT (job_id) DO UPDATE SET state = excluded.state, data = excluded.data,"
+            f" :serializer::text, :error::text::json, {written}, {_IN.format(_NOW, 'keep')})"
+            " ON CONFLICT (job_id) DO UPDATE SET q_name = excluded.q_name, state = excluded.state,"
+            f" data = excluded.data, progress = CASE WHEN {of_another} THEN NULL ELSE kept.progress END,"
             " payload = excluded.payload, serializer = excluded.serializer, error = excluded.error,"
             " updated_at = excluded.updated_at, expires_at = excluded.expires_at"
             " RETURNING pg_notify(:channel::text, '')::text",
         )
         self.report_progress = compiled(
             "report_progress",
-            "INSERT INTO {results} AS kept (job_id, q_name, state, progress, expires_at)"
-            f" VALUES (:id::bigint, :q_name::text, 'running', :progress::text::json, {_IN.format(_NOW, 'keep')})"
-            " ON CONFLICT (job_id) DO UPDATE SET progress = excluded.progress,"
-            f" updated_at = {_NOW}, expires_at = greatest(kept.expires_at, excluded.expires_at)"
+            "INSERT INTO {results} AS kept (job_id, q_name, state, progress, updated_at, expires_at)"
+            f" VALUES (:id::bigint, :q_name::text, 'running', :progress::text::json, {written},"
+            f" {_IN.format(_NOW, 'keep')})"
+            " ON CONFLICT (job_id) DO UPDATE SET q_name = excluded.q_name, progress = excluded.progress,"
+            f" state = CASE WHEN {of_another} THEN excluded.state ELSE kept.state END,"
+            + "".join(
+                f" {column} = CASE WHEN {of_another} THEN NULL ELSE kept.{column} END,"
+                for column in ("data", "payload", "serializer", "error")
+            )
+            + " updated_at = excluded.updated_at, expires_at = greatest(CASE WHEN NOT"
+            f" {of_another} THEN kept.expires_at END, excluded.expires_at)"
             " RETURNING pg_notify(:channel::text, '')::text",
         )
         self.find_result = compiled(
             "find_result",
-            "SELECT state, progress::text, data::text, payload, serializer, error::text FROM {results}"
-            " WHERE job_id = :id::bigint AND q_name = :q_name::text",
+            "SELECT state, progress::text, data::text, payload, serializer, error::text FROM {results} AS kept"
+            " WHERE job_id = :id::bigint AND q_name = :q_name::text"
+            + "".join(
+                f" AND NOT EXISTS (SELECT FROM {{{place}}} WHERE id = :id::bigint AND {OF_QUEUE}"
+                " AND enqueued_at > kept.updated_at)"
+                for place in ("table", "dead", "archive")
+            ),
         )
         # Where a job is: of the three tables it can be in at most one has it unfinished.
         times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pqcore.fragments import (
-    AGAIN,
+    AFTER_WAY,
     COLUMNS,
     DUE_AT,
     EXPRESSIBLE,
@@ -19,11 +19,13 @@ from pqcore.fragments import (
     IS_HIDDEN,
     IS_READY,
     IS_URGENT,
+    MADE_WAY,
     OF_QUEUE,
     ORDER,
     OUT_AT,
     READY_ORDER,
     URGENT_ORDER,
+    come_back,
 )
 
 if TYPE_CHECKING:
@@ -226,11 +228,10 @@ FROM finished GROUP BY q_name""",
 
         # Running again. A finished row is changed by nobody but a purge: the UPDATE waits for that, and finds it
         # gone; of two that come at once the second finds it unfinished.
-        forgotten = """
-), forgotten AS (
-  DELETE FROM {results} WHERE job_id = ANY (ARRAY(SELECT id FROM again)) AND q_name = :q_name::text
+        forgotten = """, forgotten AS (
+  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM {again})) AND q_name = :q_name::text
 )
-SELECT id, pg_notify(:channel::text, '')::text FROM again"""
+SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
         self.rerun_finished = compiled(
             "rerun_finished",
             f"""
@@ -238,18 +239,19 @@ WITH again AS (
   UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, schedule_at = {_NOW}, failures = NULL,
     excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL,
     headers = coalesce(:headers::text::json, headers)
-  WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id{forgotten}""",
+  WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id
+){forgotten.format(again="again")}""",
         )
-        values = AGAIN.replace("headers", "coalesce(:headers::text::json, headers)")
         # It goes from one table to the other in one statement; whose DELETE finds it has it.
         self.rerun_archived = compiled(
             "rerun_archived",
             f"""
-WITH risen AS (
+WITH gone AS (
   DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE} RETURNING *
-), again AS (
-  INSERT INTO {{table}} ({COLUMNS}, group_key)
-  SELECT {values}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id{forgotten}""",
+), risen AS (
+  SELECT {COLUMNS.replace("headers", "coalesce(:headers::text::json, headers) AS headers")} FROM gone
+), {come_back("risen")}{forgotten.format(again="same")}
+UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM anew""",
         )
         # One that is scheduled, or waits for its next attempt.
         self.hasten = compiled(
@@ -302,8 +304,8 @@ WITH slice AS (
   DELETE FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {OF_QUEUE}
     AND dequeued_at <= {_NOW} - :age::float8 * interval '1 second'
   RETURNING *
-), kept AS (
-  INSERT INTO {{archive}} ({COLUMNS}) SELECT {COLUMNS} FROM gone RETURNING id
+){MADE_WAY["archive"]}, kept AS (
+  INSERT INTO {{archive}} ({COLUMNS}) SELECT {COLUMNS} FROM gone{AFTER_WAY}
 )
-SELECT max(id), (SELECT count(*) FROM kept) FROM slice""",
+SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
         )

@@ -51,6 +51,7 @@ SETTLE = 0.05
 """Seconds after which a put that did not see who began to wait is committed, if it commits by itself."""
 LINGER = 5.0
 """Seconds for which a channel stays registered after a wait: who waits again and again does it once."""
+LEFT = "its server takes no more writes"
 DEAF = "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
 
 
@@ -246,9 +247,13 @@ class Listener(_Channels):
                 async with held(self._gate):
                     if self._session is not session:
                         return
+                    if session.left:
+                        raise ConnectionLost(LEFT)
                     if time.monotonic() - heard > PROBE:
                         if not await session.execute(session.sql.listening):
                             raise ConnectionLost(DEAF)
+                        if self._source.seeks_primary and not await session.writes():
+                            raise ConnectionLost(LEFT)
                         heard = time.monotonic()
                     if time.monotonic() - tidied > SLICE:
                         await self._leave(session)

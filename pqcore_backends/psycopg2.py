@@ -146,7 +146,7 @@ class Psycopg2Session:
         call = None
         if query.sql in self._calls:  # worth it from the second time
             name = f"pqcore_{next(_names)}"
-            self._cursor.execute(f"PREPARE {name} AS {query.numbered}")
+            self._cursor.execute(query.prepare(name))
             call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
         self._calls[query.sql] = call  # only now that it is there
         return call

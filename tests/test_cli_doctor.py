@@ -16,13 +16,16 @@ from click.testing import CliRunner, Result
 from pooler import pooler
 from pqcore import PQ
 from pqcore.cli.app import app
+from pqcore.identifiers import TableName
 from pqcore.operations import examining
+from pqcore.schema import sequences
+from pqcore.schema.declared import declared_tables
 from pqcore.testing.harness import PATIENCE
 
 BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
-    "server", "durability", "connections", "clock", "listen", "snapshots", "schema", "privileges", "indexes",
-    "trigger", "autovacuum", "bloat", "plan",
+    "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
+    "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat", "plan",
 ]  # fmt: skip
 
 
@@ -278,3 +281,46 @@ def test_clocks_that_differ(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -
     [one] = findings(dsn)["clock"]
     assert one["level"] == "warning"
     assert "seconds ahead of this one's" in one["message"]
+
+
+def test_a_sequence_that_is_behind_is_told_and_the_advice_sets_it(dsn: str, pq: PQ) -> None:
+    pq["a"].put_many([1, 2, 3])
+    execute(
+        dsn,
+        "INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason) VALUES (50, 'a', now(), 1, 'failed')",
+        "INSERT INTO queue_dedup (q_name, dedup_key, job_id, until) VALUES ('a', 'k', 70, now())",
+        "INSERT INTO queue_batches (id, q_name, total, pending) VALUES (9, 'a', 1, 1)",
+    )
+    found = findings(dsn)["sequences"]
+    assert [one["level"] for one in found] == ["problem", "problem"]
+    assert [one["details"]["next"] for one in found] == [4, 1]
+    assert found[0]["details"]["highest"] == {'"queue"': 3, '"queue_dead"': 50, '"queue_dedup"': 70}
+    assert '"queue_dead" has 50' in found[0]["message"]
+    execute(dsn, *(one["advice"] for one in found))
+    assert [one["level"] for one in findings(dsn)["sequences"]] == ["ok", "ok"]
+    assert pq["a"].put(4) == 71
+
+
+def test_a_sequence_that_no_column_owns_is_found(dsn: str, pq: PQ) -> None:
+    pq["a"].put_many([1, 2])
+    execute(dsn, "ALTER SEQUENCE queue_id_seq OWNED BY NONE", 'ALTER SEQUENCE queue_id_seq RENAME TO "its Own"')
+    execute(dsn, """SELECT setval('"its Own"', 1, false)""")
+    [one] = [each for each in findings(dsn)["sequences"] if each["level"] == "problem"]
+    assert one["advice"] == """SELECT setval('"its Own"', 2)"""
+    execute(dsn, one["advice"])
+    assert pq["a"].put(3) == 3
+
+
+def test_every_sequence_and_every_table_with_its_ids_is_looked_at() -> None:
+    names = TableName("queue")
+    drawn, held = {}, set()
+    for table in declared_tables(names):
+        for column in table.columns:
+            if column.type == "bigserial":
+                drawn[table.name] = column.name
+            elif column.name in ("id", "job_id"):
+                held.add((table.name, column.name))
+    places = {place: quoted.strip('"') for place, quoted in names.substitutions().items()}
+    assert {places[owner]: "id" for owner in sequences.HOLDERS} == drawn
+    looked = {(places[place], column) for holders in sequences.HOLDERS.values() for place, column in holders}
+    assert looked == held | set(drawn.items())

@@ -132,6 +132,30 @@ def test_statements_for_a_dba_change_nothing_until_run(dsn: str, start: str) -> 
         assert shape(dsn) == by_hand
 
 
+@pytest.mark.parametrize("command", ["create", "migrate"])
+def test_sequences_that_are_behind_are_set_if_asked_for(dsn: str, pq: PQ, command: str) -> None:
+    insert = "INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason) VALUES ({}, 'a', now(), 1, 'failed')"
+    execute(dsn, insert.format(50))
+    assert "sequences" not in objects(command, dsn=dsn)[0]
+    assert pq["a"].put(1) == 1
+    written = call(command, "--set-sequences", "--sql", dsn=dsn)
+    assert "SELECT setval('queue_id_seq', 50);" in written.stdout
+    assert pq["a"].put(1) == 2
+    assert objects(command, "--set-sequences", dsn=dsn)[0]["sequences"] == {"queue_id_seq": 50}
+    assert pq["a"].put(1) == 51
+    execute(dsn, insert.format(70))
+    said = call(command, "--set-sequences", dsn=dsn).stdout
+    assert "sequence queue_id_seq is set to 70: it would have given id 52 next" in said
+    assert pq["a"].put(1) == 71
+    assert "no sequence is behind" in call(command, "--set-sequences", dsn=dsn).stdout
+    assert pq["a"].put(1) == 72
+    assert "set" not in call(command, "--set-sequences", "--sql", dsn=dsn).stdout.replace("--set-sequences", "")
+
+
+def test_to_check_and_to_set_sequences_is_one_too_many(dsn: str, pq: PQ) -> None:
+    assert "pqcore doctor checks sequences" in line(call("migrate", "--check", "--set-sequences", dsn=dsn), 2)
+
+
 def test_migrate_and_adopt_take_over_a_table_of_pqs(dsn: str) -> None:
     assert "does not exist" in line(call("adopt", dsn=dsn), 1)
     execute(dsn, PQ_TABLE)

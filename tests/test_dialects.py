@@ -19,7 +19,7 @@ from pqcore.hookspecs import hookimpl
 from pqcore.identifiers import TableName
 from pqcore.plugins import Plugins, plugins
 from pqcore.schema import migrations
-from pqcore.statement import Query
+from pqcore.statement import Query, plain
 from pqcore.testing.harness import Harness
 from pqcore.testing.suite import test_dedup, test_limits, test_results
 
@@ -149,6 +149,19 @@ def test_nothing_is_left_that_the_engine_has_not(name: str) -> None:
         # More than one change of a table in a statement is refused.
         for each, text in texts.items():
             assert max(text.count(f"{verb}{{}}".format('"queue"')) for verb in ("UPDATE ", "DELETE FROM ")) <= 1, each
+
+
+def test_statements_that_read_are_sent_to_the_primary_by_a_load_balancer() -> None:
+    """Pgpool-II sends what begins with this comment to the primary, and what writes anyway."""
+    sign = "/*NO LOAD BALANCE*/ "
+    found = queries(of("postgresql")).values()
+    reading = [query for query in found if not any(verb in query.sql for verb in ("INSERT", "UPDATE", "DELETE"))]
+    assert {"find_duplicate", "find_held", "find_result", "find_job", "why_empty"} <= {query.name for query in reading}
+    for query in found:
+        assert query.sql.startswith(sign) == (query in reading and query.rows), query.name
+        assert query.prepare("it").startswith(f"{sign}PREPARE it AS SELECT") == query.sql.startswith(f"{sign}SELECT")
+    assert plain("looks", "SELECT 1").sql == f"{sign}SELECT 1"
+    assert plain("changes", "CREATE TABLE x ()", rows=False).sql == "CREATE TABLE x ()"
 
 
 @pytest.fixture(params=HERE, ids=lambda dialect: dialect.name)

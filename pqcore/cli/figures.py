@@ -88,13 +88,16 @@ class _Frame:
             "dead_rows": self.activity.dead_rows,
             "connections": self.activity.connections,
             "oldest_snapshot": self.activity.oldest,
+            "notification_queue_usage": self.activity.notifications,
             "queues": list(self.queues.values()),
         }
 
     def footer(self) -> str:
         rate = "" if self.puts is None else f"{self.puts:.1f} put/s, "
         oldest = "" if self.activity.oldest is None else f", oldest snapshot {_age(self.activity.oldest)}"
-        return f"{rate}{self.activity.dead_rows} dead rows, {self.activity.connections} connections{oldest}"
+        unread = self.activity.notifications or 0.0
+        full = "" if unread < 0.01 else f", notification queue {100 * unread:.0f} % full"
+        return f"{rate}{self.activity.dead_rows} dead rows, {self.activity.connections} connections{oldest}{full}"
 
 
 def _frame(database: Database, queue: str | None, last: _Frame | None) -> _Frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,11 @@ from pqcore.cli.output import emit, write
 from pqcore.errors import TableMissing
 from pqcore.identifiers import quote
 from pqcore.operations import catalogue, granting, managing
+from pqcore.schema.sequences import IdSequence
 
+_sequences_option = click.option(
+    "--set-sequences", is_flag=True, help="Also set sequences that are behind the ids that are there beyond them."
+)
 _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
 
 
@@ -54,15 +59,21 @@ def _make(
     with_roles: bool = False,
     role_prefix: str | None = None,
     partitions: int | None = None,
+    set_sequences: bool = False,
 ) -> None:
     table = database.table
     changed = not database.call(catalogue.is_current)
-    if changed or partitions is not None:
-        database.call(managing.create, partitions)
+    behind: Sequence[IdSequence] = ()
+    if changed or partitions is not None or set_sequences:
+        behind = database.call(managing.create, partitions, set_sequences=set_sequences)
     roles = asdict(database.call(granting.grant, role_prefix)) if with_roles else {}
     if as_json:
-        facts = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
-        emit({**facts, "roles": roles} if with_roles else facts)
+        facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
+        if with_roles:
+            facts["roles"] = roles
+        if set_sequences:
+            facts["sequences"] = {one.name: max(one.highest.values()) for one in behind}
+        emit(facts)
         return
     if changed:
         how = "made" if found is None else f"migrated: it was {_named(found)}"
@@ -71,6 +82,10 @@ def _make(
         write(f"table {table} is up to date: schema version {found}")
     for role in roles.values():
         write(f"role {quote(role)}: GRANT {quote(role)} TO that of an application")
+    for one in behind:
+        write(f"sequence {one.name} is set to {max(one.highest.values())}: it would have given id {one.following} next")
+    if set_sequences and not behind:
+        write("no sequence is behind the ids that are there")
 
 
 @click.command()
@@ -82,6 +97,7 @@ def _make(
     "--role-prefix", metavar="NAME", help="With --roles: begin their names so, and not with the table's name."
 )
 @click.option("--partitions", metavar="N", type=int, help="Make it in so many partitions, by the queue's name.")
+@_sequences_option
 @json_option
 @with_database
 def create(
@@ -90,6 +106,7 @@ def create(
     roles: bool,
     role_prefix: str | None,
     partitions: int | None,
+    set_sequences: bool,
     as_json: bool,
 ) -> None:
     """Make the table, or migrate it in place; does nothing if it is up to date."""
@@ -99,22 +116,33 @@ def create(
         _write_roles(database, database.table, role_prefix, as_json=as_json)
         return
     if as_sql:
-        statements = database.call(catalogue.script, partitions=partitions)
+        statements = database.call(catalogue.script, partitions=partitions, set_sequences=set_sequences)
         _write_script(database, database.table, statements, as_json=as_json)
         return
     found = database.call(catalogue.version)
-    _make(database, found, as_json=as_json, with_roles=roles, role_prefix=role_prefix, partitions=partitions)
+    _make(
+        database,
+        found,
+        as_json=as_json,
+        with_roles=roles,
+        role_prefix=role_prefix,
+        partitions=partitions,
+        set_sequences=set_sequences,
+    )
 
 
 @click.command()
 @_sql_option
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 if the table is not up to date.")
+@_sequences_option
 @json_option
 @with_database
-def migrate(database: Database, as_sql: bool, check: bool, as_json: bool) -> None:
+def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, as_json: bool) -> None:
     """Bring a table that is there up to the latest schema version, in place."""
     if as_sql and check:
         raise click.UsageError("give --sql or --check, not both")
+    if check and set_sequences:
+        raise click.UsageError("give --check or --set-sequences, not both: pqcore doctor checks sequences")
     table = database.table
     found = database.call(catalogue.version)
     if check:
@@ -129,9 +157,10 @@ def migrate(database: Database, as_sql: bool, check: bool, as_json: bool) -> Non
     if found is None:
         raise TableMissing(f"table {table} does not exist: pqcore create makes it")
     if as_sql:
-        _write_script(database, table, database.call(catalogue.script, missing=False), as_json=as_json)
+        statements = database.call(catalogue.script, missing=False, set_sequences=set_sequences)
+        _write_script(database, table, statements, as_json=as_json)
         return
-    _make(database, found, as_json=as_json)
+    _make(database, found, as_json=as_json, set_sequences=set_sequences)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pqcore.backend import Capability
 from pqcore.dialect import Dialect
-from pqcore.dialects.rewording import keyed_by_queue, quiet
+from pqcore.dialects.rewording import keyed_by_queue, of_unique_ids, quiet
 from pqcore.hookspecs import hookimpl
 
 _NOW = "statement_timestamp()"
@@ -68,6 +68,12 @@ def _drawn(template: str) -> str:
     return f"{head.rstrip()}, drawn AS (\n{update}{changed}RETURNING number, available\n)\nSELECT{found} FROM drawn"
 
 
+def _of_queue(template: str) -> str:
+    # What is set is computed without functions: in the row that was to be inserted.
+    template = template.replace("ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)")
+    return template.replace(" q_name = excluded.q_name,", "")
+
+
 _REWORDED: dict[str, Callable[[str], str]] = {
     "nack": _beside,
     "retry": _beside,
@@ -76,10 +82,8 @@ _REWORDED: dict[str, Callable[[str], str]] = {
     "put_replacing": _excluded,
     "claim_key": lambda _: _CLAIM,
     "draw": _drawn,
-    "keep_result": lambda sql: sql.replace("ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)"),
-    "report_progress": lambda sql: sql.replace("ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)").replace(
-        f"updated_at = {_NOW}", "updated_at = excluded.updated_at"
-    ),
+    "keep_result": _of_queue,
+    "report_progress": _of_queue,
     "sweep_results": lambda _: f"DELETE FROM {{results}} WHERE expires_at <= {_NOW}",
 }
 _TAKES = re.compile(r"(keep|delete|lease)_\d+_\w+")
@@ -99,7 +103,7 @@ class Citus(Dialect):
 
     def reworded(self, name: str, template: str) -> str:
         """A statement that Citus sends to the node of the queue."""
-        template = quiet(template.strip())
+        template = of_unique_ids(quiet(template.strip()))
         if reword := _REWORDED.get(name):
             return reword(template)
         if _TAKES.fullmatch(name):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from pqcore.backend import Capability
 from pqcore.dialect import Dialect
-from pqcore.dialects.rewording import quiet
+from pqcore.dialects.rewording import of_unique_ids, quiet
 from pqcore.hookspecs import hookimpl
 
 _LOCKS = "pqcore locks"
@@ -45,6 +45,7 @@ DELETE FROM {{dedup}} WHERE (q_name = :q_name::text AND until <= {_NOW})
     # Never run, as nobody listens.
     "attend": "SELECT NULL::text WHERE false AND :channel::text IS NULL",
     "unattend": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
+    "notification_usage": "SELECT 0",
     "listening": "SELECT NULL::text WHERE false",
     "notify_always": "SELECT NULL::text WHERE false",
     "notify_waiters": "SELECT NULL::text WHERE false",
@@ -70,7 +71,7 @@ class CockroachDB(Dialect):
         """A statement without what CockroachDB has not."""
         if name in _REWORDED:
             return _REWORDED[name]
-        return _STANDBY.sub("", quiet(template))
+        return _STANDBY.sub("", of_unique_ids(quiet(template)))
 
     def declared(self, statement: str) -> Iterable[str]:
         """Ids of a sequence, as groups go by the order of ids; no trigger, and no settings for vacuum."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pqcore.fragments import AFTER_WAY, AGAIN, COLUMNS, MADE_WAY, come_back
+
 _NOTIFIED = ", pg_notify(:channel::text, '')::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
 
@@ -11,6 +13,18 @@ _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIM
 def quiet(template: str) -> str:
     """The same, and nobody is notified."""
     return template.replace(_NOTIFIED, "").replace("RETURNING pg_notify(:channel::text, '')::text", "RETURNING 1")
+
+
+def of_unique_ids(template: str) -> str:
+    """The same, for an engine that takes one change of a table in a statement: no id is held to come again."""
+    for made_way in MADE_WAY.values():
+        template = template.replace(made_way, "")
+    same = (
+        f"same AS (\n  INSERT INTO {{table}} ({COLUMNS}, group_key)\n"
+        f"  SELECT {AGAIN}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id\n)"
+    )
+    template = template.replace(AFTER_WAY, "").replace(come_back("risen"), same)
+    return template.replace(" + (SELECT count(*) FROM anew)", "").replace("\nUNION ALL SELECT id FROM anew", "")
 
 
 def keyed_by_queue(statement: str) -> str:

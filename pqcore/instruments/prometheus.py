@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from pqcore.errors import ConfigurationError
-from pqcore.events import JobEvent, PutEvent
+from pqcore.events import JobEvent, PutEvent, ServerEvent
 from pqcore.hookspecs import hookimpl
 from pqcore.instruments.judging import declared
 from pqcore.settings import logger
@@ -62,7 +62,14 @@ class Prometheus:
         self._waited = Histogram(
             "pqcore_job_waiting_seconds", "How long jobs waited once due.", task, registry=home, buckets=buckets
         )
-        self._metrics = (self._put, self._started, self._finished, self._running, self._took, self._waited)
+        self._notifications = Gauge(
+            "pqcore_notification_queue_usage",
+            "How full the server's queue of notifications is, from 0 to 1.",
+            registry=home,
+            multiprocess_mode="livemax",
+        )
+        jobs = (self._put, self._started, self._finished, self._running, self._took, self._waited)
+        self._metrics = (*jobs, self._notifications)
         self._home = home
         self._children: dict[tuple[Any, ...], Any] = {}
         self._server: Any = None
@@ -121,6 +128,10 @@ class Prometheus:
     @hookimpl
     def pqcore_job_lost(self, event: JobEvent) -> None:
         self._ended(event, "lost")
+
+    @hookimpl
+    def pqcore_server_seen(self, event: ServerEvent) -> None:
+        self._notifications.set(event.notifications)
 
     def _ended(self, event: JobEvent, outcome: str) -> None:
         labels = _labels(event)

@@ -190,9 +190,9 @@ class ThreadedPQ:
         self.blocking = pq
         self._queues: dict[str, ThreadedQueue] = {}
 
-    async def create(self, *, partitions: int | None = None) -> None:
+    async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `PQ.create`."""
-        await run_sync(functools.partial(self.blocking.create, partitions=partitions))
+        await run_sync(functools.partial(self.blocking.create, partitions=partitions, set_sequences=set_sequences))
 
     def queue(self, name: str, **options: Any) -> ThreadedQueue:
         """A queue with options of its own; see `PQ.queue`."""

@@ -113,7 +113,7 @@ def _tell(running: asyncio.Task[None]) -> None:
         logger.error("the worker beside the application has ended: %s", error, exc_info=error)
 
 
-async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[None]]) -> None:
+async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[object]]) -> None:
     engine = pq._engine  # noqa: SLF001 - operations of the core's, for either face
     if engine.runtime.suspends:
         await operation(engine)

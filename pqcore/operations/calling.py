@@ -15,6 +15,7 @@ from pqcore.events import PutEvent, around, tell
 from pqcore.operations.putting import NO_TIMES, as_element, insert, insert_many
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
+from pqcore.operations.unstored import not_stored
 from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
@@ -24,7 +25,7 @@ async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object
     """Put calls, all or none; the jobs' ids in order."""
 
     async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[int]:
-        return await _insert_all(s, marked)
+        return await _insert_all(engine, s, marked)
 
     return await _put_together(engine, calls, work, connection)
 
@@ -42,8 +43,11 @@ async def put_batch(
         nonlocal batch
         after = None if callback is None else json.dumps(callback.with_headers(added).to_json())
         values = {"q_name": queue.name, "total": len(marked), "callback": after}
-        [[batch]] = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
-        return await _insert_all(s, [_of_batch(call, batch) for call in marked])
+        rows = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
+        if not rows:
+            raise await not_stored(engine, s, "open_batch")
+        batch = rows[0][0]
+        return await _insert_all(engine, s, [_of_batch(call, batch) for call in marked])
 
     ids = await _put_together(engine, calls, work, connection)
     return batch, ids
@@ -110,7 +114,7 @@ def _of_batch(call: StoredPut, batch: int) -> StoredPut:
     return replace(call, headers=headers)
 
 
-async def _insert_all(s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
+async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
     ids: list[int] = []
     rows: list[dict[str, Any]] = [call.values() for call in calls]
 
@@ -120,11 +124,11 @@ async def _insert_all(s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
     for _, alike in groupby(rows, common):
         same = list(alike)
         if len(same) == 1:
-            ids.append(await insert(s, same[0], None))
+            ids.append(await insert(engine, s, same[0], None))
             continue
         elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
         binary = same[0]["payload"] is not None
-        ids += await insert_many(s, {**NO_TIMES, **same[0]}, elements, binary=binary)
+        ids += await insert_many(engine, s, {**NO_TIMES, **same[0]}, elements, len(same), binary=binary)
     return ids
 
 

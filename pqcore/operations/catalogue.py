@@ -10,6 +10,7 @@ from pqcore import schema
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
+from pqcore.schema import sequences
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, compile_query, plain
 
@@ -172,7 +173,9 @@ class _Recorder:
         return self._session.usable()
 
 
-async def script(engine: Engine, *, missing: bool = True, partitions: int | None = None) -> list[str]:
+async def script(
+    engine: Engine, *, missing: bool = True, partitions: int | None = None, set_sequences: bool = False
+) -> list[str]:
     """The statements that `PQ.create` would run on the table as it is; none are run.
 
     The server is asked in a transaction that is read-only, and rolled back.
@@ -181,6 +184,7 @@ async def script(engine: Engine, *, missing: bool = True, partitions: int | None
         engine: Where.
         missing: Whether the table may be missing.
         partitions: As for `PQ.create`.
+        set_sequences: Likewise.
 
     Raises:
         TableMissing: It is, and may not.
@@ -191,6 +195,8 @@ async def script(engine: Engine, *, missing: bool = True, partitions: int | None
         await s.begin_own()
         try:
             await s.execute(plain("read_only", "SET TRANSACTION READ ONLY", rows=False))
+            behind = await sequences.look(s, engine.names) if set_sequences else []
+            remedies = [one.remedy for one in behind if one.behind]
             try:
                 await schema.check_version(s, engine.names)
             except TableMissing:
@@ -199,10 +205,10 @@ async def script(engine: Engine, *, missing: bool = True, partitions: int | None
             except SchemaOutdated:
                 pass
             else:
-                return []
+                return remedies
             recorder = _Recorder(s)
             await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep, partitions)
-            return recorder.statements
+            return recorder.statements + remedies
         finally:
             await s.rollback()
 

@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeAlias
 from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
-from pqcore.errors import ConnectionLost, DatabaseError, PQError, SchemaTooNew
+from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations.catalogue import ask
+from pqcore.schema import security, sequences
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 
@@ -35,6 +36,8 @@ HEADROOM, NO_HEADROOM = 0.8, 0.95
 """Of the connections that the server takes: the part in use that is a warning, and a problem."""
 LISTEN_PATIENCE = 10.0
 """Seconds in which a notification is to arrive."""
+MUCH_UNREAD, TOO_MUCH_UNREAD = 0.1, 0.5
+"""Of the server's queue of notifications: the part in use that is a warning, and a problem."""
 BLOATED = 64 * 2**20
 """Bytes: a table or index that is smaller is not called bloated."""
 FEW_PAGES = 32
@@ -79,12 +82,14 @@ class Activity:
         dead_rows: Rows that are gone and not vacuumed.
         connections: Sessions in all databases.
         oldest: Seconds for which the oldest transaction has been open, of those that can be seen; None without one.
+        notifications: How full the server's queue of notifications is, from 0 to 1; None where there is none.
     """
 
     inserted: int
     dead_rows: int
     connections: int
     oldest: float | None
+    notifications: float | None = None
 
 
 # Where the rows are: in the partitions, or in the table itself.
@@ -108,7 +113,10 @@ async def activity(engine: Engine) -> Activity:
 
     async def work(s: CoreSession) -> Activity:
         [[inserted, dead, connections, oldest]] = await ask(engine, s, "activity", _ACTIVITY)
-        return Activity(int(inserted), int(dead), int(connections), oldest)
+        usage = None
+        if engine.offers(Capability.LISTEN):
+            [[usage]] = await s.execute(s.sql.notification_usage)
+        return Activity(int(inserted), int(dead), int(connections), oldest, usage)
 
     return await engine.run(work, protect=False)
 
@@ -292,6 +300,35 @@ async def _clocks(patient: _Patient) -> list[Finding]:
     return [Finding("clock", "ok", message, details=details)]
 
 
+# Sessions of any database: what one of them has not read, the server keeps for all.
+_IN_TRANSACTION = """
+SELECT pid, coalesce(application_name, ''), datname::text, extract(epoch FROM clock_timestamp() - xact_start)::float8
+FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND datname IS NOT NULL
+ORDER BY xact_start LIMIT 1"""
+
+
+async def _notifications(patient: _Patient) -> list[Finding]:
+    if Capability.LISTEN in patient.engine.dialect.missing:
+        return []
+    [[usage]] = await patient.s.execute(patient.s.sql.notification_usage)
+    details: dict[str, Any] = {"usage": usage}
+    message = f"the server's queue of notifications is {100 * usage:.0f} % full"
+    if usage < MUCH_UNREAD:
+        return [Finding("notifications", "ok", message, details=details)]
+    advice = "end the transaction of the session that listens, and set idle_in_transaction_session_timeout"
+    for pid, application, database, seconds in await patient.ask("in_transaction", _IN_TRANSACTION):
+        details |= {"pid": pid, "application_name": application, "database": database, "seconds": seconds}
+        name = f" ({application!r})" if application else ""
+        advice = (
+            f"SELECT pg_terminate_backend({pid}), if it listens: session {pid}{name} of database {database!r} has been"
+            f" in a transaction for {seconds:.0f} seconds, longer than all others; set"
+            " idle_in_transaction_session_timeout"
+        )
+    level: Level = "problem" if usage >= TOO_MUCH_UNREAD else "warning"
+    message += ": when it is full, puts and ends of jobs that notify fail"
+    return [Finding("notifications", level, message, advice, details)]
+
+
 _POOLER = (
     "connect to the server itself, or to a pooler in session mode with PQ(dsn, prepared=True); else waiters poll"
     " (poll_interval), and PQ(dsn, prepared=False) says so"
@@ -429,9 +466,31 @@ def _holder(
 # The table
 
 
+async def _row_security(patient: _Patient) -> list[Finding]:
+    names = patient.engine.names
+    tables = [names.beside("pqcore_migrations"), *(names.substitutions()[place] for place in _TABLES_OF_JOBS)]
+    bound = [one for table in tables if (one := await security.look(patient.s, table)) is not None]
+    found = []
+    for one in bound:
+        needed = {"SELECT"} if one.table == tables[0] else set(one.lacking)
+        if needed & set(one.lacking):
+            details = {"table": one.table, "role": one.role, "lacking": list(one.lacking)}
+            found.append(Finding("row_security", "problem", one.message, one.advice, details))
+    if found:
+        return found
+    if bound:
+        some = ", ".join(one.table for one in bound)
+        message = f"row-level security binds role {bound[0].role!r}, which has policies for all it does, on {some}"
+        return [Finding("row_security", "ok", f"{message}: it sees the rows that they let it see")]
+    return [Finding("row_security", "ok", "row-level security hides nothing from this role")]
+
+
 async def _schema(patient: _Patient) -> list[Finding]:
     names = patient.engine.names
-    found = await schema.version(patient.s, names)
+    try:
+        found = await schema.version(patient.s, names)
+    except AccessDenied as exc:
+        return [Finding("schema", "problem", str(exc), "see row_security")]
     details = {"version": found, "latest": schema.latest()}
     if found is None:
         return [Finding("schema", "problem", f"table {names} does not exist", "pqcore create", details)]
@@ -449,15 +508,15 @@ async def _schema(patient: _Patient) -> list[Finding]:
     return [Finding("schema", "ok", f"table {names} is of schema version {found}, the latest", details=details)]
 
 
+_TABLES_OF_JOBS = ("table", "archive", "dead", "slots", "results", "batches", "ticks", "rates", "dedup")
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
 async def _privileges(patient: _Patient) -> list[Finding]:
     places = patient.engine.names.substitutions()
-    tables = ("table", "archive", "dead", "slots", "results", "batches", "ticks", "rates", "dedup")
     allowed = ", ".join(f"has_table_privilege(:of::text, '{what}')" for what in _PRIVILEGES)
     missing = []
-    for quoted in (places[place] for place in tables if place in places):
+    for quoted in (places[place] for place in _TABLES_OF_JOBS):
         [answers] = await patient.ask("privileges", f"SELECT {allowed}", of=quoted)
         if lacking := [what for what, yes in zip(_PRIVILEGES, answers, strict=True) if not yes]:
             missing.append(f"GRANT {', '.join(lacking)} ON {quoted}")
@@ -516,6 +575,21 @@ async def _indexes(patient: _Patient) -> list[Finding]:
     if not found:
         names = sorted(valid)
         return [Finding("indexes", "ok", f"all {len(names)} are there, and valid", details={"indexes": names})]
+    return found
+
+
+async def _sequences(patient: _Patient) -> list[Finding]:
+    found = []
+    for one in await sequences.look(patient.s, patient.engine.names):
+        highest = max(one.highest.values(), default=0)
+        details = {"sequence": one.name, "next": one.following, "highest": one.highest}
+        if one.behind:
+            where = ", ".join(f"{table} has {most}" for table, most in one.highest.items() if most >= one.following)
+            message = f"sequence {one.name} gives id {one.following} next, and is behind: {where}; ids come again"
+            found.append(Finding("sequences", "problem", message, one.remedy, details))
+        else:
+            message = f"sequence {one.name} gives id {one.following} next, beyond all that are there, up to {highest}"
+            found.append(Finding("sequences", "ok", message, details=details))
     return found
 
 
@@ -754,11 +828,14 @@ _SERVER: tuple[tuple[str, _Check], ...] = (
     ("connections", _connections),
     ("clock", _clocks),
     ("listen", _listening),
+    ("notifications", _notifications),
     ("snapshots", _snapshots),
+    ("row_security", _row_security),
 )
 _TABLE: tuple[tuple[str, _Check], ...] = (
     ("privileges", _privileges),
     ("indexes", _indexes),
+    ("sequences", _sequences),
     ("trigger", _trigger),
     ("autovacuum", _vacuum),
     ("bloat", _bloat),

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from pqcore.engine import Engine
-from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, TransientError
+from pqcore.errors import (
+    Closed,
+    ConnectionLost,
+    DatabaseError,
+    InvalidData,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    PoolTimeout,
+    PQError,
+    SchemaError,
+    SerializationError,
+)
 from pqcore.headers import check_link
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
@@ -29,6 +40,8 @@ from pqcore.settings import Encoded, QueueSettings, logger
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
+_AILMENTS = ("25", "53", "55", "57", "58")
+"""SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +77,7 @@ def _is_plain(outcome: Outcome) -> bool:
 
 
 async def finish(
-    engine: Engine,
-    queue: QueueSettings,
-    outcomes: Sequence[Outcome],
-    connection: object = None,
-    later: list[Outcome] | None = None,
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object = None
 ) -> list[Outcome]:
     """End leased jobs; those whose lease was lost are returned, and are as they were.
 
@@ -77,25 +86,173 @@ async def finish(
         queue: Whose jobs.
         outcomes: How they end.
         connection: In whose transaction; as for `Queue.put`.
-        later: Gets those whose limit or group another transaction has locked, which are as they were, too; None
-            to wait for that transaction.
+
+    Raises:
+        PQError: The end of a job is not stored; others of the jobs may have ended.
     """
-    plain = [outcome for outcome in outcomes if _is_plain(outcome)]
-    others = [outcome for outcome in outcomes if not _is_plain(outcome)]
-    lost_jobs = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in plain], connection)}
-    lost = [outcome for outcome in plain if id(outcome.job) in lost_jobs and not outcome.finished]
-    for start in range(0, len(others), TOGETHER):
-        part: Sequence[Outcome] = others[start : start + TOGETHER]
-        for pause in () if later is None else WAITS:
-            busy: list[Outcome] = []
-            lost += await _finish_together(engine, queue, part, connection, busy)
-            if not busy:
-                break
-            part = busy
-            await engine.runtime.sleep(pause)
+    if connection is not None:
+        plain, others = _divided(outcomes)
+        lost = await _finish_plain(engine, queue, plain, connection)
+        for start in range(0, len(others), TOGETHER):
+            lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection)
+        return lost
+    endings = await finish_each(engine, queue, outcomes, wait=True)
+    for _, error in endings.refused:
+        raise error
+    return endings.lost
+
+
+async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> Outcome | None:
+    """End a leased job; how it ended, which is a dead letter if the server refuses what follows; None if it was lost.
+
+    Raises:
+        PQError: The end is not stored.
+    """
+    endings = await finish_each(engine, queue, [outcome], wait=True)
+    for _, error in endings.refused:
+        raise error
+    return None if endings.lost else endings.stored(outcome)
+
+
+@dataclass(eq=False)
+class Endings:
+    """What became of the ends of several jobs. An outcome in none of the lists is stored.
+
+    Attributes:
+        lost: The lease of the job was not held; the job is as it was.
+        refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
+        buried: By the outcome's `id`, the dead letter that was stored in its place.
+        busy: Not stored, as another transaction has the limit or group locked; None to wait for that transaction.
+    """
+
+    lost: list[Outcome] = field(default_factory=list)
+    refused: list[tuple[Outcome, PQError]] = field(default_factory=list)
+    buried: dict[int, Outcome] = field(default_factory=dict)
+    busy: list[Outcome] | None = None
+
+    def stored(self, outcome: Outcome) -> Outcome:
+        """Return how a job ended whose end is stored."""
+        return self.buried.get(id(outcome), outcome)
+
+
+async def finish_each(
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], *, wait: bool = False
+) -> Endings:
+    """End leased jobs, in as few transactions as possible; a job whose end is refused does not hold up others.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        outcomes: How they end.
+        wait: Whether to wait for a transaction that has a job's limit or group locked.
+    """
+    plain, others = _divided(outcomes)
+    groups = [plain] if plain else []
+    groups += [others[start : start + TOGETHER] for start in range(0, len(others), TOGETHER)]
+    endings = Endings(busy=None if wait else [])
+    await _store_groups(engine, queue, groups, endings)
+    return endings
+
+
+def ails_server(error: PQError) -> bool:
+    """Whether an error is of the server or of the way there, and not of the job: other jobs meet it too."""
+    if isinstance(error, (ConnectionLost, PoolTimeout, Closed, SchemaError)):
+        return True
+    return type(error) is DatabaseError and (error.sqlstate or "").startswith(_AILMENTS)
+
+
+def refuses_value(error: PQError) -> bool:
+    """Whether an error says that a value cannot be stored: not now, and not later."""
+    return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
+
+
+def _divided(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """Return the outcomes from which nothing follows, and the others."""
+    return [one for one in outcomes if _is_plain(one)], [one for one in outcomes if not _is_plain(one)]
+
+
+async def _store_groups(
+    engine: Engine, queue: QueueSettings, groups: Sequence[Sequence[Outcome]], endings: Endings
+) -> PQError | None:
+    """Store groups of ends, each in its own transaction, until something ails the server; what that is."""
+    ailment: PQError | None = None
+    for group in groups:
+        if ailment is None:
+            ailment = await _store(engine, queue, group, endings)
+        else:  # which is not tried, so that it is known not to be stored
+            error = ConnectionLost(str(ailment)) if isinstance(ailment, OutcomeUnknown) else ailment
+            endings.refused += [(outcome, error) for outcome in group]
+    return ailment
+
+
+async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome], endings: Endings) -> PQError | None:
+    """Store ends together or, if one of them is refused, each by itself; returns what ails the server."""
+    left = group
+    try:
+        if _is_plain(group[0]):
+            endings.lost += await _finish_plain(engine, queue, group, None)
+        elif endings.busy is None:
+            endings.lost += await _finish_together(engine, queue, group, None)
         else:
-            lost += await _finish_together(engine, queue, part, connection, later)
-    return [outcome for outcome in lost if not outcome.finished]
+            for pause in (*WAITS, None):
+                busy: list[Outcome] = []
+                endings.lost += await _finish_together(engine, queue, left, None, busy)
+                left = busy
+                if pause is None or not busy:
+                    endings.busy += busy
+                    break
+                await engine.runtime.sleep(pause)
+    except PQError as exc:
+        if ails_server(exc):
+            endings.refused += [(outcome, exc) for outcome in left]
+            return exc
+        if len(left) > 1:
+            return await _store_groups(engine, queue, [[outcome] for outcome in left], endings)
+        if left[0].end == "done" and refuses_value(exc):
+            return await _bury(engine, queue, left[0], exc, endings)
+        endings.refused.append((left[0], exc))
+    return None
+
+
+async def _bury(
+    engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
+) -> PQError | None:
+    """End a job of which the server refuses what follows: as a dead letter, not by trying without end."""
+    found, dead = Endings(busy=None if endings.busy is None else []), dead_letter_of(outcome, refusal)
+    ailment = await _store(engine, queue, [dead], found)
+    if found.refused:
+        endings.refused.append((outcome, found.refused[0][1]))
+    elif found.lost:
+        endings.lost.append(outcome)
+    elif found.busy and endings.busy is not None:
+        endings.busy.append(outcome)
+    else:
+        endings.buried[id(outcome)] = dead
+    return ailment
+
+
+def dead_letter_of(outcome: Outcome, refusal: PQError) -> Outcome:
+    """Return the dead letter that a job becomes whose end the server refuses.
+
+    Args:
+        outcome: How the job was to end.
+        refusal: What the server said.
+    """
+    run = "it was run, but what follows from it" if outcome.end == "done" else "how it ended"
+    error = {
+        "type": f"{type(refusal).__module__}.{type(refusal).__qualname__}",
+        "message": f"{run} cannot be stored: {refusal}",
+        "traceback": "",
+    }
+    return replace(outcome, end="dead", result=None, error=error, reason="failed")
+
+
+async def _finish_plain(
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
+) -> list[Outcome]:
+    """Finish jobs from whose ends nothing follows, in one statement; those whose lease was lost."""
+    lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
+    return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
 
 async def _finish_together(
@@ -119,51 +276,12 @@ async def _finish_together(
             ended = await _end_rows(s, queue, begun)
             await _follow(engine, queue, s, ended, locked=True)
         held = {id(outcome) for outcome in ended}
-        return [outcome for outcome in begun if id(outcome) not in held], busy
+        return [outcome for outcome in begun if id(outcome) not in held and not outcome.finished], busy
 
-    try:
-        lost, busy = await engine.run(work, connection=connection)
-    except (ConnectionLost, TransientError):
-        raise
-    except DatabaseError as exc:
-        if connection is not None:
-            raise
-        if len(outcomes) == 1:
-            return await _finish_otherwise(engine, queue, outcomes[0], exc, later)
-        return await _finish_singly(engine, queue, outcomes, later)
+    lost, busy = await engine.run(work, connection=connection)
     if later is not None:
         later += busy
     return lost
-
-
-async def _finish_singly(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], later: list[Outcome] | None
-) -> list[Outcome]:
-    """End jobs each for itself: one of them cannot be stored, and the others are not to suffer for it."""
-    lost: list[Outcome] = []
-    errors: list[DatabaseError] = []
-    for outcome in outcomes:
-        try:
-            lost += await _finish_together(engine, queue, [outcome], None, later)
-        except (ConnectionLost, TransientError):
-            raise
-        except DatabaseError as exc:
-            errors.append(exc)
-    if errors:
-        raise errors[0]
-    return lost
-
-
-async def _finish_otherwise(
-    engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: DatabaseError, later: list[Outcome] | None
-) -> list[Outcome]:
-    """End a job of which the server refuses what follows: as a dead letter, not by trying for ever."""
-    if outcome.end != "done" or not isinstance(refusal, InvalidData):
-        raise refusal
-    message = f"it was run, but what follows from it cannot be stored: {refusal}"
-    error = {"type": f"{type(refusal).__module__}.{type(refusal).__qualname__}", "message": message, "traceback": ""}
-    dead = replace(outcome, end="dead", result=None, error=error, reason="failed")
-    return [outcome] if await _finish_together(engine, queue, [dead], None, later) else []
 
 
 def has_followers(headers: str | None) -> bool:
@@ -189,8 +307,8 @@ async def cancel(engine: Engine, queue: QueueSettings, s: CoreSession, job_id: i
         if (gate := gate_of(headers)) is not None:
             await lock_gates(engine, queue, s, [gate])
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
-        for _, found in rows:
-            job = BaseJob(queue, (job_id, None, b"", None, 0, None, None, None, found, 0, 0))
+        for _, found, put_at in rows:
+            job = BaseJob(queue, (job_id, None, b"", None, 0, put_at, None, None, found, 0, 0))
             await _follow(engine, queue, s, [Outcome(job, "drop", reason="cancelled")], locked=found == headers)
     return bool(rows)
 
@@ -203,8 +321,8 @@ async def _follow(
     await give_up(engine, queue, s, freed, locked=locked)
     for outcome in ended:
         await _keep_result(s, queue, outcome)
-        await _go_on(queue, s, outcome)
-    await _count_down(queue, s, ended)
+        await _go_on(engine, queue, s, outcome)
+    await _count_down(engine, queue, s, ended)
 
 
 async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -283,20 +401,21 @@ async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -
         "serializer": queue.serializer_name,
         "error": _error_text(outcome),
         "keep": float(keep),
+        "put_at": outcome.job.enqueued_at,
         "channel": results_channel(queue.name),
     }
     await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
 
 
-async def _go_on(queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+async def _go_on(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.end == "done" and chain:
         following = StoredPut.from_json(chain[0]).after(queue, outcome.result, chain[1:])
-        await insert(s, following.values(), None)
+        await insert(engine, s, following.values(), None)
 
 
-async def _count_down(queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
     """Tell batches of jobs that ended, and put what was to be put after the last."""
     counts: dict[int, list[int]] = {}
     for outcome in ended:
@@ -317,7 +436,7 @@ async def _count_down(queue: QueueSettings, s: CoreSession, ended: Sequence[Outc
             if callback is not None and (following := _callback(queue, batch, callback)) is not None:
                 summary = {"batch": batch, "total": total, "failed": failures}
                 last = following.after(queue, summary, [])
-                await insert(s, last.values(), None)
+                await insert(engine, s, last.values(), None)
 
 
 def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:

@@ -25,7 +25,7 @@ _GRANTS = (
     "GRANT INSERT, SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup} TO {consumer}, {admin}",
-    "GRANT SELECT, INSERT ON {archive}, {dead} TO {consumer}",
+    "GRANT SELECT, INSERT, UPDATE (id) ON {archive}, {dead} TO {consumer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {archive}, {dead} TO {admin}",
 )
 

@@ -123,6 +123,15 @@ async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[t
     return {(row[0], row[1]): bool(row[2]) for row in rows}
 
 
+async def ended(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> set[tuple[int, int]]:
+    """Return the ids and tokens of those leases that were ended by their holder, as far as rows tell.
+
+    A row that was deleted tells nothing.
+    """
+    rows = await engine.execute("tasks.find_ended", {**pairs(jobs), "q_name": queue.name}, protect=False)
+    return {(row[0], row[1]) for row in rows}
+
+
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
     """The error that says so."""
     ids = ", ".join(str(job.id) for job in jobs)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
+from pqcore.operations.transactions import atomic, with_free_ids
+from pqcore.operations.unstored import not_stored
+from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
@@ -40,9 +43,24 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 
 
 async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None) -> int:
-    """Make jobs of them again, due at once, with a clean record; all of them if ``ids`` is None.  How many."""
-    values: dict[str, object] = {"q_name": queue.name}
-    return await _in_slices(engine, "tasks.revive", values, ids, MOST_REVIVED)
+    """Make jobs of them again, due immediately, with a clean record; all of them if ``ids`` is None.  How many.
+
+    Raises:
+        NotStored: A trigger left a job out; nothing is changed.
+    """
+
+    async def rise(some: Sequence[int] | None) -> int:
+        async def work(s: CoreSession) -> int:
+            query = s.sql.tasks.revive
+            async with atomic(s):
+                [[risen, put]] = await s.execute(query, query.bind({"q_name": queue.name, "ids": some}))
+                if put < risen:
+                    raise await not_stored(engine, s, "revive")
+            return int(risen)
+
+        return await with_free_ids(lambda: engine.run(work))
+
+    return await _in_slices(rise, ids, MOST_REVIVED)
 
 
 async def purge(
@@ -50,21 +68,31 @@ async def purge(
 ) -> int:
     """Delete them; how many."""
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
-    return await _in_slices(engine, "tasks.purge_dead", values, ids, MOST_PURGED)
+
+    async def delete(some: Sequence[int] | None) -> int:
+        return len(await engine.execute("tasks.purge_dead", {**values, "ids": some}))
+
+    return await _in_slices(delete, ids, MOST_PURGED)
 
 
 async def _in_slices(
-    engine: Engine, statement: str, values: dict[str, object], ids: Sequence[int] | None, most: int
+    change: Callable[[Sequence[int] | None], Awaitable[int]], ids: Sequence[int] | None, most: int
 ) -> int:
-    """Run a statement for ``most`` at a time; none twice, though a job that is revived may be dead again at once."""
+    """Change ``most`` at a time, and none twice, though a job that is revived may soon be dead again; how many.
+
+    Args:
+        change: Changes those of these ids, or any ``most`` if it is given None; returns how many.
+        ids: Which; None for all.
+        most: How many at a time.
+    """
     total = 0
     if ids is not None:
         chosen = list(dict.fromkeys(ids))
         for start in range(0, len(chosen), most):
-            total += len(await engine.execute(statement, {**values, "ids": chosen[start : start + most]}))
+            total += await change(chosen[start : start + most])
         return total
     while True:
-        number = len(await engine.execute(statement, {**values, "ids": None}))
+        number = await change(None)
         total += number
         if number < most:
             return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.identifiers import control_channel
 from pqcore.operations import finishing
+from pqcore.schema import sequences
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
@@ -128,10 +129,22 @@ async def in_slices(engine: Engine, statement: str, values: Mapping[str, object]
         after = last
 
 
-async def create(engine: Engine, partitions: int | None = None) -> None:
-    """Make the table, in so many partitions, or migrate it."""
+async def create(
+    engine: Engine, partitions: int | None = None, *, set_sequences: bool = False
+) -> Sequence[sequences.IdSequence]:
+    """Make the table, or migrate it.
 
-    async def work(s: CoreSession) -> None:
+    Args:
+        engine: Where.
+        partitions: In how many partitions it is made.
+        set_sequences: Whether sequences that are behind the ids that are there are set beyond them.
+
+    Returns:
+        Those sequences, as they were.
+    """
+
+    async def work(s: CoreSession) -> Sequence[sequences.IdSequence]:
         await schema.create(s, engine.names, engine.runtime.sleep, partitions)
+        return await sequences.advance(s, engine.names, engine.runtime.sleep) if set_sequences else ()
 
-    await engine.migrate(work)
+    return await engine.migrate(work)

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
-from pqcore.errors import DuplicateJob, PayloadTooLarge, TransientError
+from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
 from pqcore.identifiers import channel
 from pqcore.operations.transactions import atomic
+from pqcore.operations.unstored import causes, not_stored
 from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.plugins import plugins
 from pqcore.serializers import json_encode
@@ -23,8 +24,10 @@ from pqcore.settings import Encoded, QueueSettings
 from pqcore.timespec import TimeSpec, parse
 
 Times: TypeAlias = dict[str, datetime | float | None]
-_Chunk: TypeAlias = list[str]
+_Chunk: TypeAlias = tuple[list[str], int]
+"""Data as `insert_many` takes it, and how many rows that is."""
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
+_DIVISION_BY_ZERO = "22012"
 _NO_OPTIONS = PutOptions(None, None, None)
 
 CHUNK_ROWS = 5_000
@@ -92,28 +95,34 @@ async def _put(
     async def plain(s: CoreSession) -> int:
         query = s.sql.put if times is None else s.sql.put_timed
         rows = await s.execute(query, query.bind(values))
+        if not rows:
+            raise await not_stored(engine, s, "put")
         return int(rows[0][0])
 
     if chosen is None or chosen == _NO_OPTIONS:
         return await engine.run(plain, connection=connection)
     row = {**NO_TIMES, **values, "headers": chosen.headers, "group_key": chosen.group}
-    return await engine.run(lambda s: insert(s, row, chosen.dedup), connection=connection)
+    return await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection)
 
 
-async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> int:
+async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> int:
     """Insert a row with all that it may have, under its dedup key; its id, or that of the job that has the key.
 
     Args:
+        engine: Where.
         s: The session.
         row: The values of the statement, but for the key.
         dedup: The key.
 
     Raises:
         DuplicateJob: The key is taken, and the put was to be an error then.
+        NotStored: The server left the row out, or hides the job that has the key.
         TransientError: The key was taken and given up again, time after time.
     """
     if dedup is None:
         rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
+        if not rows:
+            raise await not_stored(engine, s, "put")
         return int(rows[0][0])
     tasks = s.sql.tasks
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
@@ -121,7 +130,7 @@ async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None)
     find = tasks.find_duplicate if dedup.period is None else tasks.find_held
     for _ in range(20):  # the job that has the key may be finished between the two statements
         if dedup.period is not None:
-            rows = await _put_for_a_time(s, values, dedup.period)
+            rows = await _put_for_a_time(engine, s, values, dedup.period)
         else:
             rows = await s.execute(put, put.bind(values))
         if rows:
@@ -135,17 +144,23 @@ async def insert(s: CoreSession, row: Mapping[str, object], dedup: Dedup | None)
         if dedup.on_conflict == "replace":  # only if it still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
         return holder
+    if found := await causes(engine, s):
+        why = "; or ".join(found)
+        msg = f"put: no job was put under the dedup key {dedup.key!r}, and none is seen that has it: {why}"
+        raise NotStored(msg)
     msg = f"dedup key {dedup.key!r} is being taken and given up all the time: try again"
     raise TransientError(msg)
 
 
-async def _put_for_a_time(s: CoreSession, values: Mapping[str, object], period: float) -> Sequence[Row]:
+async def _put_for_a_time(engine: Engine, s: CoreSession, values: Mapping[str, object], period: float) -> Sequence[Row]:
     """Put a row under a key that is held for a time, unless it is taken."""
     tasks = s.sql.tasks
     async with atomic(s):
         if not await s.execute(tasks.claim_key, tasks.claim_key.bind({**values, "period": period})):
             return ()
         rows = await s.execute(tasks.put, tasks.put.bind({**values, "dedup_key": None}))
+        if not rows:
+            raise await not_stored(engine, s, "put")
         await s.execute(tasks.name_holder, tasks.name_holder.bind({**values, "id": rows[0][0]}))
     return rows
 
@@ -191,7 +206,8 @@ async def _put_many(
     }
 
     async def send(s: CoreSession, chunk: _Chunk) -> list[int]:
-        return await insert_many(s, common, chunk, binary=binary)
+        elements, number = chunk
+        return await insert_many(engine, s, common, elements, number, binary=binary)
 
     async def work(s: CoreSession) -> list[int]:
         ids: list[int] = []
@@ -229,7 +245,7 @@ def _chunks(
     left = iter(items)
     together = queue.encodes_as_is
     rows_in_all = size_in_all = 0
-    chunk: _Chunk = []
+    chunk: list[str] = []
     rows = size = 0
     while True:
         most = min(PIECE_SIZE, CHUNK_SIZE // 64) * rows_in_all // size_in_all if together and size_in_all else 1
@@ -254,10 +270,10 @@ def _chunks(
             )
             raise PayloadTooLarge(msg)
         if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):
-            yield chunk
+            yield chunk, rows
             chunk, rows, size = [], 0, 0
     if chunk:
-        yield chunk
+        yield chunk, rows
 
 
 def _encoded_together(queue: QueueSettings, piece: list[Any]) -> str:
@@ -283,20 +299,36 @@ def as_element(encoded: Encoded) -> str:
 
 
 async def insert_many(
-    s: CoreSession, common: Mapping[str, object], elements: Sequence[str], *, binary: bool | None
+    engine: Engine,
+    s: CoreSession,
+    common: Mapping[str, object],
+    elements: Sequence[str],
+    number: int,
+    *,
+    binary: bool | None,
 ) -> list[int]:
     """Insert rows that have all but their data in common; their ids in order.
 
     Args:
+        engine: Where.
         s: The session.
         common: The other values of the statement.
         elements: The data of each in JSON, or of several, separated by commas.
+        number: How many rows that is.
         binary: None if the elements are the data themselves, known to be JSON; else they are those of
             `as_element`, and this says whether they hold bytes.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    rows = await s.execute(query, query.bind({**common, "items": f"[{','.join(elements)}]", "binary": binary}))
-    [[first, number, ids]] = rows
+    told = None if s.in_transaction() and not s.callers else number  # the caller's has no savepoint
+    values = {**common, "items": f"[{','.join(elements)}]", "binary": binary, "number": told}
+    try:
+        [[first, put, ids]] = await s.execute(query, query.bind(values))
+    except InvalidData as exc:
+        if exc.sqlstate == _DIVISION_BY_ZERO:
+            raise await not_stored(engine, s, "put_many") from exc
+        raise
+    if put < number:  # which is undone with the transaction, or to a savepoint
+        raise await not_stored(engine, s, "put_many")
     # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
     return [*range(first, first + number)] if ids is None else sorted(ids)
 

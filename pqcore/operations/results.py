@@ -86,7 +86,7 @@ def _loaded(text: str | None) -> dict[str, Any]:
 async def report(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
     """Store the progress of a job that runs, as JSON text; for as long as its result is to be kept."""
     keep = float(job.headers.get("keep", KEEP_PROGRESS))
-    values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep}
+    values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep, "put_at": job.enqueued_at}
     await engine.execute("tasks.report_progress", {**values, "channel": results_channel(queue.name)})
 
 

@@ -8,6 +8,7 @@ from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.operations import letters, listing
 from pqcore.operations.finishing import without_batch
+from pqcore.operations.transactions import with_free_ids
 from pqcore.settings import QueueSettings
 
 
@@ -46,4 +47,5 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
         statement = "upkeep.hasten"
     else:
         return Retried(job_id, job.state, done=False)
-    return Retried(job_id, job.state, done=bool(await engine.execute(statement, values)))
+    rows = await with_free_ids(lambda: engine.execute(statement, values))
+    return Retried(job_id, job.state, done=bool(rows))

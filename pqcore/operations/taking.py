@@ -82,6 +82,8 @@ def _take(
     bound = queue.bound
 
     async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
+        if engine.security is not None:
+            engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
         rows: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
             query = s.sql.take("bounded", finish, n)

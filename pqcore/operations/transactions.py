@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
+from pqcore.errors import IdTaken
 from pqcore.sessions import CoreSession
+
+T = TypeVar("T")
+DRAWS = 20
+"""How often new ids are drawn where those that were drawn are taken, before that is told."""
+
+
+async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Do something that draws ids again while these are taken: each attempt draws those that follow.
+
+    Raises:
+        IdTaken: So they were, `DRAWS` times.
+    """
+    for _ in range(DRAWS - 1):
+        with suppress(IdTaken):
+            return await attempt()
+    return await attempt()
 
 
 @asynccontextmanager

@@ -26,7 +26,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
-from pqcore.identifiers import unquoted
+from pqcore.identifiers import literal, unquoted
+from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
 from pqcore.statement import Query, compile_query, plain
 
@@ -90,23 +91,23 @@ def _query(names: TableName, name: str, template: str, *, rows: bool = True, con
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
-def _literal(text: str) -> str:
-    """A string constant, for the few statements that are built before a table is known to exist."""
-    return "'" + text.replace("'", "''") + "'" if "\\" not in text else " E'" + _escaped(text) + "'"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("'", "\\'")
-
-
 def _worded(session: CoreSession, name: str, sql: str) -> Query:
     """A statement without parameters, as the dialect has it."""
     return plain(name, session.sql.reworded(name, sql))
 
 
 async def version(session: CoreSession, names: TableName) -> int | None:
-    """The version of the table; 0 for one of pq's, None if there is none."""
-    table, recorded = _literal(str(names)), _literal(names.beside("pqcore_migrations"))
+    """The version of the table; 0 for one of pq's, None if there is none.
+
+    Raises:
+        AccessDenied: Row-level security hides the record of versions.
+    """
+    return (await _look(session, names))[0]
+
+
+async def _look(session: CoreSession, names: TableName) -> tuple[int | None, bool]:
+    """The version of the table, and whether row-level security binds the role there."""
+    table, recorded = literal(str(names)), literal(names.beside("pqcore_migrations"))
     # What is asked first on a connection: so the default isolation level is asked for with it.
     [[exists, has_record, isolation]] = await session.execute(
         plain(
@@ -117,21 +118,33 @@ async def version(session: CoreSession, names: TableName) -> int | None:
     )
     session.defaults.learn(isolation)
     if not exists:
-        return None
+        return None, False
     if not has_record:
-        return 0
-    sql = f"SELECT coalesce(max(version), 0) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
-    [[number]] = await session.execute(plain("read_version", sql + _literal(names.table)))
-    return int(number)
+        return 0, False
+    record, binds = names.beside("pqcore_migrations"), security.binds(session, str(names))
+    sql = f"SELECT coalesce(max(version), 0), {binds} FROM {record} WHERE table_name = "
+    [[number, bound]] = await session.execute(plain("read_version", sql + literal(names.table)))
+    if not number and (hidden := await security.look(session, record)) is not None:
+        hidden.refuse()
+    return int(number), bool(bound)
 
 
-async def check_version(session: CoreSession, names: TableName) -> None:
+async def check_version(session: CoreSession, names: TableName) -> security.Security | None:
     """Refuse a table that this pqcore cannot work with.
 
+    Returns:
+        What row-level security does to it; None if nothing.
+
     Raises:
+        AccessDenied: Row-level security hides all of its rows, or the record of versions.
         TableMissing, SchemaOutdated, SchemaTooNew: See there.
     """
-    await _check(session, names, await version(session, names))
+    found, bound = await _look(session, names)
+    await _check(session, names, found)
+    secured = await security.look(session, str(names)) if bound else None
+    if secured is not None:
+        secured.refuse()
+    return secured
 
 
 async def _check(session: CoreSession, names: TableName, found: int | None) -> None:
@@ -151,7 +164,7 @@ async def _needed(session: CoreSession, names: TableName) -> int:
     """The version that code must know to work on a table of a newer one."""
     sql = f"SELECT max(coalesce(needs, version)) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
-        plain("read_needs", f"{sql}{_literal(names.table)} AND version > {latest()}"),
+        plain("read_needs", f"{sql}{literal(names.table)} AND version > {latest()}"),
     )
     return int(number)
 
@@ -192,11 +205,11 @@ async def create(
         await _apply_all(session, names, wanted)
         return
     if not await session.direct():  # a lock of the session's may stay with another's
-        await _in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
+        await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
-    lock = f"hashtextextended({_literal('pqcore ' + str(names))}, 0)"
+    lock = f"hashtextextended({literal('pqcore ' + str(names))}, 0)"
     locking = _worded(session, "lock_migrations", f"SELECT pg_try_advisory_lock({lock})")
     while (await session.execute(locking))[0][0] is not True:
         await sleep(0.05)
@@ -217,7 +230,7 @@ async def _migrate(
         return bool(found)
 
     async def short(work: Callable[[], Awaitable[T]]) -> T:
-        return await _in_short_transactions(session, names, sleep, work)
+        return await in_short_transactions(session, names, sleep, work)
 
     in_use = await version(session, names) is not None and await short(has_rows)  # to look may take a wait for a lock
     if not in_use:
@@ -233,7 +246,7 @@ async def _migrate(
             await short(partial(_apply_alone, session, names, number))
 
 
-async def _in_short_transactions(
+async def in_short_transactions(
     session: CoreSession,
     names: TableName,
     sleep: Callable[[float], Awaitable[None]],
@@ -295,7 +308,7 @@ async def _lock_schema(session: CoreSession, names: TableName) -> None:
 
     What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
     """
-    lock = f"hashtextextended({_literal('pqcore ' + names.beside('pqcore_migrations'))}, 0)"
+    lock = f"hashtextextended({literal('pqcore ' + names.beside('pqcore_migrations'))}, 0)"
     await session.execute(_worded(session, "lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
 
 
@@ -308,7 +321,7 @@ async def _partitions(session: CoreSession, names: TableName) -> Partitions:
     """The partitions of a table that is there; none if it has none."""
     sql = (
         "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass("
-        f"{_literal(str(names))})) AS part JOIN pg_class AS c ON c.oid = part.relid"
+        f"{literal(str(names))})) AS part JOIN pg_class AS c ON c.oid = part.relid"
         " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE part.isleaf AND c.relispartition ORDER BY c.relname"
     )
     found = await session.execute(_worded(session, "partitions", sql))
@@ -327,7 +340,7 @@ async def _check_partitions(session: CoreSession, names: TableName, wanted: int)
 
 async def _apply(session: CoreSession, names: TableName, number: int, partitions: Partitions) -> None:
     if number == 1 and names.schema is not None:
-        schema = _literal(names.schema)
+        schema = literal(names.schema)
         [[exists]] = await session.execute(
             plain("find_schema", f"SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema})")
         )
@@ -355,10 +368,10 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
 
     Only what is pqcore's: an index of somebody else's may be one that is being built.
     """
-    table = _literal(str(names))
+    table = literal(str(names))
     places = names.substitutions()
     made = [re.findall(r"IF NOT EXISTS \{(\w+)\}", statement) for statement in migrations()[INDEXES - 1]]
-    ours = ", ".join(_literal(unquoted(places[place])) for [place] in made)
+    ours = ", ".join(literal(unquoted(places[place])) for [place] in made)
     invalid = await session.execute(
         plain(
             "invalid_indexes",
@@ -372,7 +385,7 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
 
 
 async def _record(session: CoreSession, names: TableName, number: int) -> None:
-    record, table, least = names.beside("pqcore_migrations"), _literal(names.table), needs(number)
+    record, table, least = names.beside("pqcore_migrations"), literal(names.table), needs(number)
     # Of the first versions it was not told, and a record that was made with them has no column for it yet.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
@@ -394,9 +407,9 @@ async def drop(session: CoreSession, names: TableName) -> None:
 async def forget(session: CoreSession, names: TableName) -> None:
     """Forget which version the table is of, as where it is gone; with it the record, if it was of no other table."""
     record = names.beside("pqcore_migrations")
-    [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({_literal(record)}) IS NOT NULL"))
+    [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({literal(record)}) IS NOT NULL"))
     if found:
-        sql = f"DELETE FROM {record} WHERE table_name = {_literal(names.table)}"
+        sql = f"DELETE FROM {record} WHERE table_name = {literal(names.table)}"
         await session.execute(plain("forget", sql, rows=False))
         [[of_others]] = await session.execute(plain("record_is_used", f"SELECT EXISTS (SELECT FROM {record})"))
         if not of_others:

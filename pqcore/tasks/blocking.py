@@ -15,11 +15,11 @@ from typing import Any, overload
 
 from pqcore import queue as core
 from pqcore.connections import CallersConnection
-from pqcore.errors import ConnectionLost, DatabaseError, InvalidData, PoolTimeout, PQError, TransactionAborted
+from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.job import Job
-from pqcore.operations import calling, finishing, putting
+from pqcore.operations import calling, finishing, leasing, putting
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
@@ -30,7 +30,7 @@ from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
-from pqcore.tasks.running import as_failure, caller, check_result, conclude, described, path_of, prepare, waited
+from pqcore.tasks.running import as_failure, caller, check_result, conclude, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
 WORK_LEASE = 60.0
@@ -316,31 +316,46 @@ class Queue(TaskDeclarations, core.Queue):
             else:
                 drive(finishing.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
-        elif not self._stored(outcome):
+        elif (ended := self._stored(outcome)) is not None:
+            outcome, hook = ended, ENDS[ended.end]
+        else:
             hook = "pqcore_job_lost"
             self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
-    def _stored(self, outcome: Outcome) -> bool:
-        """Store how a leased job ends; whether its lease was held.  `work` tries until it is stored."""
+    def _stored(self, outcome: Outcome) -> Outcome | None:
+        """Store how a leased job ends; how it ended, None if its lease was lost.  `work` tries until it is stored."""
         failures = 0
+        unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
-                return not drive(finishing.finish(self._engine, self, [outcome]))
+                ended = drive(finishing.finish_one(self._engine, self, outcome))
+                before = ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at)
             except PQError as exc:
+                if unknown_at is None and isinstance(exc, OutcomeUnknown):
+                    unknown_at = time.monotonic()
                 failures += 1
                 if not _working.get() or (outcome.reason == "shutdown" and failures == GIVE_BACK_TRIES):
                     raise
-                if isinstance(exc, InvalidData) and outcome.end != "dead":
+                if finishing.refuses_value(exc) and outcome.end != "dead":
                     outcome = self._buried(outcome, exc)
                     continue
                 self._pause(exc, failures, f"cannot store how {outcome.job!r} ended")
+            else:
+                return outcome if before else ended
 
     def _buried(self, outcome: Outcome, refusal: PQError) -> Outcome:
         """The end of a job whose own the server cannot store."""
         self.logger.error("%r cannot end as it did: %s", outcome.job, refusal)
-        return Outcome(outcome.job, "dead", error=described(refusal), reason="failed")
+        return finishing.dead_letter_of(outcome, refusal)
+
+    def _was_stored(self, outcome: Outcome, since: float) -> bool:
+        """Whether the end of a job was stored by an earlier try, of which the answer was lost."""
+        if time.monotonic() - since < WORK_LEASE / 2:  # nobody else can have been given the job
+            return True
+        job = outcome.job
+        return (job.id, job.attempts) in drive(leasing.ended(self._engine, self, [job]))
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()

@@ -172,12 +172,11 @@ class _Performance:
         return await result if self._suspends else asyncio.run(_awaited(result))
 
     async def _end(self, outcome: Outcome) -> None:
-        hook = ENDS[outcome.end]
         self._event.delay, self._event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
         if self._event.error is not None and outcome.end in FAILURES:
             await self._tell("pqcore_job_failed")
-        if await finishing.finish(self._engine, self._queue, [outcome]):
-            hook = "pqcore_job_lost"
+        ended = await finishing.finish_one(self._engine, self._queue, outcome)
+        hook = "pqcore_job_lost" if ended is None else ENDS[ended.end]
         await self._tell(hook)
 
     async def _tell(self, hook: JobHook) -> None:

@@ -7,11 +7,13 @@ import random
 import time
 from datetime import datetime, timedelta
 
+from pqcore.backend import Capability
 from pqcore.errors import PQError
-from pqcore.events import PutEvent, tell
+from pqcore.events import PutEvent, ServerEvent, tell
 from pqcore.operations import gating, ticking
 from pqcore.plugins import plugins
 from pqcore.runtime import backoff
+from pqcore.schema import security
 from pqcore.sessions import CoreSession
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
@@ -23,6 +25,8 @@ LONG = timedelta(hours=1)
 """So long without a tick, and those that were missed are reckoned beside the event loop."""
 LONGEST_SLEEP = 60.0
 """Seconds: the server's clock is looked at again at least so often while ticks are waited for."""
+NEARLY_FULL = 0.5
+"""Of the server's queue of notifications: the part in use from which on a worker warns."""
 
 
 class Chores:
@@ -42,6 +46,7 @@ class Chores:
             await asyncio.sleep(SWEEP * (0.5 + random.random()))  # noqa: S311 - workers are not to sweep together
             try:
                 await self._station.bridge.run(self._sweep_once, turn % 10 == 0)
+                await self._look_at_server()
             except PQError as exc:
                 logger.warning("%r: cannot sweep: %s", self._station.queue.name, exc)
             turn += 1
@@ -56,6 +61,28 @@ class Chores:
                 await s.execute(s.sql.tasks.sweep_dedup, s.sql.tasks.sweep_dedup.bind({"q_name": queue.name}))
 
         await engine.run(work)
+
+    async def _look_at_security(self, s: CoreSession) -> None:
+        """Look whether row-level security hides rows by now: then a take finds nothing, without an error."""
+        engine = self._station.bridge.engine
+        engine.security = await security.look(s, str(engine.names))
+
+    async def _look_at_server(self) -> None:
+        """Look how full the queue of notifications is, which also empties it of what everybody has read."""
+        bridge, name = self._station.bridge, self._station.queue.name
+        if not bridge.engine.offers(Capability.LISTEN):
+            return
+        await bridge.run(bridge.engine.run, self._look_at_security)
+        [[usage]] = await bridge.run(bridge.engine.execute, "notification_usage", {})
+        if usage >= NEARLY_FULL:
+            logger.warning(
+                "%r: the server's queue of notifications is %.0f %% full: a session that listens has been in a"
+                " transaction for long; pqcore doctor shows it",
+                name,
+                100 * usage,
+            )
+        if plugins.heard("pqcore_server_seen"):
+            await tell("pqcore_server_seen", ServerEvent(name, float(usage)))
 
     async def _tick(self, periodic: Periodic) -> None:
         """Put a periodic task's job at each tick; which worker does is settled in the database."""

@@ -45,6 +45,9 @@ class Held:
         error: What the function raised.
         took: Seconds that it took, once it has ended.
         event: What plugins are told of it.
+        doubtful: Whether the answer to an attempt to store its end was lost.
+        refusals: How often the server refused to store its end.
+        refused_at: When it did so first, by the monotonic clock.
     """
 
     job: BaseJob
@@ -60,6 +63,9 @@ class Held:
     error: BaseException | None = None
     took: float = 0.0
     event: JobEvent | None = None
+    doubtful: bool = False
+    refusals: int = 0
+    refused_at: float = 0.0
 
     @property
     def key(self) -> Key:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
-from pqcore.errors import DatabaseError, InvalidData, PQError
+from pqcore.errors import AccessDenied, OutcomeUnknown, PQError, StatementCancelled, TransientError
 from pqcore.events import ENDS
 from pqcore.operations import finishing, gating, leasing
 from pqcore.operations.contention import PROBE
-from pqcore.operations.finishing import Outcome
+from pqcore.operations.finishing import Endings, Outcome
 from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import described
 from pqcore.worker.station import Floor, Station
 from pqcore.worker.telling import Teller
 
 BRISK, GATHER = 1_000.0, 0.005
 """Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""
 
-PASSING = ("25", "53", "55", "57", "58")
-"""SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
+REFUSED_FOR = 300.0
+"""Seconds for which an end is tried again that the server refuses, for a reason that may be of the job."""
+_PASSING = (TransientError, StatementCancelled, AccessDenied)
+"""Refusals that are not of the job: its end is tried again for as long as they last."""
 
 
 class Storing:
@@ -30,12 +32,14 @@ class Storing:
         floor: What the worker's parts share.
         station: The queue.
         teller: Who tells plugins.
+        lease: Seconds for which jobs are leased.
     """
 
-    def __init__(self, floor: Floor, station: Station, teller: Teller) -> None:
+    def __init__(self, floor: Floor, station: Station, teller: Teller, lease: float) -> None:
         self._floor = floor
         self._station = station
         self._teller = teller
+        self._lease = lease
 
     async def run(self) -> None:
         """Do so until cancelled; run again, it goes on with what was left."""
@@ -45,12 +49,11 @@ class Storing:
         while True:
             await station.to_store.wait()
             station.to_store.clear()
-            try:
-                await self._give_back()
-                await self._finish()
-            except PQError as exc:
+            ailment = await self._give_back()
+            ailment = await self._finish() or ailment
+            if ailment is not None:
                 failures += 1
-                logger.warning("%r: cannot store how jobs ended: %s", station.queue.name, exc)
+                logger.warning("%r: cannot store how jobs ended: %s", station.queue.name, ailment)
                 await asyncio.sleep(backoff(failures))
                 station.to_store.set()
                 continue
@@ -58,89 +61,135 @@ class Storing:
             if station.pace > BRISK:
                 await asyncio.sleep(GATHER)
 
-    async def _give_back(self) -> None:
+    async def _give_back(self) -> PQError | None:
+        """Give back jobs that were not begun; the error, if that failed."""
         station = self._station
         ones, station.unbegun = station.unbegun, []
         if not ones:
-            return
+            return None
         try:
             await station.bridge.call(leasing.give_back, station.queue, [held.key for held in ones])
-        except BaseException:  # a cancellation, too
+        except BaseException as exc:  # a cancellation, too
             station.unbegun = ones + station.unbegun
-            raise
+            if not isinstance(exc, PQError):
+                raise
+            return exc
         for held in ones:
             station.held.pop(held.key, None)
         self._floor.changes += 1
         self._floor.look_quiet()
+        return None
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> PQError | None:
+        """Store all ends that have gathered; what ails the server, if anything."""
         station = self._station
         outcomes, station.done = station.done, []
         if not outcomes:
-            return
+            return None
         try:
-            await self._finish_those(outcomes)
-        except BaseException:  # a cancellation, too
-            # They may have been stored, or not: done again, they are refused if they were.
-            station.done = [
-                outcome for outcome in outcomes if self._is_held(outcome) and outcome not in station.done
-            ] + station.done
+            endings = await station.bridge.call(finishing.finish_each, station.queue, outcomes)
+        except BaseException:  # a cancellation: they may have been stored, or not
+            for outcome in outcomes:
+                if (held := station.held.get((outcome.job.id, outcome.job.attempts))) is not None:
+                    held.doubtful = True
+                    station.done.append(outcome)
             raise
+        ailment = None
+        if endings.refused:
+            refused = {id(outcome) for outcome, _ in endings.refused}
+            outcomes = [outcome for outcome in outcomes if id(outcome) not in refused]
+            for outcome, error in endings.refused:
+                ailment = self._refused(outcome, error) or ailment
+        if any(gating.is_gated(outcome.job.raw_headers) for outcome in outcomes):
+            station.bridge.engine.nudge_blind(station.channel)  # places are free, and may be given to jobs
+        if endings.busy:  # another transaction has their limits or groups locked; others do not wait for that
+            outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
+            station.done += endings.busy
+            asyncio.get_running_loop().call_later(PROBE, station.to_store.set)
+        await self._stored(outcomes, endings)
+        return ailment
 
-    async def _finish_those(self, outcomes: Sequence[Outcome]) -> None:
-        station = self._station
-        later: list[Outcome] = []
-        try:
-            lost = await station.bridge.call(finishing.finish, station.queue, outcomes, None, later)
-        except DatabaseError as exc:
-            if type(exc) not in (DatabaseError, InvalidData) or (exc.sqlstate or "").startswith(PASSING):
-                raise
-            # The server refuses one of them, and will so again.
-            if len(outcomes) > 1:
-                for outcome in outcomes:
-                    await self._finish_those([outcome])
-            else:
-                await self._give_up(outcomes[0], exc)
-        else:
-            if any(gating.is_gated(outcome.job.raw_headers) for outcome in outcomes):
-                station.bridge.engine.nudge_blind(station.channel)  # places are free, and may be given to jobs
-            await self._stored([outcome for outcome in outcomes if outcome not in later], lost)
-            if later:  # another transaction has their limits or groups locked; others do not wait for that
-                station.done += later
-                asyncio.get_running_loop().call_later(PROBE, station.to_store.set)
-
-    async def _give_up(self, outcome: Outcome, error: DatabaseError) -> None:
+    def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
+        """Have an end stored later that was not stored now; returns the error if it is of the server."""
         station, job = self._station, outcome.job
-        if outcome.end != "dead":
+        held = station.held.get((job.id, job.attempts))
+        if held is None:
+            return None
+        held.doubtful |= isinstance(error, OutcomeUnknown)
+        if finishing.ails_server(error):
+            station.done.append(outcome)
+            return error
+        now = time.monotonic()
+        if not held.refusals:
+            held.refused_at = now
+        held.refusals += 1
+        lasts = isinstance(error, _PASSING) or now - held.refused_at < REFUSED_FOR
+        if lasts and not finishing.refuses_value(error):
+            pause = backoff(held.refusals)
+            logger.warning(
+                "the end of job %d of %r is refused, next try in %.1f s: %s", job.id, station.queue.name, pause, error
+            )
+            asyncio.get_running_loop().call_later(pause, self._try_again, outcome)
+        elif outcome.end != "dead":
             logger.error("job %d of %r cannot end as it did: %s", job.id, station.queue.name, error)
-            await self._finish_those([Outcome(job, "dead", error=described(error), reason="failed")])
-            return
-        logger.error("job %d of %r cannot be a dead letter: %s", job.id, station.queue.name, error)
-        station.held.pop((job.id, job.attempts), None)  # its lease runs out, which counts as a crash
-        self._floor.look_quiet()
+            held.refusals = 0
+            self._try_again(finishing.dead_letter_of(outcome, error))
+        else:
+            logger.error("job %d of %r cannot be a dead letter: %s", job.id, station.queue.name, error)
+            station.held.pop(held.key)  # its lease runs out, which counts as a crash
+            self._floor.look_quiet()
+        return None
 
-    def _is_held(self, outcome: Outcome) -> bool:
-        return (outcome.job.id, outcome.job.attempts) in self._station.held
+    def _try_again(self, outcome: Outcome) -> None:
+        self._station.done.append(outcome)
+        self._station.to_store.set()
 
-    async def _stored(self, outcomes: Sequence[Outcome], lost: Sequence[Outcome]) -> None:
+    async def _stored(self, outcomes: Sequence[Outcome], endings: Endings) -> None:
         station = self._station
-        refused = {id(outcome) for outcome in lost}
+        lost = {id(outcome) for outcome in endings.lost}
+        if lost:
+            lost -= await self._stored_before(endings.lost)
         station.telling = True
         try:
             for outcome in outcomes:
                 job = outcome.job
                 held = station.held.pop((job.id, job.attempts), None)
-                hook = ENDS[outcome.end]
-                if id(outcome) in refused:
+                end = endings.stored(outcome)
+                hook = ENDS[end.end]
+                if id(outcome) in lost:
                     hook = "pqcore_job_lost"
                     logger.warning(
                         "job %d of %r was given to another meanwhile, or its end was stored before an answer was lost",
                         job.id,
                         station.queue.name,
                     )
-                if held is not None and (held.run is not None or outcome.end in ("dead", "drop")):
-                    await self._teller.tell(hook, station, held, outcome)
+                if held is not None and (held.run is not None or end.end in ("dead", "drop")):
+                    await self._teller.tell(hook, station, held, end)
         finally:
             station.telling = False
         self._floor.changes += 1
         self._floor.look_quiet()
+
+    async def _stored_before(self, lost: Sequence[Outcome]) -> set[int]:
+        """Return the `id` of those outcomes that were stored by an earlier try, of which the answer was lost.
+
+        While a lease has time left, nobody but its holder ends the job. Later, the row tells.
+        """
+        station, now = self._station, time.monotonic()
+        found: set[int] = set()
+        late: list[Outcome] = []
+        for outcome in lost:
+            held = station.held.get((outcome.job.id, outcome.job.attempts))
+            if held is not None and held.doubtful:
+                if now < held.leased_at + self._lease:
+                    found.add(id(outcome))
+                else:
+                    late.append(outcome)
+        if late:
+            try:
+                ended = await station.bridge.call(leasing.ended, station.queue, [outcome.job for outcome in late])
+            except PQError as exc:
+                logger.warning("%r: cannot look how jobs ended: %s", station.queue.name, exc)
+            else:
+                found |= {id(one) for one in late if (one.job.id, one.job.attempts) in ended}
+        return found

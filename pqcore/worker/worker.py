@@ -144,7 +144,7 @@ class Worker:
         beside = []
         for station in floor.stations:
             tending = Tending(station, execution, self._lease)
-            storing = Storing(floor, station, teller)
+            storing = Storing(floor, station, teller, self._lease)
             beside += _started(self._kept(storing.run), tending.run(), tending.hear())
         try:
             try:

@@ -61,7 +61,10 @@ class DjangoConnections(Lender):
         return session
 
     def failed(self, session: CoreSession) -> None:
-        connections[self.alias].errors_occurred = True  # Django looks at the connection before the next request
+        connection = connections[self.alias]
+        connection.errors_occurred = True  # Django looks at the connection before the next request
+        if session.read_only and not connection.in_atomic_block:
+            connection.close()  # a new one may lead to the server that takes writes
 
     def dsn(self) -> str:
         connection = connections[self.alias]

@@ -315,7 +315,7 @@ SQLSTATES: dict[str, type[DatabaseError]] = {
     "22000": InvalidData,
     "22P02": InvalidData,
     "23514": InvalidData,
-    "54000": InvalidData,
+    "54000": DatabaseError,
     "40001": TransientError,
     "40P01": TransientError,
     "55P03": TransientError,
@@ -354,6 +354,21 @@ def test_errors_go_by_sqlstate(harness: Harness, sqlstate: str, kind: type[Datab
     harness.sql("DROP TRIGGER refuse ON {table}", rows=False)
     queue.put(1)
     assert queue.get().data == 1
+
+
+def test_a_full_queue_of_notifications_is_transient_and_named(harness: Harness) -> None:
+    queue = harness.queue()
+    schema = quote(harness.schema)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE 'too many notifications in the NOTIFY queue' USING ERRCODE = '54000'; END $$",
+        rows=False,
+    )
+    harness.sql(f"CREATE TRIGGER refuse BEFORE INSERT ON {{table}} EXECUTE FUNCTION {schema}.refuse()", rows=False)
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1, 2])):
+        with pytest.raises(TransientError, match=r"queue of notifications is full.*[Tt]ry again") as caught:
+            attempt()
+        assert caught.value.sqlstate == "54000"
 
 
 def test_a_statement_timeout_is_told(harness: Harness) -> None:

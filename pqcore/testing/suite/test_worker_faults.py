@@ -12,17 +12,20 @@ from typing import Any
 
 import pytest
 
-from pqcore import waiting
+from pqcore import hookimpl, waiting
 from pqcore.backend import Capability
 from pqcore.errors import ConnectionLost
-from pqcore.identifiers import quote
+from pqcore.events import JobEvent
+from pqcore.identifiers import TableName, quote
 from pqcore.operations import finishing
+from pqcore.plugins import plugins
 from pqcore.testing import workers
 from pqcore.testing.crew import Crew
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
+from pqcore.worker import storing
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
 """Jobs that are run while workers are killed."""
@@ -327,7 +330,7 @@ def test_an_end_that_the_server_refuses_is_a_dead_letter_and_holds_up_no_other(h
     schema = quote(harness.schema)
     harness.sql(
         f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION 'not this one'; END $$",
+        " $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = 'check_violation'; END $$",
         rows=False,
     )
     harness.sql(
@@ -344,6 +347,127 @@ def test_an_end_that_the_server_refuses_is_a_dead_letter_and_holds_up_no_other(h
     assert "not this one" in letter.error["message"]
     assert harness.sql("SELECT count(*) FROM {table}") == [(9,)]
     assert len(seen.items) == 10
+
+
+class Told:
+    """A plugin that notes how the jobs of a queue ended."""
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self.ends: list[tuple[int, str]] = []
+
+    def _note(self, event: JobEvent, end: str) -> None:
+        if event.queue == self._queue:
+            self.ends.append((event.job.id, end))
+
+    @hookimpl
+    def pqcore_job_succeeded(self, event: JobEvent) -> None:
+        self._note(event, "succeeded")
+
+    @hookimpl
+    def pqcore_job_dead(self, event: JobEvent) -> None:
+        self._note(event, "dead")
+
+    @hookimpl
+    def pqcore_job_lost(self, event: JobEvent) -> None:
+        self._note(event, "lost")
+
+
+@pytest.fixture
+def told(harness: Harness) -> Iterator[Told]:
+    plugin = Told(harness.schema)
+    plugins.register(plugin)
+    yield plugin
+    plugins.manager.unregister(plugin)
+
+
+def refuse(harness: Harness, table: str, sqlstate: str, times: int, condition: str = "true") -> None:
+    """Have the server refuse rows that are written to a table, a number of times."""
+    schema = quote(harness.schema)
+    harness.sql(f"CREATE SEQUENCE {schema}.refused", rows=False)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF nextval('{schema}.refused') <= {times} THEN RAISE 'not now' USING ERRCODE = '{sqlstate}'; END IF;"
+        " RETURN NEW; END $$",
+        rows=False,
+    )
+    harness.sql(
+        f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW"
+        f" WHEN ({condition}) EXECUTE FUNCTION {schema}.refuse()",
+        rows=False,
+    )
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "54001", "P0001"])
+@pytest.mark.parametrize("way", ["plain", "kept"])
+def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
+    harness: Harness, told: Told, sqlstate: str, way: str
+) -> None:
+    """Whether it is refused in the statement that ends many, or in the transaction of a result."""
+    queue = harness.task_queue(harness.schema)
+    latch, seen = Latch(), Notes()
+
+    async def hold(job_id: int) -> int:
+        seen.add(job_id)
+        await latch.passed()
+        return 7
+
+    plain, kept = queue.task()(hold), queue.task(keep_result="1h")(hold)
+    handles = queue.put_calls(*[plain.call()] * 3, *[kept.call()] * 3)
+    refused = int(handles[1] if way == "plain" else handles[4])
+    if way == "plain":
+        refuse(harness, harness.table, sqlstate, 3, f"NEW.id = {refused} AND NEW.dequeued_at IS NOT NULL")
+    else:
+        results = TableName("queue", harness.schema).related("_results")
+        refuse(harness, results, sqlstate, 3, f"NEW.job_id = {refused}")
+    with harness.working(queue):
+        seen.wait(6)
+        latch.open()
+        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+    assert sorted(seen.items) == sorted(int(handle) for handle in handles), "each was run once"
+    assert sorted(told.ends) == [(int(handle), "succeeded") for handle in handles]
+    assert told.ends[-1][0] == refused, "the others did not wait for it"
+    assert queue.dead.count() == 0
+    assert [handle.result(1) for handle in handles[3:]] == [7, 7, 7]
+
+
+def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
+    harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "REFUSED_FOR", 0.0)
+    queue = harness.task_queue(harness.schema)
+
+    @queue.task(keep_result="1h")
+    def seven(job_id: int) -> int:
+        return 7
+
+    handle = seven()
+    refuse(harness, TableName("queue", harness.schema).related("_results"), "P0001", 10**6, "NEW.state = 'done'")
+    harness.drain(queue)
+    [letter] = queue.dead.list()
+    assert (letter.id, letter.reason) == (int(handle), "failed")
+    assert "it was run, but" in letter.error["message"]
+    assert "not now" in letter.error["message"]
+    assert told.ends == [(int(handle), "dead")]
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_a_job_whose_end_was_stored_though_the_answer_was_lost_is_not_told_lost(
+    harness: Harness, proxy: Proxy, told: Told, retention: str
+) -> None:
+    direct = harness.tasks().queue(harness.schema, retention=retention)
+    queue = harness.tasks(proxy.dsn, create=False).queue(harness.schema, retention=retention)
+
+    @queue.task(keep_result="1h")
+    def seven(job_id: int) -> int:
+        proxy.cut_at("COMMIT", answered=True)
+        return 7
+
+    handle = direct.task(keep_result="1h")(seven.task.function)()
+    with harness.working(queue):
+        assert handle.result(PATIENCE) == 7
+        harness.eventually(lambda: told.ends)
+    assert told.ends == [(int(handle), "succeeded")]
 
 
 def test_ends_wait_until_a_server_that_is_out_of_room_has_some(harness: Harness) -> None:

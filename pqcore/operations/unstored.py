@@ -1,0 +1,45 @@
+"""Why the server stored nothing, and reported no error."""
+
+from __future__ import annotations
+
+from pqcore.engine import Engine
+from pqcore.errors import DatabaseError, NotStored
+from pqcore.operations.catalogue import ask
+from pqcore.sessions import CoreSession
+
+# Triggers that run before rows are inserted, for each row: 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules for INSERT: 3.
+_CAUSES = """
+SELECT pg_is_in_recovery(), row_security_active(:table_name::text), current_user::text,
+  coalesce((SELECT string_agg(tgname::text, ', ' ORDER BY tgname) FROM pg_trigger
+    WHERE tgrelid = to_regclass(:table_name::text) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 7 = 7), ''),
+  coalesce((SELECT string_agg(rulename::text, ', ' ORDER BY rulename) FROM pg_rewrite
+    WHERE ev_class = to_regclass(:table_name::text) AND ev_type = '3'), '')"""
+BALANCED = (
+    "statements that read are answered by a standby, which is behind: have the load balancer send all of them to the"
+    " primary, or connect to the primary"
+)
+
+
+async def causes(engine: Engine, s: CoreSession) -> list[str]:
+    """Return what may have kept a row from being stored, or from being seen."""
+    try:
+        [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
+    except DatabaseError:  # in a transaction that has failed, nothing can be asked
+        return []
+    found = []
+    if triggers:
+        found.append(f"a BEFORE INSERT trigger of table {engine.names} returned NULL (there is {triggers})")
+    if rules:
+        found.append(f"a rule of table {engine.names} replaced the INSERT (there is {rules})")
+    if hidden:
+        found.append(f"row-level security hides rows of table {engine.names} from role {role!r}")
+    if standby:
+        found.append(BALANCED)
+    return found
+
+
+async def not_stored(engine: Engine, s: CoreSession, doing: str) -> NotStored:
+    """Return the error that says so of a statement which stored fewer rows than it was given."""
+    found = await causes(engine, s)
+    why = "; or ".join(found) or f"a trigger or rule of table {engine.names} left the row out"
+    return NotStored(f"{doing}: the server stored nothing, and reported no error: {why}")

@@ -1,0 +1,92 @@
+"""Row-level security: what it hides of a table, which the server does not tell with an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pqcore.errors import AccessDenied
+from pqcore.identifiers import literal
+from pqcore.statement import plain
+
+if TYPE_CHECKING:
+    from pqcore.sessions import CoreSession
+
+COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
+"""What a policy may be for, as the catalogue has it."""
+UNSUPPORTED = ("cockroachdb",)
+"""Dialects of engines without these catalogues."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """What row-level security does to a table.
+
+    Attributes:
+        table: The table, as SQL names it.
+        role: The role that asks, which it binds.
+        lacking: The commands for which the role has no policy, so that it sees no row.
+    """
+
+    table: str
+    role: str
+    lacking: tuple[str, ...]
+
+    def refuse(self, *commands: str) -> None:
+        """Refuse to go on where rows are hidden.
+
+        Args:
+            *commands: Commands that are needed, beside SELECT.
+
+        Raises:
+            AccessDenied: The role has no policy for one of them.
+        """
+        if {"SELECT", *commands} & set(self.lacking):
+            raise AccessDenied(f"{self.message}: {self.advice}")
+
+    @property
+    def message(self) -> str:
+        """What is hidden."""
+        hidden = "all rows" if "SELECT" in self.lacking else "rows"
+        return (
+            f"row-level security hides {hidden} of table {self.table} from role {self.role!r}: it has no policy for"
+            f" {', '.join(self.lacking)}"
+        )
+
+    @property
+    def advice(self) -> str:
+        """What to do."""
+        return (
+            f"ALTER TABLE {self.table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY ... ON {self.table} for the role,"
+            " or connect as the owner, or as a role with BYPASSRLS"
+        )
+
+
+def binds(session: CoreSession, table: str) -> str:
+    """The expression that tells whether row-level security binds the role that asks, on a table that is there."""
+    return "false" if session.sql.name in UNSUPPORTED else f"row_security_active(to_regclass({literal(table)})::oid)"
+
+
+async def look(session: CoreSession, table: str) -> Security | None:
+    """Return what row-level security does to a table for the role that asks; None if nothing, or if there is no table.
+
+    Args:
+        session: Where.
+        table: Its name, quoted.
+    """
+    if session.sql.name in UNSUPPORTED:
+        return None
+    rows = await session.execute(
+        plain(
+            "row_security",
+            "SELECT current_user::text, ARRAY(SELECT p.polcmd::text FROM pg_policy AS p WHERE p.polrelid = c.oid"
+            " AND p.polpermissive AND EXISTS (SELECT FROM unnest(p.polroles) AS r (oid)"
+            " WHERE r.oid = 0 OR pg_has_role(current_user, r.oid, 'USAGE')))"
+            f" FROM pg_class AS c WHERE c.oid = to_regclass({literal(table)}) AND row_security_active(c.oid)",
+        )
+    )
+    if not rows:
+        return None
+    [[role, commands]] = rows
+    lacking = [name for letter, name in COMMANDS.items() if not {letter, "*"} & set(commands)]
+    return Security(table, role, tuple(lacking))

@@ -1,0 +1,127 @@
+"""The sequences that ids are drawn from, beside the ids that are there.
+
+Neither logical replication nor a restore of rows alone carries a sequence, and ``TRUNCATE ... RESTART IDENTITY`` sets
+it back.  Then ids come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pqcore.identifiers import literal
+from pqcore.schema import in_short_transactions
+from pqcore.statement import plain
+
+if TYPE_CHECKING:
+    from pqcore.identifiers import TableName
+    from pqcore.sessions import CoreSession
+
+HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
+    "table": (
+        ("table", "id"),
+        ("archive", "id"),
+        ("dead", "id"),
+        ("results", "job_id"),
+        ("slots", "job_id"),
+        ("dedup", "job_id"),
+    ),
+    "batches": (("batches", "id"),),
+}
+"""By the table whose ``id`` is drawn from a sequence: the tables and columns that hold ids of it."""
+
+
+@dataclass(frozen=True)
+class IdSequence:
+    """A sequence, and the ids that are there of it.
+
+    Attributes:
+        name: Its name, quoted and qualified where it has to be.
+        following: The id that it gives next.
+        highest: The highest id that is there, by table, of those that have any; as SQL names the table.
+    """
+
+    name: str
+    following: int
+    highest: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def behind(self) -> bool:
+        """Whether it will give an id that is taken, or was."""
+        return self.following <= max(self.highest.values(), default=0)
+
+    @property
+    def remedy(self) -> str:
+        """The statement that sets it beyond all ids that are there."""
+        return f"SELECT setval({literal(self.name)}, {max(self.highest.values())})"
+
+
+async def look(session: CoreSession, names: TableName) -> list[IdSequence]:
+    """Look at the sequences of the tables that are there."""
+    places = names.substitutions()
+    tables = ", ".join(literal(places[place]) for holders in HOLDERS.values() for place, _ in holders)
+    rows = await session.execute(
+        plain("find_holders", f"SELECT name FROM unnest(ARRAY[{tables}]) AS name WHERE to_regclass(name) IS NOT NULL")
+    )
+    there = {row[0] for row in rows}
+    found = []
+    for owner, holders in HOLDERS.items():
+        table = literal(places[owner])
+        # By the column's default, as a sequence that was made by hand is owned by no column.
+        rows = await session.execute(
+            plain(
+                "find_sequence",
+                "SELECT seq.oid::regclass::text, s.seqstart, has_sequence_privilege(seq.oid, 'SELECT'),"
+                " pg_sequence_last_value(seq.oid) FROM pg_class AS seq JOIN pg_sequence AS s ON s.seqrelid = seq.oid"
+                " WHERE seq.oid = coalesce((SELECT d.refobjid FROM pg_attrdef AS def JOIN pg_attribute AS a"
+                " ON a.attrelid = def.adrelid AND a.attnum = def.adnum JOIN pg_depend AS d"
+                " ON d.classid = 'pg_attrdef'::regclass AND d.objid = def.oid AND d.refclassid = 'pg_class'::regclass"
+                " JOIN pg_class AS c ON c.oid = d.refobjid AND c.relkind = 'S'"
+                f" WHERE def.adrelid = to_regclass({table}) AND a.attname = 'id' LIMIT 1),"
+                f" pg_get_serial_sequence({table}, 'id')::regclass)",
+            )
+        )
+        for name, start, readable, last in rows:
+            following = int(start) if last is None else int(last) + 1
+            if readable:
+                [[value, called]] = await session.execute(
+                    plain("read_sequence", f"SELECT last_value, is_called FROM {name}")
+                )
+                following = int(value) + int(called)
+            highest = {}
+            for place, column in holders:
+                if places[place] not in there:
+                    continue
+                [[most]] = await session.execute(plain("highest_id", f"SELECT max({column}) FROM {places[place]}"))
+                if most is not None:
+                    highest[places[place]] = int(most)
+            found.append(IdSequence(name, following, highest))
+    return found
+
+
+async def advance(
+    session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]
+) -> Sequence[IdSequence]:
+    """Set the sequences that are behind; those that were.
+
+    Nobody puts meanwhile: what draws an id holds a lock on the table that this one waits for, with others in turn.
+
+    Raises:
+        TransientError: The table was in use for too long; call it again.
+    """
+    if not any(one.behind for one in await look(session, names)):
+        return ()
+
+    async def work() -> Sequence[IdSequence]:
+        places = names.substitutions()
+        tables = ", ".join(places[owner] for owner in HOLDERS)
+        await session.execute(plain("lock_tables", f"LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE", rows=False))
+        behind = [one for one in await look(session, names) if one.behind]
+        for one in behind:
+            await session.execute(plain("set_sequence", one.remedy))
+        return behind
+
+    if session.in_transaction():
+        return await work()
+    return await in_short_transactions(session, names, sleep, work)

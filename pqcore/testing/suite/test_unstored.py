@@ -1,0 +1,185 @@
+"""Rows that a trigger leaves out, and numbers that can be counted no further: told, and no queue stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pqcore.errors import LeaseLost, NotStored
+from pqcore.identifiers import TableName, quote
+from pqcore.options import Dedup
+from pqcore.testing.harness import Harness
+
+MOST = 2**31 - 1
+
+
+def beside(harness: Harness, suffix: str) -> str:
+    """The name of a table beside the queue's."""
+    return TableName("queue", harness.schema).related(suffix)
+
+
+def leave_out(harness: Harness, suffix: str = "", condition: str = "true") -> Callable[[], Any]:
+    """Have a trigger leave rows out of a table; gives what ends that."""
+    schema = quote(harness.schema)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.leave_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        rows=False,
+    )
+    table = beside(harness, suffix)
+    harness.sql(
+        f"CREATE TRIGGER leaves_out BEFORE INSERT ON {table} FOR EACH ROW WHEN ({condition})"
+        f" EXECUTE FUNCTION {schema}.leave_out()",
+        rows=False,
+    )
+    return lambda: harness.sql(f"DROP TRIGGER leaves_out ON {table}", rows=False)
+
+
+def count(harness: Harness, suffix: str = "") -> int:
+    [[number]] = harness.sql(f"SELECT count(*) FROM {beside(harness, suffix)}")
+    return int(number)
+
+
+def task(queue: Any, **options: Any) -> Any:
+    """A task that returns what it is given, or fails."""
+
+    def give(job_id: int, value: int) -> int:
+        if value < 0:
+            raise ArithmeticError
+        return value
+
+    return queue.task(**options)(give)
+
+
+PUTS: dict[str, Callable[[Any], Any]] = {
+    "put": lambda queue: queue.put(2),
+    "timed": lambda queue: queue.put(2, "1h"),
+    "group": lambda queue: queue.put(2, group="g"),
+    "key": lambda queue: queue.put(2, dedup="key"),
+    "key for a time": lambda queue: queue.put(2, dedup=Dedup("key", until="1h")),
+    "many": lambda queue: queue.put_many([1, 2, 3]),
+    "many encoded": lambda queue: queue.put_many([b"1", b"2"]),
+    "calls": lambda queue: queue.put_calls(task(queue).call(1), task(queue).call(2)),
+    "batch": lambda queue: queue.batch(task(queue).call(2), then=task(queue).call(3)),
+}
+
+
+@pytest.mark.parametrize("way", PUTS)
+def test_a_put_that_a_trigger_leaves_out_is_told(harness: Harness, way: str) -> None:
+    pq = harness.tasks()
+    queue = pq.queue("q", serializer="pickle", accept=["json"]) if way == "many encoded" else pq["q"]
+    end = leave_out(harness)
+    put = PUTS[way]
+    with pytest.raises(NotStored, match=r"stored nothing|no job was put") as caught:
+        put(queue)
+    assert "leaves_out" in str(caught.value)
+    assert (count(harness), count(harness, "_batches"), count(harness, "_dedup")) == (0, 0, 0)
+    with queue:
+        queue_error: type[Exception] | None = None
+        try:
+            put(queue)
+        except NotStored as exc:
+            queue_error = type(exc)
+        assert queue_error is NotStored
+        assert queue.count() == 0, "the transaction goes on"
+    end()
+    put(queue)
+    assert count(harness) >= 1
+
+
+def test_many_of_which_a_trigger_leaves_one_out_are_none(harness: Harness) -> None:
+    queue = harness.queue()
+    end = leave_out(harness, condition="NEW.data::text = '2'")
+    with pytest.raises(NotStored):
+        queue.put_many([1, 2, 3])
+    assert count(harness) == 0
+    end()
+    assert len(queue.put_many([1, 2, 3])) == 3
+
+
+@pytest.mark.parametrize("way", ["get", "ack", "worker"])
+def test_a_job_that_a_trigger_keeps_out_of_the_archive_is_delivered(harness: Harness, way: str) -> None:
+    queue = harness.tasks().queue("q", retention="archive")
+    leave_out(harness, "_archive")
+    kept = task(queue, keep_result="1h")(7)
+    if way == "get":
+        assert queue.get(block=False).id == kept
+    elif way == "ack":
+        queue.ack(queue.lease(60))
+    else:
+        harness.drain(queue)
+        assert kept.result(1) == 7
+    assert (count(harness), count(harness, "_archive"), queue.dead.count()) == (0, 0, 0)
+
+
+def test_dead_letters_that_a_trigger_leaves_out_hold_up_nobody(harness: Harness) -> None:
+    queue = harness.task_queue()
+    leave_out(harness, "_dead")
+    give = task(queue, keep_result="1h")
+    give(-1)
+    other = give(1)
+    harness.drain(queue)
+    assert other.result(1) == 1
+    assert (queue.count(), queue.dead.count()) == (0, 0)
+
+
+def test_dead_letters_stay_if_a_trigger_leaves_the_jobs_out(harness: Harness) -> None:
+    queue = harness.task_queue()
+    give = task(queue)
+    first = give(-1)
+    give(-2)
+    harness.drain(queue)
+    end = leave_out(harness, condition="NEW.data::text LIKE '%[-1]%'")
+    for attempt in (queue.dead.retry_all, lambda: queue.dead.retry(int(first))):
+        with pytest.raises(NotStored, match="leaves_out"):
+            attempt()
+        assert (queue.dead.count(), count(harness)) == (2, 0)
+    end()
+    assert queue.dead.retry_all() == 2
+
+
+def at_most(harness: Harness, job: int, *columns: str) -> None:
+    """Have numbers of a job be the highest that there are."""
+    changes = ", ".join(f"{column} = {MOST}" for column in columns)
+    harness.sql(f"UPDATE {{table}} SET {changes} WHERE id = {int(job)}", rows=False)
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_a_job_whose_attempts_can_be_counted_no_further_is_taken(harness: Harness, retention: str) -> None:
+    queue = harness.pq().queue("q", retention=retention)
+    first, second, third = queue.put_many([1, 2, 3])
+    at_most(harness, first, "attempts")
+    at_most(harness, second, "attempts")
+    assert [queue.get(block=False).data, queue.lease(60).data, queue.get(block=False).data] == [1, 2, 3]
+    assert third == second + 1
+
+
+def test_its_leases_are_told_apart(harness: Harness) -> None:
+    queue = harness.queue()
+    job = queue.put(1)
+    harness.sql(f"UPDATE {{table}} SET attempts = {MOST - 1}, failures = {MOST}, excused = {MOST}", rows=False)
+    leases = []
+    for _ in range(3):
+        leases.append(queue.lease(60))
+        harness.expire()
+    assert [lease.id for lease in leases] == [job] * 3
+    assert [lease.attempts for lease in leases] == [MOST, 1, 2]
+    for late in leases[:2]:
+        with pytest.raises(LeaseLost):
+            late.ack()
+    leases[2].ack()
+
+
+@pytest.mark.parametrize("columns", [("attempts",), ("failures",), ("excused",), ("attempts", "failures", "excused")])
+@pytest.mark.parametrize("way", ["done", "fails", "limit"])
+def test_a_worker_goes_on_with_other_jobs(harness: Harness, columns: tuple[str, ...], way: str) -> None:
+    queue = harness.task_queue()
+    give = task(queue, keep_result="1h", max_retries=1, retry_in=0, **({"limits": {"k": 1}} if way == "limit" else {}))
+    odd = give(-1 if way == "fails" else 1)
+    at_most(harness, odd, *columns)
+    others = [give(number) for number in range(3)]
+    harness.drain(queue)
+    assert [other.result(1) for other in others] == [0, 1, 2]
+    [[waiting]] = harness.sql("SELECT count(*) FROM {table} WHERE dequeued_at IS NULL")
+    assert waiting == 0
