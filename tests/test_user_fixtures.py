@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -42,6 +43,7 @@ from pqcore.plugins import plugins
 from pqcore.tasks import PQ, AsyncPQ, Dedup, Discard, Fixed, Queue, Retry, Snooze, current
 from pqcore.testing.databases import OURS, Databases
 from pqcore.testing.jobs import Isolated, Jobs, Ran
+from pqcore.testing.portal import Portal
 from pqcore.testing.server import with_options
 from pqcore.worker import Worker
 
@@ -180,6 +182,43 @@ def test_a_worker_left_running_takes_nothing_of_the_next_test(databases: Databas
         jobs.pq()["q"].put("other")
         assert len(jobs.enqueued()) == 1
     assert [job.data for job in taken if job is not None] in ([], ["mine"])
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_leaves_the_databases_to_its_parent(databases: Databases) -> None:
+    isolated = Isolated(lambda: databases)
+    with isolated as jobs:
+        queue = jobs.pq()["emails"]
+        queue.put("parent")
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                queue.put("child")
+                isolated.__exit__()  # as pytest does where the child does not end by os._exit
+                databases.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert [job.data for job in queue.get_many(5)] == ["parent", "child"]
+    with isolated as jobs:
+        assert jobs.pq()["emails"].count() == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_is_refused_the_portal_of_its_parent() -> None:
+    portal = Portal()
+    child = os.fork()
+    if child == 0:
+        try:
+            portal.call(partial(asyncio.sleep, 0))
+        except RuntimeError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    portal.close()
 
 
 def test_tables_of_other_names_and_schemas_are_made_once(databases: Databases) -> None:

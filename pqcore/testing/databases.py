@@ -239,6 +239,7 @@ class Databases:
     def __init__(self, server: str, prepare: Callable[[str], object] | None = None) -> None:
         self._server = server
         self._prepare = prepare
+        self._pid = os.getpid()  # a forked child leaves all that is here to its parent
         # Told apart from those of other runs, which may use the same server at the same time.
         self.mark = f"pqcore_test_{os.getpid()}_{token_hex(4)}"
         self._admin = Connection(with_options(server, application_name=self.mark), TableName("queue"))
@@ -266,7 +267,9 @@ class Databases:
             return database
 
     def give_back(self, database: Database) -> None:
-        """Take a database back: it is put back to what it was, or dropped."""
+        """Take a database back: it is put back to what it was, or dropped; a forked child leaves it to its parent."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._lent.remove(database)
             try:
@@ -292,7 +295,9 @@ class Databases:
                 database.snapshot.grow()
 
     def close(self) -> None:
-        """Drop all that was made."""
+        """Drop all that was made; a forked child drops nothing."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             for database in (*self._free, *self._lent):
                 self._discard(database)

@@ -118,6 +118,7 @@ class Harness:
 
     def __init__(self, spec: BackendSpec, dsn: str, left_out: Callable[[str], object] = str) -> None:
         self.spec = spec
+        self._pid = os.getpid()
         self.left_out = left_out
         self.mode = spec.mode
         self.application = f"pqcore-test-{time.time_ns() % 10**9}-{next(_numbers)}"
@@ -362,7 +363,9 @@ class Harness:
         )
 
     def close(self) -> None:
-        """Close everything and drop the schema."""
+        """Close everything and drop the schema; a forked child leaves both to its parent."""
+        if os.getpid() != self._pid:
+            return
         try:
             self._stack.close()
         finally:

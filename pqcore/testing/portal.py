@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ class Portal:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="portal", daemon=True)
         self._thread.start()
@@ -36,7 +38,14 @@ class Portal:
         self._local = threading.local()
 
     def call(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Make an awaitable in the loop, await it there, and return the result."""
+        """Make an awaitable in the loop, await it there, and return the result.
+
+        Raises:
+            RuntimeError: This is a forked child, in which the loop's thread does not run.
+        """
+        if os.getpid() != self._pid:
+            msg = "the portal's event loop runs in the parent process; make a portal in the child"
+            raise RuntimeError(msg)
         if not hasattr(self._local, "inbox"):
             self._local.inbox = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result()
         future: Future[Any] = Future()

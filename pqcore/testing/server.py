@@ -82,8 +82,14 @@ def _container(image: str) -> Iterator[str]:
         from testcontainers.community.postgres import PostgresContainer
     except ImportError:  # before it moved
         from testcontainers.postgres import PostgresContainer
-    with PostgresContainer(image, username="postgres", password="postgres", dbname="pqcore", driver=None) as container:
+    container = PostgresContainer(image, username="postgres", password="postgres", dbname="pqcore", driver=None)
+    pid = os.getpid()
+    container.start()
+    try:
         yield container.get_connection_url()
+    finally:
+        if os.getpid() == pid:  # a forked child leaves it to its parent
+            container.stop()
 
 
 def with_options(dsn: str, **options: str) -> str:
