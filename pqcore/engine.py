@@ -22,6 +22,7 @@ from pqcore.connections import CallersConnection, CallersPool, Lender, LentConne
 from pqcore.errors import (
     AccessDenied,
     ConfigurationError,
+    DatabaseError,
     PQError,
     TransactionAborted,
     TransactionOrderError,
@@ -39,6 +40,8 @@ from pqcore.waiting import BLIND_POLL, Listener, SoleListener
 
 T = TypeVar("T")
 
+NOT_SUPPORTED = "0A000"
+"""The SQLSTATE of a prepared statement whose result has got other types since, among others."""
 SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
 
 
@@ -502,13 +505,18 @@ class Engine:
             except PQError as exc:  # the block is committed: nothing may hide that
                 logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
 
-    async def _shelter(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
+    async def _shelter(
+        self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, again: bool = True
+    ) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))
         try:
             result = await operation(session)
-        except BaseException:
+        except BaseException as exc:
             if session.usable():
                 await self._undo(session, "pq_op")
+                # Refused, as a prepared statement's result has got other types: its session has forgotten it by now.
+                if again and isinstance(exc, DatabaseError) and exc.sqlstate == NOT_SUPPORTED:
+                    return await self._shelter(session, operation, again=False)
             raise
         await session.execute(_savepoint("RELEASE", "pq_op"))
         return result

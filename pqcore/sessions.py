@@ -37,6 +37,7 @@ Errors: TypeAlias = tuple[type[BaseException], ...]
 
 # Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
 _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
+    ("0A000", DatabaseError, "not supported; if the types of the table's columns were changed just now, try again"),
     ("25006", DatabaseError, "a standby, or read only: connect to the primary, as by target_session_attrs=read-write"),
     ("25P02", TransactionAborted, "an earlier statement of this transaction failed: roll it back first"),
     ("40", TransientError, "try the transaction again"),

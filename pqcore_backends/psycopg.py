@@ -15,7 +15,7 @@ import psycopg
 from psycopg import postgres, sql
 from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import InFailedSqlTransaction
+from psycopg.errors import FeatureNotSupported, InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -73,6 +73,14 @@ class _Common:
         if self.usable():
             shut(self.connection.fileno())
 
+    def _forget_prepared(self) -> bool:
+        """Forget prepared statements, of which one was refused; return whether the statement can be sent again.
+
+        PostgreSQL refuses a prepared statement whose result has got other types, as by ALTER TABLE ("cached plan must
+        not change result type"). psycopg would prepare no other in its place.
+        """
+        return bool(self.connection._prepared.clear()) and not self.in_transaction()
+
     def _to_switch(self) -> bool:
         return not self.connection.autocommit and not self.in_transaction()
 
@@ -127,6 +135,10 @@ class PsycopgSession(_Common):
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         try:
+            cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+        except FeatureNotSupported:
+            if not self._forget_prepared():
+                raise
             cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
         except psycopg.OperationalError:
             self._bury()
@@ -213,7 +225,12 @@ class AsyncPsycopgSession(_Common):
         return self.usable()
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+        try:
+            cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+        except FeatureNotSupported:
+            if not self._forget_prepared():
+                raise
+            cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
         return await cursor.fetchall() if query.rows else ()
 
     async def begin(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import List
-from psycopg2.errors import InFailedSqlTransaction, InvalidSqlStatementName
+from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
@@ -133,8 +133,9 @@ class Psycopg2Session:
         else:
             try:
                 cursor.execute(call, parameters if query.distinct else [parameters[place] for place in query.first])
-            except InvalidSqlStatementName:
-                # Deallocated behind our back (DISCARD ALL, a pooler). It did nothing, so it is done
+            except (InvalidSqlStatementName, FeatureNotSupported):
+                # Deallocated behind our back (DISCARD ALL, a pooler), or its result has got other types, as by
+                # ALTER TABLE ("cached plan must not change result type"). It did nothing, so it is done
                 # again, unless that would be in a transaction that it aborted.
                 self._calls.clear()
                 if self.in_transaction():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import pytest
 
 from pqcore.backend import Capability
+from pqcore.errors import DatabaseError
 from pqcore.testing.harness import Harness
 
 TIMES = 12
@@ -31,3 +35,69 @@ def test_hot_statements_are_prepared(harness: Harness) -> None:
 
 def test_nothing_is_prepared_where_it_must_not_be(harness: Harness) -> None:
     assert prepared(harness, allowed=False) == []
+
+
+def other_types(harness: Harness) -> None:
+    """Give columns that statements return other types."""
+    [[kind]] = harness.sql(
+        "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = '{table}'::regclass"
+        " AND attname = 'attempts'"
+    )
+    other = {"integer": "bigint", "bigint": "integer"}[kind]
+    harness.sql(f"ALTER TABLE {{table}} ALTER attempts TYPE {other}, ALTER id TYPE {kind}", rows=False)
+
+
+def use(queue: Any) -> None:
+    """Put, take, lease and acknowledge, as often as drivers need to prepare the statements."""
+    for number in range(TIMES):
+        assert queue.put(number)
+        assert queue.get(block=False).data == number
+        assert queue.put(number)
+        leased = queue.lease(60)
+        leased.extend(60)
+        leased.ack()
+
+
+def test_columns_that_get_other_types_stop_no_statement(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1)
+    for _ in range(3):
+        use(queue)
+        other_types(harness)
+
+
+def test_columns_that_get_other_types_stop_no_put_of_a_block(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1)
+    for _ in range(3):
+        use(queue)
+        queue.put("waits")
+        other_types(harness)
+        with queue:
+            assert queue.put("put")
+            assert queue.get(block=False).data == "waits"
+        assert queue.get(block=False).data == "put"
+
+
+def test_columns_that_get_other_types_fail_one_get_of_a_block_at_most(harness: Harness) -> None:
+    queue = harness.queue(max_connections=1)
+    use(queue)
+    queue.put("waits")
+    other_types(harness)
+    with suppress(DatabaseError), queue:
+        queue.get(block=False)
+        raise DatabaseError("undone")
+    with queue:
+        assert queue.get(block=False).data == "waits"
+    assert queue.count() == 0
+
+
+def test_columns_that_get_other_types_stop_nothing_on_a_connection_of_the_callers(harness: Harness) -> None:
+    connection = harness.connect()
+    queue, lent = harness.pq(connection.raw)["q"], harness.queue()
+    for _ in range(3):
+        use(queue)
+        for number in range(TIMES):
+            lent.put(number, connection=connection.raw)
+        queue.clear()
+        other_types(harness)
+        assert lent.put("lent", connection=connection.raw)
+        assert queue.get(block=False).data == "lent"
