@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pqcore.engine import Engine
+from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
@@ -29,6 +29,10 @@ from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+async def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
+    await engine.leave(failed=kind is not None)
 
 
 class AsyncQueueIterator:
@@ -231,8 +235,12 @@ class AsyncQueue(QueueSettings):
     async def __aenter__(self) -> Any:
         return await self._engine.enter(self.cursor_kwargs)
 
-    async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
-        await self._engine.leave(failed=kind is not None)
+    if TYPE_CHECKING:
+
+        async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...
+
+    else:
+        __aexit__ = Leaving(_leave, awaited=True)
 
     def __aiter__(self) -> AsyncQueueIterator:
         return AsyncQueueIterator(self)

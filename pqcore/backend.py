@@ -166,7 +166,8 @@ class Session(Protocol):
     def abort(self) -> None:
         """Break the connection off at once, from another thread, while a call on it may be waiting.
 
-        That call is to fail. Sends nothing and waits for nothing: the other side may be gone.
+        That call is to fail. Sends nothing and waits for nothing: the other side may be gone.  A method ``drop`` may
+        be there too: it closes a connection that nobody uses, without waiting, from whatever thread.
         """
 
 

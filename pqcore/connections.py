@@ -7,12 +7,12 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from threading import Lock
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
-from weakref import WeakSet
+from weakref import ref
 
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
@@ -20,6 +20,8 @@ from pqcore.runtime import Event, Runtime
 from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.settings import logger
 from pqcore.statement import plain
+
+T = TypeVar("T")
 
 REPLAN = 10.0
 """Seconds after which prepared statements are planned anew, for the table as it is by then."""
@@ -57,25 +59,50 @@ class Opener:
         self.errors = (*self.backend.errors, OSError)
         self.sql = sql
         self._suspends = suspends
-        self._sessions: WeakSet[CoreSession] = WeakSet()
+        self._sessions: set[ref[CoreSession]] = set()
+        self._found: dict[str, object] = {}
         self._defaults = Defaults()
-        self._lock = Lock()
 
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the backend, awaiting it where it is to be awaited."""
+        if not self._suspends:
+            return self.call_blocking(method, *arguments)
         try:
-            result = getattr(self.backend, method)(*arguments)
-            return await result if self._suspends else result
+            return await getattr(self.backend, method)(*arguments)
         except PQError:  # which may be an OSError too
             raise
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc
 
+    def call_blocking(self, method: str, *arguments: object) -> Any:
+        """Call a method of a blocking backend. No line comes after it: an interrupt would lose what was opened."""
+        try:
+            return getattr(self.backend, method)(*arguments)
+        except PQError:
+            raise
+        except self.errors as exc:
+            raise translate(exc, method, lost=method == "connect") from exc
+
+    async def open(self, method: str, *arguments: object) -> CoreSession | None:
+        """A session on a connection that a method of the backend opens, for us alone; None if it opens none."""
+        driver: Any = None
+        try:
+            driver = await self.call(method, *arguments)
+            if driver is None:
+                return None
+            session = self.session(driver)
+            session.opened = True
+            return session  # noqa: TRY300 - an interrupt may come to this line, too
+        except BaseException:
+            if driver is not None:
+                with suppress(*self.errors):
+                    getattr(driver, "drop", driver.abort)()
+            raise
+
     def session(self, driver: Any) -> CoreSession:
         made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends, defaults=self._defaults)
         made.believed = self.prepared is True
-        with self._lock:
-            self._sessions.add(made)
+        self._sessions.add(ref(made, self._sessions.discard))
         return made
 
     @property
@@ -87,11 +114,12 @@ class Opener:
         """Whether no pooler is in between; if one is, nothing is prepared on sessions that are made from now on."""
         if await session.direct():
             return True
-        with self._lock:  # threads may find it together
-            if self.prepared is None:
+        if self.prepared is None:
+            mine = object()
+            if self._found.setdefault("pooler", mine) is mine:  # threads may find it together
                 logger.warning(POOLED)
-                self.backend = self._make(prepared=False)  # first: who sees the other takes this one
-                self.prepared = False
+            self.backend = self._make(prepared=False)  # first: a thread that sees the other takes this one
+            self.prepared = False
         return False
 
     def stalled(self, limit: float) -> list[CoreSession]:
@@ -110,14 +138,37 @@ class Opener:
             session.doubtful = session.left = True
 
     def _all(self) -> list[CoreSession]:
-        with self._lock:
-            return list(self._sessions)
+        there = [known() for known in self._sessions.copy()]
+        return [session for session in there if session is not None]
 
     def wrap(self, connection: object) -> CoreSession:
         session = self.session(self.backend.wrap(connection))
         if not session.usable():
             raise ConnectionLost(CLOSED)
         return session
+
+
+class Loan:
+    """The use of one session by one operation, or by one ``with`` block.
+
+    An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step,
+    with ``append(pop())``, and what gives it back holds it in no variable of its own, which a traceback would keep.
+    A session that is interrupted on its way belongs to nobody then: it is closed, and no longer counted.
+
+    Attributes:
+        held: The session, if there is one.
+        idle: Whether it is known to have been in no transaction when it was lent.
+    """
+
+    __slots__ = ("held", "idle")
+
+    def __init__(self) -> None:
+        self.held: list[CoreSession] = []
+        self.idle = False
+
+    @property
+    def session(self) -> CoreSession:
+        return self.held[-1]
 
 
 class Source(Protocol):
@@ -131,14 +182,19 @@ class Source(Protocol):
     joins: bool
     seeks_primary: bool
 
-    async def acquire(self) -> CoreSession: ...
-    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
-        """Take a session back.
+    async def acquire(self, loan: Loan) -> None:
+        """Give the loan a session. If that fails, `release` is called all the same."""
+
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        """Take the session of a loan back, if it has one; may be called again after an interrupt.
 
         Args:
-            session: The session.
-            sound: Whether it is known to be usable, and in no transaction of ours.
+            loan: The loan.
+            sound: Whether the session is known to be usable, and in no transaction of ours.
         """
+
+    def lose(self, loan: Loan) -> bool:
+        """Close the session of a loan without waiting for the server; whether that can be done."""
 
     async def listener(self) -> CoreSession | None:
         """A session that nobody else uses, to listen on; None if there is none to be had."""
@@ -146,38 +202,123 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
+async def lent(source: Source, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+    """Do some work with a session, which is given back whatever happens.
+
+    Args:
+        source: Lends the session.
+        work: Gives what is awaited.
+    """
+    loan = Loan()
+    try:
+        await source.acquire(loan)
+        result = await work(loan.session)
+        await source.release(loan)
+    except BaseException:
+        await source.release(loan)
+        raise
+    return result
+
+
 class _Turn:
-    """One who waits for a session."""
+    """A waiter for a session.
+
+    Attributes:
+        event: Set when the waiter should look again.
+        held: The session that was handed over.
+        over: Whether it waits no more.
+    """
+
+    __slots__ = ("event", "held", "over")
 
     def __init__(self, event: Event) -> None:
         self.event = event
-        self.session: CoreSession | None = None  # what was handed over; None: try again
+        self.held: list[CoreSession] = []
+        self.over = False
 
 
-class _Shelf:
-    """The sessions of one owner: of a process, and there of an event loop.
+class _Place:
+    """Stands for a session that is open, or being opened; no longer counted once nothing refers to it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Sessions:
+    """The sessions of one process, or of one of its event loops.
+
+    It has no lock, which an interrupt could leave locked: each step is one method of a list, set or deque, of which
+    no two threads do the same at the same moment.
 
     Attributes:
         idle: Those that nobody uses.
-        opened: How many there are, those in use and being opened included.
         waiting: Who waits for one, in turn.
+        places: One for each that is open, those in use and being opened included.
+        over: Whether sessions that come back are closed.
+        end: What closes those that idle when the event loop ends.
     """
 
     def __init__(self) -> None:
         self.idle: list[CoreSession] = []
-        self.opened = 0
         self.waiting: deque[_Turn] = deque()
+        self.places: set[ref[_Place]] = set()
+        self.over = False
+        self.end: object = None
+
+    def reserve(self, size: int) -> _Place | None:
+        """A place for another, if there are fewer than ``size``."""
+        while len(self.places) < size:
+            place = _Place()
+            self.places.add(ref(place, self.places.discard))
+            if len(self.places) <= size:
+                return place
+            self.places.discard(ref(place))  # another thread was there first, or looks again too
+        return None
+
+    def free(self, place: Any) -> None:
+        """Count a session no longer: another may be opened."""
+        self.places.discard(ref(place))
+        with suppress(IndexError):
+            self.waiting[0].event.set()
+
+    def hand_over(self) -> None:
+        """Hand what is free to those who wait, in turn."""
+        while self.idle and self.waiting:
+            try:
+                turn = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                turn.held.append(self.idle.pop())
+            except IndexError:
+                self.waiting.appendleft(turn)
+                continue
+            turn.event.set()
+            if turn.over:
+                self.withdraw(turn)
+
+    def withdraw(self, turn: _Turn) -> None:
+        """Wait no more, and pass on what was handed over meanwhile."""
+        turn.over = True
+        with suppress(ValueError):
+            self.waiting.remove(turn)
+        with suppress(IndexError):
+            self.idle.append(turn.held.pop())
+            self.hand_over()
+
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a waiter looks again whether there is room for another session: one may have been lost."""
 
 
 class OwnPool:
     """Connections that we open, kept for reuse.
 
     Opened when first needed.  One that idled is looked at before it is lent:
-    a restart of the server goes unnoticed.  After a fork, or in another event
-    loop, the old ones are left to their owner.
+    a restart of the server goes unnoticed.  Each process has its own, and there each event loop,
+    with which they are closed.
 
-    Lending one that is there takes no lock.  One that comes back while others wait is handed to
-    the first of them, as who gave it back may want it again at once, and would always be first.
+    One that comes back while others wait is handed to the first of them, as the thread that gave it
+    back may want it again immediately, and would always be first.
 
     Args:
         opener: The backend.
@@ -201,89 +342,70 @@ class OwnPool:
         self._idle_limit = idle_limit
         self.seeks_primary = _seeks_primary(dsn)
         self._closed = False
-        self._owner: Hashable = None
-        self._shelf = _Shelf()
-        self._abandoned: list[_Shelf] = []
-        self._lock = Lock()
+        self.kept = runtime.kept(_Sessions)
 
-    async def acquire(self) -> CoreSession:
+    async def acquire(self, loan: Loan) -> None:
         if self._closed:
             raise Closed(CLOSED_PQ)
-        owner = self._runtime.owner()
-        if self._owner != owner and self._take_over(owner):
-            await self._runtime.at_end(self.rest)
-        shelf = self._shelf
+        sessions = self.kept.get()
+        if sessions.end is None:
+            sessions.end = await self._runtime.at_end(partial(_end, sessions)) or True
         try:
-            session = shelf.idle.pop()
+            loan.held.append(sessions.idle.pop())
         except IndexError:
-            return await self._wait_or_open(shelf)
+            await self._wait_or_open(sessions, loan)
+            return
+        session = loan.session
         now = time.monotonic()
         if now - session.heard_at < FRESH and now - session.planned_at < REPLAN:
-            return session
-        return session if await self._sound(shelf, session) else await self._wait_or_open(shelf)
+            return
+        if not await self._sound(loan):
+            await self._wait_or_open(sessions, loan)
 
-    async def _wait_or_open(self, shelf: _Shelf) -> CoreSession:
+    async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
         deadline = time.monotonic() + self._timeout
         while True:
             turn = _Turn(self._runtime.event())
-            with self._lock:
-                shelf.waiting.append(turn)  # before the look: what is given back after it is handed over
-                session = _pop(shelf.idle)
-                opens = session is None and shelf.opened < self._size
-                if opens:
-                    shelf.opened += 1
-                if opens or session is not None:
-                    shelf.waiting.remove(turn)
-            if opens:
-                return await self._open(shelf)
-            if session is None:
-                session = await self._handed_over(shelf, turn, deadline)
-            if session is not None and await self._sound(shelf, session):
-                return session
+            try:
+                sessions.waiting.append(turn)  # before the look: what is given back after it is handed over
+                opened = await self._turn(sessions, turn, loan, deadline)
+            except BaseException:
+                sessions.withdraw(turn)
+                raise
+            if opened or await self._sound(loan):
+                return
 
-    async def _handed_over(self, shelf: _Shelf, turn: _Turn, deadline: float) -> CoreSession | None:
-        try:
-            await turn.event.wait(max(deadline - time.monotonic(), 0.0))
-        except BaseException:
-            if not self._withdrawn(shelf, turn) and turn.session is not None:
-                shelf.idle.append(turn.session)
-                self._hand_over(shelf)
-            raise
-        if self._withdrawn(shelf, turn):
-            msg = (
-                f"all {self._size} connections have been in use for {self._timeout} seconds: "
-                "raise max_connections, or look for transactions that are held open"
-            )
-            raise PoolTimeout(msg)
-        return turn.session
-
-    def _withdrawn(self, shelf: _Shelf, turn: _Turn) -> bool:
-        """Wait no more; False if it was this one's turn just now."""
-        with self._lock:
-            if turn in shelf.waiting:
-                shelf.waiting.remove(turn)
+    async def _turn(self, sessions: _Sessions, turn: _Turn, loan: Loan, deadline: float) -> bool:
+        """Wait for a session that comes back, or for room to open one; whether it was opened."""
+        while True:
+            turn.event = self._runtime.event()
+            sessions.hand_over()
+            if turn.held:
+                loan.held.append(turn.held.pop())
+                return False
+            place = sessions.reserve(self._size)
+            if place is not None:
+                try:
+                    sessions.withdraw(turn)
+                    loan.held.append(await self._connect(sessions, place))
+                except BaseException:
+                    sessions.free(place)
+                    raise
                 return True
-        return False
+            if (left := deadline - time.monotonic()) <= 0:
+                msg = (
+                    f"all {self._size} connections have been in use for {self._timeout} seconds: "
+                    "raise max_connections, or look for transactions that are held open"
+                )
+                raise PoolTimeout(msg)
+            await turn.event.wait(min(left, LOOK_AGAIN))
 
-    async def _open(self, shelf: _Shelf) -> CoreSession:
-        try:
-            session = await self._connect()
-        except BaseException:
-            self._gone(shelf)
-            raise
-        session.shelf = shelf
-        return session
-
-    async def _sound(self, shelf: _Shelf, session: CoreSession) -> bool:
+    async def _sound(self, loan: Loan) -> bool:
         """Whether a session that idled can be lent; one that cannot is closed."""
-        try:
-            if not session.doubtful and await session.alive() and await self._replanned(session):
-                return True
-        except BaseException:
-            self._gone(shelf)
-            raise
-        self._gone(shelf)
-        await _discard(session)
+        session = loan.session
+        if not session.doubtful and await session.alive() and await self._replanned(session):
+            return True
+        await _give_up(loan)
         return False
 
     async def _replanned(self, session: CoreSession) -> bool:
@@ -297,42 +419,32 @@ class OwnPool:
             return not self.seeks_primary or await session.writes()
         return True
 
-    def _take_over(self, owner: Hashable) -> bool:
-        with self._lock:  # threads may come here together
-            if self._owner == owner:
-                return False
-            # Kept, not closed: closing would end the connection for its owner too.
-            self._abandoned.append(self._shelf)
-            self._shelf = _Shelf()
-            self._owner = owner
-            return True
-
-    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
-        shelf: _Shelf = session.shelf
-        if self._closed or session.doubtful or not (sound or (session.usable() and not session.in_transaction())):
-            self._gone(shelf)
-            left = session.read_only and not await session.writes()
-            await _discard(session)
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        held = loan.held
+        if not held:
+            return
+        sessions: _Sessions = held[-1].pool
+        if (
+            self._closed
+            or sessions.over
+            or held[-1].doubtful
+            or not (sound or (held[-1].usable() and not held[-1].in_transaction()))
+        ):
+            left = held[-1].read_only and not await held[-1].writes()
+            await _give_up(loan)
             if left:
                 await self._leave_server()
             return
-        shelf.idle.append(session)
-        if shelf.waiting:
-            self._hand_over(shelf)
+        sessions.idle.append(held.pop())
+        if sessions.waiting:
+            sessions.hand_over()
 
-    def _hand_over(self, shelf: _Shelf) -> None:
-        with self._lock:
-            if shelf.waiting and (free := _pop(shelf.idle)) is not None:
-                turn = shelf.waiting.popleft()
-                turn.session = free
-                turn.event.set()
-
-    def _gone(self, shelf: _Shelf) -> None:
-        """One less: another may be opened."""
-        with self._lock:
-            shelf.opened -= 1
-            if shelf.waiting:
-                shelf.waiting.popleft().event.set()
+    def lose(self, loan: Loan) -> bool:
+        for session in loan.held:
+            session.pool.free(session.place)
+            session.drop()
+        loan.held.clear()
+        return True
 
     async def listener(self) -> CoreSession | None:
         if self._closed:
@@ -347,36 +459,41 @@ class OwnPool:
 
     async def close(self) -> None:
         self._closed = True
-        if self._owner == self._runtime.owner():
-            await self.rest()
+        for sessions in self.kept.others():
+            while (session := _pop(sessions.idle)) is not None:
+                sessions.free(session.place)
+                session.drop()
+        await self.rest()
 
     async def rest(self) -> None:
-        """Close the connections that are free."""
-        while (session := _pop(self._shelf.idle)) is not None:
-            self._gone(self._shelf)
-            await _discard(session)
+        """Close the connections of here that are free."""
+        await _rest(self.kept.get())
 
-    async def _connect(self) -> CoreSession:
+    async def _connect(self, sessions: _Sessions | None = None, place: _Place | None = None) -> CoreSession:
         look = self._opener.prepared is None
-        session = await self._reach()
+        session: CoreSession | None = None
         try:
+            session = await self._reach()
+            session.pool, session.place = sessions, place
             await session.enter()
             if look and not await self._opener.direct(session):
                 await _discard(session)
                 session = await self._reach()
+                session.pool, session.place = sessions, place
                 await session.enter()
             session.lasting = not self._opener.alternates
             if self._idle_limit is not None and session.lasting:
                 sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
                 await session.execute(plain("idle_limit", sql, rows=False))
+            return session  # noqa: TRY300 - an interrupt may come to this line, too
         except BaseException:  # a cancellation, too: nobody else knows of it
-            await _discard(session)
+            if session is not None:
+                await _discard(session)
             raise
-        return session
 
     async def _reach(self) -> CoreSession:
         try:
-            return self._opener.session(await self._opener.call("connect", self._dsn))
+            return await self._opener.open("connect", self._dsn)  # type: ignore[return-value]
         except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
             raise ConfigurationError(_unread(exc, self._dsn)) from None
         except PQError as exc:
@@ -450,54 +567,80 @@ class CallersPool:
         self._timeout = timeout
         self._looked = opener.prepared is not None
 
-    async def acquire(self) -> CoreSession:
-        session, fits = await self._borrow()
-        if not fits:
-            await self.release(session)
-            session, _ = await self._borrow()
-        return session
+    async def acquire(self, loan: Loan) -> None:
+        if not await self._borrow(loan):
+            await self.release(loan)
+            await self._borrow(loan)
 
-    async def _borrow(self) -> tuple[CoreSession, bool]:
+    async def _borrow(self, loan: Loan) -> bool:
+        """Take a connection of the pool; whether it can be used as it is."""
         deadline = time.monotonic() + self._timeout
+        driver: Any = None
         while True:
             try:
-                session = self._opener.session(await self._opener.call("acquire", self._pool))
+                driver = await self._opener.call("acquire", self._pool)
+                loan.held.append(self._opener.session(driver))
                 break
             except PoolTimeout:
                 if time.monotonic() >= deadline:
                     raise
                 await self._runtime.sleep(0.01)
-        try:
-            await session.enter()
-            if self._looked or session.in_transaction():
-                return session, True
-            fits = await self._opener.direct(session)
-            self._looked = True
-        except BaseException:
-            await self.release(session)
-            raise
-        return session, fits
+            except BaseException:
+                if driver is not None and not loan.held:
+                    await self._opener.call("release", self._pool, driver)
+                raise
+        session = loan.session
+        await session.enter()
+        if self._looked or session.in_transaction():
+            return True
+        fits = await self._opener.direct(session)
+        self._looked = True
+        return fits
 
-    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        if not loan.held:
+            return
         try:
-            if session.read_only and not await session.writes():
+            if loan.session.read_only and not await loan.session.writes():
                 logger.warning(LEFT)
                 self._opener.leave()
-                await _discard(session)  # for which the pool opens another
-            await session.leave()
-        finally:
-            await self._opener.call("release", self._pool, session.driver)
+                await _discard(loan.session)  # for which the pool opens another
+            await loan.session.leave()
+        except BaseException:
+            await self._give_back(loan)
+            raise
+        await self._give_back(loan)
+
+    async def _give_back(self, loan: Loan) -> None:
+        driver = loan.session.driver
+        if self._runtime.suspends:
+            loan.held.clear()
+            await self._opener.call("release", self._pool, driver)
+            return
+        try:
+            loan.held.clear()  # before: the pool may lend it to another thread at any moment
+            self._opener.call_blocking("release", self._pool, driver)
+        except BaseException as exc:
+            loan.held.clear()
+            if not isinstance(exc, Exception) and not _reached(exc, self._pool):
+                self._opener.call_blocking("release", self._pool, driver)
+            raise
+
+    def lose(self, loan: Loan) -> bool:
+        return False
 
     async def listener(self) -> CoreSession | None:
-        driver = await self._opener.call("connect_like", self._pool)
-        return None if driver is None else self._opener.session(driver)
+        return await self._opener.open("connect_like", self._pool)
 
     async def close(self) -> None:
         await self._opener.call("close_pool", self._pool)
 
 
 class CallersConnection:
-    """One connection of the caller's, for one at a time."""
+    """One connection of the caller's, for one at a time.
+
+    A thread that uses it may use it again meanwhile, as a generator within put_many does.
+    """
 
     joins = True
     seeks_primary = False
@@ -508,23 +651,21 @@ class CallersConnection:
         self.session = opener.wrap(connection)
         self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
         self._gate = runtime.gate()
-        self._depth = 0
+        self._loans: list[Loan] = []
         self._looked = opener.prepared is not None
 
-    async def acquire(self) -> CoreSession:
-        await self._gate.enter()
-        try:
-            if not self.session.usable():
-                raise ConnectionLost(CLOSED)  # noqa: TRY301
-            if self._depth == 0:
-                await self.session.enter()
-                if not self._looked and not self.session.in_transaction():
-                    await self._look()
-        except BaseException:
-            self._gate.leave()
-            raise
-        self._depth += 1
-        return self.session
+    async def acquire(self, loan: Loan) -> None:
+        again = self._gate.mine()
+        if not again:
+            await self._gate.enter()
+        self._loans.append(loan)
+        if not self.session.usable():
+            raise ConnectionLost(CLOSED)
+        if not again:
+            await self.session.enter()
+            if not self._looked and not self.session.in_transaction():
+                await self._look()
+        loan.held.append(self.session)
 
     async def _look(self) -> None:
         fits = await self._opener.direct(self.session)
@@ -534,15 +675,27 @@ class CallersConnection:
             self.session = self._opener.wrap(self._connection)
             await self.session.enter()
 
-    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
-        self._depth -= 1
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        mine = loan in self._loans
+        if mine and len(self._loans) > 1:
+            self._loans.remove(loan)
+            loan.held.clear()
+        elif mine or (self._gate.mine() and not self._loans):
+            await self._leave(loan)
+
+    async def _leave(self, loan: Loan) -> None:
+        session = self.session
         try:
-            if self._depth == 0:
-                if self.on_release is not None and session.usable():
-                    await self.on_release(session)
-                await session.leave()
+            if self.on_release is not None and session.usable():
+                await self.on_release(session)
+            await session.leave()
         finally:
+            loan.held.clear()
+            self._loans.clear()
             self._gate.leave()
+
+    def lose(self, loan: Loan) -> bool:
+        return False
 
     async def listener(self) -> CoreSession | None:
         return None
@@ -595,15 +748,19 @@ class LentConnections:
         self._opener = opener
         self._lender = lender
 
-    async def acquire(self) -> CoreSession:
+    async def acquire(self, loan: Loan) -> None:
         session = self._lender.lend(self._opener.wrap)
+        loan.held.append(session)
         if session.callers and not session.in_transaction():
             await session.execute(session.sql.ping)  # so that what follows is found to be in the framework's
-        return session
 
-    async def release(self, session: CoreSession, *, sound: bool = False) -> None:
-        if not sound:
-            self._lender.failed(session)
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        if loan.held and not sound:
+            self._lender.failed(loan.session)
+        loan.held.clear()
+
+    def lose(self, loan: Loan) -> bool:
+        return False
 
     async def listener(self) -> CoreSession | None:
         return None
@@ -617,6 +774,38 @@ def _pop(sessions: list[CoreSession]) -> CoreSession | None:
         return sessions.pop()
     except IndexError:
         return None
+
+
+def _reached(exc: BaseException, pool: object) -> bool:
+    """Whether an interrupt came to a pool's own code, and not on the way there."""
+    package, at = type(pool).__module__.partition(".")[0], exc.__traceback__
+    while at is not None:
+        if str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == package:
+            return True
+        at = at.tb_next
+    return False
+
+
+async def _end(sessions: _Sessions) -> None:
+    """Close what idles, and what comes back later: the event loop ends."""
+    sessions.over = True
+    await _rest(sessions)
+
+
+async def _rest(sessions: _Sessions) -> None:
+    loan = Loan()
+    while sessions.idle:
+        with suppress(IndexError):
+            loan.held.append(sessions.idle.pop())
+            await _give_up(loan)
+
+
+async def _give_up(loan: Loan) -> None:
+    """Close the session of a loan: another may be opened."""
+    session = loan.session
+    session.pool.free(session.place)
+    await _discard(session)
+    loan.held.clear()
 
 
 async def _discard(session: CoreSession) -> None:

@@ -10,15 +10,29 @@ One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
 
 from __future__ import annotations
 
+import os
+import threading
+from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, TypeVar
+from weakref import ref
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
-from pqcore.connections import CallersConnection, CallersPool, Lender, LentConnections, Opener, OwnPool, Source
+from pqcore.connections import (
+    CallersConnection,
+    CallersPool,
+    Lender,
+    LentConnections,
+    Loan,
+    Opener,
+    OwnPool,
+    Source,
+    lent,
+)
 from pqcore.errors import (
     AccessDenied,
     ConfigurationError,
@@ -30,7 +44,7 @@ from pqcore.errors import (
 )
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
-from pqcore.runtime import Gate, Runtime
+from pqcore.runtime import Gate, Kept, Runtime, drive
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
 from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
@@ -51,23 +65,43 @@ def _savepoint(verb: str, name: str) -> Query:
     return plain(sql.lower(), sql, rows=False)
 
 
+FORKED = (
+    "this transaction block was begun by process {}, of which this one is a fork: it is left to that process;"
+    " end a forked child within the block, with os._exit()"
+)
+
+
 @dataclass(eq=False, slots=True)
 class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
-    session: CoreSession
+    loan: Loan
     gate: Gate | None  # where tasks may share it; a thread has its own
     task: object  # that began it, where there are tasks
     blocks: list[Block] = field(default_factory=list)
     spoilt: bool = False  # a job was taken in it for nobody: the block can only be rolled back
+    process: int = field(default_factory=os.getpid)
+
+    @property
+    def session(self) -> CoreSession:
+        return self.loan.session
 
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """One ``with`` block; the inner ones are savepoints."""
+    """One ``with`` block; the inner ones are savepoints.
+
+    Attributes:
+        transaction: Its transaction.
+        savepoint: The name of its savepoint; None if the transaction is its own.
+        first: Whether it is the outermost.
+        statement: Gone as soon as the ``with`` statement is, however that ended. None if that is not known.
+    """
 
     transaction: OpenTransaction
     savepoint: str | None
+    first: bool
+    statement: ref[object] | None = None
 
 
 class Engine:
@@ -157,11 +191,24 @@ class Engine:
         def able() -> bool:
             return listens and not opener.alternates
 
-        self.listener: Listener | SoleListener
+        self._listeners: Kept[Listener | SoleListener]
         if isinstance(self.source, CallersConnection):
-            self.listener = SoleListener(self.source, runtime, able=able)
+            sole = SoleListener(self.source, runtime, able=able)
+            self._listeners = runtime.kept(lambda: sole)
         else:
-            self.listener = Listener(self.source, runtime, able=able)
+            self._listeners = runtime.kept(partial(Listener, self.source, runtime, able=able))
+
+    @property
+    def listener(self) -> Listener | SoleListener:
+        """Waits for notifications, for this process or event loop."""
+        return self._listeners.get()
+
+    def loops(self) -> list[AbstractEventLoop]:
+        """The event loops in which it has waited, or holds connections."""
+        kept: list[AbstractEventLoop] = self._listeners.loops()
+        if isinstance(self.source, OwnPool):
+            kept += self.source.kept.loops()
+        return kept
 
     def offers(self, capability: Capability) -> bool:
         """Whether both the driver and the server offer something."""
@@ -224,14 +271,23 @@ class Engine:
             return await operation(session)
         transaction = self._current()
         if transaction is None:
-            work = self._use(await self.source.acquire(), operation, protect=protect)
-        elif protect or transaction.gate is not None:
-            work = self._join(transaction, operation, protect=protect)
-        else:
+            loan = Loan()
+            try:
+                await self.source.acquire(loan)
+                if undo is None or not self.runtime.suspends:
+                    result = await self._use(loan, operation, protect=protect)
+                else:
+                    result = await self.runtime.settle(self._use(loan, operation, protect=protect), undo)
+            except BaseException as exc:
+                await self._failed(loan, exc)
+                raise
+            return result
+        if not protect and transaction.gate is None:
             return await operation(transaction.session)
+        work = self._join(transaction, operation, protect=protect)
         if undo is None or not self.runtime.suspends:
             return await work
-        if transaction is None or transaction.task is not self.runtime.task():
+        if transaction.task is not self.runtime.task():
             return await self.runtime.settle(work, undo)
         try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
             return await work
@@ -246,36 +302,57 @@ class Engine:
         Args:
             options: For the cursor.
         """
+        statement = _entered()
         transaction = self._current()
         if transaction is None:
-            source = self.source
-            session = await source.acquire()
-            begin = self._begin(session)
+            return await self._enter_first(options, statement)
+        savepoint = f"pq_{len(transaction.blocks)}"
+        query = _savepoint("SAVEPOINT", savepoint)
+        block = Block(transaction, savepoint, first=False)
+        try:
+            await self._join(transaction, lambda s: s.execute(query), protect=False)
+            handle = transaction.session.driver.cursor(**options)
+            self._opened(block, statement)
+            return handle  # noqa: TRY300 - an interrupt may come to this line, too
+        except BaseException:
+            if block in transaction.blocks:
+                self._cut_off(block)
+            raise
+
+    async def _enter_first(self, options: Mapping[str, Any], statement: object) -> Any:
+        source, loan = self.source, Loan()
+        block: Block | None = None
+        try:
+            await source.acquire(loan)
+            begin = self._begin(loan)
             if source.joins:  # else, if interrupted, it costs a connection of our own
-                savepoint = await self.runtime.settle(begin, lambda made: self._abandon(session, made))
+                savepoint = await self.runtime.settle(begin, lambda made: self._abandon(loan, made))
             else:
                 savepoint = await begin
             task = None
             if self.runtime.suspends:
                 task = self.runtime.task()
-                if session.gate is None:
-                    session.gate = self.runtime.gate()
-            transaction = OpenTransaction(session, session.gate, task)
-            try:
-                handle = session.driver.cursor(**options)
-            except BaseException:
-                await self._abandon(session, savepoint)
-                raise
-        else:
-            savepoint = f"pq_{len(transaction.blocks)}"
-            query = _savepoint("SAVEPOINT", savepoint)
-            await self._join(transaction, lambda s: s.execute(query), protect=False)
-            handle = transaction.session.driver.cursor(**options)
-        block = Block(transaction, savepoint)
-        transaction.blocks.append(block)
+                if loan.session.gate is None:
+                    loan.session.gate = self.runtime.gate()
+            block = Block(OpenTransaction(loan, loan.session.gate, task), savepoint, first=True)
+            handle = loan.session.driver.cursor(**options)
+            self._opened(block, statement)
+            return handle  # noqa: TRY300 - an interrupt may come to this line, too
+        except BaseException as exc:
+            if block is None:
+                await self._failed(loan, exc)
+            else:
+                block.statement = None
+                self._open.discard(block)
+                await self._abandon(loan, block.savepoint)
+            raise
+
+    def _opened(self, block: Block, statement: object) -> None:
+        if statement is not None:
+            block.statement = ref(statement, lambda _: self._cut_off(block))
+        block.transaction.blocks.append(block)
         self._open.add(block)
-        self._blocks.set((*(self._blocks.get() or ()), block))
-        return handle
+        self._blocks.set((*self._here(), block))
 
     async def execute(self, statement: str, values: Mapping[str, object], *, protect: bool = True) -> Sequence[Row]:
         """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
@@ -292,33 +369,45 @@ class Engine:
         if transaction is not None:
             result = await self._join(transaction, operation, protect=True)
         else:
-            session = await self.source.acquire()
-            try:
-                result = await operation(session)
-            finally:
-                await self.source.release(session)
+            result = await lent(self.source, operation)
         self._checked = True
         return result
 
     async def leave(self, *, failed: bool) -> None:
         """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
-        blocks: tuple[Block, ...] = self._blocks.get()
+        blocks = self._here()
         if not blocks:
             msg = "no transaction block is open here"
             raise TransactionOrderError(msg)
         block = blocks[-1]
-        self._blocks.set(blocks[:-1])
-        self._open.discard(block)
+        try:
+            self._blocks.set(blocks[:-1])
+            self._open.discard(block)
+            if self._ends(block, failed=failed):
+                finish = self._finish(block.transaction, block, failed=failed)
+                # Let finish whatever happens, so that it is known whether it was committed.
+                await (self.runtime.settle(finish, _leave_it) if self.runtime.suspends else finish)
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and not self.runtime.suspends:
+                self._cut_off(block)
+            block.statement = None
+            raise
+        block.statement = None
+
+    def _ends(self, block: Block, *, failed: bool) -> bool:
+        """Take a block out of its transaction; whether there is something to do for that."""
         transaction = block.transaction
+        if transaction.process != os.getpid():
+            if failed:
+                return False
+            raise TransactionOrderError(FORKED.format(transaction.process))
         if not transaction.blocks or transaction.blocks[-1] is not block:
             if block in transaction.blocks:
                 transaction.blocks.remove(block)  # the last one to end gives the connection back
             msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
-        finish = self._finish(transaction, block, failed=failed)
-        # Let finish whatever happens, so that it is known whether it was committed.
-        await (self.runtime.settle(finish, _leave_it) if self.runtime.suspends else finish)
+        return True
 
     async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
         """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
@@ -391,43 +480,86 @@ class Engine:
         """Close the connections; those in use, when they are given back."""
         if not self._lent:
             await self.source.close()  # first, so that who is woken finds it closed
+        for listener in self._listeners.others():
+            listener.end_from_afar()
         await self.listener.end()
 
     # Within
 
+    def _here(self) -> tuple[Block, ...]:
+        """The blocks that the running thread or task is in."""
+        blocks: tuple[Block, ...] = self._blocks.get() or ()
+        for block in blocks:
+            if block.statement is not None and block.statement() is None:
+                self._cut_off(block)  # if an interrupt came to that, too
+        return tuple(block for block in blocks if block in self._open)
+
     def _current(self) -> OpenTransaction | None:
         if not self._open:
             return None
-        blocks: tuple[Block, ...] = self._blocks.get() or ()
-        if blocks and blocks[-1].transaction.blocks:
+        blocks = self._here()
+        if blocks and blocks[-1].transaction.process == os.getpid():
             return blocks[-1].transaction
         return None
 
-    async def _use(self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
+    def _cut_off(self, block: Block) -> None:
+        """End a block of which the ``with`` statement is over, though it was not left: it was interrupted."""
+        transaction = block.transaction
+        block.statement = None
+        self._open.discard(block)
+        if transaction.process != os.getpid():
+            return
+        if not block.first:
+            if block in transaction.blocks:
+                transaction.blocks.remove(block)
+                if self.runtime.suspends:
+                    transaction.spoilt = True
+                elif transaction.loan.held:
+                    drive(self._undo(transaction.session, block.savepoint))
+            return
+        transaction.blocks.clear()
+        loan = transaction.loan
+        if not self.source.lose(loan):
+            try:
+                self.runtime.finish(lambda: self._abandon(loan, block.savepoint))
+            except PQError as exc:
+                logger.warning("a block that was interrupted could not be rolled back: %s", exc)
+
+    async def _use(self, loan: Loan, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
         source = self.source
         try:
+            session = loan.session
             if not self._checked:
                 await self._check(session)
             within = False
             if source.joins:
                 within = session.in_transaction()  # the caller's own
-                session.alone = not within
+                loan.idle = session.alone = not within
             if within and protect:
                 result = await self._shelter(session, operation)
             else:
                 result = await operation(session)
+            del session
+            await source.release(loan, sound=True)
         except BaseException as exc:
-            await self._failed(session, exc)
+            await self._failed(loan, exc)
             raise
-        await source.release(session, sound=True)
         return result
 
-    async def _failed(self, session: CoreSession, exc: BaseException) -> None:
-        if not isinstance(exc, Exception):  # a cancellation, or an interrupt
-            session.doubtful = True
-        else:
-            await _make_room(session, exc)
-        await self.source.release(session)
+    async def _failed(self, loan: Loan, exc: BaseException) -> None:
+        interrupted = not isinstance(exc, Exception)  # a cancellation, too
+        for session in loan.held:
+            session.doubtful = session.doubtful or interrupted
+            if not interrupted:
+                await _make_room(session, exc)
+            if loan.idle and self.source.joins and session.usable() and (interrupted or session.in_transaction()):
+                await self._undo(session, None)  # what we began
+        try:
+            await self.source.release(loan)
+        except PQError as error:
+            if not interrupted:
+                raise
+            logger.warning("giving back a connection after an interrupt failed: %s", error)
 
     async def _join(
         self, transaction: OpenTransaction, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
@@ -445,54 +577,58 @@ class Engine:
             if gate is not None:
                 gate.leave()
 
-    async def _begin(self, session: CoreSession) -> str | None:
+    async def _begin(self, loan: Loan) -> str | None:
         try:
+            session = loan.session
             if not self._checked:
                 await self._check(session)
             if self.source.joins and session.in_transaction():  # the caller's own
                 session.alone = False
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
+            loan.idle = True
             await session.begin()
             session.owed = []
         except BaseException as exc:
-            await self._failed(session, exc)
+            await self._failed(loan, exc)
             raise
         return None
 
-    async def _abandon(self, session: CoreSession, savepoint: str | None) -> None:
+    async def _abandon(self, loan: Loan, savepoint: str | None) -> None:
         try:
-            await self._undo(session, savepoint)
+            if loan.held:
+                await self._undo(loan.session, savepoint)
         finally:
-            await self.source.release(session)
+            await self.source.release(loan)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        session, gate = transaction.session, transaction.gate
-        sound = False
+        gate = transaction.gate
         try:
             if gate is not None:
                 await gate.enter()
             try:
                 undone = failed or transaction.spoilt
                 if undone:
-                    await self._undo(session, block.savepoint)
+                    await self._undo(transaction.session, block.savepoint)
                     transaction.spoilt = False
                 elif block.savepoint is None:
                     try:
-                        await session.commit()
+                        await transaction.session.commit()
                     except TransientError as exc:
-                        await _make_room(session, exc)
+                        await _make_room(transaction.session, exc)
                         raise
-                    await self._pay(session)
+                    await self._pay(transaction.session)
                 else:
-                    await session.execute(_savepoint("RELEASE", block.savepoint))
-                sound = not undone
+                    await transaction.session.execute(_savepoint("RELEASE", block.savepoint))
             finally:
                 if gate is not None:
                     gate.leave()
-        finally:
             if not transaction.blocks:
-                await self.source.release(session, sound=sound)
+                await self.source.release(transaction.loan, sound=not undone)
+        except BaseException as exc:
+            if not transaction.blocks:
+                await self._failed(transaction.loan, exc)
+            raise
         if undone and not failed:
             raise TransactionAborted(SPOILT)
 
@@ -563,6 +699,54 @@ async def _make_room(session: CoreSession, error: BaseException) -> None:
     if session.usable() and not session.in_transaction():
         with suppress(PQError):
             await session.execute(session.sql.notification_usage)
+
+
+_entering = threading.local()
+"""The ``with`` statement of a thread that is about to begin a block."""
+
+
+class Leaving:
+    """The ``__exit__`` of a queue, or its ``__aexit__``: what a ``with`` statement calls to leave the block.
+
+    An interrupt may come after the body and before the first line of ``__exit__``, which is not called again then.
+    But until it is over, the ``with`` statement holds on to what it would call; then Python lets go of that. So it is
+    made for each statement, and the block lasts as long as it does. It is no function, as tracebacks keep functions.
+
+    Args:
+        leave: Leaves a block; called with the engine, what stands for the statement, and what ``__exit__`` is called
+            with.
+        awaited: Whether it is a coroutine function. An ``async with`` lets go of it before it awaits the coroutine.
+    """
+
+    def __init__(self, leave: Callable[..., Any], *, awaited: bool = False) -> None:
+        self._leave = leave
+        self._awaited = awaited
+
+    def __get__(self, queue: Any, owner: type) -> Callable[..., Any]:
+        statement = _Statement() if self._awaited else None
+        leaving = (
+            partial(_leave_of, self._leave, statement)  # for contextlib.ExitStack, which calls it with the queue
+            if queue is None
+            else partial(self._leave, queue._engine, statement)  # noqa: SLF001 - its own
+        )
+        _entering.statement = ref(statement or leaving)
+        return leaving
+
+
+class _Statement:
+    """Stands for an ``async with`` statement: kept by the coroutine that leaves the block."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _entered() -> object:
+    known: ref[object] | None = getattr(_entering, "statement", None)
+    _entering.statement = None
+    return None if known is None else known()
+
+
+def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called: object) -> Any:
+    return leave(queue._engine, statement, *called)  # noqa: SLF001
 
 
 async def _leave_it(result: object) -> None:

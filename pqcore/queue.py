@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pqcore.engine import Engine
+from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.letters import DeadLetters
@@ -23,6 +23,10 @@ from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
+    drive(engine.leave(failed=kind is not None))
 
 
 class QueueIterator:
@@ -389,8 +393,12 @@ class Queue(QueueSettings):
     def __enter__(self) -> Any:
         return drive(self._engine.enter(self.cursor_kwargs))
 
-    def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        drive(self._engine.leave(failed=kind is not None))
+    if TYPE_CHECKING:
+
+        def __exit__(self, kind: object, value: object, traceback: object) -> None: ...
+
+    else:
+        __exit__ = Leaving(_leave)
 
     def __iter__(self) -> QueueIterator:
         return QueueIterator(self)

@@ -13,10 +13,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar
 from types import AsyncGeneratorType
 from typing import Any, Generic, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary, ref
 
 from pqcore.errors import ConfigurationError, PQError
 
@@ -53,10 +55,16 @@ class Event(Protocol):
 
 
 class Gate(Protocol):
-    """For one at a time; a thread that is in may come again, as a generator within put_many does."""
+    """For one at a time.
+
+    An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread, those of a ``finally`` included.
+    So a thread asks `mine` what it has to leave, and keeps no record of its own.
+    """
 
     async def enter(self) -> object: ...
     def leave(self) -> None: ...
+    def mine(self) -> bool:
+        """Whether the running thread is in; never, for tasks."""
 
 
 class Background(Protocol):
@@ -70,8 +78,8 @@ class Runtime(Protocol):
 
     suspends: bool
 
-    def owner(self) -> Hashable:
-        """Changes when connections opened before can no longer be used: after a fork, in another loop."""
+    def kept(self, make: Callable[[], T]) -> Kept[T]:
+        """Keep a value for this process, or for each of its event loops."""
 
     def task(self) -> object:
         """The running task; None where there are threads only."""
@@ -81,8 +89,11 @@ class Runtime(Protocol):
     def local(self) -> Local: ...
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
-    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
-        """Have ``cleanup`` run when the event loop ends, if there is one."""
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
+        """Have ``cleanup`` run when the event loop ends, if there is one, and while what is returned is kept."""
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have some work done where nothing can be awaited: immediately, or as a task of the running loop."""
 
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it."""
@@ -95,23 +106,44 @@ class Local(Protocol):
     def set(self, value: Any) -> None: ...
 
 
-class held:  # noqa: N801 - used as a function
-    """Hold a gate for the length of a block.
+class Kept(Protocol[T]):
+    """A value of which each process has one, or each event loop of it.
 
-    No generator: what is closed with the event loop comes here, too late for another to be begun.
+    A fork copies what the parent had, connections and locks that other threads held included. The child makes its
+    own, and neither uses nor ends the parent's. The value of an event loop lasts no longer than the loop.
+    """
+
+    def get(self) -> T:
+        """The value of here; made when it is first asked for."""
+
+    def others(self) -> list[T]:
+        """The values of this process's other event loops."""
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The event loops that have a value."""
+
+
+async def held(gate: Gate, work: Callable[[], Awaitable[T]]) -> T:
+    """Do some work while holding a gate, which the running thread or task does not hold yet.
+
+    No ``with``: an interrupt between its lines would leave the gate shut.
 
     Args:
         gate: The gate.
+        work: Gives what is awaited.
     """
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-
-    async def __aenter__(self) -> None:
-        await self._gate.enter()
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._gate.leave()
+    entered = False
+    try:
+        await gate.enter()
+        entered = True
+        result = await work()
+        entered = False
+        gate.leave()
+    except BaseException:
+        if entered or gate.mine():
+            gate.leave()
+        raise
+    return result
 
 
 # Blocking
@@ -128,11 +160,13 @@ class _ThreadEvent:
 
 class _ThreadGate:
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self.leave = self._lock.release
+        lock: Any = threading.RLock()  # which knows its owner
+        self.leave = lock.release
+        self.mine = lock._is_owned  # noqa: SLF001 - as threading.Condition asks it
+        self._acquire = lock.acquire
 
     async def enter(self) -> object:
-        return self._lock.acquire()
+        return self._acquire()
 
 
 class _ThreadLocal(threading.local):
@@ -154,13 +188,23 @@ class _Thread:
         """Nothing to do: the work ends by itself when its connection is closed."""
 
 
-def _forked() -> None:
-    global _process  # it stands for the process, as os.getpid() does, which is a system call
-    _process = os.getpid()
+class _OfProcess(Generic[T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: dict[int, T] = {}  # with the parent's, if this is a forked child
 
+    def get(self) -> T:
+        process = os.getpid()  # asked each time: a process that is forked in C (uWSGI) tells nobody
+        try:
+            return self._values[process]
+        except KeyError:  # threads may come here together
+            return self._values.setdefault(process, self._make())
 
-_process = os.getpid()
-os.register_at_fork(after_in_child=_forked)
+    def others(self) -> list[T]:
+        return []
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        return []
 
 
 class BlockingRuntime:
@@ -168,8 +212,8 @@ class BlockingRuntime:
 
     suspends = False
 
-    def owner(self) -> Hashable:
-        return _process
+    def kept(self, make: Callable[[], T]) -> Kept[T]:
+        return _OfProcess(make)
 
     def task(self) -> object:
         return None
@@ -189,8 +233,12 @@ class BlockingRuntime:
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
 
-    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
         """Nothing to do: connections are closed with the process."""
+        return None
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        drive(work())
 
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         return await work
@@ -225,6 +273,9 @@ class _LoopGate:
         self.enter = lock.acquire
         self.leave = lock.release
 
+    def mine(self) -> bool:
+        return False
+
 
 class _LoopLocal(Generic[T]):
     def __init__(self) -> None:
@@ -243,19 +294,55 @@ class _LoopTask:
         self._task.cancel()
 
 
+_KEPT = "_pqcore_kept"
+"""The attribute of an event loop that has what belongs to it: kept elsewhere, it would keep the loop."""
+_parents: list[object] = []
+"""What a fork copied of the parent's event loops: not ended here, as the parent uses it."""
+
+
+class _OfLoop(Generic[T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._loops: set[ref[asyncio.AbstractEventLoop]] = set()
+
+    def get(self) -> T:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(NO_LOOP) from None
+        kept: WeakKeyDictionary[object, tuple[int, T]] | None = getattr(loop, _KEPT, None)
+        if kept is None:
+            setattr(loop, _KEPT, kept := WeakKeyDictionary())
+        found = kept.get(self)
+        process = os.getpid()
+        if found is not None:
+            if found[0] == process:
+                return found[1]
+            _parents.append(found)
+            self._loops = set()
+        value = self._make()
+        kept[self] = process, value
+        self._loops.add(ref(loop, self._loops.discard))
+        return value
+
+    def others(self) -> list[T]:
+        here = asyncio.get_running_loop()
+        return [getattr(loop, _KEPT)[self][1] for loop in self.loops() if loop is not here]
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        return [loop for known in self._loops.copy() if (loop := known()) is not None]
+
+
 class AsyncioRuntime:
     """Tasks of an asyncio event loop."""
 
     suspends = True
 
     def __init__(self) -> None:
-        self._kept: list[AsyncGeneratorType[None, None]] = []
+        self._finishing: set[asyncio.Task[None]] = set()
 
-    def owner(self) -> Hashable:
-        try:
-            return _process, asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigurationError(NO_LOOP) from None
+    def kept(self, make: Callable[[], T]) -> Kept[T]:
+        return _OfLoop(make)
 
     def task(self) -> object:
         return asyncio.current_task()
@@ -275,12 +362,17 @@ class AsyncioRuntime:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
         # asyncio.run lets open asynchronous generators finish before it closes the loop.
         kept = cast("AsyncGeneratorType[None, None]", _kept_open(cleanup))
         await kept.__anext__()
-        self._kept = [other for other in self._kept if other.ag_frame is not None]
-        self._kept.append(kept)
+        return kept
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with suppress(RuntimeError):  # no loop runs any more, and what is open ends with it
+            task = asyncio.get_running_loop().create_task(work())
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
 
     async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
         loop = asyncio.get_running_loop()

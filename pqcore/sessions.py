@@ -7,6 +7,7 @@ nowhere else, by SQLSTATE.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -174,8 +175,13 @@ class CoreSession:
         self.believed = False
         # Whether the caller handed the connection over for this operation, to be left in its mode.
         self.callers = False
-        # Where its pool keeps it.
-        self.shelf: Any = None
+        # Whether we opened it: nobody else closes it.
+        self.opened = False
+        # Where its pool keeps it, and what counts it there.
+        self.pool: Any = None
+        self.place: object = None
+        # A forked child has a copy of it, and leaves it to its parent.
+        self.process = os.getpid()
         # Whether a statement commits by itself, as no transaction is open.
         self.alone = True
         # Whether the open transaction was begun by `begin_own`: it holds statements of pqcore's only.
@@ -346,10 +352,27 @@ class CoreSession:
             return True
 
     async def close(self) -> None:
+        if self.process != os.getpid():
+            return
         await self._call("close", self.driver.close)
+        self.opened = False
+
+    def drop(self) -> None:
+        """Close the connection without waiting, as nobody uses it; from whatever thread."""
+        if self.process != os.getpid():
+            return
+        self.opened = False
+        with suppress(*self._errors):
+            getattr(self.driver, "drop", self.driver.abort)()
+
+    def __del__(self) -> None:
+        if getattr(self, "opened", False):  # lost on its way, by an interrupt or with its event loop
+            self.drop()
 
     def abort(self) -> None:
         """Break the connection off, whoever uses it: what is under way on it fails."""
+        if self.process != os.getpid():
+            return
         self.doubtful = True
         with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
             self.driver.abort()

@@ -25,16 +25,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from threading import Lock
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from pqcore.errors import ConnectionLost, PQError
+from pqcore.connections import CallersConnection, CallersPool, Source, lent
+from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
 
 if TYPE_CHECKING:
-    from pqcore.connections import CallersConnection, Source
     from pqcore.sessions import CoreSession
 
 SLICE = 1.0
@@ -54,6 +53,8 @@ LINGER = 5.0
 LEFT = "its server takes no more writes"
 DEAF = "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
 
+UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
+
 
 async def _attend(session: CoreSession, channel: str) -> None:
     """Listen, and let those who put see it."""
@@ -61,6 +62,19 @@ async def _attend(session: CoreSession, channel: str) -> None:
     # A statement of its own, as it asks the session whether it listens.
     if not await session.execute(session.sql.attend, session.sql.attend.bind({"channel": channel})):
         raise ConnectionLost(DEAF)
+
+
+async def _nothing(session: CoreSession) -> None:
+    """Do nothing with a session."""
+
+
+def _told(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, PQError) else f"{type(exc).__name__}: {exc}"
+
+
+def _unexpected(exc: Exception) -> bool:
+    """Whether an exception is none that is known to come: its traceback is logged."""
+    return not isinstance(exc, PQError)
 
 
 class _Channels:
@@ -114,7 +128,7 @@ class _Channels:
 
 
 class Listener(_Channels):
-    """The listening connection, and those who wait for it.
+    """The listening connection of a process, or of one of its event loops, and those who wait for it.
 
     Args:
         source: Where the connection comes from.
@@ -126,57 +140,47 @@ class Listener(_Channels):
         self._source = source
         self._runtime = runtime
         self._able = able
-        self._owner: Hashable = None
         self._over = False
-        self._taking_over = Lock()
-        self._reset()
-
-    def _reset(self) -> None:
         self._forget()
-        self._gate = self._runtime.gate()
+        self._gate = runtime.gate()
         self._session: CoreSession | None = None
         self._background: Background | None = None
         self._waiters: dict[str, set[Event]] = defaultdict(set)
+        self._end: object = None
+        self._refused = ""  # why it could not listen, as far as that was told
+        self._heard = self._tidied = 0.0
         self._paused: dict[str, int] = {}  # how often a channel had been notified when the last pause on it ended
-
-    def _take_over(self) -> bool:
-        """Begin anew if what there is belongs to another process, or loop; whether it did."""
-        if self._owner == (owner := self._runtime.owner()):
-            return False
-        with self._taking_over:  # threads may come here together
-            if self._owner != owner:
-                self._reset()
-                self._owner = owner
-        return True
 
     async def listen(self, channel: str) -> bool:
         """Register a channel; False if that cannot be done now. Then it is to be looked again, before a wait."""
-        self._take_over()
-        async with held(self._gate):
-            if channel in self._channels:
-                return True
-            if self._over or not self._able() or (self._session is None and not await self._open()):
-                return False
-            session = self._session
-            if session is None:
-                return False
-            try:
-                await _attend(session, channel)
-                # What came with the answers may not stir who waits on the socket.
-                self._pass_on(await session.notifications())
-            except PQError as exc:
-                if session.usable():  # as when there are too many locks: all of ours are given up
-                    self._retry_at = time.monotonic() + REFUSED
-                logger.warning("lost the listening connection: %s", exc)
-                await self._lose(session)
-                return False
-            self._register(channel)
+        return await held(self._gate, lambda: self._listen(channel))
+
+    async def _listen(self, channel: str) -> bool:
+        if channel in self._channels:
             return True
+        if self._over or not self._able() or (self._session is None and not await self._open()):
+            return False
+        session = self._session
+        if session is None:
+            return False
+        try:
+            await _attend(session, channel)
+            # What came with the answers may not stir who waits on the socket.
+            self._pass_on(await session.notifications())
+        except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
+            if session.usable():  # as when there are too many locks: all of ours are given up
+                self._retry_at = time.monotonic() + REFUSED
+            logger.warning("lost the listening connection: %s", _told(exc), exc_info=_unexpected(exc))
+            await self._lose(session)
+            return False
+        except BaseException:  # what was interrupted on it is not known
+            await self._lose(session)
+            raise
+        self._register(channel)
+        return True
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
         """Wait until the channel is notified again, for at most ``seconds``."""
-        if self._take_over():  # the ticket is of a registration that is none here: look again, and register
-            return
         event = self._runtime.event()
         waiters = self._waiters[channel]
         waiters.add(event)
@@ -191,7 +195,6 @@ class Listener(_Channels):
 
     async def pause(self, channel: str, seconds: float) -> None:
         """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
-        self._take_over()
         count = self._counts[channel]
         if self._paused.get(channel, 0) == count:  # else it was woken since the last pause
             event = self._runtime.event()
@@ -204,69 +207,94 @@ class Listener(_Channels):
 
     async def close(self) -> None:
         """Stop listening; waiters are woken."""
-        if self._owner != self._runtime.owner():
-            return
         if self._background is not None:
             self._background.stop()
-        async with held(self._gate):  # one that is being opened is to be closed too
-            if self._session is not None:
-                if not self._runtime.suspends:
-                    self._session.abort()  # the thread that waits on it is to notice at once
-                await self._lose(self._session)
+        await held(self._gate, self._close)  # one that is being opened is to be closed too
+
+    async def _close(self) -> None:
+        if self._session is not None:
+            if not self._runtime.suspends:
+                self._session.abort()  # the thread that waits on it is to notice at once
+            await self._lose(self._session)
 
     async def end(self) -> None:
         """Stop listening, for good."""
         self._over = True
         await self.close()
 
+    def end_from_afar(self) -> None:
+        """Stop listening, for good; from another event loop than the one that listens."""
+        self._over = True
+        if self._session is not None:
+            self._session.abort()
+
     async def _open(self) -> bool:
         if time.monotonic() < self._retry_at:
             return False
         try:
             session = await self._source.listener()
-        except PQError as exc:
+        except Exception as exc:  # noqa: BLE001 - such as of a function of the caller's: waiters poll, whatever it is
             self._retry_at = time.monotonic() + RETRY
-            logger.warning("cannot listen, so waiters poll: %s", exc)
+            self._warn(exc)
             return False
         if session is None:
+            self._retry_at = time.monotonic() + REFUSED
+            if isinstance(self._source, CallersPool):
+                self._warn(ConfigurationError(UNLIKE))
             return False
         if not self._able():  # it was the first connection, and found a pooler
             await self._discard(session)
             return False
-        await self._runtime.at_end(self.close)
-        self._session = session
-        self._background = self._runtime.start(lambda: self._follow(session))
+        self._refused = ""
+        try:
+            if self._end is None:
+                self._end = await self._runtime.at_end(self.close) or True
+            self._session = session
+            self._background = self._runtime.start(lambda: self._follow(session))
+        except BaseException:
+            await self._lose(session)
+            raise
         return True
+
+    def _warn(self, exc: Exception) -> None:
+        """Say that it cannot listen: once, as long as the reason is the same."""
+        told = _told(exc)
+        if told != self._refused:
+            self._refused = told
+            logger.warning("cannot listen, so waiters poll: %s", told, exc_info=_unexpected(exc))
 
     async def _follow(self, session: CoreSession) -> None:
         """Pass notifications on until the connection is lost or closed."""
-        heard = tidied = time.monotonic()
+        self._heard = self._tidied = time.monotonic()
         while self._session is session:
             try:
                 await session.wait(SLICE)
-                async with held(self._gate):
-                    if self._session is not session:
-                        return
-                    if session.left:
-                        raise ConnectionLost(LEFT)
-                    if time.monotonic() - heard > PROBE:
-                        if not await session.execute(session.sql.listening):
-                            raise ConnectionLost(DEAF)
-                        if self._source.seeks_primary and not await session.writes():
-                            raise ConnectionLost(LEFT)
-                        heard = time.monotonic()
-                    if time.monotonic() - tidied > SLICE:
-                        await self._leave(session)
-                        tidied = time.monotonic()
-                    channels = await session.notifications()
-            except PQError as exc:
-                logger.warning("lost the listening connection: %s", exc)
-                async with held(self._gate):
-                    await self._lose(session)
+                channels = await held(self._gate, lambda: self._look(session))
+            except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
+                if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
+                    return
+                logger.warning("lost the listening connection: %s", _told(exc), exc_info=_unexpected(exc))
+                await held(self._gate, lambda: self._lose(session))
                 return
             if channels:
-                heard = time.monotonic()
+                self._heard = time.monotonic()
                 self._pass_on(channels)
+
+    async def _look(self, session: CoreSession) -> list[str]:
+        if self._session is not session:
+            return []
+        if session.left:
+            raise ConnectionLost(LEFT)
+        if time.monotonic() - self._heard > PROBE:
+            if not await session.execute(session.sql.listening):
+                raise ConnectionLost(DEAF)
+            if self._source.seeks_primary and not await session.writes():
+                raise ConnectionLost(LEFT)
+            self._heard = time.monotonic()
+        if time.monotonic() - self._tidied > SLICE:
+            await self._leave(session)
+            self._tidied = time.monotonic()
+        return await session.notifications()
 
     def _pass_on(self, channels: Sequence[str]) -> None:
         for channel in set(channels):
@@ -294,7 +322,7 @@ class Listener(_Channels):
     async def _discard(self, session: CoreSession) -> None:
         try:
             await session.close()
-        except PQError:
+        except Exception:  # noqa: BLE001 - it is given up
             logger.debug("closing the listening connection failed", exc_info=True)
 
 
@@ -319,23 +347,23 @@ class SoleListener(_Channels):
         """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
         if time.monotonic() < self._retry_at:
             return False
-        session = await self._source.acquire()  # which looks whether a pooler is in between
+        # Lending it looks whether a pooler is in between.
+        return await lent(self._source, lambda session: self._listen(session, channel))
+
+    async def _listen(self, session: CoreSession, channel: str) -> bool:
+        if not self._able() or session.in_transaction():
+            return False
         try:
-            if not self._able() or session.in_transaction():
-                return False
-            try:
-                await _attend(session, channel)
-                self._notifies |= bool(await session.execute(session.sql.notify_always))
-            except PQError as exc:
-                if not session.usable():
-                    raise
-                self._retry_at = time.monotonic() + REFUSED
-                logger.warning("cannot listen, so waiters poll: %s", exc)
-                return False
-            self._register(channel)
-            return True
-        finally:
-            await self._source.release(session)
+            await _attend(session, channel)
+            self._notifies |= bool(await session.execute(session.sql.notify_always))
+        except PQError as exc:
+            if not session.usable():
+                raise
+            self._retry_at = time.monotonic() + REFUSED
+            logger.warning("cannot listen, so waiters poll: %s", exc)
+            return False
+        self._register(channel)
+        return True
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
         """See `Listener.wait`."""
@@ -348,7 +376,7 @@ class SoleListener(_Channels):
                 return
             self._waited[channel] = time.monotonic()
             await session.wait(min(left, SLICE))
-            await self._source.release(await self._source.acquire())
+            await lent(self._source, _nothing)  # what arrived is read as it is given back
         self._settle(channel)
 
     async def pause(self, channel: str, seconds: float) -> None:
@@ -359,7 +387,10 @@ class SoleListener(_Channels):
         """Nothing to close: the connection is the caller's."""
 
     async def end(self) -> None:
-        """Likewise."""
+        """End nothing: the connection is the caller's."""
+
+    def end_from_afar(self) -> None:
+        """End nothing: the connection is the caller's."""
 
     async def _read(self, session: CoreSession) -> None:
         if not self._channels or session.in_transaction():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
 
-from pqcore.backend import ABORTED, Row
+from pqcore.backend import ABORTED, Row, shut
 from pqcore.errors import Closed
 from pqcore.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -99,7 +100,8 @@ class AsyncpgSession:
 
     async def rollback(self) -> None:
         transaction, self._transaction = self._transaction, None
-        await transaction.rollback()
+        if transaction is not None:
+            await transaction.rollback()
 
     def cursor(self, **options: Any) -> Any:
         return self.connection
@@ -143,7 +145,14 @@ class AsyncpgSession:
         await self.connection.close(timeout=5)
 
     def abort(self) -> None:
-        self.connection.terminate()
+        loop = self.connection._loop
+        if asyncio._get_running_loop() is loop:
+            self.connection.terminate()
+        elif loop.is_running():  # in another thread
+            loop.call_soon_threadsafe(self.connection.terminate)
+        else:
+            with suppress(OSError):
+                shut(self.connection._transport.get_extra_info("socket").fileno())
 
 
 class AsyncpgBackend:
@@ -180,7 +189,9 @@ class AsyncpgBackend:
         await pool.release(session.connection)
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:
-        return AsyncpgSession(await asyncpg.connect(*pool._connect_args, **pool._connect_kwargs))
+        connect = getattr(pool, "_connect", asyncpg.connect)  # a function of the caller's, since asyncpg 0.30
+        classes = {"connection_class": pool._connection_class, "record_class": pool._record_class}
+        return AsyncpgSession(await connect(*pool._connect_args, loop=pool._loop, **classes, **pool._connect_kwargs))
 
     async def make_pool(self, dsn: str, size: int) -> Any:
         return await asyncpg.create_pool(dsn, min_size=1, max_size=size, **self._options)

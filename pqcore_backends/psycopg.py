@@ -7,6 +7,7 @@ use an idle connection it is switched to autocommit, which sends nothing.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,7 @@ class _Common:
     connection: Any
     _switched = False
     _begun = False
+    _flipped = False  # by begin, until it is switched back
     _arrived: list[str] | None = None
 
     def in_transaction(self) -> bool:
@@ -72,6 +74,9 @@ class _Common:
     def abort(self) -> None:
         if self.usable():
             shut(self.connection.fileno())
+
+    def drop(self) -> None:
+        self.connection.pgconn.finish()
 
     def _forget_prepared(self) -> bool:
         """Forget prepared statements, of which one was refused; return whether the statement can be sent again.
@@ -122,11 +127,13 @@ class PsycopgSession(_Common):
 
     def enter(self) -> None:
         if self._to_switch():
-            self.connection.autocommit = self._switched = True
+            self._switched = True  # first: an interrupt may come in between
+            self.connection.autocommit = True
 
     def leave(self) -> None:
         if self._switched:
-            self._switched = self.connection.autocommit = False
+            self.connection.autocommit = False
+            self._switched = False
 
     def alive(self) -> bool:
         if self.usable() and readable(self.connection.fileno()):
@@ -146,9 +153,9 @@ class PsycopgSession(_Common):
         return cursor.fetchall() if query.rows else ()
 
     def begin(self) -> None:
+        self._begun = self._flipped = True  # first: an interrupt may come in between
         if not self._flip(autocommit=False):  # psycopg sends BEGIN with the next statement
             self.connection.autocommit = False
-        self._begun = True
 
     def commit(self) -> None:
         self._begun = False
@@ -162,6 +169,7 @@ class PsycopgSession(_Common):
             raise
         if not self._flip(autocommit=True):
             self.connection.autocommit = True
+        self._flipped = False
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
@@ -173,8 +181,10 @@ class PsycopgSession(_Common):
             self._end()
 
     def _end(self) -> None:
-        if self.usable() and not self.in_transaction() and not self._flip(autocommit=True):
-            self.connection.autocommit = True
+        if self._flipped and self.usable() and not self.in_transaction():
+            if not self._flip(autocommit=True):
+                self.connection.autocommit = True
+            self._flipped = False
 
     def _bury(self) -> None:
         """Close what psycopg has found cut off, while a statement was under way, and has not closed."""
@@ -211,13 +221,13 @@ class AsyncPsycopgSession(_Common):
 
     async def enter(self) -> None:
         if self._to_switch():
-            await self.connection.set_autocommit(True)
             self._switched = True
+            await self.connection.set_autocommit(True)
 
     async def leave(self) -> None:
         if self._switched:
-            self._switched = False
             await self.connection.set_autocommit(False)
+            self._switched = False
 
     async def alive(self) -> bool:
         if self.usable() and readable(self.connection.fileno()):
@@ -234,9 +244,9 @@ class AsyncPsycopgSession(_Common):
         return await cursor.fetchall() if query.rows else ()
 
     async def begin(self) -> None:
+        self._begun = self._flipped = True  # first: an interrupt may come in between
         if not self._flip(autocommit=False):
             await self.connection.set_autocommit(False)
-        self._begun = True
 
     async def commit(self) -> None:
         self._begun = False
@@ -248,6 +258,7 @@ class AsyncPsycopgSession(_Common):
             raise
         if not self._flip(autocommit=True):
             await self.connection.set_autocommit(True)
+        self._flipped = False
         if failed:
             raise InFailedSqlTransaction(ABORTED)
 
@@ -259,8 +270,10 @@ class AsyncPsycopgSession(_Common):
             await self._end()
 
     async def _end(self) -> None:
-        if self.usable() and not self.in_transaction() and not self._flip(autocommit=True):
-            await self.connection.set_autocommit(True)
+        if self._flipped and self.usable() and not self.in_transaction():
+            if not self._flip(autocommit=True):
+                await self.connection.set_autocommit(True)
+            self._flipped = False
 
     async def listen(self, channel: str) -> None:
         self._collect()
@@ -312,6 +325,26 @@ class _Pooled:
         raise NotImplementedError
 
 
+def _answers(session: PsycopgSession) -> bool:
+    try:
+        return session.alive()
+    except psycopg.Error:
+        return False
+
+
+async def _answers_async(session: AsyncPsycopgSession) -> bool:
+    try:
+        return await session.alive()
+    except psycopg.Error:
+        return False
+
+
+def _listening(conninfo: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """A pool's arguments, for a connection that listens."""
+    said = {**conninfo_to_dict(conninfo or ""), **(kwargs or {})}
+    return {**(kwargs or {}), **patience(said), "autocommit": True}
+
+
 def _pool_error(exc: Exception) -> Exception:
     if isinstance(exc, psycopg_pool.PoolClosed):
         return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
@@ -323,30 +356,39 @@ class PsycopgBackend(_Pooled):
 
     def connect(self, dsn: str) -> PsycopgSession:
         said = conninfo_to_dict(dsn)
-        return self.wrap(psycopg.connect(dsn, autocommit=True, **patience(said), **unicode(said)))
+        connection = psycopg.connect(dsn, autocommit=True, **patience(said), **unicode(said))
+        try:
+            return self.wrap(connection)
+        except BaseException:  # an interrupt
+            connection.close()
+            raise
 
     def wrap(self, connection: Any) -> PsycopgSession:
         return PsycopgSession(connection, prepared=self._prepares)
 
     def acquire(self, pool: Any) -> PsycopgSession:
         while True:
+            connection = None
             try:
                 connection = pool.getconn()
+                session: PsycopgSession = self._session(connection)
+                if session.in_transaction() or _answers(session):
+                    return session
             except _POOL_ERRORS as exc:
                 raise _pool_error(exc) from exc
-            session: PsycopgSession = self._session(connection)
-            try:
-                if session.in_transaction() or session.alive():
-                    return session
-            except psycopg.Error:
-                pass
+            except BaseException:  # an interrupt: the pool would count it for good
+                if connection is not None:
+                    pool.putconn(connection)
+                raise
             pool.putconn(connection)  # the server ended it while it idled; the pool replaces it
 
     def release(self, pool: Any, session: PsycopgSession) -> None:
         pool.putconn(session.connection)
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
-        return self.wrap(pool.connection_class.connect(pool.conninfo, **{**(pool.kwargs or {}), "autocommit": True}))
+        said = pool.conninfo, pool.kwargs
+        conninfo, kwargs = (each() if callable(each) else each for each in said)  # as the pool asks for each connection
+        return self.wrap(pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs)))
 
     def make_pool(self, dsn: str, size: int) -> Any:
         return psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=size, open=True)
@@ -371,24 +413,30 @@ class AsyncPsycopgBackend(_Pooled):
 
     async def acquire(self, pool: Any) -> AsyncPsycopgSession:
         while True:
+            connection = None
             try:
                 connection = await pool.getconn()
+                session: AsyncPsycopgSession = self._session(connection)
+                if session.in_transaction() or await _answers_async(session):
+                    return session
             except _POOL_ERRORS as exc:
                 raise _pool_error(exc) from exc
-            session: AsyncPsycopgSession = self._session(connection)
-            try:
-                if session.in_transaction() or await session.alive():
-                    return session
-            except psycopg.Error:
-                pass
+            except BaseException:
+                if connection is not None:
+                    await pool.putconn(connection)
+                raise
             await pool.putconn(connection)
 
     async def release(self, pool: Any, session: AsyncPsycopgSession) -> None:
         await pool.putconn(session.connection)
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
-        options = {**(pool.kwargs or {}), "autocommit": True}
-        return self.wrap(await pool.connection_class.connect(pool.conninfo, **options))
+        said = []
+        for each in (pool.conninfo, pool.kwargs):  # as the pool asks for each connection
+            value = each() if callable(each) else each
+            said.append(await value if inspect.isawaitable(value) else value)
+        conninfo, kwargs = said
+        return self.wrap(await pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs)))
 
     async def make_pool(self, dsn: str, size: int) -> Any:
         pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=size, open=False)

@@ -94,6 +94,7 @@ class Psycopg2Session:
         self._calls: dict[str, str | None] = {}
         self._switched = False
         self._begun = False
+        self._flipped = False  # by begin, until it is switched back
 
     @cached_property
     def _cursor(self) -> Any:
@@ -104,11 +105,13 @@ class Psycopg2Session:
 
     def enter(self) -> None:
         if not self.connection.autocommit and not self.in_transaction():
-            self.connection.autocommit = self._switched = True
+            self._switched = True  # first: an interrupt may come in between
+            self.connection.autocommit = True
 
     def leave(self) -> None:
         if self._switched:
-            self._switched = self.connection.autocommit = False
+            self.connection.autocommit = False
+            self._switched = False
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE
@@ -153,8 +156,8 @@ class Psycopg2Session:
         return call
 
     def begin(self) -> None:
+        self._begun = self._flipped = True  # first: an interrupt may come in between
         self.connection.autocommit = False  # psycopg2 sends BEGIN with the next statement
-        self._begun = True
 
     def commit(self) -> None:
         self._begun = False
@@ -162,6 +165,7 @@ class Psycopg2Session:
         try:
             self.connection.commit()
             self.connection.autocommit = True
+            self._flipped = False
         except BaseException:
             self._end()
             raise
@@ -176,8 +180,9 @@ class Psycopg2Session:
             self._end()
 
     def _end(self) -> None:
-        if self.usable() and not self.in_transaction():
+        if self._flipped and self.usable() and not self.in_transaction():
             self.connection.autocommit = True
+            self._flipped = False
 
     def listen(self, channel: str) -> None:
         self._cursor.execute(f"LISTEN {quote(channel)}")
@@ -198,6 +203,8 @@ class Psycopg2Session:
     def close(self) -> None:
         self.connection.close()
 
+    drop = close
+
     def abort(self) -> None:
         if self.usable():
             shut(self.connection.fileno())
@@ -215,27 +222,34 @@ class Psycopg2Backend:
     def connect(self, dsn: str) -> Psycopg2Session:
         said = extensions.parse_dsn(dsn)
         connection = psycopg2.connect(dsn, **patience(said), **unicode(said))
-        return Psycopg2Session(connection, prepared=self._prepares)
+        try:
+            return Psycopg2Session(connection, prepared=self._prepares)
+        except BaseException:  # an interrupt
+            connection.close()
+            raise
 
     def wrap(self, connection: Any) -> Psycopg2Session:
         return Psycopg2Session(connection, prepared=self._prepares)
 
     def acquire(self, pool: Any) -> Psycopg2Session:
         while True:
+            connection = None
             try:
                 connection = pool.getconn()
+                if not connection.closed:
+                    session = self._session(connection)
+                    if session.in_transaction() or _answers(session):
+                        return session
             except PoolError as exc:
                 if pool.closed:
                     msg = "the connection pool is closed: give PQ an open one"
                     raise Closed(msg) from exc
                 msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
                 raise PoolTimeout(msg) from exc
-            if connection.closed:
-                pool.putconn(connection, close=True)
-                continue
-            session = self._session(connection)
-            if session.in_transaction() or _answers(session):
-                return session
+            except BaseException:  # an interrupt: the pool would count it for good
+                if connection is not None:
+                    pool.putconn(connection, close=True)
+                raise
             pool.putconn(connection, close=True)  # the server ended it while it idled
 
     def _session(self, connection: Any) -> Psycopg2Session:
@@ -251,10 +265,11 @@ class Psycopg2Backend:
             pool.putconn(session.connection, close=not session.usable())
 
     def connect_like(self, pool: Any) -> Psycopg2Session | None:
-        try:
-            connection = psycopg2.connect(*pool._args, **pool._kwargs)
-        except AttributeError:  # a pool of another make
+        args, kwargs = getattr(pool, "_args", None), getattr(pool, "_kwargs", None)
+        if args is None or kwargs is None:  # a pool of another make
             return None
+        said = {**extensions.parse_dsn(args[0] if args else kwargs.get("dsn") or ""), **kwargs}
+        connection = psycopg2.connect(*args, **{**kwargs, **patience(said)})
         connection.autocommit = True
         return Psycopg2Session(connection, prepared=self._prepares)
 

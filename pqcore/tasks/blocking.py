@@ -403,7 +403,7 @@ _event: ContextVar[JobEvent | None] = ContextVar("pqcore_event", default=None)
 
 def _called(call: Callable[[], Any]) -> Any:
     result = call()
-    return asyncio.run(_awaited(result)) if inspect.iscoroutine(result) else result
+    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
 
 async def _awaited(coroutine: Any) -> Any:

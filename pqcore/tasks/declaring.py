@@ -127,7 +127,7 @@ class Task:
     @functools.cached_property
     def is_coroutine(self) -> bool:
         """Whether the function is to be awaited."""
-        return inspect.iscoroutinefunction(self.function)
+        return inspect.iscoroutinefunction(called_by(self.function))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +219,35 @@ class Call:
         return headers
 
 
+def called_by(function: Callable[..., Any]) -> Any:
+    """The function that is called in the end: within ``functools.partial`` objects, and objects with ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    return type(function).__call__
+
+
+def refuse_generator(function: Callable[..., Any], path: str) -> None:
+    """Refuse a function with ``yield``: a call of it runs nothing.
+
+    Args:
+        function: The function.
+        path: What it is called in the message.
+
+    Raises:
+        ConfigurationError: It is a generator function, or an asynchronous one.
+    """
+    within = called_by(function)
+    if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
+        kind = "an asynchronous generator function" if inspect.isasyncgenfunction(within) else "a generator function"
+        msg = (
+            f"{path} is {kind}, and cannot be a task: a call of it would run nothing of its body;"
+            " remove its yield, or declare a function that iterates over it"
+        )
+        raise ConfigurationError(msg)
+
+
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
     """Calls as they are put with others; a tuple of them is a chain."""
     return [chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored() for call in calls]
@@ -262,10 +291,15 @@ class TaskDeclarations:
         self.periodics.append(periodic)
 
     def declare(self, function: Callable[..., Any], options: TaskOptions) -> Task:
-        """Declare a function, and mark it with its path as pq does; one that is declared already, anew."""
+        """Declare a function, and mark it with its path as pq does; one that is declared already, anew.
+
+        Raises:
+            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find.
+        """
         if isinstance(declared := getattr(function, "task", None), Task):
             function = declared.function
-        path = f"{function.__module__}.{function.__qualname__}"
+        path = _path_of(function)
+        refuse_generator(function, path)
         function._path = path  # type: ignore[attr-defined]  # noqa: SLF001 - pq's name
         task = Task(path, function, options)
         self.handler_registry[path] = function
@@ -294,6 +328,17 @@ class TaskDeclarations:
 
     def _trusts(self, path: str) -> bool:
         return any(path.startswith(module + ".") for module in self.trusted_modules)
+
+
+def _path_of(function: Callable[..., Any]) -> str:
+    try:
+        return f"{function.__module__}.{function.__qualname__}"
+    except AttributeError:
+        msg = (
+            f"a task is a {type(function).__qualname__} without a name, which a worker could not find: {function!r};"
+            " declare a function that calls it"
+        )
+        raise ConfigurationError(msg) from None
 
 
 def call_of(queue: QueueSettings, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

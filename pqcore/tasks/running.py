@@ -6,6 +6,7 @@ No I/O and no threads: the worker and `Queue.perform` share it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from logging import getLogger
 from types import TracebackType
 from typing import Any
 
-from pqcore.errors import DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
+from pqcore.errors import ConfigurationError, DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
 from pqcore.job import BaseJob
 from pqcore.operations.finishing import Outcome
 from pqcore.settings import QueueSettings
@@ -202,12 +203,32 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def check_result(queue: QueueSettings, job: BaseJob, result: Any) -> None:
-    """Refuse a result that is to be kept and cannot be: the job has failed then, and says why.
+def refuse_unrun(result: Any) -> None:
+    """Refuse what a function returned without having run it.
 
     Raises:
-        SerializationError: It is one.
+        ConfigurationError: It is a generator, an asynchronous one, or something to await.
     """
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        what, remedy = "a generator", "iterate over it in the function"
+    elif inspect.isawaitable(result):
+        what, remedy = "something to await", "await it in the function"
+    else:
+        return
+    msg = f"the function returned {what}, a {type(result).__qualname__}, which nobody has run: {remedy}"
+    if inspect.isgenerator(result) or inspect.iscoroutine(result):
+        result.close()  # else Python warns that it was never awaited
+    raise ConfigurationError(msg)
+
+
+def check_result(queue: QueueSettings, job: BaseJob, result: Any) -> None:
+    """Refuse a result of which nothing has run yet, or that is to be kept and cannot be: the job has failed then.
+
+    Raises:
+        ConfigurationError: It is a generator, an asynchronous one, or something to await.
+        SerializationError: It cannot be kept.
+    """
+    refuse_unrun(result)
     if job.raw_headers is not None and ("keep" in job.headers or "then" in job.headers):
         try:
             queue.encode_row(result)

@@ -223,6 +223,14 @@ class Harness:
                     loops[0].call_soon_threadsafe(worker.stop)
                 join()
 
+    def listener(self, engine: Any) -> Any:
+        """What waits for notifications on an engine: in the portal, where there is one."""
+
+        async def here() -> Any:
+            return engine.listener
+
+        return self.wait_for(here)
+
     def in_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of asyncio's: in the portal, where there is one, else in a loop of its own."""
         if self._portal is None:

@@ -154,7 +154,7 @@ class Jobs:
     async def close_here(self) -> None:
         """Close the connections that were opened in the running event loop; `close` is to follow."""
         for engine in self._engines:
-            if engine.runtime.suspends and _loop_of(engine) is asyncio.get_running_loop():
+            if engine.runtime.suspends and asyncio.get_running_loop() in engine.loops():
                 await engine.close()
 
     # What is there
@@ -450,25 +450,18 @@ def _is_task(what: Any) -> bool:
     return isinstance(getattr(what, "task", None), Task) and hasattr(what, "queue")
 
 
-def _loop_of(engine: Engine) -> asyncio.AbstractEventLoop | None:
-    """The event loop that an asynchronous engine was used in last."""
-    parts: tuple[Any, Any] = (engine.source, engine.listener)
-    owner = next((part._owner for part in parts if part._owner is not None), None)
-    loop: asyncio.AbstractEventLoop | None = None if owner is None else owner[1]
-    return loop
-
-
 def _shut(engine: Engine) -> None:
     """Close an engine for good, wherever it was used."""
     if not engine.runtime.suspends:
         drive(engine.close())
         return
-    loop = _loop_of(engine)
-    if loop is not None and not loop.is_closed() and not loop.is_running() and not in_loop():
-        loop.run_until_complete(engine.close())
-    else:  # its connections end with the loop, or are ended by the server
-        source: Any = engine.source
-        source._closed = True
+    source: Any = engine.source
+    source._closed = True
+    for loop in engine.loops():
+        if not loop.is_closed() and not loop.is_running() and not in_loop():
+            loop.run_until_complete(engine.close())
+            return  # which closes those of other loops, too
+    # Else its connections end with the loop, or are ended by the server.
 
 
 class Isolated:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import multiprocessing
 import pickle
 import signal
@@ -17,7 +19,7 @@ from pqcore.job import BaseJob
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.running import Run
+from pqcore.tasks.running import Run, refuse_unrun
 from pqcore.worker.parent import end_with_parent
 
 FIRST: list[str] = []
@@ -102,11 +104,18 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
                 for each in AROUND:
                     around.enter_context(each())
                 result = function(context.id, *request.args, **request.kwargs)
+                if inspect.isawaitable(result):  # from a function that is none of `async def`
+                    result = asyncio.run(_awaited(result))
+            refuse_unrun(result)  # which could not be written either
         finally:
             leave_job(token)
         return pickle.dumps(("done", result, context.finished))
     except BaseException as exc:  # noqa: BLE001 - it is the job's failure
         return _raised(exc)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
 
 
 def _raised(error: BaseException) -> bytes:

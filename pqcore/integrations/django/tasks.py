@@ -20,14 +20,22 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
-from pqcore.errors import InvalidName, JobFailed, JobNotFound, PQError, ResultTimeout, UnknownSerializer
+from pqcore.errors import (
+    ConfigurationError,
+    InvalidName,
+    JobFailed,
+    JobNotFound,
+    PQError,
+    ResultTimeout,
+    UnknownSerializer,
+)
 from pqcore.integrations.django.queues import DjangoPQ, pqs
 from pqcore.operations import listing
 from pqcore.operations.listing import WholeJob
 from pqcore.plugins import importable
 from pqcore.runtime import drive
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
-from pqcore.tasks.declaring import call_of
+from pqcore.tasks.declaring import call_of, refuse_generator
 from pqcore.tasks.running import described
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
@@ -56,7 +64,9 @@ def _module(name: str) -> Any:
 base = _module(f"{_ROOT}.base")
 backends: Any = _module(f"{_ROOT}.backends.base")
 signals = _module(f"{_ROOT}.signals")
-TaskResultDoesNotExist: Any = _module(f"{_ROOT}.exceptions").TaskResultDoesNotExist
+_exceptions = _module(f"{_ROOT}.exceptions")
+InvalidTask: Any = getattr(_exceptions, "InvalidTask", None) or _exceptions.InvalidTaskError
+TaskResultDoesNotExist: Any = _exceptions.TaskResultDoesNotExist
 TaskResult, TaskResultStatus = base.TaskResult, base.TaskResultStatus
 _json = _module("django.utils.json" if _ROOT == "django.tasks" else "django_tasks.utils")
 
@@ -89,6 +99,18 @@ class PQCoreBackend(backends.BaseTaskBackend):
     def pq(self) -> DjangoPQ:
         """The table."""
         return pqs[self.options.get("using", "default")]
+
+    def validate_task(self, task: Any) -> None:
+        """Refuse a task that cannot be run, as it is declared.
+
+        Raises:
+            InvalidTask: Django refuses it, or its function has ``yield``, so that a call runs nothing.
+        """
+        super().validate_task(task)
+        try:
+            refuse_generator(task.func, task.module_path)
+        except ConfigurationError as exc:
+            raise InvalidTask(str(exc)) from None
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Put a task, in the transaction that Django has open.

@@ -23,6 +23,7 @@ import pytest
 from pqcore import waiting
 from pqcore.aio import AsyncPQ
 from pqcore.backend import Capability
+from pqcore.connections import lent
 from pqcore.errors import TransactionAborted
 from pqcore.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently
@@ -594,7 +595,7 @@ def test_at_each_suspension_a_connection_that_is_opened_is_closed_too(harness: H
         async def borrow() -> None:
             twin = pq._engine.twin(1, 60.0)  # whose connections are set up once they are open
             try:
-                await twin.source.release(await twin.source.acquire(), sound=True)
+                await lent(twin.source, lambda session: session.execute(session.sql.ping))
             finally:
                 await twin.close()
 

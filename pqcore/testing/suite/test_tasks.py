@@ -1008,3 +1008,99 @@ def test_what_cannot_be_periodic(harness: Harness, queue: Any) -> None:
     queue.periodic("@hourly", name="other")(function)
     assert [periodic.name for periodic in queue.periodics] == [function._path, "other"]
     assert function() == 1  # it can be called all the same
+
+
+# Functions of which a call runs nothing
+
+
+def generator(job_id: int) -> Any:
+    yield job_id
+
+
+async def agenerator(job_id: int) -> Any:
+    yield job_id
+
+
+class YieldingObject:
+    """An object that is called as a generator function is."""
+
+    def __init__(self) -> None:
+        self.__qualname__ = "YieldingObject"  # as functools.update_wrapper sets it
+
+    def __call__(self, job_id: int) -> Any:
+        yield job_id
+
+
+@pytest.mark.parametrize(
+    "function",
+    [generator, agenerator, partial(generator), partial(partial(agenerator)), YieldingObject()],
+    ids=["generator", "asynchronous generator", "partial", "nested partial", "object"],
+)
+def test_a_function_with_yield_cannot_be_a_task(harness: Harness, queue: Any, function: Any) -> None:
+    if isinstance(function, partial):
+        function.__module__, function.__qualname__ = __name__, "partial"  # type: ignore[attr-defined]
+    for declare in (queue.task(), queue.periodic("0 3 * * *")):
+        with pytest.raises(ConfigurationError, match=r"generator function, and cannot be a task: .* remove its yield"):
+            declare(function)
+    assert rows(harness) == []
+
+
+def test_a_task_needs_a_name(queue: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"partial without a name.*declare a function that calls it"):
+        queue.task()(partial(generator, 1))
+
+
+class Asynchronous:
+    """An object that is awaited once it is called."""
+
+    def __init__(self) -> None:
+        self.__qualname__ = "Asynchronous"  # as functools.update_wrapper sets it
+
+    async def __call__(self, job_id: int) -> str:
+        await asyncio.sleep(0)
+        return "awaited"
+
+
+def test_an_object_that_is_called_as_a_coroutine_function_is_awaited(harness: Harness, queue: Any) -> None:
+    job_id = queue.task(keep_result="1h")(Asynchronous())()
+    harness.drain(queue)
+    assert queue.result(job_id, timeout=PATIENCE) == "awaited"
+
+
+@pytest.mark.parametrize("make", [generator, agenerator], ids=["generator", "asynchronous generator"])
+def test_a_function_that_returns_a_generator_has_failed(harness: Harness, queue: Any, make: Any) -> None:
+    @queue.task()
+    def lazy(job_id: int) -> Any:
+        return make(job_id)
+
+    lazy()
+    harness.drain(queue)
+    [dead] = queue.dead.list()
+    assert dead.error["type"] == "pqcore.errors.ConfigurationError"
+    assert "the function returned a generator" in dead.error["message"]
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("make", [generator, agenerator], ids=["generator", "asynchronous generator"])
+def test_work_fails_a_function_that_returns_a_generator(queue: Any, make: Any) -> None:
+    @queue.task()
+    def lazy(job_id: int) -> Any:
+        return make(job_id)
+
+    lazy()
+    queue.work(burst=True)
+    assert "the function returned a generator" in queue.dead.list()[0].error["message"]
+
+
+def test_what_a_plain_function_returns_to_await_is_awaited(harness: Harness, queue: Any) -> None:
+    async def later() -> str:
+        await asyncio.sleep(0)
+        return "awaited"
+
+    @queue.task(keep_result="1h")
+    def plain(job_id: int) -> Any:
+        return later()
+
+    job_id = plain()
+    harness.drain(queue)
+    assert queue.result(job_id, timeout=PATIENCE) == "awaited"

@@ -42,7 +42,7 @@ def listen(harness: Harness, *queues: Any) -> None:
     """Have each queue waited for once, so that the next waits are notified from their beginning."""
     for queue in queues:
         rounds = patiently(f"{queue!r} is listened to")
-        while channel(queue.name) not in queue._engine.listener._channels:
+        while channel(queue.name) not in harness.listener(queue._engine)._channels:
             next(rounds)
             assert queue.get(timeout=0.02) is None
 
@@ -748,7 +748,7 @@ def test_when_nobody_waits_any_more_nobody_is_notified(harness: Harness) -> None
 def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
     with hasty_listener():
         pq = harness.pq(poll_interval=NEVER)
-        listener = pq["q"]._engine.listener
+        listener = harness.listener(pq["q"]._engine)
         with harness.thread(partial(pq["q"].get, timeout=NEVER)) as join:
             harness.eventually(lambda: "q" in listener._channels)
             before = listener._counts["q"]
@@ -856,7 +856,7 @@ def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monke
         queue = harness.queue(poll_interval=NEVER)
         listen(harness, queue)
         before = harness.waiting()
-        session = queue._engine.listener._session
+        session = harness.listener(queue._engine)._session
         with waiter(harness, queue) as join:
             with monkeypatch.context() as patched:  # as where a driver opens another connection by itself
                 patched.setattr(session.sql, "listening", statement("SELECT 1 WHERE false"))

@@ -212,7 +212,7 @@ def test_a_listening_connection_that_went_silent_is_replaced(
     # A job that was leased when the answer got lost is free again when the lease has run out.
     with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=3600) as worker:
         [station] = worker._floor.stations
-        listener = station.bridge.engine.listener
+        listener = harness.listener(station.bridge.engine)
         for number in range(3):
             harness.eventually(lambda: station.channel in listener._channels)
             again()

@@ -245,7 +245,7 @@ def listens(harness: Harness, worker: Worker) -> None:
     """Wait until a worker hears what is to be cancelled, if it can."""
     if Capability.LISTEN in harness.spec.capabilities:
         [station] = worker._floor.stations
-        harness.eventually(lambda: station.control in station.bridge.engine.listener._channels)
+        harness.eventually(lambda: station.control in harness.listener(station.bridge.engine)._channels)
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -277,7 +277,7 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
         seen.wait(2)
         listens(harness, worker)
         [station] = worker._floor.stations
-        counts = station.bridge.engine.listener._counts
+        counts = harness.listener(station.bridge.engine)._counts
         first.cancel(running=True)
         seen.wait(3)
         assert looked.wait(PATIENCE)

@@ -1,0 +1,122 @@
+"""Processes that are forked without Python's knowledge, as uWSGI forks its workers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from pqcore.backend import Capability
+from pqcore.errors import TransactionOrderError
+from pqcore.testing.harness import PATIENCE, Harness
+
+pytestmark = pytest.mark.only("blocking")
+
+forked_in_c = ctypes.PyDLL(None).fork
+"""fork(2) itself, as uWSGI calls it: what was given to `os.register_at_fork` is not run."""
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Do some work in a child that was forked in C, and raise here what it raised."""
+    read, write = os.pipe()
+    child = forked_in_c()
+    if child == 0:
+        said = b""
+        try:
+            work()
+        except BaseException as exc:
+            said = f"{type(exc).__name__}: {exc}".encode()[:1000]
+        os.write(write, b"." + said)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    assert said == b"."
+
+
+def backends_of(harness: Harness) -> list[int]:
+    found = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
+    return sorted(pid for [pid] in found)
+
+
+def test_a_child_forked_in_c_opens_connections_of_its_own(harness: Harness) -> None:
+    harness.needs_sessions()
+    queue = harness.queue(max_connections=1)
+    queue.put("parent")
+    before = backends_of(harness)
+
+    def child() -> None:
+        queue.put("child")
+        with queue:
+            queue.put("child, in a block")
+        queue.close()
+
+    in_child(child)
+    queue.put("parent again")
+    harness.eventually(lambda: backends_of(harness) == before)
+    assert [job.data for job in queue.peek(10)] == ["parent", "child", "child, in a block", "parent again"]
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_a_child_forked_in_c_while_others_wait_waits_by_itself(harness: Harness) -> None:
+    harness.needs_sessions()
+    queue = harness.queue(poll_interval=3600, max_connections=1)
+    other = harness.queue(create=False)
+    with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:
+        harness.eventually(harness.waiting)
+
+        def child() -> None:
+            assert queue.get(timeout=0.05) is None
+            other.put("for the child")
+            assert queue.get(timeout=PATIENCE) is not None
+
+        held = queue._engine.listener._gate
+        harness.wait_for(held.enter)  # another thread may hold any lock when a process is forked
+        try:
+            in_child_of_a_thread(harness, child)
+        finally:
+            held.leave()
+        other.put("for the parent")
+        assert join() is not None
+
+
+def in_child_of_a_thread(harness: Harness, work: Callable[[], object]) -> None:
+    with harness.thread(lambda: in_child(work)) as join:
+        join()
+
+
+def test_a_block_is_left_to_the_process_that_began_it(harness: Harness) -> None:
+    queue = harness.queue()
+
+    def child() -> None:
+        queue.put("child")  # by itself, not in the block
+        with suppress(TransactionOrderError):
+            queue.__exit__(None, None, None)
+            msg = "the child ended its parent's block"
+            raise AssertionError(msg)
+
+    with queue:
+        queue.put("parent")
+        in_child(child)
+        assert [tuple(row) for row in harness.sql("SELECT data::text FROM {table}")] == [('"child"',)]
+    assert sorted(job.data for job in queue.peek(10)) == ["child", "parent"]
+
+
+def test_a_child_does_not_end_its_parents_connections_with_its_objects(harness: Harness) -> None:
+    harness.needs_sessions()
+    queue = harness.queue()
+    with queue:
+        queue.put("parent")
+
+        def child() -> None:
+            for session in queue._engine._openers[harness.spec.name]._all():
+                session.abort()
+                session.drop()
+            queue.close()
+
+        in_child(child)
+    assert [job.data for job in queue.peek(10)] == ["parent"]

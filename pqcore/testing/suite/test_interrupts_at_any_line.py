@@ -1,0 +1,204 @@
+"""Interrupts (Ctrl-C, a time limit) at any line of a thread.
+
+An interrupt is raised at each line of pqcore and of the backend in turn, until a call gets through.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import pqcore
+from pqcore.backend import Capability
+from pqcore.plugins import plugins
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.server import prepared
+
+pytestmark = [
+    pytest.mark.only("blocking"),
+    # An interrupt may come before a coroutine is begun, or while what was interrupted is closed.
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+PLACES = 2
+"""Connections that a pool may have."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Collect what was interrupted here, and not in another test, which would be told of it."""
+    yield
+    gc.collect()
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which would end the tests where it is not caught."""
+
+
+def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseException]:
+    """Call a function, interrupted at its first line, at its second, and so on until it returns."""
+    backend = sys.modules[type(plugins.make(harness.spec, prepared=prepared() is not False)).__module__]
+    ours = (str(Path(pqcore.__file__).parent), str(backend.__file__))
+    left = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        return (
+            at_line if frame.f_code.co_filename.startswith(ours) and "testing" not in frame.f_code.co_filename else None
+        )
+
+    def at_line(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if event == "line" and left > 0:
+            left -= 1
+            if left == 0:
+                raise Interrupted
+        return at_line
+
+    before, number = sys.gettrace(), 0
+    while True:
+        number, raised = number + 1, None
+        left = number
+        sys.settrace(trace)
+        try:
+            act()
+        except Interrupted as exc:
+            raised = exc  # kept, as a shell does: what its traceback refers to lives on
+        finally:
+            sys.settrace(before)
+        if raised is None:
+            assert number > 50
+            return
+        yield raised
+
+
+def lends_all(queue: Any) -> None:
+    """Have all connections of a pool used at the same moment."""
+    together = threading.Barrier(PLACES)
+    errors: list[BaseException] = []
+
+    def hold() -> None:
+        try:
+            with queue:
+                together.wait(PATIENCE)
+        except BaseException as exc:
+            errors.append(exc)
+            together.abort()
+
+    threads = [threading.Thread(target=hold) for _ in range(PLACES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def is_committed(harness: Harness, queue: Any) -> None:
+    """Check that the thread is in no block: what it puts is seen by others."""
+    job_id = queue.put("after")
+    assert harness.sql(f"SELECT id FROM {{table}} WHERE id = {job_id}") == [(job_id,)]
+
+
+def put(queue: Any) -> None:
+    queue.put("a")
+
+
+def block(queue: Any) -> None:
+    with queue:
+        queue.put("a")
+
+
+def nested(queue: Any) -> None:
+    with queue, queue:
+        queue.put("a")
+
+
+def take(queue: Any) -> None:
+    queue.get(block=False)
+
+
+ACTS = [put, block, nested, take]
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+def test_an_interrupt_at_any_line_leaves_no_block_open_and_costs_no_connection(
+    harness: Harness, act: Callable[[Any], None]
+) -> None:
+    harness.needs_sessions()
+    queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
+    for number, _ in enumerate(interrupted(harness, lambda: act(queue))):
+        is_committed(harness, queue)
+        if number % 8 == 0:
+            lends_all(queue)
+    lends_all(queue)
+    idle = f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{harness.application}' AND state LIKE 'idle in%'"
+    harness.eventually(lambda: not harness.sql(idle))
+    assert harness.connections() <= PLACES
+    queue.close()
+    harness.eventually(lambda: harness.connections() == 0)
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+def test_an_interrupt_at_any_line_leaves_the_callers_connection_as_it_was(
+    harness: Harness, act: Callable[[Any], None]
+) -> None:
+    connection = harness.connect()
+    queue = harness.pq(connection.raw)["q"]
+    mode = getattr(connection.raw, "autocommit", None)
+    for _ in interrupted(harness, lambda: act(queue)):
+        is_committed(harness, queue)
+        assert getattr(connection.raw, "autocommit", None) == mode
+        with harness.thread(lambda: queue.put("from another thread")) as join:
+            join()
+
+
+@pytest.mark.requires(Capability.POOL)
+@pytest.mark.parametrize("act", [put, block], ids=lambda act: act.__name__)
+def test_an_interrupt_at_any_line_costs_the_callers_pool_no_connection(
+    harness: Harness, act: Callable[[Any], None]
+) -> None:
+    queue = harness.pq(pool=harness.pool(PLACES), pool_timeout=PATIENCE)["q"]
+    for number, _ in enumerate(interrupted(harness, lambda: act(queue))):
+        is_committed(harness, queue)
+        if number % 8 == 0:
+            lends_all(queue)
+    lends_all(queue)
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_an_interrupt_at_any_line_of_a_wait_lets_others_wait(harness: Harness) -> None:
+    queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE, poll_interval=3600)
+    for number, _ in enumerate(interrupted(harness, lambda: queue.get(timeout=0.001))):
+        if number % 8 == 0:
+            with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:
+                queue.put("a")
+                assert join().data == "a"
+    queue.close()
+    harness.eventually(lambda: harness.connections() == 0)
+
+
+def test_a_block_interrupted_within_another_is_undone_alone(harness: Harness) -> None:
+    queue = harness.queue()
+    for _ in interrupted(harness, lambda: outer(queue)):
+        assert [job.data for job in queue.peek(10)] in ([], ["outer"], ["outer", "inner"])
+        queue.clear()
+    assert [job.data for job in queue.peek(10)] == ["outer", "inner"]
+
+
+def outer(queue: Any) -> None:
+    late: Interrupted | None = None
+    with queue:
+        queue.put("outer")
+        try:
+            with queue:
+                queue.put("inner")
+        except Interrupted as exc:
+            late = exc
+    if late is not None:
+        raise late

@@ -1,0 +1,151 @@
+"""Pools of the caller's that find out how to connect each time: with functions for addresses and passwords."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import asyncpg
+import psycopg2
+import psycopg2.extensions
+import psycopg2.pool
+import psycopg_pool
+import pytest
+
+from pqcore import PQ, AsyncPQ
+from pqcore.testing.harness import PATIENCE
+from pqcore_backends.asyncpg_dsn import arguments
+
+NEVER = 3600
+
+
+@pytest.fixture(autouse=True)
+def _table(dsn: str) -> None:
+    with PQ(dsn) as pq:
+        pq.create()
+
+
+async def given(value: Any) -> Any:
+    return value
+
+
+def woken(pq: PQ) -> None:
+    """Check that a waiter listens, and so is woken though it does not poll."""
+    queue = pq.queue("q", poll_interval=NEVER)
+    assert queue.get(timeout=0.05) is None
+    assert queue._engine.listener._session is not None  # type: ignore[union-attr]
+    queue.put("a")
+    job = queue.get(timeout=PATIENCE)
+    assert job is not None
+
+
+async def woken_async(pq: AsyncPQ) -> None:
+    queue = pq.queue("q", poll_interval=NEVER)
+    assert await queue.get(timeout=0.05) is None
+    assert queue._engine.listener._session is not None  # type: ignore[union-attr]
+    waiter = asyncio.create_task(queue.get(timeout=PATIENCE))
+    await queue.put("a")
+    job = await waiter
+    assert job is not None
+    await queue._engine.listener.close()
+
+
+@pytest.mark.parametrize("which", ["conninfo", "kwargs"])
+def test_a_pool_of_psycopg_with_functions_is_listened_beside(dsn: str, which: str) -> None:
+    options: dict[str, Any] = {"conninfo": dsn, "kwargs": {"application_name": "rotating"}}
+    options[which] = lambda value=options[which]: value
+    with psycopg_pool.ConnectionPool(min_size=1, max_size=2, open=True, **options) as pool:
+        woken(PQ(pool=pool))
+
+
+@pytest.mark.parametrize("which", ["conninfo", "kwargs"])
+@pytest.mark.parametrize("awaited", [False, True], ids=["function", "coroutine function"])
+def test_an_asynchronous_pool_of_psycopg_with_functions_is_listened_beside(dsn: str, which: str, awaited: bool) -> None:
+    options: dict[str, Any] = {"conninfo": dsn, "kwargs": {"application_name": "rotating"}}
+    value = options[which]
+    options[which] = (lambda: given(value)) if awaited else (lambda: value)
+
+    async def main() -> None:
+        async with psycopg_pool.AsyncConnectionPool(min_size=1, max_size=2, open=False, **options) as pool:
+            await woken_async(AsyncPQ(pool=pool))
+
+    asyncio.run(main())
+
+
+def test_a_pool_of_asyncpg_with_a_function_that_connects_is_listened_beside(dsn: str) -> None:
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        assert args == ("project:region:instance",)
+        return await asyncpg.connect(**arguments(dsn), **kwargs)
+
+    async def main() -> None:
+        async with asyncpg.create_pool("project:region:instance", connect=connect, min_size=1, max_size=2) as pool:
+            await woken_async(AsyncPQ(pool=pool))
+
+    asyncio.run(main())
+
+
+def test_a_pool_of_asyncpg_with_a_password_that_is_a_function_is_listened_beside(dsn: str) -> None:
+    async def main() -> None:
+        options = {**arguments(dsn), "password": lambda: given("fresh")}
+        async with asyncpg.create_pool(min_size=1, max_size=2, **options) as pool:
+            await woken_async(AsyncPQ(pool=pool))
+
+    asyncio.run(main())
+
+
+def test_where_no_connection_like_a_pools_can_be_opened_waiters_poll_and_say_so_once(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def conninfo() -> str:
+        if told:
+            raise KeyError("no such secret")
+        return dsn
+
+    told: list[str] = []
+    with psycopg_pool.ConnectionPool(conninfo, min_size=1, max_size=1, open=True) as pool, PQ(pool=pool) as pq:
+        pool.wait(PATIENCE)
+        told.append("the pool has its connection")
+        queue = pq["q"]
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert queue.get(timeout=0.01) is None
+                queue._engine.listener._retry_at = 0.0
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ["cannot listen, so waiters poll: KeyError: 'no such secret'"]
+        queue.put("a")
+        job = queue.get(timeout=PATIENCE)
+        assert job is not None
+
+
+class _Own(psycopg2.pool.AbstractConnectionPool):
+    """A pool of another make: it says of nobody how it connects."""
+
+    def __init__(self, dsn: str) -> None:
+        self.closed = False
+        self.maxconn = 1
+        self._free = [psycopg2.connect(dsn)]
+
+    def getconn(self, key: Any = None) -> Any:
+        return self._free.pop()
+
+    def putconn(self, conn: Any, key: Any = None, close: bool = False) -> None:
+        self._free.append(conn)
+
+    def closeall(self) -> None:
+        for connection in self._free:
+            connection.close()
+
+
+def test_beside_a_pool_of_another_make_waiters_poll_and_say_so_once(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    with PQ(pool=_Own(dsn)) as pq:
+        queue = pq["q"]
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert queue.get(timeout=0.01) is None
+                queue._engine.listener._retry_at = 0.0
+        [said] = [record.getMessage() for record in caplog.records]
+        assert said.startswith("cannot listen, so waiters poll: the pool does not tell how it connects")
+        queue.put("a")
+        job = queue.get(timeout=PATIENCE)
+        assert job is not None
