@@ -17,7 +17,7 @@ from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
-from pqcore.operations import leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations import finishing, leasing, listing, managing, moving, putting, results, retrying, taking
 from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
@@ -137,12 +137,12 @@ class AsyncQueue(QueueSettings):
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
         """Finish a leased job; see `pqcore.Queue.ack`."""
-        if lost := await leasing.ack(self._engine, self, [job], connection):
+        if lost := await finishing.acknowledge(self._engine, self, [job], connection):
             raise leasing.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
         """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
-        return await leasing.ack(self._engine, self, list(jobs), connection)
+        return await finishing.acknowledge(self._engine, self, list(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""

@@ -360,12 +360,12 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
             " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
             f" FOR UPDATE SKIP LOCKED) RETURNING id, headers::text, {EXPRESSIBLE.format('enqueued_at')}",
         )
-        # Places under limits go with the jobs that held them.
+        # Places under limits go with the jobs that held them.  Gives the headers of those that a batch waits for.
         self.clear = compiled(
             "clear",
-            "WITH freed AS (DELETE FROM {slots} WHERE q_name = :q_name::text)"
-            " DELETE FROM {table} WHERE q_name = :q_name::text",
-            rows=False,
+            "WITH freed AS (DELETE FROM {slots} WHERE q_name = :q_name::text),"
+            " gone AS (DELETE FROM {table} WHERE q_name = :q_name::text RETURNING headers, dequeued_at)"
+            " SELECT headers::text FROM gone WHERE dequeued_at IS NULL AND headers::text LIKE '%\"batch\"%'",
         )
         # One class a term, so that each is counted through its own index.
         self.count = compiled(

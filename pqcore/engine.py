@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import ref
 
 from pqcore.backend import BackendSpec, Capability, Mode, Row
@@ -87,6 +87,10 @@ class OpenTransaction:
         return self.loan.session
 
 
+AtEnd: TypeAlias = "Callable[[CoreSession | None], Awaitable[None]]"
+"""Called as a block ends, before its commit: with the session, or with None if the block is undone."""
+
+
 @dataclass(eq=False, slots=True)
 class Block:
     """One ``with`` block; the inner ones are savepoints.
@@ -95,6 +99,7 @@ class Block:
         transaction: Its transaction.
         savepoint: The name of its savepoint; None if the transaction is its own.
         first: Whether it is the outermost.
+        at_end: What is done as it ends.
         statement: Gone as soon as the ``with`` statement is, however that ended. None if that is not known.
     """
 
@@ -102,6 +107,7 @@ class Block:
     savepoint: str | None
     first: bool
     statement: ref[object] | None = None
+    at_end: list[AtEnd] = field(default_factory=list)
 
 
 class Engine:
@@ -486,6 +492,11 @@ class Engine:
 
     # Within
 
+    def block(self) -> Block | None:
+        """The innermost block that the running thread or task has open."""
+        transaction = self._current()
+        return None if transaction is None else transaction.blocks[-1]
+
     def _here(self) -> tuple[Block, ...]:
         """The blocks that the running thread or task is in."""
         blocks: tuple[Block, ...] = self._blocks.get() or ()
@@ -608,6 +619,8 @@ class Engine:
                 await gate.enter()
             try:
                 undone = failed or transaction.spoilt
+                if block.at_end:
+                    await self._end_with(transaction.session, block, undone=undone)
                 if undone:
                     await self._undo(transaction.session, block.savepoint)
                     transaction.spoilt = False
@@ -640,6 +653,16 @@ class Engine:
                 await work(session)
             except PQError as exc:  # the block is committed: nothing may hide that
                 logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
+
+    async def _end_with(self, session: CoreSession, block: Block, *, undone: bool) -> None:
+        """Do what is to be done as a block ends."""
+        try:
+            for operation in block.at_end:
+                await operation(None if undone else session)
+        except BaseException:
+            if session.usable():
+                await self._undo(session, block.savepoint)
+            raise
 
     async def _shelter(
         self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, again: bool = True

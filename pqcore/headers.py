@@ -110,6 +110,10 @@ def _check_batch(batch: Any) -> None:
         raise ValueError("no batch's number")
 
 
+def _check_token(token: Any) -> None:
+    check_text(token, "batch_token", MAX_KEY)
+
+
 def _check_chain(links: Any) -> None:
     if not isinstance(links, list):
         raise TypeError("no list")
@@ -122,5 +126,6 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "run": _check_run,
     "keep": _check_seconds,
     "batch": _check_batch,
+    "batch_token": _check_token,
     "then": _check_chain,
 }

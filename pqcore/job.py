@@ -84,6 +84,7 @@ class BaseJob:
     """
 
     __slots__ = (
+        "__weakref__",
         "_data",
         "_decoded",
         "_faults",

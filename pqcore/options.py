@@ -14,7 +14,7 @@ from pqcore.timespec import seconds
 
 MAX_KEY = 500
 """Bytes: the most that a dedup key, group or limit may have."""
-RESERVED = ("gate", "run", "keep", "then", "batch", "previous")
+RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous")
 """Headers that have a meaning to pqcore."""
 
 OnConflict: TypeAlias = Literal["keep", "replace", "error"]

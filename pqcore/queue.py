@@ -11,7 +11,7 @@ from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.letters import DeadLetters
-from pqcore.operations import leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations import finishing, leasing, listing, managing, moving, putting, results, retrying, taking
 from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
@@ -154,6 +154,7 @@ class Queue(QueueSettings):
 
         Outside of a transaction the job is delivered at most once; within ``with
         queue`` it comes back if that is rolled back.
+        What follows from it, in a chain or batch, follows, as if its function had returned None.
 
         Args:
             block: Whether to wait for one.
@@ -198,7 +199,7 @@ class Queue(QueueSettings):
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
-        """Finish a leased job.
+        """Finish a leased job; what follows from it, in a chain or batch, follows.
 
         Args:
             job: The job, as `lease` gave it.
@@ -207,16 +208,16 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: The lease ran out, and the job was given to another.
         """
-        if lost := drive(leasing.ack(self._engine, self, [job], connection)):
+        if lost := drive(finishing.acknowledge(self._engine, self, [job], connection)):
             raise leasing.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
-        """Finish leased jobs in one statement.
+        """Finish leased jobs, and do what follows from them, as `ack` does; in one statement if nothing follows.
 
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return drive(leasing.ack(self._engine, self, list(jobs), connection))
+        return drive(finishing.acknowledge(self._engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.
@@ -361,7 +362,10 @@ class Queue(QueueSettings):
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     def clear(self) -> None:
-        """Delete all rows of the queue: waiting, leased and finished."""
+        """Delete all rows of the queue: waiting, leased and finished.
+
+        Their batches count those that were not finished as failed, and put what follows a batch.
+        """
         drive(managing.clear(self._engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:

@@ -18,6 +18,9 @@ from pqcore.fragments import (
     HELD_ANYWHERE,
     HELD_ONE,
     HELD_ONES,
+    IS_HIDDEN,
+    IS_READY,
+    IS_URGENT,
     JOB,
     MADE_WAY,
     OF_QUEUE,
@@ -382,15 +385,50 @@ LIMIT 1""",
         )
 
         # Batches.  The row is locked by the UPDATE: of the last two jobs that end at once, one finds none pending.
+        # A job is counted that shows the batch's token, which a role that only puts cannot read.
         self.open_batch = compiled(
             "open_batch",
-            "INSERT INTO {batches} (q_name, total, pending, callback)"
-            " VALUES (:q_name::text, :total::int, :total::int, :callback::text::json) RETURNING id",
+            "INSERT INTO {batches} (q_name, total, pending, callback, token)"
+            " VALUES (:q_name::text, :total::int, :total::int, :callback::text::json, :token::text) RETURNING id",
         )
         self.batch_progress = compiled(
             "batch_progress",
             "UPDATE {batches} SET pending = pending - :done::int, failed = failed + :failed::int"
-            " WHERE id = :id::bigint RETURNING pending, total, failed, callback::text",
+            " WHERE id = :id::bigint AND token IS NOT DISTINCT FROM :token::text"
+            " RETURNING pending, total, failed, callback::text",
+        )
+        # A job that was taken for good is being performed: what tells of its end comes later.
+        self.hold_batch = compiled(
+            "hold_batch",
+            f"UPDATE {{batches}} SET held_until = greatest(held_until, {_IN.format(_NOW, 'hold')})"
+            " WHERE id = :id::bigint AND token IS NOT DISTINCT FROM :token::text",
+            rows=False,
+        )
+        # Of jobs that were deleted in SQL, or popped by a process that died, nobody tells a batch.  First the batches
+        # are read, then their jobs: a job that ended in between has changed what is pending, and the UPDATE, which
+        # checks that on the row as locked, finds nothing.
+        self.open_batches = compiled(
+            "open_batches",
+            "SELECT id, pending FROM {batches} WHERE q_name = :q_name::text AND pending > 0 ORDER BY id LIMIT 1000",
+        )
+        self.held_batches = compiled(
+            "held_batches", f"SELECT id FROM {{batches}} WHERE id = ANY (:ids::bigint[]) AND held_until > {_NOW}"
+        )
+        # One class of waiting rows a term, each through its index.  What only looks like a batch's number is taken
+        # for one: such a row keeps a batch open, and does not end it.
+        classes = " UNION ALL ".join(
+            f"SELECT headers::text AS headers FROM {{table}} WHERE {kind} AND headers::text LIKE '%\"batch\"%'"
+            for kind in (IS_READY, IS_URGENT, IS_HIDDEN)
+        )
+        self.live_batches = compiled(
+            "live_batches",
+            "SELECT DISTINCT found.number FROM (SELECT (regexp_matches(headers, '\"batch\": *([0-9]{{1,18}})', 'g'))[1]"
+            f"::bigint AS number FROM ({classes}) AS unfinished) AS found WHERE found.number = ANY (:ids::bigint[])",
+        )
+        self.end_lost = compiled(
+            "end_lost",
+            "UPDATE {batches} SET pending = 0, failed = failed + pending WHERE id = :id::bigint"
+            " AND q_name = :q_name::text AND pending = :pending::int RETURNING pending, total, failed, callback::text",
         )
         self.close_batch = compiled("close_batch", "DELETE FROM {batches} WHERE id = :id::bigint", rows=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import signal
 import threading
@@ -548,6 +549,42 @@ def test_older_and_newer_code_work_side_by_side(place: Place, fresh: dict[str, A
             eventually(lambda: pq["q"].count() == 0)
     assert sorted(job for crew in crews for job in crew.taken()) == sorted(job for crew in crews for job in crew.put)
     assert place.shape() == fresh
+
+
+OLDER = {
+    "open_batch": "INSERT INTO queue_batches (q_name, total, pending, callback) VALUES ('q', 1, 1, %s) RETURNING id",
+    "put": "INSERT INTO queue (q_name, data, serializer, headers) VALUES ('q', %s, 'json', %s)",
+    "batch_progress": "UPDATE queue_batches SET pending = pending - 1, failed = failed + 0"
+    " WHERE id = %s RETURNING pending",
+    "tick": "INSERT INTO queue_ticks AS last (q_name, name, tick) VALUES ('q', 'n', now())"
+    " ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick RETURNING tick",
+}
+"""Statements of the code of version 6, which knows neither tokens of batches nor expressions of ticks."""
+
+
+def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: Place) -> None:
+    place.create()
+    with place.pq() as pq:
+        queue, told = pq["q"], []
+
+        @queue.task()
+        def part(job_id: int) -> None: ...
+
+        @queue.task()
+        def after(job_id: int) -> None:
+            told.append(tasks.current().previous)
+
+        def ask_older(name: str, *values: Any) -> Any:
+            return place.eyes.execute(OLDER[name], values).fetchone()
+
+        callback = after.call().stored().to_json()
+        (older,) = ask_older("open_batch", json.dumps(callback))
+        place.eyes.execute(OLDER["put"], [json.dumps(part.call().data()), json.dumps({"batch": older})])
+        newer = queue.batch(part.call(), then=after.call())
+        assert ask_older("batch_progress", newer.id) == (0,)  # an older worker counts, and puts the callback itself
+        queue.work(burst=True)
+        assert told[0] == {"batch": older, "total": 1, "failed": 0}
+        assert ask_older("tick") is not None
 
 
 def test_commands_of_older_code_find_a_newer_table_well(place: Place) -> None:

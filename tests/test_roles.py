@@ -18,6 +18,7 @@ from pqcore import Dedup, tasks
 from pqcore.cli.app import app
 from pqcore.errors import AccessDenied
 from pqcore.identifiers import TableName
+from pqcore.tasks import current
 from pqcore.worker import Worker
 
 
@@ -203,6 +204,11 @@ def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
         f"CREATE INDEX ON {names} ((data::text))",
         *(f"SELECT FROM {names.related(each)}" for each in ("_dead", "_archive", "_results", "_slots", "_rates")),
         f"SELECT callback FROM {names.related('_batches')}",
+        f"SELECT token FROM {names.related('_batches')}",
+        f"SELECT FROM {names.related('_batches')} WHERE token LIKE 'a%'",
+        f"UPDATE {names.related('_batches')} SET token = ''",
+        f"INSERT INTO {names.related('_batches')} (q_name, total, pending) VALUES ('q', 1, 1) RETURNING token",
+        f"INSERT INTO {names.related('_batches')} (id, q_name, total, pending) VALUES (7, 'q', 1, 1)",
     ]
     with psycopg.connect(users.of("producer"), autocommit=True) as connection:
         for statement in refused:
@@ -215,6 +221,48 @@ def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
         columns = connection.execute("SELECT attname FROM pg_stats WHERE tablename = %s", [users.table]).fetchall()
         assert not {("data",), ("payload",), ("headers",), ("error",)} & set(columns)
     assert queue.inspect(held).headers == {"x": "SESAME"}
+
+
+def test_a_producer_does_not_end_the_batch_of_another(users: Users) -> None:
+    queue = users.pq("consumer")["q"]
+    told: list[dict[str, int]] = []
+
+    @queue.task()
+    def part(job_id: int) -> None: ...
+
+    @queue.task()
+    def after(job_id: int) -> None:
+        told.append(current().previous)
+
+    batch = queue.batch(part.call(_schedule_at="1h"), part.call(_schedule_at="1h"), then=after.call())
+    names = TableName(users.table)
+    call = json.dumps({**part.call().data(), "args": []})
+    link = {"queue": "q", "serializer": "json", "data": call, "payload": None}
+    forged: list[dict[str, Any]] = [
+        {"batch": batch.id},
+        {"batch": batch.id, "batch_token": ""},
+        {"batch": batch.id, "batch_token": "0" * 32},
+        {"batch": batch.id, "batch_token": None},
+        {"then": [{**link, "headers": {"batch": batch.id}}]},
+    ]
+    table = str(names).replace("%", "%%")
+    insert = f"INSERT INTO {table} (q_name, data, serializer, headers) VALUES ('q', %s, 'json', %s)"
+    with psycopg.connect(users.of("producer"), autocommit=True) as connection:
+        assert connection.execute(f"SELECT id FROM {names.related('_batches')}".encode()).fetchall() == [(batch.id,)]
+        for secret in (f"SELECT token FROM {names.related('_batches')}", f"SELECT headers FROM {names}"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(secret.encode())
+        for headers in forged * 2:
+            connection.execute(
+                insert.encode(),
+                [call, json.dumps(headers)],
+            )
+    drain(queue)
+    assert (told, queue.stats().scheduled) == ([], 2)
+    with psycopg.connect(users.dsn) as owner:
+        owner.execute(f"UPDATE {names} SET schedule_at = now()".encode())
+    drain(queue)
+    assert told == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
 @pytest.mark.parametrize("kind", ["consumer", "admin"])

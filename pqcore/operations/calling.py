@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,10 +11,10 @@ from typing import Any
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
+from pqcore.operations.batching import open_batch
 from pqcore.operations.putting import NO_TIMES, as_element, insert, insert_many
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
-from pqcore.operations.unstored import not_stored
 from pqcore.plugins import plugins
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
@@ -41,13 +40,10 @@ async def put_batch(
 
     async def work(s: CoreSession, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[int]:
         nonlocal batch
-        after = None if callback is None else json.dumps(callback.with_headers(added).to_json())
-        values = {"q_name": queue.name, "total": len(marked), "callback": after}
-        rows = await s.execute(s.sql.tasks.open_batch, s.sql.tasks.open_batch.bind(values))
-        if not rows:
-            raise await not_stored(engine, s, "open_batch")
-        batch = rows[0][0]
-        return await _insert_all(engine, s, [_of_batch(call, batch) for call in marked])
+        after = None if callback is None else callback.with_headers(added)
+        membership = await open_batch(engine, s, queue, len(marked), after)
+        batch = membership.batch
+        return await _insert_all(engine, s, [membership.mark(call) for call in marked])
 
     ids = await _put_together(engine, calls, work, connection)
     return batch, ids
@@ -104,14 +100,6 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
         for event in events.values():
             stack.enter_context(around("pqcore_around_put", event))
         yield
-
-
-def _of_batch(call: StoredPut, batch: int) -> StoredPut:
-    # In a chain each is told of the batch, so that the last, or one that fails, counts.
-    headers = {**call.headers, "batch": batch}
-    if "then" in headers:
-        headers["then"] = [_of_batch(StoredPut.from_json(link), batch).to_json() for link in headers["then"]]
-    return replace(call, headers=headers)
 
 
 async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from pqcore.engine import Engine
 from pqcore.errors import (
@@ -25,12 +26,13 @@ from pqcore.errors import (
     SchemaError,
     SerializationError,
 )
-from pqcore.headers import check_link
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
+from pqcore.operations import leasing
+from pqcore.operations.batching import Membership, count_down, without_batch
 from pqcore.operations.contention import WAITS
 from pqcore.operations.gating import gate_of, give_up, lock_gates, try_gates
-from pqcore.operations.leasing import ack, ack_rows
+from pqcore.operations.leasing import ack_rows
 from pqcore.operations.putting import insert
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
@@ -58,6 +60,7 @@ class Outcome:
         delay: Seconds until it is due again; None for at once, in its place.
         finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
         reason: Why it is dead or dropped: ``failed``, ``crashed``, ``expired``, ``discarded``, ``cancelled``.
+        by_hand: Whether its function was not called: then there is no result to be kept.
     """
 
     job: BaseJob
@@ -67,9 +70,18 @@ class Outcome:
     delay: float | None = None
     reason: str = ""
     finished: bool = False
+    by_hand: bool = False
 
 
-_FOLLOWED = ('"gate"', '"batch"', '"then"', '"keep"')
+def by_hand(job: BaseJob) -> Outcome:
+    """The end of a job that a caller acknowledged, or took with `get`."""
+    return Outcome(job, "done", by_hand=True)
+
+
+J = TypeVar("J", bound=BaseJob)
+_CONTINUED = ('"batch"', '"then"')
+_FOLLOWED = ('"gate"', '"keep"', *_CONTINUED)
+_OF_FOLLOWERS = ("batch", "batch_token", "then")
 
 
 def _is_plain(outcome: Outcome) -> bool:
@@ -251,8 +263,22 @@ async def _finish_plain(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
 ) -> list[Outcome]:
     """Finish jobs from whose ends nothing follows, in one statement; those whose lease was lost."""
-    lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
+    lost = {id(job) for job in await leasing.ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
+
+
+async def acknowledge(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
+    """Finish leased jobs that somebody did by hand; returns those whose lease was lost.
+
+    What follows from a job follows. It has no result: the next of its chain gets None.
+    """
+    if not any(is_continued(job.raw_headers) for job in jobs):
+        return await leasing.ack(engine, queue, jobs, connection)
+    continued = {id(job): by_hand(job) for job in jobs if is_continued(job.raw_headers)}
+    others = [job for job in jobs if id(job) not in continued]
+    lost = {id(job) for job in await leasing.ack(engine, queue, others, connection)}
+    lost |= {id(outcome.job) for outcome in await finish(engine, queue, list(continued.values()), connection)}
+    return [job for job in jobs if id(job) in lost]
 
 
 async def _finish_together(
@@ -284,9 +310,19 @@ async def _finish_together(
     return lost
 
 
-def has_followers(headers: str | None) -> bool:
+def has_followers(headers: str | None, words: Sequence[str] = _FOLLOWED) -> bool:
     """Whether something follows from the end of a job with these headers."""
-    return headers is not None and any(word in headers for word in _FOLLOWED)
+    return headers is not None and any(word in headers for word in words)
+
+
+def without_followers(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers of a job from which what follows has followed already."""
+    return {name: value for name, value in headers.items() if name not in _OF_FOLLOWERS}
+
+
+def is_continued(headers: str | None) -> bool:
+    """Whether a job with these headers is of a chain that goes on, or of a batch."""
+    return has_followers(headers, _CONTINUED)
 
 
 async def follow(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
@@ -298,6 +334,27 @@ async def follow(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None
 
     if has_followers(outcome.job.raw_headers):
         await engine.run(work)
+
+
+async def follow_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> None:
+    """Do what follows from jobs that were taken with `get` and that nobody performs: they count as done.
+
+    One that waits again was taken in a transaction that was rolled back.
+    """
+
+    async def work(s: CoreSession, job: BaseJob) -> None:
+        query = s.sql.tasks.find_headers
+        async with atomic(s):
+            if not await s.execute(query, query.bind({"id": job.id, "q_name": queue.name})):
+                await go_on(engine, queue, s, [by_hand(job)])
+
+    for job in jobs:
+        try:
+            await engine.run(partial(work, job=job))
+        except PQError:
+            logger.exception(
+                "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
+            )
 
 
 async def cancel(engine: Engine, queue: QueueSettings, s: CoreSession, job_id: int, headers: str) -> bool:
@@ -319,9 +376,14 @@ async def _follow(
     gates = {outcome.job.id: gate_of(outcome.job.raw_headers) for outcome in ended}
     freed = {job: gate for job, gate in gates.items() if gate is not None}
     await give_up(engine, queue, s, freed, locked=locked)
+    await go_on(engine, queue, s, ended)
+
+
+async def go_on(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+    """Keep the results of jobs that ended, put the next of their chains, and tell their batches."""
     for outcome in ended:
         await _keep_result(s, queue, outcome)
-        await _go_on(engine, queue, s, outcome)
+        await _put_next(engine, queue, s, outcome)
     await _count_down(engine, queue, s, ended)
 
 
@@ -371,25 +433,10 @@ def _headers_of_the_dead(job: BaseJob) -> str | None:
     return without_batch(job.headers) or (json.dumps(job.headers) if job.header_faults else None)
 
 
-def without_batch(headers: dict[str, Any]) -> str | None:
-    """The headers of a job that its batch has counted, and is not to count again if it is run once more.
-
-    None if they can stay as they are.
-    """
-    if "batch" not in headers:
-        return None
-    links = [{**link, "headers": _less_batch(link["headers"])} for link in headers.get("then", [])]
-    return json.dumps({**_less_batch(headers), **({"then": links} if links else {})})
-
-
-def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in headers.items() if name != "batch"}
-
-
 async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -> None:
     keep = outcome.job.headers.get("keep")
     state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
-    if not isinstance(keep, (int, float)) or state is None:
+    if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
         return
     encoded = queue.encode_row(outcome.result) if outcome.end == "done" else Encoded(None, None)
     values = {
@@ -407,7 +454,7 @@ async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -
     await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
 
 
-async def _go_on(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+async def _put_next(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.end == "done" and chain:
@@ -416,36 +463,14 @@ async def _go_on(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: 
 
 
 async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
-    """Tell batches of jobs that ended, and put what was to be put after the last."""
-    counts: dict[int, list[int]] = {}
-    for outcome in ended:
-        batch = outcome.job.headers.get("batch")
-        if isinstance(batch, int) and outcome.end in ("done", "dead", "drop") and not _has_chain(outcome):
-            count = counts.setdefault(batch, [0, 0])
-            count[0] += 1
-            count[1] += int(outcome.end != "done")
-    tasks = s.sql.tasks
-    for batch, (done, failed) in sorted(counts.items()):
-        values = {"id": batch, "done": done, "failed": failed}
-        for pending, total, failures, callback in await s.execute(
-            tasks.batch_progress, tasks.batch_progress.bind(values)
-        ):
-            if pending > 0:
-                continue
-            await s.execute(tasks.close_batch, tasks.close_batch.bind(values))
-            if callback is not None and (following := _callback(queue, batch, callback)) is not None:
-                summary = {"batch": batch, "total": total, "failed": failures}
-                last = following.after(queue, summary, [])
-                await insert(engine, s, last.values(), None)
-
-
-def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
-    try:
-        check_link(link := json.loads(text))
-    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
-        logger.error("%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc)
-        return None
-    return StoredPut.from_json(link)
+    counted = [
+        (membership, outcome.end == "done")
+        for outcome in ended
+        if outcome.end in ("done", "dead", "drop")
+        and not _has_chain(outcome)
+        and (membership := Membership.of(outcome.job.headers)) is not None
+    ]
+    await count_down(engine, queue, s, counted)
 
 
 def _has_chain(outcome: Outcome) -> bool:

@@ -22,7 +22,9 @@ _GRANTS = (
     "GRANT SELECT ON {migrations} TO {producer}, {consumer}, {admin}",
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
     "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
-    "GRANT INSERT, SELECT (id) ON {batches} TO {producer}",
+    # Columns by name, as a producer that chose an id could have another's batch fail to open.
+    "REVOKE INSERT ON {batches} FROM {producer}",
+    "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE (id) ON {archive}, {dead} TO {consumer}",

@@ -10,8 +10,11 @@ from typing import Any
 from pqcore import schema
 from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
+from pqcore.headers import read_headers
 from pqcore.identifiers import control_channel
 from pqcore.operations import finishing
+from pqcore.operations.batching import Membership, count_down
+from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
@@ -83,8 +86,15 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 
 
 async def clear(engine: Engine, queue: QueueSettings) -> None:
-    """Delete a queue's rows."""
-    await engine.execute("clear", {"q_name": queue.name})
+    """Delete a queue's rows; the batches of those that were not finished count them as not done."""
+
+    async def work(s: CoreSession) -> None:
+        async with atomic(s):
+            rows = await s.execute(s.sql.clear, s.sql.clear.bind({"q_name": queue.name}))
+            members = (Membership.of(read_headers(headers)[0]) for (headers,) in rows)
+            await count_down(engine, queue, s, [(member, False) for member in members if member is not None])
+
+    await engine.run(work)
 
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pqcore.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.operations import letters, listing
-from pqcore.operations.finishing import without_batch
+from pqcore.operations.batching import without_batch
 from pqcore.operations.transactions import with_free_ids
 from pqcore.settings import QueueSettings
 

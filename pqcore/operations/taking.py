@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from pqcore.backend import Row
 from pqcore.dialect import Finish
 from pqcore.engine import Engine
-from pqcore.errors import ConfigurationError, PQError
+from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.interrupts import let_through
+from pqcore.job import BaseJob
+from pqcore.operations.batching import Membership, hold
+from pqcore.operations.finishing import by_hand, go_on, is_continued, without_followers
 from pqcore.operations.gating import NotAdmittedError, admit, put_back
 from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
+from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings, logger
 from pqcore.timespec import seconds
 
 
 async def get(
-    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None = None
+    engine: Engine,
+    queue: QueueSettings,
+    n: int,
+    *,
+    block: bool,
+    timeout: Any,
+    lease: float | None = None,
+    performed: bool = False,
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
     It looks, and if there is nothing waits for the earliest of: a notification,
     the next time that a row comes due, the poll interval, its timeout; and looks again.
+
+    Args:
+        engine: Where.
+        queue: From which queue.
+        n: How many, at most.
+        block: Whether to wait.
+        timeout: How long; None for the queue's ``timeout``.
+        lease: Seconds for which they are leased; None to take them for good.
+        performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
     """
+    rows = await _get(engine, queue, n, block=block, timeout=timeout, lease=lease)
+    if lease is None and any(is_continued(row[8]) for row in rows):
+        await _follow(engine, queue, rows, performed=performed)
+    return rows
+
+
+async def _get(
+    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None
+) -> Sequence[Row]:
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
     look_once = look if lease is not None and queue.rate is not None else _take
@@ -135,6 +166,64 @@ async def _admitted(
             raise reason from reason.__cause__
         logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
         return allowed, None
+
+
+async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
+    """Do what follows from jobs that were taken for good; or have their batches wait for it, if the caller does it.
+
+    If the caller is cancelled meanwhile, the jobs are put back, and what followed does not follow again. An error is
+    logged: the jobs are taken, and the caller must have them.
+    """
+    jobs = [BaseJob(queue, row) for row in rows if is_continued(row[8])]
+    if performed:
+        members = [member for job in jobs if (member := Membership.of(job.headers)) is not None]
+        if members:
+            await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold(s, members))
+        return
+    followed = {job.id: json.dumps(without_followers(job.headers)) for job in jobs}
+    left = [(*row[:8], followed.get(row[0], row[8]), *row[9:]) for row in rows]
+    await _try_to_follow(
+        engine, queue, jobs, left, lambda s, ones: go_on(engine, queue, s, [by_hand(job) for job in ones])
+    )
+
+
+async def _try_to_follow(
+    engine: Engine,
+    queue: QueueSettings,
+    jobs: Sequence[BaseJob],
+    left: Sequence[Row],
+    operation: Callable[[CoreSession, Sequence[BaseJob]], Awaitable[None]],
+) -> None:
+    """Do something about jobs in one transaction, or, if that fails, in one for each.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        jobs: The jobs.
+        left: The rows that are put back if the caller is cancelled.
+        operation: What is done.
+    """
+
+    async def work(s: CoreSession, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
+        async with atomic(s):
+            await operation(s, ones)
+        return left, None
+
+    async def undo(result: tuple[Sequence[Row], None]) -> None:
+        await _restore(engine, queue, result[0])
+
+    try:
+        await engine.run(partial(work, ones=jobs), undo=undo)
+    except ConnectionLost:
+        logger.exception("%r: what follows from jobs that were taken with get is not done", queue.name)
+    except PQError:
+        for job in jobs:  # of one of them it cannot be done, and the others do not suffer for it
+            try:
+                await engine.run(partial(work, ones=[job]), undo=undo)
+            except PQError:
+                logger.exception(
+                    "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
+                )
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -8,18 +8,18 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from pqcore import queue as core
 from pqcore.connections import CallersConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import handle_kept, leaves, let_through, put_off
-from pqcore.job import Job
-from pqcore.operations import calling, finishing, leasing, putting
+from pqcore.job import BaseJob, Job
+from pqcore.operations import batching, calling, finishing, leasing, putting, taking
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
@@ -30,9 +30,15 @@ from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
+from pqcore.tasks.popped import PoppedJobs, popped_jobs
 from pqcore.tasks.running import as_failure, caller, check_result, conclude, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
+if TYPE_CHECKING:
+    from pqcore.sessions import CoreSession
+
+LOOK_FOR_LOST = 30.0
+"""Seconds between looks of `Queue.work` for batches whose jobs are gone."""
 WORK_LEASE = 60.0
 """Seconds for which `Queue.work` holds the job that it performs; it holds on while it does."""
 GIVE_BACK_TRIES = 3
@@ -139,6 +145,42 @@ class Queue(TaskDeclarations, core.Queue):
 
         return decorate
 
+    @functools.cached_property
+    def popped(self) -> PoppedJobs:
+        """Jobs that were taken with `get`, and that may still be performed."""
+        return PoppedJobs()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
+        """Take the next job that is due; see `pqcore.Queue.get`, and `perform`."""
+        jobs = self._pop(1, block=block, timeout=timeout)
+        return jobs[0] if jobs else None
+
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
+        """Take up to ``n`` jobs; see `pqcore.Queue.get_many`, and `perform`."""
+        return self._pop(n, block=block, timeout=timeout)
+
+    def _pop(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
+        if self.popped:
+            self._follow_given_up()
+        rows = drive(taking.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
+        jobs = [Job(self, row) for row in rows]
+        for job, row in zip(jobs, rows, strict=True):
+            if job.raw_headers is not None and finishing.is_continued(job.raw_headers):
+                within = self._engine.block()
+                self.popped.add(job, row, in_block=within is not None)
+                if within is not None:
+                    within.at_end.append(functools.partial(self._follow_with_block, job))
+        return jobs
+
+    async def _follow_with_block(self, job: Job, session: CoreSession | None) -> None:
+        """Do what follows from a job that a block took, and that nobody performed within the block."""
+        if self.popped.claim(job.id) and session is not None:
+            await finishing.go_on(self._engine, self, session, [finishing.by_hand(job)])
+
+    def _follow_given_up(self, *, begins: bool = False) -> None:
+        if self._engine.block() is None:  # else what follows might be undone with the block
+            drive(finishing.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
+
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""
         options = call.options
@@ -200,10 +242,17 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _work(self, *, burst: bool) -> None:
         failures = 0
+        self._follow_given_up(begins=True)
+        watch, looked = batching.Watch(), time.monotonic()
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
                 job = self.lease(WORK_LEASE)
+                if job is None and burst and not drive(batching.end_lost(self._engine, self)):
+                    return
+                if job is None and time.monotonic() - looked > LOOK_FOR_LOST:
+                    looked = time.monotonic()
+                    drive(watch.look(self._engine, self))
             except PQError as exc:
                 failures += 1
                 self._pause(exc, failures, "cannot take jobs")
@@ -212,8 +261,6 @@ class Queue(TaskDeclarations, core.Queue):
             if job is not None:
                 with self._held(job):
                     self.perform(job)
-            elif burst:
-                return
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
         """Wait until something that failed is to be tried again; raise the error where that cannot help."""
@@ -231,12 +278,15 @@ class Queue(TaskDeclarations, core.Queue):
 
         A job that was leased is finished, or given back. One that was taken with `get` is finished already:
         it is put again, as another, if it is to be retried, and is no dead letter.
+        Its chain goes on, and its batch counts it, when this method ends. A job that was taken in a ``with`` block
+        must be performed in the block: at the end of the block it counts as done.
 
         Raises:
             KeyboardInterrupt, SystemExit: The function raised it, or a signal did, in the main thread. The job was
                 given back, and the attempt does not count.
         """
-        with put_off():
+        popped = None if job.leased else popped_jobs(job)
+        with put_off(), popped.performing(job.id) if popped else nullcontext():
             return self._perform(job)
 
     def _perform(self, job: Job) -> bool:
@@ -310,11 +360,13 @@ class Queue(TaskDeclarations, core.Queue):
         """Store how a job ends, and tell plugins of it."""
         hook: JobHook = ENDS[outcome.end]
         if not outcome.job.leased:
+            owed = _claimed(outcome.job)
             if outcome.end in ("retry", "snooze"):
-                again = drive(self._put_again(outcome, data))
+                again = drive(self._put_again(outcome, data, owed=owed))
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
-                drive(finishing.follow(self._engine, self, outcome))
+                if owed:
+                    drive(finishing.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
         elif (ended := self._stored(outcome)) is not None:
             outcome, hook = ended, ENDS[ended.end]
@@ -365,14 +417,15 @@ class Queue(TaskDeclarations, core.Queue):
         for hook in hooks:
             drive(tell(hook, event, blocking=True))
 
-    async def _put_again(self, outcome: Outcome, data: Any) -> int:
-        """Put a job again that was taken for good, with all that it had but its dedup key."""
+    async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
+        """Put a job again that was taken for good, with all that it had but its dedup key, and what followed."""
         job = outcome.job
         data = job._get_data() if data is None else data  # noqa: SLF001 - what both faces' jobs have in common
         if outcome.end == "retry":
             data = {**data, "retried": data.get("retried", 0) + 1}
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
-        return await putting.put(self._engine, self, data, due, job.expected_at, None, put_options_of(job.headers))
+        headers = job.headers if owed else finishing.without_followers(job.headers)
+        return await putting.put(self._engine, self, data, due, job.expected_at, None, put_options_of(headers))
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
@@ -393,6 +446,14 @@ class Queue(TaskDeclarations, core.Queue):
         finally:
             over.set()
             thread.join()
+
+
+def _claimed(job: BaseJob) -> bool:
+    """Claim what follows from a job that was taken with `get`; False if it has followed already."""
+    if not finishing.is_continued(job.raw_headers):
+        return True
+    popped = popped_jobs(job)
+    return popped is not None and popped.claim(job.id)
 
 
 _working: ContextVar[bool] = ContextVar("pqcore_working", default=False)

@@ -16,11 +16,12 @@ from pqcore.errors import ConfigurationError, PQError, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import leaves
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations import finishing, results, taking
+from pqcore.operations import batching, finishing, results, taking
 from pqcore.operations.finishing import End, Outcome
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.popped import given_up_jobs
 from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, path_of, prepare, waited
 from pqcore.testing.looking import is_call
 
@@ -78,12 +79,16 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             msg = f"{queue!r} has no tasks to run: make it with pqcore.tasks.PQ or AsyncPQ"
             raise ConfigurationError(msg)
     ran: list[Ran] = []
+    for queue in queues:
+        await finishing.follow_given_up(queue._engine, queue, given_up_jobs(queue))
     while True:
         for queue in queues:
             job = await _next(queue)
             if job is not None:
                 break
         else:
+            if sum([await batching.end_lost(queue._engine, queue) for queue in queues]):
+                continue
             return ran
         performance = _Performance(queue, job, suspends=suspends)
         if len(ran) >= at_most:

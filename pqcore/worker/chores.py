@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pqcore.backend import Capability
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent, tell
-from pqcore.operations import gating, ticking
+from pqcore.operations import batching, gating, ticking
 from pqcore.plugins import plugins
 from pqcore.runtime import backoff
 from pqcore.schema import security
@@ -34,6 +34,7 @@ class Chores:
 
     def __init__(self, station: Station) -> None:
         self._station = station
+        self._watch = batching.Watch()
 
     async def run(self) -> None:
         """Do them until cancelled."""
@@ -46,6 +47,7 @@ class Chores:
             await asyncio.sleep(SWEEP * (0.5 + random.random()))  # noqa: S311 - workers are not to sweep together
             try:
                 await self._station.bridge.run(self._sweep_once, turn % 10 == 0)
+                await self._station.bridge.call(self._watch.look, self._station.queue)
                 await self._look_at_server()
             except PQError as exc:
                 logger.warning("%r: cannot sweep: %s", self._station.queue.name, exc)

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from pqcore.errors import ConfigurationError, PQError, SchemaError
-from pqcore.operations import taking
+from pqcore.operations import batching, finishing, taking
 from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
+from pqcore.tasks.popped import given_up_jobs
 from pqcore.worker.execution import Execution
 from pqcore.worker.station import Floor, Held, Station
 
@@ -55,6 +56,7 @@ class Supply:
     async def run(self) -> None:
         """Do so until no more are to be fetched."""
         failures = 0
+        await self._follow_given_up()
         while not self._floor.draining.is_set():
             n = await self._room()
             if n == 0:
@@ -72,6 +74,12 @@ class Supply:
                 logger.warning("%r: cannot take jobs, next try in %.1f s: %s", self._station.queue.name, pause, exc)
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._floor.draining.wait(), pause)
+
+    async def _follow_given_up(self) -> None:
+        """Do what follows from jobs that were taken from the queue with `get` before, and that nobody performed."""
+        queue = self._station.queue
+        if given_up := given_up_jobs(queue):
+            await self._station.bridge.call(finishing.follow_given_up, queue, given_up)
 
     async def _room(self) -> int:
         """How many to fetch; if none, it has waited until that may have changed."""
@@ -131,12 +139,26 @@ class Supply:
             self._accept(found[0], leased_at)
         self._floor.look_quiet()
 
+    async def _end_lost_batches(self) -> bool:
+        """End batches whose jobs are gone; whether there were some, so that there may be jobs again."""
+        ended = 0
+        for station in list(self._floor.stations):
+            ended += await station.bridge.call(batching.end_lost, station.queue)
+        if ended:
+            self._floor.changes += 1
+        return ended > 0
+
     async def _stop_if_done(self, stop: Callable[[], None]) -> None:
         floor = self._floor
-        # What ended since a look may have put jobs that it did not find.
-        quiet = not any(each.queue.contention.pending() for each in floor.stations)
-        if quiet and not floor.in_hand() and all(each.looked == floor.changes for each in floor.stations):
-            stop()
+
+        def is_done() -> bool:
+            # What ended since a look may have put jobs that it did not find.
+            quiet = not any(each.queue.contention.pending() for each in floor.stations)
+            return quiet and not floor.in_hand() and all(each.looked == floor.changes for each in floor.stations)
+
+        if is_done():
+            if not await self._end_lost_batches() and is_done():
+                stop()
             return
         floor.quiet.clear()
         with suppress(asyncio.TimeoutError):

@@ -25,7 +25,7 @@ from pqcore.errors import (
 )
 from pqcore.events import JobEvent, PutEvent
 from pqcore.identifiers import TableName
-from pqcore.operations import finishing, results
+from pqcore.operations import batching, finishing, results
 from pqcore.plugins import plugins
 from pqcore.tasks import Discard, Snooze, current
 from pqcore.testing.harness import PATIENCE, Harness
@@ -695,6 +695,298 @@ def test_a_retried_dead_letter_does_not_end_a_batch_for_another(harness: Harness
     harness.sql("UPDATE {table} SET schedule_at = now()", rows=False)
     harness.drain(queue)
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+
+
+def test_a_row_without_the_token_of_a_batch_is_not_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
+    for headers in ({"batch": batch.id}, {"batch": batch.id, "batch_token": "guessed"}):
+        forged = tasks.add(1, 2)
+        harness.sql(f"UPDATE {{table}} SET headers = '{json.dumps(headers)}' WHERE id = {int(forged)}", rows=False)
+    harness.drain(queue)
+    assert (tasks.previous, count(harness), count(harness, "_batches")) == ([], 1, 1)
+    harness.sql("UPDATE {table} SET schedule_at = now()", rows=False)
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 1, "failed": 0}]
+
+
+def test_a_batch_of_older_code_is_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    """Older code gives neither the batch nor its jobs a token, in a chain neither."""
+    batch = queue.batch(tasks.add.call(1, 2), (tasks.add.call(1, 2), tasks.fail.call()), then=tasks.note.call())
+    harness.sql(f"UPDATE {beside(harness, '_batches')} SET token = NULL", rows=False)
+    harness.sql(
+        'UPDATE {table} SET headers = regexp_replace(headers::text, \'"batch_token": *"[0-9a-f]+"\','
+        " '\"x\": 1', 'g')::json",
+        rows=False,
+    )
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+    assert count(harness, "_batches") == 0
+
+
+# Jobs that end otherwise than by a worker
+
+
+def _ack_many(queue: Any) -> None:
+    assert queue.ack_many(queue.lease_many(9)) == []
+
+
+BY_HAND: dict[str, Callable[[Any], Any]] = {
+    "ack": lambda queue: queue.lease().ack(),
+    "ack_many": _ack_many,
+    "get": lambda queue: queue.get(),
+    "get_many": lambda queue: queue.get_many(9),
+}
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+@pytest.mark.parametrize("way", BY_HAND)
+def test_a_batch_counts_jobs_that_end_by_hand(harness: Harness, way: str, retention: str) -> None:
+    queue = harness.tasks().queue("q", retention=retention)
+    tasks = Tasks(queue)
+    batch = queue.batch(*[tasks.add.call(number, 1) for number in range(3)], then=tasks.note.call())
+    BY_HAND[way](queue)
+    harness.drain(queue)
+    assert (tasks.previous, count(harness, "_batches")) == ([{"batch": batch.id, "total": 3, "failed": 0}], 0)
+
+
+@pytest.mark.parametrize("way", BY_HAND)
+def test_a_chain_goes_on_behind_a_job_that_ends_by_hand(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+    batch = queue.batch((tasks.fail.call(), tasks.note.call()), then=tasks.note.call())
+    BY_HAND[way](queue)
+    harness.drain(queue)
+    assert tasks.previous == [None, {"batch": batch.id, "total": 1, "failed": 0}]
+
+
+def test_what_follows_an_acknowledged_job_is_of_its_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
+    first = queue.chain(kept.add.call(1, 2), kept.note.call())
+    caller = harness.connect()
+    caller.begin()
+    job = queue.lease()
+    queue.ack(job, connection=caller.raw)
+    assert (first.status(), count(harness)) == ("running", 1)
+    caller.rollback()
+    with queue:
+        job.ack()
+    harness.drain(queue)
+    assert (kept.previous, first.status(), count(harness)) == ([None], "done", 0)
+    with pytest.raises(JobNotFound):
+        first.result(1)
+
+
+def test_of_jobs_whose_lease_was_lost_nothing_follows(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(*[tasks.add.call(number, 1) for number in range(2)], then=tasks.note.call())
+    stale = queue.lease()
+    harness.expire()
+    others = queue.lease_many(9)
+    assert [job.id for job in queue.ack_many([stale, others[-1]])] == [stale.id]
+    assert (count(harness, "_batches"), count(harness)) == (1, 1)
+    others[0].ack()
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
+
+
+def test_a_batch_counts_jobs_that_a_block_took_if_it_is_committed(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(tasks.add.call(1, 2), (tasks.add.call(1, 2), tasks.note.call()), then=tasks.note.call())
+
+    def undone() -> None:
+        assert len(queue.get_many(2)) == 2
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert (count(harness), count(harness, "_batches")) == (2, 1)
+    with queue:
+        assert len(queue.get_many(2)) == 2
+    assert count(harness) == 1
+    harness.drain(queue)
+    assert tasks.previous == [None, {"batch": batch.id, "total": 2, "failed": 0}]
+
+
+def test_a_batch_counts_what_is_cleared(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(
+        tasks.add.call(1, 2),
+        tasks.add.call(1, 2, _schedule_at="1h"),
+        (tasks.add.call(1, 2), tasks.note.call()),
+        tasks.add.call(1, 2),
+        then=tasks.note.call(),
+    )
+    queue.lease().ack()
+    queue.lease()
+    queue.put(1)
+    queue.clear()
+    assert count(harness) == 1
+    harness.drain(queue)
+    assert (tasks.previous, count(harness)) == ([{"batch": batch.id, "total": 4, "failed": 3}], 0)
+
+
+def test_a_queue_is_cleared_with_its_batches_or_not_at_all(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
+
+    def undone() -> None:
+        queue.clear()
+        raise Undo
+
+    with pytest.raises(Undo), queue:
+        undone()
+    assert (count(harness), count(harness, "_batches")) == (1, 1)
+
+
+def delete_first(harness: Harness) -> None:
+    harness.sql("DELETE FROM {table} WHERE id = (SELECT min(id) FROM {table} WHERE dequeued_at IS NULL)", rows=False)
+
+
+def test_a_batch_whose_jobs_were_deleted_ends_with_a_worker_that_stops(
+    harness: Harness, queue: Any, tasks: Tasks
+) -> None:
+    batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
+    alive = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
+    delete_first(harness)
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+    assert harness.sql(f"SELECT id FROM {beside(harness, '_batches')}") == [(alive.id,)]
+
+
+def test_a_batch_whose_jobs_were_deleted_ends_under_a_worker(
+    harness: Harness, queue: Any, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pqcore.worker.chores.SWEEP", 0.02)
+    batch = queue.batch(tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
+    with harness.working(queue):
+        delete_first(harness)
+        harness.eventually(lambda: tasks.previous)
+    assert tasks.previous == [{"batch": batch.id, "total": 1, "failed": 1}]
+
+
+@pytest.mark.only("blocking")
+def test_a_batch_whose_jobs_were_deleted_ends_under_work(harness: Harness, tasks: Tasks) -> None:
+    queue = harness.task_queue(timeout=0.01)
+    batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
+    delete_first(harness)
+    queue.work(burst=True)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+
+
+def test_a_batch_is_not_lost_while_its_jobs_are_anywhere(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
+    core = unwrapped(queue)
+    watch = batching.Watch()
+
+    def look() -> int:
+        return harness.wait_for(lambda: watch.look(core._engine, core))
+
+    for state in (
+        "schedule_at = now() + interval '1 h'",
+        "schedule_at = now() + interval '1 h', expected_at = now()",
+        "schedule_at = NULL, expected_at = now()",
+        "leased_until = now() + interval '1 h'",
+        "leased_until = 'infinity', parked_on = 'limit:x'",
+        "q_name = 'elsewhere'",
+    ):
+        harness.sql(f"UPDATE {{table}} SET {state}", rows=False)
+        assert sum(look() for _ in range(40)) == 0
+    harness.sql("DELETE FROM {table}", rows=False)
+    assert sum(look() for _ in range(40)) == 1
+    assert (count(harness), count(harness, "_batches")) == (1, 0)
+
+
+@pytest.mark.only("blocking")
+def test_a_batch_waits_for_a_job_that_is_being_performed(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    """A worker of another process finds no job of the batch, and does not end it."""
+    batch = queue.batch(tasks.add.call(1, 2), tasks.fail.call(), then=tasks.note.call())
+    popped = queue.get_many(2)
+    others = harness.tasks(create=False)["q"]
+    harness.drain(others)
+    assert count(harness, "_batches") == 1
+    assert [queue.perform(job) for job in popped] == [True, False]
+    harness.drain(others)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
+    queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
+    popped = queue.get_many(1)
+    harness.sql(f"UPDATE {beside(harness, '_batches')} SET held_until = now()", rows=False)
+    harness.drain(others)
+    assert tasks.previous[1]["failed"] == 1
+    assert popped
+
+
+@pytest.mark.only("blocking")
+def test_what_follows_a_popped_job_that_is_tried_again_follows_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    broken = [True, False]
+
+    @queue.task(max_retries=1, retry_in=None)
+    def fragile(job_id: int) -> str:
+        if broken.pop(0):
+            raise Broken
+        return "mended"
+
+    batch = queue.batch((fragile.call(), tasks.note.call()), then=tasks.note.call())
+    with queue:
+        assert not queue.perform(queue.get())
+    while (job := queue.get(block=False)) is not None:
+        queue.perform(job)
+    assert tasks.previous == ["mended", {"batch": batch.id, "total": 1, "failed": 0}]
+    assert count(harness) == 0
+
+
+@pytest.mark.only("blocking")
+def test_a_popped_job_that_nobody_performs_any_more_is_done(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    queue.chain(tasks.add.call(1, 2), tasks.note.call())
+    job = queue.get()
+    assert queue.get(block=False) is None, "it may still be performed"
+    del job
+    second = queue.get(block=False)
+    assert second.headers["previous"]["data"] == "null"
+    assert queue.perform(second)
+
+
+@pytest.mark.only("blocking")
+def test_a_job_that_is_performed_behind_its_block_is_followed_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+    batch = queue.batch(tasks.fail.call(), tasks.add.call(1, 2), then=tasks.note.call())
+    with queue:
+        job = queue.get()
+    assert not queue.perform(job)
+    assert count(harness, "_batches") == 1
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_get_that_is_cancelled_as_its_batch_is_told_puts_the_jobs_back(
+    harness: Harness, queue: Any, tasks: Tasks, n: int
+) -> None:
+    batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
+    core = unwrapped(queue)
+    caller = harness.connect()
+    caller.begin()
+    caller.sql(f"UPDATE {beside(harness, '_batches')} SET pending = pending RETURNING id")
+    waiting = (
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        f" AND application_name = '{harness.application}' AND query LIKE '%pending - %'"
+    )
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(core.get_many(n))
+        while not await asyncio.to_thread(harness.sql, waiting):
+            assert not task.done()
+        task.cancel()
+        await asyncio.to_thread(caller.commit)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    harness.wait_for(cancel)
+    assert count(harness) == 2 + (n == 2), "the callback is put with the last"
+    harness.drain(queue)
+    assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
+
+
+def test_a_job_of_which_nothing_can_follow_is_taken_all_the_same(
+    harness: Harness, queue: Any, tasks: Tasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = queue.batch((tasks.add.call(1, 2), tasks.note.call("forbidden")), tasks.add.call(1, 2))
+    forbid(harness, "")
+    assert len(harness.pq(create=False)["q"].get_many(2)) == 2
+    assert "what follows from job" in caplog.text
+    assert harness.sql(f"SELECT id, pending FROM {beside(harness, '_batches')}") == [(batch.id, 1)]
 
 
 def test_a_batch_without_a_callback(harness: Harness, queue: Any, tasks: Tasks) -> None:

@@ -1,0 +1,249 @@
+"""Batches: jobs that are counted as they end, and the call that is put after the last of them.
+
+A job names its batch in its headers, and shows the token of the batch there.  A role that only puts cannot read
+headers or tokens: it can guess the number of another's batch, and not the token.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pqcore.engine import Engine
+from pqcore.errors import AccessDenied
+from pqcore.headers import check_link
+from pqcore.operations.putting import insert
+from pqcore.operations.stored import StoredPut
+from pqcore.operations.transactions import atomic
+from pqcore.operations.unstored import not_stored
+from pqcore.sessions import CoreSession
+from pqcore.settings import QueueSettings, logger
+
+HOLD = 3_600.0
+"""Seconds for which a job that was taken with `get` may be performed before its batch is thought to be lost."""
+BETWEEN_LOOKS = 0.05
+"""Seconds between looks for lost batches, when a worker is about to stop."""
+LONGEST_PAUSE = 16
+"""Looks: the most for which a batch is left alone whose jobs are there."""
+
+
+@dataclass(frozen=True, order=True)
+class Membership:
+    """What a job shows to be counted by its batch.
+
+    Attributes:
+        batch: The number of the batch.
+        token: The token of the batch; empty for a batch that older code put.
+    """
+
+    batch: int
+    token: str
+
+    @classmethod
+    def of(cls, headers: Mapping[str, Any]) -> Membership | None:
+        """The membership of a job with these headers; None if the job is of no batch."""
+        batch = headers.get("batch")
+        return None if batch is None else cls(batch, headers.get("batch_token", ""))
+
+    def mark(self, call: StoredPut) -> StoredPut:
+        """The call as a job of the batch.
+
+        In a chain each link is told of the batch, so that the last, or one that fails, counts.
+        """
+        headers: dict[str, Any] = {**call.headers, "batch": self.batch, "batch_token": self.token}
+        if "then" in headers:
+            headers["then"] = [self.mark(StoredPut.from_json(link)).to_json() for link in headers["then"]]
+        return replace(call, headers=headers)
+
+
+async def open_batch(
+    engine: Engine, s: CoreSession, queue: QueueSettings, total: int, callback: StoredPut | None
+) -> Membership:
+    """Open a batch of ``total`` jobs, in the transaction that puts the jobs; the membership of each."""
+    query = s.sql.tasks.open_batch
+    token = secrets.token_hex(16)
+    after = None if callback is None else json.dumps(callback.to_json())
+    values = {"q_name": queue.name, "total": total, "callback": after, "token": token}
+    rows = await s.execute(query, query.bind(values))
+    if not rows:
+        raise await not_stored(engine, s, "open_batch")
+    return Membership(rows[0][0], token)
+
+
+def without_batch(headers: dict[str, Any]) -> str | None:
+    """The headers of a job that its batch has counted, and does not count again if the job runs once more.
+
+    None if they can stay as they are.
+    """
+    if "batch" not in headers:
+        return None
+    links = [{**link, "headers": _less_batch(link["headers"])} for link in headers.get("then", [])]
+    return json.dumps({**_less_batch(headers), **({"then": links} if links else {})})
+
+
+def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in headers.items() if name not in ("batch", "batch_token")}
+
+
+async def count_down(
+    engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[tuple[Membership, bool]]
+) -> None:
+    """Tell batches of jobs that ended, and put what follows the last job of each.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        s: A session with a transaction open.
+        ended: The membership of each job, and whether the job was done.
+    """
+    counts: dict[Membership, list[int]] = {}
+    for membership, done in ended:
+        count = counts.setdefault(membership, [0, 0])
+        count[0] += 1
+        count[1] += int(not done)
+    tasks = s.sql.tasks
+    for membership, (number, failed) in sorted(counts.items()):  # in one order for all: batches are locked here
+        values = {"id": membership.batch, "token": membership.token or None, "done": number, "failed": failed}
+        for row in await s.execute(tasks.batch_progress, tasks.batch_progress.bind(values)):
+            await _close_if_over(engine, queue, s, membership.batch, *row)
+
+
+async def hold(s: CoreSession, memberships: Iterable[Membership]) -> None:
+    """Keep batches open though a job of theirs was taken for good: it is being performed, and its end is told later."""
+    query = s.sql.tasks.hold_batch
+    for membership in sorted(set(memberships)):
+        values = {"id": membership.batch, "token": membership.token or None, "hold": HOLD}
+        await s.execute(query, query.bind(values))
+
+
+class Watch:
+    """Finds batches of a queue whose jobs are gone without a word, and ends them.
+
+    A job that is deleted in SQL tells its batch nothing, nor does a job of a process that took it with `get` and
+    died.  A batch is lost if two looks find no job of it, and nothing was counted in between: of a job that is
+    taken with `get` the batch hears in a transaction of its own, a moment later.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+
+    async def look(self, engine: Engine, queue: QueueSettings) -> int:
+        """Look once, and end what is found lost; the number of batches that were ended.
+
+        The jobs are looked for only where nothing was counted since the last look, and more and more
+        seldom while there are some.
+        """
+        rows = await engine.execute("tasks.open_batches", {"q_name": queue.name}, protect=False)
+        before, self._seen = self._seen, {}
+        for batch, pending in rows:
+            seen = before.get(batch)
+            self._seen[batch] = seen if seen is not None and seen.pending == pending else _Seen(pending)
+        wanted = [batch for batch, seen in self._seen.items() if seen.count_look()]
+        if not wanted:
+            return 0
+        alive = await self._alive(engine, wanted)
+        lost = [batch for batch in wanted if self._seen[batch].note(alive=batch in alive)]
+        for batch in lost:
+            await _end_lost(engine, queue, batch, self._seen.pop(batch).pending)
+        return len(lost)
+
+    @property
+    def suspects(self) -> bool:
+        """Whether another look may find a batch lost."""
+        return any(seen.alive is not True for seen in self._seen.values())
+
+    @staticmethod
+    async def _alive(engine: Engine, batches: list[int]) -> set[int]:
+        alive: set[int] = set()
+        for statement in ("tasks.held_batches", "tasks.live_batches"):
+            alive.update(row[0] for row in await engine.execute(statement, {"ids": batches}, protect=False))
+        return alive
+
+
+@dataclass
+class _Seen:
+    """What the last look found of a batch.
+
+    Attributes:
+        pending: How many jobs it waited for.
+        alive: Whether some of them were there; None if they were not looked for.
+        looks: Looks since the jobs were looked for.
+        pause: For how many looks it is left alone, once jobs were found.
+    """
+
+    pending: int
+    alive: bool | None = None
+    looks: int = -1
+    pause: int = 1
+
+    def count_look(self) -> bool:
+        """Count a look; whether the jobs are looked for in it."""
+        self.looks += 1
+        return self.looks > 0 if self.alive is not True else self.looks >= self.pause
+
+    def note(self, *, alive: bool) -> bool:
+        """Remember whether jobs were there; whether the batch is lost."""
+        lost = self.alive is False and not alive
+        self.alive = alive
+        if alive:
+            self.looks, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
+        return lost
+
+
+async def end_lost(engine: Engine, queue: QueueSettings) -> int:
+    """End the batches of a queue of whose jobs none is left, before a worker stops for want of jobs; how many."""
+    watch = Watch()
+    try:
+        ended = await watch.look(engine, queue)
+        for _ in range(2):
+            if not watch.suspects:
+                break
+            await engine.runtime.sleep(BETWEEN_LOOKS)
+            ended += await watch.look(engine, queue)
+    except AccessDenied as exc:
+        logger.warning("%r: cannot look for batches whose jobs are gone: %s", queue.name, exc)
+        return 0
+    return ended
+
+
+async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: int) -> None:
+    async def work(s: CoreSession) -> bool:
+        query = s.sql.tasks.end_lost
+        async with atomic(s):
+            rows = await s.execute(query, query.bind({"id": batch, "q_name": queue.name, "pending": pending}))
+            for row in rows:
+                await _close_if_over(engine, queue, s, batch, *row)
+        return bool(rows)
+
+    if await engine.run(work):
+        logger.warning("%r: batch %d is ended: %d jobs of it are gone, and count as failed", queue.name, batch, pending)
+
+
+async def _close_if_over(
+    engine: Engine,
+    queue: QueueSettings,
+    s: CoreSession,
+    batch: int,
+    pending: int,
+    total: int,
+    failed: int,
+    callback: str | None,
+) -> None:
+    if pending > 0:
+        return
+    await s.execute(s.sql.tasks.close_batch, s.sql.tasks.close_batch.bind({"id": batch}))
+    if callback is not None and (following := _callback(queue, batch, callback)) is not None:
+        last = following.after(queue, {"batch": batch, "total": total, "failed": failed}, [])
+        await insert(engine, s, last.values(), None)
+
+
+def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
+    try:
+        check_link(link := json.loads(text))
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
+        logger.error("%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc)
+        return None
+    return StoredPut.from_json(link)
