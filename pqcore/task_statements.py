@@ -432,7 +432,8 @@ LIMIT 1""",
         )
         self.close_batch = compiled("close_batch", "DELETE FROM {batches} WHERE id = :id::bigint", rows=False)
 
-        # Periodic tasks.  The tick's row is moved forward by one; the others find it moved, and put nothing.
+        # Periodic tasks.  The tick's row is moved forward by one; the others find it moved, and put nothing.  It is
+        # moved to now where the expression changes: the row is locked, so the second that comes finds it the same.
         self.tick = compiled(
             "tick",
             f"""
@@ -449,13 +450,22 @@ FROM won {_CONFLICT} DO NOTHING RETURNING id""",
         )
         self.begin_ticking = compiled(
             "begin_ticking",
-            "INSERT INTO {ticks} (q_name, name, tick) VALUES (:q_name::text, :name::text, :tick::timestamptz)"
-            " ON CONFLICT DO NOTHING RETURNING name",
+            "INSERT INTO {ticks} AS last (q_name, name, tick, cron, tz)"
+            " VALUES (:q_name::text, :name::text, :tick::timestamptz, :cron::text, :tz::text)"
+            " ON CONFLICT (q_name, name) DO UPDATE SET cron = excluded.cron, tz = excluded.tz,"
+            " tick = CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END"
+            " WHERE last.cron IS DISTINCT FROM excluded.cron OR last.tz IS DISTINCT FROM excluded.tz RETURNING name",
+        )
+        # Only from the tick that was found ahead: of workers that come together one sets it back.
+        self.set_tick_back = compiled(
+            "set_tick_back",
+            "UPDATE {ticks} SET tick = :now::timestamptz WHERE q_name = :q_name::text AND name = :name::text"
+            " AND tick = :tick::timestamptz RETURNING name",
         )
         self.last_tick = compiled(
             "last_tick",
-            "SELECT (SELECT tick AT TIME ZONE 'UTC' FROM {ticks} WHERE q_name = :q_name::text AND name = :name::text),"
-            " clock_timestamp() AT TIME ZONE 'UTC'",
+            "SELECT max(tick) AT TIME ZONE 'UTC', max(cron), max(tz), clock_timestamp() AT TIME ZONE 'UTC' FROM {ticks}"
+            " WHERE q_name = :q_name::text AND name = :name::text",
         )
 
         # Rate limits: a token bucket a queue.  The row is locked, and read as locked, before it is changed.

@@ -129,6 +129,71 @@ def test_a_tick_that_comes_twice_is_put_once_though_it_is_asked_for_in_between()
     assert due(nightly, first, "2026-10-26T12:00:00") == ["10-26 01:30:00"]
 
 
+SPRING = ("2026-03-27T12:00:00", "2026-03-31T00:00:00")
+AUTUMN = ("2026-10-23T12:00:00", "2026-10-27T00:00:00")
+"""Three nights in UTC, of which the second is that of the change."""
+
+
+@pytest.mark.parametrize("seconds", ["0", "20", "20,40", "*/30"])
+def test_seconds_first_change_nothing_when_clocks_change(seconds: str) -> None:
+    """One run a day: right behind an hour that is left out, and once in an hour that comes twice."""
+    parsed = {"20,40": ["20", "40"], "*/30": ["00", "30"]}.get(seconds, [seconds.zfill(2)])
+    for nights, minutes in (
+        (SPRING, ["03-28 01:30", "03-29 01:00", "03-30 00:30"]),
+        (AUTUMN, ["10-24 00:30", "10-25 00:30", "10-26 01:30"]),
+    ):
+        ticks = due(periodic(f"{seconds} 30 2 * * *", "Europe/Berlin", missed="all"), *nights)
+        assert ticks == [f"{minute}:{second}" for minute in minutes for second in parsed]
+    both = periodic("5 0,30 2 * * *", "Europe/Berlin", missed="all")
+    assert due(both, "2026-03-29T00:00:00", "2026-03-29T12:00:00") == ["03-29 01:00:05"]
+    assert due(both, "2026-10-25T00:00:00", "2026-10-25T12:00:00") == ["10-25 00:00:05", "10-25 00:30:05"]
+
+
+def test_seconds_go_on_by_elapsed_time_when_clocks_change() -> None:
+    for cron, number in (("*/20 * * * * *", 540), ("0 */30 * * * *", 6), ("30 0 * * * *", 3)):
+        for moment in ("2026-03-29T00:00:00", "2026-10-25T00:00:00"):
+            start = at(moment) - timedelta(seconds=1)
+            ticks = periodic(cron, "Europe/Berlin", missed="all").due(start, start + timedelta(hours=3))
+            assert len(ticks) == number
+            assert len({later - earlier for earlier, later in zip(ticks, ticks[1:])}) == 1  # noqa: B905, RUF007
+
+
+CHANGES = [
+    ("Europe/Berlin", "2026-10-25T00:00:00"),
+    ("America/New_York", "2026-11-01T05:00:00"),
+    ("America/Havana", "2026-11-01T04:00:00"),
+    ("Australia/Lord_Howe", "2026-04-04T14:30:00"),
+    ("Pacific/Chatham", "2026-04-04T13:45:00"),
+]
+"""Zones, and when a stretch of the clock begins that comes twice."""
+
+
+@pytest.mark.parametrize(("tz", "change"), CHANGES)
+@pytest.mark.parametrize("cron", ["{minute} {hour} * * *", "0,15,30,45 0-23 * * *", "7 {minute} {hour} * * *"])
+def test_the_next_tick_comes_later_in_an_hour_that_comes_twice(tz: str, change: str, cron: str) -> None:
+    first = at(change) + timedelta(minutes=10)
+    local_first = first.astimezone(ZoneInfo(tz))
+    task = periodic(cron.format(minute=local_first.minute, hour=local_first.hour), tz, missed="all")
+    for minutes in range(-30, 240, 3):
+        now = first + timedelta(minutes=minutes, seconds=1)
+        coming = task.next_after(now)
+        assert coming is not None
+        assert now < coming <= now + timedelta(days=1, hours=2)
+        assert task.due(now, now) == []
+    ticks = task.due(first - timedelta(days=2, minutes=-1), first + timedelta(days=2, hours=12))
+    assert ticks == sorted(set(ticks))
+    local_days = [tick.astimezone(ZoneInfo(tz)).date() for tick in ticks]
+    if cron.startswith(("{", "7")):
+        assert len(local_days) == len(set(local_days)) == 4
+
+
+def test_ticks_are_in_utc() -> None:
+    """What is added to or taken from a time of another zone is an hour off behind a change of its clock."""
+    for cron in ("30 2 * * *", "0 30 2 * * *", "*/5 * * * *"):
+        ticks = periodic(cron, "Europe/Berlin", missed="all").due(at("2026-03-28T00:00:00"), at("2026-03-30T00:00:00"))
+        assert {tick.tzinfo for tick in ticks} == {UTC}
+
+
 # What cannot be
 
 

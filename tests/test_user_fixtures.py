@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
 import psycopg
 import psycopg2
@@ -1318,6 +1319,35 @@ class TestPeriodicTasks:
         jobs.drain(queue)
         assert [name for name, _ in seen] == ["daily", "six", "six", "six"]
         assert seen[3][1] - seen[2][1] == timedelta(hours=6)
+
+    @pytest.mark.parametrize("steps", [1, 12])
+    def test_each_tick_is_put_at_its_time_when_clocks_change(self, jobs: Jobs, steps: int) -> None:
+        queue, berlin = jobs.pq()["q"], ZoneInfo("Europe/Berlin")
+
+        @queue.periodic("30 12 1,15 * *", tz="Europe/Berlin")
+        @queue.task()
+        def twice_a_month(job_id: int) -> None: ...
+
+        for _ in range(steps):
+            jobs.travel(timedelta(days=360) / steps)
+        told = [job.schedule_at.astimezone(berlin) for job in jobs.enqueued() if job.schedule_at is not None]
+        assert {(tick.hour, tick.minute) for tick in told} == {(12, 30)}
+        assert len(told) == 24
+
+    def test_an_edited_expression_counts_from_the_edit(self, jobs: Jobs) -> None:
+        queue = jobs.pq()["q"]
+
+        @queue.task()
+        def daily(job_id: int) -> None: ...
+
+        for cron, down in (("0 6 * * *", False), ("0 3 * * *", True)):
+            queue.periodics.clear()
+            queue.periodic(cron, name="daily", missed="all")(daily)
+            jobs.travel("5h", down=down)
+        assert jobs.enqueued() == []
+        jobs.travel("1d")
+        [job] = jobs.enqueued()
+        assert job.schedule_at == datetime(2100, 1, 2, 3, tzinfo=timezone.utc)
 
     def test_no_tick_is_put_twice_or_missed_on_the_way(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]

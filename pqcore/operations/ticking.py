@@ -3,21 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 
 from pqcore.engine import Engine
-from pqcore.settings import QueueSettings
+from pqcore.settings import QueueSettings, logger
+
+AHEAD = timedelta(seconds=5)
+"""By how much a last tick may lie ahead of the server's clock, as after a failover, and still count."""
 
 
-async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> tuple[datetime | None, datetime]:
-    """The last tick that was put, and the time by the server's clock."""
-    [[tick, now]] = await engine.execute("tasks.last_tick", {"q_name": queue.name, "name": name}, protect=False)
-    return None if tick is None else tick.replace(tzinfo=timezone.utc), now.replace(tzinfo=timezone.utc)
+@dataclass(frozen=True)
+class Line:
+    """What the ticks of a periodic task are remembered with.
+
+    Attributes:
+        name: The name of the periodic task; one of a queue.
+        cron: The expression.
+        tz: The time zone that the expression is meant in.
+    """
+
+    name: str
+    cron: str
+    tz: str
 
 
-async def begin(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> None:
-    """Count the ticks of a task from now on."""
-    await engine.execute("tasks.begin_ticking", {"q_name": queue.name, "name": name, "tick": moment})
+@dataclass(frozen=True)
+class LastTick:
+    """What is remembered of a periodic task.
+
+    Attributes:
+        tick: The last tick that was put; None if the task is new.
+        line: The expression and time zone that count; those of the worker that began last. None in a row of older code.
+        now: The time by the server's clock.
+    """
+
+    tick: datetime | None
+    line: Line | None
+    now: datetime
+
+    def is_ahead(self) -> bool:
+        """Whether the tick lies ahead of the server's clock, which ran ahead when the tick was put."""
+        return self.tick is not None and self.tick > self.now + AHEAD
+
+
+async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick:
+    """What is remembered of a periodic task, by its name."""
+    [[tick, cron, tz, now]] = await engine.execute(
+        "tasks.last_tick", {"q_name": queue.name, "name": name}, protect=False
+    )
+    line = None if cron is None or tz is None else Line(name, cron, tz)
+    return LastTick(None if tick is None else tick.replace(tzinfo=timezone.utc), line, now.replace(tzinfo=timezone.utc))
+
+
+async def begin(engine: Engine, queue: QueueSettings, line: Line, moment: datetime) -> None:
+    """Count the ticks of a task from a moment on, if the task is new, or its expression or time zone has changed."""
+    values = {"q_name": queue.name, "name": line.name, "cron": line.cron, "tz": line.tz, "tick": moment}
+    await engine.execute("tasks.begin_ticking", values)
+
+
+async def since(engine: Engine, queue: QueueSettings, line: Line, before: datetime | None) -> tuple[datetime, datetime]:
+    """After which moment ticks are to be put, and the time by the server's clock.
+
+    While a new version is rolled out, workers may differ in what they know of a task. The expression of the worker
+    that begins last counts. Others put the ticks that come while they run, and make up for none.
+
+    Args:
+        engine: Where.
+        queue: Whose task.
+        line: What the worker knows of the task.
+        before: When the worker asked last; None as it begins.
+    """
+    found = await last_tick(engine, queue, line.name)
+    if found.tick is None or (before is None and found.line != line):
+        await begin(engine, queue, line, found.now)
+        found = await last_tick(engine, queue, line.name)
+    last = found.now if found.tick is None else found.tick
+    if found.is_ahead():
+        values = {"q_name": queue.name, "name": line.name, "tick": found.tick, "now": found.now}
+        if await engine.execute("tasks.set_tick_back", values):
+            logger.warning(
+                "%r: the last tick of %s is %s, and the server's clock, which ran ahead, says %s; ticks begin from now",
+                queue.name,
+                line.name,
+                found.tick,
+                found.now,
+            )
+        last = found.now
+    if before is not None and found.line != line:
+        last = max(last, min(before, found.now))
+    return last, found.now
 
 
 async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, row: Mapping[str, object]) -> int | None:

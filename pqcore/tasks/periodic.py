@@ -8,16 +8,19 @@ minutes go by elapsed time (as Debian's cron does; see cronsim).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pqcore.errors import ConfigurationError
+from pqcore.operations.ticking import Line
 from pqcore.tasks.declaring import Call, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
+UTC = timezone.utc
+MINUTE = timedelta(minutes=1)
 Missed: TypeAlias = Literal["latest", "all", "skip"]
 
 LATE = 30.0
@@ -66,8 +69,13 @@ class Periodic:
         """The task."""
         return self.call.task
 
+    @property
+    def line(self) -> Line:
+        """What its ticks are remembered with."""
+        return Line(self.name, self.cron, self.tz)
+
     def ticks_after(self, moment: datetime) -> Iterator[datetime]:
-        """The ticks after a moment, one after the other.
+        """The ticks after a moment, in UTC, one after the other.
 
         Raises:
             ConfigurationError: The expression or the time zone cannot be read.
@@ -83,11 +91,17 @@ class Periodic:
             msg = f"tz is {self.tz!r}; give a time zone such as 'UTC' or 'Europe/Berlin'"
             raise ConfigurationError(msg) from exc
         try:
-            ticks: Iterator[datetime] = CronSim(_ALIASES.get(self.cron, self.cron), moment.astimezone(zone))
+            expression = _ALIASES.get(self.cron, self.cron)
+            every = CronSim(expression, moment.astimezone(zone))
+            ticks: Iterator[datetime] = every
+            if _is_of_the_clock(fields := expression.split()):
+                # cronsim minds clock changes for five fields only: so the seconds are added to its minutes here.
+                minutes = CronSim(" ".join(fields[1:]), (moment.astimezone(UTC) - MINUTE).astimezone(zone))
+                ticks = _with_seconds(minutes, sorted(every.seconds))
         except (CronSimError, AttributeError) as exc:
             msg = f"cron expression {self.cron!r}: {exc}; give five fields, as in '*/5 * * * *', or '@daily'"
             raise ConfigurationError(msg) from exc
-        return ticks
+        return _later_than(moment.astimezone(UTC), ticks)
 
     def due(self, last: datetime, now: datetime) -> list[datetime]:
         """The ticks to be put, of those after ``last`` and up to ``now``, in order."""
@@ -116,6 +130,25 @@ def refuse_bare(cron: object) -> None:
     if callable(cron):
         msg = f"the cron expression is a {type(cron).__name__}; write @queue.periodic('0 3 * * *')"
         raise ConfigurationError(msg)
+
+
+def _is_of_the_clock(fields: Sequence[str]) -> bool:
+    """Whether six fields, seconds first, mean times of the clock, and not every so many minutes or hours."""
+    return len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
+
+
+def _with_seconds(minutes: Iterable[datetime], seconds: Sequence[int]) -> Iterator[datetime]:
+    for minute in minutes:
+        for second in seconds:
+            yield minute.astimezone(UTC) + timedelta(seconds=second)
+
+
+def _later_than(moment: datetime, ticks: Iterable[datetime]) -> Iterator[datetime]:
+    """Ticks in UTC, each later than the one before: in an hour that comes twice cronsim gives a time of its first."""
+    for tick in ticks:
+        if (instant := tick.astimezone(UTC)) > moment:
+            moment = instant
+            yield instant
 
 
 def make_periodic(call: Call, cron: str, tz: str, missed: Any, name: str | None) -> Periodic:

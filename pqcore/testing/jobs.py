@@ -320,7 +320,7 @@ class Jobs:
         if down:
             self._down_until = arrival
         for queue, periodic, last, _ in ticks:
-            self._ask(queue, ticking.begin, queue, periodic.name, last - self._travelled)
+            self._ask(queue, ticking.begin, queue, periodic.line, last - self._travelled)
         put = sorted((tick, number) for number, (*_, ones) in enumerate(ticks) for tick in ones)
         for tick, number in put:
             queue, periodic, _, _ = ticks[number]
@@ -425,8 +425,9 @@ class Jobs:
         found = []
         for queue in self._declaring():
             for periodic in queue.periodics:
-                tick, _ = self._ask(queue, ticking.last_tick, queue, periodic.name)
-                last = start if tick is None else tick + self._travelled
+                kept = self._ask(queue, ticking.last_tick, queue, periodic.name)
+                begins = kept.line is not None and kept.line != periodic.line
+                last = start if kept.tick is None or begins else kept.tick + self._travelled
                 if not down:  # what was missed before is settled
                     last = max(last, self._down_until)
                 found.append((queue, periodic, last, due(periodic, last, arrival, down=down)))

@@ -89,15 +89,12 @@ class Chores:
     async def _tick(self, periodic: Periodic) -> None:
         """Put a periodic task's job at each tick; which worker does is settled in the database."""
         bridge, queue = self._station.bridge, self._station.queue
-        last: datetime | None = None
+        before: datetime | None = None
         failures = 0
         while True:
             try:
-                last, now = await bridge.call(ticking.last_tick, queue, periodic.name)
-                asked = time.monotonic()
-                if last is None:
-                    last = now
-                    await bridge.call(ticking.begin, queue, periodic.name, now)
+                last, now = await bridge.call(ticking.since, queue, periodic.line, before)
+                before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
                     row = periodic.call.stored().values()  # made anew: it may say until when it is to be started
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)

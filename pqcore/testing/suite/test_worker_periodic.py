@@ -93,6 +93,120 @@ def test_missed_ticks(harness: Harness, missed: str, jobs: int) -> None:
         assert done[-1] == (tick,)
 
 
+LONG_AGO = "now() - interval '3 d'"
+
+
+def remember(harness: Harness, name: str, tick: str, cron: str | None, tz: str | None = "UTC") -> None:
+    """Have the last tick of a task be one of a worker that knew this expression."""
+    values = ", ".join("NULL" if value is None else f"'{value}'" for value in (cron, tz if cron else None))
+    harness.sql(
+        f"INSERT INTO {ticks_table(harness)} (q_name, name, tick, cron, tz) VALUES ('q', '{name}', {tick}, {values})",
+        rows=False,
+    )
+
+
+def hour_ago(harness: Harness) -> str:
+    """An expression whose last tick was half an hour ago."""
+    [[minute, hour]] = harness.sql(
+        "SELECT extract(minute FROM past)::int, extract(hour FROM past)::int"
+        " FROM (SELECT (now() - interval '30 min') AT TIME ZONE 'UTC' AS past) AS past"
+    )
+    return f"{minute} {hour} * * *"
+
+
+@pytest.mark.parametrize("missed", ["latest", "all"])
+@pytest.mark.parametrize(("cron", "tz"), [("0 0 1 1 *", "UTC"), (None, "Europe/Berlin")])
+def test_an_edited_line_counts_from_its_first_worker(harness: Harness, missed: str, cron: str | None, tz: str) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+    edited = hour_ago(harness)
+    remember(harness, "edited", LONG_AGO, cron or edited, tz)
+
+    @queue.periodic(edited, missed=missed, name="edited")
+    @queue.periodic("* * * * * *", name="each second")
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
+
+    for _ in range(2):
+        with harness.working(queue):
+            seen.wait(len(seen.items) + 2)
+    [[cron_now, tz_now, fresh]] = harness.sql(
+        f"SELECT cron, tz, tick > now() - interval '1 min' FROM {ticks_table(harness)} WHERE name = 'edited'"
+    )
+    assert (cron_now, tz_now, fresh) == (edited, "UTC", True)
+    assert all(moment.second or True for moment, number in counts(harness) if number == 1)
+    old = harness.sql("SELECT id FROM {table} WHERE schedule_at < now() - interval '10 min'")
+    assert old == []
+
+
+def test_ticks_that_older_code_remembers_are_made_up_for(harness: Harness) -> None:
+    """It tells of no expression: the one that a newer worker knows is taken for the same."""
+    queue = harness.task_queue()
+    seen = Notes()
+    remember(harness, "known", LONG_AGO, None)
+
+    @queue.periodic(hour_ago(harness), name="known")
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
+
+    with harness.working(queue):
+        seen.wait(1)
+    assert harness.sql(f"SELECT tz FROM {ticks_table(harness)}") == [("UTC",)]
+
+
+def test_workers_of_two_versions_put_their_own_ticks(harness: Harness) -> None:
+    """While one is rolled out: the expression of the worker that began last is remembered, the other goes on."""
+    crons = ("*/2 * * * * *", "1-59/2 * * * * *")
+    queues = [harness.task_queue(), harness.tasks(create=False)["q"]]
+    for cron, queue in zip(crons, queues):  # noqa: B905 - Python 3.10 has it, and they are two
+
+        @queue.periodic(cron, name="rolled out")
+        @queue.task()
+        async def note(job_id: int) -> None: ...
+
+    def put(odd: int) -> int:
+        return len([moment for moment, _ in counts(harness) if moment.second % 2 == odd])
+
+    def remembered() -> list[tuple[Any, ...]]:
+        return harness.sql(f"SELECT cron FROM {ticks_table(harness)}")
+
+    with harness.working(queues[0]):
+        harness.eventually(lambda: put(0) >= 1)
+        with harness.working(queues[1]):
+            harness.eventually(lambda: remembered() == [(crons[1],)])
+            before = put(0), put(1)
+            harness.eventually(lambda: put(0) >= before[0] + 2 and put(1) >= before[1] + 1)
+            assert remembered() == [(crons[1],)]
+    assert {number for _, number in counts(harness)} == {1}
+
+
+def test_ticks_go_on_behind_a_clock_that_ran_ahead(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    queue = harness.task_queue()
+    seen = Notes()
+
+    @queue.periodic("* * * * * *", name="ahead")
+    @queue.periodic("* * * * * *", name="failed over")
+    @queue.task()
+    async def note(job_id: int) -> None:
+        seen.add(job_id)
+
+    remember(harness, "ahead", "now() + interval '3 h'", "* * * * * *")
+    remember(harness, "failed over", "date_trunc('second', now() + interval '2 s')", "* * * * * *")
+    [[kept]] = harness.sql(f"SELECT tick FROM {ticks_table(harness)} WHERE name = 'failed over'")
+    with harness.working(queue):
+        seen.wait(3)
+        harness.sql(f"UPDATE {ticks_table(harness)} SET tick = now() + interval '1 h' WHERE name = 'ahead'", rows=False)
+        harness.eventually(lambda: caplog.text.count("which ran ahead") == 2)
+        seen.wait(len(seen.items) + 3)
+    [[ahead]] = harness.sql(
+        f"SELECT count(*) FROM {ticks_table(harness)} WHERE tick > now() OR (name = 'failed over' AND tick < '{kept}')"
+    )
+    assert ahead == 0
+    assert caplog.text.count("the last tick of ahead") == 2
+
+
 def test_counting_begins_with_the_first_worker(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
