@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pooler import pooler
-from pqcore import PQ
+from pqcore import PQ, tasks
 from pqcore.cli.app import app
 from pqcore.identifiers import TableName
 from pqcore.operations import examining
@@ -26,6 +26,7 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat", "plan",
+    "batches", "ticks",
 ]  # fmt: skip
 
 
@@ -88,6 +89,34 @@ def test_a_table_that_is_as_it_should_be(dsn: str, pq: PQ, backend: str) -> None
     text = doctor(dsn, "--backend", backend)
     assert all(name in text.stdout for name in CHECKS)
     assert repr(execute(dsn, rows)) == before
+
+
+def test_batches_whose_jobs_are_gone_are_named(dsn: str) -> None:
+    with tasks.PQ(dsn, backend="psycopg") as pq:
+        pq.create()
+        part = pq["q"].task()(lambda job_id: None)
+        gone, alive = (pq["q"].batch(part.call(_schedule_at="1h"), part.call(_schedule_at="1h")) for _ in range(2))
+        elsewhere = pq["q"].batch(part.call())
+        pq["q"].move("another", [int(elsewhere.jobs[0])])
+    execute(dsn, f"DELETE FROM queue WHERE id = {int(gone.jobs[0])} OR id = {int(alive.jobs[0])}")
+    assert findings(dsn)["batches"][0]["level"] == "ok"
+    execute(dsn, f"DELETE FROM queue WHERE id = {int(gone.jobs[1])}")
+    [found] = findings(dsn)["batches"]
+    assert (found["level"], found["details"]["lost"]) == (
+        "warning",
+        [{"batch": gone.id, "queue": "q", "pending": 2}],
+    )
+    assert "worker" in found["advice"]
+
+
+def test_ticks_ahead_of_the_clock_are_named(dsn: str, pq: PQ) -> None:
+    insert = "INSERT INTO queue_ticks (q_name, name, tick) VALUES ('q', 'nightly', now() {} interval '1 h')"
+    execute(dsn, insert.format("-"))
+    assert findings(dsn)["ticks"][0]["level"] == "ok"
+    execute(dsn, "DELETE FROM queue_ticks", insert.format("+"))
+    [found] = findings(dsn)["ticks"]
+    assert found["level"] == "warning"
+    assert "'nightly' in queue 'q' lies 3" in found["message"]
 
 
 def test_durability(dsn: str, pq: PQ) -> None:

@@ -20,6 +20,7 @@ from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations.catalogue import ask
+from pqcore.operations.ticking import AHEAD
 from pqcore.schema import security, sequences
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
@@ -708,6 +709,48 @@ async def _bloat(patient: _Patient) -> list[Finding]:
     return [Finding("bloat", "ok", message, details=details)]
 
 
+async def _batches(patient: _Patient) -> list[Finding]:
+    """Batches whose jobs were deleted in SQL, or taken by a process that died: nobody told how they ended."""
+    rows = await patient.ask(
+        "open_batches",
+        "SELECT id, q_name, pending FROM {batches} WHERE pending > 0 AND coalesce(held_until < clock_timestamp(), true)"
+        " ORDER BY id LIMIT 1000",
+    )
+    query = patient.s.sql.tasks.live_batches
+    alive = {row[0] for row in await patient.s.execute(query, query.bind({"ids": [row[0] for row in rows]}))}
+    lost = [row for row in rows if row[0] not in alive]
+    if not lost:
+        return [Finding("batches", "ok", f"{len(rows)} are open, and their jobs are there", details={"lost": []})]
+    details = {"lost": [{"batch": batch, "queue": queue, "pending": pending} for batch, queue, pending in lost]}
+    batch, queue, pending = lost[0]
+    message = (
+        f"of {len(lost)} open batches the jobs are gone, first of batch {batch} of queue {queue!r}, which waits for"
+        f" {pending}"
+    )
+    advice = "run a worker of the queue, which ends the batch within two minutes and counts the jobs as failed"
+    return [Finding("batches", "warning", message, advice, details)]
+
+
+async def _ticks(patient: _Patient) -> list[Finding]:
+    """Last ticks ahead of the server's clock, which ran ahead when they were put."""
+    rows = await patient.ask(
+        "ticks_ahead",
+        "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"
+        " WHERE tick > clock_timestamp() + :ahead::float8 * interval '1 second' ORDER BY tick DESC",
+        ahead=AHEAD.total_seconds(),
+    )
+    if not rows:
+        return [Finding("ticks", "ok", "no last tick lies ahead of the server's clock", details={"ahead": []})]
+    details = {"ahead": [{"queue": queue, "name": name, "seconds": seconds} for queue, name, seconds in rows]}
+    queue, name, seconds = rows[0]
+    message = (
+        f"the last tick of {name!r} in queue {queue!r} lies {seconds:.0f} seconds ahead of the server's clock,"
+        " which ran ahead"
+    )
+    advice = "see that the clock is right; a worker that knows the task lets its ticks begin from now, within a minute"
+    return [Finding("ticks", "warning", message, advice, details)]
+
+
 def _size(number: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 10_240 or unit == "GB":
@@ -840,4 +883,6 @@ _TABLE: tuple[tuple[str, _Check], ...] = (
     ("autovacuum", _vacuum),
     ("bloat", _bloat),
     ("plan", _plans),
+    ("batches", _batches),
+    ("ticks", _ticks),
 )
