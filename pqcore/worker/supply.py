@@ -106,11 +106,13 @@ class Supply:
             rows, wake_in = await station.bridge.finish(late, taking.look, station.queue, n, self._lease)
         except Exception:
             station.looking = False
+            floor.look_quiet()  # else a worker that is stopping waits for it
             raise
         finally:
             station.reserved = 0
         station.looking = False
         self._accept(rows, leased_at)
+        floor.look_quiet()
         if rows:
             return
         if self._stop is not None and wake_in != 0.0:
