@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import FeatureNotSupported, InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types import array
 
 from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
@@ -37,6 +38,7 @@ _ADAPTERS = AdaptersMap()
 """psycopg's own adapters: those of a connection, and `psycopg.adapters`, have what the application registers."""
 postgres.register_default_types(_ADAPTERS.types)
 postgres.register_default_adapters(_ADAPTERS)
+array.register_all_arrays(_ADAPTERS)
 
 
 class _Cursor(psycopg.RawCursor[Row]):
