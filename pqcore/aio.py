@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
@@ -24,7 +25,7 @@ from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup, given
 from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
-from pqcore.settings import QueueSettings
+from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ class AsyncPQ:
         backend: str | None = None,
         max_connections: int = 10,
         pool_timeout: float = 30.0,
+        answer_timeout: float | None = 60.0,
         prepared: bool | None = None,
         dialect: str | None = None,
         **options: Any,
@@ -273,6 +275,7 @@ class AsyncPQ:
             self.queue_class = queue_class
         self._options = options
         self._queues: dict[str, AsyncQueue] = {}
+        self._forgotten: WeakValueDictionary[str, AsyncQueue] = WeakValueDictionary()
         self._engine = Engine(
             "async",
             AsyncioRuntime(),
@@ -282,6 +285,7 @@ class AsyncPQ:
             backend=backend,
             max_connections=max_connections,
             pool_timeout=pool_timeout,
+            answer_timeout=answer_timeout,
             prepared=prepared,
             dialect=dialect,
         )
@@ -313,7 +317,10 @@ class AsyncPQ:
     def __getitem__(self, name: str) -> AsyncQueue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues.setdefault(name, self.queue(name))
+            found = self._forgotten.get(name)
+            queue = self._queues.setdefault(name, self.queue(name) if found is None else found)
+            if len(self._queues) > KEPT_QUEUES:
+                forget_queues(self._queues, self._forgotten, self.queue)
         return queue
 
     async def __aenter__(self) -> Self:

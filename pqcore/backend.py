@@ -20,11 +20,12 @@ import enum
 import os
 import select
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 from pqcore.statement import Paramstyle, Query
 
@@ -146,6 +147,9 @@ class Session(Protocol):
     def listen(self, channel: str) -> None:
         """LISTEN to a channel (capability LISTEN); the name is any text up to 63 bytes."""
 
+    def unlisten(self, channels: Sequence[str]) -> None:
+        """UNLISTEN from channels, and forget them.  May be left out: then they are listened to until the end."""
+
     def wait(self, seconds: float) -> None:
         """Return when a notification may have arrived, at the latest after ``seconds``.
 
@@ -153,7 +157,11 @@ class Session(Protocol):
         """
 
     def notifications(self) -> list[str]:
-        """The channels notified since the last call, without waiting; they are forgotten."""
+        """The channels of `listen` notified since the last call, without waiting; they are forgotten.
+
+        Notifications on other channels are the caller's, who may listen on the same connection: they stay where
+        the driver's users look for them.
+        """
 
     def direct(self) -> bool:
         """Whether the server itself is at the other end, and no pooler: who answers has the process id that was told.
@@ -162,6 +170,20 @@ class Session(Protocol):
         """
 
     def close(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Ask the server to cancel the statement under way: a cancel request, on a connection of its own.
+
+        Called from another thread, and may block there, but not the other threads.  Does nothing where that is not
+        possible.  May be left out: then a statement that waits for a lock
+        goes on waiting on the server after its connection was broken off.
+        """
+
+    def busy(self) -> bool:
+        """Whether a statement is under way, the caller's own ones included; asks the driver, not the server.
+
+        Called from another thread.  May be left out.
+        """
 
     def abort(self) -> None:
         """Break the connection off at once, from another thread, while a call on it may be waiting.
@@ -172,7 +194,11 @@ class Session(Protocol):
 
 
 class AsyncSession(Protocol):
-    """One connection of an asynchronous driver: `Session`, awaited."""
+    """One connection of an asynchronous driver: `Session`, awaited.
+
+    If the driver ends a call immediately when its task is cancelled, and waits for nothing then, the session may
+    have an attribute ``ends_when_cancelled`` that is true. Else the core sees to that, which costs a little per call.
+    """
 
     connection: Any
 
@@ -191,6 +217,8 @@ class AsyncSession(Protocol):
     async def notifications(self) -> list[str]: ...
     async def direct(self) -> bool: ...
     async def close(self) -> None: ...
+    async def unlisten(self, channels: Sequence[str]) -> None: ...
+    async def cancel(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -264,6 +292,51 @@ def unicode(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """
     said = "client_encoding" in parameters or "PGCLIENTENCODING" in os.environ
     return {} if said else {"client_encoding": "UTF8"}
+
+
+class Inbox:
+    """Sorts a connection's notifications: those that a session listens to, and the rest, which are the caller's.
+
+    Several sessions may share a connection, as where a caller gives it to more than one `PQ`.
+
+    Args:
+        rest: What takes a notification that no session listens to; None for nothing.
+    """
+
+    def __init__(self, rest: Callable[[Any], object] | None = None) -> None:
+        self._rest = rest
+        self._boxes: WeakKeyDictionary[object, tuple[set[str], list[str]]] = WeakKeyDictionary()
+
+    def listen(self, session: object, channel: str) -> None:
+        """Keep the notifications on a channel for a session."""
+        self._boxes.setdefault(session, (set(), []))[0].add(channel)
+
+    def unlisten(self, session: object, channels: Sequence[str]) -> list[str]:
+        """Keep them no more; those of the channels to which no other session listens."""
+        self._boxes.setdefault(session, (set(), []))[0].difference_update(channels)
+        kept = set().union(*(wanted for wanted, _ in self._boxes.values()))
+        return [channel for channel in channels if channel not in kept]
+
+    def wants(self, channel: str) -> bool:
+        """Whether a session listens to a channel."""
+        return any(channel in wanted for wanted, _ in self._boxes.values())
+
+    def put(self, channel: str, notification: object = None) -> None:
+        """Sort a notification."""
+        taken = False
+        for wanted, arrived in self._boxes.values():
+            if channel in wanted:
+                arrived.append(channel)
+                taken = True
+        if not taken and self._rest is not None:
+            self._rest(notification)
+
+    def take(self, session: object) -> list[str]:
+        """The channels that were notified since the last call."""
+        _, arrived = self._boxes.get(session, (None, []))
+        taken = arrived.copy()
+        del arrived[: len(taken)]
+        return taken
 
 
 def shut(fileno: int) -> None:

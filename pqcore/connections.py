@@ -15,11 +15,11 @@ from urllib.parse import unquote
 from weakref import ref
 
 from pqcore.dialect import Dialect
-from pqcore.errors import Closed, ConfigurationError, ConnectionLost, PoolTimeout, PQError
+from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
 from pqcore.runtime import Event, Runtime
 from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.settings import logger
-from pqcore.statement import plain
+from pqcore.watchdog import watchdog
 
 T = TypeVar("T")
 
@@ -27,6 +27,16 @@ REPLAN = 10.0
 """Seconds after which prepared statements are planned anew, for the table as it is by then."""
 FRESH = 0.001
 """Seconds for which a connection that was just used is lent again without a look whether it still stands."""
+CLOSING = 1.0
+"""Seconds after which connections that are still to be closed are broken off."""
+CHECK = "10s"
+"""How often the server looks, while a statement runs, whether a connection of ours is still there."""
+LATELY = 6
+"""For how many times the limit of a call a connection that was broken off counts."""
+FEW = 10
+"""Connections that may be broken off lately before the next one is opened later."""
+LONGEST_PAUSE = 5.0
+"""Seconds before another connection is opened, at most."""
 CLOSED_PQ = "this PQ has been closed"
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 
@@ -47,13 +57,23 @@ class Opener:
         sql: The statements.
         suspends: Whether its methods are to be awaited.
         prepared: Whether statements may be prepared; None to look.
+        limit: Seconds that a call on a session may wait for the server's answer; None for no limit.
 
     Attributes:
         prepared: The same; false as soon as a pooler is found, if it was to be looked.
     """
 
-    def __init__(self, make: Callable[..., Any], sql: Dialect, *, suspends: bool, prepared: bool | None = True) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        sql: Dialect,
+        *,
+        suspends: bool,
+        prepared: bool | None = True,
+        limit: float | None = None,
+    ) -> None:
         self._make = make
+        self._limit = limit
         self.prepared = prepared
         self.backend = make(prepared=prepared is not False)
         self.errors = (*self.backend.errors, OSError)
@@ -62,6 +82,7 @@ class Opener:
         self._sessions: set[ref[CoreSession]] = set()
         self._found: dict[str, object] = {}
         self._defaults = Defaults()
+        self._broken_off: deque[float] = deque(maxlen=100)  # when connections were, of late
 
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the backend, awaiting it where it is to be awaited."""
@@ -100,9 +121,13 @@ class Opener:
             raise
 
     def session(self, driver: Any) -> CoreSession:
-        made = CoreSession(driver, self.sql, self.errors, suspends=self._suspends, defaults=self._defaults)
+        made = CoreSession(
+            driver, self.sql, self.errors, suspends=self._suspends, defaults=self._defaults, limit=self._limit
+        )
         made.believed = self.prepared is True
         self._sessions.add(ref(made, self._sessions.discard))
+        if self._limit is not None:
+            watchdog.watch(self)
         return made
 
     @property
@@ -122,24 +147,44 @@ class Opener:
             self.prepared = False
         return False
 
-    def stalled(self, limit: float) -> list[CoreSession]:
-        """The sessions with a call that has not returned for ``limit`` seconds, and should have."""
-        since = time.monotonic() - limit
-        return [session for session in self._all() if session.waits and (session.busy_since or since) < since]
-
-    def unheard(self, limit: float) -> list[CoreSession]:
-        """The sessions without such a call of which the server was not heard for ``limit`` seconds."""
-        since = time.monotonic() - limit
-        return [session for session in self._all() if not session.waits and session.heard_at < since]
-
     def leave(self) -> None:
         """Have no session that there is now be lent again, nor listened on: their server takes no more writes."""
-        for session in self._all():
+        for session in self.sessions():
             session.doubtful = session.left = True
 
-    def _all(self) -> list[CoreSession]:
+    def sessions(self) -> list[CoreSession]:
+        """The sessions that are in use somewhere."""
         there = [known() for known in self._sessions.copy()]
         return [session for session in there if session is not None]
+
+    def count_broken_off(self, now: float) -> None:
+        """Take note of a connection that was broken off, and may go on waiting on the server."""
+        self._broken_off.append(now)
+
+    def pause(self) -> float:
+        """Seconds to wait before another connection is opened: more, the more were broken off lately."""
+        if self._limit is None:
+            return 0.0
+        since = time.monotonic() - LATELY * self._limit
+        number = sum(when > since for when in list(self._broken_off)) - FEW
+        return 0.0 if number < 0 else min(0.1 * 2.0**number, LONGEST_PAUSE)
+
+    def break_off_unheard(self, limit: float) -> None:
+        """Break off what idles, and of which the server was not heard for ``limit`` seconds.
+
+        Where one connection is half-open the others are likely to be so, too: they are not found out one by one.
+        """
+        since = time.monotonic() - limit
+        for session in self.sessions():
+            idles = session.listens or (session.pool is not None and session in session.pool.idle)
+            if idles and session.busy_since is None and session.heard_at < since:
+                session.break_off_idle()
+
+    def for_listening(self, session: CoreSession) -> CoreSession:
+        """Have a session serve to listen on: it is watched, whatever the limit of others."""
+        session.listens = True
+        watchdog.watch(self)
+        return session
 
     def wrap(self, connection: object) -> CoreSession:
         session = self.session(self.backend.wrap(connection))
@@ -169,6 +214,11 @@ class Loan:
     @property
     def session(self) -> CoreSession:
         return self.held[-1]
+
+    def abort(self) -> None:
+        """Break the connection off, if there is one: what is under way on it fails."""
+        for session in list(self.held):
+            session.abort()
 
 
 class Source(Protocol):
@@ -202,16 +252,21 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
-async def lent(source: Source, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+async def lent(
+    source: Source,
+    work: Callable[[CoreSession], Awaitable[T]],
+    acquire: Callable[[Loan], Awaitable[None]] | None = None,
+) -> T:
     """Do some work with a session, which is given back whatever happens.
 
     Args:
         source: Lends the session.
         work: Gives what is awaited.
+        acquire: Gives the loan a session; None for the source's own way.
     """
     loan = Loan()
     try:
-        await source.acquire(loan)
+        await (acquire or source.acquire)(loan)
         result = await work(loan.session)
         await source.release(loan)
     except BaseException:
@@ -449,7 +504,7 @@ class OwnPool:
     async def listener(self) -> CoreSession | None:
         if self._closed:
             raise Closed(CLOSED_PQ)
-        return await self._connect()
+        return self._opener.for_listening(await self._connect(listens=True))
 
     async def _leave_server(self) -> None:
         """Use no connection any more that there is now: a new one may lead to the server that takes writes."""
@@ -469,8 +524,12 @@ class OwnPool:
         """Close the connections of here that are free."""
         await _rest(self.kept.get())
 
-    async def _connect(self, sessions: _Sessions | None = None, place: _Place | None = None) -> CoreSession:
+    async def _connect(
+        self, sessions: _Sessions | None = None, place: _Place | None = None, *, listens: bool = False
+    ) -> CoreSession:
         look = self._opener.prepared is None
+        if pause := self._opener.pause():
+            await self._runtime.sleep(pause)
         session: CoreSession | None = None
         try:
             session = await self._reach()
@@ -482,14 +541,38 @@ class OwnPool:
                 session.pool, session.place = sessions, place
                 await session.enter()
             session.lasting = not self._opener.alternates
-            if self._idle_limit is not None and session.lasting:
-                sql = f"SET idle_in_transaction_session_timeout = {max(int(self._idle_limit * 1000), 1)}"
-                await session.execute(plain("idle_limit", sql, rows=False))
+            if session.lasting:
+                await self._set_up(session, listens=listens)
             return session  # noqa: TRY300 - an interrupt may come to this line, too
         except BaseException:  # a cancellation, too: nobody else knows of it
             if session is not None:
                 await _discard(session)
             raise
+
+    async def _set_up(self, session: CoreSession, *, listens: bool) -> None:
+        """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
+        settings = {}
+        if self._idle_limit is not None:
+            settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
+        if listens:
+            settings["idle_session_timeout"] = ("0", False)
+        check = {"client_connection_check_interval": (CHECK, True)}  # not on every system: only where poll tells
+        for wanted in ({**settings, **check}, settings):
+            values = {
+                "names": list(wanted),
+                "values": [value for value, _ in wanted.values()],
+                "mild": [mild for _, mild in wanted.values()],
+            }
+            query = session.sql.session_settings
+            try:
+                if wanted:
+                    await session.execute(query, query.bind(values))
+            except ConnectionLost:
+                raise
+            except DatabaseError as exc:
+                logger.debug("the server refuses settings of a session: %s", exc)
+            else:
+                return
 
     async def _reach(self) -> CoreSession:
         try:
@@ -630,14 +713,15 @@ class CallersPool:
         return False
 
     async def listener(self) -> CoreSession | None:
-        return await self._opener.open("connect_like", self._pool)
+        session = await self._opener.open("connect_like", self._pool)
+        return None if session is None else self._opener.for_listening(session)
 
     async def close(self) -> None:
         await self._opener.call("close_pool", self._pool)
 
 
 class CallersConnection:
-    """One connection of the caller's, for one at a time.
+    """One connection of the caller's, for one at a time; others wait for it for ``timeout`` seconds.
 
     A thread that uses it may use it again meanwhile, as a generator within put_many does.
     """
@@ -645,7 +729,8 @@ class CallersConnection:
     joins = True
     seeks_primary = False
 
-    def __init__(self, opener: Opener, connection: object, runtime: Runtime) -> None:
+    def __init__(self, opener: Opener, connection: object, runtime: Runtime, timeout: float) -> None:
+        self._timeout = timeout
         self._opener = opener
         self._connection = connection
         self.session = opener.wrap(connection)
@@ -655,9 +740,25 @@ class CallersConnection:
         self._looked = opener.prepared is not None
 
     async def acquire(self, loan: Loan) -> None:
+        await self.acquire_within(self._timeout, loan)
+
+    async def acquire_within(self, seconds: float, loan: Loan) -> None:
+        """Give the loan the connection.
+
+        Args:
+            seconds: How long to wait until others have given it back.
+            loan: The loan.
+
+        Raises:
+            PoolTimeout: They have not.
+        """
         again = self._gate.mine()
-        if not again:
-            await self._gate.enter()
+        if not again and not await self._gate.enter_within(seconds):
+            msg = (
+                f"the connection has been in use by another thread or task for {seconds} seconds: "
+                "give PQ a DSN or a pool, or look for transactions that are held open"
+            )
+            raise PoolTimeout(msg)
         self._loans.append(loan)
         if not self.session.usable():
             raise ConnectionLost(CLOSED)
@@ -793,10 +894,14 @@ async def _end(sessions: _Sessions) -> None:
 
 
 async def _rest(sessions: _Sessions) -> None:
+    """Close the connections that are free; if one takes long to close, the others are broken off."""
     loan = Loan()
+    began = time.monotonic()
     while sessions.idle:
         with suppress(IndexError):
             loan.held.append(sessions.idle.pop())
+            if time.monotonic() - began > CLOSING:
+                loan.abort()
             await _give_up(loan)
 
 

@@ -409,14 +409,23 @@ SELECT max(id), count(*) FROM gone""",
         # The lock of one who waits on a channel, which the trigger looks for (see 0005_notify_who_waits.sql).
         # Putters hold the exclusive one within an expression only, so it is not waited for long. Gives no
         # row, and takes no lock, where LISTEN is not in force: a pooler gave us another server's connection.
+        # Else one row per channel. Deadlocks are impossible: an exclusive lock is tried, and not waited for.
         self.attend = compiled(
             "attend",
             f"SELECT pg_advisory_lock_shared({_WAITED})::text FROM pg_listening_channels() AS channel"
-            " WHERE channel = :channel::text",
+            " JOIN unnest(:channels::text[]) AS wanted ON wanted = channel",
         )
         # One who was counted twice, as where the answer got lost, stays: then puts notify in vain.
         self.unattend = compiled(
             "unattend", f"SELECT pg_advisory_unlock_shared({_WAITED}) FROM unnest(:channels::text[]) AS channel"
+        )
+        # Settings of this session alone; those that the server does not know are left out. A mild one is set only
+        # where nobody has set it: neither the server's, the role's nor the caller's own value is replaced.
+        self.session_settings = compiled(
+            "session_settings",
+            "SELECT set_config(name, value, false)"
+            " FROM unnest(:names::text[], :values::text[], :mild::bool[]) AS wanted (name, value, mild)"
+            " WHERE current_setting(name, true) IS NOT NULL AND (NOT mild OR current_setting(name, true) = '0')",
         )
         # Gives no row on a connection that listens to nothing.
         self.listening = compiled("listening", "SELECT channel FROM pg_listening_channels() AS channel LIMIT 1")

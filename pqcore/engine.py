@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import attrgetter
+from threading import get_ident
 from typing import Any, TypeAlias, TypeVar
 from weakref import ref
 
@@ -50,12 +52,16 @@ from pqcore.schema.security import Security
 from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
 from pqcore.settings import logger
 from pqcore.statement import Query, plain
-from pqcore.waiting import BLIND_POLL, Listener, SoleListener
+from pqcore.waiting import BLIND_POLL, LOOKS, Listener, SoleListener
 
 T = TypeVar("T")
 
 NOT_SUPPORTED = "0A000"
 """The SQLSTATE of a prepared statement whose result has got other types since, among others."""
+ANSWER_TIMEOUT = 60.0
+"""Seconds that a statement may wait for the server's answer, unless told otherwise."""
+PATIENT = 10
+"""How many times that long the statements of operations may take that read or change many rows."""
 SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
 
 
@@ -124,6 +130,7 @@ class Engine:
         pool_timeout: Of our own pool, in seconds.
         prepared: Whether statements may be prepared on the server; None to look whether a pooler is in between.
         idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
+        answer_timeout: Seconds that a statement may wait for the server's answer; None for no limit.
         dialect: The name of the dialect; None for PQCORE_DIALECT's, or PostgreSQL's own.
     """
 
@@ -140,6 +147,7 @@ class Engine:
         pool_timeout: float = 30.0,
         prepared: bool | None = None,
         idle_limit: float | None = None,
+        answer_timeout: float | None = ANSWER_TIMEOUT,
         dialect: str | None = None,
     ) -> None:
         self.dialect = plugins.dialect(dialect)
@@ -149,17 +157,22 @@ class Engine:
         self._pool_timeout = pool_timeout
         self._mode: Mode = mode
         self._prepared = prepared
+        self._answer_timeout = answer_timeout
         self._openers: dict[str, Opener] = {}
         self._blocks = runtime.local()
         self._open: set[Block] = set()  # by whatever thread or task
         self._checked = False
         self.security: Security | None = None  # what hides rows of the table, once that was looked at
+        self._blind = 0  # waiters that nothing can wake
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
             raise ConfigurationError(msg)
         given = pool if target is None else target
         if given is None:
             msg = "give PQ a DSN, a connection or a pool"
+            raise ConfigurationError(msg)
+        if answer_timeout is not None and not (isinstance(answer_timeout, (int, float)) and answer_timeout > 0):
+            msg = f"answer_timeout is {answer_timeout!r}; give a number of seconds greater than 0, or None"
             raise ConfigurationError(msg)
         self._given = given
         self.source: Source
@@ -189,7 +202,7 @@ class Engine:
             self.source = (
                 CallersPool(opener, given, runtime, pool_timeout)
                 if is_pool
-                else CallersConnection(opener, given, runtime)
+                else CallersConnection(opener, given, runtime, pool_timeout)
             )
         # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
@@ -220,7 +233,7 @@ class Engine:
         """Whether both the driver and the server offer something."""
         return capability in self.spec.capabilities and capability not in self.dialect.missing
 
-    def twin(self, max_connections: int, idle_limit: float) -> Engine:
+    def twin(self, max_connections: int, limit: float) -> Engine:
         """An engine for the same table and server, over the same backend.
 
         It has connections of its own, if this one was given a DSN or a `Lender`; a pool is
@@ -228,9 +241,10 @@ class Engine:
 
         Args:
             max_connections: How many of its own, at most.
-            idle_limit: Seconds after which the server ends one of its own that idles in a transaction. When
-                we are cut off, or stand still, others do not wait longer for what is locked. Not set
-                behind a pooler, where it would stay with the server's connection.
+            limit: Seconds that a statement may wait for the server's answer, and after which the server ends
+                a connection of its own that idles in a transaction. When we are cut off, or stand still,
+                others do not wait longer for what is locked. The server's part is not set behind a
+                pooler, where it would stay with the server's connection.
 
         Raises:
             ConfigurationError: This one was given a single connection.
@@ -248,7 +262,8 @@ class Engine:
             max_connections=max_connections,
             pool_timeout=self._pool_timeout,
             prepared=self._opener(self.spec).prepared,
-            idle_limit=idle_limit,
+            idle_limit=limit,
+            answer_timeout=limit,
             dialect=self.dialect.name,
         )
         twin._lent = not isinstance(twin.source, OwnPool)
@@ -260,6 +275,7 @@ class Engine:
         *,
         connection: object = None,
         protect: bool = True,
+        patient: bool = False,
         undo: Callable[[T], Awaitable[None]] | None = None,
     ) -> T:
         """Run an operation in the transaction of the running thread or task, or else by itself.
@@ -268,6 +284,7 @@ class Engine:
             operation: What to do with the session.
             connection: A connection of the caller's to do it on.
             protect: Whether, inside of a transaction, a failure is undone to a savepoint.
+            patient: Whether it reads or changes many rows: its statements may take `PATIENT` times as long.
             undo: What takes the result back, if the caller was cancelled before it arrived.
         """
         if connection is not None:
@@ -275,6 +292,8 @@ class Engine:
             session.callers = True
             await self._check(session)
             return await operation(session)
+        if patient:
+            operation = _limited(operation, PATIENT)
         transaction = self._current()
         if transaction is None:
             loan = Loan()
@@ -283,7 +302,7 @@ class Engine:
                 if undo is None or not self.runtime.suspends:
                     result = await self._use(loan, operation, protect=protect)
                 else:
-                    result = await self.runtime.settle(self._use(loan, operation, protect=protect), undo)
+                    result = await self.runtime.settle(self._use(loan, operation, protect=protect), undo, loan.abort)
             except BaseException as exc:
                 await self._failed(loan, exc)
                 raise
@@ -294,7 +313,7 @@ class Engine:
         if undo is None or not self.runtime.suspends:
             return await work
         if transaction.task is not self.runtime.task():
-            return await self.runtime.settle(work, undo)
+            return await self.runtime.settle(work, undo, transaction.session.abort)
         try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
             return await work
         except BaseException as exc:
@@ -332,7 +351,7 @@ class Engine:
             await source.acquire(loan)
             begin = self._begin(loan)
             if source.joins:  # else, if interrupted, it costs a connection of our own
-                savepoint = await self.runtime.settle(begin, lambda made: self._abandon(loan, made))
+                savepoint = await self.runtime.settle(begin, partial(self._abandon, loan), loan.abort)
             else:
                 savepoint = await begin
             task = None
@@ -340,6 +359,8 @@ class Engine:
                 task = self.runtime.task()
                 if loan.session.gate is None:
                     loan.session.gate = self.runtime.gate()
+            else:
+                loan.session.block_of = get_ident()
             block = Block(OpenTransaction(loan, loan.session.gate, task), savepoint, first=True)
             handle = loan.session.driver.cursor(**options)
             self._opened(block, statement)
@@ -360,22 +381,30 @@ class Engine:
         self._open.add(block)
         self._blocks.set((*self._here(), block))
 
-    async def execute(self, statement: str, values: Mapping[str, object], *, protect: bool = True) -> Sequence[Row]:
+    async def execute(
+        self, statement: str, values: Mapping[str, object], *, protect: bool = True, patient: bool = False
+    ) -> Sequence[Row]:
         """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
 
         async def work(session: CoreSession) -> Sequence[Row]:
             query: Query = attrgetter(statement)(session.sql)
             return await session.execute(query, query.bind(values))
 
-        return await self.run(work, protect=protect)
+        return await self.run(work, protect=protect, patient=patient)
 
-    async def migrate(self, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
-        """Run an operation that changes the schema, or looks at it: the table is not looked at before."""
+    async def migrate(self, operation: Callable[[CoreSession], Awaitable[T]], *, unlimited: bool = False) -> T:
+        """Run an operation that changes the schema, or looks at it: the table is not looked at before.
+
+        Args:
+            operation: What to do with the session.
+            unlimited: Whether its statements may take as long as they need: an index of a large table takes hours.
+                Else they may take `PATIENT` times as long as others.
+        """
         transaction = self._current()
         if transaction is not None:
             result = await self._join(transaction, operation, protect=True)
         else:
-            result = await lent(self.source, operation)
+            result = await lent(self.source, _limited(operation, None if unlimited else PATIENT))
         self._checked = True
         return result
 
@@ -392,7 +421,11 @@ class Engine:
             if self._ends(block, failed=failed):
                 finish = self._finish(block.transaction, block, failed=failed)
                 # Let finish whatever happens, so that it is known whether it was committed.
-                await (self.runtime.settle(finish, _leave_it) if self.runtime.suspends else finish)
+                await (
+                    self.runtime.settle(finish, _leave_it, block.transaction.loan.abort)
+                    if self.runtime.suspends
+                    else finish
+                )
         except BaseException as exc:
             if not isinstance(exc, Exception) and not self.runtime.suspends:
                 self._cut_off(block)
@@ -427,8 +460,19 @@ class Engine:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds)
-        elif not await self.runtime.settle(self.listener.listen(channel), _leave_it):
-            await self.listener.pause(channel, min(seconds, BLIND_POLL))
+        else:
+            deadline = time.monotonic() + seconds
+            if not await self.listener.listen(channel, seconds):
+                self._blind += 1
+                try:
+                    pause = max(BLIND_POLL, self._blind / LOOKS)
+                    await self.listener.pause(channel, min(max(deadline - time.monotonic(), 0.0), pause))
+                finally:
+                    self._blind -= 1
+
+    def poll_interval(self, seconds: float) -> float:
+        """How long a waiter waits that polls every ``seconds``: longer where very many wait."""
+        return max(seconds, self.listener.crowd / LOOKS)
 
     def in_block(self) -> bool:
         """Whether the running thread or task is within ``with queue``."""
@@ -442,23 +486,6 @@ class Engine:
         """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
         if self.listener.ticket(channel) is None:
             self.listener.wake(channel)
-
-    def abort_stalled(self, limit: float) -> int:
-        """Break off connections on which a call has not returned for ``limit`` seconds; how many.
-
-        The calls then fail with `ConnectionLost`. For half-open connections: the other
-        side is gone, and nobody said so. Those that idle, and were not heard of for as long, are likely to
-        be so too, and are broken off with them, so that they are not found out one by one.
-        """
-        stalled = [session for opener in self._openers.values() for session in opener.stalled(limit)]
-        for session in stalled:
-            logger.warning("no answer on a connection for %s seconds (%s): it is broken off", limit, session.doing)
-            session.abort()
-        if stalled:
-            for opener in self._openers.values():
-                for session in opener.unheard(limit):
-                    session.abort()
-        return len(stalled)
 
     def refuse_hidden(self, *commands: str) -> None:
         """Refuse what would find nothing, without an error, as row-level security hides rows from the role.
@@ -637,6 +664,7 @@ class Engine:
                 if gate is not None:
                     gate.leave()
             if not transaction.blocks:
+                transaction.session.block_of = None
                 await self.source.release(transaction.loan, sound=not undone)
         except BaseException as exc:
             if not transaction.blocks:
@@ -711,7 +739,9 @@ class Engine:
             sql = self.dialect(self.names, spec.paramstyle)
             make = partial(plugins.make, spec)
             prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
-            self._openers[spec.name] = Opener(make, sql, suspends=self.runtime.suspends, prepared=prepared)
+            self._openers[spec.name] = Opener(
+                make, sql, suspends=self.runtime.suspends, prepared=prepared, limit=self._answer_timeout
+            )
         return self._openers[spec.name]
 
 
@@ -770,6 +800,18 @@ def _entered() -> object:
 
 def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called: object) -> Any:
     return leave(queue._engine, statement, *called)  # noqa: SLF001
+
+
+def _limited(
+    operation: Callable[[CoreSession], Awaitable[T]], times: int | None
+) -> Callable[[CoreSession], Awaitable[T]]:
+    """An operation whose statements may take so many times as long as others; as long as they need, if None."""
+
+    async def work(session: CoreSession) -> T:
+        with session.limited(None if times is None or session.limit is None else session.limit * times):
+            return await operation(session)
+
+    return work
 
 
 async def _leave_it(result: object) -> None:

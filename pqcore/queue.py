@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
@@ -18,7 +19,7 @@ from pqcore.operations.results import JobInfo
 from pqcore.options import Dedup, given
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
-from pqcore.settings import QueueSettings
+from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
@@ -424,7 +425,11 @@ class PQ:
         backend: The backend's name; else chosen by ``conn`` or ``pool``, by the URL
             (``postgresql+psycopg2://``), by PQCORE_BACKEND, or what is installed.
         max_connections: With a DSN: connections at most, and one more to listen.
-        pool_timeout: With a DSN or pool: seconds to wait for a free connection.
+        pool_timeout: Seconds to wait for a free connection, or for one of yours that another thread or task uses.
+        answer_timeout: Seconds that a statement of pqcore's may wait for the server's answer. After three
+            quarters of that, the server is asked to cancel the statement; after all of it, the connection is
+            broken off, and the call raises `ConnectionLost`. Statistics, moves and purges may take ten
+            times as long, `create` as long as it needs. None for no limit.
         prepared: Whether statements may be prepared on the server, and waiters listen. By default it is
             looked whether a pooler, such as PgBouncer, is in between: then they are not, and waiters
             poll. True for one in session mode; False for one in transaction mode says so at once.
@@ -450,6 +455,7 @@ class PQ:
         backend: str | None = None,
         max_connections: int = 10,
         pool_timeout: float = 30.0,
+        answer_timeout: float | None = 60.0,
         prepared: bool | None = None,
         dialect: str | None = None,
         **options: Any,
@@ -458,6 +464,7 @@ class PQ:
             self.queue_class = queue_class
         self._options = options
         self._queues: dict[str, Queue] = {}
+        self._forgotten: WeakValueDictionary[str, Queue] = WeakValueDictionary()
         self._engine = Engine(
             "blocking",
             BlockingRuntime(),
@@ -467,6 +474,7 @@ class PQ:
             backend=backend,
             max_connections=max_connections,
             pool_timeout=pool_timeout,
+            answer_timeout=answer_timeout,
             prepared=prepared,
             dialect=dialect,
         )
@@ -516,7 +524,10 @@ class PQ:
     def __getitem__(self, name: str) -> Queue:
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues.setdefault(name, self.queue(name))
+            found = self._forgotten.get(name)
+            queue = self._queues.setdefault(name, self.queue(name) if found is None else found)
+            if len(self._queues) > KEPT_QUEUES:
+                forget_queues(self._queues, self._forgotten, self.queue)
         return queue
 
     def __enter__(self) -> Self:

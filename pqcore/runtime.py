@@ -24,6 +24,11 @@ from pqcore.errors import ConfigurationError, PQError
 
 T = TypeVar("T")
 
+AFTER_CANCEL = 3.0
+"""Seconds that a call has after a cancellation, to hear from the server; then its connection is broken off."""
+UNDOING = 5.0
+"""Seconds in which what a cancelled task took is put back, at most."""
+
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends, and return its result.
@@ -66,6 +71,9 @@ class Gate(Protocol):
     def mine(self) -> bool:
         """Whether the running thread is in; never, for tasks."""
 
+    async def enter_within(self, seconds: float) -> bool:
+        """Enter if that is possible within ``seconds``; return whether it was."""
+
 
 class Background(Protocol):
     """A coroutine that runs beside the caller."""
@@ -95,8 +103,16 @@ class Runtime(Protocol):
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have some work done where nothing can be awaited: immediately, or as a task of the running loop."""
 
-    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
-        """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it."""
+    async def settle(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+    ) -> T:
+        """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it.
+
+        Args:
+            work: What to finish. After a cancellation it has `AFTER_CANCEL` seconds.
+            undo: Undoes the result of ``work`` after a cancellation, within `UNDOING` seconds.
+            break_off: Makes ``work`` fail where it waits for the server.
+        """
 
 
 class Local(Protocol):
@@ -167,6 +183,9 @@ class _ThreadGate:
 
     async def enter(self) -> object:
         return self._acquire()
+
+    async def enter_within(self, seconds: float) -> bool:
+        return bool(self._acquire(timeout=seconds))
 
 
 class _ThreadLocal(threading.local):
@@ -240,7 +259,9 @@ class BlockingRuntime:
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         drive(work())
 
-    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
+    async def settle(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+    ) -> T:
         return await work
 
 
@@ -270,11 +291,20 @@ class _LoopEvent:
 class _LoopGate:
     def __init__(self) -> None:
         lock = asyncio.Lock()  # nobody awaits anything within an operation of their own
+        self._lock = lock
         self.enter = lock.acquire
         self.leave = lock.release
 
     def mine(self) -> bool:
         return False
+
+    async def enter_within(self, seconds: float) -> bool:
+        if not self._lock.locked():
+            return await self._lock.acquire()
+        try:
+            return await asyncio.wait_for(self._lock.acquire(), seconds)
+        except asyncio.TimeoutError:
+            return False
 
 
 class _LoopLocal(Generic[T]):
@@ -374,7 +404,9 @@ class AsyncioRuntime:
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def settle(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
+    async def settle(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+    ) -> T:
         loop = asyncio.get_running_loop()
         over = loop.create_future()  # tells at once; who awaits a task hears of its end a turn of the loop later
 
@@ -390,9 +422,13 @@ class AsyncioRuntime:
             if not task.done():
                 await over
         except asyncio.CancelledError:
-            await _outlast(task)
-            if not task.cancelled() and task.exception() is None:
-                await _outlast(asyncio.ensure_future(undo(task.result())))
+            if not await _outlast(task, AFTER_CANCEL):
+                break_off()
+                await _end(task)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                undoing = asyncio.ensure_future(undo(task.result()))
+                if not await _outlast(undoing, UNDOING):
+                    await _end(undoing)
             raise
         return task.result()
 
@@ -411,10 +447,37 @@ async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[N
         await cleanup()
 
 
-async def _outlast(task: asyncio.Future[Any]) -> None:
-    """Wait for a task to end, whatever becomes of the waiter; a further cancellation is already owed."""
-    while not task.done():
+async def _outlast(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Wait for a task to end, though the waiter is cancelled again: that cancellation is already owed.
+
+    Args:
+        task: The task.
+        seconds: For how long, at most.
+
+    Returns:
+        Whether the task ended.
+    """
+    deadline = time.monotonic() + seconds
+    while not task.done() and (left := deadline - time.monotonic()) > 0:
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=left)
         except asyncio.CancelledError:
             continue
+    return task.done()
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Wait for a task whose connection is broken off; cancel the task if that does not end it."""
+    if not await _outlast(task, AFTER_CANCEL):
+        task.cancel()
+        await _outlast(task, AFTER_CANCEL)
+    if not task.done():
+        task.add_done_callback(_heard)
+    else:
+        _heard(task)
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Take note of a task's exception, which asyncio would log otherwise."""
+    if not task.cancelled():
+        task.exception()

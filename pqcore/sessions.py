@@ -7,13 +7,17 @@ nowhere else, by SQLSTATE.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from types import coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncSession, Row, Session
 from pqcore.dialect import Dialect
@@ -31,9 +35,11 @@ from pqcore.errors import (
     TransactionAborted,
     TransientError,
 )
-from pqcore.runtime import Gate
+from pqcore.runtime import AFTER_CANCEL, Gate
+from pqcore.settings import logger
 from pqcore.statement import Query, plain, writes
 
+T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
 # Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -102,6 +108,12 @@ def _refused(error: DatabaseError) -> bool:
     return error.sqlstate is not None and not error.sqlstate.startswith("57P")
 
 
+UNLISTENED = 20
+"""Channels that are given up in one call, at most."""
+ASKING = 5.0
+"""Seconds that a cancel request may take."""
+_asking = threading.BoundedSemaphore(8)  # cancel requests under way, in threads: one may hang as its connection did
+NO_ANSWER = "the server had not answered for long, and was asked to cancel it; see answer_timeout"
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
 
 # What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
@@ -149,6 +161,7 @@ class CoreSession:
         errors: What its driver raises.
         suspends: Whether its methods are to be awaited.
         defaults: What is known of the defaults of this connection, and of others like it.
+        limit: Seconds that a call may wait for the server's answer; None for no limit. See `pqcore.watchdog`.
     """
 
     def __init__(
@@ -159,12 +172,22 @@ class CoreSession:
         *,
         suspends: bool,
         defaults: Defaults | None = None,
+        limit: float | None = None,
     ) -> None:
         self.driver: Any = driver
         self.defaults = defaults or Defaults()
         self.sql = sql
         self._errors = errors
         self._suspends = suspends
+        self._bounds = suspends and not getattr(driver, "ends_when_cancelled", False)
+        self.limit = limit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if suspends:
+            with suppress(RuntimeError):  # a connection of the caller's may be wrapped before the loop runs
+                self._loop = asyncio.get_running_loop()
+        # The call for which a cancel request was sent, and the call whose connection was broken off: when each began.
+        self._asked: float | None = None
+        self._broken_off: float | None = None
         self.planned_at = time.monotonic()
         # When the call that is under way began, and what it is; None between calls.
         self.busy_since: float | None = None
@@ -182,6 +205,10 @@ class CoreSession:
         self.place: object = None
         # A forked child has a copy of it, and leaves it to its parent.
         self.process = os.getpid()
+        # The thread in whose transaction block it is used.
+        self.block_of: int | None = None
+        # Whether it is the one that is listened on.
+        self.listens = False
         # Whether a statement commits by itself, as no transaction is open.
         self.alone = True
         # Whether the open transaction was begun by `begin_own`: it holds statements of pqcore's only.
@@ -203,10 +230,14 @@ class CoreSession:
         # Whether the server refused to write on it.
         self.read_only = False
 
-    @property
-    def waits(self) -> bool:
-        """Whether the server is being waited for: not by `wait`, which has an end of its own."""
-        return self.busy_since is not None
+    @contextmanager
+    def limited(self, limit: float | None) -> Iterator[None]:
+        """Give the calls in the block another limit."""
+        before, self.limit = self.limit, limit
+        try:
+            yield
+        finally:
+            self.limit = before
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())
@@ -219,19 +250,22 @@ class CoreSession:
             return await self._at_read_committed(query, parameters)
         # As `_call` does, with nothing between: it is what nearly all time goes through.
         self.doing = query.name
-        self.busy_since = time.monotonic()
+        began = self.busy_since = time.monotonic()
         try:
             rows: Any = self.driver.execute(query, parameters)
-            if self._suspends:
+            if self._bounds:
+                rows = await _bounded(rows, self)
+            elif self._suspends:
                 rows = await rows
         except PQError:
             raise
         except self._errors as exc:
-            commits = self.alone and not self.callers and writes(query.sql)
-            error = self._told(exc, query.name, commits=commits)
+            error = self._told(exc, query.name, commits=self._commits(query))
             if not await self._is_too_high(error):
                 raise error from exc
         else:
+            if self._asked is not None:
+                self._answered_late(query.name, commits=began == self._asked and self._commits(query))
             self.heard_at = time.monotonic()
             return rows  # type: ignore[no-any-return]
         finally:
@@ -268,6 +302,10 @@ class CoreSession:
             raise
         await self.commit()
         return rows
+
+    def _commits(self, query: Query) -> bool:
+        """Whether a statement commits by itself what it writes."""
+        return self.alone and not self.callers and writes(query.sql)
 
     async def enter(self) -> None:
         await self._call("checkout", self.driver.enter)
@@ -321,6 +359,12 @@ class CoreSession:
 
     async def listen(self, channel: str) -> None:
         await self._call("listen", self.driver.listen, channel)
+
+    async def unlisten(self, channels: Sequence[str]) -> None:
+        """Listen to channels no more, where the driver can do that."""
+        if hasattr(self.driver, "unlisten"):
+            for start in range(0, len(channels), UNLISTENED):  # a driver may need a round trip for each
+                await self._call("unlisten", self.driver.unlisten, channels[start : start + UNLISTENED])
 
     async def wait(self, seconds: float) -> None:
         # Leaves no mark: another call may be under way on it meanwhile, whose mark would go with it.
@@ -377,6 +421,98 @@ class CoreSession:
         with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
             self.driver.abort()
 
+    # For the watchdog, from its thread
+
+    def break_off(self, since: float) -> bool:
+        """Break the connection off if the call that began at ``since`` is still under way.
+
+        A session of an event loop is broken off in that loop, after the loop had time to read what arrived.
+
+        Returns:
+            Whether this is the first attempt for that call.
+        """
+        if self._broken_off == since or self.busy_since != since:
+            return False
+        self._broken_off = since
+        if not self._suspends:
+            self._break_off(since)
+        else:
+            self._in_loop(self._break_off_later, since)
+        return True
+
+    def _break_off(self, since: float) -> None:
+        if self.busy_since == since:
+            waited = time.monotonic() - since
+            logger.warning("no answer on a connection for %.1f seconds (%s): it is broken off", waited, self.doing)
+            self.abort()
+
+    def busy(self) -> bool:
+        """Whether a statement is under way, the caller's own ones included, as far as the driver tells."""
+        return self.busy_since is not None or (hasattr(self.driver, "busy") and bool(self.driver.busy()))
+
+    def break_off_idle(self) -> None:
+        """Break the connection off if nothing is under way on it."""
+        if not self._suspends:
+            self.abort()
+        else:
+            self._in_loop(self._break_off_if_idle, 0.0)
+
+    def _break_off_if_idle(self, _: float) -> None:
+        if self.busy_since is None:
+            self.abort()
+
+    def ask_to_cancel(self, since: float) -> None:
+        """Ask the server, once, to cancel the statement of the call that began at ``since``."""
+        if self._asked == since or self.busy_since != since or not hasattr(self.driver, "cancel"):
+            return
+        self._asked = since
+        if self._suspends:
+            self._in_loop(self._ask_in_loop, since)
+        elif _asking.acquire(blocking=False):
+            threading.Thread(target=self._ask_in_thread, name="pqcore-cancel", daemon=True).start()
+
+    def _in_loop(self, call: Callable[[float], object], since: float) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(call, since)
+
+    def _break_off_later(self, since: float) -> None:
+        # Twice round the loop, so that an answer that lay there unread is read before.
+        asyncio.get_running_loop().call_later(0.05, self._break_off, since)
+
+    def abort_if_busy(self, since: float | None) -> None:
+        """Break the connection off if the call that began at ``since`` is still under way."""
+        if since is not None and self.busy_since == since:
+            self.abort()
+
+    def _ask_in_thread(self) -> None:
+        try:
+            with suppress(*self._errors):
+                self.driver.cancel()
+        finally:
+            _asking.release()
+
+    def _ask_in_loop(self, since: float) -> None:
+        async def ask() -> None:
+            with suppress(*self._errors, asyncio.TimeoutError):
+                await asyncio.wait_for(self.driver.cancel(), ASKING)
+
+        if self.busy_since == since:
+            self._asking = asyncio.ensure_future(ask())  # kept: a loop holds its tasks weakly
+
+    def _answered_late(self, doing: str, *, commits: bool) -> None:
+        """Judge an answer that came though the server was asked to cancel the statement.
+
+        The cancel request may reach the next statement, so the connection is not used again.
+
+        Raises:
+            OutcomeUnknown: It was a commit: one that waits for a replica, and is cancelled, is answered as done.
+        """
+        self._asked = None
+        self.doubtful = True
+        if commits:
+            raise OutcomeUnknown(f"{doing}: {NO_ANSWER}: {UNKNOWN}")
+
     def _told(self, exc: BaseException, doing: str, *, commits: bool) -> Exception:
         """What a driver's exception means.
 
@@ -389,16 +525,23 @@ class CoreSession:
         error = translate(exc, doing, lost=not usable)
         if isinstance(error, DatabaseError) and error.sqlstate == _READ_ONLY:
             self.doubtful = self.read_only = True
+        if self._asked is not None:
+            self._asked = None
+            self.doubtful = True  # the cancel request may reach the next statement
+            if isinstance(error, StatementCancelled):
+                error = StatementCancelled(f"{error}: {NO_ANSWER}", error.sqlstate)
         if commits and isinstance(error, ConnectionLost) and not (usable and _refused(error)):
             return OutcomeUnknown(f"{error}: {UNKNOWN}", error.sqlstate)
         return error
 
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
         self.doing = doing
-        self.busy_since = time.monotonic()
+        began = self.busy_since = time.monotonic()
         try:
             result: Any = method(*arguments)
-            if self._suspends:
+            if self._bounds:
+                result = await _bounded(result, self)
+            elif self._suspends:
                 result = await result
         except PQError:  # which may be an OSError too
             raise
@@ -406,4 +549,49 @@ class CoreSession:
             raise self._told(exc, doing, commits=doing == "commit") from exc
         finally:
             self.busy_since = None
+        if self._asked is not None:
+            self._answered_late(doing, commits=began == self._asked and doing == "commit")
         return result
+
+
+def _still_cancelled() -> bool:
+    """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
+
+
+@coroutine
+def _bounded(call: Awaitable[T], session: CoreSession) -> Generator[Any, Any, T]:
+    """Await a driver's call; if it is cancelled it has `AFTER_CANCEL` seconds, then its connection is broken off.
+
+    Drivers ask the server to cancel the statement, and some wait for what it says, with no bound.
+    It passes on what the call yields: a task for each call would cost more than many a statement.
+    """
+    steps = call.__await__()
+    cancelled: BaseException | None = None
+    timer: asyncio.TimerHandle | None = None
+    since = session.busy_since
+    try:
+        waited_for = next(steps)
+        while True:
+            try:
+                sent = yield waited_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as exc:  # noqa: BLE001 - passed on to the call
+                cancelled = exc
+                if timer is None:
+                    timer = asyncio.get_running_loop().call_later(AFTER_CANCEL, session.abort_if_busy, since)
+                waited_for = steps.throw(exc)
+            else:
+                waited_for = steps.send(sent)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    except Exception as exc:
+        if cancelled is None or not session.doubtful or not _still_cancelled():
+            raise  # a driver's own timeout cancels the task, too, and takes that back
+        raise cancelled from exc
+    finally:
+        if timer is not None:
+            timer.cancel()

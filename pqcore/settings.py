@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from itertools import islice
 from logging import getLogger
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pqcore.dialect import Retention
 from pqcore.errors import (
@@ -50,6 +51,10 @@ class Encoded(NamedTuple):
 
 def _identity(value: Any) -> Any:
     return value
+
+
+KEPT_QUEUES = 1_000
+"""Queues that a `PQ` keeps by name, at most, beside those that are used elsewhere or were changed."""
 
 
 class QueueSettings:
@@ -260,3 +265,39 @@ class QueueSettings:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} in {self.table}>"
+
+
+Q = TypeVar("Q", bound=QueueSettings)
+
+
+def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: Callable[[str], Q]) -> None:
+    """Take the oldest queues out of those that a `PQ` keeps, so that names without end need no memory without end.
+
+    A queue stays if it differs from a new one: an attribute was set, or tasks are declared on it. One that is used
+    elsewhere is found again.
+
+    Args:
+        kept: The queues by name, the oldest first.
+        forgotten: Where they are found again, while they are used elsewhere.
+        make: Makes a queue.
+    """
+    for name in list(islice(kept, len(kept) // 10)):
+        queue = kept.pop(name, None)
+        if queue is None:
+            continue
+        if _as_new(queue, make(name)):
+            forgotten[name] = queue
+        else:
+            kept[name] = queue  # as the newest
+
+
+def _as_new(queue: QueueSettings, new: QueueSettings) -> bool:
+    own, other = vars(queue), vars(new)
+    return own.keys() == other.keys() and all(_alike(value, other[name]) for name, value in own.items())
+
+
+def _alike(value: object, other: object) -> bool:
+    """Whether two settings are the same; of what each queue has an instance of its own, whether they are of a kind."""
+    if isinstance(value, (str, int, float, tuple, list, dict, set)) or callable(value):
+        return value == other
+    return type(value) is type(other)

@@ -16,30 +16,47 @@ that look notifies, if its INSERT saw the lock:
   polling.
 
 The lock is given up when nobody has waited for `LINGER` seconds.  That counts as a
-notification, and so voids the tickets drawn before: their holders look again.
+notification, and so voids the tickets drawn before: their holders look again.  Then
+nothing is left of the channel, here or on the server.
+
+No waiter uses the listening connection: it asks for its channel, and waits for that
+no longer than it would wait for a job.  One thread or task registers all channels that
+were asked for meanwhile, another passes notifications on.  A call on that connection
+that the server does not answer within `ANSWER` seconds loses the connection.
+
 Results and cancellations are notified of whether or not somebody waits; their
 channels are registered alike, which costs a lock and does no harm.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.connections import CallersConnection, CallersPool, Source, lent
-from pqcore.errors import ConfigurationError, ConnectionLost, PQError
+from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
 
 if TYPE_CHECKING:
     from pqcore.sessions import CoreSession
 
+T = TypeVar("T")
+
 SLICE = 1.0
 """Seconds after which the listener looks whether it is still wanted."""
 PROBE = 15.0
 """Seconds of silence after which the listener asks the server whether it is still there."""
+ANSWER = 5.0
+"""Seconds in which the server has to answer on the listening connection, which waits for no lock."""
+REGISTER = 1.0
+"""Seconds that a waiter waits until its channel is registered, at most; then it looks, and polls meanwhile."""
+CLOSING = 2.0
+"""Seconds that the end of the listener takes, at most."""
 BLIND_POLL = 0.25
 """Seconds between looks while nothing can wake a waiter."""
 RETRY = 1.0
@@ -51,16 +68,28 @@ SETTLE = 0.05
 LINGER = 5.0
 """Seconds for which a channel stays registered after a wait: who waits again and again does it once."""
 LEFT = "its server takes no more writes"
+LOOKS = 1_000.0
+"""Looks a second that the waiters of a `PQ` make by polling, at most, all together."""
+MOST = 4_000
+"""Channels that are registered, at most: each takes a place in the server's lock table, which all sessions share."""
+BATCH = 100
+"""Channels that are registered, or given up, in one go, at most: meanwhile no notification is passed on."""
 DEAF = "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
 
 UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
+IDLE_SESSION = "57P05"
+"""The SQLSTATE of a session that the server's idle_session_timeout ended."""
+
+_tickets = itertools.count(1)
 
 
-async def _attend(session: CoreSession, channel: str) -> None:
+async def _attend(session: CoreSession, channels: Sequence[str]) -> None:
     """Listen, and let those who put see it."""
-    await session.listen(channel)
+    for channel in channels:
+        await session.listen(channel)
     # A statement of its own, as it asks the session whether it listens.
-    if not await session.execute(session.sql.attend, session.sql.attend.bind({"channel": channel})):
+    locked = await session.execute(session.sql.attend, session.sql.attend.bind({"channels": list(channels)}))
+    if len(locked) < len(channels):
         raise ConnectionLost(DEAF)
 
 
@@ -77,27 +106,51 @@ def _unexpected(exc: Exception) -> bool:
     return not isinstance(exc, PQError)
 
 
+async def _probe(session: CoreSession, *, listens: bool) -> None:
+    """Ask the server whether it is there, and, if this session listens, whether that is still in force."""
+    if not await session.execute(session.sql.listening) and listens:
+        raise ConnectionLost(DEAF)
+
+
+def _refuse_left(session: CoreSession) -> None:
+    if session.left:
+        raise ConnectionLost(LEFT)
+
+
+async def _refuse_read_only(session: CoreSession) -> None:
+    if not await session.writes():
+        raise ConnectionLost(LEFT)
+
+
+async def _unattend(session: CoreSession, channels: Sequence[str]) -> None:
+    """Give up the locks, and what the server and the driver keep of the channels."""
+    await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": list(channels)}))
+    await session.unlisten(channels)
+
+
 class _Channels:
-    """The channels that are registered, and how often each was notified."""
+    """The channels that are registered, and the ticket of each, which changes when the channel is notified."""
 
     def _forget(self) -> None:
         self._channels: set[str] = set()
         self._unsettled: dict[str, float] = {}  # when those who drew a ticket before are to look once more
         self._waited: dict[str, float] = {}  # when the last wait ended
-        self._counts: dict[str, int] = defaultdict(int)
+        self._counts: dict[str, int] = {}
         self._retry_at = 0.0
+        self._tidied = time.monotonic()
 
     def ticket(self, channel: str) -> int | None:
-        """How often the channel was notified so far; None if it is not registered.
+        """The ticket of the channel; None if it is not registered.
 
         To be drawn before looking at the table, and given to `wait` after.
         """
-        count = self._counts[channel]  # first: if the channel goes and comes again meanwhile, it has changed
+        count = self._counts.get(channel)  # first: if the channel goes and comes again meanwhile, it has changed
         return count if channel in self._channels else None
 
     def _register(self, channel: str) -> None:
         now = self._waited[channel] = time.monotonic()
         self._unsettled[channel] = now + SETTLE
+        self._counts[channel] = next(_tickets)
         self._channels.add(channel)
 
     def _settle(self, channel: str) -> None:
@@ -114,17 +167,20 @@ class _Channels:
     def _idle(self) -> list[str]:
         """The channels on which nobody has waited for some time, which may be in use all the same."""
         since = time.monotonic() - LINGER
-        return [channel for channel in list(self._channels) if self._waited[channel] < since]
+        return [channel for channel in list(self._channels) if self._waited.get(channel, since) < since]
 
     def _drop(self, channels: Iterable[str]) -> None:
-        """Take channels out, before their locks are given up; in this order, so that no ticket outlasts that."""
+        """Forget channels, before their locks are given up; in this order, so that no ticket outlasts that."""
         for channel in channels:
             self._channels.discard(channel)
             self.wake(channel)
+            for each in (self._counts, self._unsettled, self._waited):
+                each.pop(channel, None)
 
     def wake(self, channel: str) -> None:
         """Wake those who wait on a channel."""
-        self._counts[channel] += 1
+        if channel in self._counts:
+            self._counts[channel] = next(_tickets)
 
 
 class Listener(_Channels):
@@ -141,81 +197,160 @@ class Listener(_Channels):
         self._runtime = runtime
         self._able = able
         self._over = False
+        self._most = MOST
         self._forget()
         self._gate = runtime.gate()
         self._session: CoreSession | None = None
         self._background: Background | None = None
-        self._waiters: dict[str, set[Event]] = defaultdict(set)
         self._end: object = None
         self._refused = ""  # why it could not listen, as far as that was told
-        self._heard = self._tidied = 0.0
-        self._paused: dict[str, int] = {}  # how often a channel had been notified when the last pause on it ended
+        self._heard = 0.0
+        self._lock = Lock()  # of those below
+        self._waiters: dict[str, set[Event]] = {}
+        self._paused: dict[str, float] = {}  # channels that are not registered: when the last pause on it ended
+        self._woken: set[str] = set()  # of these, those that were woken since
+        self._wishes: dict[str, set[Event]] = {}  # channels that are to be registered, and who waits for that
+        self._registrar: Background | None = None  # who registers them
+        self._era = object()  # changes when the listener is closed
 
-    async def listen(self, channel: str) -> bool:
-        """Register a channel; False if that cannot be done now. Then it is to be looked again, before a wait."""
-        return await held(self._gate, lambda: self._listen(channel))
+    @property
+    def crowd(self) -> int:
+        """How many channels are waited on."""
+        return len(self._waiters)
 
-    async def _listen(self, channel: str) -> bool:
+    async def listen(self, channel: str, seconds: float) -> bool:
+        """Have a channel registered, and wait for that.
+
+        Args:
+            channel: The channel.
+            seconds: How long to wait, at most.
+
+        Returns:
+            Whether it is registered. Then it is to be looked again, before a wait.
+        """
         if channel in self._channels:
             return True
-        if self._over or not self._able() or (self._session is None and not await self._open()):
+        if self._over or not self._able() or len(self._channels) >= self._most:
             return False
+        if time.monotonic() < self._retry_at:
+            return False
+        event, era = self._runtime.event(), self._era
+        with self._lock:
+            self._wishes.setdefault(channel, set()).add(event)
+            if self._registrar is None:
+                self._registrar = self._runtime.start(lambda: self._register_wishes(era))
+        await event.wait(min(seconds, REGISTER))
+        return channel in self._channels
+
+    async def _register_wishes(self, era: object) -> None:
+        """Register the channels that are asked for, until there are none."""
+        while self._era is era:
+            with self._lock:
+                wishes, self._wishes = self._wishes, {}
+                if not wishes:
+                    self._registrar = None
+                    return
+            channels = list(wishes)
+            try:
+                for start in range(0, len(channels), BATCH):
+                    batch = channels[start : start + BATCH]
+                    await held(self._gate, partial(self._register_all, batch, era))
+            finally:
+                for event in itertools.chain.from_iterable(wishes.values()):
+                    event.set()
+
+    async def _register_all(self, channels: Sequence[str], era: object) -> None:
+        channels = [channel for channel in channels if channel not in self._channels]
+        channels = channels[: max(self._most - len(self._channels), 0)]
+        if not channels or (self._session is None and not await self._open(era)):
+            return
         session = self._session
         if session is None:
-            return False
+            return
         try:
-            await _attend(session, channel)
+            await _attend(session, channels)
             # What came with the answers may not stir who waits on the socket.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
             if session.usable():  # as when there are too many locks: all of ours are given up
                 self._retry_at = time.monotonic() + REFUSED
-            logger.warning("lost the listening connection: %s", _told(exc), exc_info=_unexpected(exc))
+                self._most = max((len(self._channels) + len(channels)) // 2, 1)
+            self._tell_loss(exc)
             await self._lose(session)
-            return False
+            return
         except BaseException:  # what was interrupted on it is not known
             await self._lose(session)
             raise
-        self._register(channel)
-        return True
+        for channel in channels:
+            self._register(channel)
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
         """Wait until the channel is notified again, for at most ``seconds``."""
         event = self._runtime.event()
-        waiters = self._waiters[channel]
-        waiters.add(event)
+        self._add(channel, event)
         try:
             self._settle(channel)
-            if self._counts[channel] == ticket:
+            if self._counts.get(channel) == ticket:
                 await event.wait(self._pause(channel, seconds))
                 self._settle(channel)
         finally:
-            self._waited[channel] = time.monotonic()
-            waiters.discard(event)
+            if channel in self._channels:
+                self._waited[channel] = time.monotonic()
+            self._remove(channel, event)
 
     async def pause(self, channel: str, seconds: float) -> None:
         """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
-        count = self._counts[channel]
-        if self._paused.get(channel, 0) == count:  # else it was woken since the last pause
+        if channel in self._woken:  # since the last pause
+            self._woken.discard(channel)
+        else:
             event = self._runtime.event()
-            self._waiters[channel].add(event)
+            self._add(channel, event)
             try:
                 await event.wait(seconds)
             finally:
-                self._waiters[channel].discard(event)
-        self._paused[channel] = self._counts[channel]
+                self._remove(channel, event)
+        now = self._paused[channel] = time.monotonic()
+        if len(self._paused) > MOST:
+            for gone in [name for name, when in list(self._paused.items()) if when < now - LINGER]:
+                self._paused.pop(gone, None)
+                self._woken.discard(gone)
+
+    def _add(self, channel: str, event: Event) -> None:
+        with self._lock:
+            self._waiters.setdefault(channel, set()).add(event)
+
+    def _remove(self, channel: str, event: Event) -> None:
+        with self._lock:
+            if waiters := self._waiters.get(channel):
+                waiters.discard(event)
+                if not waiters:
+                    del self._waiters[channel]
 
     async def close(self) -> None:
         """Stop listening; waiters are woken."""
+        self._era = object()
         if self._background is not None:
             self._background.stop()
-        await held(self._gate, self._close)  # one that is being opened is to be closed too
-
-    async def _close(self) -> None:
-        if self._session is not None:
-            if not self._runtime.suspends:
-                self._session.abort()  # the thread that waits on it is to notice at once
-            await self._lose(self._session)
+        with self._lock:
+            registrar, self._registrar = self._registrar, None
+            wishes, self._wishes = self._wishes, {}
+        if registrar is not None:
+            registrar.stop()  # a thread finds that the era is over
+        for event in itertools.chain.from_iterable(wishes.values()):
+            event.set()
+        session = self._session
+        if session is None:
+            return
+        if not self._runtime.suspends:
+            session.abort()  # the threads that use it, or wait on it, are to notice immediately
+        entered = await self._gate.enter_within(CLOSING)
+        try:
+            if not entered:
+                session.abort()
+            await self._lose(session)
+        finally:
+            if entered:
+                self._gate.leave()
 
     async def end(self) -> None:
         """Stop listening, for good."""
@@ -228,7 +363,7 @@ class Listener(_Channels):
         if self._session is not None:
             self._session.abort()
 
-    async def _open(self) -> bool:
+    async def _open(self, era: object) -> bool:
         if time.monotonic() < self._retry_at:
             return False
         try:
@@ -242,9 +377,11 @@ class Listener(_Channels):
             if isinstance(self._source, CallersPool):
                 self._warn(ConfigurationError(UNLIKE))
             return False
-        if not self._able():  # it was the first connection, and found a pooler
+        # It may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
+        if not self._able() or self._era is not era:
             await self._discard(session)
             return False
+        session.limit = ANSWER
         self._refused = ""
         try:
             if self._end is None:
@@ -273,7 +410,7 @@ class Listener(_Channels):
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
                 if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
                     return
-                logger.warning("lost the listening connection: %s", _told(exc), exc_info=_unexpected(exc))
+                self._tell_loss(exc)
                 await held(self._gate, lambda: self._lose(session))
                 return
             if channels:
@@ -283,13 +420,11 @@ class Listener(_Channels):
     async def _look(self, session: CoreSession) -> list[str]:
         if self._session is not session:
             return []
-        if session.left:
-            raise ConnectionLost(LEFT)
+        _refuse_left(session)
         if time.monotonic() - self._heard > PROBE:
-            if not await session.execute(session.sql.listening):
-                raise ConnectionLost(DEAF)
-            if self._source.seeks_primary and not await session.writes():
-                raise ConnectionLost(LEFT)
+            await _probe(session, listens=bool(self._channels))
+            if self._source.seeks_primary:
+                await _refuse_read_only(session)
             self._heard = time.monotonic()
         if time.monotonic() - self._tidied > SLICE:
             await self._leave(session)
@@ -301,16 +436,28 @@ class Listener(_Channels):
             self.wake(channel)
 
     async def _leave(self, session: CoreSession) -> None:
-        """Give up the locks of channels on which nobody waits any more; that they are listened to does no harm."""
-        idle = [channel for channel in self._idle() if not self._waiters.get(channel)]
+        """Give up the channels on which nobody waits any more."""
+        idle = [channel for channel in self._idle() if channel not in self._waiters][:BATCH]
         if idle:
             self._drop(idle)
-            await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": idle}))
+            await _unattend(session, idle)
 
     def wake(self, channel: str) -> None:
-        self._counts[channel] += 1
-        for event in list(self._waiters[channel]):
+        super().wake(channel)
+        with self._lock:
+            events = list(self._waiters.get(channel, ()))
+            if not events and channel in self._paused:
+                self._woken.add(channel)
+        for event in events:
             event.set()
+
+    def _tell_loss(self, error: Exception) -> None:
+        if self._over:
+            return
+        if getattr(error, "sqlstate", None) == IDLE_SESSION:
+            logger.info("idle_session_timeout ended the listening connection; the next waiter opens another: %s", error)
+        else:
+            logger.warning("lost the listening connection: %s", _told(error), exc_info=_unexpected(error))
 
     async def _lose(self, session: CoreSession) -> None:
         if self._session is not session:
@@ -341,20 +488,26 @@ class SoleListener(_Channels):
         self._runtime = runtime
         self._able = able
         self._notifies = False  # whether it was us who had it so
+        self.crowd = 1
         source.on_release = self._read
 
-    async def listen(self, channel: str) -> bool:
+    async def listen(self, channel: str, seconds: float) -> bool:
         """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
-        if time.monotonic() < self._retry_at:
+        if time.monotonic() < self._retry_at or len(self._channels) >= MOST:
             return False
-        # Lending it looks whether a pooler is in between.
-        return await lent(self._source, lambda session: self._listen(session, channel))
+        try:  # lending it looks whether a pooler is in between
+            return await self._lent(min(seconds, REGISTER), lambda session: self._listen(session, channel))
+        except PoolTimeout:  # another thread or task uses it
+            return False
+
+    async def _lent(self, seconds: float, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+        return await lent(self._source, work, partial(self._source.acquire_within, seconds))
 
     async def _listen(self, session: CoreSession, channel: str) -> bool:
         if not self._able() or session.in_transaction():
             return False
         try:
-            await _attend(session, channel)
+            await _attend(session, [channel])
             self._notifies |= bool(await session.execute(session.sql.notify_always))
         except PQError as exc:
             if not session.usable():
@@ -370,13 +523,16 @@ class SoleListener(_Channels):
         self._settle(channel)
         deadline = time.monotonic() + self._pause(channel, seconds)
         session = self._source.session
-        while self._counts[channel] == ticket and (left := deadline - time.monotonic()) > 0:
+        while self._counts.get(channel) == ticket and (left := deadline - time.monotonic()) > 0:
             if session.in_transaction():
                 await self._runtime.sleep(min(left, BLIND_POLL))
                 return
             self._waited[channel] = time.monotonic()
             await session.wait(min(left, SLICE))
-            await lent(self._source, _nothing)  # what arrived is read as it is given back
+            try:
+                await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)  # what arrived is read at its end
+            except PoolTimeout:  # another thread or task uses it, and reads what arrived when it gives it back
+                return
         self._settle(channel)
 
     async def pause(self, channel: str, seconds: float) -> None:
@@ -397,13 +553,16 @@ class SoleListener(_Channels):
             return
         for channel in await session.notifications():
             self.wake(channel)
-        if idle := self._idle():
-            self._drop(idle)
-            await self._leave(session, idle)
+        now = time.monotonic()
+        if now - self._tidied > SLICE:
+            self._tidied = now
+            if idle := self._idle()[:BATCH]:
+                self._drop(idle)
+                await self._leave(session, idle)
 
     async def _leave(self, session: CoreSession, channels: list[str]) -> None:
         try:
-            await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": channels}))
+            await _unattend(session, channels)
             if self._notifies and not self._channels:
                 await session.execute(session.sql.notify_waiters)
                 self._notifies = False

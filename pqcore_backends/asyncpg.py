@@ -12,18 +12,23 @@ from contextlib import suppress
 from typing import Any
 
 import asyncpg
+from asyncpg.connect_utils import _cancel
 
 from pqcore.backend import ABORTED, Row, shut
 from pqcore.errors import Closed
 from pqcore.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
 
+CLOSING = 2.0
+"""Seconds that the end of a connection may take, before it is broken off."""
 LOST = "the server ended the connection"
 CLOSED = "connection is closed"
 
 
 class AsyncpgSession:
     """One connection."""
+
+    ends_when_cancelled = True
 
     def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection
@@ -110,6 +115,10 @@ class AsyncpgSession:
         self.connection.add_termination_listener(self._stir)
         await self.connection.add_listener(channel, self._collect)
 
+    async def unlisten(self, channels: Sequence[str]) -> None:
+        for channel in channels:
+            await self.connection.remove_listener(channel, self._collect)
+
     async def wait(self, seconds: float) -> None:
         waiter = asyncio.ensure_future(self._stirred.wait())
         try:
@@ -142,7 +151,19 @@ class AsyncpgSession:
         return bool(int(b"".join(told)) == self.connection.get_server_pid())
 
     async def close(self) -> None:
-        await self.connection.close(timeout=5)
+        await self.connection.close(timeout=CLOSING)
+
+    async def cancel(self) -> None:
+        # asyncpg sends a cancel request only when it gives up a call itself.
+        connection = self.connection
+        protocol = connection._protocol
+        await _cancel(
+            loop=connection._loop,
+            addr=connection._addr,
+            params=connection._params,
+            backend_pid=protocol.backend_pid,
+            backend_secret=protocol.backend_secret,
+        )
 
     def abort(self) -> None:
         loop = self.connection._loop

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -21,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types import array
 
-from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
+from pqcore.backend import ABORTED, Inbox, Row, patience, readable, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
 
@@ -32,6 +33,10 @@ except ImportError:  # without it there are no pools to adopt
 else:
     _POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
 
+CANCELLING = 5.0
+"""Seconds that a cancel request may take."""
+_CANCELS = hasattr(psycopg, "capabilities") and psycopg.capabilities.has_cancel_safe()
+# psycopg 3.2 over libpq 17. Before, a cancel request stops all threads of the process until the server answers.
 WHO = "SELECT pg_backend_pid()"
 
 _ADAPTERS = AdaptersMap()
@@ -62,7 +67,9 @@ class _Common:
     _switched = False
     _begun = False
     _flipped = False  # by begin, until it is switched back
-    _arrived: list[str] | None = None
+    _inbox: Inbox | None = None
+    # The SQLSTATE and message with which the server ended the connection: libpq takes them for a notice.
+    _farewell: tuple[str, str | None] | None = None
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE
@@ -100,21 +107,59 @@ class _Common:
         self.connection._autocommit = autocommit
         return self.connection.autocommit is autocommit
 
-    def _collect(self) -> None:
-        """Keep the notifications that arrive while statements run."""
-        if self._arrived is None:
-            arrived = self._arrived = []
-            self.connection.add_notify_handler(lambda notify: arrived.append(notify.channel))
+    def busy(self) -> bool:
+        return self.usable() and self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+    def _collect(self, channel: str) -> None:
+        """Keep the notifications of a channel that arrive while statements run; the rest goes where it went."""
+        pgconn = self.connection.pgconn
+        if self._inbox is None:
+            self.connection.add_notice_handler(self._noticed)
+        if not isinstance(pgconn.notify_handler, _Handler):
+            pgconn.notify_handler = _Handler(pgconn.notify_handler)
+        self._inbox = pgconn.notify_handler.inbox
+        self._inbox.listen(self, channel)
+
+    def _noticed(self, diagnostic: Any) -> None:
+        if diagnostic.severity_nonlocalized == "FATAL":
+            self._farewell = diagnostic.sqlstate or "", diagnostic.message_primary
+
+    def _raise_farewell(self) -> None:
+        if self._farewell is not None:
+            with suppress(KeyError):  # psycopg does not know the code
+                raise psycopg.errors.lookup(self._farewell[0])(self._farewell[1] or "")
+
+    def _unlisten(self, channels: Sequence[str]) -> sql.Composed:
+        """What unlistens from those channels to which no other session listens."""
+        gone = channels if self._inbox is None else self._inbox.unlisten(self, channels)
+        return sql.SQL("; ").join(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)) for channel in gone)
 
     def _channels(self) -> list[str]:
         pgconn = self.connection.pgconn
-        pgconn.consume_input()
-        channels = [] if self._arrived is None else self._arrived.copy()
-        if self._arrived is not None:
-            self._arrived.clear()
+        try:
+            pgconn.consume_input()
+        except psycopg.OperationalError:
+            pgconn.notifies()  # reads what had arrived before the end
+            self._raise_farewell()
+            raise
         while notify := pgconn.notifies():
-            channels.append(notify.relname.decode())
-        return channels
+            if pgconn.notify_handler is not None:
+                pgconn.notify_handler(notify)
+        self._raise_farewell()
+        return [] if self._inbox is None else self._inbox.take(self)
+
+
+class _Handler:
+    """What psycopg's connection calls with each notification: ours are sorted out, the rest goes on.
+
+    Not `add_notify_handler`, with which psycopg keeps no others for ``connection.notifies()``.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self.inbox = Inbox(before)
+
+    def __call__(self, notify: Any) -> None:
+        self.inbox.put(notify.relname.decode(errors="replace"), notify)
 
 
 class PsycopgSession(_Common):
@@ -194,8 +239,11 @@ class PsycopgSession(_Common):
             self.connection.pgconn.finish()
 
     def listen(self, channel: str) -> None:
-        self._collect()
+        self._collect(channel)
         self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+    def unlisten(self, channels: Sequence[str]) -> None:
+        self.connection.execute(self._unlisten(channels))
 
     def wait(self, seconds: float) -> None:
         readable(self.connection.fileno(), seconds)
@@ -209,6 +257,10 @@ class PsycopgSession(_Common):
 
     def close(self) -> None:
         self.connection.close()
+
+    def cancel(self) -> None:
+        if _CANCELS:
+            self.connection.cancel_safe(timeout=CANCELLING)
 
 
 class AsyncPsycopgSession(_Common):
@@ -278,8 +330,11 @@ class AsyncPsycopgSession(_Common):
             self._flipped = False
 
     async def listen(self, channel: str) -> None:
-        self._collect()
+        self._collect(channel)
         await self.connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+
+    async def unlisten(self, channels: Sequence[str]) -> None:
+        await self.connection.execute(self._unlisten(channels))
 
     async def wait(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -307,6 +362,10 @@ class AsyncPsycopgSession(_Common):
 
     async def close(self) -> None:
         await self.connection.close()
+
+    async def cancel(self) -> None:
+        if _CANCELS:
+            await self.connection.cancel_safe(timeout=CANCELLING)
 
 
 class _Pooled:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import psycopg2
@@ -87,14 +88,16 @@ class _Aborted(InFailedSqlTransaction):
 class Psycopg2Session:
     """One connection."""
 
-    def __init__(self, connection: Any, *, prepared: bool) -> None:
+    def __init__(self, connection: Any, *, prepared: bool, reach: Callable[[], Any] | None = None) -> None:
         self.connection = connection
+        self._reach = reach  # opens another connection to the same server
         self.cursor = connection.cursor
         self._prepares = prepared
         self._calls: dict[str, str | None] = {}
         self._switched = False
         self._begun = False
         self._flipped = False  # by begin, until it is switched back
+        self._listening: set[str] = set()
 
     @cached_property
     def _cursor(self) -> Any:
@@ -185,16 +188,25 @@ class Psycopg2Session:
             self._flipped = False
 
     def listen(self, channel: str) -> None:
+        self._listening.add(channel)
         self._cursor.execute(f"LISTEN {quote(channel)}")
+
+    def unlisten(self, channels: Sequence[str]) -> None:
+        self._listening.difference_update(channels)
+        self._cursor.execute("; ".join(f"UNLISTEN {quote(channel)}" for channel in channels))
 
     def wait(self, seconds: float) -> None:
         readable(self.connection.fileno(), seconds)
 
     def notifications(self) -> list[str]:
         self.connection.poll()
-        channels = [notify.channel for notify in self.connection.notifies]
-        del self.connection.notifies[:]
-        return channels
+        arrived = self.connection.notifies  # a list, or what the caller put in its place
+        ours = [notify.channel for notify in arrived if notify.channel in self._listening]
+        if ours:
+            others = [notify for notify in arrived if notify.channel not in self._listening]
+            arrived.clear()
+            arrived.extend(others)
+        return ours
 
     def direct(self) -> bool:
         self._cursor.execute("SELECT pg_backend_pid()")
@@ -204,6 +216,15 @@ class Psycopg2Session:
         self.connection.close()
 
     drop = close
+
+    def cancel(self) -> None:
+        # Not connection.cancel(), which stops all threads of the process until the server answers.
+        if self._reach is not None:
+            with closing(self._reach()) as other, other.cursor() as cursor:
+                cursor.execute("SELECT pg_cancel_backend(%s)", [self.connection.get_backend_pid()])
+
+    def busy(self) -> bool:
+        return bool(self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE)
 
     def abort(self) -> None:
         if self.usable():
@@ -221,9 +242,10 @@ class Psycopg2Backend:
 
     def connect(self, dsn: str) -> Psycopg2Session:
         said = extensions.parse_dsn(dsn)
-        connection = psycopg2.connect(dsn, **patience(said), **unicode(said))
+        reach = partial(psycopg2.connect, dsn, **patience(said), **unicode(said))
+        connection = reach()
         try:
-            return Psycopg2Session(connection, prepared=self._prepares)
+            return Psycopg2Session(connection, prepared=self._prepares, reach=reach)
         except BaseException:  # an interrupt
             connection.close()
             raise

@@ -43,11 +43,14 @@ DELETE FROM {{dedup}} WHERE (q_name = :q_name::text AND until <= {_NOW})
     "partitions": "SELECT NULL::text WHERE false",
     "replan": "SELECT 1",
     # Never run, as nobody listens.
-    "attend": "SELECT NULL::text WHERE false AND :channel::text IS NULL",
+    "attend": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
     "unattend": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
     "notification_usage": "SELECT 0",
     "listening": "SELECT NULL::text WHERE false",
     "notify_always": "SELECT NULL::text WHERE false",
+    "session_settings": (
+        "SELECT NULL::text WHERE false AND :names::text[] IS NULL AND :values::text[] IS NULL AND :mild::bool[] IS NULL"
+    ),
     "notify_waiters": "SELECT NULL::text WHERE false",
 }
 _ALL_MATCHES = re.compile(r"\(regexp_matches\((headers, '.*?'), 'g'\)\)\[1\]")

@@ -32,8 +32,9 @@ from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import leasing, taking
 from pqcore.queue import PQ, Queue
-from pqcore.runtime import drive
-from pqcore.settings import logger
+from pqcore.runtime import AFTER_CANCEL, drive
+from pqcore.sessions import CoreSession
+from pqcore.settings import KEPT_QUEUES, logger
 from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
@@ -209,6 +210,8 @@ class ThreadedPQ:
 
     def __getitem__(self, name: str) -> ThreadedQueue:
         if name not in self._queues:
+            if len(self._queues) >= KEPT_QUEUES:
+                self._queues.pop(next(iter(self._queues)))
             self._queues[name] = ThreadedQueue(self.blocking[name])
         return self._queues[name]
 
@@ -235,6 +238,7 @@ class _Attempt:
         self._begun = self._over = False
         self._ended = threading.Event()
         self._undo: Callable[[], Awaitable[None]] | None = None
+        self._session: CoreSession | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -247,7 +251,15 @@ class _Attempt:
         **options: Any,
     ) -> T:
         """See `Engine.run`; remembers how what was taken is put back."""
-        result: T = await self._engine.run(operation, **options)
+
+        async def noted(session: CoreSession) -> T:
+            self._session = session
+            return await operation(session)
+
+        try:
+            result: T = await self._engine.run(noted, **options)
+        finally:
+            self._session = None
         if undo is not None and cast("Any", result)[0]:
             self._undo = functools.partial(undo, result)
         return result
@@ -294,7 +306,10 @@ class _Attempt:
         return self._begun
 
     def _put_back(self) -> None:
-        self._ended.wait()
+        if not self._ended.wait(AFTER_CANCEL):
+            if (session := self._session) is not None:
+                session.abort()
+            self._ended.wait(AFTER_CANCEL)
         if self._undo is not None:
             try:
                 drive(cast("Any", self._undo()))

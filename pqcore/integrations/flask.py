@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 try:
     import click
@@ -40,7 +40,7 @@ from pqcore.tasks import PQ
 
 EXTENSION = "pqcore"
 """The name under which an application has it: ``app.extensions["pqcore"]``."""
-_OPTIONS = ("backend", "max_connections", "pool_timeout", "prepared")
+_OPTIONS = ("backend", "max_connections", "pool_timeout", "answer_timeout", "prepared")
 """Options of `PQ` that are the application's to say: ``PQCORE_BACKEND``..."""
 _TARGET = f"{__name__}:worker_pq"
 
@@ -74,6 +74,7 @@ class PQCore(PQ):
         QueueSettings("any", names, None, options)  # a bad option is to fail here
         self._options = options
         self._queues = {}
+        self._forgotten = WeakValueDictionary()
         self._engines: WeakKeyDictionary[Flask, Engine] = WeakKeyDictionary()
         self._engine = _AppEngine(self, names)
         if app is not None:

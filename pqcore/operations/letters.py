@@ -58,7 +58,7 @@ async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None
                     raise await not_stored(engine, s, "revive")
             return int(risen)
 
-        return await with_free_ids(lambda: engine.run(work))
+        return await with_free_ids(lambda: engine.run(work, patient=True))
 
     return await _in_slices(rise, ids, MOST_REVIVED)
 
@@ -70,7 +70,7 @@ async def purge(
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
 
     async def delete(some: Sequence[int] | None) -> int:
-        return len(await engine.execute("tasks.purge_dead", {**values, "ids": some}))
+        return len(await engine.execute("tasks.purge_dead", {**values, "ids": some}, patient=True))
 
     return await _in_slices(delete, ids, MOST_PURGED)
 

@@ -164,19 +164,19 @@ async def listed(
         if state == "done":
             found += await _finished(engine, values, n - len(found))
         else:
-            rows = await engine.execute(f"upkeep.list_{state}", values, protect=False)
+            rows = await engine.execute(f"upkeep.list_{state}", values, protect=False, patient=True)
             found += [StoredJob(**_fields(row)) for row in rows]
     return found
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
     """Rows that are archived, and those that are kept, found by looking through the table from its end."""
-    rows = list(await engine.execute("upkeep.list_archived", values, protect=False))
+    rows = list(await engine.execute("upkeep.list_archived", values, protect=False, patient=True))
     kept: list[Row] = []
     before = _LAST
     while len(kept) < n:
         slice_ = await engine.execute(
-            "upkeep.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False
+            "upkeep.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False, patient=True
         )
         edge = slice_[0][0]
         if edge is None:
@@ -201,7 +201,7 @@ async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None,
         JobNotFound: There is no such row, of this queue.
     """
     values = {"id": job_id, "q_name": None if queue is None else queue.name, "most": most}
-    rows = await engine.execute("upkeep.find_row", values, protect=False)
+    rows = await engine.execute("upkeep.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
         raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
@@ -220,5 +220,5 @@ async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None,
 
 async def dead_by_queue(engine: Engine) -> dict[str, int]:
     """How many dead letters each queue has that has any."""
-    rows = await engine.execute("upkeep.dead_by_queue", {}, protect=False)
+    rows = await engine.execute("upkeep.dead_by_queue", {}, protect=False, patient=True)
     return {row[0]: int(row[1]) for row in rows}

@@ -81,7 +81,7 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
 
 async def count(engine: Engine, queue: QueueSettings) -> int:
     """The number of rows due."""
-    [[number]] = await engine.execute("count", {"q_name": queue.name}, protect=False)
+    [[number]] = await engine.execute("count", {"q_name": queue.name}, protect=False, patient=True)
     return int(number)
 
 
@@ -94,7 +94,7 @@ async def clear(engine: Engine, queue: QueueSettings) -> None:
             members = (Membership.of(read_headers(headers)[0]) for (headers,) in rows)
             await count_down(engine, queue, s, [(member, False) for member in members if member is not None])
 
-    await engine.run(work)
+    await engine.run(work, patient=True)
 
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
@@ -106,7 +106,7 @@ async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
 async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStats], QueueStats]:
     """What waits, a queue; beside it what is true of those in which nothing does."""
     statement = "stats_all" if name is None else "stats"
-    rows = await engine.execute(statement, {"q_name": name}, protect=False)
+    rows = await engine.execute(statement, {"q_name": name}, protect=False, patient=True)
     stale = next((row[4] for row in rows if row[0] is None), None)
     nothing = QueueStats(0, 0, 0, None, stale=stale)
     found = {
@@ -122,7 +122,7 @@ async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | 
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
     removed = await in_slices(engine, "purge_kept", values)
     while True:
-        [[_, gone]] = await engine.execute("purge_archive", values)
+        [[_, gone]] = await engine.execute("purge_archive", values, patient=True)
         removed += int(gone)
         if not gone:
             return removed
@@ -132,7 +132,7 @@ async def in_slices(engine: Engine, statement: str, values: Mapping[str, object]
     """Run a statement that goes on ``after`` an id, from slice to slice of the table; how many rows it changed."""
     changed, after = 0, 0
     while True:
-        [[last, number]] = await engine.execute(statement, {**values, "after": after})
+        [[last, number]] = await engine.execute(statement, {**values, "after": after}, patient=True)
         changed += int(number)
         if last is None:
             return changed
@@ -157,4 +157,4 @@ async def create(
         await schema.create(s, engine.names, engine.runtime.sleep, partitions)
         return await sequences.advance(s, engine.names, engine.runtime.sleep) if set_sequences else ()
 
-    return await engine.migrate(work)
+    return await engine.migrate(work, unlimited=True)

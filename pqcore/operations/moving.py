@@ -101,7 +101,7 @@ async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: d
 
     for left in reversed(range(TRIES)):
         try:
-            return await engine.run(work)
+            return await engine.run(work, patient=True)
         except InvalidData as exc:
             if exc.sqlstate != "23505" or not left:
                 raise

@@ -82,7 +82,7 @@ async def _get(
         left = deadline - now
         if left <= 0:
             return rows
-        pause = min(left, queue.poll_interval, left if wake_in is None else max(wake_in, 0.001))
+        pause = min(left, engine.poll_interval(queue.poll_interval), left if wake_in is None else max(wake_in, 0.001))
         with let_through():
             await engine.wait(topic, ticket, pause)
 

@@ -76,7 +76,7 @@ class Tick:
 
 async def finished_lately(engine: Engine) -> dict[str, Finished]:
     """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
-    rows = await engine.execute("upkeep.finished_lately", {}, protect=False)
+    rows = await engine.execute("upkeep.finished_lately", {}, protect=False, patient=True)
     return {row[0]: Finished(int(row[1]), int(row[2]), row[3], row[4]) for row in rows}
 
 

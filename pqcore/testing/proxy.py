@@ -127,17 +127,24 @@ class Proxy:
                         link.stall()
                     self._links.append(link)
 
-    def stall(self, *, new: bool = False) -> int:
+    def stall(self, *, new: bool = False, last: bool = False) -> int:
         """Pass nothing more on over the connections that there are; how many.
 
         Args:
             new: Nor over those that are made, until `resume`: they are accepted, and that is all.
+            last: Only over the connection that was made last.
         """
         with self._lock:
             self._silent = new
-            for link in self._links:
+            stalled = self._links[-1:] if last else self._links
+            for link in stalled:
                 link.stall()
-            return len(self._links)
+            return len(stalled)
+
+    def silence_new(self) -> None:
+        """Pass nothing over connections that are made from now on, until `resume`."""
+        with self._lock:
+            self._silent = True
 
     def resume(self) -> None:
         """Pass on what comes over new connections; those that stalled stay as they are, as the other side is gone."""

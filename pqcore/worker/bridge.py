@@ -32,17 +32,18 @@ class Bridge:
         engine: A queue's engine, which gets a twin. One with a DSN has connections of its own, so that users'
             functions cannot use up those that hold on to their jobs; a pool is shared.
         threads: Operations at once, at most, on a blocking engine.
-        idle_limit: Seconds after which the server ends a connection of the worker's own that idles in a transaction.
+        limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
+            connection of the worker's own that idles in a transaction.
 
     Raises:
         ConfigurationError: It has a single connection of the caller's.
     """
 
-    def __init__(self, engine: Engine, threads: int, idle_limit: float) -> None:
+    def __init__(self, engine: Engine, threads: int, limit: float) -> None:
         if isinstance(engine.source, CallersConnection):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
-        self.engine = engine.twin(CONNECTIONS, idle_limit)
+        self.engine = engine.twin(CONNECTIONS, limit)
         self._threads = None if engine.runtime.suspends else Threads(threads, "pqcore-worker")
 
     async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:

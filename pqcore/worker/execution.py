@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,6 +16,7 @@ from pqcore.operations.finishing import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, enter_job
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, job_logger, prepare
+from pqcore.watchdog import watchdog
 from pqcore.worker.executors import Processes, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.station import Floor, Held, Station
 from pqcore.worker.telling import Teller
@@ -32,9 +34,13 @@ class Execution:
         floor: What the worker's parts share.
         teller: Who tells plugins.
         run_in: Where functions that are no coroutines run, unless their task says so.
+        patience: Seconds that a thread has to end after its function was told to stop; see `_overdue`.
     """
 
-    def __init__(self, floor: Floor, teller: Teller, run_in: Literal["thread", "process"]) -> None:
+    def __init__(
+        self, floor: Floor, teller: Teller, run_in: Literal["thread", "process"], patience: float = 20.0
+    ) -> None:
+        self._patience = patience
         self._floor = floor
         self._teller = teller
         self._run_in = run_in
@@ -60,6 +66,28 @@ class Execution:
         held.context.stop(reason)
         if held.cancellable and held.task is not None:
             held.task.cancel()
+        elif held.thread is not None:
+            asyncio.get_running_loop().call_later(self._patience, self._overdue, held, time.monotonic())
+
+    def _overdue(self, held: Held, told_at: float) -> None:
+        """Say that a thread goes on though its function was told to stop, and break off what it waits for.
+
+        That is a statement in a transaction block of the thread's own. Nothing else that a thread does can be ended.
+        """
+        if held.task is None or held.task.done() or held.context is None or held.thread is None:
+            return
+        waited = time.monotonic() - told_at
+        broken_off = watchdog.break_off_blocks_of(held.thread)
+        logger.warning(
+            "job %d of %r was told to stop %.1f s ago (%s), and its thread goes on:"
+            " it keeps its place, lease and group%s",
+            held.job.id,
+            held.context.queue.name,
+            waited,
+            held.context.stop_reason,
+            "; the connection of its transaction block, on which it waits, is broken off" if broken_off else "",
+        )
+        asyncio.get_running_loop().call_later(waited, self._overdue, held, told_at)
 
     def give_up(self, station: Station, *, at_once: bool = False) -> None:
         """Give back what still runs.
@@ -175,6 +203,7 @@ class Execution:
 
     def _caller(self, station: Station, held: Held, run: Run) -> Callable[[], Any]:
         def call() -> Any:
+            held.thread = threading.get_ident()
             with self._surrounding(station, held):  # in the thread that makes the call
                 return caller(run)()
 

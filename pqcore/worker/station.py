@@ -38,6 +38,7 @@ class Held:
         context: What the function sees of it.
         task: What executes it.
         timer: What stops it when its time is up.
+        thread: The identifier of the thread that calls the function, if it is one.
         began: When it was begun, by the performance counter.
         ended: Whether its end is decided: then nothing can stop it.
         cancellable: Whether cancelling ``task`` stops the function.
@@ -56,6 +57,7 @@ class Held:
     context: JobContext | None = None
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
+    thread: int | None = None
     began: float = 0.0
     ended: bool = False
     cancellable: bool = False

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from pqcore.errors import PQError
 from pqcore.operations import leasing, results
 from pqcore.operations.finishing import Outcome
 from pqcore.tasks.declaring import logger
-from pqcore.worker.bridge import Bridge
 from pqcore.worker.execution import Execution
 from pqcore.worker.station import Floor, Held, Station
 
@@ -118,8 +116,8 @@ class Tending:
             self._execution.stop(held, "cancelled")
 
 
-async def watch(floor: Floor, bridges: Sequence[Bridge], stall_timeout: float) -> None:
-    """Give back what waits for too long, and break off connections that do not answer; until cancelled.
+async def watch(floor: Floor) -> None:
+    """Give back what waits for too long, and say when the event loop stands still; until cancelled.
 
     Waits for no answer itself.
     """
@@ -132,10 +130,7 @@ async def watch(floor: Floor, bridges: Sequence[Bridge], stall_timeout: float) -
             station.measure(now)
             if station.buffer:
                 station.hand_back([held for held in station.buffer if now - held.leased_at > STALE])
-        if late < LATE:
-            for bridge in bridges:
-                bridge.engine.abort_stalled(stall_timeout)
-        else:  # answers may lie there unread: no connection is to be blamed
+        if late >= LATE:
             logger.warning(
                 "the event loop stood still for %.1f seconds: a coroutine function blocks it (use a plain function,"
                 " which runs in a thread), or the process was stopped",

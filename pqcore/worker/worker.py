@@ -6,8 +6,7 @@ It is asynchronous inside, over any backend.  These go on beside one another:
 * `Execution` runs them: coroutine functions on the loop, others in threads or processes;
 * `Storing` (one a queue) stores how they ended;
 * `Tending` (one a queue) holds on to leases, hears what is to be cancelled, and stores progress;
-* `watch` gives back what was fetched ahead and waits for too long, and breaks off connections
-  that do not answer;
+* `watch` gives back what was fetched ahead and waits for too long;
 * `Chores` (one a queue) put the jobs of periodic tasks, and sweep.
 
 What they share is a `Floor`, with a `Station` a queue.  A failure of the database
@@ -137,10 +136,10 @@ class Worker:
                 self._loop.add_signal_handler(number, self._signalled)
         logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
         teller = Teller()
-        execution = Execution(floor, teller, self._run_in)
+        execution = Execution(floor, teller, self._run_in, self._stall_timeout)
         supplies = _started(*(self._supply(station, execution).run() for station in floor.stations))
         chores = _started(*(Chores(station).run() for station in floor.stations if not self.burst))
-        watching = _started(self._kept(partial(watch, floor, list(bridges.values()), self._stall_timeout)))
+        watching = _started(self._kept(partial(watch, floor)))
         beside = []
         for station in floor.stations:
             tending = Tending(station, execution, self._lease)

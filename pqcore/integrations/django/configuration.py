@@ -12,7 +12,8 @@ from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 
 KEYS = ("DATABASE", "TABLE", "SCHEMA", "PREPARED", "OPTIONS", "QUEUES")
-_TAKEN = {"conn", "pool", "table", "schema", "backend", "prepared", "max_connections", "pool_timeout", "queue_class"}
+_TAKEN = {"conn", "pool", "table", "schema", "backend", "prepared", "max_connections", "pool_timeout"}
+_TAKEN |= {"answer_timeout", "queue_class"}
 
 
 @dataclass(frozen=True)
