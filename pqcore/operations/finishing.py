@@ -8,6 +8,7 @@ batch, its places under limits) is one transaction with its end: both, or neithe
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from pqcore.engine import Engine
 from pqcore.errors import (
+    AccessDenied,
     Closed,
     ConnectionLost,
     DatabaseError,
@@ -25,6 +27,8 @@ from pqcore.errors import (
     PQError,
     SchemaError,
     SerializationError,
+    StatementCancelled,
+    TransientError,
 )
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
@@ -36,6 +40,7 @@ from pqcore.operations.leasing import ack_rows
 from pqcore.operations.putting import insert
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
+from pqcore.runtime import backoff
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings, logger
 
@@ -44,6 +49,12 @@ TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
 _AILMENTS = ("25", "53", "55", "57", "58")
 """SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
+TRIES = 3
+"""How often it is tried to store how a single job ended, after deadlocks and the like."""
+REFUSED_FOR = 300.0
+"""Seconds for which an end is tried again that the server refuses, for a reason that may be of the job."""
+_PASSING = (TransientError, StatementCancelled, AccessDenied)
+"""Refusals that are not of the job: its end is tried again for as long as they last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +119,8 @@ async def finish(
         for start in range(0, len(others), TOGETHER):
             lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection)
         return lost
-    endings = await finish_each(engine, queue, outcomes, wait=True)
+    endings = Endings(busy=None, buries=False)
+    await _store_groups(engine, queue, _groups(outcomes), endings)
     for _, error in endings.refused:
         raise error
     return endings.lost
@@ -117,13 +129,21 @@ async def finish(
 async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> Outcome | None:
     """End a leased job; how it ended, which is a dead letter if the server refuses what follows; None if it was lost.
 
+    After a deadlock and the like it is tried again, `TRIES` times in all.
+
     Raises:
         PQError: The end is not stored.
     """
-    endings = await finish_each(engine, queue, [outcome], wait=True)
-    for _, error in endings.refused:
-        raise error
-    return None if endings.lost else endings.stored(outcome)
+    failures = 0
+    while True:
+        endings = await finish_each(engine, queue, [outcome], wait=True)
+        if not endings.refused:
+            return None if endings.lost else endings.stored(outcome)
+        [(_, error)] = endings.refused
+        failures += 1
+        if failures == TRIES or not isinstance(error, TransientError):
+            raise error
+        await engine.runtime.sleep(backoff(failures))
 
 
 @dataclass(eq=False)
@@ -135,12 +155,14 @@ class Endings:
         refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
         buried: By the outcome's `id`, the dead letter that was stored in its place.
         busy: Not stored, as another transaction has the limit or group locked; None to wait for that transaction.
+        buries: Whether a job that was done, and whose end holds a value that is refused, is a dead letter.
     """
 
     lost: list[Outcome] = field(default_factory=list)
     refused: list[tuple[Outcome, PQError]] = field(default_factory=list)
     buried: dict[int, Outcome] = field(default_factory=dict)
     busy: list[Outcome] | None = None
+    buries: bool = True
 
     def stored(self, outcome: Outcome) -> Outcome:
         """Return how a job ended whose end is stored."""
@@ -158,11 +180,8 @@ async def finish_each(
         outcomes: How they end.
         wait: Whether to wait for a transaction that has a job's limit or group locked.
     """
-    plain, others = _divided(outcomes)
-    groups = [plain] if plain else []
-    groups += [others[start : start + TOGETHER] for start in range(0, len(others), TOGETHER)]
     endings = Endings(busy=None if wait else [])
-    await _store_groups(engine, queue, groups, endings)
+    await _store_groups(engine, queue, _groups(outcomes), endings)
     return endings
 
 
@@ -178,9 +197,51 @@ def refuses_value(error: PQError) -> bool:
     return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
 
 
+Verdict: TypeAlias = Literal["again", "bury", "leave"]
+"""What becomes of a job whose end is refused: it is tried again, the job is a dead letter, or its lease runs out."""
+
+
+@dataclass(eq=False)
+class Refusals:
+    """Refusals to store how one job ended.
+
+    Attributes:
+        number: How many there were.
+        since: When the first one was that may be of the job, by the monotonic clock; None before.
+    """
+
+    number: int = 0
+    since: float | None = None
+
+    def judge(self, outcome: Outcome, error: PQError) -> Verdict:
+        """Count a refusal, and return what becomes of the job.
+
+        Args:
+            outcome: How the job was to end.
+            error: What the server said.
+        """
+        self.number += 1
+        if ails_server(error) or isinstance(error, _PASSING):
+            return "again"
+        now = time.monotonic()
+        if self.since is None:
+            self.since = now
+        if now - self.since < REFUSED_FOR and not refuses_value(error):
+            return "again"
+        self.number, self.since = 0, None
+        return "leave" if outcome.end == "dead" else "bury"
+
+
 def _divided(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     """Return the outcomes from which nothing follows, and the others."""
     return [one for one in outcomes if _is_plain(one)], [one for one in outcomes if not _is_plain(one)]
+
+
+def _groups(outcomes: Sequence[Outcome]) -> list[Sequence[Outcome]]:
+    """Return outcomes in groups that are stored together."""
+    plain, others = _divided(outcomes)
+    groups: list[Sequence[Outcome]] = [plain] if plain else []
+    return groups + [others[start : start + TOGETHER] for start in range(0, len(others), TOGETHER)]
 
 
 async def _store_groups(
@@ -220,7 +281,7 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
             return exc
         if len(left) > 1:
             return await _store_groups(engine, queue, [[outcome] for outcome in left], endings)
-        if left[0].end == "done" and refuses_value(exc):
+        if endings.buries and left[0].end == "done" and refuses_value(exc):
             return await _bury(engine, queue, left[0], exc, endings)
         endings.refused.append((left[0], exc))
     return None

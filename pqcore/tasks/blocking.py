@@ -368,39 +368,53 @@ class Queue(TaskDeclarations, core.Queue):
                 if owed:
                     drive(finishing.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
-        elif (ended := self._stored(outcome)) is not None:
-            outcome, hook = ended, ENDS[ended.end]
+        elif _working.get():
+            ended = self._stored(outcome)
+            if ended is None:
+                return
+            outcome, hook = ended
         else:
-            hook = "pqcore_job_lost"
-            self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
+            outcome, hook = self._told(outcome, drive(finishing.finish_one(self._engine, self, outcome)))
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
-    def _stored(self, outcome: Outcome) -> Outcome | None:
-        """Store how a leased job ends; how it ended, None if its lease was lost.  `work` tries until it is stored."""
-        failures = 0
+    def _told(self, outcome: Outcome, ended: Outcome | None) -> tuple[Outcome, JobHook]:
+        """How a job ended, and the hook that plugins are told by.
+
+        Args:
+            outcome: How it was to end.
+            ended: How that was stored; None if the lease was lost.
+        """
+        if ended is not None:
+            return ended, ENDS[ended.end]
+        self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
+        return outcome, "pqcore_job_lost"
+
+    def _stored(self, outcome: Outcome) -> tuple[Outcome, JobHook] | None:
+        """Try for `work` to store how a leased job ends, until it is stored; None if it cannot be, as `_told` else."""
+        refusals = finishing.Refusals()
         unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
                 ended = drive(finishing.finish_one(self._engine, self, outcome))
-                before = ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at)
+                if ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at):
+                    ended = outcome
+                return self._told(outcome, ended)
             except PQError as exc:
-                if unknown_at is None and isinstance(exc, OutcomeUnknown):
-                    unknown_at = time.monotonic()
-                failures += 1
-                if not _working.get() or (outcome.reason == "shutdown" and failures == GIVE_BACK_TRIES):
-                    raise
-                if finishing.refuses_value(exc) and outcome.end != "dead":
-                    outcome = self._buried(outcome, exc)
-                    continue
-                self._pause(exc, failures, f"cannot store how {outcome.job!r} ended")
+                refusal = exc
+            if unknown_at is None and isinstance(refusal, OutcomeUnknown):
+                unknown_at = time.monotonic()
+            verdict = refusals.judge(outcome, refusal)
+            if outcome.reason == "shutdown" and (verdict != "again" or refusals.number == GIVE_BACK_TRIES):
+                raise refusal
+            if verdict == "again":
+                self._pause(refusal, refusals.number, f"cannot store how {outcome.job!r} ended")
+            elif verdict == "bury":
+                self.logger.error("%r cannot end as it did: %s", outcome.job, refusal)
+                outcome = finishing.dead_letter_of(outcome, refusal)
             else:
-                return outcome if before else ended
-
-    def _buried(self, outcome: Outcome, refusal: PQError) -> Outcome:
-        """The end of a job whose own the server cannot store."""
-        self.logger.error("%r cannot end as it did: %s", outcome.job, refusal)
-        return finishing.dead_letter_of(outcome, refusal)
+                self.logger.error("%r cannot be a dead letter: %s", outcome.job, refusal)
+                return None  # its lease runs out, which counts as a crash
 
     def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether the end of a job was stored by an earlier try, of which the answer was lost."""

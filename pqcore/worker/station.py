@@ -12,7 +12,7 @@ from pqcore.dialect import SIZES
 from pqcore.events import JobEvent
 from pqcore.identifiers import control_channel
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations.finishing import Outcome
+from pqcore.operations.finishing import Outcome, Refusals
 from pqcore.queue import Queue
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.running import Run
@@ -47,8 +47,7 @@ class Held:
         took: Seconds that it took, once it has ended.
         event: What plugins are told of it.
         doubtful: Whether the answer to an attempt to store its end was lost.
-        refusals: How often the server refused to store its end.
-        refused_at: When it did so first, by the monotonic clock.
+        refusals: Those of the server to store its end; None before the first.
     """
 
     job: BaseJob
@@ -66,8 +65,7 @@ class Held:
     took: float = 0.0
     event: JobEvent | None = None
     doubtful: bool = False
-    refusals: int = 0
-    refused_at: float = 0.0
+    refusals: Refusals | None = None
 
     @property
     def key(self) -> Key:

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from pqcore.errors import AccessDenied, OutcomeUnknown, PQError, StatementCancelled, TransientError
+from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.events import ENDS
 from pqcore.operations import finishing, gating, leasing
 from pqcore.operations.contention import PROBE
-from pqcore.operations.finishing import Endings, Outcome
+from pqcore.operations.finishing import Endings, Outcome, Refusals
 from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
 from pqcore.worker.station import Floor, Station
@@ -18,11 +18,6 @@ from pqcore.worker.telling import Teller
 
 BRISK, GATHER = 1_000.0, 0.005
 """Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""
-
-REFUSED_FOR = 300.0
-"""Seconds for which an end is tried again that the server refuses, for a reason that may be of the job."""
-_PASSING = (TransientError, StatementCancelled, AccessDenied)
-"""Refusals that are not of the job: its end is tried again for as long as they last."""
 
 
 class Storing:
@@ -119,20 +114,16 @@ class Storing:
         if finishing.ails_server(error):
             station.done.append(outcome)
             return error
-        now = time.monotonic()
-        if not held.refusals:
-            held.refused_at = now
-        held.refusals += 1
-        lasts = isinstance(error, _PASSING) or now - held.refused_at < REFUSED_FOR
-        if lasts and not finishing.refuses_value(error):
-            pause = backoff(held.refusals)
+        held.refusals = held.refusals or Refusals()
+        verdict = held.refusals.judge(outcome, error)
+        if verdict == "again":
+            pause = backoff(held.refusals.number)
             logger.warning(
                 "the end of job %d of %r is refused, next try in %.1f s: %s", job.id, station.queue.name, pause, error
             )
             asyncio.get_running_loop().call_later(pause, self._try_again, outcome)
-        elif outcome.end != "dead":
+        elif verdict == "bury":
             logger.error("job %d of %r cannot end as it did: %s", job.id, station.queue.name, error)
-            held.refusals = 0
             self._try_again(finishing.dead_letter_of(outcome, error))
         else:
             logger.error("job %d of %r cannot be a dead letter: %s", job.id, station.queue.name, error)

@@ -582,6 +582,22 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
     assert (first.result(1), batch.jobs[0].result(1), count(harness)) == (3, 3, 2)
 
 
+@pytest.mark.parametrize("way", ["ack", "finish"])
+def test_the_caller_is_told_that_the_server_refuses_what_follows(
+    harness: Harness, queue: Any, kept: Tasks, way: str
+) -> None:
+    """And the job is as it was: no dead letter takes the place of an end that the caller wanted stored."""
+    queue.chain(kept.add.call(1, 2), kept.more.call(0, _headers={"a": "forbidden"}))
+    job = queue.lease(60)
+    harness.sql("ALTER TABLE {table} ADD CHECK (headers::jsonb -> 'a' IS NULL)", rows=False)
+    core = unwrapped(queue)
+    outcome = finishing.Outcome(unwrapped(job), "done", 3)
+    with pytest.raises(InvalidData):
+        job.ack() if way == "ack" else harness.wait_for(lambda: finishing.finish(core._engine, core, [outcome]))
+    assert harness.sql("SELECT leased_until IS NULL, dequeued_at IS NULL FROM {table}") == [(False, True)]
+    assert queue.dead.count() == 0
+
+
 # Batches
 
 

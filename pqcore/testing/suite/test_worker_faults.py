@@ -25,7 +25,6 @@ from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
-from pqcore.worker import storing
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
 """Jobs that are run while workers are killed."""
@@ -434,7 +433,7 @@ def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
 def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
     harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storing, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr(finishing, "REFUSED_FOR", 0.0)
     queue = harness.task_queue(harness.schema)
 
     @queue.task(keep_result="1h")
@@ -449,6 +448,54 @@ def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
     assert "it was run, but" in letter.error["message"]
     assert "not now" in letter.error["message"]
     assert told.ends == [(int(handle), "dead")]
+
+
+@pytest.mark.only("blocking")
+def test_work_gives_up_an_end_that_is_refused_for_too_long_as_a_worker_does(
+    harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finishing, "REFUSED_FOR", 0.0)
+    queue = harness.tasks().queue(harness.schema, timeout=0.01)
+    handle = queue.task(keep_result="1h")(lambda job_id: 7)()
+    refuse(harness, TableName("queue", harness.schema).related("_results"), "P0001", 10**6, "NEW.state = 'done'")
+    queue.work(burst=True)
+    [letter] = queue.dead.list()
+    assert "it was run, but" in letter.error["message"]
+    assert told.ends == [(int(handle), "dead")]
+
+
+@pytest.mark.only("blocking")
+@pytest.mark.parametrize("way", ["plain", "kept"])
+def test_perform_stores_the_end_of_a_job_after_a_deadlock(harness: Harness, told: Told, way: str) -> None:
+    queue = harness.task_queue(harness.schema)
+    handle = queue.task(keep_result="1h" if way == "kept" else None)(lambda job_id: 7)()
+    if way == "plain":
+        refuse(harness, harness.table, "40P01", 1, "NEW.dequeued_at IS NOT NULL")
+    else:
+        refuse(harness, TableName("queue", harness.schema).related("_results"), "40P01", 1)
+    assert queue.perform(queue.lease(60))
+    assert told.ends == [(int(handle), "succeeded")]
+
+
+def test_a_dead_letter_that_cannot_be_stored_holds_up_no_other_job(harness: Harness, told: Told) -> None:
+    queue = harness.tasks().queue(harness.schema, timeout=0.01)
+    seen = Notes()
+
+    @queue.task()
+    def fail(job_id: int) -> None:
+        raise ValueError("no")
+
+    first = fail()
+    second = queue.task()(lambda job_id: seen.add("run"))()
+    refuse(harness, TableName("queue", harness.schema).related("_dead"), "23514", 10**6)
+    if harness.mode == "blocking":
+        queue.work(burst=True)
+    else:
+        harness.drain(queue)
+    assert seen.items == ["run"]
+    assert told.ends == [(int(second), "succeeded")]
+    left = "SELECT id FROM {table} WHERE leased_until IS NOT NULL AND dequeued_at IS NULL"
+    assert harness.sql(left) == [(int(first),)], "its lease runs out"
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
