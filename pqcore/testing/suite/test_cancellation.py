@@ -153,7 +153,7 @@ async def listen(queue: Any) -> None:
 async def waits_for_good(queue: Any) -> None:
     """Wait until a waiter has had its last look, and only a notification has it look again."""
     listener, topic = queue._engine.listener, channel(queue.name)
-    await eventually(lambda: listener._waiters[topic] and topic not in listener._unsettled)
+    await eventually(lambda: listener._waiters.get(topic) and topic not in listener._unsettled)
 
 
 async def drained(queue: Any) -> list[Any]:
