@@ -202,11 +202,25 @@ WITH next AS (
   FOR UPDATE SKIP LOCKED
 ), freed AS (
   UPDATE {{table}} SET leased_until = NULL, parked_on = NULL
-  WHERE id = ANY (ARRAY(SELECT id FROM next)) AND {OF_QUEUE} RETURNING id
+  WHERE id = ANY (ARRAY(SELECT id FROM next)) AND {OF_QUEUE} RETURNING *
 ), kept AS (
   INSERT INTO {{slots}} (q_name, key, job_id) SELECT :q_name::text, :key::text, id FROM freed ON CONFLICT DO NOTHING
 )
-SELECT id, pg_notify(:channel::text, '')::text FROM freed""",
+SELECT id, headers::text, (SELECT count(*) FROM {{slots}} WHERE q_name = :q_name::text AND key = :key::text),
+  pg_notify(:channel::text, '')::text
+FROM freed ORDER BY {ORDER}""",
+        )
+        # Undoes `unpark` in its transaction, which has the rows locked: no take has seen them.
+        self.park_again = compiled(
+            "park_again",
+            f"""
+WITH again AS (
+  UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text
+  WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} RETURNING id
+)
+DELETE FROM {{slots}}
+WHERE q_name = :q_name::text AND key = :key::text AND job_id = ANY (ARRAY(SELECT id FROM again))""",
+            rows=False,
         )
         # Only the head of a group, if it is parked: else it is waiting, or runs.
         self.unpark_head = compiled(

@@ -69,9 +69,9 @@ def cases() -> Iterator[Case]:
     yield Case(SQL.why_empty, 60)
     yield Case(SQL.put, 60)
     yield Case(SQL.put_timed, 60)
-    yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)),))
+    yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)), ("number", 100)))
     strings = json.dumps(["{}"] * 100)
-    yield Case(SQL.put_many_encoded, 2_500, values=(("items", strings), ("binary", False)))
+    yield Case(SQL.put_many_encoded, 2_500, values=(("items", strings), ("number", 100), ("binary", False)))
     yield Case(SQL.nack, 60, leased=1)
     yield Case(SQL.extend, 60, leased=1)
     yield Case(SQL.update, 60)
@@ -95,6 +95,7 @@ def task_cases() -> Iterator[Case]:
     yield Case(tasks.unpark_head, 60, values=(("key", "group:7"),))
     yield Case(tasks.unpark, 60)
     yield Case(tasks.unpark, 2_500, values=(("places", 100),))
+    yield Case(tasks.park_again, 60, leased=1, placed=1)
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.ask_to_stop):
         yield Case(query, 60, leased=1)
     for n, pages in ((1, 60), (100, 2_500)):

@@ -265,6 +265,29 @@ def test_a_producer_does_not_end_the_batch_of_another(users: Users) -> None:
     assert told == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
+def test_a_producer_lets_no_job_of_another_past_its_limit(users: Users) -> None:
+    queue = users.pq("consumer")["q"]
+    queue.put_many(range(8), limits={"api": 2})
+    running = queue.lease_many(8, 60)
+    assert [job.data for job in running] == [0, 1]
+    insert = f"INSERT INTO {TableName(users.table)} (q_name, data, headers) VALUES ('q', '\"forged\"', %s)"
+    with psycopg.connect(users.of("producer"), autocommit=True) as connection:
+        for number in (2**31 - 1, 1, 5):
+            statement = insert.replace("%", "%%").replace("%%s)", "%s)")
+            connection.execute(statement.encode(), [json.dumps({"gate": {"limits": {"api": number}}})])
+    for forged in iter(lambda: queue.lease(60, block=False), None):
+        assert forged.data == "forged"
+        forged.ack()
+    done = []
+    while running:
+        done.append(running.pop(0))
+        queue.ack(done[-1])
+        running += queue.lease_many(8, 60, block=False)
+        assert len([job for job in running if job.data != "forged"]) <= 2
+    assert [job.data for job in done if job.data != "forged"] == list(range(8))
+    assert (len(done), queue.stats().parked) == (9, 0)  # the forged job of the limit 1, too
+
+
 @pytest.mark.parametrize("kind", ["consumer", "admin"])
 def test_nobody_becomes_the_owner(users: Users, kind: str) -> None:
     names = TableName(users.table)

@@ -81,6 +81,20 @@ def _keys(gate: dict[str, Any]) -> Keys:
     return {key: places for places, key in sorted(keys)}
 
 
+def _most_places(wanted: Iterable[Keys]) -> Keys:
+    """Every key of some jobs, with the highest number of places that one of them gives."""
+    most: Keys = {}
+    for keys in wanted:
+        for key, places in keys.items():
+            most[key] = max(places, most.get(key, 0))
+    return most
+
+
+def _places_of(headers: str | None, key: str) -> int:
+    """The number of places of a key that a job with these headers was put with."""
+    return _keys(gate_of(headers) or {}).get(key, 1)
+
+
 def _locks(engine: Engine, queue: QueueSettings, keys: Iterable[str]) -> dict[int, str]:
     """The advisory locks of keys, in one order for all."""
     locks = {
@@ -245,7 +259,7 @@ class _Admission:
         """
         s = self._s
         jobs = [row[0] for row in rows]
-        places = {key: number for job in jobs for key, number in self._wanted[job].items()}
+        places = _most_places(self._wanted[job] for job in jobs)
         async with atomic(s):
             locked = await _try_lock(self._engine, self._queue, s, places)
             state = await self._look(jobs, places, locked)
@@ -424,7 +438,7 @@ async def give_up(
         gates: The gates, by job.
         locked: Whether `lock_gates` was called before.
     """
-    keys = {key: places for gate in gates.values() for key, places in _keys(gate).items()}
+    keys = _most_places(_keys(gate) for gate in gates.values())
     if not keys:
         return
     if not locked:
@@ -459,17 +473,32 @@ async def _free_places(queue: QueueSettings, s: CoreSession, places: Sequence[tu
     await s.execute(s.sql.tasks.free_places, s.sql.tasks.free_places.bind(values))
 
 
-async def _let_in(queue: QueueSettings, s: CoreSession, keys: dict[str, int]) -> None:
+async def _let_in(queue: QueueSettings, s: CoreSession, keys: Keys) -> None:
+    """Let parked jobs go on, as far as a key has places; no job past the number that it was put with.
+
+    Args:
+        queue: Whose jobs.
+        s: A session with a transaction open, in which the keys are locked.
+        keys: How many places each key has, as another job says: one that is forged may say too many.
+    """
     tasks = s.sql.tasks
     for key, places in sorted(keys.items()):
-        values: dict[str, object] = {"q_name": queue.name, "key": key, "channel": queue.channel}
+        values: dict[str, object] = {"q_name": queue.name, "key": key}
+        told = {**values, "channel": queue.channel}
         if key.startswith(_GROUP):
             query = tasks.unpark_head
-            values["group"] = key.removeprefix(_GROUP)
-        else:
-            query = tasks.unpark
-            values["places"] = places
-        await s.execute(query, query.bind(values))
+            await s.execute(query, query.bind({**told, "group": key.removeprefix(_GROUP)}))
+            continue
+        past = []
+        rows = await s.execute(tasks.unpark, tasks.unpark.bind({**told, "places": places}))
+        used = rows[0][2] if rows else 0
+        for job, headers, *_ in rows:
+            if used < _places_of(headers, key):
+                used += 1
+            else:
+                past.append(job)
+        if past:
+            await s.execute(tasks.park_again, tasks.park_again.bind({**values, "ids": sorted(past)}))
 
 
 async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
@@ -482,7 +511,7 @@ async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
     circle = _circle(await s.execute(tasks.held_in_vain, tasks.held_in_vain.bind({"q_name": queue.name})))
     rows = await s.execute(tasks.parked_keys, tasks.parked_keys.bind({"q_name": queue.name}))
     for key, headers in rows:
-        places = _keys(gate_of(headers) or {}).get(key, 1)
+        places = _places_of(headers, key)
         async with atomic(s):
             if not await _try_lock(engine, queue, s, [key]):
                 continue
