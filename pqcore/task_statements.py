@@ -173,11 +173,20 @@ WITH put AS (
             "postpone", f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'delay')}{_FREE_ONES}", rows=False
         )
         # The number of excuses is given, not reckoned: whether the admission took effect may be unknown.
+        as_before = (
+            "excused = (SELECT given.excused"
+            " FROM unnest(:ids::bigint[], :excuses::int[]) AS given (job, excused) WHERE given.job = id)"
+        )
         self.put_back = compiled(
             "put_back",
-            "UPDATE {table} SET leased_until = NULL, excused = (SELECT given.excused"
-            " FROM unnest(:ids::bigint[], :excuses::int[]) AS given (job, excused) WHERE given.job = id)"
-            f"{HELD_ONES} RETURNING id, pg_notify(:channel::text, '')::text",
+            f"UPDATE {{table}} SET leased_until = NULL, {as_before}{HELD_ONES}"
+            " RETURNING id, pg_notify(:channel::text, '')::text",
+        )
+        # Wakes nobody: takes find the jobs when the time is up, as they find leases that ran out.
+        self.set_aside = compiled(
+            "set_aside",
+            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'delay')}, {as_before}{HELD_ONES}",
+            rows=False,
         )
         self.free_slots = compiled(
             "free_slots",

@@ -60,7 +60,7 @@ def statements() -> Iterator[Query]:
     yield from (*SQL.ack.values(), *SQL.restore.values())
     yield from (SQL.peek(1), SQL.why_empty, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
     yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace, tasks.group_heads, tasks.park)
-    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.count_slots)
+    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.set_aside, tasks.count_slots)
     yield from (tasks.free_places, tasks.unpark, tasks.park_again, tasks.unpark_head)
     yield from (tasks.retry, tasks.snooze)
     yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.ask_to_stop, tasks.bury, tasks.find_job)

@@ -102,7 +102,8 @@ def task_cases() -> Iterator[Case]:
         for query in (tasks.release, tasks.beat, tasks.asked_to_stop):
             yield Case(query, pages, leased=n)
         given: tuple[tuple[str, Any], ...] = (("excuses", [1] * n), ("started", []), ("delay", 1.0))
-        for query in (tasks.park, tasks.admit, tasks.postpone, tasks.put_back):  # rows are found, locked, and changed
+        # Rows are found, locked, and changed.
+        for query in (tasks.park, tasks.admit, tasks.postpone, tasks.put_back, tasks.set_aside):
             yield Case(query, 2 * pages, leased=n, values=given)
 
 

@@ -9,6 +9,9 @@ A job's place outlasts its worker: the next worker that leases the job finds its
 All is decided under an advisory lock of each key, so it is exact however many
 workers there are.  Jobs that are not gated cost nothing of this.
 
+If the server refuses an admission, its jobs are put back.  If it refuses the next one too, they are set aside for
+some time, and takes go on behind them: jobs that are not gated do not wait for those that cannot be admitted.
+
 Admission waits for nobody.  While another transaction holds the lock of a key, the first job of that key is
 postponed for `PROBE` seconds, and the others are parked.  The job that was postponed finds the lock free
 later, and lets in those that could go on.
@@ -166,19 +169,27 @@ async def admit(
             await admission.run(others=len(gated) < len(rows))
         except PQError as exc:
             raise NotAdmittedError(admission.allowed(rows), list(admission.undecided.values())) from exc
+        queue.contention.admitted()
     return admission.allowed(rows)
 
 
-async def put_back(s: CoreSession, queue: QueueSettings, rows: Sequence[Row]) -> None:
-    """Put leased rows back that were not admitted, as if they had never been taken."""
+async def put_back(s: CoreSession, queue: QueueSettings, rows: Sequence[Row], delay: float | None = None) -> None:
+    """Put leased rows back that were not admitted, as if they had never been taken.
+
+    Args:
+        s: The session.
+        queue: Their queue.
+        rows: The rows.
+        delay: Seconds for which no take finds them; None for none.
+    """
     ones = sorted((row[0], row[4], row[10]) for row in rows)
     values: dict[str, object] = {
         "ids": [job for job, _, _ in ones],
         "tokens": [token for _, token, _ in ones],
         "excuses": [excused for _, _, excused in ones],
     }
-    query = s.sql.tasks.put_back
-    await s.execute(query, query.bind({**values, "q_name": queue.name, "channel": queue.channel}))
+    query = s.sql.tasks.put_back if delay is None else s.sql.tasks.set_aside
+    await s.execute(query, query.bind({**values, "q_name": queue.name, "channel": queue.channel, "delay": delay}))
 
 
 class _Admission:

@@ -16,6 +16,7 @@ from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.interrupts import let_through
 from pqcore.job import BaseJob
 from pqcore.operations.batching import Membership, hold
+from pqcore.operations.contention import PROBE
 from pqcore.operations.finishing import by_hand, go_on, is_continued, without_followers
 from pqcore.operations.gating import NotAdmittedError, admit, put_back
 from pqcore.operations.leasing import give_back
@@ -24,6 +25,9 @@ from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings, logger
 from pqcore.timespec import seconds
+
+BEHIND = 20
+"""How often a look takes again, at most, behind jobs that could not be admitted."""
 
 
 async def get(
@@ -87,26 +91,35 @@ async def _get(
             await engine.wait(topic, ticket, pause)
 
 
-async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> tuple[Sequence[Row], float | None]:
+async def look(
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
+) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
     Under a lease, within the queue's rate limit, and only those that limits and groups let run.
+
+    Args:
+        engine: Where.
+        queue: From which queue.
+        n: How many, at most.
+        lease: Seconds for which they are leased; None to take them for good.
+        patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
     """
     if lease is None or queue.rate is None:
-        return await _take(engine, queue, n, lease)
+        return await _take(engine, queue, n, lease, patient=patient)
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
     rows: Sequence[Row] = ()
     try:
-        rows, wake_in = await _take(engine, queue, granted, lease)
+        rows, wake_in = await _take(engine, queue, granted, lease, patient=patient)
     finally:
         await refund(engine, queue, granted - len(rows))
     return rows, wake_in
 
 
 def _take(
-    engine: Engine, queue: QueueSettings, n: int, lease: float | None
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
 ) -> Awaitable[tuple[Sequence[Row], float | None]]:
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
@@ -146,26 +159,61 @@ def _take(
         else:
             await give_back(engine, queue, [(row[0], row[4]) for row in result[0]])
 
-    taking = engine.run(work, protect=False, undo=undo)
-    return taking if lease is None else _admitted(engine, queue, taking)
+    if lease is None:
+        return engine.run(work, protect=False, undo=undo)
+    return _admitted(engine, queue, lambda: engine.run(work, protect=False, undo=undo), patient=patient)
 
 
 async def _admitted(
-    engine: Engine, queue: QueueSettings, taking: Awaitable[tuple[Sequence[Row], float | None]]
+    engine: Engine,
+    queue: QueueSettings,
+    take: Callable[[], Awaitable[tuple[Sequence[Row], float | None]]],
+    *,
+    patient: bool,
 ) -> tuple[Sequence[Row], float | None]:
-    """Take under a lease; what could not be admitted is put back, over another connection if need be."""
-    try:
-        return await taking
-    except NotAdmittedError as exc:
-        reason, allowed, left = exc.__cause__ or exc, exc.allowed, exc.left
+    """Take under a lease; what could not be admitted is put back, over another connection if need be.
+
+    Where admissions fail one after the other, it goes on behind their jobs.
+    """
+    reason: BaseException | None = None
+    pause: float | None = None
+    for _ in range(BEHIND):
         try:
-            await engine.run(lambda s: put_back(s, queue, left), protect=False)
-        except PQError as failure:
-            logger.warning("%r: leased jobs are not put back, and come again within 10 s: %s", queue.name, failure)
-        if not allowed:
-            raise reason from reason.__cause__
-        logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
-        return allowed, None
+            rows, wake_in = await take()
+        except NotAdmittedError as exc:
+            allowed, left, reason = exc.allowed, exc.left, exc.__cause__ or exc
+            pause = None if allowed else queue.contention.refused()
+            back = await _put_back(engine, queue, left, pause)
+            if allowed:
+                logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
+                return allowed, None
+            if not back or isinstance(reason, ConnectionLost):
+                raise reason from reason.__cause__
+            if pause is None:
+                pause = PROBE
+                break
+            continue
+        if rows or reason is None:
+            return rows, wake_in
+        if wake_in != 0.0:
+            break
+    else:
+        pause = PROBE  # there may be others behind
+    assert reason is not None  # noqa: S101 - for the type checker
+    if not patient:
+        raise reason from reason.__cause__
+    logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
+    return (), pause
+
+
+async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[Row], delay: float | None) -> bool:
+    """Put rows back that could not be admitted; whether that was done."""
+    try:
+        await engine.run(lambda s: put_back(s, queue, rows, delay), protect=False)
+    except PQError as exc:
+        logger.warning("%r: leased jobs are not put back, and come again within 10 s: %s", queue.name, exc)
+        return False
+    return True
 
 
 async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:

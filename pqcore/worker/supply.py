@@ -103,7 +103,8 @@ class Supply:
         station.looking = True
         try:
             late = partial(self._accept_late, leased_at)
-            rows, wake_in = await station.bridge.finish(late, taking.look, station.queue, n, self._lease)
+            look = partial(taking.look, patient=True)
+            rows, wake_in = await station.bridge.finish(late, look, station.queue, n, self._lease)
         except Exception:
             station.looking = False
             floor.look_quiet()  # else a worker that is stopping waits for it

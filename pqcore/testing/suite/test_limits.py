@@ -18,10 +18,11 @@ from pqcore.backend import Capability
 from pqcore.dialect import ADMISSION
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
 from pqcore.identifiers import TableName, quote
-from pqcore.operations import gating
+from pqcore.operations import contention, gating
 from pqcore.options import MAX_KEY
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
 
 ONE = {"limits": {"one": 1}}
@@ -437,6 +438,48 @@ def test_a_job_whose_admission_fails_is_put_back(harness: Harness, action: str) 
     assert (queue.stats().ready, slots(harness)) == (2, [])
     jobs = all_leased(queue)
     assert [(job.data, job.attempts - job.excused, job.crashes) for job in jobs] == [("a", 1, 0), ("b", 1, 0)]
+
+
+def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(5), limits={"two": 2})
+    queue.put("plain")
+    with refusing(harness, "RAISE 'no'"):
+        with pytest.raises(DatabaseError):
+            queue.lease(60, wait=0)
+        job = queue.lease(60, wait=0)
+        assert job.data == "plain"
+        job.ack()
+    jobs = [queue.lease(60, wait=PATIENCE), queue.lease(60, wait=PATIENCE)]
+    assert [(job.attempts - job.excused, job.crashes) for job in jobs] == [(1, 0)] * 2
+
+
+def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contention, "ASIDE", 0.5)
+    queue = harness.task_queue()
+    seen, others = Notes(), Notes()
+
+    @queue.task(limits={"two": 2})
+    def gated(job_id: int) -> None:
+        seen.add(job_id)
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        others.add(job_id)
+
+    queue.put_calls(*[gated.call()] * 20)
+    with refusing(harness, "RAISE 'no'"):
+        queue.put_calls(*[plain.call()] * 5)
+        with harness.working(queue, concurrency=2):
+            others.wait(5)
+            harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE coalesce(excused, 0) > 1"))
+        assert seen.items == []
+    harness.drain(queue)
+    assert len(set(seen.items)) == len(seen.items) == 20
+    assert harness.sql("SELECT DISTINCT attempts - excused FROM {table} WHERE excused > 0") == [(1,)]
+    assert queue.dead.count() == 0
 
 
 def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(harness: Harness) -> None:
