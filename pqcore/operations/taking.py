@@ -39,6 +39,7 @@ async def get(
     timeout: Any,
     lease: float | None = None,
     performed: bool = False,
+    patient: bool = False,
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
@@ -53,19 +54,20 @@ async def get(
         timeout: How long; None for the queue's ``timeout``.
         lease: Seconds for which they are leased; None to take them for good.
         performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
+        patient: As for `look`.
     """
-    rows = await _get(engine, queue, n, block=block, timeout=timeout, lease=lease)
+    rows = await _get(engine, queue, n, block=block, timeout=timeout, lease=lease, patient=patient)
     if lease is None and any(is_continued(row[8]) for row in rows):
         await _follow(engine, queue, rows, performed=performed)
     return rows
 
 
 async def _get(
-    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None
+    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None, patient: bool
 ) -> Sequence[Row]:
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
-    look_once = look if lease is not None and queue.rate is not None else _take
+    look_once = partial(look if lease is not None and queue.rate is not None else _take, patient=patient)
     if not block:
         while True:
             rows, wake_in = await look_once(engine, queue, n, lease)

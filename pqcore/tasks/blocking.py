@@ -247,8 +247,11 @@ class Queue(TaskDeclarations, core.Queue):
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
-                job = self.lease(WORK_LEASE)
-                if job is None and burst and not drive(batching.end_lost(self._engine, self)):
+                rows = drive(
+                    taking.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
+                )
+                job = Job(self, rows[0], leased=True) if rows else None
+                if job is None and burst and self._is_done():
                     return
                 if job is None and time.monotonic() - looked > LOOK_FOR_LOST:
                     looked = time.monotonic()
@@ -261,6 +264,10 @@ class Queue(TaskDeclarations, core.Queue):
             if job is not None:
                 with self._held(job):
                     self.perform(job)
+
+    def _is_done(self) -> bool:
+        """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
+        return not self.contention.pending() and not drive(batching.end_lost(self._engine, self))
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
         """Wait until something that failed is to be tried again; raise the error where that cannot help."""

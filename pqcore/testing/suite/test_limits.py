@@ -482,6 +482,27 @@ def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(
     assert queue.dead.count() == 0
 
 
+@pytest.mark.only("blocking")
+def test_work_performs_jobs_behind_those_that_cannot_be_admitted_and_then_those(harness: Harness) -> None:
+    queue = harness.task_queue(timeout=0.01)
+    seen, others = Notes(), Notes()
+
+    @queue.task(limits={"two": 2})
+    def gated(job_id: int) -> None:
+        seen.add(job_id)
+
+    @queue.task()
+    def plain(job_id: int) -> None:
+        others.add(job_id)
+
+    queue.put_calls(*[gated.call()] * 3, plain.call())
+    with ExitStack() as stack, refusing(harness, "RAISE 'no'"):
+        stack.enter_context(harness.thread(partial(queue.work, burst=True)))
+        others.wait(1)
+        assert seen.items == []
+    assert len(seen.items) == 3
+
+
 def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a", **ONE)
