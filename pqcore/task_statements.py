@@ -156,7 +156,7 @@ WITH put AS (
             rows=False,
         )
         # The take has excused the attempt, and leased the job for a short time only.  A row that somebody has locked
-        # is passed over, so that no admission waits: it comes again when that lease has run out.
+        # is passed over, so that no admission waits: it is tried again, and else comes when that lease has run out.
         self.admit = compiled(
             "admit",
             f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}, excused = excused - 1,"
@@ -166,11 +166,10 @@ WITH put AS (
         # A parked job is leased for ever to nobody: no take finds it, and it is in no index that one reads first.
         self.park = compiled(
             "park",
-            f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text{_FREE_ONES}",
-            rows=False,
+            f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text{_FREE_ONES} RETURNING id",
         )
         self.postpone = compiled(
-            "postpone", f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'delay')}{_FREE_ONES}", rows=False
+            "postpone", f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'delay')}{_FREE_ONES} RETURNING id"
         )
         # The number of excuses is given, not reckoned: whether the admission took effect may be unknown.
         as_before = (

@@ -59,6 +59,10 @@ class Contention:
         """Remember that a key stayed locked."""
         self._in_vain = time.monotonic()
 
+    def found_free(self) -> None:
+        """Remember that keys were free: other workers lock keys for a moment only."""
+        self._in_vain = float("-inf")
+
     def probes(self, key: str) -> bool:
         """Return whether the next job of a locked key should be postponed: one for each `PROBE` seconds."""
         now = time.monotonic()

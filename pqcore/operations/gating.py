@@ -207,6 +207,7 @@ class _Admission:
         self._gates = {row[0]: gate_of(row[8]) or {} for row in rows}
         self._wanted = {job: _keys(gate) for job, gate in self._gates.items()}
         self._admitted: set[int] = set()
+        self._passed_over: Sequence[Row] = ()  # locked by another transaction as they were to be changed
         self.undecided = {row[0]: row for row in rows}
 
     def allowed(self, rows: Sequence[Row]) -> list[Row]:
@@ -239,14 +240,34 @@ class _Admission:
         contention = self._queue.contention
         for part in list(self._parts()):
             busy: Sequence[Row] = part
-            if not others and contention.may_wait():
+            waits = not others and contention.may_wait()
+            if waits:
                 for pause in WAITS:
                     busy = await self._admit(busy, last=False)
                     if not busy or self._admitted:
                         break
                     await self._engine.runtime.sleep(pause)
-            if busy and await self._admit(busy, last=True) and not others:
+            if busy:
+                busy = await self._admit(busy, last=True)
+            if not busy:
+                contention.found_free()
+            elif waits and not self._admitted:
                 contention.waited_in_vain()
+            await self._try_again()
+
+    async def _try_again(self) -> None:
+        """Decide about rows that were passed over: a concurrent take locks rows for a moment that it does not get.
+
+        A row that stays locked comes again when its short lease has run out.
+        """
+        for pause in WAITS:
+            if not self._passed_over:
+                return
+            await self._engine.runtime.sleep(pause)
+            await self._admit(self._passed_over, last=True)
+        for row in self._passed_over:
+            del self.undecided[row[0]]
+        self._passed_over = ()
 
     def _parts(self) -> Iterator[Sequence[Row]]:
         """The rows, in parts that need no more than `MOST_KEYS` keys."""
@@ -266,7 +287,8 @@ class _Admission:
 
         Args:
             rows: The rows.
-            last: Whether those are postponed, or parked, and not left to be tried again.
+            last: Whether those are postponed, or parked, and not left to be tried again. Rows that are locked
+                themselves are passed over then.
         """
         s = self._s
         jobs = [row[0] for row in rows]
@@ -275,15 +297,17 @@ class _Admission:
             locked = await _try_lock(self._engine, self._queue, s, places)
             state = await self._look(jobs, places, locked)
             decided = self._decide(jobs, state, last=last)
-            got = await self._store(decided, {row[0]: row[4] for row in rows})
+            stored = await self._store(decided, {row[0]: row[4] for row in rows})
             opened = {key for key in state.awaited if state.used[key] < places[key]}
             opened |= {key for key, _ in decided.given_up} & locked
             await _let_in(self._queue, s, {key: places[key] for key in opened})
-        self._admitted |= got
-        left = set() if last else decided.busy
-        for job in jobs:
-            if job not in left:
-                del self.undecided[job]
+        self._admitted |= stored.intersection(decided.admitted)
+        left = set(jobs) - stored  # of those that are busy, only what was postponed or parked is stored
+        for job in stored:
+            del self.undecided[job]
+        if not last:
+            return [row for row in rows if row[0] in left]
+        self._passed_over = [row for row in rows if row[0] in left]
         return [row for row in rows if row[0] in decided.busy]
 
     async def _look(self, jobs: Sequence[int], places: Keys, locked: set[str]) -> _State:
@@ -328,19 +352,19 @@ class _Admission:
         return decided
 
     async def _store(self, decided: _Decided, tokens: dict[int, int]) -> set[int]:
-        """Store what was decided; the jobs that were admitted, and are still held."""
+        """Store what was decided; the jobs of which that was stored: they are held, and nobody else has them locked."""
         s, queue, tasks = self._s, self._queue, self._s.sql.tasks
+        stored: set[int] = set()
 
-        async def change(query: Query, jobs: Sequence[int], **values: object) -> Sequence[Row]:
+        async def change(query: Query, jobs: Sequence[int], **values: object) -> None:
             ids = sorted(jobs)
             values |= {"q_name": queue.name, "ids": ids, "tokens": [tokens[job] for job in ids]}
-            return await s.execute(query, query.bind(values))
+            stored.update(row[0] for row in await s.execute(query, query.bind(values)))
 
-        got: set[int] = set()
         if decided.admitted:
             started = [job for job in decided.admitted if "dedup" in self._gates[job]]
-            got = {row[0] for row in await change(tasks.admit, decided.admitted, lease=self._lease, started=started)}
-        if taken := [place for place in decided.taken if place[1] in got]:
+            await change(tasks.admit, decided.admitted, lease=self._lease, started=started)
+        if taken := [place for place in decided.taken if place[1] in stored]:
             values = {"q_name": queue.name, "keys": [key for key, _ in taken], "ids": [job for _, job in taken]}
             await s.execute(tasks.take_slots, tasks.take_slots.bind(values))
         for key, jobs in sorted(decided.parked.items()):
@@ -350,7 +374,7 @@ class _Admission:
             queue.contention.postponed()
         if decided.given_up:
             await _free_places(queue, s, decided.given_up)
-        return got
+        return stored
 
 
 @dataclass
