@@ -159,7 +159,7 @@ class Session(Protocol):
     def notifications(self) -> list[str]:
         """The channels of `listen` notified since the last call, without waiting; they are forgotten.
 
-        Notifications on other channels are the caller's, who may listen on the same connection: they stay where
+        Notifications on other channels belong to the caller, and may come over the same connection: they stay where
         the driver's users look for them.
         """
 

@@ -683,7 +683,7 @@ class Engine:
                 logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
 
     async def _end_with(self, session: CoreSession, block: Block, *, undone: bool) -> None:
-        """Do what is to be done as a block ends."""
+        """Run the operations that a block has for its end."""
         try:
             for operation in block.at_end:
                 await operation(None if undone else session)
@@ -805,7 +805,7 @@ def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called:
 def _limited(
     operation: Callable[[CoreSession], Awaitable[T]], times: int | None
 ) -> Callable[[CoreSession], Awaitable[T]]:
-    """An operation whose statements may take so many times as long as others; as long as they need, if None."""
+    """An operation whose statements have a bound that is this many times as long; no bound, if None."""
 
     async def work(session: CoreSession) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):

@@ -50,7 +50,7 @@ _LESS_ID = len("id, ")
 
 
 def come_back(source: str) -> str:
-    """CTEs that put rows into the table again: ``same`` under their ids, ``anew`` those whose ids are taken.
+    """CTEs that put rows into the table again: ``same`` under their ids, ``renumbered`` those whose ids are taken.
 
     Of two that take an id at the same time, ON CONFLICT has one wait for the other, and find the id taken.
 
@@ -61,7 +61,7 @@ def come_back(source: str) -> str:
     return f"""same AS (
   INSERT INTO {{table}} ({COLUMNS}, group_key)
   SELECT {AGAIN}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
-), anew AS (
+), renumbered AS (
   INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key)
   SELECT {AGAIN[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
 )"""

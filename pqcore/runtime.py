@@ -47,7 +47,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def backoff(failures: int) -> float:
-    """Seconds until an operation that failed so often is to be tried again: 0.1 to 5, and some jitter."""
+    """Seconds until the next attempt of an operation, after a number of failures: 0.1 to 5, and some jitter."""
     return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311
 
 

@@ -126,7 +126,7 @@ WITH put AS (
             "SELECT current_setting('transaction_isolation'), count(pg_advisory_xact_lock(gate.lock)::text)"
             " FROM unnest(:locks::bigint[]) AS gate (lock)",
         )
-        # The same, of those locks that are free, in one order for all: who only tries waits for nobody.
+        # The same, of those locks that are free, in one order for all: a caller that only tries waits for nobody.
         self.try_keys = compiled(
             "try_keys",
             "SELECT gate.lock, pg_try_advisory_xact_lock(gate.lock), current_setting('transaction_isolation')"
@@ -163,7 +163,7 @@ WITH put AS (
             f" dedup_key = CASE WHEN id = ANY (:started::bigint[]) THEN NULL ELSE dedup_key END{_FREE_ONES}"
             " RETURNING id",
         )
-        # A parked job is leased for ever to nobody: no take finds it, and it is in no index that one reads first.
+        # A parked job is leased without an end, to nobody: no take finds it, and none of its indexes has it.
         self.park = compiled(
             "park",
             f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text{_FREE_ONES} RETURNING id",
@@ -214,8 +214,9 @@ WITH next AS (
 ), kept AS (
   INSERT INTO {{slots}} (q_name, key, job_id) SELECT :q_name::text, :key::text, id FROM freed ON CONFLICT DO NOTHING
 )
-SELECT id, headers::text, (SELECT count(*) FROM {{slots}} WHERE q_name = :q_name::text AND key = :key::text),
-  pg_notify(:channel::text, '')::text
+SELECT id, headers::text, (
+    SELECT count(*) FROM {{slots}} WHERE q_name = :q_name::text AND key = :key::text
+  ) AS used, pg_notify(:channel::text, '')::text
 FROM freed ORDER BY {ORDER}""",
         )
         # Undoes `unpark` in its transaction, which has the rows locked: no take has seen them.
@@ -338,7 +339,7 @@ WITH picked AS (
 ), {come_back("risen")}, forgotten AS (
   DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM same)) AND {OF_QUEUE}
 )
-SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count(*) FROM anew)""",
+SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count(*) FROM renumbered)""",
         )
         self.purge_dead = compiled(
             "purge_dead",

@@ -251,7 +251,7 @@ WITH gone AS (
 ), risen AS (
   SELECT {COLUMNS.replace("headers", "coalesce(:headers::text::json, headers) AS headers")} FROM gone
 ), {come_back("risen")}{forgotten.format(again="same")}
-UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM anew""",
+UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered""",
         )
         # One that is scheduled, or waits for its next attempt.
         self.hasten = compiled(

@@ -209,7 +209,7 @@ class Listener(_Channels):
         self._waiters: dict[str, set[Event]] = {}
         self._paused: dict[str, float] = {}  # channels that are not registered: when the last pause on it ended
         self._woken: set[str] = set()  # of these, those that were woken since
-        self._wishes: dict[str, set[Event]] = {}  # channels that are to be registered, and who waits for that
+        self._wishes: dict[str, set[Event]] = {}  # channels to register, and the waiters for that
         self._registrar: Background | None = None  # who registers them
         self._era = object()  # changes when the listener is closed
 
@@ -226,7 +226,7 @@ class Listener(_Channels):
             seconds: How long to wait, at most.
 
         Returns:
-            Whether it is registered. Then it is to be looked again, before a wait.
+            Whether it is registered. Then the caller must look again, before it waits.
         """
         if channel in self._channels:
             return True
@@ -269,7 +269,7 @@ class Listener(_Channels):
             return
         try:
             await _attend(session, channels)
-            # What came with the answers may not stir who waits on the socket.
+            # What came with the answers may not wake the thread that waits on the socket.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
             if session.usable():  # as when there are too many locks: all of ours are given up

@@ -42,7 +42,7 @@ class Watchdog:
 
     def watch(self, opener: Opener) -> None:
         """Look at the sessions of an opener from now on."""
-        if self._process != os.getpid():  # forked: the thread, and whoever held the lock, are the parent's
+        if self._process != os.getpid():  # forked: the thread, and the holder of the lock, are the parent's
             self._begin()
         with self._lock:
             self._openers.add(opener)

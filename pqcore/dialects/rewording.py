@@ -24,7 +24,9 @@ def of_unique_ids(template: str) -> str:
         f"  SELECT {AGAIN}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id\n)"
     )
     template = template.replace(AFTER_WAY, "").replace(come_back("risen"), same)
-    return template.replace(" + (SELECT count(*) FROM anew)", "").replace("\nUNION ALL SELECT id FROM anew", "")
+    return template.replace(" + (SELECT count(*) FROM renumbered)", "").replace(
+        "\nUNION ALL SELECT id FROM renumbered", ""
+    )
 
 
 def keyed_by_queue(statement: str) -> str:

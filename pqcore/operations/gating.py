@@ -2,7 +2,7 @@
 
 A job that was put under a limit or in a group is *gated*.  The take that leases it holds nothing against it
 yet: the lease is short, and the attempt is excused.  Then the job is *admitted* here: it gets its places, the lease
-its full length, and the attempt counts.  Without a place the job is parked: leased for ever, to nobody.  When a
+its full length, and the attempt counts.  Without a place the job is parked: leased without an end, to nobody.  When a
 place is given up, the next parked job gets it, and is due again.
 A job's place outlasts its worker: the next worker that leases the job finds its place held.
 
@@ -56,7 +56,7 @@ class NotAdmittedError(Exception):
 
     Attributes:
         allowed: The rows that may run all the same.
-        left: The rows that are to be put back.
+        left: The rows that have to be put back.
     """
 
     def __init__(self, allowed: Sequence[Row], left: Sequence[Row]) -> None:
@@ -537,7 +537,7 @@ async def _let_in(queue: QueueSettings, s: CoreSession, keys: Keys) -> None:
 
 
 async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
-    """Free places of jobs that are gone, and let in who can go on; what is locked by others is left to the next sweep.
+    """Free places of jobs that are gone, and let in jobs that can go on; the next sweep does what is locked now.
 
     For what was deleted, finished or taken by other ways than a worker's: nobody told those that wait.
     """

@@ -270,7 +270,7 @@ class Queue(TaskDeclarations, core.Queue):
         return not self.contention.pending() and not drive(batching.end_lost(self._engine, self))
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
-        """Wait until something that failed is to be tried again; raise the error where that cannot help."""
+        """Wait until the next attempt of something that failed; raise the error where that cannot help."""
         sole = isinstance(self._engine.source, CallersConnection) or self._engine.in_block()
         passing = isinstance(error, (DatabaseError, PoolTimeout)) and not isinstance(error, TransactionAborted)
         if not passing or (sole and isinstance(error, ConnectionLost)):

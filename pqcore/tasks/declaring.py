@@ -291,7 +291,7 @@ class TaskDeclarations:
         self.periodics.append(periodic)
 
     def declare(self, function: Callable[..., Any], options: TaskOptions) -> Task:
-        """Declare a function, and mark it with its path as pq does; one that is declared already, anew.
+        """Declare a function, and mark it with its path as pq does; one that is declared already is replaced.
 
         Raises:
             ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find.

@@ -133,7 +133,7 @@ def refuse_bare(cron: object) -> None:
 
 
 def _is_of_the_clock(fields: Sequence[str]) -> bool:
-    """Whether six fields, seconds first, mean times of the clock, and not every so many minutes or hours."""
+    """Whether six fields, seconds first, mean times of the clock, and not every few minutes or hours."""
     return len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
 
 

@@ -222,7 +222,7 @@ def refuse_unrun(result: Any) -> None:
 
 
 def check_result(queue: QueueSettings, job: BaseJob, result: Any) -> None:
-    """Refuse a result of which nothing has run yet, or that is to be kept and cannot be: the job has failed then.
+    """Refuse a result of which nothing has run yet, or that has to be kept and cannot be: the job has failed then.
 
     Raises:
         ConfigurationError: It is a generator, an asynchronous one, or something to await.

@@ -352,7 +352,7 @@ def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_pos
     queue.put_many(["a", "b", "c"], limits={"two": 2})
     first = queue.lease(60, wait=0)
     with queue:
-        queue.ack(first)  # lets in who is parked, and finds nobody
+        queue.ack(first)  # lets in what is parked, and finds nothing
         with harness.thread(lambda: all_leased(other)) as join:
             assert join() == []
     assert {other.lease(60, wait=PATIENCE).data, other.lease(60, wait=PATIENCE).data} == {"b", "c"}

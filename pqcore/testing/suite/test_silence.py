@@ -378,7 +378,7 @@ def test_notifications_of_the_callers_own_stay_the_callers(harness: Harness) -> 
             harness.sql("NOTIFY mine", rows=False)
         harness.pq(create=False)["q"].put("a")
         assert join().data == "a"
-    pq["q"].count()  # what arrived is read by then, whoever read it
+    pq["q"].count()  # what arrived is read by then
     if isinstance(getattr(raw, "notifies", None), list):  # psycopg2
         assert [notify.channel for notify in raw.notifies] == ["mine"] * 3
     elif hasattr(raw, "notifications"):  # pg8000, which keeps all for its users
