@@ -232,6 +232,14 @@ class Source(Protocol):
     joins: bool
     seeks_primary: bool
 
+    def lend(self, loan: Loan) -> bool:
+        """Give the loan a session if that takes no wait; whether it can be used. If not, `acquire` is called."""
+        return False
+
+    def take_back(self, loan: Loan) -> bool:
+        """Take a session back, known to be usable and in no transaction, if that takes no wait; whether it did."""
+        return False
+
     async def acquire(self, loan: Loan) -> None:
         """Give the loan a session. If that fails, `release` is called all the same."""
 
@@ -365,7 +373,7 @@ LOOK_AGAIN = 1.0
 """Seconds after which a waiter looks again whether there is room for another session: one may have been lost."""
 
 
-class OwnPool:
+class OwnPool(Source):
     """Connections that we open, kept for reuse.
 
     Opened when first needed.  One that idled is looked at before it is lent:
@@ -399,22 +407,26 @@ class OwnPool:
         self._closed = False
         self.kept = runtime.kept(_Sessions)
 
+    def lend(self, loan: Loan) -> bool:
+        held = loan.held
+        if self._closed:
+            return False
+        try:
+            held.append(self.kept.get().idle.pop())
+        except IndexError:
+            return False
+        now, session = time.monotonic(), held[-1]
+        return now - session.heard_at < FRESH and now - session.planned_at < REPLAN
+
     async def acquire(self, loan: Loan) -> None:
         if self._closed:
             raise Closed(CLOSED_PQ)
+        if not loan.held and self.lend(loan):
+            return
         sessions = self.kept.get()
         if sessions.end is None:
             sessions.end = await self._runtime.at_end(partial(_end, sessions)) or True
-        try:
-            loan.held.append(sessions.idle.pop())
-        except IndexError:
-            await self._wait_or_open(sessions, loan)
-            return
-        session = loan.session
-        now = time.monotonic()
-        if now - session.heard_at < FRESH and now - session.planned_at < REPLAN:
-            return
-        if not await self._sound(loan):
+        if not loan.held or not await self._sound(loan):
             await self._wait_or_open(sessions, loan)
 
     async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
@@ -474,25 +486,24 @@ class OwnPool:
             return not self.seeks_primary or await session.writes()
         return True
 
-    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+    def take_back(self, loan: Loan) -> bool:
         held = loan.held
-        if not held:
-            return
         sessions: _Sessions = held[-1].pool
-        if (
-            self._closed
-            or sessions.over
-            or held[-1].doubtful
-            or not (sound or (held[-1].usable() and not held[-1].in_transaction()))
-        ):
-            left = held[-1].read_only and not await held[-1].writes()
-            await _give_up(loan)
-            if left:
-                await self._leave_server()
-            return
+        if self._closed or sessions.over or held[-1].doubtful:
+            return False
         sessions.idle.append(held.pop())
         if sessions.waiting:
             sessions.hand_over()
+        return True
+
+    async def release(self, loan: Loan, *, sound: bool = False) -> None:
+        held = loan.held
+        if not held or ((sound or (held[-1].usable() and not held[-1].in_transaction())) and self.take_back(loan)):
+            return
+        left = held[-1].read_only and not await held[-1].writes()
+        await _give_up(loan)
+        if left:
+            await self._leave_server()
 
     def lose(self, loan: Loan) -> bool:
         for session in loan.held:
@@ -633,7 +644,7 @@ def _seeks_primary(dsn: str) -> bool:
     return said is not None or os.environ.get("PGTARGETSESSIONATTRS") in ("read-write", "primary")
 
 
-class CallersPool:
+class CallersPool(Source):
     """A pool of the caller's.
 
     Some raise an error when all of their connections are in use; then we ask
@@ -720,7 +731,7 @@ class CallersPool:
         await self._opener.call("close_pool", self._pool)
 
 
-class CallersConnection:
+class CallersConnection(Source):
     """One connection of the caller's, for one at a time; others wait for it for ``timeout`` seconds.
 
     A thread that uses it may use it again meanwhile, as a generator within put_many does.
@@ -839,7 +850,7 @@ class Lender(ABC):
         """Hear that something failed on a connection that was lent, which may be lost."""
 
 
-class LentConnections:
+class LentConnections(Source):
     """Connections that a framework keeps."""
 
     joins = True

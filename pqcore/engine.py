@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from asyncio import AbstractEventLoop
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -269,7 +269,7 @@ class Engine:
         twin._lent = not isinstance(twin.source, OwnPool)
         return twin
 
-    async def run(
+    def run(
         self,
         operation: Callable[[CoreSession], Awaitable[T]],
         *,
@@ -277,7 +277,7 @@ class Engine:
         protect: bool = True,
         patient: bool = False,
         undo: Callable[[T], Awaitable[None]] | None = None,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Run an operation in the transaction of the running thread or task, or else by itself.
 
         Args:
@@ -286,27 +286,51 @@ class Engine:
             protect: Whether, inside of a transaction, a failure is undone to a savepoint.
             patient: Whether it reads or changes many rows: its statements may take `PATIENT` times as long.
             undo: What takes the result back, if the caller was cancelled before it arrived.
+
+        Returns:
+            What the caller awaits immediately. No coroutine of its own: each one more costs every operation.
         """
         if connection is not None:
-            session = await self._adopt(connection)
-            session.callers = True
-            await self._check(session)
-            return await operation(session)
+            return self._run_on(connection, operation)
         if patient:
             operation = _limited(operation, PATIENT)
         transaction = self._current()
-        if transaction is None:
-            loan = Loan()
-            try:
-                await self.source.acquire(loan)
-                if undo is None or not self.runtime.suspends:
-                    result = await self._use(loan, operation, protect=protect)
-                else:
-                    result = await self.runtime.settle(self._use(loan, operation, protect=protect), undo, loan.abort)
-            except BaseException as exc:
-                await self._failed(loan, exc)
-                raise
-            return result
+        if transaction is not None:
+            return self._run_within(transaction, operation, protect=protect, undo=undo)
+        if undo is not None and self.runtime.suspends:
+            return self._run_settled(operation, protect=protect, undo=undo)
+        return self._use(Loan(), operation, protect=protect)
+
+    async def _run_on(self, connection: object, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
+        session = await self._adopt(connection)
+        session.callers = True
+        await self._check(session)
+        return await operation(session)
+
+    async def _run_settled(
+        self,
+        operation: Callable[[CoreSession], Awaitable[T]],
+        *,
+        protect: bool,
+        undo: Callable[[T], Awaitable[None]],
+    ) -> T:
+        loan = Loan()
+        try:
+            if not self.source.lend(loan):
+                await self.source.acquire(loan)  # of which a cancellation makes an end
+            return await self.runtime.settle(self._use(loan, operation, protect=protect), undo, loan.abort)
+        except BaseException as exc:
+            await self._failed(loan, exc)
+            raise
+
+    async def _run_within(
+        self,
+        transaction: OpenTransaction,
+        operation: Callable[[CoreSession], Awaitable[T]],
+        *,
+        protect: bool,
+        undo: Callable[[T], Awaitable[None]] | None,
+    ) -> T:
         if not protect and transaction.gate is None:
             return await operation(transaction.session)
         work = self._join(transaction, operation, protect=protect)
@@ -453,7 +477,7 @@ class Engine:
 
         Args:
             channel: What is waited for.
-            ticket: What `Listener.ticket` gave before the last look.
+            ticket: What `ticket` gave before the last look.
             seconds: At most so long.
         """
         if isinstance(self.listener, SoleListener) and self._current() is not None:
@@ -474,6 +498,10 @@ class Engine:
         """How long a waiter waits that polls every ``seconds``: longer where very many wait."""
         return max(seconds, self.listener.crowd / LOOKS)
 
+    def ticket(self, channel: str) -> int | None:
+        """What is given to `wait`, asked for before a look; None if the channel is not listened to."""
+        return self.listener.ticket(channel) if self._listeners.made() else None
+
     def in_block(self) -> bool:
         """Whether the running thread or task is within ``with queue``."""
         return self._current() is not None
@@ -484,7 +512,7 @@ class Engine:
 
     def nudge_blind(self, channel: str) -> None:
         """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
-        if self.listener.ticket(channel) is None:
+        if self.ticket(channel) is None:
             self.listener.wake(channel)
 
     def refuse_hidden(self, *commands: str) -> None:
@@ -564,9 +592,13 @@ class Engine:
                 logger.warning("a block that was interrupted could not be rolled back: %s", exc)
 
     async def _use(self, loan: Loan, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
+        """Run an operation by itself, with the session of a loan, which is acquired if there is none in it yet."""
         source = self.source
         try:
-            session = loan.session
+            held = loan.held
+            if not held and not source.lend(loan):
+                await source.acquire(loan)
+            session = held[-1]
             if not self._checked:
                 await self._check(session)
             within = False
@@ -578,7 +610,8 @@ class Engine:
             else:
                 result = await operation(session)
             del session
-            await source.release(loan, sound=True)
+            if not source.take_back(loan):
+                await source.release(loan, sound=True)
         except BaseException as exc:
             await self._failed(loan, exc)
             raise

@@ -132,6 +132,9 @@ class Kept(Protocol[T]):
     def get(self) -> T:
         """The value of here; made when it is first asked for."""
 
+    def made(self) -> bool:
+        """Whether there may be a value of here: one was made, though for a parent's process or another event loop."""
+
     def others(self) -> list[T]:
         """The values of this process's other event loops."""
 
@@ -213,11 +216,13 @@ class _OfProcess(Generic[T]):
         self._values: dict[int, T] = {}  # with the parent's, if this is a forked child
 
     def get(self) -> T:
-        process = os.getpid()  # asked each time: a process that is forked in C (uWSGI) tells nobody
-        try:
-            return self._values[process]
+        try:  # asked each time: a process that is forked in C (uWSGI) tells nobody
+            return self._values[os.getpid()]
         except KeyError:  # threads may come here together
-            return self._values.setdefault(process, self._make())
+            return self._values.setdefault(os.getpid(), self._make())
+
+    def made(self) -> bool:
+        return bool(self._values)
 
     def others(self) -> list[T]:
         return []
@@ -334,17 +339,25 @@ class _OfLoop(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._loops: set[ref[asyncio.AbstractEventLoop]] = set()
+        self._last: tuple[int, ref[asyncio.AbstractEventLoop], ref[T]] | None = None  # for speed: what `get` gave last
 
     def get(self) -> T:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigurationError(NO_LOOP) from None
+        process, last = os.getpid(), self._last
+        if last is not None and last[0] == process and last[1]() is loop and (known := last[2]()) is not None:
+            return known
+        value = self._of(loop, process)
+        self._last = process, ref(loop), ref(value)
+        return value
+
+    def _of(self, loop: asyncio.AbstractEventLoop, process: int) -> T:
         kept: WeakKeyDictionary[object, tuple[int, T]] | None = getattr(loop, _KEPT, None)
         if kept is None:
             setattr(loop, _KEPT, kept := WeakKeyDictionary())
         found = kept.get(self)
-        process = os.getpid()
         if found is not None:
             if found[0] == process:
                 return found[1]
@@ -354,6 +367,9 @@ class _OfLoop(Generic[T]):
         kept[self] = process, value
         self._loops.add(ref(loop, self._loops.discard))
         return value
+
+    def made(self) -> bool:
+        return bool(self._loops)
 
     def others(self) -> list[T]:
         here = asyncio.get_running_loop()

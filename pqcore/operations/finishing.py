@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -328,13 +328,22 @@ async def _finish_plain(
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
 
-async def acknowledge(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
+def acknowledge(
+    engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object
+) -> Coroutine[Any, Any, list[J]]:
     """Finish leased jobs that somebody did by hand; returns those whose lease was lost.
 
     What follows from a job follows. It has no result: the next of its chain gets None.
     """
-    if not any(is_continued(job.raw_headers) for job in jobs):
-        return await leasing.ack(engine, queue, jobs, connection)
+    for job in jobs:
+        if is_continued(job.raw_headers):
+            return _acknowledge_continued(engine, queue, jobs, connection)
+    return leasing.ack(engine, queue, jobs, connection)
+
+
+async def _acknowledge_continued(
+    engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object
+) -> list[J]:
     continued = {id(job): by_hand(job) for job in jobs if is_continued(job.raw_headers)}
     others = [job for job in jobs if id(job) not in continued]
     lost = {id(job) for job in await leasing.ack(engine, queue, others, connection)}
@@ -383,7 +392,7 @@ def without_followers(headers: dict[str, Any]) -> dict[str, Any]:
 
 def is_continued(headers: str | None) -> bool:
     """Whether a job with these headers is of a chain that goes on, or of a batch."""
-    return has_followers(headers, _CONTINUED)
+    return headers is not None and has_followers(headers, _CONTINUED)
 
 
 async def follow(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeAlias
@@ -41,7 +41,7 @@ PIECE_SIZE = 2**14
 """Characters, about, that are encoded at a time: of what is being sent, no more than this is held twice."""
 
 
-async def put(
+def put(
     engine: Engine,
     queue: QueueSettings,
     data: Any,
@@ -49,7 +49,7 @@ async def put(
     expected_at: TimeSpec,
     connection: object,
     options: Mapping[str, Any] | None = None,
-) -> int:
+) -> Coroutine[Any, Any, int]:
     """Put one row; its id.
 
     Args:
@@ -63,8 +63,19 @@ async def put(
             ``own``, headers of pqcore's.
     """
     times = times_of(schedule_at, expected_at)
-    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
-        return await _put(engine, queue, data, times, connection, options)
+    if plugins.heard("pqcore_around_put", "pqcore_job_put"):
+        return _put_and_tell(engine, queue, data, times, connection, options)
+    return _put(engine, queue, data, times, connection, options)
+
+
+async def _put_and_tell(
+    engine: Engine,
+    queue: QueueSettings,
+    data: Any,
+    times: Times | None,
+    connection: object,
+    options: Mapping[str, Any] | None,
+) -> int:
     options = dict(options or {})
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
     with around("pqcore_around_put", event):

@@ -102,7 +102,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     deadline = None if limit is None else time.monotonic() + limit
     topic = results_channel(queue.name)
     while True:
-        ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
+        ticket = engine.ticket(topic)  # before the look, so that what comes after it counts
         found = await _find(engine, queue, "tasks.find_result", job_id)
         if found and found[0][0] != "running":
             return _read(queue, job_id, *found[0])

@@ -56,32 +56,20 @@ async def get(
         performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
         patient: As for `look`.
     """
-    rows = await _get(engine, queue, n, block=block, timeout=timeout, lease=lease, patient=patient)
-    if lease is None and any(is_continued(row[8]) for row in rows):
-        await _follow(engine, queue, rows, performed=performed)
-    return rows
-
-
-async def _get(
-    engine: Engine, queue: QueueSettings, n: int, *, block: bool, timeout: Any, lease: float | None, patient: bool
-) -> Sequence[Row]:
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
-    look_once = partial(look if lease is not None and queue.rate is not None else _take, patient=patient)
-    if not block:
-        while True:
-            rows, wake_in = await look_once(engine, queue, n, lease)
-            if rows or wake_in != 0.0:  # else what was found may not run, and there may be others behind it
-                return rows
+    look_once = look if lease is not None and queue.rate is not None else _take
     deadline = None
     topic = queue.channel
     while True:
-        ticket = engine.listener.ticket(topic)  # before the look, so that what comes after it counts
-        rows, wake_in = await look_once(engine, queue, n, lease)
+        ticket = engine.ticket(topic) if block else None  # before the look, so that what comes after it counts
+        rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
-            return rows
-        if wake_in == 0.0:  # what was found may not run; what is behind it is to be had at once
+            break
+        if wake_in == 0.0:  # what was found may not run, and there may be others behind it
             continue
+        if not block:
+            return rows
         now = time.monotonic()
         if deadline is None:
             deadline = now + left
@@ -91,6 +79,12 @@ async def _get(
         pause = min(left, engine.poll_interval(queue.poll_interval), left if wake_in is None else max(wake_in, 0.001))
         with let_through():
             await engine.wait(topic, ticket, pause)
+    if lease is None:
+        for row in rows:
+            if is_continued(row[8]):
+                await _follow(engine, queue, rows, performed=performed)
+                break
+    return rows
 
 
 async def look(

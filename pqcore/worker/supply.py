@@ -98,7 +98,7 @@ class Supply:
     async def _look(self, n: int) -> None:
         floor, station = self._floor, self._station
         engine = station.bridge.engine
-        ticket = engine.listener.ticket(station.channel)  # before the look, so that what comes after it counts
+        ticket = engine.ticket(station.channel)  # before the look, so that what comes after it counts
         seen, leased_at = floor.changes, time.monotonic()
         station.looking = True
         try:

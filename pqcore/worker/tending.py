@@ -57,7 +57,7 @@ class Tending:
             try:
                 await station.bridge.run(engine.wait, station.control, ticket, HEAR)
                 # Drawn before the look, so that what comes after it counts.
-                ticket, last = engine.listener.ticket(station.control), ticket
+                ticket, last = engine.ticket(station.control), ticket
                 if ticket != last:
                     await self._look_for_cancelled()
             except PQError as exc:
