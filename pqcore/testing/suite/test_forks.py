@@ -113,7 +113,7 @@ def test_a_child_does_not_end_its_parents_connections_with_its_objects(harness: 
         queue.put("parent")
 
         def child() -> None:
-            for session in queue._engine._openers[harness.spec.name]._all():
+            for session in queue._engine._openers[harness.spec.name].sessions():
                 session.abort()
                 session.drop()
             queue.close()
