@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,16 +15,23 @@ import pytest
 from chaos import checker, failover
 from chaos.checker import Entry, check
 from chaos.run import Report, run
-from chaos.tables import Event, Row, Tables
+from chaos.tables import Event, Record, Row, Tables
+from chaos.work import LIMIT
 
 HOUR = timedelta(hours=1)
-ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed")
+ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed", "ask")
 """What clients do, and succeed at, in any run."""
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
     return run(4.0, seed=3, settle=3.0, least=8)
+
+
+@pytest.fixture(scope="module")
+def left(report: Report) -> bytes:
+    """What is there after a run: what clients were told, and the tables."""
+    return pickle.dumps((report.history, report.found))
 
 
 @pytest.mark.timeout(240)
@@ -33,6 +41,8 @@ def test_nothing_is_lost_whatever_fails(report: Report) -> None:
     assert not set(report.missing) & set(report.injected)
     for act in ALWAYS:
         assert report.verdict.counts[f"{act} ok"] > 0, act
+    assert report.verdict.counts["told done"] > 0
+    assert report.verdict.counts["ticks put"] > 0
 
 
 @pytest.mark.timeout(240)
@@ -47,14 +57,13 @@ class Forger:
     """What is there after a run, to be changed for the worse.
 
     Args:
-        report: Of the run.
+        left: What is there, pickled.
     """
 
-    def __init__(self, report: Report) -> None:
-        assert report.found is not None
+    def __init__(self, left: bytes) -> None:
         self.history: list[Entry]
         self.tables: Tables
-        self.history, self.tables = pickle.loads(pickle.dumps((report.history, report.found)))
+        self.history, self.tables = pickle.loads(left)
 
     def told(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> Entry:
         """The first entry of an act."""
@@ -84,6 +93,24 @@ class Forger:
         """Have another job that is put as one was, right after it."""
         place = self.tables.events.index(put) + 1
         self.tables.events.insert(place, replace(put, job=10**9))
+
+    def run_together(self, kind: str, number: int) -> None:
+        """Have as many other jobs run for as long as one does, at its limit or in its group."""
+        ended = {(event.job, event.attempts): event.n for event in self.tables.events if event.over}
+        last = {(record.job, record.attempt): record.n for record in self.tables.records if record.over}
+        begun = next(
+            record
+            for record in self.tables.records
+            if not record.over
+            and record.place.startswith(kind)
+            and (record.job, record.attempt) in set(last) & set(ended)
+        )
+        over = last[begun.job, begun.attempt]
+        for job in range(10**9, 10**9 + number):
+            self.tables.records += [
+                replace(begun, job=job),
+                Record(over, job, begun.attempt, begun.place, over=True),
+            ]
 
     def without_effect(self, token: str) -> None:
         self.tables.effects = [effect for effect in self.tables.effects if effect[0] != token]
@@ -333,9 +360,78 @@ def _(run: Forger) -> None:
     run.tables.stuck.append(1)
 
 
+@forges("an act that took too long")
+def _(run: Forger) -> None:
+    run.told("pop", "ok")["took"] = 2 * checker.ENDLESS
+
+
+@forges("an act without end")
+def _(run: Forger) -> None:
+    stopped = run.told(
+        "stopped", "ok", lambda entry: any(e.get("who") and e["log"] == entry["log"] for e in run.history)
+    )
+    begun = next(entry for entry in run.history if entry.get("who") and entry["log"] == stopped["log"])
+    run.history.append({**begun, "act": "lease", "outcome": "begun", "n": 0, "t": stopped["t"] - 2 * checker.ENDLESS})
+
+
+@forges("an answer to what another asked")
+def _(run: Forger) -> None:
+    run.told("ask", "ok")["answer"] = "another"
+
+
+@forges("more jobs at the same time than their limit admits")
+def _(run: Forger) -> None:
+    run.run_together("limit", LIMIT)
+
+
+@forges("jobs of one group at the same time")
+def _(run: Forger) -> None:
+    run.run_together("group", 1)
+
+
+@forges("run before a job of its group that was put earlier")
+def _(run: Forger) -> None:
+    jobs: dict[str, set[int]] = defaultdict(set)
+    for record in run.tables.records:
+        jobs[record.place].add(record.job)
+    first = next(min(jobs[place]) for place in jobs if place.startswith("group") and len(jobs[place]) > 1)
+    run.event(lambda event: event.job == first and event.over).n = 10**9
+
+
+@forges("told lost, and done")
+def _(run: Forger) -> None:
+    run.told("told", "done")["outcome"] = "lost"
+
+
+@forges("told done, and not done")
+def _(run: Forger) -> None:
+    run.told("told", "done")["job"] = 10**9
+
+
+def ticked(event: Event) -> bool:
+    return event.what == "INSERT" and event.token.startswith("tick-")
+
+
+@forges("a tick put twice")
+def _(run: Forger) -> None:
+    run.double(run.event(ticked))
+
+
+@forges("a tick that was left out")
+def _(run: Forger) -> None:
+    run.tables.missed = "all"
+    last = next(event for event in reversed(run.tables.events) if ticked(event))
+    last.due += HOUR
+
+
+@forges("no tick any more")
+def _(run: Forger) -> None:
+    run.tables.ticking = False
+
+
 @pytest.mark.parametrize("loss", FORGERIES)
-def test_a_loss_is_found(report: Report, loss: str) -> None:
-    forged = Forger(report)
+def test_a_loss_is_found(left: bytes, loss: str) -> None:
+    forged = Forger(left)
     FORGERIES[loss](forged)
     found = {each.partition(": ")[0] for each in check(forged.history, forged.tables).losses}
     assert loss in found

@@ -6,18 +6,24 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .client import QUEUES
 from .tables import Event, Tables
-from .work import NAME
+from .work import LIMIT, NAME, TICK
 
 Entry: TypeAlias = dict[str, Any]
 ENDED = ("ok", "unknown", "failed", "lost")
 """How an act may end, as a client is told."""
 EXACT = 0.002
 """Seconds: a distance that a client gave in milliseconds is kept as closely."""
+ENDLESS = 120.0
+"""Seconds that no act takes, whatever fails: a silent connection is found closed after 20 seconds."""
+SECOND = timedelta(seconds=1)
+"""Between two ticks."""
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Told:
         for entry in history:
             how = entry["act"], entry["outcome"]
             self._tokens[how].update(entry.get("tokens", ()))
-            if "attempt" in entry:
+            if "attempt" in entry and "tokens" in entry:
                 self._leases[how][entry["tokens"][0], entry["attempt"]] += 1
 
     def times(self, act: str, outcome: str) -> Counter[str]:
@@ -93,7 +99,24 @@ def check(history: Sequence[Entry], tables: Tables) -> Verdict:
     """Hold what clients were told against what is in the tables, of which no row is ever deleted but by `cancel`."""
     told = Told(history)
     verdict = Verdict(told.counts)
-    for each in (errors, puts, effects, pops, leases, endings, cancels, keys, changes, rows):
+    for each in (
+        errors,
+        waits,
+        answers,
+        puts,
+        effects,
+        pops,
+        leases,
+        endings,
+        cancels,
+        keys,
+        changes,
+        rows,
+        limits,
+        groups,
+        ends,
+        ticks,
+    ):
         verdict.losses += [f"{what}: {which}" for what, which in each(told, tables)]
     verdict.errors.update(entry["why"].partition(":")[0] for entry in history if "why" in entry)
     there = {event.token for event in tables.events if event.what == "INSERT"}
@@ -116,7 +139,8 @@ def puts(told: Told, tables: Tables) -> Finding:
     refused = told.jobs("put", "failed") | (told.jobs("keyed", "failed") - told.jobs("keyed", "unknown"))
     yield from _all("put, said to have failed, and there", refused & set(there))
     yield from _all("put once, and there twice", (token for token, number in there.items() if number > 1))
-    yield from _all("there, and put by nobody", set(there) - told.jobs("put", "begun") - told.jobs("keyed", "begun"))
+    known = told.jobs("put", "begun") | told.jobs("keyed", "begun") | {each.token for each in _ticks(tables)}
+    yield from _all("there, and put by nobody", set(there) - known)
     for entry in told.entries("put", "begun"):
         if 0 < len(set(entry["tokens"]) & set(there)) < len(entry["tokens"]):
             yield "put together, and there in part", entry["tokens"][0]
@@ -203,7 +227,7 @@ def _ending(event: Event) -> str:
 
 def cancels(told: Told, tables: Tables) -> Finding:
     """A job that was cancelled is gone, and was not given to anybody after; others are there still."""
-    gone = {event.token for event in tables.events if event.what == "DELETE"}
+    gone = {event.token for event in tables.events if event.what == "DELETE" and event.queue in QUEUES}
     said: dict[bool, set[str]] = {True: set(), False: told.jobs("cancel", "failed")}
     for entry in told.entries("cancel", "ok"):
         said[entry["cancelled"]].update(entry["tokens"])
@@ -253,6 +277,8 @@ def changes(told: Told, tables: Tables) -> Finding:
                 yield "changed after it was done", f"{event.token} ({job})"
             elif event.attempts not in (event.was_attempts, event.was_attempts + 1):
                 yield "its attempts do not rise by one", f"{event.token} ({job})"
+            elif event.what == "DELETE" and event.queue not in QUEUES:
+                continue  # a dead letter, which is found as such
             elif event.attempts > event.was_attempts or event.what == "DELETE":
                 if event.was_leased is not None and event.was_leased > event.at:
                     yield "given to another under a lease that held", f"{event.token} ({job})"
@@ -273,3 +299,138 @@ def rows(told: Told, tables: Tables) -> Finding:
     yield from _all("other in the table than in the audit", (j for j in alive if j in there and alive[j] != there[j]))
     yield from _all("a dead letter, though it is to be tried for ever", tables.dead)
     yield from _all("left over, and given to nobody who asks", tables.stuck)
+
+
+def waits(told: Told, tables: Tables) -> Finding:
+    """Each act ends in the time that the longest wait may take."""
+    del tables
+    last: dict[str, Entry] = {}
+    for entry in told.history:
+        if "who" in entry:
+            last[entry["who"]] = entry
+            if "took" in entry and entry["took"] > ENDLESS:
+                yield "an act that took too long", f"{entry['act']} of {entry['who']}: {entry['took']} s"
+    stopped = {entry["log"]: entry["t"] for entry in told.entries("stopped", "ok")}
+    for entry in last.values():
+        if entry["outcome"] == "begun" and stopped.get(entry["log"], entry["t"]) - entry["t"] > ENDLESS:
+            yield "an act without end", f"{entry['act']} of {entry['who']}"
+
+
+def answers(told: Told, tables: Tables) -> Finding:
+    """What a client is answered is the answer to what it asked."""
+    del tables
+    wrong = (entry["asked"] for entry in told.entries("ask", "ok") if entry["answer"] != entry["asked"])
+    yield from _all("an answer to what another asked", wrong)
+
+
+@dataclass
+class Run:
+    """A run of a job under a limit or in a group, for as long as it counts.
+
+    It counts from its first record to its last. A run without a last record may have ended with the first. A run whose
+    lease was taken over, given back or ended counts no more, even if its function goes on or only begins: that is the
+    promise of at least once.
+
+    Attributes:
+        job: The job.
+        begun: The number of its first record.
+        over: That of what ended it.
+    """
+
+    job: int
+    begun: int
+    over: int
+
+
+def _runs(tables: Tables, kind: str) -> dict[str, list[Run]]:
+    """Return the runs under each limit or in each group, in the order in which they began."""
+    ended: dict[tuple[int, int], int] = {}
+    for event in tables.events:
+        lease = event.job, event.was_attempts
+        if event.attempts > event.was_attempts or event.over or event.leased is None or event.what == "DELETE":
+            ended.setdefault(lease, event.n)
+    last = {(record.job, record.attempt): record.n for record in tables.records if record.over}
+    found: dict[str, list[Run]] = defaultdict(list)
+    for record in tables.records:
+        if not record.over and record.place.startswith(kind):
+            lease = record.job, record.attempt
+            over = last.get(lease, record.n)
+            if ended.get(lease, over) >= record.n:
+                found[record.place].append(Run(record.job, record.n, min(over, ended.get(lease, over))))
+    return found
+
+
+def _together(runs: Sequence[Run]) -> Iterator[tuple[Run, set[int]]]:
+    """Yield each run, and the jobs that run as it begins, its own among them."""
+    for number, run in enumerate(runs):
+        yield run, {run.job} | {other.job for other in runs[:number] if other.over > run.begun}
+
+
+def limits(told: Told, tables: Tables) -> Finding:
+    """At no moment do more jobs run than their limit admits."""
+    del told
+    for place, runs in _runs(tables, "limit").items():
+        for run, jobs in _together(runs):
+            if len(jobs) > LIMIT:
+                yield "more jobs at the same time than their limit admits", f"{place}: {sorted(jobs)} at {run.begun}"
+
+
+def groups(told: Told, tables: Tables) -> Finding:
+    """The jobs of a group run one at a time, each after those that were put before it are done."""
+    group_of = {
+        token: entry["group"]
+        for entry in told.entries("put", "begun")
+        for token in entry.get("tokens", ())
+        if "group" in entry
+    }
+    members: dict[str, list[int]] = defaultdict(list)
+    done: dict[int, int] = {}
+    for event in tables.events:
+        if event.token in group_of:
+            if event.what == "INSERT":
+                members[f"group {group_of[event.token]}"].append(event.job)
+            if event.over or event.what == "DELETE":
+                done.setdefault(event.job, event.n)
+    for place, runs in _runs(tables, "group").items():
+        for run, jobs in _together(runs):
+            if len(jobs) > 1:
+                yield "jobs of one group at the same time", f"{place}: {sorted(jobs)} at {run.begun}"
+            for job in members[place]:
+                if job < run.job and done.get(job, run.begun) >= run.begun:
+                    yield "run before a job of its group that was put earlier", f"{place}: {run.job} before {job}"
+
+
+def ends(told: Told, tables: Tables) -> Finding:
+    """What a worker tells plugins of the end of a run is what became of the job.
+
+    A run that failed is left out: its function may have finished the job in a transaction whose answer it did not hear.
+    """
+    done = {(event.job, event.attempts) for event in tables.events if event.over}
+    said: dict[str, set[tuple[int, int]]] = {
+        outcome: {(entry["job"], entry["attempt"]) for entry in told.entries("told", outcome)}
+        for outcome in ("done", "lost", "failed")
+    }
+    lost = (said["lost"] - said["failed"]) & done
+    yield from _all("told lost, and done", (f"{job}, attempt {attempt}" for job, attempt in lost))
+    untrue = {job for job, _ in said["done"]} - {job for job, _ in done}
+    yield from _all("told done, and not done", untrue)
+
+
+def _ticks(tables: Tables) -> list[Event]:
+    """Return the puts of the periodic task's jobs."""
+    return [event for event in tables.events if event.what == "INSERT" and event.token.startswith(f"{TICK}-")]
+
+
+def ticks(told: Told, tables: Tables) -> Finding:
+    """Each tick has one job, and ticks go on; where missed ones are made up for, none is left out.
+
+    A server's clock that is put ahead or behind comes to no time twice: see `ServerClock`.
+    """
+    put = Counter(event.due for event in _ticks(tables))
+    told.counts["ticks put"] = len(put)
+    yield from _all("a tick put twice", (str(tick) for tick, number in put.items() if number > 1))
+    if tables.missed == "all":
+        gaps = (f"{before} to {after}" for before, after in pairwise(sorted(put)) if after - before > SECOND)
+        yield from _all("a tick that was left out", gaps)
+    if not tables.ticking:
+        yield "no tick any more", "though workers run, and nothing fails"

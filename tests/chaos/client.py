@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -13,14 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
+import pqcore
+import pqcore_backends
 from pqcore import Dedup
 from pqcore.errors import LeaseLost, OutcomeUnknown, PQError
 from pqcore.tasks import PQ, AsyncPQ
 from pqcore.testing.portal import Blocking, Portal
 
-from .work import NAME, OPTIONS, work
+from .log import Log
+from .work import GATED, RECORD, declare
 
 T = TypeVar("T")
 
@@ -33,27 +36,19 @@ THREADS = 3
 """Of each process."""
 KEYS = 5
 """Dedup keys that clients share."""
+PAUSE = 4.0
+"""Seconds between two acts of a thread that put several jobs which wait for one another: workers must keep up."""
 APPLICATION = "pqcore-chaos"
+OWN = tuple(f"{Path(module.__file__).parent}/" for module in (pqcore, pqcore_backends) if module.__file__)
+"""Where pqcore's code is."""
 
 
 class ApplicationError(Exception):
     """What a driver raised in a statement of the application's own."""
 
 
-class Log:
-    """Where a process writes down what happened, a JSON object a line.
-
-    Args:
-        path: The file, made now: from now on the process may be interrupted.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
-        self._lock = threading.Lock()
-
-    def write(self, entry: dict[str, Any]) -> None:
-        with self._lock:
-            self._file.write(json.dumps(entry) + "\n")
+class TimeLimit(Exception):
+    """An application's time limit, raised by the handler of SIGALRM."""
 
 
 class Client:
@@ -75,8 +70,11 @@ class Client:
         self._rng = random.Random(seed)
         self._number = 0
         self._cancellable: list[tuple[str, str, int]] = []
-        self._work = self._pq[NAME].task(**OPTIONS)(work)
+        self._tasks = declare(pq)
         self._interruptible = False
+        self._lines = 0
+        self._scarce = (self.put_limited, self.put_grouped, self.put_kept)
+        self._rested = 0.0
         self.acts: dict[Callable[[], None], int] = {
             self.put: 3,
             self.put_later: 1,
@@ -85,51 +83,92 @@ class Client:
             self.put_keyed: 1,
             self.put_once: 1,
             self.put_work: 2,
+            self.put_limited: 1,
+            self.put_grouped: 1,
+            self.put_kept: 1,
+            self.ask: 1,
             self.cancel: 1,
             self.take: 4,
             self.lease: 4,
+            self.lease_gated: 3,
             self.pop: 3,
         }
 
     def run(self) -> None:
         """Go on until killed."""
-        acts, weights = list(self.acts), list(self.acts.values())
         while True:
-            self._rng.choices(acts, weights)[0]()
+            self.step()
+
+    def step(self) -> None:
+        """Do one of the acts."""
+        [act] = self._rng.choices(list(self.acts), list(self.acts.values()))
+        if act in self._scarce:
+            now = time.monotonic()
+            if now < self._rested:
+                return
+            self._rested = now + PAUSE
+        act()
+
+    def become(self, name: str) -> None:
+        """Go on under another name, as a forked process."""
+        self._name, self._number, self._cancellable = name, 0, []
+        self._rng = random.Random(name)
 
     def interrupt(self, *_: object) -> None:
-        """As Ctrl-C is heard, but for what writes down what happened."""
+        """Raise what Ctrl-C raises, at any moment of an act but while the log is written."""
         if self._interruptible:
             self._interruptible = False
             raise KeyboardInterrupt
 
+    def limit(self, *_: object) -> None:
+        """Have a time limit run out before any of the next lines of pqcore's that run.
+
+        Most of the time of an act is spent in waiting for the server: what is raised at a moment rarely hits a line.
+        """
+        self._lines = int(10 ** self._rng.uniform(0, 3.5))
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(OWN):
+            return None
+        if event == "line" and self._interruptible:
+            self._lines -= 1
+            if self._lines == 0:
+                self._interruptible = False
+                sys.settrace(None)
+                raise TimeLimit
+        return self._trace
+
     def _exposed(self, do: Callable[[], T]) -> T:
-        """Do something that may be interrupted: no beginning of a block, nor its end, which would be left open."""
+        """Do something that may be interrupted."""
         self._interruptible = True
         try:
+            if self._lines > 0:
+                sys.settrace(self._trace)
             return do()
         finally:
+            sys.settrace(None)
             self._interruptible = False
 
     def _tell(self, act: str, outcome: str, **facts: Any) -> None:
-        self._log.write({"act": act, "outcome": outcome, **facts})
+        interruptible, self._interruptible = self._interruptible, False
+        self._log.write({"act": act, "outcome": outcome, "who": self._name, **facts})
+        self._interruptible = interruptible
 
     def _try(
         self,
         act: str,
         do: Callable[[], Any],
         told: Callable[[Any], dict[str, Any]] | None = None,
-        *,
-        block: bool = False,
         **facts: Any,
     ) -> tuple[str, Any]:
         """Do something, and write down how it ended, as it was told."""
         outcome, found = "ok", None
         more: dict[str, Any] = {}
+        begun = time.monotonic()
         try:
-            found = do() if block else self._exposed(do)
-        except KeyboardInterrupt:
-            outcome, more = "unknown", {"why": "KeyboardInterrupt"}
+            found = self._exposed(do)
+        except (KeyboardInterrupt, TimeLimit) as exc:
+            outcome, more = "unknown", {"why": type(exc).__name__}
         except OutcomeUnknown as exc:
             outcome, more = "unknown", {"why": f"{type(exc).__name__}: {exc}"[:200]}
         except LeaseLost:
@@ -140,7 +179,7 @@ class Client:
             outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc!r}"[:500], "foreign": True}
         else:
             more = {} if told is None else told(found)
-        self._tell(act, outcome, **{**facts, **more})
+        self._tell(act, outcome, **{**facts, **more}, took=round(time.monotonic() - begun, 3))
         if outcome in ("unknown", "failed"):
             time.sleep(0.02)
         return outcome, found
@@ -174,10 +213,10 @@ class Client:
         def block() -> None:
             with self._pq[QUEUES[0]]:
                 for queue, token in zip(QUEUES, tokens, strict=False):
-                    self._exposed(lambda queue=queue, token=token: self._pq[queue].put(token))  # type: ignore[misc]
+                    self._pq[queue].put(token)
 
         self._tell("put", "begun", tokens=tokens)
-        self._try("put", block, block=True, tokens=tokens)
+        self._try("put", block, tokens=tokens)
 
     def put_many(self) -> None:
         queue, tokens = self._rng.choice(QUEUES), self._tokens(self._rng.randint(2, 8))
@@ -187,7 +226,31 @@ class Client:
     def put_work(self) -> None:
         [token] = self._tokens()
         self._tell("put", "begun", tokens=[token])
-        self._try("put", lambda: self._work(token), tokens=[token])
+        self._try("put", lambda: self._tasks["work"](token), tokens=[token])
+
+    def put_limited(self) -> None:
+        """Put more jobs under a limit than may run; keys change, as a place is held while the clock was ahead."""
+        key = f"{time.monotonic() // 10:.0f}-{self._rng.randrange(2)}"
+        for token in self._tokens(4):
+            self._tell("put", "begun", tokens=[token])
+            self._try("put", lambda token=token: self._tasks["limited"](token, key), tokens=[token])  # type: ignore[misc]
+
+    def put_grouped(self) -> None:
+        """Put jobs into a group of their own, each when the one before is known to be there: their order is known."""
+        tokens = self._tokens(4)
+        group = tokens[0]
+        for token in tokens:
+            self._tell("put", "begun", tokens=[token], group=group)
+            put = lambda token=token: self._tasks["grouped"](token, group)  # noqa: E731
+            outcome, _ = self._try("put", put, tokens=[token])
+            if outcome != "ok":
+                break
+
+    def put_kept(self) -> None:
+        """Put a job that is retried, and has a result: both notify."""
+        [token] = self._tokens()
+        self._tell("put", "begun", tokens=[token])
+        self._try("put", lambda: self._tasks["kept"](token), tokens=[token])
 
     def put_keyed(self) -> None:
         """Put under a key that others put under, too: one job has it at a time."""
@@ -205,7 +268,7 @@ class Client:
         """Put under a key of its own, again and again while it is unknown whether the last put took effect."""
         [token] = self._tokens()
         facts: dict[str, Any] = {"tokens": [token], "key": token}
-        dedup = Dedup(token, until="1d")
+        dedup = Dedup(token, until="1000d")  # longer than any clock is put ahead
         for _ in range(5):
             self._tell("keyed", "begun", **facts)
             outcome, _ = self._try(
@@ -231,6 +294,17 @@ class Client:
 
     # Taking
 
+    def ask(self) -> None:
+        """Have the server answer with what it is asked, in a block."""
+        [token] = self._tokens()
+
+        def block() -> Any:
+            with self._pq["transaction"] as cursor:
+                return self._sql(cursor, "SELECT CAST({} AS text)", token, answered=True)
+
+        self._tell("ask", "begun", asked=token)
+        self._try("ask", block, lambda answer: {"answer": answer}, asked=token)
+
     def take(self) -> None:
         """Take jobs, and write their effects, in one transaction; two take locks in the order that comes."""
         taken: list[str] = []
@@ -240,7 +314,7 @@ class Client:
         def block() -> None:
             with self._pq["transaction"] as cursor:
                 for _ in range(number):
-                    job = self._exposed(self._pq["transaction"].get)
+                    job = self._pq["transaction"].get()
                     if job is None:
                         break
                     taken.append(job.data)
@@ -251,17 +325,20 @@ class Client:
                     for name in self._rng.sample(["a", "b"], 2):
                         self._sql(cursor, "UPDATE tallies SET number = number + {} WHERE name = {}", len(taken), name)
 
-        self._try("take", block, block=True, tokens=taken)
+        self._try("take", block, tokens=taken)
 
-    def _sql(self, cursor: Any, text: str, *values: Any) -> None:
-        """Run a statement of the application's own, as its driver is spoken to."""
-        numbered = hasattr(cursor, "fetchrow")
+    def _sql(self, cursor: Any, text: str, *values: Any, answered: bool = False) -> Any:
+        """Run a statement of the application's own, as its driver is spoken to; return the value that it answers."""
+        numbered = hasattr(cursor, "fetchval")
         statement = text.format(*[f"${place}" if numbered else "%s" for place in range(1, len(values) + 1)])
+        call = (lambda make: make()) if self._portal is None else self._portal.call
         try:
-            if self._portal is None:
-                cursor.execute(statement, values)
-            else:
-                self._portal.call(lambda: cursor.execute(statement, *(values if numbered else (values,))))
+            if numbered:
+                return call(lambda: cursor.fetchval(statement, *values))
+            call(lambda: cursor.execute(statement, values))
+            return call(cursor.fetchone)[0] if answered else None
+        except TimeLimit:
+            raise
         except Exception as exc:
             raise ApplicationError(f"{type(exc).__name__}: {exc}") from exc
 
@@ -279,11 +356,15 @@ class Client:
         """Lease jobs, and let them end in each of the ways there are."""
         queue, n = self._pq["lease"], self._rng.choice([1, 1, 3])
         self._tell("lease", "begun", n=n)
-        _, jobs = self._try("lease", lambda: queue.lease_many(n, LEASE, wait=0.05), n=n)
+
+        def told(jobs: Sequence[Any]) -> dict[str, Any]:
+            for job in jobs:  # before it is written that the act ended: a process may be killed in between
+                self._tell("leased", "ok", tokens=[job.data], attempt=job.attempts)
+            return {}
+
+        _, jobs = self._try("lease", lambda: queue.lease_many(n, LEASE, wait=0.05), told, n=n)
         if not jobs:
             return
-        for job in jobs:
-            self._tell("leased", "ok", tokens=[job.data], attempt=job.attempts)
         if self._rng.random() < 0.2:
             self._end("extend", jobs, lambda job: queue.extend(job, LEASE))
         time.sleep(self._rng.choice([0.0, 0.0, 0.0, 0.01, 1.5 * LEASE]))
@@ -295,6 +376,24 @@ class Client:
             self._end("ack", jobs, queue.ack)
         elif how < 0.95:
             self._ack_all(queue, jobs)
+
+    def lease_gated(self) -> None:
+        """Lease a job that needs a place under a limit or the turn of its group, and record that it runs."""
+        queue = self._pq[GATED]
+        _, job = self._try("lease_gated", lambda: queue.lease(LEASE, wait=0.05))
+        if job is None:
+            return
+        kind = "limit" if job.data["function"].endswith("limited") else "group"
+        place = f"{kind} {job.data['args'][1]}"
+
+        def record(*, over: bool) -> None:
+            with self._pq["transaction"] as cursor:
+                self._sql(cursor, RECORD, job.id, job.attempts, place, over)
+
+        self._try("record", lambda: record(over=False))
+        time.sleep(self._rng.choice([0.0, 0.01]))
+        self._try("record", lambda: record(over=True))
+        self._try("ack_gated", lambda: queue.ack(job))
 
     def _end(self, act: str, jobs: Sequence[Any], do: Callable[[Any], Any]) -> None:
         for job in jobs:
@@ -333,6 +432,7 @@ def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
         Client(pq, portal, written, f"{os.getpid()}-{seed}-{number}", int(seed) + number) for number in range(THREADS)
     ]
     signal.signal(signal.SIGINT, clients[0].interrupt)
+    signal.signal(signal.SIGALRM, clients[0].limit)
     for client in clients[1:]:
         threading.Thread(target=client.run, daemon=True).start()
     clients[0].run()

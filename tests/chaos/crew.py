@@ -7,17 +7,24 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pqcore.errors import OutcomeUnknown, PQError
+from pqcore.tasks import PQ
+
 from .client import LEASE
 from .clock import Clock, library
+from .log import Log
+from .work import GATED, NAME, OTHERS, declare
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = "worker"
-"""What a worker is among modes; clients are ``blocking`` or ``async``."""
+WORKER, FORKING = "worker", "forking"
+"""What workers and clients that fork are among modes; other clients are ``blocking`` or ``async``."""
 WORKERS_LEASE = 2
 """Seconds."""
 
@@ -28,11 +35,11 @@ class Member:
 
     Attributes:
         backend: Its backend.
-        mode: Its mode, or `WORKER`.
+        mode: Its mode, or `WORKER`, or `FORKING`.
         process: The process.
         clock: Its clock, if that can be stepped.
         complaints: What it wrote to stderr.
-        log: What it writes down; not there yet before it is at work, and nor for a worker.
+        log: What it writes down; not there yet before it is at work.
     """
 
     backend: str
@@ -48,49 +55,65 @@ class Clients:
 
     Args:
         dsns: Where the server is; one of them for each process.
+        direct: Where it is for this process, with nothing between.
         folder: Where they write down what happened.
         rng: Chooses.
+        missed: What becomes of ticks that were missed: as for a periodic task.
 
     Attributes:
         logs: What they wrote down.
+        missed: What becomes of ticks that were missed.
         faked: The library by which their clocks are stepped, if there is one.
     """
 
-    def __init__(self, dsns: Callable[[], str], folder: Path, rng: random.Random) -> None:
+    def __init__(
+        self, dsns: Callable[[], str], direct: Callable[[], str], folder: Path, rng: random.Random, missed: str
+    ) -> None:
         self._dsns = dsns
+        self._direct = direct
         self._folder = folder
         self._rng = rng
         self._running: list[Member] = []
-        self._number = 0
-        self.logs: list[Path] = []
+        self._changing = threading.Lock()  # faults are injected by two threads
+        self._number = self._interrupting = 0
+        self.missed = missed
+        self.logs = [folder / "history"]
+        self._log = Log(self.logs[0])
         self.faked = library()
 
     def hire(self, backend: str, mode: str) -> None:
         """Start one."""
         self._number += 1
         log, complaints = (self._folder / f"{kind}-{self._number}" for kind in ("history", "complaints"))
+        self.logs.append(log)
         environment = {**os.environ, "CHAOS_BACKEND": backend, "CHAOS_DSN": self._dsns()}
+        environment |= {"CHAOS_LOG": str(log), "CHAOS_MISSED": self.missed}
         clock = None
         if self.faked is not None:
             clock = Clock(self._folder / f"clock-{self._number}", self.faked)
             environment |= clock.environment()
         if mode == WORKER:
-            command = ["pqcore", "worker", "tests.chaos.work:queue", "--lease", f"{WORKERS_LEASE}s"]
-            command += ["--concurrency", "4", "--poll-interval", "1s", "--stall-timeout", "3s"]
+            command = ["pqcore", "worker", "tests.chaos.work:queues", "--queues", ",".join([NAME, GATED, OTHERS])]
+            command += ["--concurrency", "8", "--poll-interval", "1s", "--stall-timeout", "3s"]
+            command += ["--lease", f"{WORKERS_LEASE}s"]
         else:
-            self.logs.append(log)
             seed = str(self._rng.randrange(10**9))
-            command = ["tests.chaos.client", backend, mode, environment["CHAOS_DSN"], str(log), seed]
+            program, way = "tests.chaos.client", mode
+            if mode == FORKING:
+                program, way = "tests.chaos.forking", "async" if backend == "asyncpg" else "blocking"
+            command = [program, backend, way, environment["CHAOS_DSN"], str(log), seed]
         with complaints.open("wb") as stderr:
-            process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, stderr=stderr)
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=ROOT, env=environment, stderr=stderr, start_new_session=True
+            )
         self._running.append(Member(backend, mode, process, clock, complaints, log))
 
     def kill_one(self) -> None:
         """SIGKILL any, and start another."""
-        member = self._running.pop(self._rng.randrange(len(self._running)))
-        member.process.send_signal(signal.SIGKILL)
-        member.process.wait()
-        self.hire(member.backend, member.mode)
+        with self._changing:
+            member = self._running.pop(self._rng.randrange(len(self._running)))
+            _kill(member)
+            self.hire(member.backend, member.mode)
 
     def freeze_one(self) -> None:
         """Have any stand still, maybe for longer than its leases last."""
@@ -99,13 +122,40 @@ class Clients:
         time.sleep(self._rng.choice([0.1, 0.3, 1.2 * LEASE]))
         member.process.send_signal(signal.SIGCONT)
 
-    def interrupt_one(self) -> None:
-        """Have what any blocking client does be interrupted, as by Ctrl-C."""
-        member = self._rng.choice([member for member in self._running if member.mode == "blocking"])
-        for _ in range(self._rng.randint(1, 5)):
+    def interrupt_one(self, number: signal.Signals) -> None:
+        """Have what any blocking client does be interrupted, as by Ctrl-C or a time limit, at random moments."""
+        self._signal("blocking", number, self._rng.randint(5, 30))
+
+    def fork_one(self) -> None:
+        """Have a client fork, in C."""
+        self._signal(FORKING, signal.SIGUSR1, self._rng.randint(1, 2))
+
+    def _signal(self, mode: str, number: signal.Signals, times: int) -> None:
+        """Send a signal to any process of a mode that is at work."""
+        with self._changing:
+            member = self._rng.choice([member for member in self._running if member.mode == mode])
+        for _ in range(times):
             if member.log.exists():
-                member.process.send_signal(signal.SIGINT)
-            time.sleep(0.03)
+                member.process.send_signal(number)
+            time.sleep(self._rng.uniform(0.005, 0.04))
+
+    def interrupt_jobs(self) -> None:
+        """Put jobs that raise KeyboardInterrupt, in a thread or coroutine of their worker's, and in a process."""
+        with PQ(self._direct(), backend="psycopg") as pq:
+            tasks = declare(pq)
+            for name in ("interrupted", "interrupted_process"):
+                self._interrupting += 1
+                token = f"{name}-{self._interrupting}"
+                self._log.write({"act": "put", "outcome": "begun", "tokens": [token]})
+                try:
+                    tasks[name](token)
+                except OutcomeUnknown:
+                    outcome = "unknown"
+                except PQError:
+                    outcome = "failed"
+                else:
+                    outcome = "ok"
+                self._log.write({"act": "put", "outcome": outcome, "tokens": [token]})
 
     def step_clock(self) -> None:
         """Put the clock of any forward or back."""
@@ -113,16 +163,35 @@ class Clients:
         if clock is not None:
             clock.step(self._rng)
 
+    def at_work(self) -> bool:
+        """Return whether any worker runs."""
+        return any(member.mode == WORKER and member.process.poll() is None for member in self._running)
+
     def fallen(self) -> list[str]:
         """Those that ended by themselves, which none does, with the last that they said."""
         return [
-            f"{member.backend} ({member.mode}): exit code {code}: {member.complaints.read_text()[-500:]}"
+            f"{member.backend} ({member.mode}): exit code {code}: {member.complaints.read_text()[-1500:]}"
             for member in self._running
             if (code := member.process.poll()) is not None
         ]
 
-    def stop(self) -> None:
-        """Kill all."""
+    def stop(self, *, but: str = "") -> None:
+        """Kill all.
+
+        Args:
+            but: The mode of those that are left.
+        """
         for member in self._running:
-            member.process.kill()
-            member.process.wait()
+            if member.mode != but:
+                self._log.write({"act": "stopped", "outcome": "ok", "log": member.log.name})
+                _kill(member)
+        self._running = [member for member in self._running if member.mode == but]
+        if not self._running:
+            self._log.close()
+
+
+def _kill(member: Member) -> None:
+    """Kill a process, and those that it made."""
+    with suppress(ProcessLookupError):
+        os.killpg(member.process.pid, signal.SIGKILL)
+    member.process.wait()

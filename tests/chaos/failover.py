@@ -21,7 +21,7 @@ from pqcore_backends.embedded import EmbeddedServer
 
 from . import tables
 from .crew import Clients
-from .faults import OfServer, chosen, of_clients, of_network
+from .faults import OfServer, chosen, of_clients, of_network, within_clients
 from .run import BACKENDS, SETTLE, Report, hire, judge, named
 
 PATIENCE = 60.0
@@ -141,9 +141,10 @@ def run(
         pair = Pair(folder)
         stack.callback(pair.close)
         addresses = cycle(pair.addresses())
-        clients = Clients(lambda: next(addresses), folder, rng)
+        clients = Clients(lambda: next(addresses), lambda: pair.primary.dsn(), folder, rng, "all")
         stack.callback(clients.stop)
-        kinds = of_clients(clients, [mode for _, mode in backends], report.missing)
+        kinds = of_clients(clients, report.missing)
+        kinds |= within_clients(clients, [mode for _, mode in backends], report.missing)
         for proxy in pair.proxies:
             kinds |= {f"{name} ({proxy.dsn[-5:]})": do for name, do in of_network(proxy, rng).items()}
         hire(clients, backends)

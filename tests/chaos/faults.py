@@ -5,28 +5,34 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.errors import PQError
-from pqcore.testing.proxy import Proxy
+from pqcore.errors import EmbeddedServerError, PQError
+from pqcore.testing.proxy import Proxy, _Link
 from pqcore_backends.embedded import EmbeddedServer
 
 from .client import APPLICATION
+from .clock import ServerClock
 from .crew import Clients
 from .disk import Disk, Disks
 from .tables import ROLE
 
 Kinds: TypeAlias = dict[str, Callable[[], Any]]
 
-SETTINGS = {"max_connections": "60", "deadlock_timeout": "20ms"}
+SETTINGS = {"max_connections": "90", "deadlock_timeout": "20ms", "superuser_reserved_connections": "6"}
 """Of the server: few connections, so that they can be used up; deadlocks are looked for early."""
+NOTIFY_PAGES, NOTIFY_RELEASE = 64, 17
+"""The smallest NOTIFY queue, and the first release where it can be smaller than 8 GB."""
 SURPRISES = {
     "timezone": "Asia/Kathmandu",
     "datestyle": "SQL, DMY",
@@ -39,29 +45,104 @@ SURPRISES = {
 }
 """Settings of roles that applications come with."""
 RARE = ("server", "the disk of the log")
-"""Words of the faults that stop everything, which are chosen less often."""
+"""Words of the faults that stop everything, which come in one round of four."""
+LEVELS = ("repeatable read", "serializable")
+"""What the default isolation is raised to."""
+NOTIFICATIONS = 500
+"""Notifications of 7,000 bytes that are sent to fill the NOTIFY queue: more than it holds."""
+UNHEARD = 20.0
+"""Seconds until a client finds a silent connection closed."""
 PATIENCE = 60.0
 """Seconds for which a server that was broken is waited for."""
 
 
-def of_clients(clients: Clients, modes: Iterable[str], missing: dict[str, str]) -> Kinds:
+def shrink_notify_queue(server: EmbeddedServer, missing: dict[str, str]) -> None:
+    """Have a server's NOTIFY queue be small; the server is restarted.
+
+    Args:
+        server: The server.
+        missing: Is told if that cannot be.
+    """
+    if int(server.version.split(".")[0]) < NOTIFY_RELEASE:
+        missing["the NOTIFY queue full"] = f"it holds 8 GB before PostgreSQL {NOTIFY_RELEASE}"
+        return
+    with psycopg.connect(server.dsn(), autocommit=True) as session:
+        session.execute(f"ALTER SYSTEM SET max_notify_queue_pages = {NOTIFY_PAGES}")
+    server.restart()
+
+
+def of_clients(clients: Clients, missing: dict[str, str]) -> Kinds:
     """The faults of client processes.
+
+    Args:
+        clients: The clients.
+        missing: Is told which of them cannot be injected, and why.
+    """
+    kinds: Kinds = {"a client killed": clients.kill_one, "a client frozen": clients.freeze_one}
+    if clients.faked is None:
+        missing["a client's clock stepped"] = "no libfaketime that works was found: pip install libfaketime"
+    else:
+        kinds["a client's clock stepped"] = clients.step_clock
+    return kinds
+
+
+def within_clients(clients: Clients, modes: Iterable[str], missing: dict[str, str]) -> Kinds:
+    """Return the faults within client processes, which can be injected while any other is.
 
     Args:
         clients: The clients.
         modes: Their modes.
         missing: Is told which of them cannot be injected, and why.
     """
-    kinds: Kinds = {"a client killed": clients.kill_one, "a client frozen": clients.freeze_one}
+    kinds: Kinds = {"a client forked in C": clients.fork_one, "jobs raise KeyboardInterrupt": clients.interrupt_jobs}
+    interrupts: Kinds = {
+        "a client interrupted": lambda: clients.interrupt_one(signal.SIGINT),
+        "a client's time limit": lambda: clients.interrupt_one(signal.SIGALRM),
+    }
     if "blocking" in modes:
-        kinds["a client interrupted"] = clients.interrupt_one
-    else:
-        missing["a client interrupted"] = "no client here is blocking"
-    if clients.faked is None:
-        missing["a client's clock stepped"] = "no libfaketime that works was found: pip install libfaketime"
-    else:
-        kinds["a client's clock stepped"] = clients.step_clock
+        return kinds | interrupts
+    missing |= dict.fromkeys(interrupts, "no client here is blocking")
     return kinds
+
+
+class SilentProxy(Proxy):
+    """A proxy of which single connections fall silent, while others go on."""
+
+    def silence(self, share: float, rng: random.Random, pause: float) -> None:
+        """Swallow what comes over some connections, both ways; the server notices before the client does.
+
+        Args:
+            share: Which part of the connections, listening ones among them.
+            rng: Chooses.
+            pause: Seconds until the server finds such a connection closed. The client does after `UNHEARD` seconds,
+                unless it gave up before.
+        """
+        with self._lock:
+            links = [link for link in self._links if rng.random() < share]
+            for link in links:
+                link.stall()
+        time.sleep(pause)
+        for link in links:
+            with suppress(OSError):
+                link._ends[1].shutdown(socket.SHUT_RDWR)
+        timer = threading.Timer(UNHEARD, _cut, [links])
+        timer.daemon = True
+        timer.start()
+
+
+def _cut(links: Iterable[_Link]) -> None:
+    for link in links:
+        link.cut()
+
+
+def lasting_of_network(proxy: SilentProxy, rng: random.Random) -> Kinds:
+    """Return the faults of the network that last, and can be injected while any other is.
+
+    Args:
+        proxy: Through which it goes.
+        rng: Says for how long.
+    """
+    return {"connections silent": lambda: proxy.silence(rng.uniform(0.1, 0.4), rng, rng.uniform(0.5, 2.5))}
 
 
 def of_network(proxy: Proxy, rng: random.Random) -> Kinds:
@@ -109,11 +190,20 @@ class OfServer:
         server: The server.
         disks: Those that it writes to, if they are small ones.
         rng: Says for how long.
+
+    Attributes:
+        kinds: The faults.
+        lasting: Those that last, and can be injected while any of the others is.
     """
 
     def __init__(self, server: EmbeddedServer, disks: Disks | None, rng: random.Random) -> None:
         self._server = server
         self._rng = rng
+        self._starting = threading.Lock()
+        self.lasting: Kinds = {
+            "the default isolation raised": self._isolate,
+            "the default isolation raised for new sessions": self._isolate_new,
+        }
         self.kinds: Kinds = {
             "backends terminated": lambda: self._signal("pg_terminate_backend", 3),
             "statements cancelled": lambda: self._signal("pg_cancel_backend", 3),
@@ -138,8 +228,8 @@ class OfServer:
             ),
             "backends frozen": lambda: self._to_backends(signal.SIGSTOP, signal.SIGCONT),
             "a process of the server killed": lambda: self._to_backends(signal.SIGKILL),
-            "the server restarted, fast": lambda: server.restart("fast"),
-            "the server restarted, immediate": lambda: server.restart("immediate"),
+            "the server restarted, fast": lambda: self._restart("fast"),
+            "the server restarted, immediate": lambda: self._restart("immediate"),
             "the server killed": self._kill,
         }
         release = int(server.version.split(".")[0])
@@ -147,6 +237,8 @@ class OfServer:
             self.kinds["idle_session_timeout"] = lambda: self._limit("idle_session_timeout", "10ms")
         if release >= 17:
             self.kinds["transaction_timeout"] = lambda: self._limit("transaction_timeout", "10ms")
+        if release >= NOTIFY_RELEASE:
+            self.lasting["the NOTIFY queue full"] = self._fill_notify_queue
         if disks is not None:
             self.kinds["the disk of the tables full"] = lambda: self._fill_tables(disks.tables)
             self.kinds["the disk of the log full"] = lambda: self._fill_log(disks.log)
@@ -172,7 +264,8 @@ class OfServer:
             except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise
-                self._server.start()  # which does nothing if it is there
+                with self._starting:
+                    self._server.start()  # which does nothing if it is there
                 time.sleep(0.05)
 
     def _run(self, *statements: str) -> None:
@@ -292,14 +385,128 @@ class OfServer:
             disk.empty()
             self._insist("SELECT 1")
 
+    def _restart(self, mode: Literal["fast", "immediate"]) -> None:
+        with self._starting:
+            try:
+                self._server.restart(mode)
+            except EmbeddedServerError:  # a session hangs: see `ServerClock`
+                self._server.kill()
+                self._server.start()
+
     def _kill(self) -> None:
-        self._server.kill()
-        self._server.start()
+        with self._starting:
+            self._server.kill()
+            self._server.start()
+
+    # What lasts
+
+    def _last(self) -> None:
+        time.sleep(self._rng.uniform(1.0, 2.0))
+
+    def _isolate(self) -> None:
+        """Raise the default isolation of all sessions, those that are open too."""
+        level = self._rng.choice(LEVELS)
+        try:
+            self._run(f"ALTER SYSTEM SET default_transaction_isolation = '{level}'", "SELECT pg_reload_conf()")
+            self._last()
+        finally:
+            self._insist("ALTER SYSTEM RESET default_transaction_isolation")
+            self._insist("SELECT pg_reload_conf()")
+
+    def _isolate_new(self) -> None:
+        """Raise the default isolation of sessions that are opened from now on, and have some opened."""
+        level = self._rng.choice(LEVELS)
+        try:
+            self._run(f"ALTER DATABASE postgres SET default_transaction_isolation = '{level}'")
+            self._signal("pg_terminate_backend", 20)
+            self._last()
+        finally:
+            self._insist("ALTER DATABASE postgres RESET default_transaction_isolation")
+            self._signal("pg_terminate_backend", 1000)
+
+    def _fill_notify_queue(self) -> None:
+        """Have a listener hold the tail of the queue in an open transaction, and fill it up."""
+        tail = self._connected()
+        try:
+            with suppress(psycopg.Error):
+                tail.execute("LISTEN chaos_tail")
+                tail.execute("BEGIN")
+                tail.execute("SELECT 1")
+                with self._session() as session:
+                    for number in range(NOTIFICATIONS):
+                        session.execute("SELECT pg_notify('chaos_tail', repeat('x', 7000) || %s)", [number])
+                self._last()
+        finally:
+            tail.close()
+            self._insist("SELECT pg_notification_queue_usage()")  # which moves the tail
+
+
+def of_clock(clock: ServerClock, rng: random.Random) -> Kinds:
+    """Return the faults of the server's clock, which last.
+
+    Args:
+        clock: The clock.
+        rng: Says for how long.
+    """
+
+    def step(sign: str) -> None:
+        try:
+            clock.step(sign)
+            time.sleep(clock.LATE + rng.uniform(0.5, 2.0))
+        finally:
+            clock.right()
+
+    return {"the clock ahead, then right": lambda: step("+"), "the clock behind, then right": lambda: step("-")}
 
 
 def chosen(kinds: Kinds, rng: random.Random) -> Iterator[str]:
-    """Kinds of faults, without end: each once, then those that stop everything more rarely than others."""
-    names = list(kinds)
-    yield from rng.sample(names, len(names))
+    """Yield faults without end, in rounds: each as often as another, but for those of `RARE`."""
+    turn = 0
     while True:
-        yield rng.choices(names, [1 if any(word in name for word in RARE) else 4 for name in names])[0]
+        names = [name for name in kinds if turn % 4 == 0 or not any(word in name for word in RARE)]
+        rng.shuffle(names)
+        yield from names
+        turn += 1
+
+
+class ConcurrentFaults:
+    """A thread that injects faults, one after the other, while others are injected.
+
+    Args:
+        kinds: The faults.
+        rng: Chooses.
+        told: Is told of each.
+    """
+
+    def __init__(self, kinds: Kinds, rng: random.Random, told: Callable[[str], None]) -> None:
+        self._kinds = kinds
+        self._rng = rng
+        self._told = told
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="concurrent faults", daemon=True)
+        self._failed: list[BaseException] = []
+        self.injected: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begin."""
+        if self._kinds:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the end of the fault that is injected now; raise what injecting raised."""
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._failed:
+            raise self._failed.pop()
+
+    def _run(self) -> None:
+        try:
+            for fault in chosen(self._kinds, self._rng):
+                self._told(fault)
+                self._kinds[fault]()
+                self.injected[fault] += 1
+                if self._over.wait(self._rng.uniform(0.1, 0.5)):
+                    return
+        except BaseException as exc:
+            self._failed.append(exc)

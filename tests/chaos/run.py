@@ -20,14 +20,30 @@ from pqcore_backends.embedded import EmbeddedServer
 from . import tables
 from .checker import Entry, Verdict, check, read
 from .client import APPLICATION, LATER, LEASE, QUEUES
-from .crew import WORKER, WORKERS_LEASE, Clients
+from .clock import ServerClock, library
+from .crew import FORKING, WORKER, WORKERS_LEASE, Clients
 from .disk import SETTINGS as DISK_SETTINGS
 from .disk import Disks
-from .faults import SETTINGS, OfServer, chosen, of_clients, of_network
+from .faults import (
+    SETTINGS,
+    ConcurrentFaults,
+    Kinds,
+    OfServer,
+    SilentProxy,
+    chosen,
+    lasting_of_network,
+    of_clients,
+    of_clock,
+    of_network,
+    shrink_notify_queue,
+    within_clients,
+)
 from .work import NAME
 
 SETTLE = 5.0
 """Seconds without faults at the end, in which clients go on."""
+BACKLOG = 90.0
+"""Seconds in which workers do another of the jobs that are left: longer than a free place goes unnoticed."""
 PATIENCE = 60.0
 """Seconds in which the server has noticed that clients are gone."""
 BACKENDS = (("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async"), ("psycopg2", "blocking"))
@@ -76,8 +92,9 @@ def run(
     rng = random.Random(seed)
     report = Report()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pqcore-chaos-", dir="/tmp")))
         server = stack.enter_context(EmbeddedServer(settings={**SETTINGS, **DISK_SETTINGS}))
+        shrink_notify_queue(server, report.missing)
         disks = None
         try:
             disks = stack.enter_context(Disks(server))
@@ -85,29 +102,63 @@ def run(
             report.missing |= {f"the disk of the {which} full": str(exc) for which in ("tables", "log")}
         else:
             stack.callback(server.stop)  # before its disks are taken away
+        clock = _clock(server, folder, report)
         tables.make(server.dsn())
-        proxy = Proxy(server.dsn())
+        proxy = SilentProxy(server.dsn())
         stack.callback(proxy.close)
-        clients = Clients(lambda: named(proxy.dsn), folder, rng)
+        clients = Clients(lambda: named(proxy.dsn), server.dsn, folder, rng, "all" if clock is None else "latest")
         stack.callback(clients.stop)
+        of_server = OfServer(server, disks, rng)
         kinds = {
             **of_network(proxy, rng),
-            **of_clients(clients, [mode for _, mode in backends], report.missing),
-            **OfServer(server, disks, rng).kinds,
+            **of_clients(clients, report.missing),
+            **of_server.kinds,
         }
-        kinds = {name: inject for name, inject in kinds.items() if not only or any(part in name for part in only)}
+        calm = random.Random(rng.random())  # another thread's
+        lasting = {
+            **within_clients(clients, [mode for _, mode in backends], report.missing),
+            **lasting_of_network(proxy, calm),
+            **of_server.lasting,
+            **({} if clock is None else of_clock(clock, calm)),
+        }
+        concurrent = ConcurrentFaults(_only(lasting, only), calm, told)
+        kinds = _only(kinds, only)
         hire(clients, backends)
         faults = chosen(kinds, rng)
         until = time.monotonic() + seconds
-        while time.monotonic() < until or report.injected.total() < least:
-            fault = next(faults)
-            told(fault)
-            kinds[fault]()
-            report.injected[fault] += 1
+        stack.callback(concurrent.stop)
+        concurrent.start()
+        while time.monotonic() < until or (kinds and report.injected.total() < least):
+            if kinds:
+                fault = next(faults)
+                told(fault)
+                kinds[fault]()
+                report.injected[fault] += 1
             time.sleep(rng.uniform(0.02, 0.4))
+        concurrent.stop()
+        report.injected += concurrent.injected
         time.sleep(settle)
-        judge(report, clients, server.dsn(), proxy)
+        judge(report, clients, server.dsn(), proxy, clock=clock)
     return report
+
+
+def _only(kinds: Kinds, parts: Sequence[str]) -> Kinds:
+    """Return the kinds with one of the parts in their names; all of them, if no part is given."""
+    return {name: inject for name, inject in kinds.items() if not parts or any(part in name for part in parts)}
+
+
+def _clock(server: EmbeddedServer, folder: Path, report: Report) -> ServerClock | None:
+    """Return the server's clock, if it can be stepped here."""
+    preloaded = library()
+    why = "no libfaketime that works was found: pip install libfaketime"
+    if preloaded is not None:
+        folder.chmod(0o711)
+        try:
+            return ServerClock(server, folder, preloaded)
+        except OSError as exc:
+            why = str(exc)
+    report.missing |= dict.fromkeys(("the clock ahead, then right", "the clock behind, then right"), why)
+    return None
 
 
 def named(dsn: str) -> str:
@@ -121,12 +172,13 @@ def named(dsn: str) -> str:
 
 
 def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
-    """Start a client of each kind, and a worker of each backend, and wait until they are at work."""
+    """Start a client of each kind, and a worker and a client that forks of each backend; wait until all are at work."""
     backends = list(backends)
     for backend, mode in backends:
         clients.hire(backend, mode)
     for backend in sorted({backend for backend, _ in backends}):
         clients.hire(backend, WORKER)
+        clients.hire(backend, FORKING)
     until = time.monotonic() + PATIENCE
     while not all(log.exists() for log in clients.logs):
         if time.monotonic() > until:
@@ -134,17 +186,27 @@ def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
         time.sleep(0.02)
 
 
-def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy) -> None:
-    """Stop the clients, and hold what they were told against what is there."""
+def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy, clock: ServerClock | None = None) -> None:
+    """Stop the clients, then the workers, and hold what they were told against what is there."""
+    ticking = tables.ticks_go_on(dsn, PATIENCE / 2)
     fallen = clients.fallen()
+    clients.stop(but=WORKER)
+    late = time.monotonic()
+    if clock is not None:
+        clock.pass_all()
+        late += clock.LATE
+    tables.workers_are_done(dsn, BACKLOG, clients.at_work)
+    time.sleep(max(late - time.monotonic(), 0.0))
+    fallen += clients.fallen()
     clients.stop()
     for proxy in proxies:
         proxy.cut()
     _idle(dsn)
     report.history, report.found = read(clients.logs), tables.read(dsn)
+    report.found.ticking, report.found.missed = ticking, clients.missed
     report.found.stuck = tables.drain(dsn, [*QUEUES, NAME], max(LEASE, LATER, WORKERS_LEASE) + 1)
     report.verdict = check(report.history, report.found)
-    report.verdict.losses += [f"a client fell: {each}" for each in fallen]
+    report.verdict.losses += [f"a client fell: {each}" for each in dict.fromkeys(fallen)]
 
 
 def _idle(dsn: str) -> None:
@@ -159,4 +221,6 @@ def _idle(dsn: str) -> None:
         while left := connection.execute(statement, [APPLICATION]).fetchall():
             if time.monotonic() > until:
                 raise TimeoutError(f"the server has not noticed that clients are gone: {left}")
+            if time.monotonic() > until - PATIENCE / 2:  # deadlocks are not looked for while a clock was put back
+                connection.execute(f"SELECT pg_terminate_backend(pid) FROM ({statement}) AS client", [APPLICATION])
             time.sleep(0.05)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import class_row
 
 from pqcore import PQ
 
+from .work import GATED, OTHERS, TICK
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
+PATIENCE = 60.0
+"""Seconds for which a server that was broken is waited for."""
 ROLE = "client"
 """Whom clients log in as: no superuser, so that limits hold for them."""
 MAKE = f"""
@@ -23,24 +32,40 @@ CREATE TABLE audit (
   dedup_key text, due timestamptz, distance float8, was_attempts int, attempts int,
   was_leased timestamptz, leased timestamptz, was_over boolean, over boolean
 );
+CREATE TABLE runs (
+  n bigint DEFAULT nextval('audit_n_seq'), job bigint NOT NULL, attempt int NOT NULL, place text NOT NULL,
+  over boolean NOT NULL
+);
+CREATE FUNCTION finite(timestamptz) RETURNS timestamptz IMMUTABLE LANGUAGE sql AS
+  $$ SELECT CASE WHEN $1 = 'infinity' THEN '9999-01-01 00:00+00' ELSE $1 END $$; -- Python has no infinite times
 CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-  was record; row record;
+  was record; row record; token text;
 BEGIN
   was := CASE WHEN TG_OP = 'INSERT' THEN NEW ELSE OLD END;
   row := CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
+  token := coalesce(row.data #>> '{{args,0}}', row.data #>> '{{}}');
+  IF token = '{TICK}' THEN
+    token := token || '-' || row.id;
+  END IF;
   INSERT INTO audit (at, job, queue, token, what, dedup_key, due, distance, was_attempts, attempts, was_leased, leased,
     was_over, over)
-  VALUES (statement_timestamp(), row.id, row.q_name, coalesce(row.data #>> '{{args,0}}', row.data #>> '{{}}'), TG_OP,
+  VALUES (statement_timestamp(), row.id, row.q_name, token, TG_OP,
     row.dedup_key, coalesce(was.schedule_at, was.enqueued_at),
-    extract(epoch FROM row.schedule_at - row.enqueued_at), was.attempts, row.attempts, was.leased_until,
-    row.leased_until, was.dequeued_at IS NOT NULL, row.dequeued_at IS NOT NULL);
+    extract(epoch FROM row.schedule_at - row.enqueued_at), was.attempts, row.attempts, finite(was.leased_until),
+    finite(row.leased_until), was.dequeued_at IS NOT NULL, row.dequeued_at IS NOT NULL);
   RETURN NULL;
 END $$;
 CREATE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON queue FOR EACH ROW EXECUTE FUNCTION audited();
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE};
 GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO {ROLE};
 """
+
+
+LEFT: LiteralString = (
+    "FROM queue WHERE dequeued_at IS NULL AND q_name IN (%s, %s) AND data #>> '{args,0}' IS DISTINCT FROM %s"
+)
+"""The jobs that are left for workers, but for those of ticks, which come on and on."""
 
 
 @dataclass
@@ -94,6 +119,25 @@ class Row:
 
 
 @dataclass
+class Record:
+    """What a job under a limit, or in a group, wrote as it began or ended.
+
+    Attributes:
+        n: Drawn as those of events are: what began before another ended has a lower one.
+        job: The id.
+        attempt: Of the job's attempts, which lease it ran under.
+        place: The limit or group.
+        over: Whether it ended.
+    """
+
+    n: int
+    job: int
+    attempt: int
+    place: str
+    over: bool
+
+
+@dataclass
 class Tables:
     """All that there is in the end.
 
@@ -104,6 +148,9 @@ class Tables:
         tallies: What was counted in the transactions of effects.
         stuck: Ids of jobs that nobody was given, when all that was left was asked for.
         dead: Dead letters, and why they are such.
+        records: What jobs under limits and in groups wrote, in order.
+        ticking: Whether ticks went on when nothing failed any more.
+        missed: What becomes of ticks that were missed.
     """
 
     rows: list[Row]
@@ -112,6 +159,9 @@ class Tables:
     tallies: dict[str, int]
     stuck: list[int]
     dead: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    ticking: bool = True
+    missed: str = "latest"
 
     def chains(self) -> dict[int, list[Event]]:
         """The changes of each job."""
@@ -139,16 +189,67 @@ def read(dsn: str) -> Tables:
     """Read them."""
     with psycopg.connect(dsn) as connection:
         rows = connection.cursor(row_factory=class_row(Row)).execute(
-            "SELECT id AS job, q_name AS queue, coalesce(data #>> '{args,0}', data #>> '{}') AS token,"
-            " dequeued_at IS NOT NULL AS over, attempts FROM queue ORDER BY id"
+            "SELECT id AS job, q_name AS queue, CASE WHEN data #>> '{args,0}' = %s THEN %s || '-' || id"
+            " ELSE coalesce(data #>> '{args,0}', data #>> '{}') END AS token,"
+            " dequeued_at IS NOT NULL AS over, attempts FROM queue ORDER BY id",
+            [TICK, TICK],
         )
         events = connection.cursor(row_factory=class_row(Event)).execute("SELECT * FROM audit ORDER BY n")
         effects: list[tuple[str, bool]] = [
             (token, tallied) for token, tallied in connection.execute("SELECT token, tallied FROM effects")
         ]
         tallies: dict[str, Any] = dict(connection.execute("SELECT name, number FROM tallies").fetchall())
-        dead = [f"{job}: {why}" for job, why in connection.execute("SELECT id, error::text FROM queue_dead")]
-        return Tables(rows.fetchall(), events.fetchall(), effects, tallies, [], dead)
+        letters = "SELECT id, reason, error->>'type', left(error->>'message', 200) FROM queue_dead"
+        dead = [" ".join(map(str, letter)) for letter in connection.execute(letters)]
+        records = connection.cursor(row_factory=class_row(Record)).execute("SELECT * FROM runs ORDER BY n")
+        return Tables(rows.fetchall(), events.fetchall(), effects, tallies, [], dead, records.fetchall())
+
+
+def ticks_go_on(dsn: str, patience: float) -> bool:
+    """Wait for the next tick's job; whether there is one.
+
+    Args:
+        dsn: The server.
+        patience: Seconds to wait.
+    """
+    count = "SELECT count(*) FROM audit WHERE what = 'INSERT' AND token LIKE %s"
+    until, first = time.monotonic() + patience, _count(dsn, count, [f"{TICK}-%"])
+    while _count(dsn, count, [f"{TICK}-%"]) == first:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def workers_are_done(dsn: str, patience: float, at_work: Callable[[], bool]) -> None:
+    """Wait until workers have done all jobs that are left to them.
+
+    Args:
+        dsn: The server.
+        patience: Seconds to wait for the next job to be done.
+        at_work: Whether there is any worker.
+    """
+    least, until = None, time.monotonic() + patience
+    while (left := _count(dsn, f"SELECT count(*) {LEFT}", [GATED, OTHERS, TICK])) and at_work():
+        if least is None or left < least:
+            least, until = left, time.monotonic() + patience
+        elif time.monotonic() > until:
+            return
+        time.sleep(0.1)
+
+
+def _count(dsn: str, statement: LiteralString, values: list[str]) -> int:
+    """Return a number, when the server is there to tell it."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with psycopg.connect(dsn) as connection:
+                [number] = connection.execute(statement, values).fetchone() or [0]
+                return int(number)
+        except psycopg.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def drain(dsn: str, queues: list[str], patience: float) -> list[int]:
@@ -169,4 +270,6 @@ def drain(dsn: str, queues: list[str], patience: float) -> list[int]:
             while pq[name].get_many(500, timeout=0):
                 pass
     with psycopg.connect(dsn) as connection:
-        return [row[0] for row in connection.execute("SELECT id FROM queue WHERE dequeued_at IS NULL ORDER BY id")]
+        undone = "SELECT id FROM queue WHERE dequeued_at IS NULL AND q_name NOT IN (%s, %s)"
+        undone += f" UNION ALL SELECT id {LEFT} ORDER BY id"
+        return [row[0] for row in connection.execute(undone, [GATED, OTHERS, GATED, OTHERS, TICK])]

@@ -1,45 +1,185 @@
-"""What worker processes run: a task that writes its job's effect, and finishes its job, in one transaction."""
+"""What worker processes run: tasks that record what they do, and a plugin that records what a worker tells plugins."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from pqcore.events import JobEvent
+from pqcore.hookspecs import hookimpl
+from pqcore.plugins import plugins
 from pqcore.tasks import PQ, AsyncPQ, current
 
-NAME = "work"
-"""The queue."""
+from .log import Log
+
+NAME, GATED, OTHERS = "work", "gated", "others"
+"""The queues: of jobs that end in a transaction of their own, of those under limits and in groups, and of others."""
 OPTIONS: dict[str, Any] = {"max_retries": 10**6, "max_crashes": 10**6, "retry_in": 0.05}
 """It is tried until it works: functions need the server, too."""
+LIMIT = 2
+"""Jobs that may run at the same time under one key."""
+TICK = "tick"
+"""The argument of the periodic task, and the first part of its jobs' tokens."""
+BRIEF = 0.03
+"""Seconds that a job under a limit or in a group takes."""
+RECORD = "INSERT INTO runs (job, attempt, place, over) VALUES ({}, {}, {}, {})"
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "work": (NAME, {}),
+    "limited": (GATED, {"limits": lambda _, key: {key: LIMIT}}),
+    "grouped": (GATED, {"group": lambda _, group: group}),
+    "kept": (OTHERS, {"keep_result": "1m"}),
+    "interrupted": (OTHERS, {"retry_on": BaseException}),
+    "interrupted_process": (OTHERS, {"retry_on": BaseException, "run_in": "process"}),
+}
+"""Each task's queue, and its options in addition to `OPTIONS`."""
 _here: list[Any] = []
 
 
+class FirstRunFails(Exception):
+    """The failure of a job that is retried."""
+
+
 def work(job_id: int, token: str) -> None:
-    """Write the effect."""
+    """Write the effect, and finish the job."""
     with _here[0] as cursor:
         cursor.execute("INSERT INTO effects VALUES (%s, %s, false)", [token, job_id])
         current().finish()
 
 
+def limited(job_id: int, token: str, key: str) -> None:
+    """Hold a place under a limit for a moment."""
+    del token
+    _record(job_id, f"limit {key}", over=False)
+    time.sleep(BRIEF)
+    _record(job_id, f"limit {key}", over=True)
+
+
+def grouped(job_id: int, token: str, group: str) -> None:
+    """Hold the turn of a group for a moment."""
+    del token
+    _record(job_id, f"group {group}", over=False)
+    time.sleep(BRIEF / 3)
+    _record(job_id, f"group {group}", over=True)
+
+
+def _record(job_id: int, place: str, *, over: bool) -> None:
+    with _here[0] as cursor:
+        cursor.execute(RECORD.format(*["%s"] * 4), [job_id, current().job.attempts, place, over])
+
+
 async def work_async(job_id: int, token: str) -> None:
-    """Likewise, over asyncpg."""
+    """`work`, over asyncpg."""
     async with _here[0] as connection:
         await connection.execute("INSERT INTO effects VALUES ($1, $2, false)", token, job_id)
         await current().finish()
 
 
-work_async.__name__ = work_async.__qualname__ = "work"  # jobs are put by one path, whoever runs them
+async def limited_async(job_id: int, token: str, key: str) -> None:
+    """`limited`, over asyncpg."""
+    del token
+    await _record_async(job_id, f"limit {key}", over=False)
+    await asyncio.sleep(BRIEF)
+    await _record_async(job_id, f"limit {key}", over=True)
 
 
-def queue() -> Any:
-    """The queue of a worker process, over the backend that its environment names."""
+async def grouped_async(job_id: int, token: str, group: str) -> None:
+    """`grouped`, over asyncpg."""
+    del token
+    await _record_async(job_id, f"group {group}", over=False)
+    await asyncio.sleep(BRIEF / 3)
+    await _record_async(job_id, f"group {group}", over=True)
+
+
+async def _record_async(job_id: int, place: str, *, over: bool) -> None:
+    async with _here[0] as connection:
+        await connection.execute(RECORD.format("$1", "$2", "$3", "$4"), job_id, current().job.attempts, place, over)
+
+
+def kept(job_id: int, token: str) -> str:
+    """Fail in the first run, and return a result that is kept in the next."""
+    del job_id
+    if current().attempt == 1:
+        raise FirstRunFails
+    return token
+
+
+def interrupted(job_id: int, token: str) -> None:
+    """Raise KeyboardInterrupt in the first run."""
+    del job_id, token
+    if current().attempt == 1:
+        raise KeyboardInterrupt
+
+
+async def interrupted_async(job_id: int, token: str) -> None:
+    """Raise KeyboardInterrupt in the first run, as a coroutine."""
+    interrupted(job_id, token)
+
+
+def interrupted_process(job_id: int, token: str) -> None:
+    """Raise KeyboardInterrupt in the first run, in a process of the job's own."""
+    interrupted(job_id, token)
+
+
+def tick(job_id: int, token: str) -> None:
+    """Do nothing: that the job was put, and when, is what is checked."""
+
+
+BLOCKING: dict[str, Callable[..., Any]] = {name: globals()[name] for name in TASKS}
+ASYNCHRONOUS: dict[str, Callable[..., Any]] = {name: globals().get(f"{name}_async", BLOCKING[name]) for name in TASKS}
+for functions in (BLOCKING, ASYNCHRONOUS):
+    for name, function in functions.items():  # jobs are put by one path, whichever process runs them
+        function.__module__, function.__name__, function.__qualname__ = "tests.chaos.work", name, name
+tick.__module__ = "tests.chaos.work"
+
+
+def declare(pq: Any, functions: Mapping[str, Callable[..., Any]] = BLOCKING) -> dict[str, Any]:
+    """Declare the tasks; return what puts their jobs, by the function's name.
+
+    Args:
+        pq: The queues, blocking or asynchronous.
+        functions: The functions that run.
+    """
+    return {name: pq[queue].task(**OPTIONS, **options)(functions[name]) for name, (queue, options) in TASKS.items()}
+
+
+class Watcher:
+    """A plugin that records how runs ended, as a worker tells it.
+
+    Args:
+        log: The log.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def _tell(self, outcome: str, event: JobEvent) -> None:
+        self._log.write({"act": "told", "outcome": outcome, "job": event.job.id, "attempt": event.job.attempts})
+
+    @hookimpl
+    def pqcore_job_succeeded(self, event: JobEvent) -> None:
+        self._tell("done", event)
+
+    @hookimpl
+    def pqcore_job_failed(self, event: JobEvent) -> None:
+        self._tell("failed", event)
+
+    @hookimpl
+    def pqcore_job_lost(self, event: JobEvent) -> None:
+        self._tell("lost", event)
+
+
+def queues() -> Any:
+    """Return the queues of a worker process, over the backend that its environment names."""
     backend, dsn = os.environ["CHAOS_BACKEND"], os.environ["CHAOS_DSN"]
     options: dict[str, Any] = {"backend": backend, "pool_timeout": 5}
-    if backend == "asyncpg":
-        made: Any = AsyncPQ(dsn, **options)[NAME]
-        made.task(**OPTIONS)(work_async)
-    else:
-        made = PQ(dsn, **options)[NAME]
-        made.task(**OPTIONS)(work)
-    _here[:] = [made]
+    made: Any = AsyncPQ(dsn, **options) if backend == "asyncpg" else PQ(dsn, **options)
+    declare(made, ASYNCHRONOUS if backend == "asyncpg" else BLOCKING)
+    missed = os.environ["CHAOS_MISSED"]
+    made[OTHERS].periodic("* * * * * *", missed=missed, args=(TICK,))(made[OTHERS].task(**OPTIONS)(tick))
+    _here[:] = [made[NAME]]
+    plugins.register(Watcher(Log(Path(os.environ["CHAOS_LOG"]))))
     return made
