@@ -237,9 +237,10 @@ def _put_many(stored: str, items: str) -> str:
         f" headers, group_key) SELECT :q_name::text, {stored}, :serializer::text, statement_timestamp(), {TIMES},"
         " :headers::text::json, :group_key::text"
         f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
+        # As text, since asyncpg reads the elements of other arrays by the application's codecs.
         # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
         " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
-        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id) END FROM put"
+        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END FROM put"
     )
 
 

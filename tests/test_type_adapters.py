@@ -265,6 +265,23 @@ def test_codecs_of_an_asyncpg_connection_change_no_job(dsn: str) -> None:
     asyncio.run(scenario())
 
 
+def test_codecs_of_an_asyncpg_connection_change_no_ids_that_are_apart(dsn: str) -> None:
+    async def scenario() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.set_type_codec("int8", schema="pg_catalog", encoder=str, decoder=repr, format="text")
+        pq = AsyncPQ(connection)
+        await pq.create()
+        await connection.execute("ALTER SEQUENCE queue_id_seq INCREMENT BY 2")
+        try:
+            ids = await pq["q"].put_many([1, 2, 3])
+            assert [type(each) for each in ids] == [int, int, int]
+            assert ids == [ids[0], ids[0] + 2, ids[0] + 4]
+        finally:
+            await connection.close()
+
+    asyncio.run(scenario())
+
+
 def test_codecs_of_an_asyncpg_pool_change_no_job(dsn: str) -> None:
     async def prepare(connection: Any) -> None:
         for kind in READ:

@@ -341,7 +341,7 @@ async def insert_many(
     if put < number:  # which is undone with the transaction, or to a savepoint
         raise await not_stored(engine, s, "put_many")
     # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
-    return [*range(first, first + number)] if ids is None else sorted(ids)
+    return [*range(first, first + number)] if ids is None else sorted(map(int, ids))
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:
