@@ -34,9 +34,15 @@ def standard_tests() -> dict[str, str | None]:
         if not entry.name.startswith("test_"):
             continue
         tree = ast.parse(entry.read_text("utf-8"))
+        of_all = [
+            mark
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+            for mark in (node.value.elts if isinstance(node.value, ast.List) else [node.value])
+        ]
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                found[f"{entry.name.removesuffix('.py')}::{node.name}"] = _mode(node)
+                found[f"{entry.name.removesuffix('.py')}::{node.name}"] = _mode(node, of_all)
     return found
 
 
@@ -52,10 +58,10 @@ def _offered(spec: BackendSpec) -> BackendSpec:
     return spec if prepared() else _without(spec, dict.fromkeys((Capability.LISTEN, Capability.PREPARED), pooled))
 
 
-def _mode(node: ast.FunctionDef) -> str | None:
+def _mode(node: ast.FunctionDef, of_all: Sequence[ast.expr]) -> str | None:
     if "harness" not in {argument.arg for argument in node.args.args}:
         return ALONE
-    for decorator in node.decorator_list:
+    for decorator in (*node.decorator_list, *of_all):
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.only":
             return str(ast.literal_eval(decorator.args[0]))
     return None
