@@ -79,6 +79,12 @@ _READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
 _FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {HIDDEN_ORDER} LIMIT 1"
 
+# Whether a queue of a list of names has a job to take: a probe of each class.
+_WAITED_FOR = [
+    f"(SELECT true FROM {{table}} WHERE {condition.replace(OF_QUEUE, 'q_name = waited.name')} ORDER BY {order} LIMIT 1)"
+    for condition, order in ((_URGENT, URGENT_ORDER), (_READY_NOW, READY_ORDER), (_OUT_NOW, HIDDEN_ORDER))
+]
+
 # What a waiter locks: the seed is of these locks alone.
 _WAITED = "hashtextextended(channel, 7071)"
 
@@ -256,7 +262,8 @@ class Dialect:
     Attributes:
         name: As users write it: ``PQ(dsn, dialect="citus")``.
         missing: Why the engine lacks what a driver may offer; by `pqcore.backend.Capability`.
-        unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``.
+        unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``, ``shared looks`` (one
+            statement that looks at many queues; without it, each waiter that cannot be notified polls).
         api: The version of the plugin API that it was written for.
     """
 
@@ -329,6 +336,12 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
    ORDER BY {OUT_AT}, id LIMIT 1)
 )) - extract(epoch FROM statement_timestamp()))::float8""",
             hot=True,
+        )
+        # Reads only. Of the queues that are waited for, those that have a job; who takes it is decided by the takes.
+        # Scalar subqueries, which the planner makes no join or hash of: a probe of each index for each name.
+        self.ready_queues = compiled(
+            "ready_queues",
+            f"SELECT name FROM unnest(:names::text[]) AS waited (name) WHERE coalesce({', '.join(_WAITED_FOR)}, false)",
         )
         self.ack: dict[Retention, Query] = {kept: compiled(f"ack_{kept}", sql, hot=True) for kept, sql in _ACKS.items()}
         self.restore: dict[Retention, Query] = {

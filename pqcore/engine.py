@@ -50,9 +50,10 @@ from pqcore.runtime import Gate, Kept, Runtime, drive
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
 from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
-from pqcore.settings import logger
+from pqcore.settings import QueueSettings, logger
+from pqcore.shared_look import BLIND_POLL, LOOKS
 from pqcore.statement import Query, plain
-from pqcore.waiting import BLIND_POLL, LOOKS, Listener, SoleListener
+from pqcore.waiting import Listener, SoleListener
 
 T = TypeVar("T")
 
@@ -494,6 +495,47 @@ class Engine:
                 finally:
                     self._blind -= 1
 
+    async def wait_for_jobs(
+        self, queue: QueueSettings, ticket: int | None, seconds: float, poll_interval: float
+    ) -> None:
+        """Wait until a queue may have a job, for at most ``seconds``; may return early, to look at the table.
+
+        Waiters that no notification can wake share one look, which finds what their own would find. A waiter within a
+        block looks by itself, as only that look sees what the block has done. So does a waiter on a framework's
+        connections, which may be in a transaction of the framework's.
+
+        Args:
+            queue: The queue.
+            ticket: What `Listener.ticket` gave for its channel before the last look.
+            seconds: Seconds until it is worth another look.
+            poll_interval: Seconds after which to look in any case, unless the look is shared.
+        """
+        listener, pause = self.listener, min(seconds, self.poll_interval(poll_interval))
+        if (
+            ticket is not None
+            or poll_interval < BLIND_POLL
+            or isinstance(listener, SoleListener)
+            or isinstance(self.source, LentConnections)
+            or "shared looks" in self.dialect.unsupported
+            or self._current() is not None
+        ):
+            await self.wait(queue.channel, ticket, pause)
+            return
+        deadline = time.monotonic() + seconds
+        if not await listener.listen(queue.channel, pause):
+            left = max(deadline - time.monotonic(), 0.0)
+            await listener.share(queue.channel, queue.name, left, self._ready_queues)
+
+    async def _ready_queues(self, names: Sequence[str]) -> Sequence[str]:
+        """Of these queues, give those that have a job to take."""
+
+        async def work(session: CoreSession) -> Sequence[Row]:
+            return await session.execute(
+                session.sql.ready_queues, session.sql.ready_queues.bind({"names": list(names)})
+            )
+
+        return [name for [name] in await self.run(work, protect=False, undo=_leave_it)]
+
     def poll_interval(self, seconds: float) -> float:
         """How long a waiter waits that polls every ``seconds``: longer where very many wait."""
         return max(seconds, self.listener.crowd / LOOKS)
@@ -508,12 +550,12 @@ class Engine:
 
     def nudge(self, channel: str) -> None:
         """Wake those who wait on a channel, as a notification would."""
-        self.listener.wake(channel)
+        self.listener.nudge(channel)
 
     def nudge_blind(self, channel: str) -> None:
         """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
         if self.ticket(channel) is None:
-            self.listener.wake(channel)
+            self.listener.nudge(channel)
 
     def refuse_hidden(self, *commands: str) -> None:
         """Refuse what would find nothing, without an error, as row-level security hides rows from the role.

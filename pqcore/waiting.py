@@ -41,6 +41,7 @@ from pqcore.connections import CallersConnection, CallersPool, Source, lent
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
+from pqcore.shared_look import BLIND_POLL, Look, SharedLook, Sharer
 
 if TYPE_CHECKING:
     from pqcore.sessions import CoreSession
@@ -57,8 +58,6 @@ REGISTER = 1.0
 """Seconds that a waiter waits until its channel is registered, at most; then it looks, and polls meanwhile."""
 CLOSING = 2.0
 """Seconds that the end of the listener takes, at most."""
-BLIND_POLL = 0.25
-"""Seconds between looks while nothing can wake a waiter."""
 RETRY = 1.0
 """Seconds between attempts to open a listening connection; meanwhile waiters poll."""
 REFUSED = 15.0
@@ -68,8 +67,6 @@ SETTLE = 0.05
 LINGER = 5.0
 """Seconds for which a channel stays registered after a wait: who waits again and again does it once."""
 LEFT = "its server takes no more writes"
-LOOKS = 1_000.0
-"""Looks a second that the waiters of a `PQ` make by polling, at most, all together."""
 MOST = 4_000
 """Channels that are registered, at most: each takes a place in the server's lock table, which all sessions share."""
 BATCH = 100
@@ -182,6 +179,10 @@ class _Channels:
         if channel in self._counts:
             self._counts[channel] = next(_tickets)
 
+    def nudge(self, channel: str) -> None:
+        """Wake those who wait on a channel, or are about to."""
+        self.wake(channel)
+
 
 class Listener(_Channels):
     """The listening connection of a process, or of one of its event loops, and those who wait for it.
@@ -207,10 +208,12 @@ class Listener(_Channels):
         self._heard = 0.0
         self._lock = Lock()  # of those below
         self._waiters: dict[str, set[Event]] = {}
-        self._paused: dict[str, float] = {}  # channels that are not registered: when the last pause on it ended
+        self._paused: dict[str, float] = {}  # channels that are not registered: when a ticket was last asked for
         self._woken: set[str] = set()  # of these, those that were woken since
+        self._shared = SharedLook(self.wake)
         self._wishes: dict[str, set[Event]] = {}  # channels to register, and the waiters for that
         self._registrar: Background | None = None  # who registers them
+        self._trimmed = 0.0  # when those that nobody waits on were forgotten
         self._era = object()  # changes when the listener is closed
 
     @property
@@ -298,22 +301,49 @@ class Listener(_Channels):
                 self._waited[channel] = time.monotonic()
             self._remove(channel, event)
 
+    def ticket(self, channel: str) -> int | None:
+        """See `_Channels.ticket`; has a wake that comes after it count, where the channel is not registered, too."""
+        ticket = super().ticket(channel)
+        if ticket is None:
+            now = self._paused[channel] = time.monotonic()
+            if len(self._paused) > MOST and now - self._trimmed > SLICE:
+                self._trim(now)
+        return ticket
+
+    def _trim(self, now: float) -> None:
+        """Forget channels on which nobody waits any more."""
+        self._trimmed = now
+        for channel in [name for name, when in list(self._paused.items()) if when < now - LINGER]:
+            if channel not in self._waiters:
+                self._paused.pop(channel, None)
+                self._woken.discard(channel)
+
     async def pause(self, channel: str, seconds: float) -> None:
         """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
-        if channel in self._woken:  # since the last pause
-            self._woken.discard(channel)
-        else:
-            event = self._runtime.event()
-            self._add(channel, event)
-            try:
-                await event.wait(seconds)
-            finally:
-                self._remove(channel, event)
-        now = self._paused[channel] = time.monotonic()
-        if len(self._paused) > MOST:
-            for gone in [name for name, when in list(self._paused.items()) if when < now - LINGER]:
-                self._paused.pop(gone, None)
-                self._woken.discard(gone)
+        event = self._runtime.event()
+        await self._pause_on(channel, event, partial(event.wait, seconds))
+
+    async def share(self, channel: str, queue: str, seconds: float, look: Look) -> None:
+        """Wait where the channel is not registered, for a job: as `pause` does, or until a look finds one.
+
+        Args:
+            channel: The queue's channel.
+            queue: The queue's name.
+            seconds: How long to wait, at most.
+            look: How to look, if this waiter looks for all.
+        """
+        sharer = Sharer(queue, channel, self._runtime.event)
+        await self._pause_on(channel, sharer, partial(self._shared.wait, sharer, seconds, look))
+
+    async def _pause_on(self, channel: str, event: Event, pause: Callable[[], Awaitable[object]]) -> None:
+        self._add(channel, event)
+        try:
+            if channel in self._woken:  # since the ticket
+                self._woken.discard(channel)
+            else:
+                await pause()
+        finally:
+            self._remove(channel, event)
 
     def _add(self, channel: str, event: Event) -> None:
         with self._lock:
@@ -450,6 +480,11 @@ class Listener(_Channels):
                 self._woken.add(channel)
         for event in events:
             event.set()
+
+    def nudge(self, channel: str) -> None:
+        """Wake those who wait on a channel; where nobody does, and it is not registered, the next to wait."""
+        self._paused.setdefault(channel, time.monotonic())
+        self.wake(channel)
 
     def _tell_loss(self, error: Exception) -> None:
         if self._over:

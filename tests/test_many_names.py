@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from pqcore import PQ, AsyncPQ, settings, tasks
+from pqcore import PQ, AsyncPQ, settings, shared_look, tasks, waiting
+from pqcore.identifiers import channel
+from pqcore.testing.harness import PATIENCE, patiently
 
 
 @pytest.fixture(params=[PQ, AsyncPQ, tasks.PQ, tasks.AsyncPQ], ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
@@ -53,3 +57,50 @@ def test_a_queue_with_a_serializer_of_its_name_is_forgotten_too(pq: Any) -> None
 
 def test_a_pq_keeps_a_thousand_queues_by_default() -> None:
     assert settings.KEPT_QUEUES == 1_000
+
+
+@pytest.mark.parametrize("channels", [0, 50])
+def test_a_put_to_any_of_many_queues_that_a_pq_waits_on_is_heard(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    """Queues beyond the number of channels share a look, in statements of bounded length; then nothing is kept."""
+    monkeypatch.setattr(shared_look, "CHUNK", 100)
+    monkeypatch.setattr(shared_look, "OWN_LOOK", 3600.0)
+    monkeypatch.setattr(waiting, "MOST", channels or 20)
+    number = 300
+    asked: list[int] = []
+
+    async def scenario() -> None:
+        async with AsyncPQ(dsn, backend="psycopg", poll_interval=3600, prepared=None if channels else False) as pq:
+            await pq.create()
+            engine = pq["q0"]._engine
+            look = engine._ready_queues
+            listener: Any = engine.listener
+
+            async def noted(names: Sequence[str]) -> Sequence[str]:
+                asked.append(len(names))
+                return await look(names)
+
+            monkeypatch.setattr(engine, "_ready_queues", noted)
+            waits = [asyncio.ensure_future(pq[f"q{name}"].get(timeout=3600)) for name in range(number)]
+            rounds = patiently("all queues are asked for")
+            while sum(asked[-3:]) != number - channels:
+                next(rounds)
+                await engine.runtime.sleep(0.01)
+            for name in (0, 7, 150, 299):
+                await pq[f"q{name}"].put(name)
+                job = await asyncio.wait_for(waits[name], PATIENCE)
+                assert job is not None
+                assert job.data == name
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+            assert listener._waiters == {}
+            assert not listener._shared._sharers
+            monkeypatch.setattr(waiting, "LINGER", 0.0)
+            listener._trimmed = 0.0
+            assert await pq["another"].get(timeout=0.01) is None
+            assert set(listener._paused) <= {channel("another")}
+
+    asyncio.run(scenario())
+    assert max(asked) <= 100

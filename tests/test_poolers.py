@@ -14,7 +14,7 @@ import psycopg_pool
 import pytest
 
 from pooler import pooler
-from pqcore import PQ, engine
+from pqcore import PQ, engine, shared_look
 from pqcore.backend import BackendSpec
 from pqcore.connections import POOLED
 from pqcore.plugins import plugins
@@ -144,7 +144,8 @@ def test_a_worker_that_frees_a_place_looks_for_the_next_job_of_the_limit(
         ran.append(job_id)
 
     ids = [int(limited()) for _ in range(20)]
-    monkeypatch.setattr(engine, "BLIND_POLL", 60.0)  # else a look that is due anyway would find the jobs
+    for module in (engine, shared_look):
+        monkeypatch.setattr(module, "BLIND_POLL", 60.0)  # else a look that is due anyway would find the jobs
     with harness.working(tasks, poll_interval=60):
         harness.eventually(lambda: len(ran) == len(ids))
     assert sorted(ran) == ids

@@ -67,6 +67,8 @@ def cases() -> Iterator[Case]:
         for ack in SQL.ack.values():
             yield Case(ack, pages, leased=n)
     yield Case(SQL.why_empty, 60)
+    for n, pages in ((1, 60), (100, 2_500)):  # a probe of each index for each name
+        yield Case(SQL.ready_queues, pages, values=(("names", ["jobs", *map("queue {}".format, range(n - 1))]),))
     yield Case(SQL.put, 60)
     yield Case(SQL.put_timed, 60)
     yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)), ("number", 100)))

@@ -98,6 +98,7 @@ class Citus(Dialect):
     }
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "its shards are such partitions",
+        "shared looks": "a statement is sent to the node of one queue",
         "move": "a job does not change its queue: that is what the tables are distributed by",
     }
 

@@ -264,10 +264,10 @@ class _Attempt:
             self._undo = functools.partial(undo, result)
         return result
 
-    async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
-        """See `Engine.wait`."""
+    async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
+        """See `Engine.wait_for_jobs`."""
         if not self._over:  # if that changes now, the ticket is no longer good, and it returns at once
-            await self._engine.wait(channel, ticket, seconds)
+            await self._engine.wait_for_jobs(queue, ticket, seconds, poll_interval)
         if self._over:
             raise _BrokenOffError
 

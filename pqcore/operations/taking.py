@@ -76,9 +76,9 @@ async def get(
         left = deadline - now
         if left <= 0:
             return rows
-        pause = min(left, engine.poll_interval(queue.poll_interval), left if wake_in is None else max(wake_in, 0.001))
+        pause = left if wake_in is None else min(left, max(wake_in, 0.001))
         with let_through():
-            await engine.wait(topic, ticket, pause)
+            await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
     if lease is None:
         for row in rows:
             if is_continued(row[8]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -120,8 +121,8 @@ class Supply:
             station.looked = seen
             await self._stop_if_done(self._stop)
             return
-        pause = self._poll_interval if wake_in is None else min(self._poll_interval, max(wake_in, 0.001))
-        await station.bridge.run(engine.wait, station.channel, ticket, pause)
+        pause = math.inf if wake_in is None else max(wake_in, 0.001)
+        await station.bridge.run(engine.wait_for_jobs, station.queue, ticket, pause, self._poll_interval)
 
     def _accept(self, rows: Sequence[Any], leased_at: float) -> None:
         station = self._station

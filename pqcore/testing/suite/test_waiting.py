@@ -8,10 +8,11 @@ begun to wait is not repeated (`waiting.SETTLE`), but where that is the matter.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -25,6 +26,7 @@ from pqcore.errors import ConnectionLost
 from pqcore.identifiers import channel
 from pqcore.plugins import plugins
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently, statement
+from pqcore.testing.portal import unwrapped
 
 NEVER = 3600.0
 MOMENT = 0.02
@@ -550,6 +552,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
 ) -> None:
     monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.engine.BLIND_POLL", MOMENT)
+    monkeypatch.setattr("pqcore.shared_look.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
     source = queue._engine.source
     refused: list[str] = []
@@ -575,6 +578,142 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
     with waiter(harness, queue, looks=5) as join:
         assert refused == ["q"]  # and it is not tried again at once
         assert not harness.waiting()
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+# A look that waiters share
+
+
+class SharedLooks:
+    """The shared looks of an engine: which queues each statement asked for."""
+
+    def __init__(self, queue: Any) -> None:
+        self.asked: list[list[str]] = []
+        self._look = queue._engine._ready_queues
+
+    async def __call__(self, names: Sequence[str]) -> Any:
+        found = await self._look(names)
+        self.asked.append(sorted(names))
+        return found
+
+
+@pytest.fixture(params=["a pooler", "too many channels"])
+def unheard(harness: Harness, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `PQ` whose waiters no notification can wake, and which do not look by themselves."""
+    monkeypatch.setattr("pqcore.shared_look.OWN_LOOK", NEVER)
+    monkeypatch.setattr("pqcore.shared_look.BLIND_POLL", 0.05)
+    if request.param == "a pooler":
+        return harness.pq(poll_interval=NEVER, prepared=False)
+    pq = harness.pq(poll_interval=NEVER)
+    harness.listener(pq["q"]._engine)._most = 0
+    return pq
+
+
+def test_waiters_that_cannot_be_notified_share_a_look(harness: Harness, unheard: Any) -> None:
+    names = [f"q{number}" for number in range(6)]
+    engine = unheard["q"]._engine
+    looks = engine._ready_queues = SharedLooks(unheard["q"])
+    with ExitStack() as stack:
+        joins = {name: stack.enter_context(harness.thread(partial(unheard[name].get, timeout=NEVER))) for name in names}
+        harness.eventually(lambda: names in looks.asked)
+        with counted(unheard["q"]) as looked:
+            asked = len(looks.asked)
+            harness.eventually(lambda: len(looks.asked) >= asked + 4)
+            assert looked.count <= len(looks.asked) - asked + 2  # one that each had for itself would be six times that
+        for name in names:  # the waiter that looks is among them, and leaves
+            harness.sql(INSERT % (name, name), rows=False)
+            assert joins[name]().data == name
+    assert not harness.waiting()
+    assert not harness.listener(engine)._shared._sharers
+
+
+def test_a_waiter_whose_look_was_shared_leaves_it_to_another(harness: Harness, unheard: Any) -> None:
+    looks = unheard["q"]._engine._ready_queues = SharedLooks(unheard["q"])
+    with harness.thread(partial(unheard["first"].get, timeout=1.0)) as leave:
+        harness.eventually(lambda: ["first"] in looks.asked)
+        with harness.thread(partial(unheard["second"].get, timeout=NEVER)) as join:
+            assert leave() is None
+            harness.sql(INSERT % ("second", "a"), rows=False)
+            assert join().data == "a"
+
+
+@pytest.mark.only("async")
+def test_a_cancelled_waiter_leaves_the_shared_look_to_another(harness: Harness, unheard: Any) -> None:
+    pq = unwrapped(unheard)
+    looks = pq["q"]._engine._ready_queues = SharedLooks(pq["q"])
+
+    async def scenario() -> None:
+        first = asyncio.ensure_future(pq["first"].get(timeout=NEVER))
+        rounds = patiently("the first waiter looks for all")
+        while ["first"] not in looks.asked:
+            next(rounds)
+            await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(pq["second"].get(timeout=NEVER))
+        first.cancel()
+        await pq["second"].put("a")
+        assert (await asyncio.wait_for(second, PATIENCE)).data == "a"
+
+    harness.in_loop(scenario)
+
+
+def test_of_several_waiters_on_a_queue_that_share_a_look_each_gets_a_job(harness: Harness, unheard: Any) -> None:
+    with ExitStack() as stack:
+        joins = [stack.enter_context(harness.thread(partial(unheard["q"].get, timeout=NEVER))) for _ in range(2)]
+        for data in range(2):
+            harness.sql(INSERT % ("q", data), rows=False)
+        assert sorted(join().data for join in joins) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "expected_at) VALUES ('q', '1', now() + interval '1 h'",
+        "schedule_at) VALUES ('q', '1', now() + interval '0.4 s'",
+        "schedule_at, expected_at) VALUES ('q', '1', now() + interval '0.4 s', now() + interval '1 h'",
+        "leased_until, attempts) VALUES ('q', '1', now() + interval '0.4 s', 1",
+    ],
+    ids=["expected", "scheduled", "scheduled and expected", "leased"],
+)
+def test_a_shared_look_finds_jobs_of_every_kind_when_they_come_due(
+    harness: Harness, unheard: Any, columns: str
+) -> None:
+    looks = unheard["q"]._engine._ready_queues = SharedLooks(unheard["q"])
+    with harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
+        harness.eventually(lambda: looks.asked)
+        harness.sql(f"INSERT INTO {{table}} (q_name, data, {columns})", rows=False)
+        assert join().data == 1
+
+
+def test_where_a_shared_look_fails_waiters_look_by_themselves(harness: Harness, unheard: Any) -> None:
+    sql = unheard["q"]._engine._opener(harness.spec).sql
+    sql.ready_queues = replace(sql.ready_queues, sql=sql.ready_queues.sql.replace("unnest", "nonsense"))
+    with counted(unheard["q"]) as looked, harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
+        looked.reach(2)
+        harness.sql(INSERT % ("q", "a"), rows=False)
+        assert join().data == "a"
+
+
+def test_a_waiter_that_is_woken_before_its_first_wait_does_not_wait(harness: Harness, unheard: Any) -> None:
+    queue = unwrapped(unheard["q"])
+
+    async def wait() -> None:
+        queue._engine.nudge(queue.channel)
+        await queue._engine.wait_for_jobs(queue, None, NEVER, NEVER)
+
+    with harness.thread(lambda: harness.wait_for(wait)) as join:
+        join()
+
+
+def test_a_waiter_in_a_block_looks_within_the_block(harness: Harness) -> None:
+    queue = harness.queue(poll_interval=NEVER, prepared=False, max_connections=1)
+
+    def wait() -> Any:
+        with queue:
+            return queue.get(timeout=NEVER)
+
+    with counted(queue) as looked, harness.thread(wait) as join:
+        looked.reach(2)
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
 
