@@ -209,8 +209,8 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
         "after": 0,
         "bound": LowerBound().value(),
     }
-    several = {"items": json.dumps([{}] * MANY)}
-    encoded = {"items": json.dumps(["{}"] * MANY), "binary": False}
+    several = {"items": json.dumps([{}] * MANY), "number": MANY}
+    encoded = {"items": json.dumps(["{}"] * MANY), "number": MANY, "binary": False}
     lease = f"UPDATE {TABLE} SET leased_until = now() + interval '1 hour', attempts = attempts + 1 WHERE id IN ({{}})"
     removed = f"DELETE FROM {TABLE} WHERE id = {ids[0]}"
     archived = f"INSERT INTO {ARCHIVE} VALUES ({ids[0]}, 'jobs', now(), now(), NULL, NULL, '{{}}', 1)"

@@ -46,7 +46,7 @@ VALUES: Mapping[str, Any] = {
     "payload": None,
     "lease": LEASE,
     **dict.fromkeys(
-        ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key"),
+        ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key", "number"),
     ),
 }
 """Parameters that are the same each time."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
+from pqcore.connections import lent
 from pqcore.errors import ConfigurationError
 
 from .acts import DATA
@@ -245,13 +246,11 @@ class _Duel:
 
     async def _beside(self, pq: Any) -> Any:
         """The bare loop, over the connection that pqcore has by then, and uses in its own turns."""
-        source = pq._engine.source
-        session = await source.acquire()
-        try:
-            statements = Statements(self._table.place, self._contender.spec.paramstyle)
-            return await opened(self._contender, statements, self._bench.scale.batch, session.driver)
-        finally:
-            await source.release(session)
+        statements = Statements(self._table.place, self._contender.spec.paramstyle)
+        return await lent(
+            pq._engine.source,
+            lambda session: opened(self._contender, statements, self._bench.scale.batch, session.driver),
+        )
 
     async def _choose(self, bare: Any, put_many: Call) -> None:
         """Take the fastest of the driver's ways to put many."""

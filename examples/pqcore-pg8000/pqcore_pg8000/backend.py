@@ -16,6 +16,9 @@ from pqcore.identifiers import quote
 from pqcore.statement import Query
 from pqcore_pg8000.dsn import arguments, reach
 
+CHANGED_RESULT = "0A000"
+"""The SQLSTATE of "cached plan must not change result type", among others."""
+
 
 class ServerError(dbapi.DatabaseError):  # type: ignore[misc]  # pg8000 has no types
     """The server's answer, with its SQLSTATE where pqcore looks for it; as text, the message alone."""
@@ -55,7 +58,14 @@ class Pg8000Session:
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         if not self.connection.autocommit and not self.in_transaction():
             self.begin()  # as the driver's cursor does
-        return self._run(query.sql, [_text(value) for value in parameters], hot=query.hot)
+        values = [_text(value) for value in parameters]
+        try:
+            return self._run(query.sql, values, hot=query.hot)
+        except ServerError as error:
+            # A prepared statement's result has got other types, as by ALTER TABLE. The server did nothing of it.
+            if error.sqlstate != CHANGED_RESULT or self._statements is None or self.in_transaction():
+                raise
+        return self._run(query.sql, values, hot=query.hot)
 
     def _run(self, sql: str, values: Sequence[str | None] = (), *, hot: bool = False) -> Sequence[Row]:
         "".join(filter(None, values)).encode()  # a lone surrogate fails here, not in the middle of a message
@@ -65,7 +75,12 @@ class Pg8000Session:
             if sql not in self._statements:
                 self._statements[sql] = connection.prepare_statement(sql, ())
             name, columns, readers = self._statements[sql]
-            return connection.execute_named(name, values, columns, readers, sql).rows or ()
+            try:
+                return connection.execute_named(name, values, columns, readers, sql).rows or ()
+            except dbapi.DatabaseError as error:
+                if error.args[0].get("C") == CHANGED_RESULT:
+                    del self._statements[sql]
+                raise
 
     @contextmanager
     def _talking(self) -> Iterator[Any]:

@@ -381,7 +381,7 @@ def test_notifications_of_the_callers_own_stay_the_callers(harness: Harness) -> 
     pq["q"].count()  # what arrived is read by then
     if isinstance(getattr(raw, "notifies", None), list):  # psycopg2
         assert [notify.channel for notify in raw.notifies] == ["mine"] * 3
-    elif hasattr(raw, "notifications"):  # pg8000, which keeps all for its users
+    elif hasattr(raw, "notifications"):  # of a driver that keeps all for its users
         assert [channel for _, channel, _ in raw.notifications].count("mine") == 3
     elif hasattr(raw, "add_listener") or hasattr(raw, "add_notify_handler"):
         harness.eventually(lambda: own.items == ["mine"] * 3)
