@@ -61,6 +61,11 @@ class AsyncpgSession:
         except asyncpg.InternalClientError:
             await self._replace()
             return await self._execute(query, parameters)
+        except AttributeError as exc:
+            # asyncpg takes the protocol of a connection that is broken off between two messages of one call.
+            if self.usable():
+                raise
+            raise asyncpg.ConnectionDoesNotExistError(LOST) from exc
 
     async def _execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         connection = self.connection

@@ -491,6 +491,8 @@ async def _schema(patient: _Patient) -> list[Finding]:
     try:
         found = await schema.version(patient.s, names)
     except AccessDenied as exc:
+        if exc.sqlstate is not None:  # the server's own: the role lacks a right
+            raise
         return [Finding("schema", "problem", str(exc), "see row_security")]
     details = {"version": found, "latest": schema.latest()}
     if found is None:

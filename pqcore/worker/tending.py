@@ -88,6 +88,8 @@ class Tending:
                 held.leased_at = now
                 if asked:
                     self._cancel(held)
+            elif held.context is not None and held.context.finished:
+                continue  # its function finished it; if that is rolled back, the end is refused
             elif not held.ended:
                 logger.warning("the lease of job %d of %r was lost", held.job.id, station.queue.name)
                 if held.run is None:
