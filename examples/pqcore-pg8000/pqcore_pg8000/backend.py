@@ -79,7 +79,7 @@ class Pg8000Session:
                 return connection.execute_named(name, values, columns, readers, sql).rows or ()
             except dbapi.DatabaseError as error:
                 if error.args[0].get("C") == CHANGED_RESULT:
-                    del self._statements[sql]
+                    self._statements.clear()  # others are likely to return the same columns
                 raise
 
     @contextmanager
