@@ -183,6 +183,7 @@ def test_written_it_conforms(tmp_path: Path, pqcore_server: str, install: Instal
         ("frozenset()", "frozenset({Capability.LISTEN, Capability.PREPARED})"),
         ('        Capability.LISTEN: "not written yet",\n', ""),
         ('        Capability.PREPARED: "not written yet",\n', ""),
+        ("connections=(),", 'connections=("pg8000.dbapi.Connection",),'),
     ):
         assert plugin.count(old) == 1
         plugin = plugin.replace(old, new)
