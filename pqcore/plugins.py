@@ -40,6 +40,10 @@ PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
 """For a DSN with no backend named: the first of these that is installed, then any other."""
 
 
+LONGEST_SHOWN = 200
+"""Characters of a name that a message repeats, at most."""
+
+
 class _Manager(pluggy.PluginManager):
     """pluggy's, and what of it is remembered until a plugin comes or goes."""
 
@@ -283,7 +287,7 @@ class Plugins:
             if wrapper is None:
                 raise self._unknown_serializer(layer, name)
             if not is_wrapper(wrapper):
-                msg = f"serializer {layer!r} wraps no other: in {name!r}, it can only be the first"
+                msg = f"serializer {layer!r} wraps no other: in {_cut(name)!r}, it can only be the first"
                 raise UnknownSerializer(msg)
             made = wrapper(made)
         return made
@@ -302,10 +306,10 @@ class Plugins:
         return self._points(SERIALIZERS, name)
 
     def _unknown_serializer(self, part: str, name: str) -> UnknownSerializer:
-        within = "" if part == name else f" in {name!r}"
+        within = "" if part == name else f" in {_cut(name)!r}"
         known = ", ".join(self.serializer_names())
         return UnknownSerializer(
-            f"unknown serializer {part!r}{within}; installed: {known} "
+            f"unknown serializer {_cut(part)!r}{within}; installed: {known} "
             r"(a slash in a queue's own name is written '\/')"
         )
 
@@ -445,6 +449,11 @@ def _check_version(what: str, api: object) -> None:
     older = "upgrade the plugin, or install an older pqcore"
     todo = newer if api > PLUGIN_API else older
     raise PluginError(f"{what} was made for plugin API {api}; this pqcore has {PLUGIN_API}: {todo}")
+
+
+def _cut(name: str) -> str:
+    """A name for a message: its beginning, if it is long."""
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
 
 
 def is_wrapper(serializer: object) -> bool:

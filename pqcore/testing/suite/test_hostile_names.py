@@ -79,6 +79,7 @@ def brief(exc: PQError) -> None:
 @example(names=["\u00e9", "e\u0301"])
 @example(names=["x" * 70 + "1", "x" * 70 + "2"])
 @example(names=["a", "A", CYRILLIC_A, WIDE_A])
+@example(names=["a", "a/" + "n" * 10_000])
 def test_any_name_is_a_queue_of_its_own_or_none(harness: Harness, names: list[str]) -> None:
     pq = opened(harness)
     taken = []
