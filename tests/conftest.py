@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from pqcore.testing.commands import MARK, left_over
 
 # Django 5 has no tasks of its own; django-tasks is a package.
 collect_ignore = [] if importable("django.tasks") or importable("django_tasks") else ["test_django_tasks.py"]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs pytest in the background has it ignore SIGINT, and so would the processes that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SOON = 5.0
 """Seconds in which processes have ended that were told to end by the last test."""
 _numbers = itertools.count(1)
