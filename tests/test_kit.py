@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,18 @@ def test_a_process_that_was_left_behind_is_found_and_a_group_is_ended_as_a_whole
         assert "test_a_process_that_was_left_behind" in left
     eventually(lambda: not alive(pid))
     assert [each for each in left_over(os.getpid()) if "sleep 600" in each] == []
+
+
+def test_a_process_that_a_fork_server_forked_is_found_and_the_server_ends_with_its_process() -> None:
+    forked = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    forked.start()
+    try:
+        [left] = [each for each in left_over(os.getpid()) if "forkserver" in each]
+        assert f"process {forked.pid}," in left
+    finally:
+        forked.kill()
+        forked.join()
+    assert [each for each in left_over(os.getpid()) if "forkserver" in each] == []
 
 
 def test_a_child_ends_with_the_process_that_spawned_it() -> None:

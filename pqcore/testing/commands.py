@@ -91,6 +91,8 @@ MARK = "TEST_RUN_OF"
 """The variable of the environment by which the processes of a test run are known; its value is the run's process id."""
 _LASTING = ("multiprocessing.resource_tracker", "_guard(")
 """What ends together with the run's process: the tracker of Python's own, and the guard of an embedded server."""
+_FORK_SERVER = "multiprocessing.forkserver"
+"""In the command of Python's fork server, which ends with the process that started it, and of what the server forks."""
 
 
 def left_over(run: int) -> list[str]:
@@ -111,6 +113,8 @@ def left_over(run: int) -> list[str]:
             parents[pid] = int(parent)
             if any(word in command for word in _LASTING):
                 lasting.add(pid)
+            elif _FORK_SERVER in command and parents[pid] == run:
+                continue  # its forked processes are looked at
             elif pid != run and state not in ("Z", "X") and (f"{MARK}={run}" in variables or parents[pid] == run):
                 test = next((each for each in variables if each.startswith("PYTEST_CURRENT_TEST=")), "")
                 found[pid] = f"process {pid}, {command.strip()}, of {test.partition('=')[2] or 'no test'}"
