@@ -19,7 +19,7 @@ from pqcore.errors import TransientError
 from pqcore.events import JobEvent, ServerEvent
 from pqcore.instruments.prometheus import Prometheus
 from pqcore.plugins import plugins
-from pqcore.testing.commands import run
+from pqcore.testing.commands import eventually, run
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker, chores
 from pqcore_backends.embedded import EmbeddedServer
@@ -42,11 +42,12 @@ class Full:
     """Fills the server's queue of notifications, and lets it be emptied."""
 
     def __init__(self, server: EmbeddedServer) -> None:
-        self._listener = psycopg.connect(server.dsn(), autocommit=True)
+        self._dsn = server.dsn()
+        self._listener = psycopg.connect(self._dsn, autocommit=True)
         self._listener.execute("LISTEN somebody")
         self._listener.execute("BEGIN")
         self.pid = self._listener.info.backend_pid
-        with psycopg.connect(server.dsn(), autocommit=True) as filler:
+        with psycopg.connect(self._dsn, autocommit=True) as filler:
             numbers = iter(range(100_000))
             with suppress(psycopg.errors.ProgramLimitExceeded):
                 for number in numbers:
@@ -54,8 +55,11 @@ class Full:
         assert next(numbers, None) is not None
 
     def end(self) -> None:
-        """End the transaction, and the session; nobody asks how full the queue is."""
+        """End the session and its transaction, also at the server; nobody asks how full the queue is."""
         self._listener.close()
+        with psycopg.connect(self._dsn, autocommit=True) as looking:
+            there = "SELECT FROM pg_stat_activity WHERE pid = %s"
+            eventually(lambda: not looking.execute(there, [self.pid]).fetchall())
 
 
 @pytest.fixture
@@ -175,8 +179,8 @@ def test_jobs_end_as_they_did_once_the_queue_has_room(
         await until(lambda: observer.usage)
         full.end()
         await until(lambda: ran.count("flaky") == 2)
+        await until(lambda: not worker._floor.in_hand())  # a call that blocks would stop the worker's event loop
         assert await maybe(handles[0].result(PATIENCE)) == "the result"
-        await until(lambda: not worker._floor.in_hand())
         worker.stop()
         await working
         assert await maybe(queue.dead.count()) == 0
