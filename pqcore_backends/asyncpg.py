@@ -7,9 +7,9 @@ objects, as it refuses ``connection.transaction()`` within one begun by hand.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from asyncpg.connect_utils import _cancel
@@ -18,6 +18,8 @@ from pqcore.backend import ABORTED, Row, shut
 from pqcore.errors import Closed
 from pqcore.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
+
+T = TypeVar("T")
 
 CLOSING = 2.0
 """Seconds that the end of a connection may take, before it is broken off."""
@@ -55,17 +57,30 @@ class AsyncpgSession:
     async def alive(self) -> bool:
         return self.usable()  # what the event loop has not noticed yet, execute does
 
-    async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+    async def _answer(self, send: Callable[..., Awaitable[T]], *arguments: Any, again: bool = False) -> T:
+        """Await the answer to what a method sends.
+
+        Args:
+            send: The method.
+            *arguments: Its arguments.
+            again: Whether it may send the same on another connection, where the server had ended this one.
+        """
         try:
-            return await self._execute(query, parameters)
-        except asyncpg.InternalClientError:
-            await self._replace()
-            return await self._execute(query, parameters)
+            try:
+                return await send(*arguments)
+            except asyncpg.InternalClientError:
+                if not again:
+                    raise
+                await self._replace()
+                return await send(*arguments)
         except AttributeError as exc:
-            # asyncpg takes the protocol of a connection that is broken off between two messages of one call.
+            # asyncpg sets `_protocol` of an aborted connection to None, be it between two messages of one call.
             if self.usable():
                 raise
             raise asyncpg.ConnectionDoesNotExistError(LOST) from exc
+
+    def execute(self, query: Query, parameters: Sequence[object]) -> Coroutine[Any, Any, Sequence[Row]]:
+        return self._answer(self._execute, query, parameters, again=True)
 
     async def _execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         connection = self.connection
@@ -89,12 +104,8 @@ class AsyncpgSession:
             raise asyncpg.ConnectionDoesNotExistError(LOST)
         self.connection = await self._reopen(self.connection)
 
-    async def begin(self) -> None:
-        try:
-            await self._begin()
-        except asyncpg.InternalClientError:
-            await self._replace()
-            await self._begin()
+    def begin(self) -> Coroutine[Any, Any, None]:
+        return self._answer(self._begin, again=True)
 
     async def _begin(self) -> None:
         transaction = self.connection.transaction()
@@ -105,24 +116,24 @@ class AsyncpgSession:
         transaction, self._transaction = self._transaction, None
         # Not transaction.commit(), which does not look whether the server answers ROLLBACK.
         transaction._connection._top_xact = None
-        if await self.connection.execute("COMMIT") != "COMMIT":
+        if await self._answer(self.connection.execute, "COMMIT") != "COMMIT":
             raise asyncpg.InFailedSQLTransactionError(ABORTED)
 
     async def rollback(self) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            await transaction.rollback()
+            await self._answer(transaction.rollback)
 
     def cursor(self, **options: Any) -> Any:
         return self.connection
 
     async def listen(self, channel: str) -> None:
         self.connection.add_termination_listener(self._stir)
-        await self.connection.add_listener(channel, self._collect)
+        await self._answer(self.connection.add_listener, channel, self._collect)
 
     async def unlisten(self, channels: Sequence[str]) -> None:
         for channel in channels:
-            await self.connection.remove_listener(channel, self._collect)
+            await self._answer(self.connection.remove_listener, channel, self._collect)
 
     async def wait(self, seconds: float) -> None:
         waiter = asyncio.ensure_future(self._stirred.wait())
@@ -145,7 +156,10 @@ class AsyncpgSession:
     def _stir(self, connection: Any) -> None:
         self._stirred.set()
 
-    async def direct(self) -> bool:
+    def direct(self) -> Coroutine[Any, Any, bool]:
+        return self._answer(self._direct)
+
+    async def _direct(self) -> bool:
         told: list[bytes] = []
 
         async def keep(data: bytes) -> None:
@@ -158,7 +172,10 @@ class AsyncpgSession:
     async def close(self) -> None:
         await self.connection.close(timeout=CLOSING)
 
-    async def cancel(self) -> None:
+    def cancel(self) -> Coroutine[Any, Any, None]:
+        return self._answer(self._cancel)
+
+    async def _cancel(self) -> None:
         # asyncpg sends a cancel request only when it gives up a call itself.
         connection = self.connection
         protocol = connection._protocol

@@ -1,15 +1,20 @@
-"""A socket that tells only that it is closed: who was in the middle of something hears that the connection is lost."""
+"""Connections that are cut in the middle of a call: the caller is told that the connection is lost."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 
-from pqcore import PQ
+from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConnectionLost, OutcomeUnknown
+from pqcore.statement import plain
+from pqcore_backends.asyncpg import AsyncpgBackend, AsyncpgSession
 
 
 def hang_up(fileno: int) -> None:
@@ -48,3 +53,53 @@ def test_a_commit(pq: PQ) -> None:
     with pytest.raises(OutcomeUnknown):
         put_and_be_cut()
     assert queue.count() == 0  # over a new connection
+
+
+class Cut(asyncpg.Connection):  # type: ignore[misc]
+    """A connection of asyncpg's that is aborted between two messages of a call, once it is told so."""
+
+    cuts = False
+
+    async def _get_statement(self, *arguments: Any, **options: Any) -> Any:
+        statement = await super()._get_statement(*arguments, **options)
+        if self.cuts:
+            self.terminate()
+        return statement
+
+
+def test_an_operation_on_a_connection_of_asyncpg_that_is_aborted_within_a_call_raises_connection_lost(
+    dsn: str, pq: PQ
+) -> None:
+    async def main() -> None:
+        connection = await asyncpg.connect(dsn, connection_class=Cut)
+        queue = AsyncPQ(connection)["q"]
+        assert await queue.count() == 0
+        connection.cuts = True
+        with pytest.raises(ConnectionLost):
+            await queue.count()
+
+    asyncio.run(main())
+
+
+CALLS: dict[str, Callable[[AsyncpgSession], Awaitable[Any]]] = {
+    "execute": lambda session: session.execute(plain("one", "SELECT 1"), ()),
+    "listen": lambda session: session.listen("another"),
+    "unlisten": lambda session: session.unlisten(["heard"]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_call_on_a_connection_of_asyncpg_that_is_aborted_within_it_raises_an_error_of_the_driver(
+    dsn: str, call: str
+) -> None:
+    async def main() -> None:
+        connection = await asyncpg.connect(dsn, connection_class=Cut)
+        session = AsyncpgBackend().wrap(connection)
+        await session.listen("heard")
+        connection.cuts = True
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await CALLS[call](session)
+        with pytest.raises(AsyncpgBackend.errors):
+            await session.cancel()
+
+    asyncio.run(main())
