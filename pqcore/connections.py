@@ -716,7 +716,7 @@ class CallersPool(Source):
             self._opener.call_blocking("release", self._pool, driver)
         except BaseException as exc:
             loan.held.clear()
-            if not isinstance(exc, Exception) and not _reached(exc, self._pool):
+            if not isinstance(exc, PQError) and not _reached(exc, self._pool):
                 self._opener.call_blocking("release", self._pool, driver)
             raise
 

@@ -452,7 +452,7 @@ class Engine:
                     else finish
                 )
         except BaseException as exc:
-            if not isinstance(exc, Exception) and not self.runtime.suspends:
+            if _is_interrupt(exc) and not self.runtime.suspends:
                 self._cut_off(block)
             block.statement = None
             raise
@@ -660,7 +660,7 @@ class Engine:
         return result
 
     async def _failed(self, loan: Loan, exc: BaseException) -> None:
-        interrupted = not isinstance(exc, Exception)  # a cancellation, too
+        interrupted = _is_interrupt(exc)
         for session in loan.held:
             session.doubtful = session.doubtful or interrupted
             if not interrupted:
@@ -818,6 +818,14 @@ class Engine:
                 make, sql, suspends=self.runtime.suspends, prepared=prepared, limit=self._answer_timeout
             )
         return self._openers[spec.name]
+
+
+def _is_interrupt(exc: BaseException) -> bool:
+    """Return whether an exception may have come at any line, so that nobody knows what was done.
+
+    Drivers' exceptions are translated. What is left is a cancellation, or what a signal's handler raises: of any class.
+    """
+    return not isinstance(exc, PQError)
 
 
 async def _make_room(session: CoreSession, error: BaseException) -> None:
