@@ -274,14 +274,13 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
             hot=True,
         )
         # Reads only. A row that has the token, and no lease, was ended by the holder of the lease: one that runs out
-        # stays in the row until the job is taken again, under another token.
-        held = "WHERE id = ANY (:ids::bigint[]) AND (id, attempts) IN"
-        held += f" (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token)) AND {OF_QUEUE}"
-        self.find_ended = compiled(
-            "find_ended",
-            f"SELECT id, attempts FROM {{table}} {held} AND leased_until IS NULL"
-            f" UNION ALL SELECT id, attempts FROM {{archive}} {held}"
-            f" UNION ALL SELECT id, attempts FROM {{dead}} {held}",
+        # stays in the row until the job is taken again, under the next token.
+        these = f"WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE}"
+        self.find_leases = compiled(
+            "find_leases",
+            f"SELECT id, attempts, leased_until IS NULL FROM {{table}} {these}"
+            f" UNION ALL SELECT id, attempts, true FROM {{archive}} {these}"
+            f" UNION ALL SELECT id, attempts, true FROM {{dead}} {these}",
         )
         self.drop = compiled("drop", f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id")
 

@@ -45,6 +45,8 @@ from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings, logger
 
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
+_AGAIN = ("retry", "snooze", "crash")
+"""Ends after which the job is run again."""
 TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
 _AILMENTS = ("25", "53", "55", "57", "58")
@@ -183,6 +185,34 @@ async def finish_each(
     endings = Endings(busy=None if wait else [])
     await _store_groups(engine, queue, _groups(outcomes), endings)
     return endings
+
+
+async def stored_before(
+    engine: Engine, queue: QueueSettings, doubtful: Sequence[tuple[Outcome, bool]]
+) -> list[Outcome]:
+    """Return the outcomes that an earlier try stored, of which the answer was lost; now the lease is not held.
+
+    The job's row tells, whatever became of clocks. If the row was deleted, or the job waited for another run and was
+    taken again, only the clock tells: until a lease runs out, nobody but its holder ends it.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        doubtful: Outcomes, each with whether its lease has time left by the clock of this process.
+    """
+    leases = await leasing.last_leases(engine, queue, [outcome.job for outcome, _ in doubtful])
+    ended = {lease for lease, is_over in leases if is_over}
+    last: dict[int, int] = {}
+    for (job, token), _ in leases:
+        last[job] = max(token, last.get(job, 0))
+
+    def is_stored(outcome: Outcome, *, in_time: bool) -> bool:
+        job = outcome.job
+        if (job.id, job.attempts) in ended:
+            return True
+        return in_time and (outcome.end in _AGAIN or last.get(job.id, 0) <= job.attempts)
+
+    return [outcome for outcome, in_time in doubtful if is_stored(outcome, in_time=in_time)]
 
 
 def ails_server(error: PQError) -> bool:

@@ -123,13 +123,13 @@ async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[t
     return {(row[0], row[1]): bool(row[2]) for row in rows}
 
 
-async def ended(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> set[tuple[int, int]]:
-    """Return the ids and tokens of those leases that were ended by their holder, as far as rows tell.
-
-    A row that was deleted tells nothing.
-    """
-    rows = await engine.execute("tasks.find_ended", {**pairs(jobs), "q_name": queue.name}, protect=False)
-    return {(row[0], row[1]) for row in rows}
+async def last_leases(
+    engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]
+) -> list[tuple[tuple[int, int], bool]]:
+    """Return the id and token of the last lease of each job whose row is there, and whether its holder ended it."""
+    values = {"ids": sorted({job.id for job in jobs}), "q_name": queue.name}
+    rows = await engine.execute("tasks.find_leases", values, protect=False)
+    return [((row[0], row[1]), bool(row[2])) for row in rows]
 
 
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:

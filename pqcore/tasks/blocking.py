@@ -19,7 +19,7 @@ from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTim
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batching, calling, finishing, leasing, putting, taking
+from pqcore.operations import batching, calling, finishing, putting, taking
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
@@ -425,10 +425,8 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether the end of a job was stored by an earlier try, of which the answer was lost."""
-        if time.monotonic() - since < WORK_LEASE / 2:  # nobody else can have been given the job
-            return True
-        job = outcome.job
-        return (job.id, job.attempts) in drive(leasing.ended(self._engine, self, [job]))
+        in_time = time.monotonic() - since < WORK_LEASE / 2
+        return bool(drive(finishing.stored_before(self._engine, self, [(outcome, in_time)])))
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()

@@ -7,7 +7,7 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from pqcore.errors import PQError, SerializationError
+from pqcore.errors import OutcomeUnknown, PQError, SerializationError
 from pqcore.operations.finishing import Outcome, finish
 from pqcore.operations.leasing import lease_lost
 from pqcore.operations.stored import StoredPut
@@ -32,7 +32,7 @@ class JobContext:
     Attributes:
         job: The job.
         queue: Its queue.
-        finished: Whether the function finished it itself.
+        finished: Whether the function has finished it itself, or is about to.
     """
 
     def __init__(self, queue: QueueSettings, job: BaseJob) -> None:
@@ -110,11 +110,19 @@ class JobContext:
 
         async def work() -> None:
             outcome = Outcome(self.job, "done", result)
-            if await finish(engine, self.queue, [outcome], connection):
-                raise lease_lost(self.queue, [self.job])
-            self.finished = True
+            self._note_finished(finished=True)  # first: the worker may find that it is over before the answer is here
+            try:
+                if await finish(engine, self.queue, [outcome], connection):
+                    raise lease_lost(self.queue, [self.job])
+            except PQError as exc:
+                if not isinstance(exc, OutcomeUnknown):
+                    self._note_finished(finished=False)
+                raise
 
         return work() if engine.runtime.suspends else drive(work())
+
+    def _note_finished(self, *, finished: bool) -> None:
+        self.finished = finished
 
     def stop(self, reason: str) -> None:
         """Tell the function to stop; for workers."""

@@ -69,6 +69,10 @@ class _Context(JobContext):
         super().progress(value)
         self._pipe.send_bytes(pickle.dumps(("progress", self.take_progress(), None)))
 
+    def _note_finished(self, *, finished: bool) -> None:
+        super()._note_finished(finished=finished)
+        self._pipe.send_bytes(pickle.dumps(("finished", finished, None)))
+
 
 def serve(pipe: Connection, first: Sequence[str] = ()) -> None:
     """Make calls until the worker closes the pipe, or ends.

@@ -169,9 +169,12 @@ class Process:
             while True:
                 answer = self._pipe.recv_bytes()
                 kind, value, note = pickle.loads(answer)  # noqa: S301 - from a process of ours
-                if kind != "progress":
+                if kind == "progress":
+                    context._progress = value  # noqa: SLF001 - as if the function had called `progress` here
+                elif kind == "finished":
+                    context.finished = value
+                else:
                     break
-                context._progress = value  # noqa: SLF001 - as if the function had called `progress` here
         except (EOFError, OSError) as exc:
             self.kill()
             self._process.join()

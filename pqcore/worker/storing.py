@@ -101,8 +101,7 @@ class Storing:
             outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
             station.done += endings.busy
             asyncio.get_running_loop().call_later(PROBE, station.to_store.set)
-        await self._stored(outcomes, endings)
-        return ailment
+        return await self._stored(outcomes, endings) or ailment
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
         """Have an end stored later that was not stored now; returns the error if it is of the server."""
@@ -135,11 +134,20 @@ class Storing:
         self._station.done.append(outcome)
         self._station.to_store.set()
 
-    async def _stored(self, outcomes: Sequence[Outcome], endings: Endings) -> None:
+    async def _stored(self, outcomes: Sequence[Outcome], endings: Endings) -> PQError | None:
+        """Let go of jobs that ended, and tell plugins; what ails the server, if it cannot be known how some ended."""
         station = self._station
+        ailment = None
         lost = {id(outcome) for outcome in endings.lost}
-        if lost:
-            lost -= await self._stored_before(endings.lost)
+        if lost and (doubtful := self._doubtful(endings.lost)):
+            try:
+                found = await station.bridge.call(finishing.stored_before, station.queue, doubtful)
+            except PQError as exc:
+                ailment, unknown = exc, {id(outcome) for outcome, _ in doubtful}
+                outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
+                station.done += [outcome for outcome, _ in doubtful]
+            else:
+                lost -= {id(outcome) for outcome in found}
         station.telling = True
         try:
             for outcome in outcomes:
@@ -160,27 +168,14 @@ class Storing:
             station.telling = False
         self._floor.changes += 1
         self._floor.look_quiet()
+        return ailment
 
-    async def _stored_before(self, lost: Sequence[Outcome]) -> set[int]:
-        """Return the `id` of those outcomes that were stored by an earlier try, of which the answer was lost.
-
-        While a lease has time left, nobody but its holder ends the job. Later, the row tells.
-        """
+    def _doubtful(self, lost: Sequence[Outcome]) -> list[tuple[Outcome, bool]]:
+        """Return the outcomes that an earlier try may have stored, each with whether its lease has time left."""
         station, now = self._station, time.monotonic()
-        found: set[int] = set()
-        late: list[Outcome] = []
+        found = []
         for outcome in lost:
             held = station.held.get((outcome.job.id, outcome.job.attempts))
             if held is not None and held.doubtful:
-                if now < held.leased_at + self._lease:
-                    found.add(id(outcome))
-                else:
-                    late.append(outcome)
-        if late:
-            try:
-                ended = await station.bridge.call(leasing.ended, station.queue, [outcome.job for outcome in late])
-            except PQError as exc:
-                logger.warning("%r: cannot look how jobs ended: %s", station.queue.name, exc)
-            else:
-                found |= {id(one) for one in late if (one.job.id, one.job.attempts) in ended}
+                found.append((outcome, now < held.leased_at + self._lease))
         return found

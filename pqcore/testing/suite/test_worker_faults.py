@@ -19,6 +19,7 @@ from pqcore.events import JobEvent
 from pqcore.identifiers import TableName, quote
 from pqcore.operations import finishing
 from pqcore.plugins import plugins
+from pqcore.tasks import current
 from pqcore.testing import workers
 from pqcore.testing.crew import Crew
 from pqcore.testing.harness import PATIENCE, Harness
@@ -29,6 +30,8 @@ from pqcore.testing.proxy import Proxy
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
 """Jobs that are run while workers are killed."""
 KILLS = 4
+LEASE = 0.9
+"""Seconds of a lease that a worker lengthens while its job runs, after a third of them."""
 
 
 # Killed
@@ -514,6 +517,67 @@ def test_a_job_whose_end_was_stored_though_the_answer_was_lost_is_not_told_lost(
     with harness.working(queue):
         assert handle.result(PATIENCE) == 7
         harness.eventually(lambda: told.ends)
+    assert told.ends == [(int(handle), "succeeded")]
+
+
+def test_a_job_that_was_given_to_another_is_told_lost_though_the_worker_counts_its_lease_as_held(
+    harness: Harness, proxy: Proxy, told: Told
+) -> None:
+    direct = harness.tasks().queue(harness.schema)
+    queue = harness.tasks(proxy.dsn, create=False).queue(harness.schema)
+
+    @queue.task(keep_result="1h")
+    def seven(job_id: int) -> int:
+        # As after a jump of the server's clock: the lease runs out, and another worker takes the job and does it.
+        harness.sql("UPDATE {table} SET attempts = attempts + 1, leased_until = NULL, dequeued_at = now()", rows=False)
+        proxy.cut_at("COMMIT", answered=False)
+        return 7
+
+    handle = direct.task(keep_result="1h")(seven.task.function)()
+    with harness.working(queue):
+        harness.eventually(lambda: told.ends)
+    assert told.ends == [(int(handle), "lost")]
+
+
+def test_an_end_of_which_the_answer_was_lost_is_told_only_when_the_server_has_told_of_the_job(
+    harness: Harness, proxy: Proxy, told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    direct = harness.tasks().queue(harness.schema)
+    queue = harness.tasks(proxy.dsn, create=False).queue(harness.schema)
+    dead = TableName("queue", harness.schema).related("_dead")
+
+    def seven(job_id: int) -> int:
+        harness.sql(f"ALTER TABLE {dead} RENAME COLUMN attempts TO gone", rows=False)
+        proxy.cut_at("COMMIT", answered=True)
+        return 7
+
+    queue.task(keep_result="1h")(seven)
+    handle = direct.task(keep_result="1h")(seven)()
+    with harness.working(queue):
+        harness.eventually(lambda: "find_leases" in caplog.text)
+        assert told.ends == []
+        harness.sql(f"ALTER TABLE {dead} RENAME COLUMN gone TO attempts", rows=False)
+        harness.eventually(lambda: told.ends)
+    assert told.ends == [(int(handle), "succeeded")]
+
+
+def test_a_job_that_its_function_finishes_is_not_lost_while_the_function_goes_on(harness: Harness, told: Told) -> None:
+    queue = harness.tasks().queue(harness.schema)
+    stopped: list[bool] = []
+
+    def finish(job_id: int) -> None:
+        current().finish()
+        stopped.append(current().wait(LEASE))
+
+    async def finish_async(job_id: int) -> None:
+        await current().finish()
+        await asyncio.sleep(LEASE)
+        stopped.append(False)
+
+    handle = queue.task()(finish if harness.mode == "blocking" else finish_async)()
+    with harness.working(queue, lease=LEASE):
+        harness.eventually(lambda: told.ends)
+    assert stopped == [False]
     assert told.ends == [(int(handle), "succeeded")]
 
 

@@ -1,0 +1,66 @@
+"""Jobs in processes of a worker's, whose functions have a queue of their own there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pqcore import hookimpl
+from pqcore.events import JobEvent
+from pqcore.plugins import plugins
+from pqcore.tasks import PQ, current
+from pqcore.worker import Worker
+
+LEASE = 0.9
+"""Seconds of a lease that a worker lengthens while its job runs, after a third of them."""
+DSN = "TEST_PROCESS_JOBS_DSN"
+"""The variable of the environment that tells the worker's processes of the server."""
+
+
+def finish_and_go_on(job_id: int) -> None:
+    current().finish()
+    time.sleep(LEASE)
+
+
+if DSN in os.environ:
+    # As a module that declares its queue: the worker's process imports it.
+    finish_and_go_on.queue = PQ(os.environ[DSN])["jobs"]  # type: ignore[attr-defined]
+
+
+class Told:
+    """A plugin that notes how jobs ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    @hookimpl
+    def pqcore_job_succeeded(self, event: JobEvent) -> None:
+        self.ends.append("succeeded")
+
+    @hookimpl
+    def pqcore_job_lost(self, event: JobEvent) -> None:
+        self.ends.append("lost")
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    plugin = Told()
+    plugins.register(plugin)
+    yield plugin
+    plugins.manager.unregister(plugin)
+
+
+def test_a_job_that_its_function_finishes_in_a_process_is_not_lost_while_the_function_goes_on(
+    dsn: str, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DSN, dsn)
+    with PQ(dsn) as pq:
+        pq.create()
+        queue = pq["jobs"]
+        queue.task(run_in="process")(finish_and_go_on)()
+        asyncio.run(Worker(queue, burst=True, lease=LEASE).run())
+    assert told.ends == ["succeeded"]
