@@ -414,7 +414,7 @@ def ticked(event: Event) -> bool:
 
 @forges("a tick put twice")
 def _(run: Forger) -> None:
-    run.double(run.event(ticked))
+    run.double(run.event(lambda event: ticked(event) and run.tables.is_steady(event)))
 
 
 @forges("a tick that was left out")

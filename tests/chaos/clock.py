@@ -17,6 +17,8 @@ import psycopg
 
 from pqcore_backends.embedded import EmbeddedServer
 
+UPTIME = "/proc/uptime"
+"""Has the seconds that the machine runs, which libfaketime leaves as they are."""
 SHIFTS = ("+3h", "-3h", "+40d", "-40d", "+90s", "-90s", "+0")
 _PLACES = ("usr/lib/*/faketime", "usr/lib/faketime", "usr/lib64/faketime", "usr/local/lib/faketime")
 # Some releases of the library, with some Pythons, break the waits of threads.
@@ -74,6 +76,9 @@ class ServerClock:
         folder: Where its clock is, open to the user that the server runs as.
         preloaded: What `library` gave.
 
+    Attributes:
+        unsteady: For each step, from which uptime of the machine to which other some sessions may not go by it.
+
     Raises:
         OSError: The library does not work with this server.
     """
@@ -89,6 +94,7 @@ class ServerClock:
         self._clock = Clock(folder / "clock", own)
         self._clock.set("+1h")
         self._steps = 0
+        self.unsteady: list[tuple[float, float]] = []
         programs, folder = server.programs, folder / "bin"
         folder.mkdir()
         script = folder / "postgres"
@@ -108,14 +114,19 @@ class ServerClock:
             server.start()
             raise OSError(f"{preloaded} does not put a server's clock forward")
 
+    def _set(self, shift: str) -> None:
+        now = float(Path(UPTIME).read_text().split()[0])
+        self.unsteady.append((now - 0.1, now + self.LATE + 1))
+        self._clock.set(shift)
+
     def step(self, sign: str) -> None:
         """Put it hours ahead of the true time (``+``), or behind (``-``)."""
         self._steps += 1
-        self._clock.set(f"{sign}{self.FIRST + self.FURTHER * self._steps}")
+        self._set(f"{sign}{self.FIRST + self.FURTHER * self._steps}")
 
     def right(self) -> None:
         """Put it right."""
-        self._clock.set("+0")
+        self._set("+0")
 
     def pass_all(self) -> None:
         """Put it further ahead than it ever was: all leases have run out, and all jobs are due."""

@@ -204,6 +204,7 @@ def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy, clock: Se
     _idle(dsn)
     report.history, report.found = read(clients.logs), tables.read(dsn)
     report.found.ticking, report.found.missed = ticking, clients.missed
+    report.found.unsteady = [] if clock is None else clock.unsteady
     report.found.stuck = tables.drain(dsn, [*QUEUES, NAME], max(LEASE, LATER, WORKERS_LEASE) + 1)
     report.verdict = check(report.history, report.found)
     report.verdict.losses += [f"a client fell: {each}" for each in dict.fromkeys(fallen)]

@@ -14,6 +14,7 @@ from psycopg.rows import class_row
 
 from pqcore import PQ
 
+from .clock import UPTIME
 from .work import GATED, OTHERS, TICK
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ INSERT INTO tallies VALUES ('a', 0), ('b', 0);
 CREATE TABLE audit (
   n bigserial PRIMARY KEY, at timestamptz NOT NULL, job bigint NOT NULL, queue text NOT NULL, token text, what text,
   dedup_key text, due timestamptz, distance float8, was_attempts int, attempts int,
-  was_leased timestamptz, leased timestamptz, was_over boolean, over boolean
+  was_leased timestamptz, leased timestamptz, was_over boolean, over boolean, uptime float8
 );
 CREATE TABLE runs (
   n bigint DEFAULT nextval('audit_n_seq'), job bigint NOT NULL, attempt int NOT NULL, place text NOT NULL,
@@ -38,6 +39,8 @@ CREATE TABLE runs (
 );
 CREATE FUNCTION finite(timestamptz) RETURNS timestamptz IMMUTABLE LANGUAGE sql AS
   $$ SELECT CASE WHEN $1 = 'infinity' THEN '9999-01-01 00:00+00' ELSE $1 END $$; -- Python has no infinite times
+CREATE FUNCTION uptime() RETURNS float8 SECURITY DEFINER LANGUAGE sql AS -- which libfaketime does not change
+  $$ SELECT split_part(pg_read_file('{UPTIME}', 0, 100, true), ' ', 1)::float8 $$;
 CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   was record; row record; token text;
@@ -49,11 +52,11 @@ BEGIN
     token := token || '-' || row.id;
   END IF;
   INSERT INTO audit (at, job, queue, token, what, dedup_key, due, distance, was_attempts, attempts, was_leased, leased,
-    was_over, over)
+    was_over, over, uptime)
   VALUES (statement_timestamp(), row.id, row.q_name, token, TG_OP,
     row.dedup_key, coalesce(was.schedule_at, was.enqueued_at),
     extract(epoch FROM row.schedule_at - row.enqueued_at), was.attempts, row.attempts, finite(was.leased_until),
-    finite(row.leased_until), was.dequeued_at IS NOT NULL, row.dequeued_at IS NOT NULL);
+    finite(row.leased_until), was.dequeued_at IS NOT NULL, row.dequeued_at IS NOT NULL, uptime());
   RETURN NULL;
 END $$;
 CREATE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON queue FOR EACH ROW EXECUTE FUNCTION audited();
@@ -88,6 +91,7 @@ class Event:
         leased: And after.
         was_over: Whether it was finished before.
         over: And after.
+        uptime: The machine's uptime in seconds, which is right while the server's clock is not; None without /proc.
     """
 
     n: int
@@ -105,6 +109,7 @@ class Event:
     leased: datetime | None
     was_over: bool
     over: bool
+    uptime: float | None
 
 
 @dataclass
@@ -151,6 +156,7 @@ class Tables:
         records: What jobs under limits and in groups wrote, in order.
         ticking: Whether ticks went on when nothing failed any more.
         missed: What becomes of ticks that were missed.
+        unsteady: From which uptime to which other the server's sessions could differ in what time it is.
     """
 
     rows: list[Row]
@@ -162,6 +168,11 @@ class Tables:
     records: list[Record] = field(default_factory=list)
     ticking: bool = True
     missed: str = "latest"
+    unsteady: list[tuple[float, float]] = field(default_factory=list)
+
+    def is_steady(self, event: Event) -> bool:
+        """Return whether all of the server's sessions had the same time when it happened."""
+        return not any(event.uptime is None or start <= event.uptime <= end for start, end in self.unsteady)
 
     def chains(self) -> dict[int, list[Event]]:
         """The changes of each job."""

@@ -1113,7 +1113,7 @@ def test_close_ends_all_connections_and_what_comes_after_says_so(harness: Harnes
             operation()
     pq.close()
     queue.close()
-    assert harness.connections() == 0
+    harness.eventually(lambda: harness.connections() == 0)  # a listener may have been connecting as it was closed
     assert waiting(harness) == []
 
 
