@@ -20,11 +20,11 @@ import enum
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from pqcore.statement import Paramstyle, Query
@@ -32,6 +32,7 @@ from pqcore.statement import Paramstyle, Query
 PLUGIN_API = 1
 """The version of this contract, and of that of hooks (`pqcore.hookspecs`); see docs/plugins.md."""
 
+_S = TypeVar("_S")
 Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
 """A row, by position."""
@@ -185,6 +186,13 @@ class Session(Protocol):
         Called from another thread.  May be left out.
         """
 
+    def through(self, proxy: Any) -> None:
+        """Hear of the proxy around the connection that the caller uses, as a tracer makes one; see `bare`.
+
+        The cursors that the session gives to users come from it.  So may those for its own statements, where the
+        tracer's cursor changes nothing about them.  May be left out: then the tracer sees none of them.
+        """
+
     def abort(self) -> None:
         """Break the connection off at once, from another thread, while a call on it may be waiting.
 
@@ -219,6 +227,7 @@ class AsyncSession(Protocol):
     async def close(self) -> None: ...
     async def unlisten(self, channels: Sequence[str]) -> None: ...
     async def cancel(self) -> None: ...
+    def through(self, proxy: Any) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -240,7 +249,10 @@ class Backend(Protocol):
         """
 
     def wrap(self, connection: Any) -> Session:
-        """Use a connection that the caller handed over, once or for long."""
+        """Use a connection that the caller handed over, once or for long.
+
+        It is the driver's own. Where the caller's is a proxy around that, see `Session.through`.
+        """
 
     def acquire(self, pool: Any) -> Session:
         """Borrow a connection of the caller's pool (capability POOL)."""
@@ -271,6 +283,51 @@ class AsyncBackend(Protocol):
     async def make_pool(self, dsn: str, size: int) -> Any: ...
     async def close_connection(self, connection: Any) -> None: ...
     async def close_pool(self, pool: Any) -> None: ...
+
+
+PROXIES = 10
+"""Proxies around one object that `layers` looks through, at most."""
+
+
+def layers(target: Any) -> Iterator[Any]:
+    """Iterate over an object and what it holds, if it is a proxy that says so by ``__wrapped__``: the outermost first.
+
+    Tracers put such proxies around connections, cursors and pools.
+
+    Args:
+        target: The object.
+    """
+    yield target
+    for _ in range(PROXIES):
+        try:
+            target = target.__wrapped__
+        except (AttributeError, RuntimeError):  # no proxy, or one that is bound to nothing at this moment
+            return
+        yield target
+
+
+def bare(target: Any) -> Any:
+    """Return the innermost of an object's `layers`: a driver's own connection, cursor or pool.
+
+    Args:
+        target: The object, or a proxy around it.
+    """
+    *_, innermost = layers(target)
+    return innermost
+
+
+def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
+    """Make a session over a connection, or over the connection within a proxy, of which the session is told.
+
+    Args:
+        wrap: Makes the session of the driver's own connection: `Backend.wrap`.
+        connection: What the caller, a pool or the driver's patched ``connect`` gave.
+    """
+    own = bare(connection)
+    session = wrap(own)
+    if own is not connection and (through := getattr(session, "through", None)) is not None:
+        through(connection)
+    return session
 
 
 CONNECT_TIMEOUT = 10

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 from weakref import ref
 
+from pqcore.backend import bare, session_over
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
 from pqcore.runtime import Event, Runtime
@@ -187,7 +188,7 @@ class Opener:
         return session
 
     def wrap(self, connection: object) -> CoreSession:
-        session = self.session(self.backend.wrap(connection))
+        session = self.session(session_over(self.backend.wrap, connection))
         if not session.usable():
             raise ConnectionLost(CLOSED)
         return session
@@ -890,7 +891,7 @@ def _pop(sessions: list[CoreSession]) -> CoreSession | None:
 
 def _reached(exc: BaseException, pool: object) -> bool:
     """Whether an interrupt came to a pool's own code, and not on the way there."""
-    package, at = type(pool).__module__.partition(".")[0], exc.__traceback__
+    package, at = type(bare(pool)).__module__.partition(".")[0], exc.__traceback__
     while at is not None:
         if str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == package:
             return True

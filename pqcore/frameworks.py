@@ -16,7 +16,8 @@ from pqcore.hookspecs import hookimpl
 @hookimpl(trylast=True)
 def pqcore_unwrap(target: Any) -> Any:
     """What is inside of a session or connection of SQLAlchemy's or Django's."""
-    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(target).__mro__}
+    claimed = target.__class__.__mro__  # by a proxy, as of Werkzeug's, which has another type
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in (*type(target).__mro__, *claimed)}
     if names & {"sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session"}:
         return target.connection()
     if "sqlalchemy.AsyncConnection" in names:

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from pqcore import hookspecs
-from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode
+from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode, layers
 from pqcore.dialect import Dialect
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PluginError, UnknownBackend, UnknownSerializer
 from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pqcore.serializers import Serializer
 
@@ -40,6 +40,8 @@ PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
 """For a DSN with no backend named: the first of these that is installed, then any other."""
 
 
+MOST_CLASSES = 1_000
+"""Classes of which is remembered which backends adopt them, at most."""
 LONGEST_SHOWN = 200
 """Characters of a name that a message repeats, at most."""
 
@@ -119,6 +121,7 @@ class Plugins:
         self.manager.add_hookspecs(hookspecs)
         self._broken: dict[tuple[str, str], PluginError] = {}
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
+        self._adopters: dict[type, tuple[tuple[BackendSpec, bool], ...]] = {}
         self._serializers: dict[str, Serializer | type[Serializer]] = {}
         self._dialects: dict[str, type[Dialect]] = {Dialect.name: Dialect}
         self._loaded: set[tuple[str, str]] = set()
@@ -217,14 +220,15 @@ class Plugins:
         raise BackendNotInstalled(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
-        """The backend that adopts an object, and whether as a pool; None if none does."""
-        classes = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(target).__mro__}
+        """The backend that adopts an object, or what proxies around it hold, and whether as a pool; None if none does.
+
+        Raises:
+            UnknownBackend: Only backends of the other mode adopt it.
+        """
         wrong = None
-        for spec in self.backend_specs():
-            if name not in (None, spec.name):
-                continue
-            for pool, adopted in ((False, spec.connections), (True, spec.pools)):
-                if classes.isdisjoint(adopted):
+        for cls in _classes_of(target):
+            for spec, pool in self._adopting(cls):
+                if name not in (None, spec.name):
                     continue
                 if spec.mode == mode:
                     return spec, pool
@@ -234,6 +238,22 @@ class Plugins:
             msg = f"a {type(target).__module__}.{type(target).__qualname__} is {wrong.mode}: give it to {face}"
             raise UnknownBackend(msg)
         return None
+
+    def _adopting(self, cls: type) -> tuple[tuple[BackendSpec, bool], ...]:
+        """The backends that adopt objects of a class, and whether as pools."""
+        found = self._adopters.get(cls)
+        if found is None:
+            names = class_names(cls)
+            found = tuple(
+                (spec, pool)
+                for spec in self.backend_specs()
+                for pool, adopted in ((False, spec.connections), (True, spec.pools))
+                if not names.isdisjoint(adopted)
+            )
+            if len(self._adopters) >= MOST_CLASSES:
+                self._adopters.clear()
+            self._adopters[cls] = found
+        return found
 
     def make(self, spec: BackendSpec, *, prepared: bool) -> Backend | AsyncBackend:
         """Import a backend's class and construct it.
@@ -366,6 +386,7 @@ class Plugins:
             msg = f"two plugins bring a {spec.mode} backend {spec.name!r}: {self._specs[key].load} and {spec.load}"
             raise PluginError(msg)
         self._specs[key] = spec
+        self._adopters.clear()
 
     def _add_serializer(self, serializer: Serializer | type[Serializer]) -> None:
         name: str = getattr(serializer, "layer", "") if is_wrapper(serializer) else serializer.name
@@ -461,6 +482,20 @@ def is_wrapper(serializer: object) -> bool:
     return isinstance(serializer, type) and issubclass(serializer, Wrapper)
 
 
+def class_names(cls: type) -> set[str]:
+    """The dotted names of a class and of its bases."""
+    return {f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__}
+
+
+def _classes_of(target: Any) -> Iterator[type]:
+    """The class of an object, those of what proxies around it hold, and the one that a proxy gives itself out for."""
+    layer = target
+    for layer in layers(target):
+        yield type(layer)
+    if layer.__class__ is not type(layer):
+        yield layer.__class__
+
+
 def _class(serializer: object) -> type:
     return serializer if isinstance(serializer, type) else type(serializer)
 
@@ -498,7 +533,8 @@ def unwrap(target: object) -> object:
         ConfigurationError: No plugin knows it.
     """
     plugins.load_others()
-    inner = plugins.manager.hook.pqcore_unwrap(target=target)
+    found = (plugins.manager.hook.pqcore_unwrap(target=layer) for layer in layers(target))
+    inner = next((each for each in found if each is not None), None)
     if inner is None:
         kind = f"{type(target).__module__}.{type(target).__qualname__}"
         msg = f"not a connection that any installed backend or plugin knows: a {kind}"

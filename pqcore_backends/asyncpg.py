@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, Row, shut
+from pqcore.backend import ABORTED, Row, bare, session_over, shut
 from pqcore.errors import Closed
 from pqcore.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -34,10 +35,14 @@ class AsyncpgSession:
 
     def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection
+        self.lent = connection  # what a pool gave, and takes back
         self._reopen = reopen
         self._transaction: Any = None
         self._arrived: list[str] = []
         self._stirred = asyncio.Event()
+
+    def through(self, proxy: Any) -> None:
+        self.lent = proxy
 
     async def enter(self) -> None:
         """Nothing to switch: asyncpg has no implicit transactions."""
@@ -102,7 +107,8 @@ class AsyncpgSession:
         self.connection.terminate()
         if self._reopen is None or within:
             raise asyncpg.ConnectionDoesNotExistError(LOST)
-        self.connection = await self._reopen(self.connection)
+        self.lent = await self._reopen(self.lent)
+        self.connection = bare(self.lent)
 
     def begin(self) -> Coroutine[Any, Any, None]:
         return self._answer(self._begin, again=True)
@@ -125,7 +131,7 @@ class AsyncpgSession:
             await self._answer(transaction.rollback)
 
     def cursor(self, **options: Any) -> Any:
-        return self.connection
+        return self.lent
 
     async def listen(self, channel: str) -> None:
         self.connection.add_termination_listener(self._stir)
@@ -210,7 +216,7 @@ class AsyncpgBackend:
         async def opened(lost: Any) -> Any:
             return await asyncpg.connect(**arguments(dsn), **self._options)
 
-        return AsyncpgSession(await opened(None), opened)
+        return session_over(partial(AsyncpgSession, reopen=opened), await opened(None))
 
     def wrap(self, connection: Any) -> AsyncpgSession:
         return AsyncpgSession(connection)
@@ -220,21 +226,22 @@ class AsyncpgBackend:
             msg = "the connection pool is closed: give AsyncPQ an open one"
             raise Closed(msg)
         if not pool._initialized:
-            await pool
+            await bare(pool)
 
         async def another(lost: Any) -> Any:
             await pool.release(lost)
             return await pool.acquire()
 
-        return AsyncpgSession(await pool.acquire(), another)
+        return session_over(partial(AsyncpgSession, reopen=another), await pool.acquire())
 
     async def release(self, pool: Any, session: AsyncpgSession) -> None:
-        await pool.release(session.connection)
+        await pool.release(session.lent)
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:
+        pool = bare(pool)
         connect = getattr(pool, "_connect", asyncpg.connect)  # a function of the caller's, since asyncpg 0.30
         classes = {"connection_class": pool._connection_class, "record_class": pool._record_class}
-        return AsyncpgSession(await connect(*pool._connect_args, loop=pool._loop, **classes, **pool._connect_kwargs))
+        return self.wrap(bare(await connect(*pool._connect_args, loop=pool._loop, **classes, **pool._connect_kwargs)))
 
     async def make_pool(self, dsn: str, size: int) -> Any:
         return await asyncpg.create_pool(dsn, min_size=1, max_size=size, **self._options)

@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import postgres, sql
@@ -22,9 +22,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types import array
 
-from pqcore.backend import ABORTED, Inbox, Row, patience, readable, shut, unicode
+from pqcore.backend import ABORTED, Inbox, Row, bare, patience, readable, session_over, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.statement import Query
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 try:
     import psycopg_pool
@@ -60,16 +63,57 @@ class _AsyncCursor(psycopg.AsyncRawCursor[Row]):
         return _ADAPTERS
 
 
+class _UnpreparedCursor(_Cursor):
+    """Has psycopg prepare nothing: it is told here, as the cursors of tracers may pass no such option on."""
+
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = False, binary: bool | None = None
+    ) -> Self:
+        return super().execute(query, params, prepare=False, binary=binary)
+
+
+class _UnpreparedAsyncCursor(_AsyncCursor):
+    async def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = False, binary: bool | None = None
+    ) -> Self:
+        return await super().execute(query, params, prepare=False, binary=binary)
+
+
 class _Common:
     """What asks the driver only, not the server."""
 
     connection: Any
+    cursor: Any
+    lent: Any  # what a pool gave, and takes back
+    _cursor: Any  # of our own kind, or a tracer's around it
+    _plain: Any  # of our own kind
+    _traced = False  # then it is given text: what writes a comment to a statement cannot do so to bytes
     _switched = False
     _begun = False
     _flipped = False  # by begin, until it is switched back
     _inbox: Inbox | None = None
     # The SQLSTATE and message with which the server ended the connection: libpq takes them for a notice.
     _farewell: tuple[str, str | None] | None = None
+
+    def _use(self, connection: Any, cursor: Any) -> None:
+        self.connection = self.lent = connection
+        self.cursor = connection.cursor
+        self._cursor = self._plain = cursor
+
+    def through(self, proxy: Any) -> None:
+        self.lent = proxy
+        self.cursor = proxy.cursor
+        connection, kind = self.connection, type(self._plain)
+        before, connection.cursor_factory = connection.cursor_factory, kind
+        try:
+            cursor = proxy.cursor(row_factory=tuple_row)
+        except TypeError:  # it gives no other cursors than the caller's
+            return
+        finally:
+            connection.cursor_factory = before
+        if type(bare(cursor)) is kind:
+            self._cursor, self._plain = cursor, bare(cursor)
+            self._traced = cursor is not self._plain
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE
@@ -166,11 +210,9 @@ class PsycopgSession(_Common):
     """One connection, blocking."""
 
     def __init__(self, connection: psycopg.Connection[Any], *, prepared: bool) -> None:
-        self.connection = connection
-        self.cursor = connection.cursor
         self.prepared = prepared
-        self._prepare = None if prepared else False
-        self._cursor = _Cursor(connection, row_factory=tuple_row)
+        kind = _Cursor if prepared else _UnpreparedCursor
+        self._use(connection, kind(connection, row_factory=tuple_row))
 
     def enter(self) -> None:
         if self._to_switch():
@@ -184,20 +226,21 @@ class PsycopgSession(_Common):
 
     def alive(self) -> bool:
         if self.usable() and readable(self.connection.fileno()):
-            self._cursor.execute(b"SELECT 1")
+            self._plain.execute(b"SELECT 1")
         return self.usable()
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        text = query.sql if self._traced else query.encoded
         try:
-            cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+            self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():
                 raise
-            cursor = self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+            self._cursor.execute(text, parameters or None)
         except psycopg.OperationalError:
             self._bury()
             raise
-        return cursor.fetchall() if query.rows else ()
+        return self._plain.fetchall() if query.rows else ()
 
     def begin(self) -> None:
         self._begun = self._flipped = True  # first: an interrupt may come in between
@@ -252,8 +295,8 @@ class PsycopgSession(_Common):
         return self._channels()
 
     def direct(self) -> bool:
-        row = self._cursor.execute(WHO, prepare=False).fetchone()
-        return row == (self.connection.info.backend_pid,)
+        row = self._plain.execute(WHO, prepare=False).fetchone()
+        return bool(row == (self.connection.info.backend_pid,))
 
     def close(self) -> None:
         self.connection.close()
@@ -267,11 +310,9 @@ class AsyncPsycopgSession(_Common):
     """One connection, asynchronous."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
-        self.connection = connection
-        self.cursor = connection.cursor
         self.prepared = prepared
-        self._prepare = None if prepared else False
-        self._cursor = _AsyncCursor(connection, row_factory=tuple_row)
+        kind = _AsyncCursor if prepared else _UnpreparedAsyncCursor
+        self._use(connection, kind(connection, row_factory=tuple_row))
 
     async def enter(self) -> None:
         if self._to_switch():
@@ -285,17 +326,18 @@ class AsyncPsycopgSession(_Common):
 
     async def alive(self) -> bool:
         if self.usable() and readable(self.connection.fileno()):
-            await self._cursor.execute(b"SELECT 1")
+            await self._plain.execute(b"SELECT 1")
         return self.usable()
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        text = query.sql if self._traced else query.encoded
         try:
-            cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
+            await self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():
                 raise
-            cursor = await self._cursor.execute(query.encoded, parameters or None, prepare=self._prepare)
-        return await cursor.fetchall() if query.rows else ()
+            await self._cursor.execute(text, parameters or None)
+        return await self._plain.fetchall() if query.rows else ()
 
     async def begin(self) -> None:
         self._begun = self._flipped = True  # first: an interrupt may come in between
@@ -357,8 +399,8 @@ class AsyncPsycopgSession(_Common):
         return self._channels()
 
     async def direct(self) -> bool:
-        cursor = await self._cursor.execute(WHO, prepare=False)
-        return await cursor.fetchone() == (self.connection.info.backend_pid,)
+        cursor = await self._plain.execute(WHO, prepare=False)
+        return bool(await cursor.fetchone() == (self.connection.info.backend_pid,))
 
     async def close(self) -> None:
         await self.connection.close()
@@ -379,7 +421,8 @@ class _Pooled:
     def _session(self, connection: Any) -> Any:
         session = getattr(connection, "_pqcore_session", None)
         if session is None or session.prepared is not self._prepares:
-            session = connection._pqcore_session = self.wrap(connection)
+            session = connection._pqcore_session = session_over(self.wrap, connection)
+        session.lent = connection
         return session
 
     def wrap(self, connection: Any) -> Any:
@@ -419,7 +462,7 @@ class PsycopgBackend(_Pooled):
         said = conninfo_to_dict(dsn)
         connection = psycopg.connect(dsn, autocommit=True, **patience(said), **unicode(said))
         try:
-            return self.wrap(connection)
+            return session_over(self.wrap, connection)
         except BaseException:  # an interrupt
             connection.close()
             raise
@@ -444,12 +487,12 @@ class PsycopgBackend(_Pooled):
             pool.putconn(connection)  # the server ended it while it idled; the pool replaces it
 
     def release(self, pool: Any, session: PsycopgSession) -> None:
-        pool.putconn(session.connection)
+        pool.putconn(session.lent)
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
         said = pool.conninfo, pool.kwargs
         conninfo, kwargs = (each() if callable(each) else each for each in said)  # as the pool asks for each connection
-        return self.wrap(pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs)))
+        return self.wrap(bare(pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
 
     def make_pool(self, dsn: str, size: int) -> Any:
         return psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=size, open=True)
@@ -467,7 +510,7 @@ class AsyncPsycopgBackend(_Pooled):
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
         said = conninfo_to_dict(dsn)
         more = {**patience(said), **unicode(said)}
-        return self.wrap(await psycopg.AsyncConnection.connect(dsn, autocommit=True, **more))
+        return session_over(self.wrap, await psycopg.AsyncConnection.connect(dsn, autocommit=True, **more))
 
     def wrap(self, connection: Any) -> AsyncPsycopgSession:
         return AsyncPsycopgSession(connection, prepared=self._prepares)
@@ -489,7 +532,7 @@ class AsyncPsycopgBackend(_Pooled):
             await pool.putconn(connection)
 
     async def release(self, pool: Any, session: AsyncPsycopgSession) -> None:
-        await pool.putconn(session.connection)
+        await pool.putconn(session.lent)
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
         said = []
@@ -497,7 +540,7 @@ class AsyncPsycopgBackend(_Pooled):
             value = each() if callable(each) else each
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said
-        return self.wrap(await pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs)))
+        return self.wrap(bare(await pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
 
     async def make_pool(self, dsn: str, size: int) -> Any:
         pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=size, open=False)

@@ -19,7 +19,7 @@ from psycopg2._psycopg import List
 from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import ABORTED, Row, patience, readable, shut, unicode
+from pqcore.backend import ABORTED, Row, bare, patience, readable, session_over, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.identifiers import quote
 from pqcore.statement import Query
@@ -98,12 +98,24 @@ class Psycopg2Session:
         self._begun = False
         self._flipped = False  # by begin, until it is switched back
         self._listening: set[str] = set()
+        self._proxy = connection
+        self.lent = connection  # what a pool gave, and takes back
+
+    def through(self, proxy: Any) -> None:
+        self._proxy = self.lent = proxy
+        self.cursor = proxy.cursor
 
     @cached_property
     def _cursor(self) -> Any:
         # Our own kind: the user's may return dictionaries.
-        cursor = self.connection.cursor(cursor_factory=extensions.cursor)
-        cursor.string_types = _TYPECASTERS
+        try:
+            cursor = self._proxy.cursor(cursor_factory=extensions.cursor)
+        except TypeError:  # a proxy that gives no other cursors than the caller's
+            cursor = None
+        own = bare(cursor)
+        if type(own) is not extensions.cursor:
+            own = cursor = self.connection.cursor(cursor_factory=extensions.cursor)
+        own.string_types = _TYPECASTERS
         return cursor
 
     def enter(self) -> None:
@@ -245,7 +257,7 @@ class Psycopg2Backend:
         reach = partial(psycopg2.connect, dsn, **patience(said), **unicode(said))
         connection = reach()
         try:
-            return Psycopg2Session(connection, prepared=self._prepares, reach=reach)
+            return session_over(partial(Psycopg2Session, prepared=self._prepares, reach=reach), connection)
         except BaseException:  # an interrupt
             connection.close()
             raise
@@ -279,21 +291,22 @@ class Psycopg2Backend:
         if session is None:
             for gone in [other for other in list(self._pooled) if other.closed]:
                 self._pooled.pop(gone, None)
-            session = self._pooled[connection] = self.wrap(connection)
+            session = self._pooled[connection] = session_over(self.wrap, connection)
+        session.lent = connection
         return session
 
     def release(self, pool: Any, session: Psycopg2Session) -> None:
         if not pool.closed:
-            pool.putconn(session.connection, close=not session.usable())
+            pool.putconn(session.lent, close=not session.usable())
 
     def connect_like(self, pool: Any) -> Psycopg2Session | None:
         args, kwargs = getattr(pool, "_args", None), getattr(pool, "_kwargs", None)
         if args is None or kwargs is None:  # a pool of another make
             return None
         said = {**extensions.parse_dsn(args[0] if args else kwargs.get("dsn") or ""), **kwargs}
-        connection = psycopg2.connect(*args, **{**kwargs, **patience(said)})
+        connection = bare(psycopg2.connect(*args, **{**kwargs, **patience(said)}))
         connection.autocommit = True
-        return Psycopg2Session(connection, prepared=self._prepares)
+        return self.wrap(connection)
 
     def make_pool(self, dsn: str, size: int) -> Any:
         return ThreadedConnectionPool(1, size, dsn)

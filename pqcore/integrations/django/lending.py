@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from django.db import Error, connections
 
+from pqcore.backend import bare
 from pqcore.connections import Lender
 from pqcore.errors import ConfigurationError
 from pqcore.frameworks import refuse_broken_atomic
@@ -55,7 +56,7 @@ class DjangoConnections(Lender):
             raise translate(exc.__cause__ or exc, "connect", lost=True) from exc
         refuse_broken_atomic(connection)
         session = self._sessions.get(connection)
-        if session is None or session.driver.connection is not connection.connection:
+        if session is None or session.driver.connection is not bare(connection.connection):
             session = self._sessions[connection] = wrap(connection.connection)
         session.callers = not connection.get_autocommit()
         return session
