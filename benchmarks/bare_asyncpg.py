@@ -6,6 +6,8 @@ import io
 import json
 from typing import Any
 
+from pqcore.statement import as_array
+
 from .acts import DATA
 from .bare import COLUMNS, Parameters
 from .statements import Statements, values
@@ -60,7 +62,7 @@ class BareAsyncpg(Parameters):
 
     async def lease_ack(self) -> None:
         rows = await self._lease.fetch(*self.lease)
-        await self._ack.fetch([row[0] for row in rows], [row[4] for row in rows], QUEUE)
+        await self._ack.fetch(as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE)
         self.keep(rows)
 
     async def replan(self) -> None:

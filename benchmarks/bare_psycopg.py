@@ -7,6 +7,8 @@ from typing import Any
 
 import psycopg
 
+from pqcore.statement import as_array
+
 from .acts import DATA
 from .bare import Parameters, SwitchesAutocommit
 from .statements import Statements, values
@@ -27,7 +29,7 @@ class _Encoded(Parameters):
         self._copy = self.copy.encode()
 
     def _held(self, rows: Any) -> tuple[Any, ...]:
-        return [row[0] for row in rows], [row[4] for row in rows], QUEUE
+        return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
 
 
 class BarePsycopg(SwitchesAutocommit, _Encoded):

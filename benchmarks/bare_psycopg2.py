@@ -8,6 +8,8 @@ from typing import Any
 
 import psycopg2.extras
 
+from pqcore.statement import as_array
+
 from .acts import DATA
 from .bare import COLUMNS, Parameters, SwitchesAutocommit
 from .statements import Statements, values
@@ -62,7 +64,7 @@ class BarePsycopg2(SwitchesAutocommit, Parameters):
     def lease_ack(self) -> None:
         self._cursor.execute(self._lease, self.lease)
         rows = self._cursor.fetchall()
-        self._cursor.execute(self._ack, ([row[0] for row in rows], [row[4] for row in rows], QUEUE))
+        self._cursor.execute(self._ack, (as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE))
         self._cursor.fetchall()
         self.keep(rows)
 

@@ -183,7 +183,7 @@ class Subject:
     def arguments(self) -> sql.Composable:
         if not self.query.order:
             return sql.SQL("")
-        literals = [sql.Literal(self.values[name]) for name in self.query.order]
+        literals = [sql.Literal(value) for value in self.query.given(self.values)]
         return sql.SQL("({})").format(sql.SQL(", ").join(literals))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
 """How a driver wants placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
@@ -16,6 +16,7 @@ _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _TO_PRIMARY = "/*NO LOAD BALANCE*/ "
 """Has a load balancer (Pgpool-II) send a statement to the primary though it only reads: a standby may lag behind."""
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_ARRAY = re.compile(r"(?<![:\w]):([a-z_]+)::(bigint|int|bool)\[\]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Query:
         first: Where in ``order`` each of ``numbered``'s parameters stands first.
         rows: Whether it returns rows (asking the driver costs more than saying so).
         hot: Whether it is worth a server-side prepared statement.
+        arrays: The names of the parameters that are arrays of numbers or booleans.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Query:
     first: tuple[int, ...]
     rows: bool
     hot: bool
+    arrays: frozenset[str] = frozenset()
 
     @cached_property
     def encoded(self) -> bytes:
@@ -58,15 +61,36 @@ class Query:
     @cached_property
     def bind(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
         """Picks the parameters from a mapping, in the order of the placeholders."""
+        if self.arrays:
+            return self._binding_arrays()
         if len(self.order) > 1:
             return itemgetter(*self.order)
         return lambda values: tuple([values[name] for name in self.order])
+
+    def given(self, values: Mapping[str, object]) -> list[object]:
+        """The parameters of `numbered`, picked from a mapping."""
+        bound = self.bind(values)
+        return [bound[place] for place in self.first]
+
+    def _binding_arrays(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
+        places = [(name, name in self.arrays) for name in self.order]
+
+        def bind(values: Mapping[str, Any]) -> tuple[object, ...]:
+            found = [(values[name], array) for name, array in places]
+            return tuple([as_array(value) if array and value is not None else value for value, array in found])
+
+        return bind
 
 
 class Compile(Protocol):
     """Compiles a template for one table and one driver: `compile_query`, but for what these decide."""
 
     def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
+
+
+def as_array(values: Iterable[object]) -> str:
+    """The text of an array of numbers or booleans, as `compile_query` has it sent."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def writes(sql: str) -> bool:
@@ -99,15 +123,20 @@ def compile_query(
     Identifiers come from ``substitutions`` quoted already; parameters are never
     put into the text.  Each parameter is cast in the SQL (``:n::bigint``), so
     every driver infers the same type.
+
+    An array of numbers or booleans is sent as one text, ``{1,2}``, that the server reads: asyncpg writes the elements
+    by codecs that the application may have set, and drivers take longer over a list than over a text.
     """
+    arrays = frozenset(name for name, _ in _ARRAY.findall(template))
+    template = _ARRAY.sub(r":\1::text::\2[]", template)
     template = of_primary(template.strip()) if rows else template.strip()
     order = tuple(_PARAMETER.findall(template))
     names = list(dict.fromkeys(order))
     numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", template).format_map(substitutions)
     if paramstyle == "numeric_dollar":
-        return Query(name, numbered, numbered, tuple(names), tuple(range(len(names))), rows, hot)
+        return Query(name, numbered, numbered, tuple(names), tuple(range(len(names))), rows, hot, arrays)
     if order:  # else the driver leaves a % as it is
         template = _PARAMETER.sub("%s", template.replace("%", "%%"))
         substitutions = {place: name.replace("%", "%%") for place, name in substitutions.items()}
     sql = template.format_map(substitutions)
-    return Query(name, sql, numbered, order, tuple(order.index(n) for n in names), rows, hot)
+    return Query(name, sql, numbered, order, tuple(order.index(n) for n in names), rows, hot, arrays)

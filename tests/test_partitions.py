@@ -80,6 +80,7 @@ VALUES: dict[str, Any] = dict.fromkeys(
         "expected_in",
         "headers",
         "group_key",
+        "put_at",
         "task",
         "age",
     )
@@ -109,7 +110,7 @@ def test_statements_look_at_one_partition(pq: PQ, dsn: str) -> None:
         for query in statements():
             connection.execute(f"PREPARE one AS {query.numbered}".encode())
             values = {**VALUES, "q_name": QUEUES[0]}
-            given = sql.SQL(", ").join(sql.Literal(values[name]) for name in dict.fromkeys(query.order))
+            given = sql.SQL(", ").join(sql.Literal(value) for value in query.given(values))
             [[plan]] = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE one({})").format(given))
             connection.execute("DEALLOCATE one")
             looked_at[query.name] = set(re.findall(r'"Relation Name": "(queue_p\d)"', json.dumps(plan)))

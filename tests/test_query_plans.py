@@ -37,7 +37,17 @@ PARKED = (
 KEYED = ("dedup_key, group_key", "'key ' || n, 'group ' || n % 10")
 
 Kind = tuple[str, str]
-NOTHING = ("payload", "delay", "schedule_at", "expected_at", "expected_in", "headers", "group_key", "dedup_key")
+NOTHING = (
+    "payload",
+    "delay",
+    "schedule_at",
+    "expected_at",
+    "expected_in",
+    "headers",
+    "group_key",
+    "dedup_key",
+    "put_at",
+)
 """Parameters that are null."""
 
 
@@ -147,7 +157,7 @@ class Server:
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}
         values |= {"tick": datetime.now(timezone.utc), "reason": "failed", "error": "{}", **dict(case.values)}
-        literals = [sql.Literal(values[parameter]) for parameter in case.query.order]
+        literals = [sql.Literal(value) for value in case.query.given(values)]
         command = sql.SQL("EXPLAIN ({}) EXECUTE {} ({})").format(
             sql.SQL(f"{options}FORMAT JSON"), sql.Identifier(name), sql.SQL(", ").join(literals)
         )

@@ -295,3 +295,36 @@ def test_codecs_of_an_asyncpg_pool_change_no_job(dsn: str) -> None:
                 assert await connection.fetchval("SELECT 1::int8") == "'1'"  # theirs, still
 
     asyncio.run(scenario())
+
+
+def refuse(value: Any) -> Any:
+    """Encode or decode nothing."""
+    raise AssertionError(value)
+
+
+def test_codecs_of_an_asyncpg_pool_change_no_array_of_numbers(dsn: str) -> None:
+    async def prepare(connection: Any) -> None:
+        for kind in ("int8", "int4", "bool"):
+            await connection.set_type_codec(kind, schema="pg_catalog", encoder=refuse, decoder=refuse, format="text")
+
+    async def scenario() -> None:
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=12, init=prepare) as pool:
+            pq = tasks.AsyncPQ(pool=pool)
+            await pq.create()
+            queue, other = pq["q"], pq["other"]
+
+            @queue.task(limit=2, group=lambda number: f"group {number % 2}")
+            async def note(job_id: int, number: int) -> int:
+                assert number < 6, "the job fails"
+                return number
+
+            batch = await queue.batch(*(note.call(number) for number in range(6)), then=note.call(0))
+            letter = await note(6)
+            await Worker(queue, burst=True).run()
+            assert [await job.status() for job in batch.jobs] == ["done"] * 6
+            assert await queue.dead.retry(letter) == 1
+            assert await queue.move(other, [letter]) == 1
+            jobs = await other.lease_many(5, 60)
+            assert await other.ack_many(jobs) == []
+
+    asyncio.run(scenario())

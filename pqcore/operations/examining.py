@@ -801,7 +801,7 @@ async def _explained(s: CoreSession, query: Query, values: Mapping[str, object],
     In a transaction that is read-only, so that even an EXPLAIN ANALYZE would take nothing.
     """
     name = f"pqcore_doctor_{uuid.uuid4().hex}"
-    arguments = [_literal(values[parameter]) for parameter in dict.fromkeys(query.order)]
+    arguments = [_literal(value) for value in query.given(values)]
     given = f"({', '.join(arguments)})" if arguments else ""
     await s.begin_own()
     try:
