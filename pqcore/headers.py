@@ -65,6 +65,8 @@ def check_link(link: Any) -> None:
         raise TypeError("neither data nor payload, or both")
     if payload is not None:
         base64.b64decode(payload)
+    else:
+        json.loads(data, parse_constant=_refuse_constant)
     if link.get("delay") is not None:
         _check_seconds(link["delay"])
     if not isinstance(link["headers"], dict):
@@ -72,6 +74,10 @@ def check_link(link: Any) -> None:
     for name, value in link["headers"].items():
         if (check := _CHECKS.get(name)) is not None:
             check(value)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _storable(value: Any) -> None:

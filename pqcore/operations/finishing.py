@@ -445,7 +445,8 @@ async def follow_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[B
     async def work(s: CoreSession, job: BaseJob) -> None:
         query = s.sql.tasks.find_headers
         async with atomic(s):
-            if not await s.execute(query, query.bind({"id": job.id, "q_name": queue.name})):
+            values = {"id": job.id, "q_name": queue.name, "put_at": None}
+            if not await s.execute(query, query.bind(values)):
                 await go_on(engine, queue, s, [by_hand(job)])
 
     for job in jobs:
@@ -482,6 +483,9 @@ async def _follow(
 async def go_on(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
     """Keep the results of jobs that ended, put the next of their chains, and tell their batches."""
     for outcome in ended:
+        if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
+            job = outcome.job
+            logger.error("%r: job %d ended without what its headers ask for: %s", queue.name, job.id, job.header_faults)
         await _keep_result(s, queue, outcome)
         await _put_next(engine, queue, s, outcome)
     await _count_down(engine, queue, s, ended)
