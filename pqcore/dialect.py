@@ -42,6 +42,7 @@ from pqcore.fragments import (
     HELD_ONE,
     HELD_ONES,
     HIDDEN_ORDER,
+    IDENTITY,
     IS_GATED,
     IS_HIDDEN,
     IS_READY,
@@ -246,7 +247,8 @@ def _put_many(stored: str, items: str) -> str:
         # As text, since asyncpg reads the elements of other arrays by the application's codecs.
         # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
         " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
-        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END FROM put"
+        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END,"
+        " date_part('epoch', statement_timestamp()) FROM put"
     )
 
 
@@ -294,21 +296,15 @@ class Dialect:
         compiled = self._compile
 
         # Inserting takes no lock that another insert waits for.
-        self.put = compiled(
-            "put",
-            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at)"
-            " VALUES (:q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp())"
-            " RETURNING id",
-            hot=True,
-        )
-        self.put_timed = compiled(
-            "put_timed",
-            "INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)"
-            " VALUES (:q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp(), "
-            + TIMES
-            + ") RETURNING id",
-            hot=True,
-        )
+        columns = "q_name, data, payload, serializer, enqueued_at"
+        stored = ":q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp()"
+        plain = f"INSERT INTO {{table}} ({columns}) VALUES ({stored}) RETURNING "
+        timed = f"INSERT INTO {{table}} ({columns}, schedule_at, expected_at) VALUES ({stored}, {TIMES}) RETURNING "
+        self.put = compiled("put", f"{plain}id", hot=True)
+        self.put_timed = compiled("put_timed", f"{timed}id", hot=True)
+        # The same, for handles.
+        self.put_call = compiled("put_call", f"{plain}{IDENTITY}", hot=True)
+        self.put_call_timed = compiled("put_call_timed", f"{timed}{IDENTITY}", hot=True)
         # All rows in one text, a JSON array, and all ids in one value, which is NULL where none is left out between
         # the first and the last: a driver takes longer over 5,000 values than the server over splitting them.  Ids
         # are drawn in order: a column default is computed above the Sort.

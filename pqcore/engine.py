@@ -17,6 +17,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from operator import attrgetter
 from threading import get_ident
@@ -164,6 +165,7 @@ class Engine:
         self._open: set[Block] = set()  # by whatever thread or task
         self._checked = False
         self.security: Security | None = None  # what hides rows of the table, once that was looked at
+        self.set_back: list[tuple[datetime, timedelta]] = []  # by the test kit: when all rows' times were, and how far
         self._blind = 0  # waiters that nothing can wake
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"

@@ -18,6 +18,13 @@ ORDER = f"expected_at, {DUE_AT}, id"
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
 EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
+# What names one job, whatever becomes of the sequence of ids: see `pqcore.job.JobId`.  The time is in seconds, which
+# drivers read sooner than a timestamp.
+PUT_AT = f"date_part('epoch', {EXPRESSIBLE.format('enqueued_at')})"
+IDENTITY = f"id, {PUT_AT}"
+OF_PUT = (
+    f"(:put_at::timestamptz IS NULL OR {EXPRESSIBLE.format('enqueued_at')} = :put_at::timestamptz AT TIME ZONE 'UTC')"
+)
 COLUMNS = (
     "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
     " headers, failures, excused, error"

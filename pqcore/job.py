@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from pqcore.headers import read_headers
 
@@ -57,6 +57,34 @@ class Moment(datetime):
         return cast(datetime, _as_utc(other)) - datetime.fromisoformat(self.isoformat())
 
     __hash__ = datetime.__hash__
+
+
+Identity: TypeAlias = tuple[int, float | None]
+"""The id of a job, and when it was put, as in `JobId`."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FARTHEST = 9_000_000_000.0
+"""Seconds: so far from 1970, in the year 2255, a float tells microseconds apart."""
+
+
+class JobId(int):
+    """The id of a job, with the time at which the job was put.
+
+    Ids come again after ``TRUNCATE ... RESTART IDENTITY``, a restore or logical replication. The two together name
+    one job.
+
+    Attributes:
+        epoch: When the job was put, by the server's clock, in seconds since 1970; None if that is not known: then the
+            id alone counts.
+    """
+
+    epoch: float | None = None
+
+    @property
+    def put_at(self) -> datetime | None:
+        """When the job was put, in UTC; None also of a time beyond all clocks, which only a forged row has."""
+        if self.epoch is None or abs(self.epoch) > _FARTHEST:
+            return None
+        return _EPOCH + timedelta(microseconds=round(self.epoch * 1_000_000))
 
 
 def _as_utc(value: Any) -> Any:

@@ -18,14 +18,17 @@ from pqcore.fragments import (
     HELD_ANYWHERE,
     HELD_ONE,
     HELD_ONES,
+    IDENTITY,
     IS_HIDDEN,
     IS_READY,
     IS_URGENT,
     JOB,
     MADE_WAY,
+    OF_PUT,
     OF_QUEUE,
     ONE_MORE,
     ORDER,
+    PUT_AT,
     TIMES,
     come_back,
 )
@@ -55,7 +58,7 @@ _TELL_REPLACED = """
 ), freed AS (
   DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (ARRAY(SELECT id FROM put))
 )
-SELECT id, pg_notify(:channel::text, '')::text FROM put"""
+SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 # Those of the rows that are held which nobody has locked.
 _FREE_ONES = f" WHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
@@ -73,7 +76,8 @@ class TaskStatements:
         # other's transaction to end, and then finds the key taken or free.
         self.put = compiled(
             "put_keyed",
-            f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING RETURNING id",
+            f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING"
+            f" RETURNING {IDENTITY}",
             hot=True,
         )
         # Not by DO UPDATE, which would lock a job that runs, though it changes nothing of it: the worker could not
@@ -82,14 +86,14 @@ class TaskStatements:
             "put_replacing",
             f"""
 WITH replaced AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE {_HOLDER} AND {_WAITING} RETURNING id
+  UPDATE {{table}} AS held SET {_REPLACED} WHERE {_HOLDER} AND {_WAITING} RETURNING {IDENTITY}
 ), added AS (
   INSERT INTO {{table}} ({_PUT_COLUMNS}) SELECT {_PUT_VALUES} WHERE NOT EXISTS (SELECT FROM replaced)
-  {_CONFLICT} DO NOTHING RETURNING id
-), put AS (
-  SELECT id FROM replaced UNION ALL SELECT id FROM added{_TELL_REPLACED}""",
+  {_CONFLICT} DO NOTHING RETURNING {IDENTITY}
+), put (id, put_at) AS (
+  SELECT * FROM replaced UNION ALL SELECT * FROM added{_TELL_REPLACED}""",
         )
-        self.find_duplicate = compiled("find_duplicate", f"SELECT id FROM {{table}} WHERE {_HOLDER}")
+        self.find_duplicate = compiled("find_duplicate", f"SELECT {IDENTITY} FROM {{table}} WHERE {_HOLDER}")
         # Held for a time: the row of the key is locked and looked at as it then is, in one statement; who
         # claimed it puts the job, and writes down its id, in the same transaction: others wait for its end.  The job
         # draws its id as any other does, so that who only puts need not be allowed to choose one.
@@ -109,14 +113,15 @@ RETURNING job_id""",
         )
         self.find_held = compiled(
             "find_held",
-            "SELECT job_id FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text",
+            f"SELECT job_id, (SELECT {PUT_AT} FROM {{table}} WHERE id = held.job_id AND {OF_QUEUE})"
+            " FROM {dedup} AS held WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text",
         )
         self.replace = compiled(
             "replace",
             f"""
-WITH put AS (
+WITH put (id, put_at) AS (
   UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITING}
-  RETURNING id{_TELL_REPLACED}""",
+  RETURNING {IDENTITY}{_TELL_REPLACED}""",
         )
 
         # Limits and groups.
@@ -287,7 +292,7 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         self.find_headers = compiled(
             "find_headers",
             "SELECT headers::text FROM {table} WHERE id = :id::bigint AND q_name = :q_name::text"
-            " AND num_nulls(dequeued_at) = 1",
+            f" AND num_nulls(dequeued_at) = 1 AND {OF_PUT}",
         )
         # Cancelling what runs: it is asked to stop, and whoever runs it is told.
         self.ask_to_stop = compiled(
@@ -351,25 +356,27 @@ WITH picked AS (
 DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id""",
         )
 
-        # Results and progress. Ids come again (see MADE_WAY): what a row says that was written before the job was put
-        # is of another job. `updated_at` is never before that, whatever becomes of the server's clock.
-        of_another = "kept.updated_at < :put_at::timestamptz"
+        # Results and progress. Ids come again (see MADE_WAY): the time of its put tells a job from another with its id.
+        # In a row of older code it is NULL: what was written before the job was put is of another job then.
+        # `updated_at` is never before that, whatever becomes of the server's clock.
+        of_another = "coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at)"
         written = f"greatest({_NOW}, :put_at::timestamptz)"
         self.keep_result = compiled(
             "keep_result",
-            "INSERT INTO {results} AS kept (job_id, q_name, state, data, payload, serializer, error, updated_at,"
-            " expires_at) VALUES (:id::bigint, :q_name::text, :state::text, :data::text::json, :payload::bytea,"
-            f" :serializer::text, :error::text::json, {written}, {_IN.format(_NOW, 'keep')})"
+            "INSERT INTO {results} AS kept (job_id, q_name, state, data, payload, serializer, error, put_at,"
+            " updated_at, expires_at) VALUES (:id::bigint, :q_name::text, :state::text, :data::text::json,"
+            " :payload::bytea, :serializer::text, :error::text::json, :put_at::timestamptz,"
+            f" {written}, {_IN.format(_NOW, 'keep')})"
             " ON CONFLICT (job_id) DO UPDATE SET q_name = excluded.q_name, state = excluded.state,"
             f" data = excluded.data, progress = CASE WHEN {of_another} THEN NULL ELSE kept.progress END,"
             " payload = excluded.payload, serializer = excluded.serializer, error = excluded.error,"
-            " updated_at = excluded.updated_at, expires_at = excluded.expires_at"
+            " put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at"
             " RETURNING pg_notify(:channel::text, '')::text",
         )
         self.report_progress = compiled(
             "report_progress",
-            "INSERT INTO {results} AS kept (job_id, q_name, state, progress, updated_at, expires_at)"
-            f" VALUES (:id::bigint, :q_name::text, 'running', :progress::text::json, {written},"
+            "INSERT INTO {results} AS kept (job_id, q_name, state, progress, put_at, updated_at, expires_at)"
+            f" VALUES (:id::bigint, :q_name::text, 'running', :progress::text::json, :put_at::timestamptz, {written},"
             f" {_IN.format(_NOW, 'keep')})"
             " ON CONFLICT (job_id) DO UPDATE SET q_name = excluded.q_name, progress = excluded.progress,"
             f" state = CASE WHEN {of_another} THEN excluded.state ELSE kept.state END,"
@@ -377,24 +384,26 @@ DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE
                 f" {column} = CASE WHEN {of_another} THEN NULL ELSE kept.{column} END,"
                 for column in ("data", "payload", "serializer", "error")
             )
-            + " updated_at = excluded.updated_at, expires_at = greatest(CASE WHEN NOT"
+            + " put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = greatest(CASE WHEN NOT"
             f" {of_another} THEN kept.expires_at END, excluded.expires_at)"
             " RETURNING pg_notify(:channel::text, '')::text",
         )
         self.find_result = compiled(
             "find_result",
             "SELECT state, progress::text, data::text, payload, serializer, error::text FROM {results} AS kept"
-            " WHERE job_id = :id::bigint AND q_name = :q_name::text"
+            " WHERE job_id = :id::bigint AND q_name = :q_name::text AND coalesce(kept.put_at = :put_at::timestamptz,"
+            " (:put_at::timestamptz IS NULL OR kept.updated_at >= :put_at::timestamptz)"
             + "".join(
                 f" AND NOT EXISTS (SELECT FROM {{{place}}} WHERE id = :id::bigint AND {OF_QUEUE}"
                 " AND enqueued_at > kept.updated_at)"
                 for place in ("table", "dead", "archive")
-            ),
+            )
+            + ")",
         )
         # Where a job is: of the three tables it can be in at most one has it unfinished.
         times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
         found = f"error::text, attempts, headers::text, coalesce(failures, 0), {times}"
-        wanted = "WHERE id = :id::bigint AND q_name = :q_name::text"
+        wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         self.find_job = compiled(
             "find_job",
             f"""

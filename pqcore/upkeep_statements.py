@@ -20,6 +20,7 @@ from pqcore.fragments import (
     IS_READY,
     IS_URGENT,
     MADE_WAY,
+    OF_PUT,
     OF_QUEUE,
     ORDER,
     OUT_AT,
@@ -190,7 +191,7 @@ ORDER BY found.id DESC""",
             f"CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
             f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END"
         )
-        wanted = "WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text)"
+        wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         self.find_row = compiled(
             "find_row",
             f"""

@@ -78,6 +78,23 @@ def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
         _ = made.return_value
 
 
+def test_a_result_is_not_that_of_a_newer_task_whose_job_has_the_id(dsn: str) -> None:
+    old = background.add.enqueue(1, 1)
+    work("default")
+    with connections["default"].cursor() as cursor:
+        cursor.execute("DELETE FROM queue")
+        first = old.id.partition(":")[2]
+        cursor.execute("SELECT setval(pg_get_serial_sequence('queue', 'id'), %s, false)", [first])
+    new = background.add.enqueue(2, 2)
+    assert old.id == new.id
+    work("default")
+    with pytest.raises(TaskResultDoesNotExist):
+        old.refresh()
+    new.refresh()
+    assert new.return_value == 4
+    assert background.add.get_result(str(old.id)).return_value == 4
+
+
 def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
     from datetime import timedelta
 

@@ -559,7 +559,18 @@ OLDER = {
     "tick": "INSERT INTO queue_ticks AS last (q_name, name, tick) VALUES ('q', 'n', now())"
     " ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick RETURNING tick",
 }
-"""Statements of the code of version 6, which knows neither tokens of batches nor expressions of ticks."""
+OLDER |= {
+    "keep_result": "INSERT INTO queue_results AS kept (job_id, q_name, state, data, serializer, updated_at, expires_at)"
+    " VALUES (%s, 'q', 'done', %s, 'json', now(), now() + interval '1 hour') ON CONFLICT (job_id) DO UPDATE"
+    " SET state = excluded.state, data = excluded.data, serializer = excluded.serializer,"
+    " updated_at = excluded.updated_at, expires_at = excluded.expires_at RETURNING state",
+    "report_progress": "INSERT INTO queue_results AS kept (job_id, q_name, state, progress, expires_at)"
+    " VALUES (%s, 'q', 'running', %s, now() + interval '1 hour') ON CONFLICT (job_id) DO UPDATE"
+    " SET progress = excluded.progress, updated_at = now() RETURNING state",
+    "find_result": "SELECT data FROM queue_results WHERE job_id = %s AND q_name = 'q' AND state = 'done'",
+}
+"""Statements of the code of version 6, which knows neither tokens of batches nor expressions of ticks, nor
+the times of puts beside results."""
 
 
 def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: Place) -> None:
@@ -585,6 +596,37 @@ def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: P
         queue.work(burst=True)
         assert told[0] == {"batch": older, "total": 1, "failed": 0}
         assert ask_older("tick") is not None
+
+
+def test_results_of_code_of_version_6_are_found_by_newer_code_and_the_other_way(place: Place) -> None:
+    place.create()
+    with place.pq() as pq:
+        queue = pq["q"]
+
+        @queue.task(keep_result="1h")
+        def give(job_id: int, number: int) -> int:
+            return number
+
+        def ask_older(name: str, *values: Any) -> Any:
+            return place.eyes.execute(OLDER[name], values).fetchone()
+
+        by_older, by_newer, by_both = give(1), give(2), give(3)
+        ask_older("report_progress", by_older, "50")
+        ask_older("report_progress", by_both, "50")
+        assert (by_older.progress(), by_both.progress()) == (50, 50)
+        ask_older("keep_result", by_older, "1")
+        place.eyes.execute("DELETE FROM queue WHERE id = %s", [int(by_older)])
+        queue.work(burst=True)
+        assert [handle.result(0) for handle in (by_older, by_newer, by_both)] == [1, 2, 3]
+        assert [ask_older("find_result", handle) for handle in (by_newer, by_both)] == [(2,), (3,)]
+        ask_older("keep_result", by_both, "4")
+        assert by_both.result(0) == 4
+        place.eyes.execute("TRUNCATE queue RESTART IDENTITY")
+        newest = give(5)
+        assert newest == by_older
+        place.eyes.execute("DELETE FROM queue")
+        ask_older("keep_result", newest, "5")
+        assert newest.result(0) == 5
 
 
 def test_commands_of_older_code_find_a_newer_table_well(place: Place) -> None:

@@ -148,6 +148,22 @@ def test_a_consumer_takes_works_and_retries(users: Users) -> None:
                 connection.execute(sql.SQL(statement).format(sql.Identifier(users.table)))
 
 
+def test_roles_of_an_older_version_take_and_bury_after_the_migration(users: Users) -> None:
+    names = TableName(users.table)
+    with psycopg.connect(users.dsn) as owner:  # as version 6 had granted it
+        for suffix in ("_archive", "_dead"):
+            role = sql.Identifier(users.roles["consumer"]).as_string(owner)
+            owner.execute(f"REVOKE UPDATE (id) ON {names.related(suffix)} FROM {role}".encode())
+        owner.execute("DELETE FROM pqcore_migrations WHERE version = 7")
+    call("migrate", "--table", users.table, dsn=users.dsn)
+    queue = users.pq("consumer").queue("q", retention="archive")
+    handle = queue.task()(fail)()
+    drain(queue)
+    assert handle.status() == "dead"
+    queue.put(1)
+    assert queue.get(block=False) is not None
+
+
 def test_an_admin_revives_and_purges(users: Users) -> None:
     consumer: Any = users.pq("consumer")["q"]
     consumer.task()(fail)()

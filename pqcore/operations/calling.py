@@ -11,8 +11,9 @@ from typing import Any
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
+from pqcore.job import Identity
 from pqcore.operations.batching import open_batch
-from pqcore.operations.putting import NO_TIMES, as_element, insert, insert_many
+from pqcore.operations.putting import NO_TIMES, as_element, identity, insert, insert_many
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.plugins import plugins
@@ -20,10 +21,10 @@ from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 
 
-async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[int]:
+async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[Identity]:
     """Put calls, all or none; the jobs' ids in order."""
 
-    async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[int]:
+    async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[Identity]:
         return await _insert_all(engine, s, marked)
 
     return await _put_together(engine, calls, work, connection)
@@ -31,14 +32,14 @@ async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object
 
 async def put_batch(
     engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
-) -> tuple[int, list[int]]:
+) -> tuple[int, list[Identity]]:
     """Put calls, and another once all of them have ended; the batch's id, and the jobs' in order."""
     if not calls:
         msg = "a batch needs at least one call"
         raise ConfigurationError(msg)
     batch = 0
 
-    async def work(s: CoreSession, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[int]:
+    async def work(s: CoreSession, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
         nonlocal batch
         after = None if callback is None else callback.with_headers(added)
         membership = await open_batch(engine, s, queue, len(marked), after)
@@ -52,9 +53,9 @@ async def put_batch(
 async def _put_together(
     engine: Engine,
     calls: Sequence[StoredPut],
-    work: Callable[[CoreSession, Sequence[StoredPut], dict[str, Any]], Awaitable[list[int]]],
+    work: Callable[[CoreSession, Sequence[StoredPut], dict[str, Any]], Awaitable[list[Identity]]],
     connection: object,
-) -> list[int]:
+) -> list[Identity]:
     """Put calls in one transaction, and tell plugins of them.
 
     Args:
@@ -65,8 +66,8 @@ async def _put_together(
         connection: In whose transaction.
     """
 
-    async def put(marked: Sequence[StoredPut], added: dict[str, Any]) -> list[int]:
-        async def together(s: CoreSession) -> list[int]:
+    async def put(marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
+        async def together(s: CoreSession) -> list[Identity]:
             async with atomic(s):
                 return await work(s, marked, added)
 
@@ -78,7 +79,7 @@ async def _put_together(
     with _around(events):
         marked = [call.with_headers(events[call.queue].headers) for call in calls]
         ids = await put(marked, next((event.headers for event in events.values()), {}))
-        for call, job_id in zip(calls, ids, strict=True):
+        for call, (job_id, _) in zip(calls, ids, strict=True):
             events[call.queue].ids.append(job_id)
     for event in events.values():
         await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
@@ -102,8 +103,8 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
         yield
 
 
-async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[int]:
-    ids: list[int] = []
+async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[Identity]:
+    ids: list[Identity] = []
     rows: list[dict[str, Any]] = [call.values() for call in calls]
 
     def common(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -112,11 +113,12 @@ async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]
     for _, alike in groupby(rows, common):
         same = list(alike)
         if len(same) == 1:
-            ids.append(await insert(engine, s, same[0], None))
+            ids.append(identity(await insert(engine, s, same[0], None)))
             continue
         elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
         binary = same[0]["payload"] is not None
-        ids += await insert_many(engine, s, {**NO_TIMES, **same[0]}, elements, len(same), binary=binary)
+        numbers, put_at = await insert_many(engine, s, {**NO_TIMES, **same[0]}, elements, len(same), binary=binary)
+        ids += [(number, put_at) for number in numbers]
     return ids
 
 

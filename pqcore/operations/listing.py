@@ -13,6 +13,7 @@ from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
 from pqcore.job import Moment
 from pqcore.operations.letters import error_of
+from pqcore.operations.results import put_time
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
@@ -200,7 +201,8 @@ async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None,
     Raises:
         JobNotFound: There is no such row, of this queue.
     """
-    values = {"id": job_id, "q_name": None if queue is None else queue.name, "most": most}
+    name = None if queue is None else queue.name
+    values = {"id": int(job_id), "q_name": name, "most": most, "put_at": put_time(engine, job_id)}
     rows = await engine.execute("upkeep.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"

@@ -14,6 +14,7 @@ from pqcore.headers import read_headers
 from pqcore.identifiers import control_channel
 from pqcore.operations import finishing
 from pqcore.operations.batching import Membership, count_down
+from pqcore.operations.results import put_time
 from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
 from pqcore.sessions import CoreSession
@@ -63,15 +64,16 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
     """Delete a waiting row, or ask a running job to stop; whether there was one."""
+    number, put_at = int(job_id), put_time(engine, job_id)
 
     async def work(s: CoreSession) -> bool:
-        values = {"id": job_id, "q_name": queue.name, "channel": control_channel(queue.name)}
+        values = {"id": number, "q_name": queue.name, "channel": control_channel(queue.name), "put_at": put_at}
         find, stop = s.sql.tasks.find_headers, s.sql.tasks.ask_to_stop
         found = await s.execute(find, find.bind(values))
         if not found:
             return False
         if finishing.has_followers(found[0][0]):
-            cancelled = await finishing.cancel(engine, queue, s, job_id, found[0][0])
+            cancelled = await finishing.cancel(engine, queue, s, number, found[0][0])
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
         return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))

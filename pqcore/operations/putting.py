@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
 from pqcore.identifiers import channel
+from pqcore.job import Identity
 from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import causes, not_stored
 from pqcore.options import Dedup, PutOptions, put_options
@@ -24,6 +25,7 @@ from pqcore.settings import Encoded, QueueSettings
 from pqcore.timespec import TimeSpec, parse
 
 Times: TypeAlias = dict[str, datetime | float | None]
+T = TypeVar("T")
 _Chunk: TypeAlias = tuple[list[str], int]
 """Data as `insert_many` takes it, and how many rows that is."""
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
@@ -62,36 +64,73 @@ def put(
         options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
             ``own``, headers of pqcore's.
     """
-    times = times_of(schedule_at, expected_at)
+    return _start(_number, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+
+
+def put_call(
+    engine: Engine,
+    queue: QueueSettings,
+    data: Any,
+    schedule_at: TimeSpec,
+    expected_at: TimeSpec,
+    connection: object,
+    options: Mapping[str, Any],
+) -> Coroutine[Any, Any, Identity]:
+    """Put one row, as `put` does; its id, with the time of the put."""
+    return _start(identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+
+
+def _number(row: Row) -> int:
+    return int(row[0])
+
+
+def identity(row: Row) -> Identity:
+    """The id, and the time of the put, of a row that a put returned."""
+    return row[0], row[1]
+
+
+def _start(
+    read: Callable[[Row], T],
+    engine: Engine,
+    queue: QueueSettings,
+    data: Any,
+    times: Times | None,
+    connection: object,
+    options: Mapping[str, Any] | None,
+) -> Coroutine[Any, Any, T]:
     if plugins.heard("pqcore_around_put", "pqcore_job_put"):
-        return _put_and_tell(engine, queue, data, times, connection, options)
-    return _put(engine, queue, data, times, connection, options)
+        return _put_and_tell(read, engine, queue, data, times, connection, options)
+    return _put(read, engine, queue, data, times, connection, options)
 
 
 async def _put_and_tell(
+    read: Callable[[Row], T],
     engine: Engine,
     queue: QueueSettings,
     data: Any,
     times: Times | None,
     connection: object,
     options: Mapping[str, Any] | None,
-) -> int:
+) -> T:
     options = dict(options or {})
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
     with around("pqcore_around_put", event):
-        event.ids = [await _put(engine, queue, data, times, connection, {**options, "headers": event.headers})]
+        options["headers"] = event.headers
+        row = await _put(identity, engine, queue, data, times, connection, options)
+        event.ids = [row[0]]
     await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
-    return event.ids[0]
+    return read(row)
 
 
 async def _put(
+    read: Callable[[Row], T],
     engine: Engine,
     queue: QueueSettings,
     data: Any,
     times: Times | None,
     connection: object,
     options: Mapping[str, Any] | None,
-) -> int:
+) -> T:
     encoded = queue.encode_row(data)
     values: dict[str, object] = {
         "q_name": queue.name,
@@ -103,27 +142,33 @@ async def _put(
     if times is not None:
         values.update(times)
 
-    async def plain(s: CoreSession) -> int:
-        query = s.sql.put if times is None else s.sql.put_timed
+    async def plain(s: CoreSession) -> T:
+        if read is _number:
+            query = s.sql.put if times is None else s.sql.put_timed
+        else:
+            query = s.sql.put_call if times is None else s.sql.put_call_timed
         rows = await s.execute(query, query.bind(values))
         if not rows:
             raise await not_stored(engine, s, "put")
-        return int(rows[0][0])
+        return read(rows[0])
 
     if chosen is None or chosen == _NO_OPTIONS:
         return await engine.run(plain, connection=connection)
     row = {**NO_TIMES, **values, "headers": chosen.headers, "group_key": chosen.group}
-    return await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection)
+    return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
 
 
-async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> int:
-    """Insert a row with all that it may have, under its dedup key; its id, or that of the job that has the key.
+async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> Row:
+    """Insert a row with all that it may have, under its dedup key.
 
     Args:
         engine: Where.
         s: The session.
         row: The values of the statement, but for the key.
         dedup: The key.
+
+    Returns:
+        The id and the time of the put, for `identity`; those of the job that has the key, if it is taken.
 
     Raises:
         DuplicateJob: The key is taken, and the put was to be an error then.
@@ -134,7 +179,7 @@ async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedu
         rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
         if not rows:
             raise await not_stored(engine, s, "put")
-        return int(rows[0][0])
+        return rows[0]
     tasks = s.sql.tasks
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
     put = tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put
@@ -145,7 +190,7 @@ async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedu
         else:
             rows = await s.execute(put, put.bind(values))
         if rows:
-            return int(rows[0][0])
+            return rows[0]
         if not (rows := await s.execute(find, find.bind(values))):
             continue
         holder = int(rows[0][0])
@@ -154,7 +199,7 @@ async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedu
             raise DuplicateJob(msg, holder)
         if dedup.on_conflict == "replace":  # only if it still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
-        return holder
+        return rows[0]
     if found := await causes(engine, s):
         why = "; or ".join(found)
         msg = f"put: no job was put under the dedup key {dedup.key!r}, and none is seen that has it: {why}"
@@ -218,7 +263,7 @@ async def _put_many(
 
     async def send(s: CoreSession, chunk: _Chunk) -> list[int]:
         elements, number = chunk
-        return await insert_many(engine, s, common, elements, number, binary=binary)
+        return (await insert_many(engine, s, common, elements, number, binary=binary))[0]
 
     async def work(s: CoreSession) -> list[int]:
         ids: list[int] = []
@@ -317,8 +362,8 @@ async def insert_many(
     number: int,
     *,
     binary: bool | None,
-) -> list[int]:
-    """Insert rows that have all but their data in common; their ids in order.
+) -> tuple[list[int], float]:
+    """Insert rows that have all but their data in common; their ids in order, and when they were put, as in `JobId`.
 
     Args:
         engine: Where.
@@ -333,7 +378,7 @@ async def insert_many(
     told = None if s.in_transaction() and not s.callers else number  # the caller's has no savepoint
     values = {**common, "items": f"[{','.join(elements)}]", "binary": binary, "number": told}
     try:
-        [[first, put, ids]] = await s.execute(query, query.bind(values))
+        [[first, put, ids, put_at]] = await s.execute(query, query.bind(values))
     except InvalidData as exc:
         if exc.sqlstate == _DIVISION_BY_ZERO:
             raise await not_stored(engine, s, "put_many") from exc
@@ -341,7 +386,7 @@ async def insert_many(
     if put < number:  # which is undone with the transaction, or to a savepoint
         raise await not_stored(engine, s, "put_many")
     # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
-    return [*range(first, first + number)] if ids is None else sorted(map(int, ids))
+    return [*range(first, first + number)] if ids is None else sorted(map(int, ids)), put_at
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:

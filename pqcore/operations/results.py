@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from pqcore.backend import Row
@@ -13,7 +14,7 @@ from pqcore.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultTimeout
 from pqcore.headers import read_headers
 from pqcore.identifiers import results_channel
-from pqcore.job import BaseJob, Moment
+from pqcore.job import BaseJob, JobId, Moment
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
@@ -56,11 +57,19 @@ class JobInfo:
     expected_at: Moment | None = None
 
 
+def put_time(engine: Engine, job_id: int) -> datetime | None:
+    """When a job was put, as its row has it; None of a bare number, which is of any job with the id."""
+    put_at = job_id.put_at if isinstance(job_id, JobId) else None
+    if put_at is None or not engine.set_back:
+        return put_at
+    return put_at - sum((distance for when, distance in engine.set_back if when > put_at), timedelta())
+
+
 async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     """What is known of a job.
 
     Raises:
-        JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
+        JobNotFound: Nothing: it never was, or is finished and nothing of it was kept; or another job has its id.
     """
     rows = await _find(engine, queue, "tasks.find_job", job_id)
     kept = await _find(engine, queue, "tasks.find_result", job_id)
@@ -68,15 +77,33 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
         moments = [Moment.of(moment) for moment in times]
-        return JobInfo(job_id, state, attempts, failures, _loaded(error), progress, read_headers(headers)[0], *moments)
+        return JobInfo(
+            int(job_id), state, attempts, failures, _loaded(error), progress, read_headers(headers)[0], *moments
+        )
     if kept and kept[0][0] != "running":  # of one that has ended without a result, only its progress is left
-        return JobInfo(job_id, kept[0][0], error=_loaded(kept[0][5]), progress=progress)
+        return JobInfo(int(job_id), kept[0][0], error=_loaded(kept[0][5]), progress=progress)
+    if not kept:
+        await _refuse_another(engine, queue, job_id)
     msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"
     raise JobNotFound(msg)
 
 
 async def _find(engine: Engine, queue: QueueSettings, statement: str, job_id: int) -> Sequence[Row]:
-    return await engine.execute(statement, {"id": job_id, "q_name": queue.name}, protect=False)
+    values = {"id": int(job_id), "q_name": queue.name, "put_at": put_time(engine, job_id)}
+    return await engine.execute(statement, values, protect=False)
+
+
+async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> None:
+    """Say that another job has the id of a job that is gone, if one has."""
+    if put_time(engine, job_id) is None:
+        return
+    for statement in ("tasks.find_job", "tasks.find_result"):
+        if await _find(engine, queue, statement, int(job_id)):
+            msg = (
+                f"the job {job_id} of queue {queue.name!r} that this handle is of is gone, and another job has its id:"
+                " the sequence of ids was set back; pqcore doctor tells, and pqcore create --set-sequences mends it"
+            )
+            raise JobNotFound(msg)
 
 
 def _loaded(text: str | None) -> dict[str, Any]:
@@ -95,7 +122,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
 
     Raises:
         JobFailed: It is a dead letter, or was dropped.
-        JobNotFound: Its result is not kept.
+        JobNotFound: Its result is not kept, or another job has its id.
         ResultTimeout: It was not there in time.
     """
     limit = None if timeout is None else seconds(timeout)
@@ -115,6 +142,8 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
                 return _read(queue, job_id, *found[0])
             if rows and rows[0][0] == "dead":
                 raise _failed(job_id, "failed", rows[0][1])
+            if not rows and not found:
+                await _refuse_another(engine, queue, job_id)
             msg = f"job {job_id} of queue {queue.name!r} has no result: put it with keep_result, and ask in time"
             raise JobNotFound(msg)
         left = POLL if deadline is None else deadline - time.monotonic()

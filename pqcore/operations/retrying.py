@@ -36,16 +36,16 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     try:
         job = await listing.whole(engine, job_id, queue)
     except JobNotFound:
-        return Retried(job_id, "none", done=False)
-    values: dict[str, object] = {"id": job_id, "q_name": queue.name, "channel": queue.channel}
+        return Retried(int(job_id), "none", done=False)
+    values: dict[str, object] = {"id": job.id, "q_name": queue.name, "channel": queue.channel}
     if job.state == "dead":
-        return Retried(job_id, job.state, done=bool(await letters.revive(engine, queue, [job_id])))
+        return Retried(job.id, job.state, done=bool(await letters.revive(engine, queue, [job.id])))
     if job.state == "done":
         values["headers"] = without_batch(job.headers)
         statement = "upkeep.rerun_archived" if job.place == "archive" else "upkeep.rerun_finished"
     elif job.state == "scheduled":
         statement = "upkeep.hasten"
     else:
-        return Retried(job_id, job.state, done=False)
+        return Retried(job.id, job.state, done=False)
     rows = await with_free_ids(lambda: engine.execute(statement, values))
-    return Retried(job_id, job.state, done=bool(rows))
+    return Retried(job.id, job.state, done=bool(rows))

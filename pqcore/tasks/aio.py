@@ -90,18 +90,18 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        job_id = await putting.put(self._engine, self, call.data(), *times, call.connection, call.put_options())
-        return AsyncHandle.of(self, job_id)
+        put = putting.put_call(self._engine, self, call.data(), *times, call.connection, call.put_options())
+        return AsyncHandle.of(self, *(await put))
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
         """Put calls together, all or none; the ids in order."""
         ids = await calling.put_all(self._engine, [call.stored() for call in calls], connection)
-        return [AsyncHandle.of(self, job_id) for job_id in ids]
+        return [AsyncHandle.of(self, *identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
         first = calling.chained([call.stored() for call in calls])
-        return AsyncHandle.of(self, (await calling.put_all(self._engine, [first], connection))[0])
+        return AsyncHandle.of(self, *(await calling.put_all(self._engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
@@ -109,7 +109,7 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else then.stored()
         number, ids = await calling.put_batch(self._engine, self, stored_calls(calls), after, connection)
-        return Batch(number, [AsyncHandle.of(self, job_id) for job_id in ids])
+        return Batch(number, [AsyncHandle.of(self, *identity) for identity in ids])
 
 
 class AsyncPQ(core.AsyncPQ):

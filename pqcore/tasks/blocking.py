@@ -185,13 +185,13 @@ class Queue(TaskDeclarations, core.Queue):
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        job_id = drive(putting.put(self._engine, self, call.data(), *times, call.connection, call.put_options()))
-        return Handle.of(self, job_id)
+        put = putting.put_call(self._engine, self, call.data(), *times, call.connection, call.put_options())
+        return Handle.of(self, *drive(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:
         """Put calls together, all or none; the ids in order."""
         ids = drive(calling.put_all(self._engine, [call.stored() for call in calls], connection))
-        return [Handle.of(self, job_id) for job_id in ids]
+        return [Handle.of(self, *identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle:
         """Put calls to be made one after the other, each once the one before is done.
@@ -203,7 +203,7 @@ class Queue(TaskDeclarations, core.Queue):
             The first job's id.
         """
         first = calling.chained([call.stored() for call in calls])
-        return Handle.of(self, drive(calling.put_all(self._engine, [first], connection))[0])
+        return Handle.of(self, *drive(calling.put_all(self._engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:
         """Put calls together, and another when all of them have ended, well or not.
@@ -216,7 +216,7 @@ class Queue(TaskDeclarations, core.Queue):
         """
         after = None if then is None else then.stored()
         number, ids = drive(calling.put_batch(self._engine, self, stored_calls(calls), after, connection))
-        return Batch(number, [Handle.of(self, job_id) for job_id in ids])
+        return Batch(number, [Handle.of(self, *identity) for identity in ids])
 
     def work(self, burst: bool = False) -> None:
         """Perform jobs as they come, one at a time, in this thread; with ``burst``, until there are none.

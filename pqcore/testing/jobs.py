@@ -316,6 +316,8 @@ class Jobs:
         ticks = self._ticks(start, arrival, down=down)
         for engine in {str(engine.names): engine for engine in self._engines}.values():
             self._run(engine.names, lambda session, names: set_back(session, names, distance))
+        for engine in self._engines:
+            engine.set_back.append((start - self._travelled, distance))
         self._travelled += distance
         if down:
             self._down_until = arrival

@@ -30,6 +30,7 @@ from pqcore.errors import (
     UnknownSerializer,
 )
 from pqcore.integrations.django.queues import DjangoPQ, pqs
+from pqcore.job import JobId
 from pqcore.operations import listing
 from pqcore.operations.listing import WholeJob
 from pqcore.plugins import importable
@@ -76,6 +77,21 @@ FIRST_EXPECTED = datetime(2000, 1, 1, tzinfo=timezone.utc)
 """What a priority of 0 has as ``expected_at``; each step is a day. No job that is expected really is in between."""
 _CALL_OPTIONS = ("keep_result", "max_retries", "retry_in", "timeout")
 _STATUS = {"leased": "RUNNING", "dead": "FAILED", "done": "SUCCESSFUL"}
+
+
+class ResultId(str):
+    """The id of a result that `enqueue` returned. It is of one job alone, though another may get the id of the job."""
+
+    __slots__ = ("job_id",)
+    job_id: JobId
+
+    @classmethod
+    def of(cls, queue: str, job_id: JobId) -> ResultId:
+        """The id of the result of a job."""
+        made = cls(f"{queue}:{int(job_id)}")
+        made.job_id = JobId(job_id)  # without the queue, so that a result can be pickled
+        made.job_id.epoch = job_id.epoch
+        return made
 
 
 class PQCoreBackend(backends.BaseTaskBackend):
@@ -133,7 +149,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
         how["_expected_at"] = FIRST_EXPECTED - timedelta(days=task.priority)
         function = _ARUN if iscoroutinefunction(task.func) else _RUN
         job_id = queue.put_call(call_of(queue, function, (), {**what, **how}))
-        object.__setattr__(result, "id", f"{task.queue_name}:{int(job_id)}")
+        object.__setattr__(result, "id", ResultId.of(task.queue_name, job_id))
         signals.task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -147,9 +163,10 @@ class PQCoreBackend(backends.BaseTaskBackend):
         if not name or not number.isdecimal() or len(number) > 18:
             raise TaskResultDoesNotExist(result_id)
         try:
-            queue, job_id = self.pq.queue(name), int(number)  # not kept, as those of any id would be
+            queue = self.pq.queue(name)  # not kept, as those of any id would be
         except (InvalidName, UnknownSerializer) as exc:
             raise TaskResultDoesNotExist(result_id) from exc
+        job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
         try:
             job = drive(listing.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
         except JobNotFound:

@@ -9,12 +9,13 @@ import pytest
 from pqcore.errors import IdTaken, JobNotFound, ResultTimeout
 from pqcore.identifiers import TableName
 from pqcore.operations import moving, results
+from pqcore.options import Dedup
 from pqcore.testing.harness import Harness
 from pqcore.testing.portal import unwrapped
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table beside the queue's."""
+    """The name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 
@@ -94,10 +95,108 @@ def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harnes
 
 def test_a_result_is_found_though_the_servers_clock_was_set_back(harness: Harness) -> None:
     queue = harness.task_queue()
-    handle = task(queue, keep_result="1h")("mine")
+    job_id = int(task(queue, keep_result="1h")("mine"))
     harness.sql("UPDATE {table} SET enqueued_at = enqueued_at + interval '1 day', schedule_at = now()", rows=False)
     harness.drain(queue)
-    assert handle.result(1) == "mine"
+    assert queue.result(job_id, 1) == "mine"
+
+
+def put_in_each_way(queue: Any, text: str) -> list[Any]:
+    """A handle of each kind of put, of a job that keeps its result."""
+    give = task(queue, keep_result="1h")
+    call = give.call(text)
+    return [
+        give(text),
+        give(text, _schedule_at="0s"),
+        give(text, _headers={"a": "b"}),
+        give(text, _dedup="key"),
+        give(text, _dedup="key"),
+        give(text, _dedup=Dedup("replaced", on_conflict="replace")),
+        give(text, _dedup=Dedup("replaced", on_conflict="replace")),
+        give(text, _dedup=Dedup("held", until="1h")),
+        give(text, _dedup=Dedup("held", until="1h")),
+        *queue.put_calls(call, call),
+        queue.chain(call),
+        *queue.batch(call, call).jobs,
+    ]
+
+
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_a_handle_does_not_tell_of_a_newer_job_with_its_id(harness: Harness, retention: str) -> None:
+    queue = harness.tasks().queue("q", retention=retention)
+    old = put_in_each_way(queue, "of the old one")
+    assert len(set(map(int, old))) == len(old) - 3
+    harness.drain(queue)
+    assert {handle.result(1) for handle in old} == {"of the old one"}
+    harness.sql("TRUNCATE {table} RESTART IDENTITY", rows=False)
+    for suffix in ("_archive", "_dedup"):
+        harness.sql(f"TRUNCATE {beside(harness, suffix)}", rows=False)
+    new = put_in_each_way(queue, "of the new one")
+    assert list(map(int, new)) == list(map(int, old))
+    assert {handle.result(1) for handle in old} == {"of the old one"}, "the results of the old ones are still there"
+    assert [handle.cancel() or queue.retry(handle) for handle in old] == [False] * len(old)
+    harness.drain(queue)
+    for handle in old:
+        for ask in (lambda handle=handle: handle.result(1), handle.status, handle.progress):
+            with pytest.raises(JobNotFound, match="another job has its id"):
+                ask()
+    assert not any(queue.retry(handle) for handle in old)
+    assert {handle.result(1) for handle in new} == {"of the new one"}
+    assert {handle.status() for handle in new} == {"done"}
+    assert queue.result(int(old[0]), 1) == "of the new one"
+
+
+def test_a_handle_does_not_tell_of_an_older_dead_letter_with_its_id(harness: Harness) -> None:
+    queue = harness.tasks().queue("q", retention="delete")
+    give = task(queue)
+    old = give("broken")
+    harness.drain(queue)
+    begin_again(harness)
+    new = give("well")
+    assert (old.status(), new.status()) == ("dead", "waiting")
+    harness.drain(queue)
+    with pytest.raises(JobNotFound, match="another job has its id"):
+        new.status()
+    with pytest.raises(JobNotFound, match="another job has its id"):
+        new.result(1)
+    assert old.status() == "dead"
+
+
+def test_a_handle_stays_that_of_its_job_through_a_retry(harness: Harness) -> None:
+    queue = harness.tasks().queue("q", retention="archive")
+    gate: list[str] = []
+
+    @queue.task(keep_result="1h")
+    def give(job_id: int) -> int:
+        if not gate:
+            raise Broken
+        return len(gate)
+
+    handle = give()
+    for number in range(1, 4):
+        harness.drain(queue)
+        assert handle.status() == ("dead" if number == 1 else "done")
+        assert queue.dead.retry(handle) == 1 if number == 1 else queue.retry(handle)
+        assert handle.status() == "waiting"
+        gate.append("open")
+        harness.drain(queue)
+        assert handle.result(1) == number
+
+
+def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: Harness) -> None:
+    queue = harness.task_queue()
+    give = task(queue, keep_result="1h")
+    old = give("old")
+    harness.sql("TRUNCATE {table} RESTART IDENTITY", rows=False)
+    new = give("new")
+    job, core = queue.lease(60), unwrapped(queue)
+    harness.wait_for(lambda: results.report(core._engine, core, unwrapped(job), "75"))
+    assert (new.progress(), new.status()) == (75, "running")
+    for ask in (old.progress, old.status):
+        with pytest.raises(JobNotFound, match="another job has its id"):
+            ask()
+    assert not old.cancel(running=True)
+    assert new.cancel(running=True)
 
 
 @pytest.mark.parametrize("way", ["get", "get_many", "ack", "worker", "move"])

@@ -1,4 +1,4 @@
-"""Batches have a secret, and ticks the expression that they are of."""
+"""Batches have a secret, ticks the expression that they are of, and results the time at which their job was put."""
 
 from __future__ import annotations
 
