@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -76,6 +77,54 @@ def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
     assert "LookupError: exploded" in error.traceback
     with pytest.raises(ValueError, match="failed"):
         _ = made.return_value
+
+
+@pytest.fixture
+def told() -> Iterator[list[tuple[str, int]]]:
+    """The status and the attempts of each result that `task_finished` tells of."""
+    found: list[tuple[str, int]] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        found.append((str(task_result.status), task_result.attempts))
+
+    signals.task_finished.connect(finished)
+    yield found
+    signals.task_finished.disconnect(finished)
+
+
+@pytest.mark.parametrize(
+    ("task", "how", "attempts"),
+    [
+        ("end", "exit", 1),
+        ("end", "interrupt", 1),
+        ("end", "cancel", 2),
+        ("end", "error", 2),
+        ("end", "discard", 0),
+        ("aend", "exit", 1),
+        ("aend", "cancel", 2),
+        ("aend", "late", 2),
+    ],
+)
+def test_task_finished_is_sent_of_each_job_that_a_worker_gives_up(
+    dsn: str, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, task: str, how: str, attempts: int
+) -> None:
+    made: Any = getattr(background, task)
+    options = made.get_backend().call_options
+    monkeypatch.setitem(options, "timeout", 0.2 if how == "late" else 30)
+    result = made.enqueue(how)
+    work("default")
+    assert told == [(TaskResultStatus.FAILED, attempts)] * bool(attempts)
+    if attempts:
+        result.refresh()
+        assert (result.status, result.attempts) == (TaskResultStatus.FAILED, attempts)
+
+
+def test_task_finished_is_not_sent_of_a_job_that_is_given_back(dsn: str, told: list[tuple[str, int]]) -> None:
+    result = background.end.enqueue("exit")
+    with pytest.raises(SystemExit):
+        queue("default").work(burst=True)
+    result.refresh()
+    assert (told, result.status) == ([], TaskResultStatus.READY)
 
 
 def test_a_result_is_not_that_of_a_newer_task_whose_job_has_the_id(dsn: str) -> None:

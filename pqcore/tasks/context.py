@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from pqcore import interrupts
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
 from pqcore.operations.finishing import Outcome, finish
 from pqcore.operations.leasing import lease_lost
@@ -33,11 +35,15 @@ class JobContext:
         job: The job.
         queue: Its queue.
         finished: Whether the function has finished it itself, or is about to.
+        leaves: Whether an exception of the function ends what runs the job, and is no failure of the job.
     """
 
-    def __init__(self, queue: QueueSettings, job: BaseJob) -> None:
+    def __init__(
+        self, queue: QueueSettings, job: BaseJob, leaves: Callable[[BaseException], bool] = interrupts.leaves
+    ) -> None:
         self.job = job
         self.queue = queue
+        self.leaves = leaves
         self._stopped = False
         self._woken: threading.Event | None = None  # made when it is waited for: most jobs never do
         self._progress: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError, DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
 from pqcore.job import BaseJob
-from pqcore.operations.finishing import Outcome
+from pqcore.operations.finishing import End, Outcome
 from pqcore.settings import QueueSettings
-from pqcore.tasks.context import JobCancelled, JobTimeout
-from pqcore.tasks.declaring import Task, TaskDeclarations, logger
+from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
+from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
 from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_from_json
 from pqcore.timespec import seconds
 
@@ -125,8 +126,17 @@ def unknown(queue: QueueSettings, job: BaseJob, error: BaseException) -> Outcome
     return Outcome(job, "snooze", delay=UNKNOWN_PAUSE, reason="unknown")
 
 
-def as_failure(error: BaseException) -> BaseException:
-    """What a function raised, as the failure of its job: that it cancelled itself is one."""
+def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
+    """What a function raised, as the failure of its job: that it cancelled itself is one.
+
+    Args:
+        error: What it raised.
+        late: Its job, if the function was stopped as its time was up.
+    """
+    if late is not None:
+        timeout = JobTimeout(f"{path_of(late)} did not end in {late.headers['run']['timeout']} seconds")
+        timeout.__cause__ = error
+        return timeout
     if not isinstance(error, asyncio.CancelledError):
         return error
     failure = JobCancelled("the function was cancelled from within")
@@ -134,22 +144,67 @@ def as_failure(error: BaseException) -> BaseException:
     return failure
 
 
+def failure_of(context: JobContext, error: BaseException) -> BaseException | None:
+    """The failure of a job, for its function as it raises; None if the job is given back, cancelled or lost.
+
+    Args:
+        context: Of the running function.
+        error: What the function raises.
+    """
+    if context.leaves(error):
+        return None
+    if not isinstance(error, (asyncio.CancelledError, JobCancelled)):
+        return error
+    if context.stop_reason:
+        return as_failure(error, late=context.job) if context.stop_reason == "timeout" else None
+    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        return None
+    return as_failure(error)
+
+
+def _is_cancelled() -> bool:
+    """Whether the running asyncio task is cancelled from outside, with all of a worker; before Python 3.11: it may be.
+
+    A function that cancels itself raises CancelledError, and cancels no task.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return False
+    return task is not None and (sys.version_info < (3, 11) or task.cancelling() > 0)
+
+
+def end_of(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> End:
+    """How a job ends whose function raised, unless its retry policy has it dropped.
+
+    Args:
+        options: Of its task.
+        failures: How often it failed before.
+        max_retries: How many failures are forgiven.
+        error: The failure.
+    """
+    if isinstance(error, Snooze):
+        return "snooze"
+    if isinstance(error, (Discard, *options.discard_on)):
+        return "drop"
+    may_retry = isinstance(error, (Retry, JobTimeout, JobCancelled, *options.retry_on))
+    return "retry" if may_retry and failures < max_retries else "dead"
+
+
 def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     """What becomes of a job whose function raised."""
-    job, options = run.job, run.task.options
+    job, end = run.job, end_of(run.task.options, run.failures, run.max_retries, error)
     if isinstance(error, Snooze):
         return Outcome(job, "snooze", delay=error.delay)
-    if isinstance(error, (Discard, *options.discard_on)):
+    if end == "drop":
         job_logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
         return Outcome(job, "drop", error=described(error), reason="discarded")
     details = described(error)
-    failures = run.failures + 1
-    may_retry = isinstance(error, (Retry, JobTimeout, JobCancelled, *options.retry_on))
-    if failures > run.max_retries or not may_retry:
+    if end == "dead":
         job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")
     try:
-        delay = error.delay if isinstance(error, Retry) else run.retry(failures, error)
+        delay = error.delay if isinstance(error, Retry) else run.retry(run.failures + 1, error)
         pause = None if delay is None else seconds(delay)
     except Discard as exc:
         return Outcome(job, "drop", error=described(exc), reason="discarded")

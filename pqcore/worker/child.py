@@ -62,7 +62,7 @@ class _Context(JobContext):
     """What a function in a process sees of its job: it is killed, not told to stop."""
 
     def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
-        super().__init__(queue, job)
+        super().__init__(queue, job, leaves=lambda _: False)  # all that it raises is its failure
         self._pipe = pipe
 
     def progress(self, value: Any) -> None:

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any, Literal
 
 from pqcore.events import FAILURES, around, tell
 from pqcore.operations.finishing import Outcome
-from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, enter_job
+from pqcore.tasks.context import JobCancelled, JobContext, enter_job
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, job_logger, prepare
 from pqcore.watchdog import watchdog
@@ -125,7 +126,7 @@ class Execution:
             station.decide(held, run)
             return
         held.run = run
-        held.context = JobContext(station.queue, held.job)
+        held.context = JobContext(station.queue, held.job, partial(self._leaves, run))
         held.began = time.perf_counter()
         self._floor.free -= 1
         # In a context like the worker's: a job begun by one that ends is not to see the variables that it set.
@@ -153,7 +154,7 @@ class Execution:
             outcome = Outcome(held.job, "crash", delay=CRASH_PAUSE * 2 ** min(held.job.crashes, 10), reason="crashed")
         except BaseException as exc:  # noqa: BLE001 - whatever a task raises is the job's failure
             held.error = exc
-            if isinstance(exc, KeyboardInterrupt) and run.task.is_coroutine and self._floor.interruptible:
+            if isinstance(exc, KeyboardInterrupt) and context.leaves(exc):
                 self._floor.interrupt(exc)  # raised here, it would end the event loop before jobs are given back
                 outcome = Outcome(held.job, "snooze", reason="shutdown")
             else:
@@ -240,9 +241,9 @@ class Execution:
         if reason == "shutdown":
             return Outcome(job, "snooze", reason="shutdown")
         assert held.error is not None  # noqa: S101 - for the type checker
-        if reason == "timeout":
-            cause, held.error = held.error, JobTimeout(f"{run.task.path} did not end in {run.timeout} seconds")
-            held.error.__cause__ = cause
-        else:
-            held.error = as_failure(held.error)
+        held.error = as_failure(held.error, late=job if reason == "timeout" else None)
         return conclude(station.queue, run, held.error)
+
+    def _leaves(self, run: Run, error: BaseException) -> bool:
+        """Whether Ctrl-C was pressed, where no handler of signals hears it: not what a function may raise itself."""
+        return isinstance(error, KeyboardInterrupt) and run.task.is_coroutine and self._floor.interruptible

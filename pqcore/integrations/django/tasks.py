@@ -37,7 +37,7 @@ from pqcore.plugins import importable
 from pqcore.runtime import drive
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
-from pqcore.tasks.running import described
+from pqcore.tasks.running import described, end_of, failure_of
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 
@@ -239,7 +239,7 @@ def run(job_id: int, /, **call: Any) -> dict[str, Any]:
     try:
         value = execution.result.task.call(*execution.arguments, **execution.result.kwargs)
         kept = execution.succeeded(value)
-    except Exception as exc:
+    except BaseException as exc:
         if execution.failed(exc):
             signals.task_finished.send_robust(execution.sender, task_result=execution.result)
         raise
@@ -254,7 +254,7 @@ async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
     try:
         value = await execution.result.task.acall(*execution.arguments, **execution.result.kwargs)
         kept = execution.succeeded(value)
-    except Exception as exc:
+    except BaseException as exc:
         if execution.failed(exc):
             await signals.task_finished.asend_robust(execution.sender, task_result=execution.result)
         raise
@@ -267,7 +267,7 @@ class _Execution:
 
     def __init__(self, job_id: int, call: Mapping[str, Any]) -> None:
         context = current()
-        self._job, self._call = context.job, call
+        self._context, self._job, self._call = context, context.job, call
         backend = _backend(call["backend"])
         self.sender = type(backend)
         name = context.queue.name
@@ -286,7 +286,6 @@ class _Execution:
         self.arguments = list(self.result.args)
         if self.result.task.takes_context:
             self.arguments.insert(0, base.TaskContext(task_result=self.result))
-        self._max_retries = int(backend.call_options.get("max_retries", 0))
 
     def succeeded(self, value: Any) -> dict[str, Any]:
         """Note that it returned; what is kept of that."""
@@ -299,10 +298,18 @@ class _Execution:
         return {"value": kept, "call": dict(self._call), "queue": queue, "worker_ids": ids, **times}
 
     def failed(self, error: BaseException) -> bool:
-        """Note that it raised; whether that was the last time."""
-        details = described(error)
+        """Note that it raised; whether the job has failed for good, as whatever runs the job decides."""
+        failure = failure_of(self._context, error)
+        if failure is None:
+            return False
+        data = self._job._get_data()  # noqa: SLF001 - the worker has read it
+        failures = self._job.failures + int(data.get("retried", 0))
+        end = end_of(_RUN.options, failures, int(data.get("max_retries", 0)), failure)
+        if end in ("snooze", "drop"):
+            return False
+        details = described(failure)
         self.result.errors.append(base.TaskError(exception_class_path=details["type"], traceback=details["traceback"]))
-        if self._job.failures < self._max_retries:
+        if end == "retry":
             return False
         self._end(TaskResultStatus.FAILED)
         return True

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from typing import Any
 
 from django_project.settings import TASKS_MODULE
+from pqcore.tasks import Discard
+
+ENDS: dict[str, type[BaseException]] = {
+    "exit": SystemExit,
+    "interrupt": KeyboardInterrupt,
+    "cancel": asyncio.CancelledError,
+    "error": LookupError,
+    "discard": Discard,
+}
 
 framework: Any = importlib.import_module(TASKS_MODULE)
 
@@ -27,6 +37,20 @@ async def describe(context: Any, who: str) -> dict[str, Any]:
 def explode() -> None:
     """Fail."""
     raise LookupError("exploded")
+
+
+@framework.task
+def end(how: str) -> None:
+    """End by what is no Exception, or by one that is no failure."""
+    raise ENDS[how]("ended")
+
+
+@framework.task
+async def aend(how: str) -> None:
+    """Do the same, awaited."""
+    if how == "late":
+        await asyncio.sleep(60)
+    raise ENDS[how]("ended")
 
 
 def no_task() -> None:
