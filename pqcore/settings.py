@@ -54,7 +54,7 @@ def _identity(value: Any) -> Any:
 
 
 KEPT_QUEUES = 1_000
-"""Queues that a `PQ` keeps by name, at most, beside those that are used elsewhere or were changed."""
+"""Queues that a `PQ` keeps by name, at most; those that are used elsewhere or were changed are not counted."""
 
 
 class QueueSettings:

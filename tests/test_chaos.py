@@ -350,7 +350,7 @@ def _(run: Forger) -> None:
     run.tables.rows[0].attempts += 1
 
 
-@forges("a dead letter, though it is to be tried for ever")
+@forges("a dead letter, though its retries have no limit")
 def _(run: Forger) -> None:
     run.tables.dead.append("1: of nothing")
 

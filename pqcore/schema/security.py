@@ -36,7 +36,7 @@ class Security:
         """Refuse to go on where rows are hidden.
 
         Args:
-            *commands: Commands that are needed, beside SELECT.
+            *commands: Commands that are needed in addition to SELECT.
 
         Raises:
             AccessDenied: The role has no policy for one of them.

@@ -1,4 +1,4 @@
-"""The sequences that ids are drawn from, beside the ids that are there.
+"""The sequences that ids are drawn from, compared with the ids that are there.
 
 Neither logical replication nor a restore of rows alone carries a sequence, and ``TRUNCATE ... RESTART IDENTITY`` sets
 it back.  Then ids come again.

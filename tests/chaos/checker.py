@@ -297,7 +297,7 @@ def rows(told: Told, tables: Tables) -> Finding:
     yield from _all("not in the table, nor said to be gone", set(alive) - set(there))
     yield from _all("in the table, and not in the audit", set(there) - set(alive))
     yield from _all("other in the table than in the audit", (j for j in alive if j in there and alive[j] != there[j]))
-    yield from _all("a dead letter, though it is to be tried for ever", tables.dead)
+    yield from _all("a dead letter, though its retries have no limit", tables.dead)
     yield from _all("left over, and given to nobody who asks", tables.stuck)
 
 

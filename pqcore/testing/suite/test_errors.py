@@ -356,7 +356,7 @@ def test_errors_go_by_sqlstate(harness: Harness, sqlstate: str, kind: type[Datab
     assert queue.get().data == 1
 
 
-def test_a_full_queue_of_notifications_is_transient_and_named(harness: Harness) -> None:
+def test_full_notify_queue_raises_transient_error_that_names_the_cause(harness: Harness) -> None:
     queue = harness.queue()
     schema = quote(harness.schema)
     harness.sql(

@@ -53,7 +53,7 @@ def backends_of(harness: Harness) -> list[int]:
     return sorted(pid for [pid] in found)
 
 
-def test_a_child_forked_in_c_opens_connections_of_its_own(harness: Harness) -> None:
+def test_child_forked_in_c_opens_its_own_connections(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.queue(max_connections=1)
     queue.put("parent")
@@ -72,7 +72,7 @@ def test_a_child_forked_in_c_opens_connections_of_its_own(harness: Harness) -> N
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_child_forked_in_c_listens_by_itself(harness: Harness) -> None:
+def test_child_forked_in_c_listens_on_its_own_connection(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.queue(poll_interval=3600, max_connections=1)
     other = harness.queue(create=False)
@@ -90,7 +90,7 @@ def test_a_child_forked_in_c_listens_by_itself(harness: Harness) -> None:
         assert join() is not None
 
 
-def test_a_block_is_left_to_the_process_that_began_it(harness: Harness) -> None:
+def test_block_of_the_parent_is_not_ended_by_a_forked_child(harness: Harness) -> None:
     queue = harness.queue()
 
     def child() -> None:
@@ -107,7 +107,7 @@ def test_a_block_is_left_to_the_process_that_began_it(harness: Harness) -> None:
     assert sorted(job.data for job in queue.peek(10)) == ["child", "parent"]
 
 
-def test_a_child_does_not_end_its_parents_connections_with_its_objects(harness: Harness) -> None:
+def test_parents_connections_stay_open_when_a_forked_child_drops_its_sessions(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.queue()
     with queue:

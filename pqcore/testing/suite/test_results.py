@@ -45,7 +45,7 @@ ALONE = {"concurrency": 1, "prefetch": 0}
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table beside the queue's."""
+    """The name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 

@@ -16,7 +16,7 @@ MOST = 2**31 - 1
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table beside the queue's."""
+    """The name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 
