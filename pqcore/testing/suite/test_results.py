@@ -773,6 +773,21 @@ def test_a_chain_goes_on_behind_a_job_that_ends_by_hand(harness: Harness, queue:
     assert tasks.previous == [None, {"batch": batch.id, "total": 1, "failed": 0}]
 
 
+@pytest.mark.parametrize("data", ["{", "NaN", "", '"\x01"', "1 2"])
+@pytest.mark.parametrize("way", BY_HAND)
+def test_forged_chain_that_cannot_be_stored_is_left_out_when_its_job_ends_by_hand(
+    harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture, way: str, data: str
+) -> None:
+    link: dict[str, Any] = {"queue": "q", "serializer": "json", "data": data, "payload": None, "headers": {}}
+    headers = json.dumps({"then": [link]}).replace("'", "''")
+    harness.sql(f"INSERT INTO {{table}} (q_name, data, headers) VALUES ('{queue.name}', '1', '{headers}')", rows=False)
+    BY_HAND[way](queue)
+    queue.count()  # what follows from a job of `get` follows when the queue is used again
+    assert (count(harness), queue.stats().leased) == (0, 0)
+    harness.drain(queue)
+    assert "ended without what its headers ask for: header 'then'" in caplog.text
+
+
 def test_what_follows_an_acknowledged_job_is_of_its_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
     first = queue.chain(kept.add.call(1, 2), kept.note.call())
     caller = harness.connect()
