@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pqcore.errors import PQError
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
+    from pqcore.operations.encoding import Encoding, Reencoded
     from pqcore.operations.listing import StoredJob
     from pqcore.operations.managing import QueueStats
     from pqcore.operations.results import JobInfo
@@ -33,12 +34,14 @@ __all__ = [
     "AsyncQueue",
     "AsyncQueueIterator",
     "Dedup",
+    "Encoding",
     "Job",
     "JobInfo",
     "PQError",
     "Queue",
     "QueueIterator",
     "QueueStats",
+    "Reencoded",
     "StoredJob",
     "hookimpl",
     "logger",
@@ -54,6 +57,8 @@ _HOMES = {
     "AsyncJob": "job",
     "Job": "job",
     "StoredJob": "operations.listing",
+    "Encoding": "operations.encoding",
+    "Reencoded": "operations.encoding",
     "QueueStats": "operations.managing",
     "JobInfo": "operations.results",
     "Dedup": "options",

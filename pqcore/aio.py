@@ -18,7 +18,19 @@ from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
-from pqcore.operations import finishing, leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations import (
+    encoding,
+    finishing,
+    leasing,
+    listing,
+    managing,
+    moving,
+    putting,
+    results,
+    retrying,
+    taking,
+)
+from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
@@ -185,6 +197,12 @@ class AsyncQueue(QueueSettings):
         """Move jobs to another queue of the table; see `pqcore.Queue.move`."""
         return await moving.move(self._engine, self, target, ids, most)
 
+    async def reencode(
+        self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+    ) -> Reencoded:
+        """Encode the data of this queue anew, wherever they lie; see `pqcore.PQ.reencode`."""
+        return await encoding.reencode(self._engine, [self], step=step, every=every, wait=wait)
+
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""
         return await results.inspect(self._engine, self, job_id)
@@ -309,6 +327,17 @@ class AsyncPQ:
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
         return await managing.stats(self._engine, None)
+
+    async def encodings(self) -> list[Encoding]:
+        """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
+        return await encoding.encodings(self._engine)
+
+    async def reencode(
+        self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+    ) -> Reencoded:
+        """Encode data anew that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
+        named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
+        return await encoding.reencode(self._engine, named, step=step, every=every, wait=wait)
 
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

@@ -34,6 +34,7 @@ from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
 from pqcore.backend import Capability
+from pqcore.encoding_statements import EncodingStatements
 from pqcore.fragments import (
     AFTER_WAY,
     COLUMNS,
@@ -465,6 +466,11 @@ SELECT max(id), count(*) FROM gone""",
     def upkeep(self) -> UpkeepStatements:
         """The statements of operators, compiled when the first is used."""
         return UpkeepStatements(self._compile)
+
+    @cached_property
+    def encodings(self) -> EncodingStatements:
+        """The statements that encode what is stored anew, compiled when the first is used."""
+        return EncodingStatements(self._compile)
 
     def _take(self, pick: Pick, finish: Finish, n: int) -> Query:
         """The statement that takes up to ``n`` rows.

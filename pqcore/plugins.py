@@ -24,7 +24,15 @@ import pluggy
 from pqcore import hookspecs
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode, layers
 from pqcore.dialect import Dialect
-from pqcore.errors import BackendNotInstalled, ConfigurationError, PluginError, UnknownBackend, UnknownSerializer
+from pqcore.errors import (
+    BackendNotInstalled,
+    ConfigurationError,
+    PluginError,
+    PQError,
+    UnknownBackend,
+    UnknownSerializer,
+)
+from pqcore.serializers.protocol import fault_of
 from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
@@ -289,7 +297,7 @@ class Plugins:
 
         Raises:
             UnknownSerializer: There is none.
-            PluginError: Its plugin is broken.
+            PluginError: Its plugin is broken, or it cannot be constructed.
             SerializerNotInstalled: The library that it needs cannot be imported.
             ConfigurationError: It needs something else: a key.
         """
@@ -301,7 +309,7 @@ class Plugins:
         if is_wrapper(registered):
             msg = f"serializer {inner!r} wraps another: write it after that, as in 'json+{inner}'"
             raise UnknownSerializer(msg)
-        made = registered() if isinstance(registered, type) else registered
+        made = _made(inner, registered) if isinstance(registered, type) else registered
         for layer in layers:
             wrapper: Any = self.registered_serializer(layer)
             if wrapper is None:
@@ -309,7 +317,7 @@ class Plugins:
             if not is_wrapper(wrapper):
                 msg = f"serializer {layer!r} wraps no other: in {_cut(name)!r}, it can only be the first"
                 raise UnknownSerializer(msg)
-            made = wrapper(made)
+            made = _made(layer, wrapper, made)
         return made
 
     def registered_serializer(self, name: str) -> Serializer | type[Serializer] | None:
@@ -389,7 +397,14 @@ class Plugins:
         self._adopters.clear()
 
     def _add_serializer(self, serializer: Serializer | type[Serializer]) -> None:
-        name: str = getattr(serializer, "layer", "") if is_wrapper(serializer) else serializer.name
+        if is_wrapper(serializer):
+            name = str(getattr(serializer, "layer", ""))
+            if not name or "+" in name or "/" in name:
+                raise PluginError(f"wrapper {serializer!r} has the layer {name!r}; give a name without '+' and '/'")
+        elif fault := fault_of(serializer):
+            raise PluginError(f"serializer cannot be registered: {fault}")
+        else:
+            name = serializer.name
         known = self._serializers.setdefault(name, serializer)
         if _class(known) is not _class(serializer):
             msg = f"two plugins bring a serializer {name!r}: {known!r} and {serializer!r}"
@@ -470,6 +485,24 @@ def _check_version(what: str, api: object) -> None:
     older = "upgrade the plugin, or install an older pqcore"
     todo = newer if api > PLUGIN_API else older
     raise PluginError(f"{what} was made for plugin API {api}; this pqcore has {PLUGIN_API}: {todo}")
+
+
+def _made(name: str, kind: Any, *arguments: object) -> Serializer:
+    """Construct a serializer that was registered as a class.
+
+    Raises:
+        PluginError: It cannot be constructed, or is no serializer.
+        PQError: It needs a library, or a key.
+    """
+    try:
+        made: Serializer = kind(*arguments)
+    except PQError:
+        raise
+    except (Exception, SystemExit) as exc:
+        raise PluginError(f"serializer {_cut(name)!r} cannot be constructed: {type(exc).__name__}: {exc}") from exc
+    if fault := fault_of(made):
+        raise PluginError(f"serializer {_cut(name)!r} cannot be used: {fault}")
+    return made
 
 
 def _cut(name: str) -> str:

@@ -12,7 +12,19 @@ from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.letters import DeadLetters
-from pqcore.operations import finishing, leasing, listing, managing, moving, putting, results, retrying, taking
+from pqcore.operations import (
+    encoding,
+    finishing,
+    leasing,
+    listing,
+    managing,
+    moving,
+    putting,
+    results,
+    retrying,
+    taking,
+)
+from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
@@ -318,6 +330,10 @@ class Queue(QueueSettings):
         """
         return drive(moving.move(self._engine, self, target, ids, most))
 
+    def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
+        """Encode the data of this queue anew, wherever they lie; see `PQ.reencode`."""
+        return drive(encoding.reencode(self._engine, [self], step=step, every=every, wait=wait))
+
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.
 
@@ -516,6 +532,37 @@ class PQ:
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
         return drive(managing.stats(self._engine, None))
+
+    def encodings(self) -> list[Encoding]:
+        """Count the data of all queues by place, serializer and key; no key is needed for that."""
+        return drive(encoding.encodings(self._engine))
+
+    def reencode(
+        self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+    ) -> Reencoded:
+        """Encode data anew that are not as their queue writes them now, after a key or a serializer has changed.
+
+        Wherever they lie: in jobs of every state, in chains and batches, in dead letters, in the archive and in
+        results. Others may put and take meanwhile. It may be interrupted, and run again. If only the key is new,
+        nothing is decoded.
+
+        Args:
+            *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each reads its own serializer and
+                those in its ``accept``, with all keys, and writes with its serializer, under the first key.
+            step: Rows that are written in one transaction, from 1 to 1,000.
+            every: Whether data are encoded anew that already are as the queue writes them.
+            wait: How long, at most, rows that are locked, and chains under a lease, are waited for once all others
+                are done: seconds, ``'5m'`` or a timedelta.
+
+        Returns:
+            What was there before and after, and what is left.
+
+        Raises:
+            ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of its
+                range, or a transaction is open.
+        """
+        named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
+        return drive(encoding.reencode(self._engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

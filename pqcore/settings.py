@@ -24,6 +24,7 @@ from pqcore.plugins import plugins
 from pqcore.serializers import (
     Serializer,
     authenticates,
+    fault_of,
     json_decode,
     json_encode,
     pickle_dumps,
@@ -133,8 +134,10 @@ class QueueSettings:
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
         for each in self.accept:
-            if not isinstance(each, str) and (isinstance(each, type) or not hasattr(each, "loads")):
-                msg = f"accept has {each!r}; give serializers, or their names"
+            if isinstance(each, str):
+                continue
+            if fault := "it is a class; give an instance" if isinstance(each, type) else fault_of(each, writes=False):
+                msg = f"accept has {each!r}; give serializers, or their names: {fault}"
                 raise ConfigurationError(msg)
 
     @property
@@ -175,6 +178,8 @@ class QueueSettings:
         elif isinstance(serializer, type):
             msg = f"serializer is the class {serializer.__qualname__}; give an instance: {serializer.__qualname__}(...)"
             raise ConfigurationError(msg)
+        elif fault := fault_of(serializer):
+            raise ConfigurationError(f"serializer cannot be used: {fault}")
         self.serializer = serializer
         self.serializer_name = stored_name(serializer)
 

@@ -26,7 +26,7 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat", "plan",
-    "batches", "ticks",
+    "batches", "ticks", "encodings",
 ]  # fmt: skip
 
 

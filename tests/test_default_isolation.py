@@ -53,6 +53,7 @@ def use(pq: PQ) -> None:
     assert queue.get(timeout=0) is not None
     for _ in range(2):
         queue.ack(queue.lease(60, wait=0))  # type: ignore[arg-type]
+    assert queue.reencode(every=True).left == []
 
 
 def over_psycopg(dsn: str, autocommit: bool) -> Any:

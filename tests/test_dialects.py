@@ -71,7 +71,7 @@ def of(name: str) -> Dialect:
 
 def queries(dialect: Dialect) -> dict[str, Query]:
     found = {}
-    for statements in (dialect, dialect.tasks, dialect.upkeep):
+    for statements in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings):
         for value in vars(statements).values():
             for query in value.values() if isinstance(value, dict) else [value]:
                 if isinstance(query, Query):

@@ -174,6 +174,15 @@ def test_jobs_move_between_partitions(pq: PQ, dsn: str) -> None:
     assert rows(dsn, "SELECT count(*), count(DISTINCT id) FROM queue") == [(50, 50)]
 
 
+def test_data_are_encoded_anew_in_all_partitions(pq: PQ) -> None:
+    for name in QUEUES:
+        pq[name].put_many(range(3))
+    done = pq.reencode(*[pq.queue(name, serializer="msgpack", accept=("json",)) for name in QUEUES], step=2)
+    assert (done.rewritten, done.left) == (3 * len(QUEUES), [])
+    for name in QUEUES:
+        assert [job.data for job in pq.queue(name, serializer="msgpack").get_many(3)] == [0, 1, 2]
+
+
 def test_a_table_that_was_partitioned_by_hand_is_adopted(dsn: str) -> None:
     rows(
         dsn,

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from pqcore import PQ
 from pqcore.dialect import Dialect
+from pqcore.encoding_statements import SLICE
 from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
 from pqcore.statement import Query
@@ -189,6 +190,26 @@ class Server:
             if node["Node Type"] == "Seq Scan" or rows > MOST_ROWS:
                 found.append(f"{node['Node Type']} of {rows} rows")
         return f"{case.query.name}: {', '.join(found)}" if found else None
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+def test_how_data_are_encoded_is_read_slice_by_slice(server: Server, mode: str) -> None:
+    server.fill(FINISHED, READY, FUTURE)
+    server.run("VACUUM ANALYZE queue")
+    middle = (("after", ROWS), ("last", ROWS + SLICE), ("names", ["jobs"]), ("linked", False))
+    encodings = SQL.encodings
+    for query in (encodings.count["table"], encodings.list["table"], encodings.headers["table"]):
+        server.prepare(mode, case := Case(query, 0, values=middle))
+        plan = server.explain(case, [ROWS], options="ANALYZE, BUFFERS, ")
+        for node in scans(plan):
+            assert node["Node Type"] == "Index Scan", query.name
+            assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= SLICE, query.name
+        server.run("DEALLOCATE tried")
+    old = [(f"old_{name}", None) for name in ("data", "payload", "serializer", "headers")]
+    for query in (encodings.read["table"], encodings.write["table"]):
+        server.prepare(mode, case := Case(query, 60, leased=1, values=(*middle, *old)))
+        assert server.offence(case) is None
+        server.run("DEALLOCATE tried")
 
 
 def scans(plan: Any) -> Iterator[Any]:

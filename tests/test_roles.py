@@ -83,6 +83,20 @@ def fail(job_id: int) -> None:
     raise ZeroDivisionError
 
 
+def test_data_are_encoded_anew_by_an_admin(users: Users) -> None:
+    users.pq("producer")["q"].put_many([1, 2])
+    consumer, admin = users.pq("consumer"), users.pq("admin")
+    queue = consumer.queue("q", retention="archive")
+    queue.get()
+    queue.chain(queue.task(max_retries=0)(fail).call(), queue.task()(fail).call())
+    drain(queue)
+    with pytest.raises(AccessDenied):
+        consumer.queue("q", serializer="msgpack", accept=("json",)).reencode()
+    done = admin.queue("q", serializer="msgpack", accept=("json",)).reencode()
+    assert (done.left, done.failed) == ([], 0)
+    assert {one.place for one in done.before} >= {"dead", "archive", "chains"}
+
+
 def test_a_producer_puts_and_sees_nothing(users: Users) -> None:
     queue = users.pq("producer")["q"]
     first = queue.put({"secret": 1}, "1h", "2h", group="g", limits={"a": 2}, headers={"x": 1})

@@ -67,6 +67,7 @@ from pqcore.serializers import (
     authenticates,
     stored_name,
 )
+from pqcore.serializers.keys import MARK_SIZE
 from pqcore.testing.commands import run
 from pqcore.testing.harness import Harness
 
@@ -538,19 +539,29 @@ def test_what_was_altered_is_refused(make: Callable[[list[str]], Serializer], ke
     written = serializer.dumps({"amount": 10})
     assert isinstance(written, bytes)
     is_token = isinstance(serializer, Fernet)
+    mark, written = written[:MARK_SIZE], written[MARK_SIZE:]
     raw = base64.urlsafe_b64decode(written) if is_token else written
     flipped = (raw[:place] + bytes([raw[place] ^ 2]) + raw[place + 1 :] for place in range(len(raw)))
     for altered in (b"", raw[:-1], raw[1:], raw + raw, raw[:32], *flipped):
+        stored = base64.urlsafe_b64encode(altered) if is_token else altered
+        for begin in (b"", mark):
+            with pytest.raises(ValueError, match="it was altered, or"):
+                serializer.loads(begin + stored)
+    for place in range(MARK_SIZE):
         with pytest.raises(ValueError, match="it was altered, or"):
-            serializer.loads(base64.urlsafe_b64encode(altered) if is_token else altered)
-    assert serializer.loads(written) == {"amount": 10}
+            serializer.loads(mark[:place] + bytes([mark[place] ^ 1]) + mark[place + 1 :] + written)
+    for id_ in serializer.key_ids[1:]:  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="it was altered, or"):
+            serializer.loads(b"key:%s:" % id_.encode() + written)
+    assert serializer.loads(mark + written) == {"amount": 10}
+    assert serializer.loads(written) == {"amount": 10}, "as other programs write it: any key is tried"
 
 
 @pytest.mark.parametrize("forged", [bytes(32), b"", bytes(31), b"\x80\x05"])
 def test_nothing_is_unpickled_without_a_good_signature(tmp_path: Path, forged: bytes) -> None:
     folder = tmp_path / "made"
     trap = pickle.dumps(Trap(folder))
-    signature = SignedPickle(keys=SECRETS[:1]).dumps("something else")[:32]
+    signature = SignedPickle(keys=SECRETS[:1]).dumps("something else")[: MARK_SIZE + 32]
     serializer = SignedPickle(keys=SECRETS)
     for raw in (forged + trap, trap, signature + trap, SignedPickle(keys=[SECRETS[0] + "!"]).dumps(Trap(folder))):
         with pytest.raises(ValueError, match="it was not unpickled"):
@@ -674,7 +685,7 @@ def test_wrapped_by_name_or_by_hand_is_the_same() -> None:
     assert by_name.name == by_hand.name == half.name
     assert half.loads(by_name.dumps([1])) == by_hand.loads(half.dumps([1])) == [1]
     [layer, inner] = [by_hand, by_hand.inner]
-    assert msgpack.unpackb(zstandard.decompress(fernet.Fernet(KEYS[0]).decrypt(layer.dumps([1])))) == [1]
+    assert msgpack.unpackb(zstandard.decompress(fernet.Fernet(KEYS[0]).decrypt(layer.dumps([1])[MARK_SIZE:]))) == [1]
     assert isinstance(inner, Zstd)
 
 
@@ -712,7 +723,7 @@ def test_what_is_safe_and_what_is_authentic_is_handed_on() -> None:
         "pickle+fernet": (True, True),
         "json+fernet+zstd": (True, True),
     }
-    assert Zstd(SimpleNamespace(name="own", binary=True)).safe is None
+    assert Zstd(SimpleNamespace(name="own", binary=True, dumps=bytes, loads=bytes)).safe is None
 
 
 class Reversed(Wrapper):
@@ -808,7 +819,9 @@ def test_importing_pqcore_imports_none_of_the_optional_modules() -> None:
         from pqcore import PQ, AsyncPQ
         print(json.dumps(sorted(name for name in sys.modules if name.startswith("pqcore.serializers."))))
     """)
-    assert found == [f"pqcore.serializers.{name}" for name in ("pickles", "plain_json", "protocol", "wrapping")]
+    assert found == [
+        f"pqcore.serializers.{name}" for name in ("keys", "limits", "pickles", "plain_json", "protocol", "wrapping")
+    ]
 
 
 def test_all_public_names_are_there() -> None:
@@ -966,7 +979,7 @@ def test_rows_say_what_they_are(pq: PQ) -> None:
     assert plain == ('{"a":"é"}', None, "json")
     assert (packed[0], msgpack.unpackb(packed[1]), packed[2]) == (None, {"a": "é"}, "msgpack")
     assert secret[2] == "json+zstd+fernet"
-    assert zstandard.decompress(fernet.Fernet(KEYS[0]).decrypt(bytes(secret[1]))) == '{"a":"é"}'.encode()
+    assert zstandard.decompress(fernet.Fernet(KEYS[0]).decrypt(bytes(secret[1])[MARK_SIZE:])) == '{"a":"é"}'.encode()
     assert cat[2] == "json"
     for name in ("json", "msgspec-msgpack", "orjson+zstd+fernet"):  # others that read the same
         job = pq[f"q/{name}"].get()
@@ -1012,7 +1025,7 @@ def test_an_encrypted_row_with_another_key(pq: PQ, monkeypatch: pytest.MonkeyPat
     queue = pq.queue("q", serializer="json+fernet")
     [job] = queue.peek()
     queue.update(job.id, job.data)  # rotated
-    assert fernet.Fernet(KEYS[1]).decrypt(bytes(rows(pq)[0][1])) == b'{"card": "hunter2"}'
+    assert fernet.Fernet(KEYS[1]).decrypt(bytes(rows(pq)[0][1])[MARK_SIZE:]) == b'{"card": "hunter2"}'
 
 
 def test_a_queue_with_keys_reads_no_plain_json_unless_told_to(pq: PQ) -> None:

@@ -12,6 +12,7 @@ from pqcore.cli import (
     bench,
     dead,
     doctor,
+    encodings,
     figures,
     installed,
     jobs,
@@ -26,7 +27,9 @@ from pqcore.cli import (
 from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
-GROUPS = (tables, worker, queues, jobs, dead, figures, doctor, mcp, serializers, installed, scaffold, bench, web)
+GROUPS = (
+    tables, worker, queues, jobs, dead, figures, doctor, encodings, mcp, serializers, installed, scaffold, bench, web,
+)  # fmt: skip
 """Modules of commands; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"
 """Seconds after which libpq gives a host up that does not answer, unless PGCONNECT_TIMEOUT says otherwise."""

@@ -83,9 +83,9 @@ class Database:
         """A text without the DSN, and the password in it."""
         return text if self._dsn == DEFAULT_DSN else redact(text, self._dsn)
 
-    def queue(self, name: str) -> QueueSettings:
-        """A queue, as ``pq[name]``."""
-        return self.pq[name]
+    def queue(self, name: str, **options: Any) -> QueueSettings:
+        """A queue, as ``pq[name]``; or with options of its own."""
+        return self.pq.queue(name, **options) if options else self.pq[name]
 
     def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""

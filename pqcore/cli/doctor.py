@@ -8,7 +8,7 @@ import click
 
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
-from pqcore.cli.options import json_option, with_database
+from pqcore.cli.options import import_option, json_option, with_database
 from pqcore.cli.output import emit, printable
 from pqcore.operations import examining
 
@@ -17,10 +17,14 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 @click.command()
 @click.option("--queue", "queues", metavar="NAME", multiple=True, help="Explain the takes of this queue; repeatable.")
+@import_option
 @json_option
 @with_database
-def doctor(database: Database, queues: tuple[str, ...], as_json: bool) -> None:
+def doctor(database: Database, queues: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
     """Look for what is wrong with the table, the server, or the way there, and say what to do."""
+    from pqcore.cli.targets import import_modules  # which imports tasks
+
+    import_modules(modules)
     names = [database.queue(name).name for name in queues]
     found = database.call(examining.examine, names)
     for one in found:

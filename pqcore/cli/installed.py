@@ -36,8 +36,9 @@ def _driver(spec: BackendSpec) -> dict[str, str | None]:
         if not importable(module):
             found[module] = None
             continue
-        names = owners.get(module.partition(".")[0], [])
-        found[module] = importlib.metadata.version(names[0]) if names else "unknown"
+        found[module] = "unknown"
+        with suppress(importlib.metadata.PackageNotFoundError, IndexError):  # a module that was copied has no version
+            found[module] = importlib.metadata.version(owners.get(module.partition(".")[0], [])[0])
     return found
 
 
@@ -47,7 +48,7 @@ def _why_not(spec: BackendSpec) -> str | None:
         plugins.make(spec, prepared=True)
     except PQError as exc:
         return str(exc)
-    except Exception as exc:  # noqa: BLE001 - whatever its constructor raises, it is reported
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever its constructor raises, it is reported
         return f"{type(exc).__name__}: {exc}"
     return None
 

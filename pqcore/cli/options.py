@@ -81,6 +81,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
+import_option = click.option(
+    "--import", "modules", metavar="MODULE", multiple=True, help="Import this, as it registers serializers; repeatable."
+)
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask, unless told not to; where there is nobody to be asked, refuse.
 

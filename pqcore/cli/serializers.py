@@ -67,6 +67,8 @@ def _described(name: str) -> dict[str, Any]:
         plugins.serializer(f"json+{name}" if wraps else name)
     except PQError as exc:
         described["error"] = str(exc)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
+        described["error"] = f"{type(exc).__name__}: {exc}"
     return described
 
 

@@ -32,8 +32,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
     Raises:
         Wrong: Something of it is not there, or is no queue.
     """
-    for module in modules:
-        _import(module, f"--import {module}")
+    import_modules(modules)
     queues: list[Any] = []
     used = False
     for target in targets:
@@ -48,6 +47,18 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
     if names and not used:
         raise Wrong("--queues is for a target that is a PQ; these are queues: " + ", ".join(targets))
     return list({id(queue): queue for queue in queues}.values())
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import what ``--import`` names.
+
+    Raises:
+        Wrong: One is not there, or cannot be imported.
+    """
+    if modules:
+        look_here()
+    for module in modules:
+        _import(module, f"--import {module}")
 
 
 def _find(target: str) -> Any:

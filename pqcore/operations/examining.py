@@ -19,9 +19,12 @@ from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
+from pqcore.operations import encoding
 from pqcore.operations.catalogue import ask
 from pqcore.operations.ticking import AHEAD
+from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
+from pqcore.serializers import held_keys, written_under
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 
@@ -45,6 +48,8 @@ FEW_PAGES = 32
 """Pages of 8 kB: of a table of no more, which it has from the start, a scan costs next to nothing."""
 FEW_ROWS = 100
 """Entries of an index: to sort as many costs next to nothing, so they need not be read in order."""
+EXAMINED = 1_000_000
+"""Rows of each table of which it is looked how they are encoded, about: those that were put first."""
 QUEUES = 3
 """Queues whose takes are explained, those with most jobs first, if none is named."""
 
@@ -753,6 +758,44 @@ async def _ticks(patient: _Patient) -> list[Finding]:
     return [Finding("ticks", "warning", message, advice, details)]
 
 
+async def _encodings(patient: _Patient) -> list[Finding]:
+    """Data of serializers that this process does not have, or under keys that it does not hold."""
+    counted = await encoding.counted(patient.s, EXAMINED)
+    kinds = {(one.serializer, one.key) for one in counted}
+    serializers = {name: _serializer(name) for name, _ in kinds if name}
+    found = []
+    for name, key in sorted(kinds):
+        some = [one for one in counted if (one.serializer, one.key) == (name, key)]
+        number, queues = sum(one.number for one in some), sorted({one.queue for one in some})
+        details = {"serializer": name, "key": key, "number": number, "queues": queues}
+        where = f"{number} data of {', '.join(map(repr, queues[:QUEUES]))}{' and others' * (len(queues) > QUEUES)}"
+        serializer = serializers.get(name)
+        if isinstance(serializer, PQError):
+            message = f"{where} are stored as {name!r}, which this process cannot read: {serializer}"
+            advice = "give it here what the workers have: the package, the key, or --import of what registers it"
+            found.append(Finding("encodings", "warning", message, advice, details))
+        elif key and not set(key.split("+")) <= (held := held_keys(serializer)):
+            message = f"{where} are under key {key}, and this process holds {', '.join(sorted(held)) or 'none'}"
+            advice = "add the key; then pqcore reencode writes the data under the first one"
+            found.append(Finding("encodings", "warning", message, advice, details))
+        elif not key and written_under(serializer):
+            message = f"{where} do not say under which key they are: another program wrote them"
+            advice = "pqcore reencode writes them under the first key, and says so"
+            found.append(Finding("encodings", "warning", message, advice, details))
+    if found:
+        return found
+    names = ", ".join(sorted({name for name, _ in kinds if name})) or "nothing"
+    return [Finding("encodings", "ok", f"what is stored can be read here: {names}", details={"number": len(counted)})]
+
+
+def _serializer(name: str) -> object:
+    """The serializer that reads what is stored under a name, or the error that says why there is none."""
+    try:
+        return plugins.serializer(name)
+    except PQError as exc:
+        return exc
+
+
 def _size(number: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 10_240 or unit == "GB":
@@ -887,4 +930,5 @@ _TABLE: tuple[tuple[str, _Check], ...] = (
     ("plan", _plans),
     ("batches", _batches),
     ("ticks", _ticks),
+    ("encodings", _encodings),
 )

@@ -14,9 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pqcore.serializers.keys import key_id
 from pqcore.serializers.pickles import Pickle, pickle_dumps, pickle_loads
 from pqcore.serializers.plain_json import Json, json_decode, json_encode
-from pqcore.serializers.protocol import Serializer, authenticates, stored_name
+from pqcore.serializers.protocol import Serializer, authenticates, fault_of, held_keys, stored_name, written_under
 from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
@@ -44,11 +45,15 @@ __all__ = [
     "Wrapper",
     "Zstd",
     "authenticates",
+    "fault_of",
+    "held_keys",
     "json_decode",
     "json_encode",
+    "key_id",
     "pickle_dumps",
     "pickle_loads",
     "stored_name",
+    "written_under",
 ]
 
 _LATER = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqcore.errors import ConfigurationError
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.keys import counted, find_keys
+from pqcore.serializers.keys import counted, find_keys, key_id
 from pqcore.serializers.libraries import library
 from pqcore.serializers.protocol import Serializer
 from pqcore.serializers.wrapping import Wrapper
@@ -17,7 +18,7 @@ _MAKE = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generat
 
 
 class Fernet(Wrapper):
-    """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256; what is stored is a token.
+    """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256; what is stored is a token, behind a mark of its key.
 
     A token does not say for which job it was made: who can write rows can copy one.
 
@@ -41,10 +42,16 @@ class Fernet(Wrapper):
         found = find_keys(keys, VARIABLE, "Fernet", _MAKE)
         self._invalid = fernet.InvalidToken
         self._count = len(found)
-        self._fernet = fernet.MultiFernet([_made(fernet.Fernet, key, number) for number, key in enumerate(found, 1)])
+        each = [_made(fernet.Fernet, key, number) for number, key in enumerate(found, 1)]
+        self.key_ids = [key_id(base64.urlsafe_b64decode(key)) for key in found]
+        self._fernet = fernet.MultiFernet(each)
+        self._by_id = {
+            of: fernet.MultiFernet([one for one, known in zip(each, self.key_ids, strict=True) if known == of])
+            for of in self.key_ids
+        }
 
     def loads(self, raw: Any) -> Any:
-        plain = self.unwrap(raw)
+        plain = self._unwrapped(raw)
         try:
             return self.inner.loads(plain if self.inner.binary else plain.decode())
         except Exception as exc:  # noqa: BLE001 - whatever it is, it may contain what was encrypted
@@ -57,8 +64,20 @@ class Fernet(Wrapper):
         return token
 
     def unwrap(self, raw: bytes) -> bytes:
+        return self._decrypted(self._fernet, raw)
+
+    def unwrap_under(self, raw: bytes, key: str) -> bytes:
+        return self._decrypted(self._by_id[key], raw)
+
+    def refused_key(self, key: str) -> ValueError:
+        return ValueError(
+            f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key, {key} "
+            f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
+        )
+
+    def _decrypted(self, fernet: Any, raw: bytes) -> bytes:
         try:
-            plain: bytes = self._fernet.decrypt(raw)
+            plain: bytes = fernet.decrypt(raw)
         except self._invalid:
             msg = (
                 f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "

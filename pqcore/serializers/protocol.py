@@ -14,7 +14,10 @@ class Serializer(Protocol):
     several serializers read the same.  ``safe``: False if decoding may run code.
     ``authenticates``: True if it reads only what somebody wrote who has a key; its
     queue then reads no plain JSON either, unless told to.  ``valid_json``: True if `dumps`
-    always gives one value of JSON, which `put_many` then sends as it is.
+    always gives one value of JSON, which `put_many` then sends as it is.  ``key_ids``: The ids of
+    the keys that it holds, the first of which writes; then `dumps` begins with a mark of that key
+    (`Wrapper` does so by itself).  ``rekey``: Called with what was stored; returns the same data
+    under the first key.
 
     Attributes:
         name: As users write it, in ``pq["apples/msgpack"]``.
@@ -31,10 +34,57 @@ class Serializer(Protocol):
         """Decode what `dumps` returned."""
 
 
+LONGEST_NAME = 200
+"""Characters of a serializer's name, at most: each row is marked with it."""
+
+
+def fault_of(serializer: object, *, writes: bool = True) -> str:
+    """Return why something is no serializer, and what to do; empty if it is one.
+
+    Args:
+        serializer: What was given for a serializer: an object, or a class that is registered to be constructed later.
+        writes: Whether it has to encode data, too.
+    """
+    kind = serializer if isinstance(serializer, type) else type(serializer)
+    what = f"the class {kind.__qualname__}" if kind is serializer else f"a {kind.__qualname__}"
+    for name in ("name", "stored_as"):
+        value = getattr(serializer, name, None if name == "name" else "-")
+        if value is None:
+            return f"{what} has no {name!r}; give it a name, a str"
+        if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_NAME or not _is_plain(value):
+            shown = repr(value)
+            shown = shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}..."
+            return f"{what} has the {name} {shown}; give a str of 1 to {LONGEST_NAME} printable characters"
+    if writes and not hasattr(serializer, "binary"):
+        return f"{what} has no 'binary'; set it to True if dumps returns bytes, to False if dumps returns JSON text"
+    for name in ("dumps", "loads") if writes else ("loads",):
+        if not callable(getattr(serializer, name, None)):
+            return f"{what} has no method {name!r}; write one that {'encodes' if name == 'dumps' else 'decodes'} data"
+    return ""
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and name == name.strip()
+
+
 def stored_name(serializer: Serializer) -> str:
     """What rows are marked with that a serializer writes, and by which it knows those it can read."""
     name: str = getattr(serializer, "stored_as", serializer.name)
     return name
+
+
+def written_under(serializer: object) -> tuple[str, ...]:
+    """Return the ids of the keys that a serializer writes under, the outermost first; empty if it has no keys."""
+    own: tuple[str, ...] = tuple(getattr(serializer, "key_ids", ()))[:1]
+    inner = getattr(serializer, "inner", None)
+    return own if inner is None else own + written_under(inner)
+
+
+def held_keys(serializer: object) -> frozenset[str]:
+    """Return the ids of all keys that a serializer can read with."""
+    inner = getattr(serializer, "inner", None)
+    held = frozenset(getattr(serializer, "key_ids", ()))
+    return held if inner is None else held | held_keys(inner)
 
 
 def authenticates(serializer: Serializer | None) -> bool:

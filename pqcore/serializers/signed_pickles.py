@@ -9,7 +9,7 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.keys import counted, find_keys
+from pqcore.serializers.keys import add_marks, counted, find_keys, key_id, take_mark
 
 VARIABLE = "PQCORE_PICKLE_KEYS"
 SHORTEST_KEY = 32  # bytes: as long as the digest
@@ -21,7 +21,7 @@ _MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
 class SignedPickle:
-    """Pickle as bytes, after their HMAC-SHA256: any Python object.
+    """Pickle as bytes, after a mark of the key and their HMAC-SHA256: any Python object.
 
     The signature is checked before anything is unpickled.  It does not say for which
     job it was made: who can write rows can copy one.
@@ -47,20 +47,37 @@ class SignedPickle:
                 raise ConfigurationError(msg)
         # Begun with the key, and copied for each use: the key itself is not kept where it could be shown.
         self._signers = [hmac.new(key, _PURPOSE, "sha256") for key in found]
+        self.key_ids = [key_id(key) for key in found]
 
     def dumps(self, value: Any) -> bytes:
-        pickled = pickle.dumps(value, PROTOCOL)
-        return _signature(self._signers[0], pickled) + pickled
+        return self._signed(pickle.dumps(value, PROTOCOL))
 
     def loads(self, raw: Any) -> Any:
-        signature, pickled = raw[:_SIZE], raw[_SIZE:]
-        if not any(hmac.compare_digest(_signature(signer, pickled), signature) for signer in self._signers):
+        return pickle.loads(self._verified(raw))  # noqa: S301 - written by somebody who has the key
+
+    def rekey(self, raw: bytes) -> bytes:
+        """Return the same pickle, signed with the first key; it is not unpickled.
+
+        Args:
+            raw: What `dumps` returned, with whatever key.
+        """
+        return self._signed(self._verified(raw))
+
+    def _signed(self, pickled: bytes) -> bytes:
+        return add_marks(self.key_ids[:1], _signature(self._signers[0], pickled) + pickled)
+
+    def _verified(self, raw: Any) -> bytes:
+        mark, rest = take_mark(raw)
+        signature, pickled = rest[:_SIZE], rest[_SIZE:]
+        signers = [signer for signer, of in zip(self._signers, self.key_ids, strict=True) if mark in (None, of)]
+        if not any(hmac.compare_digest(_signature(signer, pickled), signature) for signer in signers):
             msg = (
-                f"it was not signed with {counted(len(self._signers))}: it was altered, or signed with another key "
+                f"it was not signed with {counted(len(self._signers))}: it was altered, or signed with another key"
+                f"{'' if mark is None or signers else f', {mark}'} "
                 f"(add that to {VARIABLE}, or to SignedPickle(keys=[...])); it was not unpickled"
             )
             raise ValueError(msg)
-        return pickle.loads(pickled)  # noqa: S301 - written by somebody who has the key
+        return bytes(pickled)
 
     def __repr__(self) -> str:
         return f"<{self.name} with {counted(len(self._signers))}>"

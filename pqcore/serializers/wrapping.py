@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pqcore.errors import ConfigurationError
+from pqcore.serializers.keys import add_marks, counted, take_mark
 from pqcore.serializers.plain_json import Json
-from pqcore.serializers.protocol import Serializer, authenticates, stored_name
+from pqcore.serializers.protocol import Serializer, authenticates, fault_of, stored_name, written_under
 
 
 class Wrapper:
@@ -15,22 +17,28 @@ class Wrapper:
     Subclasses have a `layer` and implement `wrap` and `unwrap`.  One that is registered by name
     is constructed with the inner serializer alone.
 
+    One that has keys sets `key_ids` when it is constructed.  Then what is stored begins with a mark of the first key,
+    which `wrap` and `unwrap` do not see.  `PQ.encodings` counts rows by the mark.
+
     Args:
         inner: The serializer that is wrapped, or its name; JSON by default.
 
     Raises:
-        ConfigurationError: ``inner`` is a class, or of a name that cannot be used.
+        ConfigurationError: ``inner`` is no serializer, or a name that cannot be used.
         SerializerNotInstalled: A library is missing.
 
     Attributes:
         layer: What is added to the inner one's name.
         inner: The serializer that is wrapped.
+        key_ids: The ids of the keys that it holds (`pqcore.serializers.key_id`); the first one writes.
     """
 
     layer: ClassVar[str]
     binary = True
     safe: bool | None = None
     authenticates = False
+    key_ids: Sequence[str] = ()
+    _inner_keys = 0
 
     def __init__(self, inner: Serializer | str | None = None) -> None:
         self.inner: Serializer = _found(inner)
@@ -38,14 +46,61 @@ class Wrapper:
         self.stored_as = f"{stored_name(self.inner)}+{self.layer}"
         self.safe = self.safe or getattr(self.inner, "safe", None)
         self.authenticates = self.authenticates or authenticates(self.inner)
+        self._inner_keys = len(written_under(self.inner))
 
     def dumps(self, value: Any) -> bytes:
         raw = self.inner.dumps(value)
-        return self.wrap(raw.encode() if isinstance(raw, str) else raw)
+        return self._wrapped(raw.encode() if isinstance(raw, str) else raw)
 
     def loads(self, raw: Any) -> Any:
-        inner = self.unwrap(raw)
+        inner = self._unwrapped(raw)
         return self.inner.loads(inner if self.inner.binary else inner.decode())
+
+    def rekey(self, raw: bytes) -> bytes:
+        """Return the same data under the keys that write now; what is wrapped is not decoded.
+
+        Args:
+            raw: What `dumps` returned, under whatever key.
+        """
+        inner = self._unwrapped(raw)
+        if self._inner_keys:
+            keyed: Any = self.inner
+            inner = keyed.rekey(inner)
+        return self._wrapped(inner)
+
+    def unwrap_under(self, raw: bytes, key: str) -> bytes:
+        """Undo `wrap` for bytes whose mark names a key that is held; one that tries all of its keys needs no more.
+
+        Args:
+            raw: What `wrap` returned.
+            key: The id of the key.
+        """
+        return self.unwrap(raw)
+
+    def refused_key(self, key: str) -> ValueError:
+        """Return the error for bytes under a key that is not held."""
+        return ValueError(f"it was altered, or written under another key, {key}, than the {counted(len(self.key_ids))}")
+
+    def _wrapped(self, raw: bytes) -> bytes:
+        marks = list(self.key_ids[:1])
+        for _ in range(self._inner_keys):  # the marks of all layers stand before the outermost, where SQL sees them
+            mark, raw = take_mark(raw)
+            marks += [] if mark is None else [mark]
+        return add_marks(marks, self.wrap(raw))
+
+    def _unwrapped(self, raw: bytes) -> bytes:
+        own = None
+        if self.key_ids:
+            own, raw = take_mark(raw)
+        marks = []
+        for _ in range(self._inner_keys):
+            mark, raw = take_mark(raw)
+            marks += [] if mark is None else [mark]
+        if own is None:  # written before there were marks, or by another program
+            return add_marks(marks, self.unwrap(raw))
+        if own not in self.key_ids:
+            raise self.refused_key(own)
+        return add_marks(marks, self.unwrap_under(raw, own))
 
     def wrap(self, raw: bytes) -> bytes:
         """What is stored for these bytes."""
@@ -66,4 +121,8 @@ def _found(inner: Serializer | str | None) -> Serializer:
         return plugins.serializer(inner)
     if isinstance(inner, type):
         raise ConfigurationError(f"the inner serializer is the class {inner.__qualname__}; give an instance")
-    return Json() if inner is None else inner
+    if inner is None:
+        return Json()
+    if fault := fault_of(inner):
+        raise ConfigurationError(f"the inner serializer cannot be used: {fault}")
+    return inner

@@ -1,0 +1,98 @@
+"""``pqcore reencode``: what data are encoded as and under which keys, and encoding them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from pqcore.cli.database import Database
+from pqcore.cli.errors import Failed
+from pqcore.cli.options import duration, import_option, json_option, with_database
+from pqcore.cli.output import emit, table, write
+from pqcore.operations import encoding
+from pqcore.operations.encoding import Encoding
+
+
+@click.command()
+@click.option(
+    "--queue",
+    "queues",
+    metavar="NAME",
+    multiple=True,
+    help="A queue with its serializer, as cards/json+fernet; repeatable.",
+)
+@click.option("--accept", metavar="NAME", multiple=True, help="A serializer that the queues read, too; repeatable.")
+@import_option
+@click.option("--count", "only_count", is_flag=True, help="Say how all data are encoded, and change nothing.")
+@click.option(
+    "--step",
+    metavar="N",
+    type=click.IntRange(1, encoding.MOST_STEP),
+    default=encoding.STEP,
+    show_default=True,
+    help="Rows in one transaction, at most.",
+)
+@click.option("--all", "every", is_flag=True, help="Also what is as its queue writes it.")
+@click.option(
+    "--wait",
+    metavar="TIME",
+    type=duration,
+    default=encoding.WAIT,
+    show_default=True,
+    help="Wait so long for rows in use.",
+)
+@json_option
+@with_database
+def reencode(
+    database: Database,
+    queues: Sequence[str],
+    accept: Sequence[str],
+    modules: Sequence[str],
+    only_count: bool,
+    step: int,
+    every: bool,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Encode the data of queues anew, after a key or a serializer has changed, wherever they lie."""
+    from pqcore.cli.targets import import_modules  # which imports tasks
+
+    import_modules(modules)
+    if only_count:
+        _show(database.call(encoding.encodings), as_json=as_json)
+        return
+    if not queues:
+        raise click.UsageError("say which queues, as in --queue cards/json+fernet; or --count")
+    opened = [database.queue(name, accept=tuple(accept)) for name in queues]
+    done = database.call(encoding.reencode, opened, step=step, every=every, wait=wait)
+    if as_json:
+        emit(asdict(done))
+    else:
+        write(f"{done.rewritten} rows were written")
+        _show(done.after, as_json=False)
+        for error in done.errors:
+            write(f"left: {error}")
+    if left := sum(one.number for one in done.left):
+        raise Failed(
+            f"{left} data are not as their queue writes them, or lie under an old key in a queue that was not named;"
+            f" {done.in_use} rows are in use, {done.failed} data cannot be read or encoded: run it again once the jobs"
+            " in use have ended"
+        )
+
+
+def _show(found: Sequence[Encoding], *, as_json: bool) -> None:
+    if as_json:
+        for one in found:
+            emit(asdict(one))
+        return
+    if not found:
+        write("the table has no data")
+        return
+    rows: list[tuple[Any, ...]] = [(one.queue, one.place, one.serializer, one.key, one.number) for one in found]
+    table(("queue", "place", "serializer", "key", ">number"), rows)
+
+
+COMMANDS = (reencode,)

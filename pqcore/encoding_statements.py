@@ -1,0 +1,155 @@
+"""The statements that look at how data are encoded, and that store data encoded anew.
+
+As those of `pqcore.dialect`, and under the same rules; compiled when the first of them is used.  A table is read in
+slices, in the order of its ids, without locks.  A row is changed by itself, and only if nobody has changed it since it
+was read, and nobody has locked it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pqcore.fragments import DUE_AT, OF_QUEUE
+
+if TYPE_CHECKING:
+    from pqcore.statement import Compile
+
+SLICE = 10_000
+"""Rows that one statement looks at."""
+PLACES = ("table", "dead", "archive", "results", "batches")
+"""The tables that hold encoded data."""
+
+_NOW = "statement_timestamp()"
+_BEGIN = "decode('6b65793a', 'hex')"  # key: and a colon, which would begin a parameter
+
+
+def _mark(place: int) -> str:
+    return f"CASE WHEN substr(payload, {place}, 4) = {_BEGIN} THEN encode(substr(payload, {place}, 13), 'escape') END"
+
+
+# The marks of keys that the bytes begin with, of three keys at most; see `pqcore.serializers.keys`, which reads them
+# again. Only the head of a long value is fetched. A regular expression would take ten times as long.
+_MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, ''), ''), '')"
+_HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
+_STATE = (
+    "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
+    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END"
+)
+_LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"
+_HAS_DATA = "(data IS NOT NULL OR payload IS NOT NULL)"
+
+
+def _key(place: str) -> str:
+    return "job_id" if place == "results" else "id"
+
+
+def _state(place: str) -> str:
+    return _STATE if place == "table" else f"'{place}'"
+
+
+def _linked(place: str) -> str:
+    return "false" if place == "results" else _LINKED
+
+
+def _slice(place: str) -> str:
+    return (
+        f"(SELECT * FROM {{{place}}} WHERE {_key(place)} > :after::bigint ORDER BY {_key(place)} LIMIT {SLICE}) AS row"
+    )
+
+
+class EncodingStatements:
+    """The statements, in one driver's paramstyle.
+
+    Args:
+        compiled: Compiles a template.
+    """
+
+    def __init__(self, compiled: Compile) -> None:
+        # Reads only. What a slice of ids holds, by queue, state, serializer and key; the keys are read from the marks
+        # before the bytes, so that no key is needed. The sum of the last column is the length of the slice.
+        self.count = {
+            place: compiled(
+                f"count_encoded_{place}",
+                f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
+                f" {_linked(place)} AS linked, count(*) FILTER (WHERE {_HAS_DATA}), count(*)"
+                f" FROM {_slice(place)} GROUP BY q_name, state, serializer, marks, linked",
+            )
+            for place in ("table", "dead", "archive", "results")
+        }
+        # Reads only. The rows of a slice that may have to be encoded anew, and about how many bytes each has.
+        self.list = {
+            place: compiled(
+                f"list_encoded_{place}",
+                f"SELECT {_key(place)}, q_name, serializer, {_MARKS}, {_linked(place)},"
+                " (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint"
+                f" FROM {{{place}}} WHERE {_key(place)} > :after::bigint AND {_key(place)} <= :last::bigint"
+                f" AND ((q_name = ANY (:names::text[]) AND {_HAS_DATA}) OR {_linked(place)}) ORDER BY {_key(place)}",
+            )
+            for place in ("table", "dead", "archive", "results")
+        }
+        # Reads only. The headers of a slice that carry calls, which are counted one by one.
+        self.headers = {
+            place: compiled(
+                f"headers_of_{place}",
+                f"SELECT q_name, headers::text FROM {{{place}}}"
+                f" WHERE id > :after::bigint AND id <= :last::bigint AND {_LINKED} ORDER BY id",
+            )
+            for place in ("table", "dead", "archive")
+        }
+        # Reads only. Some rows of a queue, whole.
+        self.read = {
+            place: compiled(
+                f"read_encoded_{place}",
+                f"SELECT {_key(place)}, serializer, data::text, payload,"
+                f" {'NULL::text' if place == 'results' else 'headers::text'},"
+                f" {_HELD if place == 'table' else 'false'}"
+                f" FROM {{{place}}} WHERE {_key(place)} = ANY (:ids::bigint[]) AND {OF_QUEUE} ORDER BY {_key(place)}",
+            )
+            for place in ("table", "dead", "archive", "results")
+        }
+        # The row is locked if it is as it was read, and nobody has it locked: a row that somebody works on is skipped,
+        # so this waits for nobody, and is in no deadlock. Under a lease the data may change: the holder has read them.
+        # What the holder puts as the job ends are the calls in the headers as they were read, so those stay while the
+        # lease lasts. Once it has run out, nobody can finish under it any more (see HELD in pqcore.fragments).
+        same = (
+            " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
+            " AND serializer IS NOT DISTINCT FROM :old_serializer::text"
+        )
+        new = "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text"
+        self.write = {}
+        for place in ("table", "dead", "archive", "results"):
+            condition, changes = same, new
+            if place != "results":
+                condition += " AND headers::text IS NOT DISTINCT FROM :old_headers::text"
+                changes += ", headers = :headers::text::json"
+            if place == "table":
+                condition += f" AND NOT (:linked::boolean AND {_HELD})"
+                changes += (
+                    ", leased_until = CASE WHEN :linked::boolean AND parked_on IS NULL THEN NULL ELSE leased_until END"
+                )
+            self.write[place] = compiled(
+                f"write_encoded_{place}",
+                f"""
+WITH free AS (
+  SELECT {_key(place)} FROM {{{place}}} WHERE {_key(place)} = :id::bigint AND {OF_QUEUE}{condition}
+  FOR UPDATE SKIP LOCKED
+)
+UPDATE {{{place}}} SET {changes}
+WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE} RETURNING {_key(place)}""",
+            )
+        # Reads only. What follows batches that are open.
+        self.callbacks = compiled(
+            "callbacks",
+            f"SELECT id, q_name, callback::text FROM {{batches}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}",
+        )
+        # As above: a batch that a job of its own counts down at this moment is skipped.
+        self.write_callback = compiled(
+            "write_callback",
+            f"""
+WITH free AS (
+  SELECT id FROM {{batches}} WHERE id = :id::bigint AND {OF_QUEUE}
+    AND callback::text IS NOT DISTINCT FROM :old_callback::text FOR UPDATE SKIP LOCKED
+)
+UPDATE {{batches}} SET callback = :callback::text::json
+WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE} RETURNING id""",
+        )

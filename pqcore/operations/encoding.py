@@ -1,0 +1,610 @@
+"""How data are encoded, wherever they lie, and encoding them anew after a key or a serializer has changed.
+
+Data lie in rows that wait, are scheduled, leased, parked or done, in dead letters, in the archive and in results.
+Headers carry more: the calls that are to follow in a chain, and the result that a call was given.  A batch has the call
+that is put when its jobs have ended.
+
+All of it is read in slices and written a few rows at a time, each few in a transaction, while others put and take.  A
+row is written only as long as nobody has changed it, and skipped while somebody has it locked; then it is looked at
+again.  The calls in the headers of a leased job stay as they are until the lease has ended, as the holder puts the next
+call as it was read.  So what the tables hold says at any time how far this is: it may be interrupted, and run again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeAlias
+
+from pqcore.backend import Row
+from pqcore.encoding_statements import SLICE
+from pqcore.engine import Engine
+from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
+from pqcore.headers import check_link
+from pqcore.operations.transactions import atomic
+from pqcore.serializers import held_keys, written_under
+from pqcore.serializers.keys import read_marks
+from pqcore.sessions import CoreSession
+from pqcore.settings import Encoded, QueueSettings
+from pqcore.statement import Query
+from pqcore.timespec import seconds
+
+STEP = 100
+"""Rows that are written in one transaction, unless told otherwise."""
+MOST_STEP = 1_000
+STEP_SIZE = 8 * 2**20
+"""Bytes that are written in one transaction, about: of larger rows fewer."""
+WAIT = 10.0
+"""Seconds for which rows that are in use are waited for, unless told otherwise."""
+PAUSES = (0.1, 0.2, 0.5)
+"""Seconds between looks at rows that are in use; the last one stays."""
+MOST_ERRORS = 10
+"""Messages that a report has, at most."""
+ROWS = ("table", "dead", "archive", "results")
+FIRST = 1 - 2**63
+"""An id that is below all others: a driver may write it as a number behind a minus."""
+
+
+@dataclass(frozen=True, order=True)
+class Encoding:
+    """How some of the data are encoded.
+
+    Attributes:
+        queue: The queue that reads the data.
+        place: ``waiting``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state; ``dead``, ``archive``
+            or ``results``; ``chains``: calls that are to follow, and results that a call was given, in headers;
+            ``batches``: calls that follow a batch.
+        serializer: What the data are stored as; empty for rows of pq's, which do not say.
+        key: The id of the key that the data are encrypted or signed with; of several ones, the outermost first, with
+            ``+`` in between. Empty if the data do not say: without a key, or from another program.
+        number: How many there are.
+    """
+
+    queue: str
+    place: str
+    serializer: str
+    key: str
+    number: int = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Reencoded:
+    """What became of data that were to be encoded anew.
+
+    Attributes:
+        rewritten: Rows that were written.
+        before: How all data of the table were encoded before.
+        after: How they are encoded now.
+        left: Of those, what is not as its queue writes, of the queues that were named; and what other queues have under
+            an old key of these.
+        in_use: Rows that are left as somebody has locked them, or holds a lease under which a chain goes on.
+        failed: Rows that are left as they cannot be read, or cannot be encoded anew.
+        errors: Why, of the first `MOST_ERRORS`.
+    """
+
+    rewritten: int
+    before: list[Encoding]
+    after: list[Encoding]
+    left: list[Encoding]
+    in_use: int
+    failed: int
+    errors: list[str]
+
+
+class _Piece(NamedTuple):
+    """Encoded data in headers.
+
+    Attributes:
+        queue: The queue that reads the data.
+        held: What holds the data: ``serializer``, ``data`` and ``payload``.
+    """
+
+    queue: str
+    held: dict[str, Any]
+
+    @property
+    def raw(self) -> str | bytes:
+        data, payload = self.held["data"], self.held["payload"]
+        return str(data) if payload is None else base64.b64decode(payload)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        raw = self.raw
+        return () if isinstance(raw, str) else read_marks(raw)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is what `pqcore.operations.stored.StoredPut` writes."""
+        if not self.held.keys() >= {"serializer", "data", "payload"} or not isinstance(self.held["serializer"], str):
+            return False
+        data, payload = self.held["data"], self.held["payload"]
+        if payload is None:
+            return isinstance(data, str)
+        try:
+            base64.b64decode(payload)
+        except (TypeError, ValueError):
+            return False
+        return data is None
+
+
+def _pieces(headers: Any, queue: str) -> Iterator[_Piece]:
+    """Return the encoded data in headers of a job; without what no put wrote."""
+    if not isinstance(headers, dict):
+        return
+    previous = headers.get("previous")
+    if isinstance(previous, dict) and (piece := _Piece(queue, previous)).sound:
+        yield piece
+    links = headers.get("then")
+    for link in links if isinstance(links, list) else ():
+        yield from _pieces_of_link(link)
+
+
+def _pieces_of_link(link: Any) -> Iterator[_Piece]:
+    try:
+        check_link(link)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
+        return
+    if (piece := _Piece(link["queue"], link)).sound:
+        yield piece
+    yield from _pieces(link["headers"], link["queue"])
+
+
+def _loaded(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Writer:
+    """Encodes data as a queue writes them now.
+
+    Args:
+        queue: The queue.
+        every: Whether also data are encoded anew that are as the queue writes them.
+    """
+
+    def __init__(self, queue: QueueSettings, *, every: bool = False) -> None:
+        self.queue = queue
+        self.serializer = queue.serializer_name
+        self.keys = written_under(queue.serializer)
+        self.old_keys = held_keys(queue.serializer).union(*map(held_keys, queue.accept)) - set(self.keys)
+        self.every = every
+
+    def is_current(self, serializer: str | None, marks: Sequence[str]) -> bool:
+        if serializer is None:  # a row of pq's, which a queue reads as its own unless it has a serializer
+            return self.queue.serializer is None
+        return serializer == self.serializer and (not self.keys or tuple(marks) == self.keys)
+
+    def renewed(self, job_id: int, serializer: str | None, raw: str | bytes) -> Encoded:
+        """Return the data as the queue writes them.
+
+        Raises:
+            UnsafeSerializer, DeserializationError: The queue cannot read them.
+            SerializationError, PayloadTooLarge: The queue cannot encode them.
+        """
+        rekey = getattr(self.queue.serializer, "rekey", None)
+        if rekey is not None and serializer == self.serializer and self.keys and isinstance(raw, bytes):
+            try:  # nothing is decoded, so nothing is changed but the key
+                return Encoded(None, rekey(raw))
+            except Exception as exc:
+                msg = f"queue {self.queue.name!r}: job {job_id} is not valid {serializer}: {exc}"
+                raise DeserializationError(msg) from exc
+        return self.queue.encode_row(self.queue.decode_row(job_id, serializer, raw))
+
+
+class _Row(NamedTuple):
+    """A row that may have to be written.
+
+    Attributes:
+        id: Its id.
+        queue: The queue that it is in.
+        linked: Whether its headers carry data.
+        size: About how many bytes it has.
+    """
+
+    id: int
+    queue: str
+    linked: bool
+    size: int
+
+
+class _Reencoding:
+    """Encodes data anew, look by look.
+
+    Args:
+        engine: Where.
+        writers: By the names of the queues that are named.
+        step: Rows in a transaction, at most.
+    """
+
+    def __init__(self, engine: Engine, writers: Mapping[str, _Writer], step: int) -> None:
+        self.engine = engine
+        self.ask = _asking(engine)
+        self.writers = writers
+        self.step = step
+        self.rewritten = 0
+        self.every_done: set[tuple[str, int]] = set()
+        self.seen: list[Encoding] = []
+        self.in_use = self.failed = 0
+        self.errors: list[str] = []
+
+    def stale(self, queue: str, serializer: str | None, marks: Sequence[str]) -> bool:
+        """Whether data are of a queue that is named, and are not as that queue writes."""
+        writer = self.writers.get(queue)
+        return writer is not None and (writer.every or not writer.is_current(serializer, marks))
+
+    async def look(self) -> int:
+        """Look at all tables once, and write what has to be; the number of rows written."""
+        before = self.rewritten
+        self.in_use = self.failed = 0
+        self.errors = []
+        counts = _Counts()
+        for place in ROWS:
+            after: int | None = FIRST
+            while after is not None:
+                found = await _look_at_slice(self.ask, place, after)
+                await counts.add(self.ask, place, found)
+                if any(one.linked or self.stale(one.queue, one.serializer, one.marks) for one in found.groups):
+                    await self._rewrite_slice(place, found)
+                after = found.following
+        await self._batches(counts)
+        self.seen = counts.found()
+        return self.rewritten - before
+
+    async def _rewrite_slice(self, place: str, found: _Slice) -> None:
+        values = {"after": found.after, "last": found.last, "names": list(self.writers)}
+        rows = await self.ask(f"list.{place}", values)
+        wanted = [
+            _Row(job_id, name, linked, size)
+            for job_id, name, kind, marks, linked, size in rows
+            if (linked or self.stale(name, kind, _ids(marks))) and (place, job_id) not in self.every_done
+        ]
+        for queue in dict.fromkeys(row.queue for row in wanted):
+            for some in self._steps([row for row in wanted if row.queue == queue]):
+                await self._write(place, queue, some)
+
+    def _steps(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        some: list[_Row] = []
+        size = 0
+        for row in rows:
+            if some and (len(some) == self.step or size + row.size > STEP_SIZE):
+                yield some
+                some, size = [], 0
+            some.append(row)
+            size += row.size
+        if some:
+            yield some
+
+    async def _write(self, place: str, queue: str, rows: Sequence[_Row]) -> None:
+        """Read some rows of a queue, encode them anew without a transaction, and write them in one."""
+        found = await self.ask(f"read.{place}", {"ids": [row.id for row in rows], "q_name": queue})
+        changes = []
+        for job_id, serializer, data, payload, headers, held in found:
+            old = {
+                "id": job_id,
+                "q_name": queue,
+                "old_serializer": serializer,
+                "old_data": data,
+                "old_payload": None if payload is None else bytes(payload),
+                "old_headers": headers,
+            }
+            if (changed := self._changed(old, held=held)) is not None:
+                changes.append(changed)
+        await self._store(f"write.{place}", place, changes)
+
+    def _changed(self, old: dict[str, Any], *, held: bool) -> dict[str, Any] | None:
+        """Return the values of the statement that writes a row; None if the row can stay as it is."""
+        job_id, queue, serializer = old["id"], old["q_name"], old["old_serializer"]
+        data, payload, headers = old["old_data"], old["old_payload"], old["old_headers"]
+        new = {"data": data, "payload": payload, "serializer": serializer, "headers": headers, "linked": False}
+        raw = data if payload is None else payload
+        marks = () if payload is None else read_marks(payload)
+        if raw is not None and self.stale(queue, serializer, marks):
+            writer = self.writers[queue]
+            try:
+                encoded = writer.renewed(job_id, serializer, raw)
+                new |= {"data": encoded.data, "payload": encoded.payload, "serializer": writer.serializer}
+            except PQError as exc:
+                self._fail(exc)
+        loaded = _loaded(headers)
+        if self._renew(job_id, _pieces(loaded, queue), renew=not held):
+            if held:
+                self.in_use += 1
+            else:
+                new |= {"headers": json.dumps(loaded), "linked": True}
+        same = all(new[name] == old[f"old_{name}"] for name in ("data", "payload", "serializer", "headers"))
+        return None if same else {**old, **new}
+
+    def _renew(self, job_id: int, pieces: Iterator[_Piece], *, renew: bool = True) -> bool:
+        """Encode data in headers anew, in place, unless told not to; whether there are some for which that can be."""
+        found = False
+        for piece in pieces:
+            held = piece.held
+            if not self.stale(piece.queue, held["serializer"], piece.marks):
+                continue
+            writer = self.writers[piece.queue]
+            try:
+                encoded = writer.renewed(job_id, held["serializer"], piece.raw)
+            except PQError as exc:
+                self._fail(exc)
+                continue
+            found = True
+            if renew:
+                payload = None if encoded.payload is None else base64.b64encode(encoded.payload).decode()
+                held.update(serializer=writer.serializer, data=encoded.data, payload=payload)
+        return found
+
+    async def _batches(self, counts: _Counts) -> None:
+        after = FIRST
+        while rows := await self.ask("callbacks", {"after": after}):
+            changes = []
+            for batch, queue, text in rows:
+                after = batch
+                callback = _loaded(text)
+                if callback is None:
+                    continue
+                counts.add_pieces("batches", list(_pieces_of_link(callback)))
+                if ("batches", batch) in self.every_done:
+                    continue
+                if self._renew(batch, _pieces_of_link(callback)):
+                    old = {"id": batch, "q_name": queue, "old_callback": text}
+                    changes.append({**old, "callback": json.dumps(callback)})
+            for start in range(0, len(changes), self.step):
+                await self._store("write_callback", "batches", changes[start : start + self.step])
+            if len(rows) < SLICE:
+                break
+
+    async def _store(self, statement: str, place: str, changes: Sequence[dict[str, Any]]) -> None:
+        """Write rows in one transaction; if the server refuses one of them, each in its own."""
+
+        async def work(s: CoreSession) -> list[int]:
+            query = _query(s, statement)
+            async with atomic(s):  # no row is waited for, so the order is of no matter
+                return [values["id"] for values in changes if await s.execute(query, query.bind(values))]
+
+        if not changes:
+            return
+        try:
+            written = await self.engine.run(work)
+        except TransientError:
+            written = []
+        except InvalidData as exc:
+            if len(changes) == 1:
+                self._fail(exc)
+                return
+            for values in changes:
+                await self._store(statement, place, [values])
+            return
+        self.rewritten += len(written)
+        self.in_use += len(changes) - len(written)
+        if any(writer.every for writer in self.writers.values()):
+            self.every_done |= {(place, job_id) for job_id in written}
+
+    def _fail(self, error: PQError) -> None:
+        self.failed += 1
+        if len(self.errors) < MOST_ERRORS:
+            self.errors.append(str(error))
+
+
+class _Group(NamedTuple):
+    """Rows of a slice that are alike.
+
+    Attributes:
+        last: The highest id.
+        queue: Their queue.
+        state: Their state.
+        serializer: What their data are stored as.
+        marks: The ids of the keys.
+        linked: Whether their headers carry data.
+        number: How many of them have data.
+    """
+
+    last: int
+    queue: str
+    state: str
+    serializer: str | None
+    marks: tuple[str, ...]
+    linked: bool
+    number: int
+
+
+class _Slice(NamedTuple):
+    """A slice of a table.
+
+    Attributes:
+        after: The id behind which it begins.
+        last: The last id of it.
+        groups: What it holds.
+        following: The id behind which the next one begins; None if there is none.
+    """
+
+    after: int
+    last: int
+    groups: list[_Group]
+    following: int | None
+
+
+class _Counts:
+    """Counts data by how they are encoded."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[tuple[str, str, str, str]] = Counter()
+
+    async def add(self, ask: _Ask, place: str, found: _Slice) -> None:
+        """Count a slice."""
+        for group in found.groups:
+            self._numbers[group.queue, group.state, group.serializer or "", "+".join(group.marks)] += group.number
+        if any(group.linked for group in found.groups):
+            values = {"after": found.after, "last": found.last}
+            rows = await ask(f"headers.{place}", values)
+            for queue, headers in rows:
+                self.add_pieces("chains", list(_pieces(_loaded(headers), queue)))
+
+    def add_pieces(self, place: str, pieces: Sequence[_Piece]) -> None:
+        """Count data in headers, or of batches."""
+        for piece in pieces:
+            self._numbers[piece.queue, place, str(piece.held["serializer"] or ""), "+".join(piece.marks)] += 1
+
+    def found(self) -> list[Encoding]:
+        return sorted(Encoding(*what, number) for what, number in self._numbers.items() if number)
+
+
+def _ids(marks: str) -> tuple[str, ...]:
+    return read_marks(marks.encode())
+
+
+def _statement(s: CoreSession, name: str) -> Any:
+    _, kind, *place = name.split(".")
+    found = getattr(s.sql.encodings, kind)
+    return found[place[0]] if place else found
+
+
+def _query(s: CoreSession, name: str) -> Query:
+    kind, _, place = name.partition(".")
+    found = getattr(s.sql.encodings, kind)
+    return found[place] if place else found  # type: ignore[no-any-return]
+
+
+_Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
+"""Runs a statement of `pqcore.encoding_statements` that only reads."""
+
+
+def _asking(engine: Engine) -> _Ask:
+    """Return what runs each statement by itself."""
+
+    async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
+        return await engine.run(lambda s: _asking_of(s)(name, values), protect=False, patient=True)
+
+    return ask
+
+
+def _asking_of(s: CoreSession) -> _Ask:
+    """Return what runs statements with a session."""
+
+    async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
+        query = _query(s, name)
+        return await s.execute(query, query.bind(values))
+
+    return ask
+
+
+async def _look_at_slice(ask: _Ask, place: str, after: int) -> _Slice:
+    rows = await ask(f"count.{place}", {"after": after})
+    groups = [
+        _Group(last, queue, state, serializer, _ids(marks), linked, number)
+        for last, queue, state, serializer, marks, linked, number, _ in rows
+    ]
+    last = max((group.last for group in groups), default=after)
+    full = sum(row[7] for row in rows) >= SLICE
+    return _Slice(after, last, groups, last if full else None)
+
+
+async def encodings(engine: Engine) -> list[Encoding]:
+    """Count all data of the table, by queue, place, serializer and key; no key is needed for that."""
+    return await _counted(_asking(engine), None)
+
+
+async def counted(s: CoreSession, most: int) -> list[Encoding]:
+    """Count data as `encodings` does, of a part of the rows.
+
+    Args:
+        s: A session.
+        most: Rows of each table that are looked at, about: those that were put first.
+    """
+    return await _counted(_asking_of(s), most)
+
+
+async def _counted(ask: _Ask, most: int | None) -> list[Encoding]:
+    counts = _Counts()
+    for place in ROWS:
+        looked, after = 0, FIRST
+        while most is None or looked < most:
+            found = await _look_at_slice(ask, place, after)
+            await counts.add(ask, place, found)
+            looked += SLICE
+            if found.following is None:
+                break
+            after = found.following
+    last = FIRST
+    while rows := await ask("callbacks", {"after": last}):
+        for batch, _, text in rows:
+            last = batch
+            counts.add_pieces("batches", list(_pieces_of_link(_loaded(text))))
+        if len(rows) < SLICE:
+            break
+    return counts.found()
+
+
+async def reencode(
+    engine: Engine,
+    queues: Sequence[QueueSettings],
+    *,
+    step: int = STEP,
+    every: bool = False,
+    wait: str | float | timedelta = WAIT,
+) -> Reencoded:
+    """Encode the data of queues anew that are not as the queues write them now, wherever the data lie.
+
+    Args:
+        engine: Where.
+        queues: The queues; each reads what it accepts, and writes with its serializer, under the first key.
+        step: Rows that are written in one transaction.
+        every: Whether data are encoded anew that already are as the queue writes them.
+        wait: How long rows that are in use are waited for: seconds, ``'5m'`` or a timedelta.
+
+    Raises:
+        ConfigurationError: There is no queue, one is named twice or is of another table, ``step`` is out of its range,
+            or a transaction is open.
+    """
+    writers = _writers(engine, queues, every=every)
+    if not isinstance(step, int) or isinstance(step, bool) or not 1 <= step <= MOST_STEP:
+        raise ConfigurationError(f"step is {step!r}; give a number of rows from 1 to {MOST_STEP:,}")
+    if engine.in_block():
+        raise ConfigurationError("reencode commits a few rows at a time; call it outside of a transaction block")
+    patience = seconds(wait)
+    await engine.run(_refuse_transaction)
+    work = _Reencoding(engine, writers, step)
+    written = await work.look()
+    before = work.seen
+    deadline = time.monotonic() + patience  # while somebody writes under the old key, there is always more
+    looks = 0
+    while (written or work.in_use) and time.monotonic() < deadline:
+        if work.in_use:
+            await engine.runtime.sleep(PAUSES[min(looks, len(PAUSES) - 1)])
+            looks += 1
+        written = await work.look()
+    after = work.seen if not written else await encodings(engine)
+    old = frozenset[str]().union(*(writer.old_keys for writer in writers.values()))
+    left = [one for one in after if _is_left(one, writers.get(one.queue), old)]
+    return Reencoded(work.rewritten, before, after, left, work.in_use, work.failed, work.errors)
+
+
+def _is_left(one: Encoding, writer: _Writer | None, old: frozenset[str]) -> bool:
+    keys = tuple(one.key.split("+")) if one.key else ()
+    if writer is None:
+        return not old.isdisjoint(keys)
+    return not writer.is_current(one.serializer or None, keys)
+
+
+async def _refuse_transaction(s: CoreSession) -> None:
+    if s.in_transaction():
+        raise ConfigurationError("the connection has a transaction open; commit it before data are encoded anew")
+
+
+def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) -> dict[str, _Writer]:
+    writers: dict[str, _Writer] = {}
+    for queue in queues:
+        if queue.table != engine.names:
+            raise ConfigurationError(f"queue {queue.name!r} is in {queue.table}, not in {engine.names}")
+        if queue.name in writers:
+            raise ConfigurationError(f"queue {queue.name!r} is named twice; name each queue once")
+        writers[queue.name] = _Writer(queue, every=every)
+    if not writers:
+        raise ConfigurationError("no queue is named; name those whose data are to be encoded anew")
+    return writers
