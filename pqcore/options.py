@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.identifiers import check_text
+from pqcore.serializers.plain_json import check_json
 from pqcore.timespec import seconds
 
 MAX_KEY = 500
@@ -132,6 +133,8 @@ def put_options(
         merged["gate"] = gate
     try:
         encoded = json.dumps(merged, allow_nan=False, separators=(",", ":")) if merged else None
+        if headers and encoded is not None:
+            check_json(headers, encoded)
         if encoded is not None and "\\ud" in encoded:
             json.dumps(merged, ensure_ascii=False).encode()  # half a pair is no text: readers would stumble over it
     except (TypeError, ValueError, RecursionError) as exc:

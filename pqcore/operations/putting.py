@@ -20,6 +20,7 @@ from pqcore.operations.unstored import causes, not_stored
 from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.plugins import plugins
 from pqcore.serializers import json_encode
+from pqcore.serializers.plain_json import check_json
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.timespec import TimeSpec, parse
@@ -340,6 +341,7 @@ def _encoded_together(queue: QueueSettings, piece: list[Any]) -> str:
     """
     try:
         text = _encode_piece(piece)[1:-1]
+        check_json(piece, text)
         if len(text) <= queue.max_size:
             return text
     except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from json.scanner import make_scanner
 from typing import Any
+
+from pqcore.serializers.limits import MOST_NESTED, fields_of, refuse_colliding_keys, refuse_deep
 
 _encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
+_find_key = re.compile(r'"(?:[-\d][^"]*|true|false|null)":').search
+"""Finds a key that may stand for one that is no string."""
+
+
 def json_encode(value: object) -> str:
-    """Encode to JSON text; unlike `json.dumps`, refuse NaN and infinity, which JSON has not."""
-    return _encoder.encode(value)
+    """Encode to JSON text; unlike `json.dumps`, refuse what JSON has not, and what could not be read again.
+
+    Raises:
+        TypeError: It has a value or a key that JSON has not.
+        ValueError: It has NaN or infinity, keys that are the same in JSON, or is nested too deeply.
+        RecursionError: It is nested too deeply for Python.
+    """
+    raw = _encoder.encode(value)
+    if len(raw) > 2 * MOST_NESTED or _find_key(raw) is not None:
+        check_json(value, raw)
+    return raw
+
+
+def check_json(value: object, raw: str) -> None:
+    """Refuse data of which JSON text loses a part, or which readers may fail at.
+
+    Args:
+        value: What was encoded.
+        raw: What came of it.
+
+    Raises:
+        ValueError: It is such data.
+    """
+    refuse_deep(raw)
+    if _find_key(raw) is not None:  # only such a key may stand for one that is no string
+        refuse_colliding_keys(value, _encoder.encode, json.loads)
 
 
 def json_decode(text: str) -> Any:
@@ -39,13 +69,7 @@ class Json:
         return json_decode(raw)
 
 
-def _fields(value: object) -> dict[str, Any] | None:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return None
-
-
-_finite = json.JSONEncoder(allow_nan=False, default=_fields, skipkeys=True)
+_finite = json.JSONEncoder(allow_nan=False, default=fields_of, skipkeys=True)
 
 
 def refuse_not_finite(value: object, raw: bytes) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 
 from pqcore.hookspecs import hookimpl
 from pqcore.serializers.libraries import library
+from pqcore.serializers.limits import refuse_deep_data
+
+MOST_NESTED = 300
+"""Levels of what cbor2 is given: it reads 400."""
 
 
 class Cbor2:
@@ -32,7 +36,9 @@ class Cbor2:
         self._default, self._tag_hook = default, tag_hook
 
     def dumps(self, value: Any) -> bytes:
+        refuse_deep_data(value, MOST_NESTED)  # before cbor2 looks at it, which may end the process
         raw: bytes = self._dumps(value, default=self._default)
+        self.loads(raw)  # what could not be read again is not written
         return raw
 
     def loads(self, raw: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pqcore.hookspecs import hookimpl
 from pqcore.serializers.libraries import library
+from pqcore.serializers.limits import MOST_NESTED, refuse_deep_data
 
 
 class Msgpack:
@@ -29,6 +30,9 @@ class Msgpack:
 
     def dumps(self, value: Any) -> bytes:
         raw: bytes = self._pack(value, default=self._default, datetime=True)
+        if len(raw) > MOST_NESTED:
+            refuse_deep_data(value, MOST_NESTED)
+        self.loads(raw)  # what could not be read again, as a tuple for a key, is not written
         return raw
 
     def loads(self, raw: Any) -> Any:

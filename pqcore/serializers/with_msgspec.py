@@ -7,6 +7,7 @@ from typing import Any
 
 from pqcore.hookspecs import hookimpl
 from pqcore.serializers.libraries import library
+from pqcore.serializers.limits import MOST_NESTED, refuse_colliding_keys, refuse_deep, refuse_deep_data
 from pqcore.serializers.plain_json import refuse_not_finite
 
 
@@ -66,7 +67,11 @@ class MsgspecJson(_Msgspec):
         raw = self._encoded(value)
         if b"null" in raw:
             refuse_not_finite(self._msgspec.to_builtins(value, enc_hook=self._enc_hook), raw)
-        return raw.decode()
+        if b'":' in raw:
+            refuse_colliding_keys(value, self._encode, self._msgspec.json.decode)
+        text: str = raw.decode()
+        refuse_deep(text)
+        return text
 
 
 class MsgspecMsgpack(_Msgspec):
@@ -90,7 +95,12 @@ class MsgspecMsgpack(_Msgspec):
     _format = "msgpack"
 
     def dumps(self, value: Any) -> bytes:
-        return self._encoded(value)
+        raw = self._encoded(value)
+        if len(raw) > MOST_NESTED:
+            refuse_deep_data(value, MOST_NESTED)
+        if self._type is Any:
+            self._decode(raw)  # what could not be read again, as a list for a key, is not written
+        return raw
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from typing import Any
 
 from pqcore.hookspecs import hookimpl
 from pqcore.serializers.libraries import library
+from pqcore.serializers.limits import refuse_colliding_keys
 from pqcore.serializers.plain_json import refuse_not_finite
 
 
@@ -31,11 +32,13 @@ class Orjson:
     def __init__(self, *, default: Callable[[Any], Any] | None = None, option: int = 0) -> None:
         orjson = library("orjson", serializer=self.name, extra="orjson")
         self._dumps, self._loads = orjson.dumps, orjson.loads
-        self._default, self._option = default, option
+        self._default, self._option, self._non_str_keys = default, option, orjson.OPT_NON_STR_KEYS
 
     def dumps(self, value: Any) -> str:
         raw: bytes = self._dumps(value, self._default, self._option)
         refuse_not_finite(value, raw)
+        if self._option & self._non_str_keys:
+            refuse_colliding_keys(value, lambda part: self._dumps(part, self._default, self._option), self._loads)
         return raw.decode()
 
     def loads(self, raw: Any) -> Any:

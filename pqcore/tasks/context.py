@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from pqcore.operations.finishing import Outcome, finish
 from pqcore.operations.leasing import lease_lost
 from pqcore.operations.stored import StoredPut
 from pqcore.runtime import drive
+from pqcore.serializers import json_encode
 
 if TYPE_CHECKING:
     from pqcore.job import BaseJob
@@ -95,8 +95,8 @@ class JobContext:
             SerializationError: JSON cannot hold it.
         """
         try:
-            self._progress = json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as exc:
+            self._progress = json_encode(value)
+        except (TypeError, ValueError, RecursionError) as exc:
             raise SerializationError(f"progress is not JSON: {exc}") from exc
 
     def finish(self, result: Any = None, *, connection: Any = None) -> Any:

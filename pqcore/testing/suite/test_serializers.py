@@ -17,6 +17,7 @@ import pytest
 
 from pqcore import AsyncQueue, Queue, hookimpl
 from pqcore.errors import (
+    ConfigurationError,
     DeserializationError,
     InvalidData,
     PayloadTooLarge,
@@ -444,6 +445,13 @@ def _deep() -> dict[str, Any]:
     return data
 
 
+def _nested(levels: int, around: Callable[[Any], Any] = lambda inner: {"a": inner}) -> Any:
+    data: Any = "]}" * 600  # brackets in text are none
+    for _ in range(levels):
+        data = around(data)
+    return data
+
+
 NOT_JSON: dict[str, Callable[[], Any]] = {
     "nan": lambda: float("nan"),
     "infinity": lambda: {"a": [float("inf")]},
@@ -455,6 +463,12 @@ NOT_JSON: dict[str, Callable[[], Any]] = {
     "circular": _circular,
     "object": lambda: {"a": object()},
     "too deep": _deep,
+    "deeper than readers read": lambda: _nested(501, lambda inner: (inner,)),
+    "as deep in dicts": lambda: _nested(501),
+    "a number and its text as keys": lambda: {"a": [{1: 2, "1": 3}]},
+    "None and its text as keys": lambda: [{"null": 1, None: 2}],
+    "a fraction and its text as keys": lambda: ({"1.5": 1, 1.5: 2},),
+    "a boolean and its text as keys": lambda: {"x": {"true": 1, True: 2}},
 }
 
 
@@ -484,6 +498,58 @@ def test_what_cannot_be_pickled_is_refused(harness: Harness, data: Callable[[], 
     with pytest.raises(SerializationError, match="pickle cannot encode"):
         queue.put(data())
     assert harness.sql(ROWS) == []
+
+
+def test_what_looks_like_what_is_refused_comes_back(harness: Harness) -> None:
+    queue = harness.queue()
+    values = [
+        _nested(500),
+        [{"n": n, "1": {"2": None}} for n in range(1_000)],
+        {"1": 1, "null": 2, "true": 3, "1.5": "}, {" * 1_000, "a": '"1":'},
+    ]
+    for value in values:
+        queue.put(value)
+    queue.put_many(values)
+    assert [job.data for job in queue.get_many(6)] == values * 2
+    queue.put({1: 2, 3: {None: 4}})
+    assert queue.get().data == {"1": 2, "3": {"null": 4}}
+
+
+def test_headers_that_could_not_be_read_again_are_refused(harness: Harness) -> None:
+    queue = harness.queue()
+    for headers in ({"a": _nested(501)}, {"a": {1: 2, "1": 3}}, {"a": float("nan")}):
+        with pytest.raises(SerializationError, match="headers"):
+            queue.put(1, headers=headers)
+        with pytest.raises(SerializationError, match="headers"):
+            queue.put_many([1, 2], headers=headers)
+    assert len(queue) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (SimpleNamespace(binary=True, dumps=bytes, loads=bytes), "no 'name'"),
+        (SimpleNamespace(name="x", binary=True, dumps=bytes), "no method 'loads'"),
+        (SimpleNamespace(name="x", binary=True, loads=bytes, dumps="dumps"), "no method 'dumps'"),
+        (SimpleNamespace(name="x", dumps=bytes, loads=bytes), "no 'binary'"),
+        (SimpleNamespace(name=7, binary=True, dumps=bytes, loads=bytes), "the name 7"),
+        (SimpleNamespace(name="", binary=True, dumps=bytes, loads=bytes), "the name ''"),
+        (SimpleNamespace(name="x" * 201, binary=True, dumps=bytes, loads=bytes), "1 to 200"),
+        (SimpleNamespace(name="a\0b", binary=True, dumps=bytes, loads=bytes), "printable"),
+        (SimpleNamespace(name="x", stored_as=b"y", binary=True, dumps=bytes, loads=bytes), "the stored_as b'y'"),
+        (Backwards, "give an instance"),
+        (7, "no 'name'"),
+    ],
+)
+def test_what_is_no_serializer_is_refused_when_it_is_given(harness: Harness, given: Any, told: str) -> None:
+    pq = harness.pq(create=False)
+    with pytest.raises(ConfigurationError, match=told):
+        pq.queue("q", serializer=given)
+    with pytest.raises(ConfigurationError, match=told):
+        harness.pq(create=False, serializer=given)
+    if "dumps" not in told and "binary" not in told:  # what is only read with need not write
+        with pytest.raises(ConfigurationError, match="accept"):
+            pq.queue("q", accept=(given,))
 
 
 def test_put_many_writes_nothing_if_a_late_item_cannot_be_encoded(harness: Harness) -> None:

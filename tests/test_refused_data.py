@@ -1,0 +1,114 @@
+"""What is refused as it could not be read again, and what is refused as it is no serializer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pqcore import PQError, hookimpl
+from pqcore.plugins import Plugins
+from pqcore.serializers import Cbor2, Json, Msgpack, MsgspecMsgpack, Wrapper, Zstd
+from pqcore.testing.commands import run
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("serializer", "most"), [(Cbor2(), 300), (Msgpack(), 500), (MsgspecMsgpack(), 500), (Zstd(Cbor2()), 300)], ids=repr
+)
+def test_data_nested_deeper_than_readers_read_are_refused(serializer: Any, most: int) -> None:
+    assert serializer.loads(serializer.dumps(nested(most))) == nested(most)
+    for deep in (nested(most + 1), {"a": ({"b": nested(most)},)}):
+        with pytest.raises((ValueError, TypeError), match="levels deep"):
+            serializer.dumps(deep)
+    held: list[Any] = []
+    held += [held, held]
+    with pytest.raises((ValueError, RecursionError)):
+        serializer.dumps(held)
+
+
+def test_tuple_as_key_is_refused_where_it_cannot_be_read() -> None:
+    with pytest.raises(TypeError):
+        Msgpack().dumps({"a": {(1, 2): 3}})
+    assert MsgspecMsgpack().loads(MsgspecMsgpack().dumps({(1, 2): 3})) == {(1, 2): 3}
+
+
+BROKEN = """
+from pqcore import hookimpl
+from pqcore.serializers import Json, Wrapper
+
+class Fails(Json):
+    name = "fails"
+    def __init__(self):
+        raise KeyError("no secret store")
+
+class Ends(Wrapper):
+    layer = "ends"
+    def __init__(self, inner=None):
+        raise SystemExit("bye")
+
+class Nameless(Json):
+    name = None
+
+@hookimpl
+def pqcore_register_serializers(register):
+    register(Fails)
+    register(Ends)
+"""
+NAMELESS = """
+from pqcore import hookimpl
+
+@hookimpl
+def pqcore_register_serializers(register):
+    register(type("Nameless", (), {"binary": True, "dumps": bytes, "loads": bytes})())
+"""
+
+
+def test_serializer_that_cannot_be_constructed_is_a_row_with_the_reason(tmp_path: Path) -> None:
+    info = tmp_path / "acme-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 2.5\n")
+    points = "[pqcore.serializers]\nfails = acme_broken\nends = acme_broken\nnameless = acme_nameless\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "acme_broken.py").write_text(BROKEN)
+    (tmp_path / "acme_nameless.py").write_text(NAMELESS)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    for command in ("serializers", "plugins"):
+        done = run(command, "--json", variables={"PYTHONPATH": path})
+        assert done.returncode == 0, done.stderr
+        found = {
+            each["name"]: each
+            for each in map(json.loads, done.stdout.splitlines())
+            if each.get("group") != "pqcore.plugins"
+        }
+        assert "KeyError: 'no secret store'" in found["fails"]["error"]
+        assert "SystemExit: bye" in found["ends"]["error"]
+        assert "no 'name'" in found["nameless"]["error"]
+        assert found["json"]["error"] is None
+
+
+def test_what_is_no_serializer_is_not_registered() -> None:
+    class Plugin:
+        def __init__(self, serializer: Any) -> None:
+            self.serializer = serializer
+
+    Plugin.pqcore_register_serializers = hookimpl(  # type: ignore[attr-defined]
+        lambda self, register: register(self.serializer), specname="pqcore_register_serializers"
+    )
+    for wrong, told in (
+        (object(), "no 'name'"),
+        (type("X", (Wrapper,), {}), "layer"),
+        (type("Y", (), {}), "no 'name'"),
+    ):
+        with pytest.raises(PQError, match=told):
+            Plugins().register(Plugin(wrong))
+    Plugins().register(Plugin(Json))
