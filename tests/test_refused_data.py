@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 
 from pqcore import PQError, hookimpl
 from pqcore.plugins import Plugins
-from pqcore.serializers import Cbor2, Json, Msgpack, MsgspecMsgpack, Wrapper, Zstd
+from pqcore.serializers import Cbor2, Json, Msgpack, MsgspecJson, MsgspecMsgpack, Orjson, PydanticJson, Wrapper, Zstd
 from pqcore.testing.commands import run
+
+
+class Held(msgspec.Struct):
+    """Has a dict within."""
+
+    found: Any
 
 
 def nested(levels: int) -> Any:
@@ -34,6 +43,28 @@ def test_data_nested_deeper_than_readers_read_are_refused(serializer: Any, most:
     held += [held, held]
     with pytest.raises((ValueError, RecursionError)):
         serializer.dumps(held)
+
+
+def test_keys_that_are_one_when_written_are_refused() -> None:
+    found = {7: 1, "7": 2}
+    by_id = {uuid.UUID(int=7): 1, str(uuid.UUID(int=7)): 2}
+    writers: list[tuple[Any, Any]] = [
+        (Json(), found),
+        (MsgspecJson(), found),
+        (MsgspecJson(), by_id),
+        (MsgspecJson(), {"a": [Held(found)]}),
+        (PydanticJson(dict[int | str, int]), found),
+        (PydanticJson(dict[uuid.UUID | str, int]), by_id),
+        (Orjson(option=orjson.OPT_NON_STR_KEYS), by_id),
+        (Zstd(), found),
+    ]
+    for serializer, value in writers:
+        with pytest.raises(ValueError, match="of a dict are both written as"):
+            serializer.dumps(value)
+        for key in list(value)[:1] if isinstance(next(iter(value)), (int, uuid.UUID)) else ():
+            serializer.dumps({key: value[key]})
+    for serializer in (Msgpack(), MsgspecMsgpack(), Cbor2()):
+        assert serializer.loads(serializer.dumps(found)) == found
 
 
 def test_tuple_as_key_is_refused_where_it_cannot_be_read() -> None:

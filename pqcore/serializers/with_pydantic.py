@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pqcore.serializers.libraries import library
+from pqcore.serializers.limits import refuse_colliding_keys
 
 
 class PydanticJson:
@@ -32,6 +33,7 @@ class PydanticJson:
         pydantic = library("pydantic", serializer=self.name, extra="pydantic")
         self._type, self._invalid = type, pydantic.ValidationError
         self._adapter = pydantic.TypeAdapter(type)
+        self._to_json = library("pydantic_core", serializer=self.name, extra="pydantic").to_json
 
     def dumps(self, value: Any) -> str:
         value = self._checked(self._adapter.validate_python, value)
@@ -41,6 +43,9 @@ class PydanticJson:
         if b"null" in raw or b"NaN" in raw or b"Infinity" in raw:
             plain = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
             _refuse_lost_numbers(plain, json.loads(raw, parse_constant=_refuse_constant))
+        if b'":' in raw:
+            plain = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
+            refuse_colliding_keys(plain, self._to_json, json.loads)
         return raw.decode()
 
     def loads(self, raw: Any) -> Any:

@@ -707,7 +707,7 @@ def test_jobs_that_run_at_once_know_each_their_own(harness: Harness, queue: Any)
 
 def test_progress_must_be_json() -> None:
     context = JobContext(None, None)  # type: ignore[arg-type]
-    for value in (object(), {1, 2}, float("nan"), b"x"):
+    for value in (object(), {1, 2}, float("nan"), b"x", [{1: 2, "1": 3}]):
         with pytest.raises(SerializationError):
             context.progress(value)
     assert context.take_progress() is None
