@@ -200,7 +200,7 @@ class AsyncQueue(QueueSettings):
     async def reencode(
         self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
-        """Encode the data of this queue anew, wherever they lie; see `pqcore.PQ.reencode`."""
+        """Re-encode the data of this queue, wherever they lie; see `pqcore.PQ.reencode`."""
         return await encoding.reencode(self._engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
@@ -335,7 +335,7 @@ class AsyncPQ:
     async def reencode(
         self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
-        """Encode data anew that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
+        """Re-encode data that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
         return await encoding.reencode(self._engine, named, step=step, every=every, wait=wait)
 

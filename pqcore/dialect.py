@@ -469,7 +469,7 @@ SELECT max(id), count(*) FROM gone""",
 
     @cached_property
     def encodings(self) -> EncodingStatements:
-        """The statements that encode what is stored anew, compiled when the first is used."""
+        """The statements that count and re-encode data, compiled when the first is used."""
         return EncodingStatements(self._compile)
 
     def _take(self, pick: Pick, finish: Finish, n: int) -> Query:

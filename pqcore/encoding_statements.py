@@ -1,4 +1,4 @@
-"""The statements that look at how data are encoded, and that store data encoded anew.
+"""The statements that look at how data are encoded, and that store re-encoded data.
 
 As those of `pqcore.dialect`, and under the same rules; compiled when the first of them is used.  A table is read in
 slices, in the order of its ids, without locks.  A row is changed by itself, and only if nobody has changed it since it
@@ -76,7 +76,7 @@ class EncodingStatements:
             )
             for place in ("table", "dead", "archive", "results")
         }
-        # Reads only. The rows of a slice that may have to be encoded anew, and about how many bytes each has.
+        # Reads only. The rows of a slice that may have to be re-encoded, and about how many bytes each has.
         self.list = {
             place: compiled(
                 f"list_encoded_{place}",

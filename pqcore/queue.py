@@ -331,7 +331,7 @@ class Queue(QueueSettings):
         return drive(moving.move(self._engine, self, target, ids, most))
 
     def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
-        """Encode the data of this queue anew, wherever they lie; see `PQ.reencode`."""
+        """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
         return drive(encoding.reencode(self._engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
@@ -540,7 +540,7 @@ class PQ:
     def reencode(
         self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
-        """Encode data anew that are not as their queue writes them now, after a key or a serializer has changed.
+        """Re-encode data that are not as their queue writes them now, after a key or a serializer has changed.
 
         Wherever they lie: in jobs of every state, in chains and batches, in dead letters, in the archive and in
         results. Others may put and take meanwhile. It may be interrupted, and run again. If only the key is new,
@@ -550,7 +550,7 @@ class PQ:
             *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each reads its own serializer and
                 those in its ``accept``, with all keys, and writes with its serializer, under the first key.
             step: Rows that are written in one transaction, from 1 to 1,000.
-            every: Whether data are encoded anew that already are as the queue writes them.
+            every: Whether data are re-encoded that already are as the queue writes them.
             wait: How long, at most, rows that are locked, and chains under a lease, are waited for once all others
                 are done: seconds, ``'5m'`` or a timedelta.
 

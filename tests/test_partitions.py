@@ -174,7 +174,7 @@ def test_jobs_move_between_partitions(pq: PQ, dsn: str) -> None:
     assert rows(dsn, "SELECT count(*), count(DISTINCT id) FROM queue") == [(50, 50)]
 
 
-def test_data_are_encoded_anew_in_all_partitions(pq: PQ) -> None:
+def test_data_are_re_encoded_in_all_partitions(pq: PQ) -> None:
     for name in QUEUES:
         pq[name].put_many(range(3))
     done = pq.reencode(*[pq.queue(name, serializer="msgpack", accept=("json",)) for name in QUEUES], step=2)

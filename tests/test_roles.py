@@ -83,7 +83,7 @@ def fail(job_id: int) -> None:
     raise ZeroDivisionError
 
 
-def test_data_are_encoded_anew_by_an_admin(users: Users) -> None:
+def test_data_are_re_encoded_by_an_admin(users: Users) -> None:
     users.pq("producer")["q"].put_many([1, 2])
     consumer, admin = users.pq("consumer"), users.pq("admin")
     queue = consumer.queue("q", retention="archive")

@@ -1,4 +1,4 @@
-"""``pqcore reencode``: what data are encoded as and under which keys, and encoding them anew."""
+"""``pqcore reencode``: how data are encoded and under which keys, and re-encoding them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pqcore.operations.encoding import Encoding
     type=duration,
     default=encoding.WAIT,
     show_default=True,
-    help="Wait so long for rows in use.",
+    help="Time to wait for rows in use.",
 )
 @json_option
 @with_database
@@ -57,7 +57,7 @@ def reencode(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Encode the data of queues anew, after a key or a serializer has changed, wherever they lie."""
+    """Re-encode the data of queues, after a key or a serializer has changed, wherever they lie."""
     from pqcore.cli.targets import import_modules  # which imports tasks
 
     import_modules(modules)

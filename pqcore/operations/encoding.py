@@ -1,4 +1,4 @@
-"""How data are encoded, wherever they lie, and encoding them anew after a key or a serializer has changed.
+"""How data are encoded, wherever they lie, and re-encoding them after a key or a serializer has changed.
 
 Data lie in rows that wait, are scheduled, leased, parked or done, in dead letters, in the archive and in results.
 Headers carry more: the calls that are to follow in a chain, and the result that a call was given.  A batch has the call
@@ -74,7 +74,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Reencoded:
-    """What became of data that were to be encoded anew.
+    """What became of data that had to be re-encoded.
 
     Attributes:
         rewritten: Rows that were written.
@@ -83,7 +83,7 @@ class Reencoded:
         left: Of those, what is not as its queue writes, of the queues that were named; and what other queues have under
             an old key of these.
         in_use: Rows that are left as somebody has locked them, or holds a lease under which a chain goes on.
-        failed: Rows that are left as they cannot be read, or cannot be encoded anew.
+        failed: Rows that are left as they cannot be read, or cannot be re-encoded.
         errors: Why, of the first `MOST_ERRORS`.
     """
 
@@ -166,7 +166,7 @@ class _Writer:
 
     Args:
         queue: The queue.
-        every: Whether also data are encoded anew that are as the queue writes them.
+        every: Whether data are re-encoded, too, that are as the queue writes them.
     """
 
     def __init__(self, queue: QueueSettings, *, every: bool = False) -> None:
@@ -215,7 +215,7 @@ class _Row(NamedTuple):
 
 
 class _Reencoding:
-    """Encodes data anew, look by look.
+    """Re-encodes data, look by look.
 
     Args:
         engine: Where.
@@ -282,7 +282,7 @@ class _Reencoding:
             yield some
 
     async def _write(self, place: str, queue: str, rows: Sequence[_Row]) -> None:
-        """Read some rows of a queue, encode them anew without a transaction, and write them in one."""
+        """Read some rows of a queue, re-encode them without a transaction, and write them in one."""
         found = await self.ask(f"read.{place}", {"ids": [row.id for row in rows], "q_name": queue})
         changes = []
         for job_id, serializer, data, payload, headers, held in found:
@@ -322,7 +322,7 @@ class _Reencoding:
         return None if same else {**old, **new}
 
     def _renew(self, job_id: int, pieces: Iterator[_Piece], *, renew: bool = True) -> bool:
-        """Encode data in headers anew, in place, unless told not to; whether there are some for which that can be."""
+        """Re-encode data in headers, in place, unless told not to; whether there are some for which that can be."""
         found = False
         for piece in pieces:
             held = piece.held
@@ -549,13 +549,13 @@ async def reencode(
     every: bool = False,
     wait: str | float | timedelta = WAIT,
 ) -> Reencoded:
-    """Encode the data of queues anew that are not as the queues write them now, wherever the data lie.
+    """Re-encode data of queues that are not as the queues write them now, wherever the data lie.
 
     Args:
         engine: Where.
         queues: The queues; each reads what it accepts, and writes with its serializer, under the first key.
         step: Rows that are written in one transaction.
-        every: Whether data are encoded anew that already are as the queue writes them.
+        every: Whether data are re-encoded that already are as the queue writes them.
         wait: How long rows that are in use are waited for: seconds, ``'5m'`` or a timedelta.
 
     Raises:
@@ -594,7 +594,7 @@ def _is_left(one: Encoding, writer: _Writer | None, old: frozenset[str]) -> bool
 
 async def _refuse_transaction(s: CoreSession) -> None:
     if s.in_transaction():
-        raise ConfigurationError("the connection has a transaction open; commit it before data are encoded anew")
+        raise ConfigurationError("the connection has a transaction open; commit it before data are re-encoded")
 
 
 def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) -> dict[str, _Writer]:
@@ -606,5 +606,5 @@ def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) ->
             raise ConfigurationError(f"queue {queue.name!r} is named twice; name each queue once")
         writers[queue.name] = _Writer(queue, every=every)
     if not writers:
-        raise ConfigurationError("no queue is named; name those whose data are to be encoded anew")
+        raise ConfigurationError("no queue is named; name those whose data must be re-encoded")
     return writers

@@ -759,7 +759,7 @@ async def _ticks(patient: _Patient) -> list[Finding]:
 
 
 async def _encodings(patient: _Patient) -> list[Finding]:
-    """Data of serializers that this process does not have, or under keys that it does not hold."""
+    """Find data of serializers that this process does not have, or under keys that it does not hold."""
     counted = await encoding.counted(patient.s, EXAMINED)
     kinds = {(one.serializer, one.key) for one in counted}
     serializers = {name: _serializer(name) for name, _ in kinds if name}
@@ -789,7 +789,7 @@ async def _encodings(patient: _Patient) -> list[Finding]:
 
 
 def _serializer(name: str) -> object:
-    """The serializer that reads what is stored under a name, or the error that says why there is none."""
+    """Return the serializer that reads what is stored under a name, or the error that says why there is none."""
     try:
         return plugins.serializer(name)
     except PQError as exc:

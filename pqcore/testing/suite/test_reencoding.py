@@ -1,4 +1,4 @@
-"""A key or a serializer changes while data lie in every place: all is encoded anew, and no job is broken."""
+"""A key or a serializer changes while data lie in every place: all is re-encoded, and no job is broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pqcore.testing.harness import Harness, patiently
 from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
 
-OLD, NEW = "the old key, which is no longer to be used", "the new key, with which all is to be written"
+OLD, NEW = "the old key, which nobody uses any more", "the new key, with which everything is written"
 FORGED = {
     "previous": {"serializer": 1, "data": {}, "payload": None},
     "then": [
@@ -39,7 +39,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "key": (signed(OLD), signed(NEW, OLD), signed(NEW)),
     "serializer": ({"serializer": "json"}, {**signed(NEW), "accept": ("json",)}, signed(NEW)),
 }
-"""What a queue was opened with, is opened with while its data are encoded anew, and is opened with from then on."""
+"""What a queue was opened with, is opened with while its data are re-encoded, and is opened with from then on."""
 
 
 class Program:
@@ -74,7 +74,7 @@ def serializers(harness: Harness) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_all_data_are_encoded_anew_wherever_they_lie(harness: Harness, change: str) -> None:
+def test_all_data_are_re_encoded_wherever_they_lie(harness: Harness, change: str) -> None:
     before, meanwhile, afterwards = CHANGES[change]
     ran = Notes()
     old = Program(harness, before, ran)
@@ -124,7 +124,7 @@ def test_all_data_are_encoded_anew_wherever_they_lie(harness: Harness, change: s
     last = Program(harness, afterwards, ran)  # the old key, or serializer, is gone
     assert last.queue.result(kept, 1) == "result"
     assert [letter.data["function"].rpartition(".")[2] for letter in last.queue.dead.list()] == ["fail"]
-    [archived] = harness.sql(f"SELECT id, data::text, payload, serializer FROM {beside(harness, '_archive')}")
+    [archived] = harness.sql(f"SELECT id, data::text, payload, serializer FROM {table_of(harness, '_archive')}")
     payload = None if archived[2] is None else bytes(archived[2])
     assert unwrapped(last.queue).decode_row(archived[0], archived[3], archived[1] or payload) == "archived"
     [scheduled] = last.queue.jobs("scheduled")
@@ -138,7 +138,7 @@ def test_all_data_are_encoded_anew_wherever_they_lie(harness: Harness, change: s
     assert last.queue.dead.count() == 1
 
 
-def beside(harness: Harness, suffix: str) -> str:
+def table_of(harness: Harness, suffix: str) -> str:
     return TableName("queue", harness.schema).related(suffix)
 
 
@@ -203,7 +203,7 @@ class Interrupted(BaseException):
 
 
 class Interrupting(SignedPickle):
-    """Interrupts what encodes data anew after some rows."""
+    """Interrupts a run after some rows."""
 
     left = 5
 
@@ -226,7 +226,7 @@ def test_run_that_is_interrupted_goes_on_where_it_was(harness: Harness) -> None:
     assert [job.data for job in pq.queue("q", **signed(NEW)).get_many(20)] == list(range(20))
 
 
-def test_jobs_are_encoded_anew_beside_who_puts_and_takes(harness: Harness) -> None:
+def test_jobs_are_re_encoded_while_others_put_and_take(harness: Harness) -> None:
     number = 300
     old = harness.queue(**signed(OLD))
     old.put_many(range(number))
@@ -247,7 +247,7 @@ def test_jobs_are_encoded_anew_beside_who_puts_and_takes(harness: Harness) -> No
                 job.ack()
 
     with harness.thread(put), harness.thread(take):
-        for _ in patiently("all encoded anew"):
+        for _ in patiently("all re-encoded"):
             if not harness.queue(**signed(NEW, OLD)).reencode(step=10).left:
                 break
     assert sorted(taken) == list(range(number + 100))
@@ -340,7 +340,7 @@ def test_rows_that_nobody_put_hold_nothing_up(harness: Harness) -> None:
         (lambda pq, q: q.reencode(wait="soon"), "soon"),
     ],
 )
-def test_what_cannot_be_encoded_anew_is_refused(harness: Harness, wrong: Callable[..., Any], told: str) -> None:
+def test_run_that_cannot_be_made_is_refused(harness: Harness, wrong: Callable[..., Any], told: str) -> None:
     pq = harness.pq()
     queue = pq.queue("q")
     with pytest.raises(PQError, match=told):
