@@ -20,7 +20,7 @@ from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.history import History, check
 from pqcore.testing.processes import Place, Way, children, consume, consumer, holder, producer
 
-JOBS = 2_000
+JOBS = 1_200
 WAYS: list[Way] = ["get", "get_many", "block", "lease", "lease_many"]
 
 

@@ -16,7 +16,7 @@ from pqcore.identifiers import TableName
 from pqcore.options import MAX_KEY, Dedup
 from pqcore.testing.harness import PATIENCE, Harness
 
-PUTTERS = 50
+PUTTERS = 25
 UNTIL = ["finished", "started", "1h"]
 CONFLICTS = ["keep", "replace", "error"]
 
@@ -53,7 +53,7 @@ def take(queue: Any) -> Any:
 
 @pytest.mark.parametrize("on_conflict", CONFLICTS)
 @pytest.mark.parametrize("until", UNTIL)
-def test_of_fifty_that_put_at_once_one_does(harness: Harness, until: str, on_conflict: Any) -> None:
+def test_of_many_that_put_at_once_one_does(harness: Harness, until: str, on_conflict: Any) -> None:
     queue = harness.queue(max_connections=25)
     dedup = Dedup("key", until, on_conflict)
     for round_ in range(1, 4):

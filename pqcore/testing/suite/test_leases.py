@@ -119,19 +119,21 @@ def test_a_lease_lasts_a_minute_by_default(harness: Harness) -> None:
     assert 60 - PATIENCE < left(harness) <= 60
 
 
-@pytest.mark.parametrize("length", [0, 0.0, -1, "0s", "x", "-5s", "", float("nan"), float("inf"), None, timedelta(0)])
-def test_a_lease_must_have_a_length(harness: Harness, length: Any) -> None:
+def test_a_lease_must_have_a_length(harness: Harness) -> None:
+    lengths: list[Any] = [0, 0.0, -1, "0s", "x", "-5s", "", float("nan"), float("inf"), None, timedelta(0)]
     queue = harness.queue()
     queue.put("a")
-    with pytest.raises(ValueError):
-        queue.lease(length)
-    with pytest.raises(ValueError):
-        queue.lease_many(1, length)
+    for length in lengths:
+        with pytest.raises(ValueError):
+            queue.lease(length)
+        with pytest.raises(ValueError):
+            queue.lease_many(1, length)
     assert queue.stats().ready == 1
     job = queue.lease(60)
     before = rows(harness)
-    with pytest.raises(ValueError):
-        queue.extend(job, length)
+    for length in lengths:
+        with pytest.raises(ValueError):
+            queue.extend(job, length)
     assert rows(harness) == before
 
 

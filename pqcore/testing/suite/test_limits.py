@@ -100,8 +100,8 @@ class Gauge:
 
 def test_a_limit_of_three_under_eight_that_lease(harness: Harness) -> None:
     queue = harness.queue(max_connections=8)
-    ids = [queue.put(number, limits={"three": 3}) for number in range(60)]
-    free = queue.put_many(range(20))
+    ids = [queue.put(number, limits={"three": 3}) for number in range(30)]
+    free = queue.put_many(range(10))
     gauge, pause = Gauge(three=3), threading.Event()
 
     def consume(seed: int) -> None:
@@ -138,7 +138,7 @@ def test_a_limit_of_three_under_workers(harness: Harness) -> None:
             await asyncio.sleep(number % 5 / 1_000)
         gauge.finished(job_id)
 
-    ids = [int(limited(number)) for number in range(40)]
+    ids = [int(limited(number)) for number in range(24)]
     with ExitStack() as workers:
         for _ in range(3):
             workers.enter_context(harness.working(queue, concurrency=4))
@@ -160,7 +160,7 @@ def test_a_limit_of_three_of_functions_in_threads(harness: Harness) -> None:
             pause.wait(0.002)
         gauge.finished(job_id)
 
-    ids = [int(limited()) for _ in range(30)]
+    ids = [int(limited()) for _ in range(18)]
     with harness.working(queue, concurrency=8):
         harness.eventually(lambda: len(gauge.done) >= len(ids))
     assert (sorted(gauge.done), gauge.most["task"]) == (ids, 3)

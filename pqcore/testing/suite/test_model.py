@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from pqcore.errors import JobNotFound, LeaseLost
 from pqcore.testing.harness import Harness
 
-EXAMPLES = int(os.environ.get("PQCORE_MODEL_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("PQCORE_MODEL_EXAMPLES", "7"))
 STEPS = 30
 QUEUES = ("one", "two")
 HOUR = 3600

@@ -42,6 +42,8 @@ class Undo(Exception):
 
 ALONE = {"concurrency": 1, "prefetch": 0}
 """Of a worker that holds one job at a time."""
+TIMES = 5
+"""How often two jobs end at the same moment."""
 
 
 def beside(harness: Harness, suffix: str) -> str:
@@ -755,14 +757,21 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-@pytest.mark.parametrize("way", BY_HAND)
-def test_a_batch_counts_jobs_that_end_by_hand(harness: Harness, way: str, retention: str) -> None:
-    queue = harness.tasks().queue("q", retention=retention)
-    tasks = Tasks(queue)
-    batch = queue.batch(*[tasks.add.call(number, 1) for number in range(3)], then=tasks.note.call())
-    BY_HAND[way](queue)
-    harness.drain(queue)
-    assert (tasks.previous, count(harness, "_batches")) == ([{"batch": batch.id, "total": 3, "failed": 0}], 0)
+def test_a_batch_counts_jobs_that_end_by_hand(harness: Harness, retention: str) -> None:
+    pq = harness.tasks()
+    queues = {way: pq.queue(way, retention=retention) for way in BY_HAND}
+    tasks = {way: Tasks(queue) for way, queue in queues.items()}
+    batches = {
+        way: queue.batch(*[tasks[way].add.call(number, 1) for number in range(3)], then=tasks[way].note.call())
+        for way, queue in queues.items()
+    }
+    for way, queue in queues.items():
+        BY_HAND[way](queue)
+    harness.drain(*queues.values())
+    expected = {way: {"batch": batch.id, "total": 3, "failed": 0} for way, batch in batches.items()}
+    found = [summary for each in tasks.values() for summary in each.previous]  # by whichever function of one name
+    left = [way for way, summary in expected.items() if summary not in found]
+    assert (left, len(found), count(harness, "_batches")) == ([], len(BY_HAND), 0)
 
 
 @pytest.mark.parametrize("way", BY_HAND)
@@ -1047,13 +1056,13 @@ def test_a_callback_may_begin_another_batch(harness: Harness) -> None:
 
 
 def test_the_last_two_that_end_at_once_put_the_callback_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
-    for _ in range(10):
+    for _ in range(TIMES):
         last = ending_together(queue)
         queue.batch(last.call(), last.call(), then=tasks.note.call())
         harness.at_once(*[lambda: harness.drain(queue, **ALONE)] * 2)
         harness.drain(queue)
-    assert [summary["failed"] for summary in tasks.previous] == [0] * 10
-    assert len({summary["batch"] for summary in tasks.previous}) == 10
+    assert [summary["failed"] for summary in tasks.previous] == [0] * TIMES
+    assert len({summary["batch"] for summary in tasks.previous}) == TIMES
     assert count(harness, "_batches") == 0
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -220,17 +220,18 @@ def waiting_for_locks(harness: Harness) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("name", ["put", "get", "block"])
-def test_a_statement_that_waits_for_a_lock_is_cancelled_on_the_server_too(harness: Harness, name: str) -> None:
+def test_a_statement_that_waits_for_a_lock_is_cancelled_on_the_server_too(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.pq(answer_timeout=2.0)["q"]
     queue.put("warm")
-    with locked(harness):
-        with harness.thread(lambda: ended(calls(queue)[name])) as join:
-            harness.eventually(lambda: waiting_for_locks(harness))
+    names = ("put", "get", "block")
+    with locked(harness), ExitStack() as stack:
+        joins = {name: stack.enter_context(harness.thread(partial(ended, calls(queue)[name]))) for name in names}
+        harness.eventually(lambda: len(waiting_for_locks(harness)) == len(names))
+        for name, join in joins.items():
             _, result = join()
-        assert isinstance(result, StatementCancelled)
-        assert "answer_timeout" in str(result)
+            assert isinstance(result, StatementCancelled), name
+            assert "answer_timeout" in str(result)
         harness.eventually(lambda: not waiting_for_locks(harness))
     assert queue.count() == 1
     assert queue.put("again")

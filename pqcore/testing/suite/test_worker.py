@@ -20,7 +20,7 @@ from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.portal import unwrapped
 from pqcore.worker import Worker, tending
 
-IDLE_SECONDS = 4.0
+IDLE_SECONDS = 3.0
 """Seconds for which an idle worker's statements are counted."""
 
 

@@ -27,7 +27,7 @@ from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
 
-JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1500"))
+JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1000"))
 """Jobs that are run while workers are killed."""
 KILLS = 4
 LEASE = 0.9
@@ -215,7 +215,7 @@ def test_a_listening_connection_that_went_silent_is_replaced(
     with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=3600) as worker:
         [station] = worker._floor.stations
         listener = harness.listener(station.bridge.engine)
-        for number in range(3):
+        for number in range(2):
             harness.eventually(lambda: station.channel in listener._channels)
             again()
             seen.wait(2 * number + 1)
@@ -418,10 +418,10 @@ def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
     handles = queue.put_calls(*[plain.call()] * 3, *[kept.call()] * 3)
     refused = int(handles[1] if way == "plain" else handles[4])
     if way == "plain":
-        refuse(harness, harness.table, sqlstate, 3, f"NEW.id = {refused} AND NEW.dequeued_at IS NOT NULL")
+        refuse(harness, harness.table, sqlstate, 2, f"NEW.id = {refused} AND NEW.dequeued_at IS NOT NULL")
     else:
         results = TableName("queue", harness.schema).related("_results")
-        refuse(harness, results, sqlstate, 3, f"NEW.job_id = {refused}")
+        refuse(harness, results, sqlstate, 2, f"NEW.job_id = {refused}")
     with harness.working(queue):
         seen.wait(6)
         latch.open()
