@@ -210,7 +210,7 @@ async def stored_before(
         job = outcome.job
         if (job.id, job.attempts) in ended:
             return True
-        return in_time and (outcome.end in _AGAIN or last.get(job.id, 0) <= job.attempts)
+        return in_time and (outcome.end in _AGAIN or last.get(job.id, 0) < job.attempts)
 
     return [outcome for outcome, in_time in doubtful if is_stored(outcome, in_time=in_time)]
 
