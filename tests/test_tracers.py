@@ -52,14 +52,17 @@ class Forgetful:
         return getattr(self.__wrapped__, name)
 
 
-class Stingy(wrapt.ObjectProxy):  # type: ignore[misc]
+ObjectProxy: Any = wrapt.ObjectProxy  # generic since wrapt 2
+
+
+class Stingy(ObjectProxy):  # type: ignore[misc]
     """A proxy whose cursors cannot be chosen."""
 
     def cursor(self) -> Any:
         return self.__wrapped__.cursor()
 
 
-class Counting(wrapt.ObjectProxy):  # type: ignore[misc]
+class Counting(ObjectProxy):  # type: ignore[misc]
     """A proxy around a pool, whose connections are proxies too: another one each time."""
 
     def getconn(self) -> Any:

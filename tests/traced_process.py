@@ -91,13 +91,15 @@ def proxies() -> None:
     import psycopg2
     import wrapt
 
-    class Cursor(wrapt.ObjectProxy):  # type: ignore[misc]
+    proxy: Any = wrapt.ObjectProxy  # generic since wrapt 2
+
+    class Cursor(proxy):  # type: ignore[misc]
         def execute(self, statement: Any, parameters: Any = None) -> Any:
             seen.append(str(statement))
             found = self.__wrapped__.execute(statement, parameters)
             return found if hasattr(found, "__await__") else None
 
-    class Connection(wrapt.ObjectProxy):  # type: ignore[misc]
+    class Connection(proxy):  # type: ignore[misc]
         def cursor(self, *args: Any, **named: Any) -> Any:
             return Cursor(self.__wrapped__.cursor(*args, **named))
 
