@@ -75,7 +75,8 @@ def reencode(
         _show(done.after, as_json=False)
         for error in done.errors:
             write(f"left: {error}")
-    if left := sum(one.number for one in done.left):
+    if not done.complete:
+        left = sum(one.number for one in done.left)
         raise Failed(
             f"{left} data are not as their queue writes them, or lie under an old key in a queue that was not named;"
             f" {done.in_use} rows are in use, {done.failed} data cannot be read or encoded: run it again once the jobs"

@@ -27,7 +27,7 @@ from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
 from pqcore.operations.transactions import atomic
-from pqcore.serializers import held_keys, written_under
+from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
@@ -94,6 +94,11 @@ class Reencoded:
     in_use: int
     failed: int
     errors: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left, so that an old key or serializer is needed no more."""
+        return not (self.left or self.in_use or self.failed)
 
 
 class _Piece(NamedTuple):
@@ -174,7 +179,8 @@ class _Writer:
         self.serializer = queue.serializer_name
         self.keys = written_under(queue.serializer)
         self.old_keys = held_keys(queue.serializer).union(*map(held_keys, queue.accept)) - set(self.keys)
-        self.every = every
+        # Of one that has keys and does not say which, nobody can tell what lies under an old one.
+        self.every = every or (authenticates(queue.serializer) and not self.keys)
 
     def is_current(self, serializer: str | None, marks: Sequence[str]) -> bool:
         if serializer is None:  # a row of pq's, which a queue reads as its own unless it has a serializer

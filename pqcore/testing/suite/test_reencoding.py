@@ -115,7 +115,7 @@ def test_all_data_are_re_encoded_wherever_they_lie(harness: Harness, change: str
     old.queue.ack(limited)
     old.queue.ack(chained)  # puts the second call as it was read
     done = new.queue.reencode()
-    assert (done.failed, done.in_use, done.left) == (0, 0, [])
+    assert (done.failed, done.in_use, done.left, done.complete) == (0, 0, [], True)
     assert done.rewritten > 0
     again = new.queue.reencode()
     assert (again.rewritten, again.before, again.after) == (0, done.after, done.after)
@@ -314,6 +314,34 @@ def test_every_row_is_written_if_that_is_asked_for(harness: Harness) -> None:
     assert queue.reencode().rewritten == 0
     assert queue.reencode(every=True, step=2).rewritten == 3
     assert [job.data for job in queue.get_many(3)] == [{"value": n, "stamp": n + 3} for n in (1, 2, 3)]
+
+
+class Unnamed:
+    """Has keys, and does not say which."""
+
+    name = "unnamed"
+    binary = True
+    authenticates = True
+
+    def __init__(self, *keys: bytes) -> None:
+        self.keys = keys
+
+    def dumps(self, value: Any) -> bytes:
+        return self.keys[0] + json.dumps(value).encode()
+
+    def loads(self, raw: Any) -> Any:
+        [key] = [key for key in self.keys if raw.startswith(key)]
+        return json.loads(raw[len(key) :])
+
+
+def test_keys_that_a_serializer_does_not_name_are_changed_too(harness: Harness) -> None:
+    pq = harness.pq()
+    pq.queue("q", serializer=Unnamed(b"old")).put_many([1, 2])
+    pq.queue("q", serializer=Unnamed(b"lost")).put(3)
+    done = pq.queue("q", serializer=Unnamed(b"new", b"old")).reencode()
+    assert (done.rewritten, done.failed, done.complete) == (2, 1, False)
+    assert [job.data for job in pq.queue("q", serializer=Unnamed(b"new")).get_many(2)] == [1, 2]
+    assert pq.queue("q", serializer=Unnamed(b"new", b"lost")).reencode().complete
 
 
 def test_rows_that_nobody_put_hold_nothing_up(harness: Harness) -> None:
