@@ -83,6 +83,9 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
             assert await queue.put_many([2, 3]) == [first + 1, first + 2]
             assert [job.data for job in await queue.peek(9)] == [{"a": 1}, 2, 3]
             assert (await queue.count(), (await pq.stats())["q"].ready) == (3, 3)
+            assert [(one.queue, one.number) for one in await pq.encodings()] == [("q", 3)]
+            assert (await queue.reencode()).complete
+            assert (await pq.reencode("q", every=True)).complete
             job = await queue.get()
             assert job is not None
             assert (job.id, job.data, job.leased) == (first, {"a": 1}, False)

@@ -31,6 +31,7 @@ from pqcore.engine import Engine
 from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import leasing, taking
+from pqcore.operations.encoding import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.runtime import AFTER_CANCEL, drive
 from pqcore.sessions import CoreSession
@@ -91,6 +92,7 @@ class ThreadedQueue:
     cancel = _awaited(Queue.cancel)
     jobs = _awaited(Queue.jobs)
     retry = _awaited(Queue.retry)
+    reencode = _awaited(Queue.reencode)
     inspect = _awaited(Queue.inspect)
     status = _awaited(Queue.status)
     progress = _awaited(Queue.progress)
@@ -202,6 +204,15 @@ class ThreadedPQ:
     async def stats(self) -> Any:
         """What waits, a queue; see `PQ.stats`."""
         return await run_sync(self.blocking.stats)
+
+    async def encodings(self) -> list[Encoding]:
+        """Count the data of all queues by place, serializer and key; see `PQ.encodings`."""
+        return await run_sync(self.blocking.encodings)
+
+    async def reencode(self, *queues: ThreadedQueue | str, **options: Any) -> Reencoded:
+        """Re-encode data that are not as their queue writes them now; see `PQ.reencode`."""
+        named = [queue if isinstance(queue, str) else queue.blocking for queue in queues]
+        return await run_sync(functools.partial(self.blocking.reencode, *named, **options))
 
     async def close(self) -> None:
         """Close the connections; see `PQ.close`."""
