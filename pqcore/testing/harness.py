@@ -27,7 +27,7 @@ from pqcore.runtime import drive
 from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import partitions, prepared, with_options
+from pqcore.testing.server import partitions, prepared, with_isolation, with_options
 from pqcore.worker import Worker
 
 T = TypeVar("T")
@@ -238,9 +238,16 @@ class Harness:
         result: T = self._portal.call(make)
         return result
 
-    def connect(self) -> Connection:
+    def committed_dsn(self) -> str:
+        """The test's DSN, with READ COMMITTED as the default isolation, where the server's default is above that."""
+        [[level]] = self.sql("SELECT current_setting('default_transaction_isolation')")
+        if level == "read committed":
+            return self.dsn
+        return with_isolation(self.dsn, "read committed")
+
+    def connect(self, dsn: str | None = None) -> Connection:
         """A connection of the driver's own, closed at the end."""
-        connection = self._open(self.dsn)
+        connection = self._open(dsn or self.dsn)
         self._stack.callback(connection.close)
         return connection
 

@@ -96,3 +96,9 @@ def with_options(dsn: str, **options: str) -> str:
     """Add options, such as ``application_name``, to a DSN that is a URL."""
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
     return f"{dsn}{'&' if '?' in dsn else '?'}{query}"
+
+
+def with_isolation(dsn: str, level: str) -> str:
+    """A DSN with a default isolation level."""
+    escaped = level.replace(" ", "\\ ")
+    return with_options(dsn, options=f"-c default_transaction_isolation={escaped}")

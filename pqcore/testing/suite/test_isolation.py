@@ -14,7 +14,7 @@ from pqcore.backend import Capability
 from pqcore.errors import NotSupported, TransientError
 from pqcore.identifiers import TableName, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
-from pqcore.testing.server import with_options
+from pqcore.testing.server import with_isolation
 
 LEVELS = ("repeatable read", "serializable")
 ONE = {"limits": {"one": 1}}
@@ -41,8 +41,7 @@ def dsn(harness: Harness, level: str) -> str:
 def raised(harness: Harness, level: str) -> str:
     """The test's DSN, with a default isolation level."""
     harness.needs_sessions()
-    escaped = level.replace(" ", "\\ ")
-    return with_options(harness.dsn, options=f"-c default_transaction_isolation={escaped}")
+    return with_isolation(harness.dsn, level)
 
 
 def targets(harness: Harness, dsn: str, level: str) -> Iterator[Callable[[], Any]]:
@@ -168,7 +167,7 @@ def test_a_block_keeps_the_level_of_the_settings(harness: Harness, dsn: str, lev
 
 
 def test_a_block_at_the_usual_default_is_read_committed(harness: Harness) -> None:
-    queue = harness.queue()
+    queue = harness.queue(target=harness.committed_dsn())
     with queue:
         assert harness.sql_within(queue, "SELECT current_setting('transaction_isolation')") == [("read committed",)]
 

@@ -293,7 +293,7 @@ def test_a_waiter_hears_that_a_place_is_free(harness: Harness) -> None:
 
 
 def test_a_place_given_up_in_the_callers_transaction_is_free_when_that_commits(harness: Harness) -> None:
-    queue, caller = harness.queue(), harness.connect()
+    queue, caller = harness.queue(), harness.connect(harness.committed_dsn())
     queue.put_many(["a", "b"], **ONE)
     [job] = all_leased(queue)
     assert all_leased(queue) == []
@@ -309,7 +309,7 @@ def test_a_place_given_up_in_the_callers_transaction_is_free_when_that_commits(h
 
 
 def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
-    queue = harness.queue()
+    queue = harness.queue(target=harness.committed_dsn())
     queue.put_many(["a", "b", "c"], **ONE)
 
     def undone() -> None:
@@ -326,7 +326,7 @@ def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
 
 @pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
 def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Harness, gate: Any) -> None:
-    queue, other = harness.queue(), harness.queue(create=False)
+    queue, other = harness.queue(target=harness.committed_dsn()), harness.queue(create=False)
     queue.put_many(["a", "b", "c"], **gate)
     queue.put("other key", limits={"other": 1})
     queue.put("plain")
@@ -359,7 +359,7 @@ def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_pos
 
 
 def test_a_worker_does_not_wait_for_a_transaction_that_has_locked_a_key(harness: Harness) -> None:
-    queue, held = harness.task_queue(), harness.connect()
+    queue, held = harness.task_queue(), harness.connect(harness.committed_dsn())
     done: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
 
