@@ -84,10 +84,7 @@ class Storing:
         try:
             endings = await station.bridge.call(finishing.finish_each, station.queue, outcomes)
         except BaseException:  # a cancellation: they may have been stored, or not
-            for outcome in outcomes:
-                if (held := station.held.get((outcome.job.id, outcome.job.attempts))) is not None:
-                    held.doubtful = True
-                    station.done.append(outcome)
+            self._keep(outcomes)
             raise
         ailment = None
         if endings.refused:
@@ -102,6 +99,13 @@ class Storing:
             station.done += endings.busy
             asyncio.get_running_loop().call_later(PROBE, station.to_store.set)
         return await self._stored(outcomes, endings) or ailment
+
+    def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        """Have ends stored by the next try, which may have been stored."""
+        for outcome in outcomes:
+            if (held := self._station.held.get((outcome.job.id, outcome.job.attempts))) is not None:
+                held.doubtful = True
+                self._station.done.append(outcome)
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
         """Have an end stored later that was not stored now; returns the error if it is of the server."""
@@ -146,6 +150,9 @@ class Storing:
                 ailment, unknown = exc, {id(outcome) for outcome, _ in doubtful}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
                 station.done += [outcome for outcome, _ in doubtful]
+            except BaseException:  # a cancellation: what was stored is found so by the next try
+                self._keep(outcomes)
+                raise
             else:
                 lost -= {id(outcome) for outcome in found}
         station.telling = True
