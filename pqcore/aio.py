@@ -19,6 +19,7 @@ from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.letters import AsyncDeadLetters
 from pqcore.operations import (
+    burying,
     encoding,
     finishing,
     leasing,
@@ -160,6 +161,10 @@ class AsyncQueue(QueueSettings):
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""
         await leasing.nack(self._engine, self, job, delay)
+
+    async def bury(self, job: AsyncJob, error: BaseException | str | None = None, *, connection: Any = None) -> None:
+        """Make a dead letter of a job; see `pqcore.Queue.bury`."""
+        await burying.bury(self._engine, self, job, error, connection)
 
     async def extend(self, job: AsyncJob, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now; see `pqcore.Queue.extend`."""

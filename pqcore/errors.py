@@ -8,6 +8,8 @@ always chained as ``__cause__``.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PQError(Exception):
     """The root of all of pqcore's errors."""
@@ -78,10 +80,27 @@ class UnknownTask(PQError, LookupError):
 
 
 class DeserializationError(PQError, ValueError):
-    """The row's data cannot be decoded by this queue."""
+    """The row's data cannot be decoded by this queue.
+
+    Attributes:
+        job: The job whose data it is; ``job.raw`` has what is stored. None for a result.
+    """
+
+    job: Any = None
 
 
-class UnsafeSerializer(DeserializationError):
+class Unreadable(DeserializationError):
+    """This program cannot read the row; a program with the right serializer, ``accept`` or key can.
+
+    Workers put the job off, as they do with a function that they do not know. A serializer may raise it in ``loads``.
+    """
+
+
+class KeyNotHeld(Unreadable):
+    """No key that this program holds decrypts the row, or verifies its signature; for serializers to raise."""
+
+
+class UnsafeSerializer(Unreadable):
     """The row names a serializer that this queue was not told to accept."""
 
 
@@ -101,6 +120,18 @@ class JobFailed(PQError):
 
     Attributes:
         error: What it raised: ``type``, ``message`` and ``traceback``; empty if it was cancelled.
+    """
+
+    def __init__(self, message: str, error: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.error = error or {}
+
+
+class ResultNotStored(PQError):
+    """The job was done, and the result that its function returned could not be stored.
+
+    Attributes:
+        error: Why: ``type``, ``message`` and ``traceback``.
     """
 
     def __init__(self, message: str, error: dict[str, str] | None = None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from pqcore.interrupts import is_from_outside
 from pqcore.plugins import plugins
 from pqcore.settings import logger
 
@@ -79,7 +80,8 @@ class JobEvent:
         duration: Seconds that the function took; 0 before.
         error: What it raised, if it did.
         delay: Seconds until it is run again, if it was retried; None for at once.
-        reason: Why it is retried (``failed``, ``crashed``, ``snoozed``, ``shutdown``), a dead
+        reason: Why it is retried (``failed``, ``crashed``, ``snoozed``, ``shutdown``; ``unknown`` or
+            ``unreadable`` if this worker does not know its function or cannot read its data), a dead
             letter (`DeadLetter.reason`), or was dropped (``discarded``, ``cancelled``, ``failed``).
         notes: What plugins keep for themselves until the run's next hook, each under its own name.
     """
@@ -119,7 +121,9 @@ def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
     for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):
         try:
             result = plugin.function(*[event for _ in plugin.argnames])
-        except Exception:  # noqa: BLE001 - a plugin is not to stop what it watches
+        except BaseException as exc:  # a plugin is not to stop what it watches
+            if is_from_outside(exc):
+                raise
             logger.exception("plugin %s failed in %s", plugin.plugin_name, hook)
             continue
         if result is not None:
@@ -138,7 +142,9 @@ class _Watched:
     ) -> None:
         try:
             self._manager.__exit__(kind, raised, traceback)
-        except Exception as exc:  # noqa: BLE001 - likewise
+        except BaseException as exc:
+            if is_from_outside(exc) and exc is not raised:
+                raise
             if exc is not raised:
                 logger.exception("a plugin failed at the end of %s", self._hook)
 
@@ -150,7 +156,9 @@ def around(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEv
         for manager in _each(hook, event):
             try:
                 manager.__enter__()
-            except Exception:  # noqa: BLE001 - likewise
+            except BaseException as exc:
+                if is_from_outside(exc):
+                    raise
                 logger.exception("a plugin failed in %s", hook)
             else:
                 stack.push(_Watched(hook, manager))
@@ -173,7 +181,11 @@ async def tell(hook: str, event: PutEvent | JobEvent | ServerEvent, *, blocking:
                 _run(result)
             else:
                 await result
-        except Exception:  # noqa: BLE001 - likewise
+        except asyncio.CancelledError:
+            raise  # of the task that tells
+        except BaseException as exc:
+            if is_from_outside(exc):
+                raise
             logger.exception("a plugin failed in %s", hook)
 
 

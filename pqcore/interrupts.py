@@ -24,16 +24,23 @@ class _Deferral:
 
     Attributes:
         kept: The signals that came.
+        broken_through: Whether a signal was not put off, as it was the second of its number.
     """
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
         self.kept: list[tuple[int, FrameType | None]] = []
+        self.broken_through = False
 
     @property
     def put_off(self) -> Sequence[int]:
         """The signals that are put off."""
         return tuple(self._handlers)
+
+    @property
+    def handlers(self) -> Sequence[Any]:
+        """The handlers of the signals that are put off."""
+        return tuple(self._handlers.values())
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         others = [kept for kept in self.kept if kept[0] != number]
@@ -41,6 +48,7 @@ class _Deferral:
             self.kept.append((number, frame))
         else:  # the second one is not put off: what goes on may never end
             self.kept = others
+            self.broken_through = True
             self._handlers[number](number, frame)
 
     def close(self, numbers: Iterable[int]) -> None:
@@ -127,3 +135,37 @@ def leaves(error: BaseException) -> bool:
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return threading.current_thread() is threading.main_thread()
     return any(kind.__name__ == "GreenletExit" for kind in type(error).__mro__)
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether an exception that left a serializer, a plugin or a policy was raised by a signal's handler, or by gevent.
+
+    Anything else is a fault of the code that was called, whatever its class. A panic of a Rust library is no
+    ``Exception``.
+    """
+    if threading.current_thread() is threading.main_thread():
+        deferral = _here.deferral
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return deferral is None or deferral.broken_through  # signals that are put off raise nothing
+        handlers = [signal.getsignal(number) for number in SIGNALS] if deferral is None else deferral.handlers
+        if _was_raised_by(error, handlers):
+            return True
+    return not isinstance(error, Exception) and any(
+        kind.__name__ in ("GreenletExit", "Timeout") and kind.__module__.partition(".")[0] in _GREEN
+        for kind in type(error).__mro__
+    )
+
+
+def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
+    """Whether an exception came out of one of these functions, as a time limit by SIGALRM does."""
+    codes = {getattr(function, "__code__", None) for function in functions} - {None}
+    trace = error.__traceback__
+    while codes and trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+_GREEN = ("greenlet", "gevent", "eventlet")
+"""Packages whose exceptions are raised in a greenlet from outside."""

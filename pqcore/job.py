@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
+from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ class BaseJob:
         "serializer",
     )
 
+    _may_be_deleted: ClassVar[bool] = False
+
     def __init__(self, queue: QueueSettings, row: Sequence[Any], *, leased: bool = False) -> None:
         self._queue = queue
         self.leased = leased
@@ -186,10 +189,21 @@ class BaseJob:
         """How often a lease of it ran out: its worker died, or was cut off."""
         return self.attempts - 1 - self.failures - self.excused
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the data was decoded already."""
+        return self._decoded
+
     def _get_data(self) -> Any:
         # Decoded when asked for, so that a row that cannot be decoded is still taken, and can be dealt with.
         if not self._decoded:
-            self._data = self._queue.decode_row(self.id, self.serializer, self.raw)
+            try:
+                self._data = self._queue.decode_row(self.id, self.serializer, self.raw)
+            except DeserializationError as exc:
+                exc.job = self
+                if self._may_be_deleted and not self.leased and self._queue.retention == "delete":
+                    exc.args = (f"{exc}{_LEFT}",)
+                raise
             self._decoded = True
         return self._data
 
@@ -205,10 +219,17 @@ class BaseJob:
         )
 
 
+_LEFT = (
+    "; if it was taken with get, its row is deleted, and job.raw has all that is left of the data: "
+    "job.bury(error) makes a dead letter of it, which queue.dead.retry(job.id) makes a job again"
+)
+
+
 class Job(BaseJob):
     """A job taken from a `Queue`."""
 
     __slots__ = ()
+    _may_be_deleted = True
     _queue: Queue
 
     @property
@@ -234,6 +255,10 @@ class Job(BaseJob):
         """Give a leased job back; see `Queue.nack`."""
         self._queue.nack(self, delay)
 
+    def bury(self, error: BaseException | str | None = None) -> None:
+        """Make a dead letter of it; see `Queue.bury`."""
+        self._queue.bury(self, error)
+
     def extend(self, timeout: str | float | timedelta) -> None:
         """Hold a leased job for longer; see `Queue.extend`."""
         self._queue.extend(self, timeout)
@@ -243,6 +268,7 @@ class AsyncJob(BaseJob):
     """A job taken from an `AsyncQueue`."""
 
     __slots__ = ()
+    _may_be_deleted = True
     _queue: AsyncQueue
 
     @property
@@ -275,6 +301,10 @@ class AsyncJob(BaseJob):
     async def nack(self, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `AsyncQueue.nack`."""
         await self._face.nack(self, delay)
+
+    async def bury(self, error: BaseException | str | None = None) -> None:
+        """Make a dead letter of it; see `AsyncQueue.bury`."""
+        await self._face.bury(self, error)
 
     async def extend(self, timeout: str | float | timedelta) -> None:
         """Hold a leased job for longer; see `AsyncQueue.extend`."""

@@ -22,7 +22,8 @@ class DeadLetter(BaseJob):
     Attributes:
         error: The last exception: ``type``, ``message`` and ``traceback``; empty if there was none.
         reason: ``failed``: it had no retries left; ``crashed``: its workers died of it;
-            ``expired``: its deadline had passed.
+            ``expired``: its deadline had passed; ``invalid``: its data is no call of a function, or damaged;
+            ``unreadable``: no program with the serializer or key for its data took it in time.
         died_at: When it was given up.
     """
 
@@ -63,9 +64,16 @@ class DeadLetters:
         """
         return DeadLetter(self._queue, drive(letters.one(self._engine, self._queue, job_id)))
 
-    def count(self) -> int:
-        """How many there are."""
-        return drive(letters.count(self._engine, self._queue))
+    def count(self, reason: str | None = None) -> int:
+        """Return how many there are.
+
+        Args:
+            reason: Count only those that died for this reason; see `DeadLetter.reason`.
+
+        Raises:
+            ConfigurationError: There is no such reason.
+        """
+        return drive(letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
         """Make jobs of them again: same id, due at once, with a clean record.
@@ -75,9 +83,16 @@ class DeadLetters:
         """
         return drive(letters.revive(self._engine, self._queue, job_ids))
 
-    def retry_all(self) -> int:
-        """Make jobs of all that are there; how many."""
-        return drive(letters.revive(self._engine, self._queue, None))
+    def retry_all(self, reason: str | None = None) -> int:
+        """Make jobs of all that are there, and return how many.
+
+        Args:
+            reason: Only those that died for this reason, such as ``unreadable``; see `DeadLetter.reason`.
+
+        Raises:
+            ConfigurationError: There is no such reason.
+        """
+        return drive(letters.revive(self._engine, self._queue, None, reason))
 
     def purge(self, *job_ids: int) -> int:
         """Delete them for good.
@@ -114,17 +129,17 @@ class AsyncDeadLetters:
         """One, by the job's id; see `DeadLetters.get`."""
         return DeadLetter(self._queue, await letters.one(self._engine, self._queue, job_id))
 
-    async def count(self) -> int:
-        """How many there are."""
-        return await letters.count(self._engine, self._queue)
+    async def count(self, reason: str | None = None) -> int:
+        """Return how many there are; see `DeadLetters.count`."""
+        return await letters.count(self._engine, self._queue, reason)
 
     async def retry(self, *job_ids: int) -> int:
         """Make jobs of them again; see `DeadLetters.retry`."""
         return await letters.revive(self._engine, self._queue, job_ids)
 
-    async def retry_all(self) -> int:
-        """Make jobs of all that are there; how many."""
-        return await letters.revive(self._engine, self._queue, None)
+    async def retry_all(self, reason: str | None = None) -> int:
+        """Make jobs of all that are there; see `DeadLetters.retry_all`."""
+        return await letters.revive(self._engine, self._queue, None, reason)
 
     async def purge(self, *job_ids: int) -> int:
         """Delete them for good; see `DeadLetters.purge`."""

@@ -13,6 +13,7 @@ from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.letters import DeadLetters
 from pqcore.operations import (
+    burying,
     encoding,
     finishing,
     leasing,
@@ -244,6 +245,24 @@ class Queue(QueueSettings):
         """
         drive(leasing.nack(self._engine, self, job, delay))
 
+    def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
+        """Make a dead letter of a job that this consumer gives up, so that it holds up no others.
+
+        A leased job, or one that `get` took: within ``with queue`` it is committed, or rolled back, with the block.
+        `DeadLetters.retry` makes it a job again.
+
+        Args:
+            job: The job, as `get` or `lease` gave it.
+            error: Why: an exception or a text. The reason is ``unreadable`` after `Unreadable`, ``invalid`` after
+                another `DeserializationError`, and otherwise ``failed``.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            LeaseLost: The lease ran out, and the job was given to another.
+            JobNotFound: The job was not taken, or its row has changed since.
+        """
+        drive(burying.bury(self._engine, self, job, error, connection))
+
     def extend(self, job: Job, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now.
 
@@ -356,6 +375,7 @@ class Queue(QueueSettings):
         Raises:
             JobFailed: It is a dead letter, or was dropped.
             JobNotFound: No result is kept of it.
+            ResultNotStored: It was done, and its result could not be stored.
             ResultTimeout: It was not there in time.
         """
         return drive(results.wait_for(self._engine, self, job_id, timeout))

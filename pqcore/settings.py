@@ -12,12 +12,14 @@ from pqcore.dialect import Retention
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
+    KeyNotHeld,
     PayloadTooLarge,
-    PQError,
     SerializationError,
+    Unreadable,
     UnsafeSerializer,
 )
 from pqcore.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
+from pqcore.interrupts import is_from_outside
 from pqcore.operations.bounds import LowerBound
 from pqcore.operations.contention import Contention
 from pqcore.plugins import plugins
@@ -25,6 +27,7 @@ from pqcore.serializers import (
     Serializer,
     authenticates,
     fault_of,
+    is_quick,
     json_decode,
     json_encode,
     pickle_dumps,
@@ -54,6 +57,10 @@ def _identity(value: Any) -> Any:
     return value
 
 
+QUICK_SIZE = 32_768
+"""Characters or bytes: more take longer to decode than it takes to have another thread decode them."""
+QUICK_VALUES = 1_000
+"""Values, or 32 characters: data with more takes as long to encode."""
 KEPT_QUEUES = 1_000
 """Queues that a `PQ` keeps by name, at most; those that are used elsewhere or were changed are not counted."""
 
@@ -196,9 +203,11 @@ class QueueSettings:
                 raw: Any = serializer.dumps(data)
             else:
                 raw = self.encode(data if self.dumps is _identity else self.dumps(data))
-        except Exception as exc:
+        except BaseException as exc:
+            if is_from_outside(exc):
+                raise
             kind = f"{type(data).__module__}.{type(data).__qualname__}"
-            msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {exc}"
+            msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {_text_of(exc)}"
             raise SerializationError(msg) from exc
         if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
             msg = f"queue {self.name!r}: {self.serializer_name} gave a {type(raw).__name__} for the encoded data"
@@ -227,6 +236,7 @@ class QueueSettings:
 
         Raises:
             UnsafeSerializer: It does not.
+            Unreadable: The serializer cannot be had here, or says that another program can read the data.
             DeserializationError: The data is not what the serializer writes.
         """
         if written_by is None:  # a row of pq's: JSON, or what a converter put into it
@@ -241,14 +251,35 @@ class QueueSettings:
                 return loads(raw)
             if written_by == "json" and not authenticates(self.serializer):  # safe to read, whoever wrote it
                 return self.decode(raw)  # type: ignore[arg-type]
-        except Exception as exc:
-            msg = f"queue {self.name!r}: job {job_id} is not valid {written_by}: {exc}"
-            raise DeserializationError(msg) from exc
+        except BaseException as exc:
+            if is_from_outside(exc):
+                raise
+            where = f"queue {self.name!r}: job {job_id}"
+            if isinstance(exc, Unreadable):
+                kind = KeyNotHeld if isinstance(exc, KeyNotHeld) else Unreadable
+                raise kind(f"{where} cannot be read here as {written_by}: {_text_of(exc)}") from exc
+            raise DeserializationError(f"{where} is not valid {written_by}: {_text_of(exc)}") from exc
         msg = (
             f"queue {self.name!r} reads {self.serializer_name}, but job {job_id} was written by {written_by!r}: "
             f"open the queue as {self.name + '/' + written_by!r}, or pass accept=({written_by!r},) if that is safe"
         )
         raise UnsafeSerializer(msg)
+
+    def reads_quickly(self, written_by: str | None, raw: str | bytes) -> bool:
+        """Return whether a row's data is decoded in a fraction of a millisecond: it is small, and so is the work."""
+        if len(raw) > QUICK_SIZE or (written_by is not None and written_by != self.serializer_name):
+            return False  # rows of another serializer are few, and the serializer may have to be made first
+        if self.serializer is None:
+            return self.decode is json_decode and self.loads is _identity
+        return is_quick(self.serializer)
+
+    def writes_quickly(self, data: Any) -> bool:
+        """Return whether data is encoded in a fraction of a millisecond, as far as that can be seen."""
+        if self.serializer is None:
+            quick = self.encode is json_encode and self.dumps is _identity
+        else:
+            quick = is_quick(self.serializer)
+        return quick and _is_small(data)
 
     def _accepted(self, written_by: str) -> Callable[[Any], Any] | None:
         """What decodes the rows of another serializer, if that is accepted."""
@@ -259,17 +290,60 @@ class QueueSettings:
             if written_by in self.converters:
                 loads = self.converters[written_by][1]
                 return lambda raw: loads(self.decode(raw))
-            return self.decode if written_by == "json" else plugins.serializer(written_by).loads
+            return self.decode if written_by == "json" else _installed(written_by).loads
         for each in self.accept:  # or by the name of another that reads the same
             if isinstance(each, str) and each not in self.converters:
-                with suppress(PQError):
-                    found = plugins.serializer(each)
+                with suppress(Unreadable):
+                    found = _installed(each)
                     if stored_name(found) == written_by:
                         return found.loads
         return None
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} in {self.table}>"
+
+
+def _text_of(error: BaseException) -> str:
+    """The text of an exception of users' code, which may raise when it is asked for."""
+    try:
+        return str(error)
+    except BaseException as exc:
+        if is_from_outside(exc):
+            raise
+        return f"<a {type(error).__qualname__} that cannot be shown>"
+
+
+def _is_small(data: Any) -> bool:
+    """Whether data has few values of built-in types, and short ones."""
+    left, room = [data], QUICK_VALUES
+    while left:
+        value = left.pop()
+        room -= 1
+        if isinstance(value, (str, bytes)):
+            room -= len(value) // 32
+        elif isinstance(value, (dict, list, tuple)):
+            if len(value) > room:
+                return False
+            left.extend(value if not isinstance(value, dict) else (*value, *value.values()))
+        elif value is not None and not isinstance(value, (bool, int, float)):
+            return False  # an object's own code may encode it
+        if room < 0:
+            return False
+    return True
+
+
+def _installed(name: str) -> Serializer:
+    """The serializer of a name.
+
+    Raises:
+        Unreadable: It is not installed here, or cannot be made: a library or a key is missing.
+    """
+    try:
+        return plugins.serializer(name)
+    except BaseException as exc:
+        if is_from_outside(exc):
+            raise
+        raise Unreadable(_text_of(exc)) from exc
 
 
 Q = TypeVar("Q", bound=QueueSettings)

@@ -34,7 +34,8 @@ from pqcore.fragments import (
 )
 
 if TYPE_CHECKING:
-    from pqcore.statement import Compile
+    from pqcore.dialect import Retention
+    from pqcore.statement import Compile, Query
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
@@ -62,6 +63,32 @@ SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 # Those of the rows that are held which nobody has locked.
 _FREE_ONES = f" WHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
+# A job that was taken and deleted, as its taker has it.
+_TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::timestamptz AS enqueued_at,
+    :expected_at::timestamptz AS expected_at, :schedule_at::timestamptz AS schedule_at, :data::text::json AS data,
+    :token::int AS attempts, :serializer::text AS serializer, :payload::bytea AS payload,
+    :stored_headers::text::json AS headers, :failures::int AS failures, :excused::int AS excused
+  WHERE NOT EXISTS (SELECT FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE})
+    AND NOT EXISTS (
+      SELECT FROM {{dead}} WHERE id = :id::bigint AND {OF_QUEUE} AND enqueued_at = :enqueued_at::timestamptz)"""
+
+
+def _buried(gone: str) -> str:
+    """A statement that makes a dead letter of a row, and gives its id.
+
+    Args:
+        gone: What takes the row from where it was.
+    """
+    columns = (
+        _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
+        .replace("failures", "least(coalesce(failures, 0), 2147483646) + :failed::int")
+        .replace("error", ":error::text::json")
+    )
+    return f"""
+WITH gone AS ({gone}){MADE_WAY["dead"]}, buried AS (
+  INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason) SELECT {columns}, :reason::text FROM gone{AFTER_WAY}
+)
+SELECT id FROM gone"""
 
 
 class TaskStatements:
@@ -267,6 +294,19 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
             f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at)"
             f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text",
         )
+        # As `snooze`, with a word in the row on why; the time since which that has been so is kept. A job that was put
+        # off for the same cause for longer than the patience lasts is left as it is.
+        since = "extract(epoch FROM statement_timestamp())"
+        long_ago = f"{since} - :patience::float8"
+        known = "CASE WHEN error->>'type' = :error::text::json->>'type' THEN (error->>'since')::float8 END"
+        self.put_off = compiled(
+            "put_off",
+            f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')},"
+            f" schedule_at = {_IN.format(_NOW, 'delay')},"
+            f" error = (:error::text::jsonb || jsonb_build_object('since', coalesce({known}, {since})))::json"
+            f" WHERE {HELD_ONE} AND (:patience::float8 IS NULL OR coalesce({known}, {since}) > {long_ago})"
+            " RETURNING id, pg_notify(:channel::text, '')::text",
+        )
         self.release = compiled(
             "release",
             f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')}{HELD_ONES}"
@@ -308,19 +348,20 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         # Dead letters.  The row moves in one statement, if the lease is held.
         self.bury = compiled(
             "bury",
-            f"""
-WITH gone AS (DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *){MADE_WAY["dead"]}, buried AS (
-  INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason)
-  SELECT {
-                _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
-                .replace("failures", "least(coalesce(failures, 0), 2147483646) + :failed::int")
-                .replace("error", ":error::text::json")
-            },
-    :reason::text
-  FROM gone{AFTER_WAY}
-)
-SELECT id FROM gone""",
+            _buried(f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *"),
         )
+        # The same of a job that a get took for good. A finished row is changed by nobody, but that it may be put
+        # again or purged: the DELETE locks the row, and finds it as it was taken, or not. Of a row that was deleted
+        # the taker has all that is left; nobody else can have an id that is in neither table.
+        taken = f"id = :id::bigint AND attempts = :token::int AND {OF_QUEUE}"
+        self.bury_taken: dict[Retention, Query] = {
+            "keep": compiled(
+                "bury_kept",
+                _buried(f"DELETE FROM {{table}} WHERE {taken} AND num_nulls(dequeued_at) = 0 RETURNING *"),
+            ),
+            "archive": compiled("bury_archived", _buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")),
+            "delete": compiled("bury_deleted", _buried(_TAKEN)),
+        }
         letter = f"{JOB}, error::text, reason, died_at AT TIME ZONE 'UTC'"
         self.dead_letters = compiled(
             "dead_letters",
@@ -330,13 +371,17 @@ SELECT id FROM gone""",
         self.dead_letter = compiled(
             "dead_letter", f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
         )
-        self.count_dead = compiled("count_dead", "SELECT count(*) FROM {dead} WHERE q_name = :q_name::text")
+        of_reason = "(:reason::text IS NULL OR reason = :reason::text)"
+        self.count_dead = compiled(
+            "count_dead", f"SELECT count(*) FROM {{dead}} WHERE q_name = :q_name::text AND {of_reason}"
+        )
         # A fresh start: what it went through is excused. Due immediately. Gives how many rose, and how many were put.
         self.revive = compiled(
             "revive",
             f"""
 WITH picked AS (
   SELECT id FROM {{dead}} WHERE q_name = :q_name::text AND (:ids::bigint[] IS NULL OR id = ANY (:ids::bigint[]))
+    AND {of_reason}
   ORDER BY died_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), risen AS (
   DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING *

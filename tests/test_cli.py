@@ -21,6 +21,7 @@ import pytest
 
 from pqcore import PQ, tasks
 from pqcore.cli.app import app as root
+from pqcore.errors import Unreadable, UnsafeSerializer
 from pqcore.testing.commands import Command, environment, run
 from pqcore.testing.harness import PATIENCE
 
@@ -446,11 +447,37 @@ def test_data_that_is_not_json_is_shown_and_not_decoded(dsn: str, pq: tasks.PQ, 
     job_id = pq["apples/pickle"].put(call("app.fail", "Cox"))
     done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
+    assert "put off for 60 seconds" in done.stderr
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("UPDATE queue SET schedule_at = now()")
+    job = pq["apples"].lease()
+    assert job is not None
+    with pytest.raises(UnsafeSerializer) as refused:
+        job.data  # noqa: B018
+    job.bury(refused.value)
     [shown] = run("dead", "show", str(job_id), "--queue", "apples", "--json", dsn=dsn).stdout.splitlines()
     letter = json.loads(shown)
-    assert (letter["reason"], letter["serializer"], letter["task"]) == ("invalid", "pickle", None)
+    assert (letter["reason"], letter["serializer"], letter["task"]) == ("unreadable", "pickle", None)
     assert letter["data"] or letter["payload"]
     assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 0
+
+
+def test_dead_letters_of_one_reason_are_retried_alone(dsn: str, pq: tasks.PQ) -> None:
+    queue = pq["apples"]
+    for error in (None, Unreadable("key 5 is not held"), None):
+        queue.put(1)
+        queue.bury(queue.get(), error)  # type: ignore[arg-type]
+
+    def retried(*arguments: str) -> str:
+        done = run("dead", "retry", *arguments, "--queue", "apples", "--yes", dsn=dsn)
+        return done.stdout or done.stderr
+
+    assert "give IDs, or --all" in retried()
+    assert "give IDs, or --all" in retried("1", "--reason", "failed")
+    assert "'nonsense' is not one of" in retried("--reason", "nonsense")
+    assert retried("--reason", "crashed") == "retried 0\n"
+    assert retried("--reason", "unreadable") == "retried 1\n"
+    assert retried("--all", "--reason", "failed") == "retried 2\n"
 
 
 def test_the_table_and_schema_can_be_named(dsn: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from pqcore.operations import examining
 from pqcore.schema import sequences
 from pqcore.schema.declared import declared_tables
 from pqcore.testing.harness import PATIENCE
+from pqcore.worker import Worker
 
 BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat", "plan",
-    "batches", "ticks", "encodings",
+    "batches", "put_off", "ticks", "encodings",
 ]  # fmt: skip
 
 
@@ -107,6 +109,20 @@ def test_batches_whose_jobs_are_gone_are_named(dsn: str) -> None:
         [{"batch": gone.id, "queue": "q", "pending": 2}],
     )
     assert "worker" in found["advice"]
+
+
+def test_jobs_that_wait_for_another_deployment_are_named(dsn: str, pq: PQ) -> None:
+    with tasks.PQ(dsn, backend="psycopg") as declared:
+        queue = declared["q"]
+        declared["q/pickle"].put({1})
+        queue.put({"function": "nowhere.at.all", "args": [], "kwargs": {}})
+        assert findings(dsn)["put_off"][0]["level"] == "ok"
+        asyncio.run(Worker(queue, burst=True).run())
+    [found] = findings(dsn)["put_off"]
+    assert found["level"] == "warning"
+    jobs = {job["reason"]: (job["queue"], job["number"]) for job in found["details"]["jobs"]}
+    assert jobs == {"unknown": ("q", 1), "unreadable": ("q", 1)}
+    assert "deploy workers" in found["advice"]
 
 
 def test_ticks_ahead_of_the_clock_are_named(dsn: str, pq: PQ) -> None:

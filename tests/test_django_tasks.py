@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from django_project import fixtures  # first, as it sets Django up
@@ -142,6 +143,15 @@ def test_a_result_is_not_that_of_a_newer_task_whose_job_has_the_id(dsn: str) -> 
     new.refresh()
     assert new.return_value == 4
     assert background.add.get_result(str(old.id)).return_value == 4
+
+
+def test_a_task_whose_result_is_not_json_is_run_once_and_has_failed(dsn: str, tmp_path: Path) -> None:
+    made = background.opaque.enqueue(str(tmp_path / "runs"))
+    work("default")
+    assert (tmp_path / "runs").read_text() == "run\n"
+    made.refresh()
+    assert made.status == TaskResultStatus.FAILED
+    assert made.errors[0].exception_class_path.endswith("ResultNotJsonError")
 
 
 def test_priorities_queues_and_times_are_kept(dsn: str) -> None:

@@ -202,6 +202,21 @@ def test_a_dead_letter_that_was_never_started_is_told(harness: Harness, register
     assert found == {expired: ("dead", "expired", task._path), no_call: ("dead", "invalid", "")}
 
 
+def test_a_job_that_is_put_off_for_another_worker_is_told(harness: Harness, register: Register) -> None:
+    queue = harness.task_queue()
+    listener = register(Listener())
+    unknown = queue.put({"function": "nowhere.at.all", "args": [], "kwargs": {}})
+    harness.sql(
+        f"INSERT INTO {harness.table} (q_name, data, serializer) VALUES ('q', '1', 'of another deployment')", rows=False
+    )
+    harness.drain(queue)
+    found = sorted((event.job.id, name, event.reason, event.task, event.delay) for name, event in listener.told)
+    assert found == [
+        (unknown, "retried", "unknown", "nowhere.at.all", 60),
+        (unknown + 1, "retried", "unreadable", "", 60),
+    ]
+
+
 def test_a_function_that_is_cancelled_is_told_to_be_dropped(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     begun = threading.Event()

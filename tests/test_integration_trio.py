@@ -101,6 +101,9 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
             await again.ack()
             assert again.data == "new"
             assert await queue.ack_many([other]) == []
+            await queue.put("bury")
+            await (await queue.get()).bury("of no use")  # type: ignore[union-attr]
+            assert queue.blocking.dead.count("failed") == 1
             assert await queue.get(block=False) is None
             assert await queue.get_many(3, timeout=0) == []
             assert (await queue.status(first), await queue.cancel(first)) == ("done", False)

@@ -34,7 +34,7 @@ from pqcore.testing.harness import PATIENCE
 
 LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "run_doctor"}
 DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
-CHANGING = DESTROYING | {"put_job", "retry_jobs", "move_jobs"}
+CHANGING = DESTROYING | {"put_job", "retry_jobs", "retry_dead_letters", "move_jobs"}
 SECRET = "hush-hush"
 
 
@@ -329,6 +329,9 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
         retried = (await ask(client, "retry_jobs", queue="fruit", job_ids=ids))["jobs"]
         outcomes = [("dead", True), ("done", True), ("scheduled", True), ("leased", False), ("none", False)]
         assert [(each["was"], each["retried"]) for each in retried] == outcomes
+
+        of_reason = {"queue": "fruit", "reason": "unreadable"}
+        assert await ask(client, "retry_dead_letters", **of_reason) == {**of_reason, "retried": 0}
 
         assert (await ask(client, "cancel_job", queue="fruit", job_id=put["id"]))["outcome"] == "deleted"
         assert (await ask(client, "cancel_job", queue="fruit", job_id=orchard.leased))["outcome"] == "none"

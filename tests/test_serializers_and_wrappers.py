@@ -42,6 +42,7 @@ from pqcore import PQ, hookimpl
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
+    KeyNotHeld,
     PluginError,
     PQError,
     SerializationError,
@@ -65,6 +66,7 @@ from pqcore.serializers import (
     Wrapper,
     Zstd,
     authenticates,
+    is_quick,
     stored_name,
 )
 from pqcore.serializers.keys import MARK_SIZE
@@ -531,6 +533,66 @@ def test_keys_are_rotated(make: Callable[[list[str]], Serializer], keys: list[st
     for others in ([new], [newest], [newest, new]):
         with pytest.raises(ValueError, match="another key"):
             make(others).loads(written)
+
+
+@pytest.mark.parametrize(("make", "keys"), KEYED)
+def test_a_key_that_is_not_held_is_told_from_damage(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
+    written = make(keys[:1]).dumps("payload")
+    assert isinstance(written, bytes)
+    with pytest.raises(KeyNotHeld):
+        make(keys[1:]).loads(written)
+    altered = written[:-8] + bytes(byte ^ 1 for byte in written[-8:])
+    for damaged in (b"", b"gAAA", b"no token", written[:20], altered, b"\xff" * 20):
+        with pytest.raises(ValueError, match="it was altered, or") as refused:
+            make(keys).loads(damaged)
+        assert not isinstance(refused.value, KeyNotHeld)
+
+
+def test_an_inner_key_that_is_not_held_is_told_and_nothing_of_what_was_decrypted() -> None:
+    outer = KEYS[0]
+    written = Fernet(SignedPickle(keys=SECRETS[:1]), keys=[outer]).dumps("s3cr3t")
+    with pytest.raises(KeyNotHeld, match=r"its signed-pickle cannot be read here \(KeyNotHeld\)") as refused:
+        Fernet(SignedPickle(keys=SECRETS[1:]), keys=[outer]).loads(written)
+    assert refused.value.__cause__ is refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("kind", [BaseException, ValueError])
+def test_what_a_decoder_raises_over_what_was_decrypted_is_not_shown(kind: type[BaseException]) -> None:
+    secret = uuid.uuid4().hex
+
+    class Inner(Json):
+        def loads(self, raw: Any) -> Any:
+            raise kind(raw)
+
+    serializer = Fernet(Inner(), keys=[KEYS[0]])
+    written = serializer.dumps(secret)
+    with pytest.raises(ValueError, match="it was decrypted, and is not valid json") as refused:
+        serializer.loads(written)
+    assert secret not in "".join(traceback.format_exception(refused.value))
+
+
+def test_only_a_class_that_says_so_itself_is_quick() -> None:
+    class Mine(Json):
+        pass
+
+    class Quick(Json):
+        quick = True
+
+    key = KEYS[0]
+    quick = (Json(), Orjson(), MsgspecJson(), MsgspecMsgpack(), Msgpack(), Cbor2(), Quick(), Fernet(keys=[key]))
+    slow = (
+        Mine(),
+        Zstd(),
+        Pickle(),
+        SignedPickle(keys=SECRETS[:1]),
+        MsgspecJson(dict),
+        PydanticJson(dict),
+        Orjson(default=str),
+        Cbor2(default=str),
+        Msgpack(default=str),
+        Fernet(Mine(), keys=[key]),
+    )
+    assert [is_quick(each) for each in (*quick, *slow)] == [True] * len(quick) + [False] * len(slow)
 
 
 @pytest.mark.parametrize(("make", "keys"), KEYED)

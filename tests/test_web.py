@@ -423,6 +423,8 @@ def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
         wrong = change("purge-dead", older_than="soon")
         assert wrong.status_code == 400
         assert "not a time" in wrong.text
+        assert change("retry-unreadable").status_code == 303
+        assert queue.dead.count() == 2  # none of them is
         done = change("retry-dead")
         assert "2 dead letters are due now" in client.get(done.headers["location"]).text
         assert queue.dead.count() == 0

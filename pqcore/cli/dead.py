@@ -101,17 +101,28 @@ _ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 @dead.command()
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All of the queue's.")
+@click.option("--reason", type=click.Choice(letters.REASONS), help="All that died for this reason, as in unreadable.")
 @queue_option
 @yes_option
 @json_option
 @with_database
-def retry(database: Database, job_ids: tuple[int, ...], everything: bool, queue: str, yes: bool, as_json: bool) -> None:
-    """Make jobs of dead letters again: same id, due at once, with a clean record."""
-    chosen = _chosen(job_ids, everything)
+def retry(
+    database: Database,
+    job_ids: tuple[int, ...],
+    everything: bool,
+    reason: str | None,
+    queue: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Make jobs of dead letters again: same id, due immediately, with a clean record."""
+    chosen = _chosen(job_ids, everything or reason is not None)
     settings = database.queue(queue)
     if chosen is None:
-        confirm(f"Retry all {database.call(letters.count, settings)} dead letters of {printable(queue)!r}?", yes=yes)
-    number = database.call(letters.revive, settings, chosen)
+        which = "" if reason is None else f"{reason} "
+        number = database.call(letters.count, settings, reason)
+        confirm(f"Retry all {number} {which}dead letters of {printable(queue)!r}?", yes=yes)
+    number = database.call(letters.revive, settings, chosen, reason)
     _done("retried", number, chosen, queue, as_json)
 
 

@@ -115,7 +115,8 @@ class Prometheus:
 
     @hookimpl
     def pqcore_job_retried(self, event: JobEvent) -> None:
-        self._ended(event, event.reason if event.reason in ("snoozed", "shutdown") else "retried")
+        apart = ("snoozed", "shutdown", "unknown", "unreadable")
+        self._ended(event, event.reason if event.reason in apart else "retried")
 
     @hookimpl
     def pqcore_job_dead(self, event: JobEvent) -> None:

@@ -142,6 +142,10 @@ class ThreadedQueue:
         """Give a leased job back; see `Queue.nack`."""
         await run_sync(self.blocking.nack, cast("Any", job), delay)
 
+    async def bury(self, job: ThreadedJob, error: BaseException | str | None = None, *, connection: Any = None) -> None:
+        """Make a dead letter of a job; see `Queue.bury`."""
+        await run_sync(functools.partial(self.blocking.bury, cast("Any", job), error, connection=connection))
+
     async def extend(self, job: ThreadedJob, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now; see `Queue.extend`."""
         await run_sync(self.blocking.extend, cast("Any", job), timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,23 @@ class Changing:
                 {"id": each.id, "queue": settings.name, "was": each.state, "retried": each.done} for each in outcomes
             )
         }
+
+    async def retry_dead_letters(
+        self,
+        queue: QueueName,
+        reason: Annotated[
+            Literal["failed", "crashed", "expired", "invalid", "unreadable"],
+            Field(description="Only those that died for this reason."),
+        ],
+    ) -> dict[str, Any]:
+        """Make jobs due now of all dead letters of a queue that died for one reason; they keep their ids.
+
+        `unreadable` ones were put off for a week by workers without the serializer or key: they can be retried once
+        the right workers are deployed.
+        """
+        settings = self._desk.queue(queue)
+        retried = await self._desk.call(letters.revive, settings, None, reason)
+        return self._desk.document({"queue": settings.name, "reason": reason, "retried": retried})
 
     async def cancel_job(
         self,

@@ -96,7 +96,8 @@ class Looking:
         """List the jobs of a queue that failed for good, the latest first, each with its error and traceback.
 
         `reason` says why: `failed` (no retries left), `crashed` (its workers died of it), `expired` (its deadline had
-        passed), `invalid` (it could not be read). `total` is how many there are. `show_job` shows the data of one.
+        passed), `invalid` (it could not be read), `unreadable` (no worker had its serializer or key).
+        `total` is how many there are. `show_job` shows the data of one.
         """
         settings = self._desk.queue(queue)
         rows = await self._desk.call(letters.listed, settings, limit)

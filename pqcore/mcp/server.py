@@ -65,6 +65,7 @@ def mcp_server(desk: Desk, *, changes: bool = False, token: str | None = None) -
         tools += [
             _tool(desk, changing.put_job, "Put a job", destructive_hint=False),
             _tool(desk, changing.retry_jobs, "Retry jobs", destructive_hint=False),
+            _tool(desk, changing.retry_dead_letters, "Retry dead letters of a reason", destructive_hint=False),
             _tool(desk, changing.move_jobs, "Move jobs", destructive_hint=False),
             _tool(desk, changing.cancel_job, "Cancel a job", destructive_hint=True),
             _tool(desk, changing.purge_finished, "Purge finished jobs", destructive_hint=True),

@@ -16,6 +16,7 @@ from pqcore.engine import Engine
 from pqcore.errors import AccessDenied
 from pqcore.headers import check_link
 from pqcore.operations.putting import insert
+from pqcore.operations.serializing import encode
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import not_stored
@@ -236,7 +237,8 @@ async def _close_if_over(
         return
     await s.execute(s.sql.tasks.close_batch, s.sql.tasks.close_batch.bind({"id": batch}))
     if callback is not None and (following := _callback(queue, batch, callback)) is not None:
-        last = following.after(queue, {"batch": batch, "total": total, "failed": failed}, [])
+        result = await encode(engine, queue, {"batch": batch, "total": total, "failed": failed})
+        last = following.after(queue, result, [])
         await insert(engine, s, last.values(), None)
 
 

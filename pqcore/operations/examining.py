@@ -19,8 +19,10 @@ from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.engine import Engine
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
+from pqcore.fragments import IS_HIDDEN, IS_READY
 from pqcore.operations import encoding
 from pqcore.operations.catalogue import ask
+from pqcore.operations.finishing import PUT_OFF
 from pqcore.operations.ticking import AHEAD
 from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
@@ -738,6 +740,34 @@ async def _batches(patient: _Patient) -> list[Finding]:
     return [Finding("batches", "warning", message, advice, details)]
 
 
+# Only rows that wait, and no more than are needed to say so: finished ones are not read.
+_PUT_OFF = f"""
+SELECT q_name, error->>'type', count(*), min(error->>'message') FROM (
+  {
+    " UNION ALL ".join(
+        f"(SELECT q_name, error FROM {{table}} WHERE {kind} AND error IS NOT NULL AND schedule_at IS NOT NULL"
+        " LIMIT 10000)"
+        for kind in (IS_READY, IS_HIDDEN)
+    )
+} ) AS waiting
+WHERE error->>'type' = ANY (:reasons::text[]) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
+
+
+async def _put_off(patient: _Patient) -> list[Finding]:
+    """Jobs that wait for another deployment: for a worker that knows the function, or can read the data."""
+    rows = await patient.ask("put_off_jobs", _PUT_OFF, reasons=list(PUT_OFF))
+    if not rows:
+        return [Finding("put_off", "ok", "no job waits for another deployment of its workers", details={"jobs": []})]
+    details = {"jobs": [dict(zip(("queue", "reason", "number", "message"), row, strict=True)) for row in rows]}
+    queue, reason, number, message = rows[0]
+    said = f"{number} jobs of queue {queue!r} are put off again and again, as {reason} to workers: {message}"
+    advice = (
+        "deploy workers with the serializer, accept and keys, or with the function, that these jobs need; each is tried"
+        " again within a minute"
+    )
+    return [Finding("put_off", "warning", said, advice, details)]
+
+
 async def _ticks(patient: _Patient) -> list[Finding]:
     """Last ticks ahead of the server's clock, which ran ahead when they were put."""
     rows = await patient.ask(
@@ -929,6 +959,7 @@ _TABLE: tuple[tuple[str, _Check], ...] = (
     ("bloat", _bloat),
     ("plan", _plans),
     ("batches", _batches),
+    ("put_off", _put_off),
     ("ticks", _ticks),
     ("encodings", _encodings),
 )

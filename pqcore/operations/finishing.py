@@ -37,7 +37,9 @@ from pqcore.operations.batching import Membership, count_down, without_batch
 from pqcore.operations.contention import WAITS
 from pqcore.operations.gating import gate_of, give_up, lock_gates, try_gates
 from pqcore.operations.leasing import ack_rows
+from pqcore.operations.letters import described
 from pqcore.operations.putting import insert
+from pqcore.operations.serializing import encode
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.runtime import backoff
@@ -47,6 +49,8 @@ from pqcore.settings import Encoded, QueueSettings, logger
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 _AGAIN = ("retry", "snooze", "crash")
 """Ends after which the job is run again."""
+PUT_OFF = {"unknown": None, "unreadable": 7 * 86_400.0}
+"""Reasons of a snooze that need another deployment: seconds after which the job is a dead letter; None for never."""
 TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
 _AILMENTS = ("25", "53", "55", "57", "58")
@@ -69,16 +73,21 @@ class Outcome:
             without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
             ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
+        encoded: The same as it is stored, if it was encoded already.
+        unkept: Why the result cannot be stored, as `described`; the job is done all the same.
         error: The last exception, as `described`.
         delay: Seconds until it is due again; None for at once, in its place.
         finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
-        reason: Why it is dead or dropped: ``failed``, ``crashed``, ``expired``, ``discarded``, ``cancelled``.
+        reason: Why it is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``, ``unreadable``,
+            ``discarded``, ``cancelled``, ``unknown``.
         by_hand: Whether its function was not called: then there is no result to be kept.
     """
 
     job: BaseJob
     end: End
     result: Any = None
+    encoded: Encoded | None = None
+    unkept: dict[str, str] | None = None
     error: dict[str, str] | None = None
     delay: float | None = None
     reason: str = ""
@@ -119,7 +128,7 @@ async def finish(
         plain, others = _divided(outcomes)
         lost = await _finish_plain(engine, queue, plain, connection)
         for start in range(0, len(others), TOGETHER):
-            lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection)
+            lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection, {})
         return lost
     endings = Endings(busy=None, buries=False)
     await _store_groups(engine, queue, _groups(outcomes), endings)
@@ -155,7 +164,7 @@ class Endings:
     Attributes:
         lost: The lease of the job was not held; the job is as it was.
         refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
-        buried: By the outcome's `id`, the dead letter that was stored in its place.
+        buried: By the outcome's `id`, what was stored in its place: a dead letter, or an end without a result.
         busy: Not stored, as another transaction has the limit or group locked; None to wait for that transaction.
         buries: Whether a job that was done, and whose end holds a value that is refused, is a dead letter.
     """
@@ -295,11 +304,11 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
         if _is_plain(group[0]):
             endings.lost += await _finish_plain(engine, queue, group, None)
         elif endings.busy is None:
-            endings.lost += await _finish_together(engine, queue, group, None)
+            endings.lost += await _finish_together(engine, queue, group, None, endings.buried)
         else:
             for pause in (*WAITS, None):
                 busy: list[Outcome] = []
-                endings.lost += await _finish_together(engine, queue, left, None, busy)
+                endings.lost += await _finish_together(engine, queue, left, None, endings.buried, busy)
                 left = busy
                 if pause is None or not busy:
                     endings.busy += busy
@@ -320,9 +329,10 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
 async def _bury(
     engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
 ) -> PQError | None:
-    """End a job of which the server refuses what follows: as a dead letter, not by trying without end."""
-    found, dead = Endings(busy=None if endings.busy is None else []), dead_letter_of(outcome, refusal)
-    ailment = await _store(engine, queue, [dead], found)
+    """End a job of which the server refuses what follows: without its result, or as a dead letter."""
+    found = Endings(busy=None if endings.busy is None else [])
+    instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
+    ailment = await _store(engine, queue, [instead], found)
     if found.refused:
         endings.refused.append((outcome, found.refused[0][1]))
     elif found.lost:
@@ -330,16 +340,16 @@ async def _bury(
     elif found.busy and endings.busy is not None:
         endings.busy.append(outcome)
     else:
-        endings.buried[id(outcome)] = dead
+        endings.buried[id(outcome)] = found.stored(instead)
     return ailment
 
 
-def dead_letter_of(outcome: Outcome, refusal: PQError) -> Outcome:
-    """Return the dead letter that a job becomes whose end the server refuses.
+def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
+    """Return the dead letter that a job becomes whose end cannot be stored.
 
     Args:
         outcome: How the job was to end.
-        refusal: What the server said.
+        refusal: Why.
     """
     run = "it was run, but what follows from it" if outcome.end == "done" else "how it ended"
     error = {
@@ -347,7 +357,22 @@ def dead_letter_of(outcome: Outcome, refusal: PQError) -> Outcome:
         "message": f"{run} cannot be stored: {refusal}",
         "traceback": "",
     }
-    return replace(outcome, end="dead", result=None, error=error, reason="failed")
+    return replace(outcome, end="dead", result=None, encoded=None, unkept=None, error=error, reason="failed")
+
+
+def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
+    """Return how a job ends of whose end the result alone may be refused: done, with the refusal in its place.
+
+    None if it has no result, or a chain needs the result.
+
+    Args:
+        outcome: How the job was to end.
+        refusal: Why.
+    """
+    headers = outcome.job.headers
+    if outcome.end != "done" or outcome.unkept is not None or "keep" not in headers or headers.get("then"):
+        return None
+    return replace(outcome, encoded=None, unkept=described(refusal))
 
 
 async def _finish_plain(
@@ -386,6 +411,7 @@ async def _finish_together(
     queue: QueueSettings,
     outcomes: Sequence[Outcome],
     connection: object,
+    buried: dict[int, Outcome],
     later: list[Outcome] | None = None,
 ) -> list[Outcome]:
     gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
@@ -399,8 +425,10 @@ async def _finish_together(
                 locked = await try_gates(engine, queue, s, gates)
                 busy = [outcome for outcome in outcomes if outcome.job.id in gates.keys() - locked]
             begun = [outcome for outcome in outcomes if outcome not in busy]
-            ended = await _end_rows(s, queue, begun)
-            await _follow(engine, queue, s, ended, locked=True)
+            for outcome in begun:
+                buried.pop(id(outcome), None)  # of an attempt that was undone
+            ended = await _end_rows(s, queue, begun, buried)
+            await _follow(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended], locked=True)
         held = {id(outcome) for outcome in ended}
         return [outcome for outcome in begun if id(outcome) not in held and not outcome.finished], busy
 
@@ -413,6 +441,11 @@ async def _finish_together(
 def has_followers(headers: str | None, words: Sequence[str] = _FOLLOWED) -> bool:
     """Whether something follows from the end of a job with these headers."""
     return headers is not None and any(word in headers for word in words)
+
+
+def without_followers_text(job: BaseJob) -> str | None:
+    """The headers of a dead letter from which what follows has followed already; None if they can stay as they are."""
+    return json.dumps(without_followers(job.headers)) if is_continued(job.raw_headers) else None
 
 
 def without_followers(headers: dict[str, Any]) -> dict[str, Any]:
@@ -486,13 +519,22 @@ async def go_on(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Seq
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
             job = outcome.job
             logger.error("%r: job %d ended without what its headers ask for: %s", queue.name, job.id, job.header_faults)
-        await _keep_result(s, queue, outcome)
+        await _keep_result(engine, queue, s, outcome)
         await _put_next(engine, queue, s, outcome)
     await _count_down(engine, queue, s, ended)
 
 
-async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Change the rows; those outcomes whose lease was held."""
+async def _end_rows(
+    s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome]
+) -> list[Outcome]:
+    """Change the rows; those outcomes whose lease was held.
+
+    Args:
+        s: A session with a transaction open.
+        queue: Whose jobs.
+        outcomes: How they end.
+        buried: Takes, by the `id` of an outcome, the dead letter of a job that was put off for too long.
+    """
     ended = []
     done = [outcome for outcome in outcomes if outcome.end == "done"]
     if done:
@@ -509,40 +551,53 @@ async def _end_rows(s: CoreSession, queue: QueueSettings, outcomes: Sequence[Out
     for outcome in sorted(outcomes, key=lambda outcome: outcome.job.id):
         if outcome.end == "done":
             continue
-        query = statements[outcome.end]
+        put_off = outcome.end == "snooze" and outcome.reason in PUT_OFF
+        patience = PUT_OFF[outcome.reason] if put_off else None
+        query = tasks.put_off if put_off else statements[outcome.end]
         values = {
             "id": outcome.job.id,
             "token": outcome.job.attempts,
             "delay": outcome.delay,
-            "error": _error_text(outcome),
+            "error": error_text(outcome),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
-            "headers": _headers_of_the_dead(outcome.job),
+            "headers": headers_of_the_dead(outcome.job),
+            "patience": patience,
             "q_name": queue.name,
             "channel": queue.channel,
         }
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)
+        elif patience is not None and await s.execute(tasks.bury, tasks.bury.bind(values)):
+            buried[id(outcome)] = replace(outcome, end="dead")
+            ended.append(outcome)
     return ended
 
 
-def _error_text(outcome: Outcome) -> str | None:
-    return None if outcome.error is None else json.dumps(outcome.error).replace("\\u0000", "\\ufffd")
+def error_text(outcome: Outcome) -> str | None:
+    """An outcome's error as it is stored."""
+    return _json_text(outcome.error)
 
 
-def _headers_of_the_dead(job: BaseJob) -> str | None:
+def _json_text(error: dict[str, str] | None) -> str | None:
+    return None if error is None else json.dumps(error).replace("\\u0000", "\\ufffd")
+
+
+def headers_of_the_dead(job: BaseJob) -> str | None:
     """Without its batch, and what nobody can read; None if they can stay as they are."""
     if job.raw_headers is None:
         return None
     return without_batch(job.headers) or (json.dumps(job.headers) if job.header_faults else None)
 
 
-async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -> None:
+async def _keep_result(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
     keep = outcome.job.headers.get("keep")
     state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
     if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
         return
-    encoded = queue.encode_row(outcome.result) if outcome.end == "done" else Encoded(None, None)
+    encoded = outcome.encoded or Encoded(None, None)
+    if outcome.end == "done" and outcome.encoded is None and outcome.unkept is None:
+        encoded = await encode(engine, queue, outcome.result)
     values = {
         "id": outcome.job.id,
         "q_name": queue.name,
@@ -550,7 +605,7 @@ async def _keep_result(s: CoreSession, queue: QueueSettings, outcome: Outcome) -
         "data": encoded.data,
         "payload": encoded.payload,
         "serializer": queue.serializer_name,
-        "error": _error_text(outcome),
+        "error": error_text(outcome) or _json_text(outcome.unkept),
         "keep": float(keep),
         "put_at": outcome.job.enqueued_at,
         "channel": results_channel(queue.name),
@@ -562,7 +617,8 @@ async def _put_next(engine: Engine, queue: QueueSettings, s: CoreSession, outcom
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.end == "done" and chain:
-        following = StoredPut.from_json(chain[0]).after(queue, outcome.result, chain[1:])
+        result = outcome.encoded or await encode(engine, queue, outcome.result)
+        following = StoredPut.from_json(chain[0]).after(queue, result, chain[1:])
         await insert(engine, s, following.values(), None)
 
 

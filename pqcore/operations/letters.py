@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from types import TracebackType
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
+from pqcore.interrupts import is_from_outside
 from pqcore.operations.transactions import atomic, with_free_ids
 from pqcore.operations.unstored import not_stored
 from pqcore.sessions import CoreSession
@@ -17,6 +20,11 @@ from pqcore.timespec import seconds
 
 MOST_REVIVED, MOST_PURGED = 1_000, 10_000
 """Dead letters: the most that one statement deals with; the limits in `pqcore.task_statements`."""
+REASONS = ("failed", "crashed", "expired", "invalid", "unreadable")
+"""Why jobs are dead letters."""
+MAX_TRACEBACK = 20_000
+"""Characters of a traceback that are kept: its end."""
+_LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 
 
 async def listed(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
@@ -36,24 +44,42 @@ async def one(engine: Engine, queue: QueueSettings, job_id: int) -> Row:
     return rows[0]
 
 
-async def count(engine: Engine, queue: QueueSettings) -> int:
-    """How many there are."""
-    [[number]] = await engine.execute("tasks.count_dead", {"q_name": queue.name}, protect=False)
+async def count(engine: Engine, queue: QueueSettings, reason: str | None = None) -> int:
+    """Return how many there are, of one reason or of all."""
+    values = {"q_name": queue.name, "reason": _checked(reason)}
+    [[number]] = await engine.execute("tasks.count_dead", values, protect=False)
     return int(number)
 
 
-async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None) -> int:
-    """Make jobs of them again, due immediately, with a clean record; all of them if ``ids`` is None.  How many.
+def _checked(reason: str | None) -> str | None:
+    if reason is not None and reason not in REASONS:
+        msg = f"{reason!r} is no reason of a dead letter; choose of {', '.join(REASONS)}"
+        raise ConfigurationError(msg)
+    return reason
+
+
+async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None, reason: str | None = None) -> int:
+    """Make jobs of them again, due immediately, with a clean record; return how many.
+
+    Args:
+        engine: Where.
+        queue: Whose.
+        ids: Which; None for all.
+        reason: Only those that died for this reason.
 
     Raises:
+        ConfigurationError: There is no such reason.
         NotStored: A trigger left a job out; nothing is changed.
     """
+    _checked(reason)
 
     async def rise(some: Sequence[int] | None) -> int:
         async def work(s: CoreSession) -> int:
             query = s.sql.tasks.revive
             async with atomic(s):
-                [[risen, put]] = await s.execute(query, query.bind({"q_name": queue.name, "ids": some}))
+                [[risen, put]] = await s.execute(
+                    query, query.bind({"q_name": queue.name, "ids": some, "reason": reason})
+                )
                 if put < risen:
                     raise await not_stored(engine, s, "revive")
             return int(risen)
@@ -101,3 +127,32 @@ async def _in_slices(
 def error_of(raw: str | None) -> dict[str, str]:
     """The last error of a row: ``type``, ``message``, ``traceback``; empty without one."""
     return {} if raw is None else dict(json.loads(raw))
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
+    kind = type(error)
+    text = "".join(traceback.format_exception(kind, error, _from_the_function(error.__traceback__)))
+    try:
+        message = str(error)
+    except BaseException as exc:
+        if is_from_outside(exc):
+            raise
+        message = f"<a {kind.__qualname__} that cannot be shown>"
+    return {
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "message": _storable(message[:MAX_TRACEBACK]),
+        "traceback": _storable(text[-MAX_TRACEBACK:]),
+    }
+
+
+def _from_the_function(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames that led to the function: those of the worker, of its threads and pools."""
+    start = trace
+    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+        start = start.tb_next
+    return trace if start is None else start
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

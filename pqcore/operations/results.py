@@ -11,10 +11,11 @@ from typing import Any
 
 from pqcore.backend import Row
 from pqcore.engine import Engine
-from pqcore.errors import JobFailed, JobNotFound, ResultTimeout
+from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
 from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob, JobId, Moment
+from pqcore.operations.serializing import decode
 from pqcore.settings import QueueSettings
 from pqcore.timespec import seconds
 
@@ -77,6 +78,8 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
         moments = [Moment.of(moment) for moment in times]
+        if error is None and state == "done" and kept:
+            error = kept[0][5]  # why its result could not be stored
         return JobInfo(
             int(job_id), state, attempts, failures, _loaded(error), progress, read_headers(headers)[0], *moments
         )
@@ -123,6 +126,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     Raises:
         JobFailed: It is a dead letter, or was dropped.
         JobNotFound: Its result is not kept, or another job has its id.
+        ResultNotStored: It was done, and its result could not be stored.
         ResultTimeout: It was not there in time.
     """
     limit = None if timeout is None else seconds(timeout)
@@ -132,14 +136,14 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
         ticket = engine.ticket(topic)  # before the look, so that what comes after it counts
         found = await _find(engine, queue, "tasks.find_result", job_id)
         if found and found[0][0] != "running":
-            return _read(queue, job_id, *found[0])
+            return await _read(engine, queue, job_id, *found[0])
         rows = await _find(engine, queue, "tasks.find_job", job_id)
         # Between the two looks it may have ended: then there is a result, or none was to be kept.
         ended = not rows or rows[0][0] in ("done", "dead")
         if ended or '"keep"' not in (rows[0][3] or ""):
             found = await _find(engine, queue, "tasks.find_result", job_id)
             if found and found[0][0] != "running":
-                return _read(queue, job_id, *found[0])
+                return await _read(engine, queue, job_id, *found[0])
             if rows and rows[0][0] == "dead":
                 raise _failed(job_id, "failed", rows[0][1])
             if not rows and not found:
@@ -153,7 +157,8 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
         await engine.wait(topic, ticket, min(left, POLL))
 
 
-def _read(
+async def _read(
+    engine: Engine,
     queue: QueueSettings,
     job_id: int,
     state: str,
@@ -165,8 +170,12 @@ def _read(
 ) -> Any:
     if state != "done":
         raise _failed(job_id, state, error)
+    if error is not None:
+        details = _loaded(error)
+        msg = f"job {job_id} was done, and its result could not be stored: {details['type']}: {details['message']}"
+        raise ResultNotStored(msg, details)
     raw = data if payload is None else bytes(payload)
-    return queue.decode_row(job_id, serializer, "null" if raw is None else raw)
+    return await decode(engine, queue, job_id, serializer, "null" if raw is None else raw)
 
 
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:

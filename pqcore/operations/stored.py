@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pqcore.operations.putting import NO_TIMES
-from pqcore.settings import QueueSettings
+from pqcore.settings import Encoded, QueueSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,13 @@ class StoredPut:
     @classmethod
     def encode(cls, queue: QueueSettings, data: Any, headers: dict[str, Any], delay: float | None = None) -> StoredPut:
         """What a put of this data would store."""
-        encoded = queue.encode_row(data)
+        return cls.of(queue, queue.encode_row(data), headers, delay)
+
+    @classmethod
+    def of(
+        cls, queue: QueueSettings, encoded: Encoded, headers: dict[str, Any], delay: float | None = None
+    ) -> StoredPut:
+        """Return what a put of data stores that was encoded already."""
         payload = None if encoded.payload is None else base64.b64encode(encoded.payload).decode()
         return cls(queue.name, queue.serializer_name, encoded.data, payload, headers, delay)
 
@@ -47,9 +53,15 @@ class StoredPut:
         """What JSON can hold."""
         return dict(vars(self))
 
-    def after(self, queue: QueueSettings, result: Any, chain: list[dict[str, Any]]) -> StoredPut:
-        """The same, told of what came before it, and of what comes after."""
-        previous = StoredPut.encode(queue, result, {}).to_json()
+    def after(self, queue: QueueSettings, result: Encoded, chain: list[dict[str, Any]]) -> StoredPut:
+        """Return the same, told of what came before it, and of what comes after.
+
+        Args:
+            queue: Whose serializer encoded the result.
+            result: What came before.
+            chain: What comes after.
+        """
+        previous = StoredPut.of(queue, result, {}).to_json()
         headers = {**self.headers, "previous": {key: previous[key] for key in ("data", "payload", "serializer")}}
         if chain:
             headers["then"] = chain

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from pqcore.serializers.keys import key_id
 from pqcore.serializers.pickles import Pickle, pickle_dumps, pickle_loads
 from pqcore.serializers.plain_json import Json, json_decode, json_encode
-from pqcore.serializers.protocol import Serializer, authenticates, fault_of, held_keys, stored_name, written_under
+from pqcore.serializers.protocol import (
+    Serializer,
+    authenticates,
+    fault_of,
+    held_keys,
+    is_quick,
+    stored_name,
+    written_under,
+)
 from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ __all__ = [
     "authenticates",
     "fault_of",
     "held_keys",
+    "is_quick",
     "json_decode",
     "json_encode",
     "key_id",

@@ -6,14 +6,17 @@ import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, KeyNotHeld, Unreadable
 from pqcore.hookspecs import hookimpl
+from pqcore.interrupts import is_from_outside
 from pqcore.serializers.keys import counted, find_keys, key_id
 from pqcore.serializers.libraries import library
-from pqcore.serializers.protocol import Serializer
+from pqcore.serializers.protocol import Serializer, is_quick
 from pqcore.serializers.wrapping import Wrapper
 
 VARIABLE = "PQCORE_FERNET_KEYS"
+_VERSION, _BLOCK, _LEAST = b"\x80", 16, 1 + 8 + 16 + 32
+"""Of a token: its first byte, the bytes of a block, and those of the version, time, IV and HMAC."""
 _MAKE = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 
 
@@ -33,11 +36,13 @@ class Fernet(Wrapper):
     """
 
     layer = "fernet"
+    quick = True
     safe = True  # as it was written by somebody who has a key
     authenticates = True
 
     def __init__(self, inner: Serializer | str | None = None, *, keys: Sequence[str | bytes] | None = None) -> None:
         super().__init__(inner)
+        self.quick = is_quick(self.inner)
         fernet = library("cryptography.fernet", serializer=self.layer, extra="fernet")
         found = find_keys(keys, VARIABLE, "Fernet", _MAKE)
         self._invalid = fernet.InvalidToken
@@ -54,9 +59,13 @@ class Fernet(Wrapper):
         plain = self._unwrapped(raw)
         try:
             return self.inner.loads(plain if self.inner.binary else plain.decode())
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it may contain what was encrypted
-            problem = type(exc).__name__
-        # Outside of the except clause: the error itself is to be in no traceback.
+        except BaseException as exc:  # whatever it is, it may contain what was encrypted
+            if is_from_outside(exc):
+                raise
+            problem, elsewhere = type(exc).__name__, isinstance(exc, Unreadable)
+        # Outside of the except clause: the error itself must be in no traceback.
+        if elsewhere:
+            raise KeyNotHeld(f"it was decrypted, and its {self.inner.name} cannot be read here ({problem})")
         raise ValueError(f"it was decrypted, and is not valid {self.inner.name} ({problem})")
 
     def wrap(self, raw: bytes) -> bytes:
@@ -64,18 +73,18 @@ class Fernet(Wrapper):
         return token
 
     def unwrap(self, raw: bytes) -> bytes:
-        return self._decrypted(self._fernet, raw)
+        return self._decrypted(self._fernet, raw, marked=False)
 
     def unwrap_under(self, raw: bytes, key: str) -> bytes:
-        return self._decrypted(self._by_id[key], raw)
+        return self._decrypted(self._by_id[key], raw, marked=True)
 
-    def refused_key(self, key: str) -> ValueError:
-        return ValueError(
+    def refused_key(self, key: str) -> KeyNotHeld:
+        return KeyNotHeld(
             f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key, {key} "
             f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
         )
 
-    def _decrypted(self, fernet: Any, raw: bytes) -> bytes:
+    def _decrypted(self, fernet: Any, raw: bytes, *, marked: bool) -> bytes:
         try:
             plain: bytes = fernet.decrypt(raw)
         except self._invalid:
@@ -83,11 +92,22 @@ class Fernet(Wrapper):
                 f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "
                 f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
             )
-            raise ValueError(msg) from None
+            # A mark says under which key: the bytes of one that is held were altered.
+            raise (KeyNotHeld(msg) if not marked and _is_token(raw) else ValueError(msg)) from None
         return plain
 
     def __repr__(self) -> str:
         return f"<{self.name} with {counted(self._count)}>"
+
+
+def _is_token(raw: bytes) -> bool:
+    """Whether bytes have the form of a token, so that there may be a key for them; see the specification of Fernet."""
+    try:
+        token = base64.b64decode(raw, b"-_", validate=True)
+    except ValueError:
+        return False
+    encrypted = len(token) - _LEAST
+    return token[:1] == _VERSION and encrypted > 0 and encrypted % _BLOCK == 0
 
 
 def _made(fernet: Any, key: bytes, number: int) -> Any:

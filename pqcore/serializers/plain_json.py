@@ -61,6 +61,7 @@ class Json:
     name = "json"
     binary = False
     safe = True
+    quick = True
 
     def dumps(self, value: Any) -> str:
         return json_encode(value)

@@ -17,7 +17,8 @@ class Serializer(Protocol):
     always gives one value of JSON, which `put_many` then sends as it is.  ``key_ids``: The ids of
     the keys that it holds, the first of which writes; then `dumps` begins with a mark of that key
     (`Wrapper` does so by itself).  ``rekey``: Called with what was stored; returns the same data
-    under the first key.
+    under the first key.  ``quick``: True if some kilobytes are read and written as fast as JSON; a worker
+    then calls it in its event loop, and else in threads.  A subclass states ``quick`` again.
 
     Attributes:
         name: As users write it, in ``pq["apples/msgpack"]``.
@@ -85,6 +86,11 @@ def held_keys(serializer: object) -> frozenset[str]:
     inner = getattr(serializer, "inner", None)
     held = frozenset(getattr(serializer, "key_ids", ()))
     return held if inner is None else held | held_keys(inner)
+
+
+def is_quick(serializer: Serializer | None) -> bool:
+    """Return whether a serializer's own class says that it takes no longer than JSON."""
+    return bool(vars(type(serializer)).get("quick", False)) and bool(getattr(serializer, "quick", False))
 
 
 def authenticates(serializer: Serializer | None) -> bool:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, KeyNotHeld
 from pqcore.hookspecs import hookimpl
 from pqcore.serializers.keys import add_marks, counted, find_keys, key_id, take_mark
 
@@ -76,7 +76,9 @@ class SignedPickle:
                 f"{'' if mark is None or signers else f', {mark}'} "
                 f"(add that to {VARIABLE}, or to SignedPickle(keys=[...])); it was not unpickled"
             )
-            raise ValueError(msg)
+            # A mark says under which key: the bytes of one that is held were altered, as were those that are too few.
+            elsewhere = not signers or (mark is None and len(rest) > _SIZE)
+            raise KeyNotHeld(msg) if elsewhere else ValueError(msg)
         return bytes(pickled)
 
     def __repr__(self) -> str:

@@ -27,6 +27,7 @@ class Cbor2:
     name = "cbor2"
     binary = True
     safe = True
+    quick = True
 
     def __init__(
         self, *, default: Callable[..., Any] | None = None, tag_hook: Callable[..., Any] | None = None
@@ -34,6 +35,7 @@ class Cbor2:
         cbor2 = library("cbor2", serializer=self.name, extra="cbor2")
         self._dumps, self._loads = cbor2.dumps, cbor2.loads
         self._default, self._tag_hook = default, tag_hook
+        self.quick = default is None and tag_hook is None
 
     def dumps(self, value: Any) -> bytes:
         refuse_deep_data(value, MOST_NESTED)  # before cbor2 looks at it, which may end the process

@@ -23,10 +23,12 @@ class Msgpack:
     name = "msgpack"
     binary = True
     safe = True
+    quick = True
 
     def __init__(self, *, default: Callable[[Any], Any] | None = None) -> None:
         msgpack = library("msgpack", serializer=self.name, extra="msgpack")
         self._pack, self._unpack, self._default = msgpack.packb, msgpack.unpackb, default
+        self.quick = default is None
 
     def dumps(self, value: Any) -> bytes:
         raw: bytes = self._pack(value, default=self._default, datetime=True)

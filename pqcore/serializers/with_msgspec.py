@@ -27,6 +27,7 @@ class _Msgspec:
         self._msgspec = library("msgspec", serializer=self.name, extra="msgspec")
         codec = library(f"msgspec.{self._format}", serializer=self.name, extra="msgspec")
         self._type, self._enc_hook = type, enc_hook
+        self.quick = type is Any and enc_hook is None and dec_hook is None
         self._encode = codec.Encoder(enc_hook=enc_hook).encode
         self._decode = codec.Decoder(type, strict=strict, dec_hook=dec_hook).decode
 
@@ -62,6 +63,7 @@ class MsgspecJson(_Msgspec):
 
     stored_as = "json"
     binary = False
+    quick = True
 
     def dumps(self, value: Any) -> str:
         raw = self._encoded(value)
@@ -92,6 +94,7 @@ class MsgspecMsgpack(_Msgspec):
     name = "msgspec-msgpack"
     stored_as = "msgpack"
     binary = True
+    quick = True
     _format = "msgpack"
 
     def dumps(self, value: Any) -> bytes:

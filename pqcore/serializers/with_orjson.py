@@ -28,11 +28,13 @@ class Orjson:
     stored_as = "json"
     binary = False
     safe = True
+    quick: bool = True
 
     def __init__(self, *, default: Callable[[Any], Any] | None = None, option: int = 0) -> None:
         orjson = library("orjson", serializer=self.name, extra="orjson")
         self._dumps, self._loads = orjson.dumps, orjson.loads
         self._default, self._option, self._non_str_keys = default, option, orjson.OPT_NON_STR_KEYS
+        self.quick = default is None
 
     def dumps(self, value: Any) -> str:
         raw: bytes = self._dumps(value, self._default, self._option)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, KeyNotHeld
 from pqcore.serializers.keys import add_marks, counted, take_mark
 from pqcore.serializers.plain_json import Json
 from pqcore.serializers.protocol import Serializer, authenticates, fault_of, stored_name, written_under
@@ -77,9 +77,9 @@ class Wrapper:
         """
         return self.unwrap(raw)
 
-    def refused_key(self, key: str) -> ValueError:
+    def refused_key(self, key: str) -> KeyNotHeld:
         """Return the error for bytes under a key that is not held."""
-        return ValueError(f"it was altered, or written under another key, {key}, than the {counted(len(self.key_ids))}")
+        return KeyNotHeld(f"it was altered, or written under another key, {key}, than the {counted(len(self.key_ids))}")
 
     def _wrapped(self, raw: bytes) -> bytes:
         marks = list(self.key_ids[:1])

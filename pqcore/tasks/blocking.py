@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore import queue as core
 from pqcore.connections import CallersConnection
@@ -19,19 +20,20 @@ from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTim
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batching, calling, finishing, putting, taking
+from pqcore.operations import batching, burying, calling, finishing, putting, taking
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.options import put_options_of
 from pqcore.plugins import plugins
 from pqcore.runtime import backoff, drive
 from pqcore.serializers import Serializer
+from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
 from pqcore.tasks.popped import PoppedJobs, popped_jobs
-from pqcore.tasks.running import as_failure, caller, check_result, conclude, path_of, prepare, waited
+from pqcore.tasks.running import SLOW, as_failure, caller, completed, conclude, path_of, prepare, waited
 from pqcore.timespec import TimeSpec
 
 if TYPE_CHECKING:
@@ -181,6 +183,11 @@ class Queue(TaskDeclarations, core.Queue):
         if self._engine.block() is None:  # else what follows might be undone with the block
             drive(finishing.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
 
+    def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
+        """Make a dead letter of a job; see `pqcore.Queue.bury`."""
+        owed = None if job.leased else _claimed(job)
+        drive(burying.bury(self._engine, self, job, error, connection, owed=owed))
+
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""
         options = call.options
@@ -297,7 +304,11 @@ class Queue(TaskDeclarations, core.Queue):
             return self._perform(job)
 
     def _perform(self, job: Job) -> bool:
+        began = time.monotonic()
         run = prepare(self, self, job)
+        if (took := time.monotonic() - began) > SLOW:
+            name = job.serializer or self.serializer_name
+            self.logger.warning("serializer %r took %.1f seconds to decode %r of %r", name, took, job, self.name)
         if isinstance(run, Outcome):
             return self._not_run(job, run)
         context = JobContext(self, job)
@@ -311,7 +322,7 @@ class Queue(TaskDeclarations, core.Queue):
         try:
             with let_through():
                 result = self._watched(caller(run), event)
-            check_result(self, job, result)
+            outcome = completed(self, job, result, finished=context.finished)
         except BaseException as exc:
             if leaves(exc):
                 self._give_back(job, finished=context.finished)
@@ -319,7 +330,7 @@ class Queue(TaskDeclarations, core.Queue):
             # Whatever else a task raises is the job's failure.
             return self.fail(job, job.data, as_failure(exc))
         else:
-            self._end(Outcome(job, "done", result=result, finished=context.finished))
+            self._end(outcome, failed=outcome.end != "done")
             return True
         finally:
             _event.reset(event_token)
@@ -350,12 +361,14 @@ class Queue(TaskDeclarations, core.Queue):
         """Have a failed job tried again if it has retries left, else say why; always False."""
         run = prepare(self, self, job)
         outcome = run if isinstance(run, Outcome) else conclude(self, run, e if e is not None else PQError("failed"))
-        self._end(outcome, data, failed=True)
+        changed = None if data is job._data else data  # noqa: SLF001 - the function may have changed the job's own
+        self._end(outcome, changed, failed=True)
         return False
 
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
         token = _event.set(None)
-        if outcome.end == "dead" and plugins.heard("pqcore_job_dead"):
+        told = outcome.end == "dead" or outcome.reason in finishing.PUT_OFF
+        if told and plugins.heard("pqcore_job_dead", "pqcore_job_retried"):
             _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
         try:
             self._end(outcome)
@@ -368,7 +381,7 @@ class Queue(TaskDeclarations, core.Queue):
         hook: JobHook = ENDS[outcome.end]
         if not outcome.job.leased:
             owed = _claimed(outcome.job)
-            if outcome.end in ("retry", "snooze"):
+            if outcome.end in ("retry", "snooze", "crash"):
                 again = drive(self._put_again(outcome, data, owed=owed))
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
@@ -437,14 +450,24 @@ class Queue(TaskDeclarations, core.Queue):
             drive(tell(hook, event, blocking=True))
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
-        """Put a job again that was taken for good, with all that it had but its dedup key, and what followed."""
+        """Put a job again that was taken for good, with all that it had but its dedup key, and what followed.
+
+        Args:
+            outcome: How it ended.
+            data: Its data, if that was changed on purpose; else it is put with what is stored.
+            owed: Whether what follows from it did not follow yet.
+        """
         job = outcome.job
-        data = job._get_data() if data is None else data  # noqa: SLF001 - what both faces' jobs have in common
+        queue: QueueSettings = self
         if outcome.end == "retry":
+            data = self.decode_row(job.id, job.serializer, job.raw) if data is None else data
             data = {**data, "retried": data.get("retried", 0) + 1}
+        elif data is None:
+            data = job._data  # noqa: SLF001 - which plugins are told; None if it cannot be decoded
+            queue = _as_stored(self, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
         headers = job.headers if owed else finishing.without_followers(job.headers)
-        return await putting.put(self._engine, self, data, due, job.expected_at, None, put_options_of(headers))
+        return await putting.put(self._engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
@@ -465,6 +488,15 @@ class Queue(TaskDeclarations, core.Queue):
         finally:
             over.set()
             thread.join()
+
+
+def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
+    """A queue into which a job's data is put as it is stored, whatever is put: it may be unreadable here."""
+    like: Any = copy.copy(queue)
+    encoded = Encoded(job.raw, None) if isinstance(job.raw, str) else Encoded(None, job.raw)
+    like.serializer_name = job.serializer
+    like.encode_row = lambda _: encoded
+    return cast("QueueSettings", like)
 
 
 def _claimed(job: BaseJob) -> bool:

@@ -326,6 +326,10 @@ class TaskDeclarations:
             return Task(path, function)
         return declared if declared.function is function else dataclasses.replace(declared, function=function)
 
+    def most_crashes(self) -> int:
+        """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""
+        return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)
+
     def _trusts(self, path: str) -> bool:
         return any(path.startswith(module + ".") for module in self.trusted_modules)
 

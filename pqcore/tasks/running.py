@@ -9,16 +9,24 @@ import asyncio
 import inspect
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
-from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-from pqcore.errors import ConfigurationError, DeserializationError, PayloadTooLarge, SerializationError, UnknownTask
+from pqcore.errors import (
+    ConfigurationError,
+    DeserializationError,
+    PayloadTooLarge,
+    SerializationError,
+    UnknownTask,
+    Unreadable,
+)
+from pqcore.interrupts import is_from_outside
 from pqcore.job import BaseJob
+from pqcore.operations import finishing
 from pqcore.operations.finishing import End, Outcome
+from pqcore.operations.letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
@@ -26,10 +34,11 @@ from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_fr
 from pqcore.timespec import seconds
 
 UNKNOWN_PAUSE = 60.0
-"""Seconds for which a job is put off that names a function unknown here: another worker may know it."""
-_LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
-MAX_TRACEBACK = 20_000
-"""Characters of a traceback that are kept: its end."""
+"""Seconds for which a job is put off whose function or data this worker does not know: another worker may know it."""
+SLOW = 2.0
+"""Seconds of decoding or encoding after which the log names the serializer."""
+MEMORY_PAUSE = 1.0
+"""Seconds until a job is tried again that did not fit into memory; twice as many each time."""
 
 
 @dataclass(eq=False)
@@ -65,6 +74,9 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         declarations: Where functions are found.
         job: The job.
     """
+    crashes = job.crashes
+    if crashes > 0 and crashes >= declarations.most_crashes():  # maybe of decoding it
+        return _crashed(queue, job)
     try:
         data = job._get_data()  # noqa: SLF001 - what both faces' jobs have in common
         path, args, kwargs = _path_in(data), data["args"], data["kwargs"]
@@ -73,20 +85,24 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         own_retry = policy_from_json(headers["retry"]) if "retry" in headers else None
         deadline, timeout = headers.get("deadline"), headers.get("timeout")
         late = deadline is not None and time.time() > deadline
+    except Unreadable as exc:
+        return _expired(job) if _is_late(job) else put_off(queue, job, exc, "unreadable")
     except Exception as exc:  # it may hold anything: who may put can write the row in SQL
+        if isinstance(exc.__cause__, MemoryError):  # others may have more of it, or this program later
+            job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
+            return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
         job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
         return Outcome(job, "dead", error=described(exc), reason="invalid")
     try:
         task = declarations.find_task(path)
-    except Exception as exc:  # noqa: BLE001 - importing a trusted module may raise anything
-        return unknown(queue, job, exc)
-    if job.crashes > 0 and job.crashes >= task.options.max_crashes:
-        error = {"type": "crash", "message": f"its worker died {job.crashes} times, or lost its lease", "traceback": ""}
-        job_logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
-        return Outcome(job, "dead", error=error, reason="crashed")
+    except BaseException as exc:
+        if is_from_outside(exc):
+            raise
+        return put_off(queue, job, exc, "unknown")  # importing a trusted module may raise anything
+    if crashes > 0 and crashes >= task.options.max_crashes:
+        return _crashed(queue, job)
     if late:
-        error = {"type": "deadline", "message": "its deadline passed before it was started", "traceback": ""}
-        return Outcome(job, "dead", error=error, reason="expired")
+        return _expired(job)
     retry = own_retry or task.options.retry or _PqsRetry(data.get("retry_in"))
     return Run(job, task, args, kwargs, failures, max_retries, retry, timeout)
 
@@ -118,12 +134,32 @@ class _PqsRetry:
         return None if self.retry_in is None else seconds(self.retry_in)
 
 
-def unknown(queue: QueueSettings, job: BaseJob, error: BaseException) -> Outcome:
-    """What becomes of a job that names a function that is not known here: it is kept."""
-    advice = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
-    known = error if not isinstance(error, UnknownTask) else None
-    logger.error("job %d of %r: %s; %s", job.id, queue.name, error, advice, exc_info=known)
-    return Outcome(job, "snooze", delay=UNKNOWN_PAUSE, reason="unknown")
+def _is_late(job: BaseJob) -> bool:
+    """Whether a job's deadline has passed, as far as its headers can be read."""
+    deadline = job.headers.get("run", _NOTHING).get("deadline")
+    return deadline is not None and time.time() > float(deadline)
+
+
+def _expired(job: BaseJob) -> Outcome:
+    error = {"type": "deadline", "message": "its deadline passed before it was started", "traceback": ""}
+    return Outcome(job, "dead", error=error, reason="expired")
+
+
+def _crashed(queue: QueueSettings, job: BaseJob) -> Outcome:
+    error = {"type": "crash", "message": f"its worker died {job.crashes} times, or lost its lease", "traceback": ""}
+    job_logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
+    return Outcome(job, "dead", error=error, reason="crashed")
+
+
+def put_off(
+    queue: QueueSettings, job: BaseJob, error: BaseException, reason: Literal["unknown", "unreadable"]
+) -> Outcome:
+    """Return what becomes of a job whose function or data is not known here: it is kept for another worker."""
+    surprising = error if not isinstance(error, (UnknownTask, Unreadable)) else None
+    again = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
+    logger.error("job %d of %r: %s; %s", job.id, queue.name, error, again, exc_info=surprising)
+    details = {"type": reason, "message": described(error)["message"], "traceback": ""}
+    return Outcome(job, "snooze", error=details, delay=UNKNOWN_PAUSE, reason=reason)
 
 
 def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
@@ -208,7 +244,9 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
         pause = None if delay is None else seconds(delay)
     except Discard as exc:
         return Outcome(job, "drop", error=described(exc), reason="discarded")
-    except Exception:  # noqa: BLE001 - a policy is users' code
+    except BaseException as exc:  # a policy is users' code
+        if is_from_outside(exc):
+            raise
         logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
     again = "job %d of %r (%s) failed; again in %.1f s"
@@ -216,11 +254,19 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     return Outcome(job, "retry", error=details, delay=pause)
 
 
-def path_of(job: BaseJob) -> str:
-    """The path that a job names, known or not; empty if it is no call."""
+def path_of(job: BaseJob, *, quickly: bool = False) -> str:
+    """The path that a job names, known or not; empty if it is no call.
+
+    Args:
+        job: The job.
+        quickly: Whether to return an empty path rather than to decode data that may take long.
+    """
+    queue = job._queue  # noqa: SLF001 - what both faces' jobs have in common
+    if quickly and not job.is_decoded and not queue.reads_quickly(job.serializer, job.raw):
+        return ""
     try:
         path = job._get_data()["function"]  # noqa: SLF001 - likewise
-    except (DeserializationError, TypeError, KeyError):
+    except (DeserializationError, TypeError, KeyError, IndexError):
         return ""
     return path if isinstance(path, str) else ""
 
@@ -229,33 +275,6 @@ def waited(job: BaseJob, ago: float = 0.0) -> float:
     """Seconds from when a job was due until ``ago`` seconds ago, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
-
-
-def described(error: BaseException) -> dict[str, str]:
-    """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
-    kind = type(error)
-    text = "".join(traceback.format_exception(kind, error, _from_the_function(error.__traceback__)))
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - an exception is users' code too
-        message = f"<a {kind.__qualname__} that cannot be shown>"
-    return {
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "message": _storable(message[:MAX_TRACEBACK]),
-        "traceback": _storable(text[-MAX_TRACEBACK:]),
-    }
-
-
-def _from_the_function(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames that led to the function: those of the worker, of its threads and pools."""
-    start = trace
-    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
-        start = start.tb_next
-    return trace if start is None else start
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def refuse_unrun(result: Any) -> None:
@@ -276,20 +295,47 @@ def refuse_unrun(result: Any) -> None:
     raise ConfigurationError(msg)
 
 
-def check_result(queue: QueueSettings, job: BaseJob, result: Any) -> None:
-    """Refuse a result of which nothing has run yet, or that has to be kept and cannot be: the job has failed then.
+def keeps_result(job: BaseJob) -> bool:
+    """Return whether a job's result is stored: it is kept, or the next of a chain is told of it."""
+    return job.raw_headers is not None and ("keep" in job.headers or bool(job.headers.get("then")))
+
+
+def completed(queue: QueueSettings, job: BaseJob, result: Any, *, finished: bool = False) -> Outcome:
+    """Return how a job ends whose function returned; the function is not called again, whatever the result is.
+
+    If the result cannot be stored, the job is done, and asking for its result says why. If a chain needs the
+    result, the job is a dead letter with the rest of the chain.
+
+    Args:
+        queue: Its queue.
+        job: The job.
+        result: What the function returned.
+        finished: As `Outcome.finished`: then the result was given by `JobContext.finish`, if at all.
 
     Raises:
-        ConfigurationError: It is a generator, an asynchronous one, or something to await.
-        SerializationError: It cannot be kept.
+        ConfigurationError: It is a generator, an asynchronous one, or something to await: nothing of it has run.
     """
     refuse_unrun(result)
-    if job.raw_headers is not None and ("keep" in job.headers or "then" in job.headers):
-        try:
-            queue.encode_row(result)
-        except (SerializationError, PayloadTooLarge) as exc:
-            msg = f"the function's result cannot be kept: {exc}"
-            raise SerializationError(msg) from exc
+    if finished or not keeps_result(job):
+        return Outcome(job, "done", result, finished=finished)
+    try:
+        return Outcome(job, "done", result, encoded=queue.encode_row(result))
+    except (SerializationError, PayloadTooLarge) as exc:
+        return not_stored(queue, job, exc, result)
+
+
+def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result: Any = None) -> Outcome:
+    """Return how a job ends that was done, and whose result cannot be stored.
+
+    Args:
+        queue: Its queue.
+        job: The job.
+        error: Why.
+        result: What the function returned.
+    """
+    job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
+    outcome = Outcome(job, "done", result, unkept=described(error))
+    return finishing.dead_letter_of(outcome, error) if job.headers.get("then") else outcome
 
 
 def caller(run: Run) -> Callable[[], Any]:

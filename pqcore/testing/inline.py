@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import queue as core
-from pqcore.errors import ConfigurationError, PQError, UnknownTask
+from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import leaves
 from pqcore.job import AsyncJob, BaseJob, Job
@@ -22,7 +22,7 @@ from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.popped import given_up_jobs
-from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, path_of, prepare, waited
+from pqcore.tasks.running import Run, as_failure, caller, completed, conclude, path_of, prepare, waited
 from pqcore.testing.looking import is_call
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class _Performance:
         outcome = await self._outcome(run)
         await self._end(outcome)
         error = self._event.error
+        if raise_errors and outcome.unkept is not None:
+            raise ResultNotStored(f"the result cannot be stored: {outcome.unkept['message']}", outcome.unkept)
         meant = isinstance(error, Retry) and outcome.end == "retry"
         if error is not None and raise_errors and outcome.end in FAILURES and not meant:
             raise error
@@ -155,8 +157,7 @@ class _Performance:
             await self._tell("pqcore_job_started")
             with around("pqcore_around_run", self._event):
                 result = await self._call(run)
-            check_result(queue, job, result)
-            outcome = Outcome(job, "done", result, finished=context.finished)
+            outcome = completed(queue, job, result, finished=context.finished)
         except BaseException as exc:
             if leaves(exc) or _is_the_tests(exc, suspends=self._suspends):
                 await self.give_back()
@@ -191,6 +192,8 @@ class _Performance:
         """Raise what kept the job from being run, if it is a mistake."""
         if outcome.reason == "unknown":
             self._queue.find_task(path_of(self._job))
+        elif outcome.reason == "unreadable":
+            self._job._get_data()
         elif outcome.reason == "invalid":
             data = self._job._get_data()
             if not is_call(data):

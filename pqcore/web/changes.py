@@ -66,6 +66,10 @@ async def _retry_dead(table: Table, wish: Wish) -> int:
     return await table.call(letters.revive, wish.queue, None)
 
 
+async def _retry_unreadable(table: Table, wish: Wish) -> int:
+    return await table.call(letters.revive, wish.queue, None, "unreadable")
+
+
 async def _purge_dead(table: Table, wish: Wish) -> int:
     return await table.call(letters.purge, wish.queue, None, wish.older_than)
 
@@ -105,6 +109,14 @@ CHANGES: dict[str, Change] = {
         "Each is due at once, with the same id and a clean record.",
         "{n} dead letters are due now.",
         _retry_dead,
+        of_job=False,
+    ),
+    "retry-unreadable": Change(
+        "Retry unreadable ones",
+        "Run all unreadable dead letters of {queue} again?",
+        "Each is due immediately, with the same id and a clean record. Deploy workers that can read them first.",
+        "{n} dead letters are due now.",
+        _retry_unreadable,
         of_job=False,
     ),
     "purge-dead": Change(

@@ -114,7 +114,7 @@ class Views:
             "left_out": 0 if chosen else max(len(counts) - BUSIEST, 0),
             "n": n,
             "more": next((step for step in STEPS if step > n), None) if len(letters) >= n else None,
-            "changes": ("retry-dead", "purge-dead") if self._changes and chosen else (),
+            "changes": ("retry-dead", "retry-unreadable", "purge-dead") if self._changes and chosen else (),
             "of_job": self._changes,
             "CHANGES": CHANGES,
         }

@@ -19,7 +19,7 @@ from pqcore.job import BaseJob
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.running import Run, refuse_unrun
+from pqcore.tasks.running import Run, keeps_result, refuse_unrun
 from pqcore.worker.parent import end_with_parent
 
 FIRST: list[str] = []
@@ -113,9 +113,17 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
             refuse_unrun(result)  # which could not be written either
         finally:
             leave_job(token)
-        return pickle.dumps(("done", result, context.finished))
+        return _returned(result if keeps_result(context.job) else None, finished=context.finished)
     except BaseException as exc:  # noqa: BLE001 - it is the job's failure
         return _raised(exc)
+
+
+def _returned(result: Any, *, finished: bool) -> bytes:
+    try:
+        return pickle.dumps(("done", pickle.dumps(result), finished))
+    except BaseException as exc:  # noqa: BLE001 - an object's own code pickles it
+        kind = f"{type(result).__module__}.{type(result).__qualname__}"
+        return pickle.dumps(("unsent", f"a {kind}, which the function returned, cannot be pickled: {exc}", finished))
 
 
 async def _awaited(result: Any) -> Any:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pqcore.backend import Capability
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent, tell
+from pqcore.interrupts import is_from_outside
 from pqcore.operations import batching, gating, ticking
 from pqcore.plugins import plugins
 from pqcore.runtime import backoff
@@ -96,7 +97,7 @@ class Chores:
                 last, now = await bridge.call(ticking.since, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
-                    row = periodic.call.stored().values()  # made anew: it may say until when it is to be started
+                    row = await self._row(periodic)  # made each time: it may say until when it must be started
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
                     if job_id is not None and plugins.heard("pqcore_job_put"):
                         call = periodic.call
@@ -105,9 +106,14 @@ class Chores:
                         )
                         await tell("pqcore_job_put", put)
                 failures = 0
-            except PQError as exc:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as exc:  # options of the call are functions of users, and so is a serializer
+                if is_from_outside(exc):
+                    raise
                 failures += 1
-                logger.warning("%r: cannot put the job of %s: %s", queue.name, periodic.name, exc)
+                known = isinstance(exc, PQError)
+                logger.warning("%r: cannot put the job of %s: %s", queue.name, periodic.name, exc, exc_info=not known)
                 await asyncio.sleep(backoff(failures))
                 continue
             coming = periodic.next_after(now)
@@ -115,6 +121,13 @@ class Chores:
                 return
             pause = (coming - now).total_seconds() - (time.monotonic() - asked)
             await asyncio.sleep(min(max(pause, 0.0) + 0.001, LONGEST_SLEEP))
+
+    async def _row(self, periodic: Periodic) -> dict[str, object]:
+        """The values of the statement that puts a periodic task's job."""
+        call = periodic.call
+        if self._station.queue.writes_quickly(call.data()):
+            return call.stored().values()
+        return (await asyncio.to_thread(call.stored)).values()
 
 
 async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:

@@ -16,9 +16,21 @@ from pqcore.events import FAILURES, around, tell
 from pqcore.operations.finishing import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import Run, as_failure, caller, check_result, conclude, job_logger, prepare
+from pqcore.tasks.running import (
+    Run,
+    as_failure,
+    caller,
+    completed,
+    conclude,
+    job_logger,
+    keeps_result,
+    not_stored,
+    prepare,
+    put_off,
+)
 from pqcore.watchdog import watchdog
-from pqcore.worker.executors import Processes, Threads, WorkerProcessDied, default_processes
+from pqcore.worker.coding import Coding
+from pqcore.worker.executors import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.station import Floor, Held, Station
 from pqcore.worker.telling import Teller
 
@@ -48,6 +60,7 @@ class Execution:
         self._places = floor.free
         self._context = contextvars.copy_context()
         self._threads = Threads(self._places, "pqcore-job")
+        self._coding = Coding(floor, self._threads)
         self._processes: Processes | None = None
 
     def fill(self) -> None:
@@ -120,34 +133,55 @@ class Execution:
         await self._threads.ended(calls=False)
 
     def _begin(self, station: Station, held: Held) -> None:
-        run = prepare(station.queue, station.queue, held.job)
         station.started += 1
-        if isinstance(run, Outcome):
-            station.decide(held, run)
-            return
-        held.run = run
-        held.context = JobContext(station.queue, held.job, partial(self._leaves, run))
+        if station.queue.reads_quickly(held.job.serializer, held.job.raw):
+            run = self._prepared(station, held)
+            if isinstance(run, Outcome):
+                station.decide(held, run)
+                return
+            held.run = run
+        held.context = JobContext(station.queue, held.job, partial(self._leaves, held))
         held.began = time.perf_counter()
         self._floor.free -= 1
         # In a context like the worker's: a job begun by one that ends is not to see the variables that it set.
-        begin, coroutine = asyncio.get_running_loop().create_task, self._execute(station, held, run, held.context)
+        begin, coroutine = asyncio.get_running_loop().create_task, self._execute(station, held, held.context)
         held.task = self._context.copy().run(begin, coroutine)
 
-    async def _execute(self, station: Station, held: Held, run: Run, context: JobContext) -> None:
+    def _prepared(self, station: Station, held: Held) -> Run | Outcome:
+        """Read a job; a run of it, or how it ends without one."""
+        try:
+            return prepare(station.queue, station.queue, held.job)
+        except BaseException as exc:
+            if self._floor.interruptible:
+                raise
+            return put_off(station.queue, held.job, exc, "unknown")  # no signal raises here: it is the job's own
+
+    async def _execute(self, station: Station, held: Held, context: JobContext) -> None:
         enter_job(context)  # in this task's own context, which ends with it
         outcome: Outcome | None
         try:
-            if self._teller.hears("pqcore_job_started"):
+            run = held.run or await self._decoded(station, held)
+            if held.run is not None and self._teller.hears("pqcore_job_started"):
                 await tell("pqcore_job_started", self._teller.event(station, held))
             context.check()  # it could not be cancelled until now
-            result = await self._call(station, held, run)
-            check_result(station.queue, held.job, result)
-            outcome = Outcome(held.job, "done", result, finished=context.finished)
+            if isinstance(run, Outcome):
+                outcome = run
+            else:
+                result = await self._call(station, held, run)
+                if held.job.raw_headers is None:
+                    outcome = completed(station.queue, held.job, result, finished=context.finished)
+                else:
+                    outcome = await self._completed(station, held, result, finished=context.finished)
         except (asyncio.CancelledError, JobCancelled) as exc:
             held.error = exc
             if not context.stop_reason:
                 await self._hear_of_shutdown(context)
-            outcome = self._stopped(station, held, run, context.stop_reason)
+            outcome = self._stopped(station, held, context.stop_reason)
+        except ResultNotSent as exc:
+            if context.finished or not keeps_result(held.job):
+                outcome = Outcome(held.job, "done", finished=context.finished)
+            else:
+                outcome = not_stored(station.queue, held.job, exc)
         except WorkerProcessDied as exc:
             held.error = exc
             job_logger.error("job %d of %r: %s", held.job.id, station.queue.name, exc)
@@ -157,13 +191,15 @@ class Execution:
             if isinstance(exc, KeyboardInterrupt) and context.leaves(exc):
                 self._floor.interrupt(exc)  # raised here, it would end the event loop before jobs are given back
                 outcome = Outcome(held.job, "snooze", reason="shutdown")
+            elif held.run is None:
+                outcome = put_off(station.queue, held.job, exc, "unreadable")
             else:
-                outcome = conclude(station.queue, run, exc)
+                outcome = conclude(station.queue, held.run, exc)
         finally:
             held.cancellable = False  # it is over: what comes is ours
             if held.timer is not None:
                 held.timer.cancel()
-            held.took = time.perf_counter() - held.began
+            held.took = 0.0 if held.run is None else time.perf_counter() - held.began
             self._floor.free += 1
         if not held.ended:  # else it was given up meanwhile
             held.ended = True
@@ -172,10 +208,41 @@ class Execution:
                 station.held.pop(held.key, None)
                 self._floor.look_quiet()
             else:
-                if outcome.end in FAILURES:
+                if outcome.end in FAILURES and held.run is not None:
                     await self._teller.tell("pqcore_job_failed", station, held, outcome)
                 station.decide(held, outcome)
         self.fill()
+
+    async def _decoded(self, station: Station, held: Held) -> Run | Outcome:
+        """Read a job in a thread: decoding it may take long, and leases are lengthened meanwhile."""
+
+        def read() -> Run | Outcome:
+            held.thread = threading.get_ident()
+            return self._prepared(station, held)
+
+        name = held.job.serializer or station.queue.serializer_name
+        held.cancellable = True
+        await self._coding.turn(name)
+        held.cancellable = False
+        try:
+            run = await self._coding.run(name, f"decoding job {held.job.id} of {station.queue.name!r}", read)
+        finally:
+            held.thread = None
+        if not isinstance(run, Outcome):
+            held.run, held.began = run, time.perf_counter()
+        return run
+
+    async def _completed(self, station: Station, held: Held, result: Any, *, finished: bool) -> Outcome:
+        """How a job ends whose function returned; its result is encoded in a thread if that may take long."""
+        queue, job = station.queue, held.job
+        end = partial(completed, queue, job, result, finished=finished)
+        if finished or not keeps_result(job) or queue.writes_quickly(result):
+            return end()
+        held.cancellable = False  # it was done
+        await self._coding.turn(queue.serializer_name)
+        return await self._coding.run(
+            queue.serializer_name, f"encoding the result of job {job.id} of {queue.name!r}", end
+        )
 
     async def _call(self, station: Station, held: Held, run: Run) -> Any:
         if run.task.is_coroutine:
@@ -230,20 +297,24 @@ class Execution:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
 
-    def _stopped(self, station: Station, held: Held, run: Run, reason: str) -> Outcome | None:
+    def _stopped(self, station: Station, held: Held, reason: str) -> Outcome | None:
         """What becomes of a job whose function was stopped."""
-        job = held.job
+        job, run = held.job, held.run
         if reason == "lost":
             return None
         if reason == "cancelled":
-            logger.info("job %d of %r (%s) was cancelled", job.id, station.queue.name, run.task.path)
+            path = "not decoded yet" if run is None else run.task.path
+            logger.info("job %d of %r (%s) was cancelled", job.id, station.queue.name, path)
             return Outcome(job, "drop", reason="cancelled")
         if reason == "shutdown":
             return Outcome(job, "snooze", reason="shutdown")
         assert held.error is not None  # noqa: S101 - for the type checker
+        if run is None:  # cancelled from within, as its decoder was
+            return put_off(station.queue, job, held.error, "unreadable")
         held.error = as_failure(held.error, late=job if reason == "timeout" else None)
         return conclude(station.queue, run, held.error)
 
-    def _leaves(self, run: Run, error: BaseException) -> bool:
+    def _leaves(self, held: Held, error: BaseException) -> bool:
         """Whether Ctrl-C was pressed, where no handler of signals hears it: not what a function may raise itself."""
-        return isinstance(error, KeyboardInterrupt) and run.task.is_coroutine and self._floor.interruptible
+        on_loop = held.run is None or held.run.task.is_coroutine
+        return isinstance(error, KeyboardInterrupt) and on_loop and self._floor.interruptible

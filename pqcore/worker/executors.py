@@ -26,6 +26,10 @@ class WorkerProcessDied(Exception):
     """The process that ran the function died: killed, out of memory, or by its own exit."""
 
 
+class ResultNotSent(Exception):
+    """The function returned in its process, and what it returned cannot be pickled, or not be read here."""
+
+
 class Threads:
     """Threads, started when needed.
 
@@ -142,6 +146,7 @@ class Process:
 
         Raises:
             WorkerProcessDied: It died.
+            ResultNotSent: The function returned, and its result did not get here.
         """
         try:
             return await self._threads.run(lambda: self._call(run, context))
@@ -184,7 +189,12 @@ class Process:
         if kind == "raised":
             raise value from RemoteTraceback(note)
         context.finished = note
-        return value
+        if kind == "unsent":
+            raise ResultNotSent(value)
+        try:
+            return pickle.loads(value)  # noqa: S301 - from a process of ours
+        except BaseException as exc:
+            raise ResultNotSent(f"what the function returned cannot be read in the worker: {exc}") from exc
 
     def _start(self) -> None:
         with self._lock:

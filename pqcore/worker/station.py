@@ -34,7 +34,7 @@ class Held:
     Attributes:
         job: The job.
         leased_at: When the lease began, by the monotonic clock.
-        run: Its call, once begun.
+        run: Its call, once it is decoded.
         context: What the function sees of it.
         task: What executes it.
         timer: What stops it when its time is up.
@@ -66,6 +66,11 @@ class Held:
     event: JobEvent | None = None
     doubtful: bool = False
     refusals: Refusals | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has got a place, and is no longer in the buffer."""
+        return self.task is not None or self.ended
 
     @property
     def key(self) -> Key:
@@ -169,6 +174,8 @@ class Floor:
         interrupted: The KeyboardInterrupt that did so.
         quiet: Set when no job is held.
         changes: Rises when jobs came, and when their ends were stored.
+        coding: The names of serializers that decode or encode in threads, one each time.
+        coded: The names of those that did so since the watch looked last.
     """
 
     free: int
@@ -181,6 +188,8 @@ class Floor:
     interruptible: bool = False
     interrupted: KeyboardInterrupt | None = None
     changes: int = 0
+    coding: list[str] = field(default_factory=list)
+    coded: set[str] = field(default_factory=set)
 
     def open_to(self, station: Station) -> int:
         """The free places that are not kept for other queues."""

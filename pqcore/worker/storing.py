@@ -169,7 +169,9 @@ class Storing:
                         job.id,
                         station.queue.name,
                     )
-                if held is not None and (held.run is not None or end.end in ("dead", "drop")):
+                if held is not None and (
+                    held.run is not None or end.end in ("dead", "drop") or end.reason in finishing.PUT_OFF
+                ):
                     await self._teller.tell(hook, station, held, end)
         finally:
             station.telling = False

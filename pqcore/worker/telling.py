@@ -35,7 +35,7 @@ class Teller:
         """What plugins are told of a run: the same object each time."""
         ago = time.perf_counter() - held.began if held.began else 0.0
         if held.event is None:
-            path = path_of(held.job) if held.run is None else held.run.task.path
+            path = path_of(held.job, quickly=True) if held.run is None else held.run.task.path
             held.event = JobEvent(station.queue.name, held.job, path, waited(held.job, ago))
         event = held.event
         event.error = held.error

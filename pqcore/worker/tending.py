@@ -92,7 +92,7 @@ class Tending:
                 continue  # its function finished it; if that is rolled back, the end is refused
             elif not held.ended:
                 logger.warning("the lease of job %d of %r was lost", held.job.id, station.queue.name)
-                if held.run is None:
+                if not held.begun:
                     station.buffer.remove(held)
                     station.held.pop(held.key)
                 else:
@@ -111,7 +111,7 @@ class Tending:
     def _cancel(self, held: Held) -> None:
         if held.ended:
             return
-        if held.run is None:
+        if not held.begun:
             self._station.buffer.remove(held)
             self._station.decide(held, Outcome(held.job, "drop", reason="cancelled"))
         else:
@@ -132,10 +132,14 @@ async def watch(floor: Floor) -> None:
             station.measure(now)
             if station.buffer:
                 station.hand_back([held for held in station.buffer if now - held.leased_at > STALE])
+        coded, floor.coded = floor.coded, set(floor.coding)
         if late >= LATE:
             logger.warning(
-                "the event loop stood still for %.1f seconds: a coroutine function blocks it (use a plain function,"
+                "the event loop stood still for %.1f seconds: %sa coroutine function blocks it (use a plain function,"
                 " which runs in a thread), or the process was stopped",
                 late,
+                f"serializer {' or '.join(map(repr, sorted(coded)))} keeps other threads from running, "
+                if coded
+                else "",
             )
         floor.room.set()

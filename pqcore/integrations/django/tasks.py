@@ -32,12 +32,13 @@ from pqcore.errors import (
 from pqcore.integrations.django.queues import DjangoPQ, pqs
 from pqcore.job import JobId
 from pqcore.operations import listing
+from pqcore.operations.letters import described
 from pqcore.operations.listing import WholeJob
 from pqcore.plugins import importable
 from pqcore.runtime import drive
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
-from pqcore.tasks.running import described, end_of, failure_of
+from pqcore.tasks.running import end_of, failure_of
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 
@@ -262,6 +263,13 @@ async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
     return kept
 
 
+class ResultNotJsonError(BaseException):
+    """The task ran, and returned what JSON cannot hold: it has failed, as Django has it, and is not run again.
+
+    No `Exception`, as those are tried again.
+    """
+
+
 class _Execution:
     """A task that runs, and the result that signals and the task itself are told of."""
 
@@ -290,7 +298,10 @@ class _Execution:
     def succeeded(self, value: Any) -> dict[str, Any]:
         """Note that it returned; what is kept of that."""
         result = self.result
-        kept = _json.normalize_json(value)
+        try:
+            kept = _json.normalize_json(value)
+        except Exception as exc:
+            raise ResultNotJsonError(str(exc)) from exc
         self._end(TaskResultStatus.SUCCESSFUL)
         object.__setattr__(result, "_return_value", kept)
         times = {name: getattr(result, name).isoformat() for name in ("enqueued_at", "started_at", "finished_at")}

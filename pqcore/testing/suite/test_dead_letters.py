@@ -379,6 +379,7 @@ def test_a_row_that_is_no_call_is_a_dead_letter(harness: Harness, queue: Any, na
 
 
 def test_a_row_that_cannot_be_read_is_a_dead_letter(harness: Harness, queue: Any) -> None:
+    queue.accept = ("pickle",)
     harness.sql("INSERT INTO {table} (q_name, payload, serializer) VALUES ('q', '\\x00ff', 'pickle')", rows=False)
     harness.drain(queue)
     [letter] = queue.dead.list()

@@ -275,15 +275,6 @@ def test_a_result_of_what_was_finished_otherwise(harness: Harness, queue: Any, k
         job.result(PATIENCE)
 
 
-def test_a_result_that_cannot_be_kept_is_a_failure(harness: Harness, queue: Any) -> None:
-    job = queue.task(keep_result="1h")(lambda job_id: object())()
-    free = queue.task()(lambda job_id: object())()
-    harness.drain(queue)
-    with pytest.raises(JobFailed, match="cannot be kept"):
-        job.result(1)
-    assert (queue.dead.get(job).reason, free.status()) == ("failed", "done")
-
-
 def test_a_result_is_kept_for_as_long_as_was_asked(harness: Harness, queue: Any, kept: Tasks) -> None:
     jobs = {length: kept.add(1, length, _keep_result=length) for length in (60, 7200)}
     harness.drain(queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from pathlib import Path
 from typing import Any
 
 from django_project.settings import TASKS_MODULE
@@ -51,6 +52,14 @@ async def aend(how: str) -> None:
     if how == "late":
         await asyncio.sleep(60)
     raise ENDS[how]("ended")
+
+
+@framework.task
+def opaque(path: str) -> object:
+    """Note that it ran, and return what JSON cannot hold."""
+    with Path(path).open("a") as file:
+        file.write("run\n")
+    return object()
 
 
 def no_task() -> None:

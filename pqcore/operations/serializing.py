@@ -1,0 +1,23 @@
+"""Encoding and decoding within an operation, beside the event loop where that may take long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pqcore.engine import Engine
+from pqcore.settings import Encoded, QueueSettings
+
+
+async def encode(engine: Engine, queue: QueueSettings, data: Any) -> Encoded:
+    """Return data as `QueueSettings.encode_row` does, in a thread if it may hold up an event loop."""
+    if not engine.runtime.suspends or queue.writes_quickly(data):
+        return queue.encode_row(data)
+    return await asyncio.to_thread(queue.encode_row, data)
+
+
+async def decode(engine: Engine, queue: QueueSettings, job_id: int, serializer: str | None, raw: str | bytes) -> Any:
+    """Return data as `QueueSettings.decode_row` does, in a thread if it may hold up an event loop."""
+    if not engine.runtime.suspends or queue.reads_quickly(serializer, raw):
+        return queue.decode_row(job_id, serializer, raw)
+    return await asyncio.to_thread(queue.decode_row, job_id, serializer, raw)

@@ -1,0 +1,88 @@
+"""Serializers at work in threads, beside the event loop of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pqcore.tasks.declaring import logger
+from pqcore.tasks.running import SLOW
+from pqcore.worker.executors import Threads
+from pqcore.worker.station import Floor
+
+T = TypeVar("T")
+
+COMPUTES = 0.01
+"""Seconds of CPU time from which on a serializer counts as one that computes."""
+FORGETS = 0.8
+"""The part of the CPU time that still counts at the next call: a serializer's data may be small and large."""
+
+
+class Coding:
+    """Decodes and encodes in threads.
+
+    Serializers that wait, as for a key service, work in as many threads as there are jobs.  Those that compute take
+    turns: many threads that compute keep the event loop's thread from getting the GIL.  A serializer takes turns
+    until it was seen to take little CPU time.
+
+    Args:
+        floor: What the worker's parts share.
+        threads: Where it is done.
+    """
+
+    def __init__(self, floor: Floor, threads: Threads) -> None:
+        self._floor = floor
+        self._threads = threads
+        self._seconds: dict[str, float] = {}
+        self._busy = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def turn(self, serializer: str) -> None:
+        """Wait until a serializer may begin."""
+        while self._busy and self._computes(serializer):
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def run(self, serializer: str, what: str, call: Callable[[], T]) -> T:
+        """Make a call in a thread, after its `turn`; the log names the serializer if it takes long.
+
+        Args:
+            serializer: The serializer's name.
+            what: What it does, for the log.
+            call: The call.
+        """
+
+        def timed() -> tuple[T, float]:
+            began = time.thread_time()
+            return call(), time.thread_time() - began
+
+        took_turn = self._computes(serializer)
+        self._busy |= took_turn
+        timer = asyncio.get_running_loop().call_later(SLOW, _complain, serializer, what)
+        self._floor.coding.append(serializer)
+        self._floor.coded.add(serializer)
+        try:
+            made: tuple[T, float] = await self._threads.run(timed)
+            result, seconds = made
+            self._seconds[serializer] = max(seconds, FORGETS * self._seconds.get(serializer, 0.0))
+        finally:
+            timer.cancel()
+            self._floor.coding.remove(serializer)
+            if took_turn:
+                self._busy = False
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        return result
+
+    def _computes(self, serializer: str) -> bool:
+        return self._seconds.get(serializer, math.inf) > COMPUTES
+
+
+def _complain(serializer: str, what: str) -> None:
+    logger.warning("serializer %r has been %s for %.1f seconds", serializer, what, SLOW)
