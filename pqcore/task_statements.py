@@ -510,11 +510,15 @@ LIMIT 1""",
 
         # Periodic tasks.  The tick's row is moved forward by one; the others find it moved, and put nothing.  It is
         # moved to now where the expression changes: the row is locked, so the second that comes finds it the same.
+        # A tick ahead of the server's clock is not put: its worker read a clock that was put back meanwhile, and the
+        # row is set back as well, after which another such worker would put the same tick.
         self.tick = compiled(
             "tick",
             f"""
 WITH won AS (
-  INSERT INTO {{ticks}} AS last (q_name, name, tick) VALUES (:q_name::text, :name::text, :tick::timestamptz)
+  INSERT INTO {{ticks}} AS last (q_name, name, tick)
+  SELECT :q_name::text, :name::text, :tick::timestamptz
+  WHERE :tick::timestamptz <= {_IN.format(_NOW, "ahead")}
   ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick
   RETURNING tick
 )

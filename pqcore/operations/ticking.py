@@ -96,7 +96,8 @@ async def since(engine: Engine, queue: QueueSettings, line: Line, before: dateti
 
 
 async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, row: Mapping[str, object]) -> int | None:
-    """Put the job of a tick, due at the tick; its id, or None if another put it."""
+    """Put the job of a tick, due at the tick; its id, or None if another put it or the server's clock was put back."""
     values = {**row, "q_name": queue.name, "name": name, "tick": tick, "dedup_key": row.get("dedup_key")}
+    values["ahead"] = AHEAD.total_seconds()
     rows = await engine.execute("tasks.tick", values)
     return int(rows[0][0]) if rows else None

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from pqcore.identifiers import TableName
+from pqcore.operations import ticking
 from pqcore.testing.harness import Harness
 from pqcore.testing.notes import Notes
+from pqcore.testing.portal import unwrapped
 
 WORKERS = 8
 TICKS = 3
@@ -213,6 +215,28 @@ def test_ticks_go_on_behind_a_clock_that_ran_ahead(harness: Harness, caplog: pyt
         harness.eventually(lambda: harness.sql(f"SELECT FROM {ticks_table(harness)} WHERE tick > now()") == [])
     assert harness.sql(set_back) == []
     assert caplog.text.count("the last tick of ahead") == 2
+
+
+def test_a_tick_ahead_of_the_clock_is_not_put_by_a_worker_that_read_the_clock_before_it_was_put_back(
+    harness: Harness,
+) -> None:
+    queue = harness.task_queue()
+
+    @queue.task()
+    async def note(job_id: int) -> None: ...
+
+    def put(tick: str) -> int | None:
+        [[moment]] = harness.sql(f"SELECT {tick}")
+        row = unwrapped(note).call().stored().values()
+        put_at: int | None = harness.wait_for(
+            lambda: ticking.put(unwrapped(queue)._engine, unwrapped(queue), "each hour", moment, row)
+        )
+        return put_at
+
+    job = put("date_trunc('second', now())")
+    assert put("now() + interval '3 h'") is None
+    assert harness.sql("SELECT id FROM {table}") == [(job,)]
+    assert harness.sql(f"SELECT FROM {ticks_table(harness)} WHERE tick > now()") == []
 
 
 def test_counting_begins_with_the_first_worker(harness: Harness) -> None:
