@@ -4,6 +4,8 @@ Each begins with the same Python data as pqcore's caller does and ends with the 
 same table, with the same texts of SQL, prepared, and on the same connection: it matters much on which core
 its server process happens to run.  ``put_many`` goes the fastest way that the driver has, found out at the
 start of a run, and returns no ids.
+
+A backend names its bare loop in its spec (`pqcore.backend.BackendSpec.bare_loop`).
 """
 
 from __future__ import annotations
@@ -12,43 +14,55 @@ import importlib
 import json
 from typing import Any
 
-from pqcore.statement import Query, plain
+from pqcore.errors import ConfigurationError
+from pqcore.statement import as_array
 
 from .acts import DATA
 from .contenders import Contender
-from .statements import Statements, expect, names, values
+from .statements import MANY, Statements, expect, values
 from .turns import QUEUE
 
+__all__ = ["COLUMNS", "DATA", "MANY", "QUEUE", "BareLoop", "Statements", "SwitchesAutocommit", "values"]
+
 COLUMNS = "q_name, serializer, data"
-BARE = {
-    ("psycopg2", "blocking"): f"{__package__}.bare_psycopg2:BarePsycopg2",
-    ("psycopg", "blocking"): f"{__package__}.bare_psycopg:BarePsycopg",
-    ("psycopg", "async"): f"{__package__}.bare_psycopg:BareAsyncPsycopg",
-    ("asyncpg", "async"): f"{__package__}.bare_asyncpg:BareAsyncpg",
-}
-"""Where the bare loops of a backend are; of one that is not here, its own session takes their place."""
+"""Of the table, in the order in which `BareLoop.text` has them."""
 
 
-class Parameters:
-    """What the bare loops of all drivers have in common.
+class BareLoop:
+    """The bare loop of a driver: its user's code without pqcore, an operation a method.
+
+    A subclass runs the statements through the driver itself, never through the backend's session, and gives the ids
+    of what it took to `keep`. Over an asynchronous driver the methods are coroutine functions.
+
+    Args:
+        statements: The texts of the statements, for the table that is measured.
+        batch: Jobs that one ``put_many`` puts.
+        connection: The driver's connection, the ``connection`` of the backend's session.
 
     Attributes:
-        how: What they are, in the report.
-        bulk: The ways to put many.
-        chosen: That which is used.
+        statements: As given.
+        batch: As given.
+        connection: As given.
+        how: How the driver is used, in a few words, for the report; the driver's name comes before the first comma.
+        bulk: The ways that the driver has to put many jobs together. The fastest one is found at the start.
+        chosen: The way that ``put_many`` uses.
         taken: Ids of the jobs that were taken.
+        queue: The parameters of ``get`` and ``get_many``.
+        lease: The parameters of ``lease``.
+        copy: The COPY statement that puts jobs.
     """
 
     how: str
-    bulk: tuple[str, ...]
+    bulk: tuple[str, ...] = ("the statement",)
 
-    def __init__(self, statements: Statements, batch: int) -> None:
+    def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
         expect(statements.put, "q_name", "data", "payload", "serializer")
         expect(statements.get, "q_name")
         expect(statements.get_many, "q_name")
         expect(statements.ack, "ids", "tokens", "q_name")
         self.statements = statements
         self.batch = batch
+        self.connection = connection
         self.taken: list[int] = []
         self.queue = (QUEUE,)
         self.lease = values(statements.lease)
@@ -56,29 +70,65 @@ class Parameters:
         self.chosen = self.bulk[0]
 
     def prepare(self) -> Any:
-        """Prepare what is prepared ahead; what it returns is awaited over async drivers."""
+        """Prepare the statements that the driver prepares by hand; a coroutine over async drivers."""
         return None
 
+    def put(self) -> Any:
+        """Put one job, with `DATA` encoded as JSON, and read its id."""
+        raise NotImplementedError
+
+    def put_many(self) -> Any:
+        """Put ``batch`` jobs in the way that ``chosen`` names; no ids are needed."""
+        raise NotImplementedError
+
+    def get(self) -> Any:
+        """Take one job."""
+        raise NotImplementedError
+
+    def transactional_get(self) -> Any:
+        """Take one job in a transaction, and commit."""
+        raise NotImplementedError
+
+    def get_many(self) -> Any:
+        """Take `MANY` jobs with one statement."""
+        raise NotImplementedError
+
+    def lease_ack(self) -> Any:
+        """Lease `MANY` jobs with one statement, and acknowledge them with another."""
+        raise NotImplementedError
+
+    def replan(self) -> Any:
+        """Run ``DISCARD PLANS``, so that both sides plan for the table as it has become."""
+        raise NotImplementedError
+
     def enter(self, operation: str) -> Any:
-        """Bring the connection into the mode that an operation wants; what it returns is awaited over async drivers."""
+        """Bring the connection into the mode that an operation wants; a coroutine over async drivers."""
         return None
 
     def leave(self, operation: str) -> Any:
-        """Bring it back into that in which pqcore keeps it."""
+        """Bring the connection back into the mode in which pqcore keeps it."""
         return None
 
     def text(self) -> str:
-        """The rows of a batch, as COPY reads them."""
+        """Return the rows of a batch, as COPY reads them."""
         line = f"{QUEUE}\tjson\t"
         encoded = (json.dumps(DATA).replace("\\", "\\\\") for _ in range(self.batch))
         return "".join([f"{line}{data}\n" for data in encoded])
 
+    def held(self, rows: Any) -> tuple[Any, ...]:
+        """Return the parameters of the statement ``ack``, for the rows that ``lease`` returned."""
+        return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
+
     def items(self) -> str:
-        """A batch, as ``put_many`` takes it."""
+        """Return a batch, as the statement ``put_many`` takes it."""
         return f"[{','.join([json.dumps(DATA) for _ in range(self.batch)])}]"
 
     def keep(self, rows: Any) -> None:
-        """Read what was taken."""
+        """Note the ids of the rows that were taken, and decode their data.
+
+        Args:
+            rows: The rows that the statement returned.
+        """
         for row in rows:
             self.taken.append(row[0])
             json.loads(row[1])
@@ -87,106 +137,43 @@ class Parameters:
 class SwitchesAutocommit:
     """Of drivers that have an attribute for it: a transaction begins by itself only where that is measured."""
 
-    _connection: Any
+    connection: Any
 
     def enter(self, operation: str) -> None:
-        self._connection.autocommit = operation != "transactional_get"
+        self.connection.autocommit = operation != "transactional_get"
 
     def leave(self, operation: str) -> None:
-        self._connection.autocommit = True
+        self.connection.autocommit = True
 
 
-class BareSession(Parameters):
-    """The session of a backend itself, for which nobody has written a bare loop."""
+def loop_class(contender: Contender) -> type[BareLoop] | None:
+    """Return the class of a backend's bare loop; None where its spec names none.
 
-    how = "its own session in a loop"
-    bulk = ("the statement",)
-
-    def __init__(self, statements: Statements, batch: int, session: Any) -> None:
-        super().__init__(statements, batch)
-        self._session = session
-        self._one = self.arguments(statements.get)
-        self._many = self.arguments(statements.get_many)
-        self._leased = self.arguments(statements.lease)
-
-    def arguments(self, query: Query, **more: Any) -> tuple[Any, ...]:
-        """Parameters as a session takes them: in the order of the placeholders of its paramstyle."""
-        return query.bind(dict(zip(names(query), values(query, **more), strict=True)))
-
-    def put(self) -> None:
-        query = self.statements.put
-        self._session.execute(query, self.arguments(query, data=json.dumps(DATA)))
-
-    def put_many(self) -> None:
-        query = self.statements.put_many
-        self._session.execute(query, self.arguments(query, items=self.items()))
-
-    def get(self) -> None:
-        self.keep(self._session.execute(self.statements.get, self._one))
-
-    def transactional_get(self) -> None:
-        self._session.begin()
-        self.keep(self._session.execute(self.statements.get, self._one))
-        self._session.commit()
-
-    def get_many(self) -> None:
-        self.keep(self._session.execute(self.statements.get_many, self._many))
-
-    def lease_ack(self) -> None:
-        rows = self._session.execute(self.statements.lease, self._leased)
-        self._session.execute(self.statements.ack, self._held(rows))
-        self.keep(rows)
-
-    def _held(self, rows: Any) -> tuple[Any, ...]:
-        ids, tokens = [row[0] for row in rows], [row[4] for row in rows]
-        return self.arguments(self.statements.ack, ids=ids, tokens=tokens)
-
-    def replan(self) -> None:
-        self._session.execute(DISCARD, ())
-
-
-class BareAsyncSession(BareSession):
-    """The same, awaited."""
-
-    async def put(self) -> None:  # type: ignore[override]
-        query = self.statements.put
-        await self._session.execute(query, self.arguments(query, data=json.dumps(DATA)))
-
-    async def put_many(self) -> None:  # type: ignore[override]
-        query = self.statements.put_many
-        await self._session.execute(query, self.arguments(query, items=self.items()))
-
-    async def get(self) -> None:  # type: ignore[override]
-        self.keep(await self._session.execute(self.statements.get, self._one))
-
-    async def transactional_get(self) -> None:  # type: ignore[override]
-        await self._session.begin()
-        self.keep(await self._session.execute(self.statements.get, self._one))
-        await self._session.commit()
-
-    async def get_many(self) -> None:  # type: ignore[override]
-        self.keep(await self._session.execute(self.statements.get_many, self._many))
-
-    async def lease_ack(self) -> None:  # type: ignore[override]
-        rows = await self._session.execute(self.statements.lease, self._leased)
-        await self._session.execute(self.statements.ack, self._held(rows))
-        self.keep(rows)
-
-    async def replan(self) -> None:  # type: ignore[override]
-        await self._session.execute(DISCARD, ())
-
-
-DISCARD = plain("replan", "DISCARD PLANS", rows=False)
-
-
-async def opened(contender: Contender, statements: Statements, batch: int, session: Any) -> Any:
-    """The bare loops of a backend, over the connection of a session of it."""
-    where = BARE.get((contender.name, contender.mode))
-    if where is None:
-        kind: Any = BareSession if contender.blocking else BareAsyncSession
-        return kind(statements, batch, session)
+    Raises:
+        ConfigurationError: The spec names a class that cannot be imported.
+    """
+    where = contender.spec.bare_loop
+    if not where:
+        return None
     module, _, attribute = where.partition(":")
-    made = getattr(importlib.import_module(module), attribute)(statements, batch, session.connection)
+    try:
+        found: type[BareLoop] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as exc:
+        msg = f"backend {contender.name!r} names {where!r} as its bare loop, which cannot be imported: {exc}"
+        raise ConfigurationError(msg) from exc
+    return found
+
+
+async def opened(contender: Contender, statements: Statements, batch: int, session: Any) -> BareLoop | None:
+    """Return the bare loop of a backend, over the connection of one of its sessions; None where its spec names none.
+
+    Raises:
+        ConfigurationError: The spec names a class that cannot be imported.
+    """
+    kind = loop_class(contender)
+    if kind is None:
+        return None
+    made = kind(statements, batch, session.connection)
     if (preparing := made.prepare()) is not None:
         await preparing
     return made

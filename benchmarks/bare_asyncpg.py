@@ -6,29 +6,28 @@ import io
 import json
 from typing import Any
 
-from pqcore.statement import as_array
-
 from .acts import DATA
-from .bare import COLUMNS, Parameters
+from .bare import COLUMNS, BareLoop
 from .statements import Statements, values
 from .turns import QUEUE
 
 
-class BareAsyncpg(Parameters):
+class BareAsyncpg(BareLoop):
     """Prepared statements, fetched."""
 
     how = "asyncpg, prepared statements"
     bulk = ("COPY", "COPY of text", "the statement")
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
-        super().__init__(statements, batch)
-        self._connection = connection
+        super().__init__(statements, batch, connection)
         self._columns = COLUMNS.split(", ")
 
     async def prepare(self) -> None:
         names = ("put", "put_many", "get", "get_many", "lease", "ack")
-        prepared = [await self._connection.prepare(getattr(self.statements, name).sql) for name in names]
+        prepared = [await self.connection.prepare(getattr(self.statements, name).sql) for name in names]
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = prepared
+        # asyncpg's prepare sends Flush and no Sync: until the next one the statement's transaction holds its locks.
+        await self.connection.execute("SELECT 1")
 
     async def put(self) -> None:
         await self._put.fetchval(QUEUE, json.dumps(DATA), None, "json")
@@ -39,11 +38,11 @@ class BareAsyncpg(Parameters):
             await self._put_many.fetch(*values(self.statements.put_many, items=self.items()))
         elif self.chosen == "COPY":
             rows = [(QUEUE, "json", json.dumps(DATA)) for _ in range(self.batch)]
-            await self._connection.copy_records_to_table(
+            await self.connection.copy_records_to_table(
                 place.table, schema_name=place.schema, columns=self._columns, records=rows
             )
         else:
-            await self._connection.copy_to_table(
+            await self.connection.copy_to_table(
                 place.table,
                 schema_name=place.schema,
                 columns=self._columns,
@@ -54,7 +53,7 @@ class BareAsyncpg(Parameters):
         self.keep([await self._get.fetchrow(QUEUE)])
 
     async def transactional_get(self) -> None:
-        async with self._connection.transaction():
+        async with self.connection.transaction():
             self.keep([await self._get.fetchrow(QUEUE)])
 
     async def get_many(self) -> None:
@@ -62,8 +61,8 @@ class BareAsyncpg(Parameters):
 
     async def lease_ack(self) -> None:
         rows = await self._lease.fetch(*self.lease)
-        await self._ack.fetch(as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE)
+        await self._ack.fetch(*self.held(rows))
         self.keep(rows)
 
     async def replan(self) -> None:
-        await self._connection.execute("DISCARD PLANS")
+        await self.connection.execute("DISCARD PLANS")

@@ -7,29 +7,23 @@ from typing import Any
 
 import psycopg
 
-from pqcore.statement import as_array
-
 from .acts import DATA
-from .bare import Parameters, SwitchesAutocommit
+from .bare import BareLoop, SwitchesAutocommit
 from .statements import Statements, values
 from .turns import QUEUE
 
 
-class _Encoded(Parameters):
+class _Encoded(BareLoop):
     """Statements as psycopg's raw cursors take them."""
 
     bulk = ("COPY", "COPY by rows", "the statement")
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
-        super().__init__(statements, batch)
-        self._connection = connection
+        super().__init__(statements, batch, connection)
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = (
             getattr(statements, name).encoded for name in ("put", "put_many", "get", "get_many", "lease", "ack")
         )
         self._copy = self.copy.encode()
-
-    def _held(self, rows: Any) -> tuple[Any, ...]:
-        return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
 
 
 class BarePsycopg(SwitchesAutocommit, _Encoded):
@@ -62,14 +56,14 @@ class BarePsycopg(SwitchesAutocommit, _Encoded):
 
     def transactional_get(self) -> None:
         self.keep([self._cursor.execute(self._get, self.queue, prepare=True).fetchone()])
-        self._connection.commit()
+        self.connection.commit()
 
     def get_many(self) -> None:
         self.keep(self._cursor.execute(self._get_many, self.queue, prepare=True).fetchall())
 
     def lease_ack(self) -> None:
         rows = self._cursor.execute(self._lease, self.lease, prepare=True).fetchall()
-        self._cursor.execute(self._ack, self._held(rows), prepare=True).fetchall()
+        self._cursor.execute(self._ack, self.held(rows), prepare=True).fetchall()
         self.keep(rows)
 
     def replan(self) -> None:
@@ -86,10 +80,10 @@ class BareAsyncPsycopg(_Encoded):
         self._cursor = psycopg.AsyncRawCursor(connection)
 
     async def enter(self, operation: str) -> None:
-        await self._connection.set_autocommit(operation != "transactional_get")
+        await self.connection.set_autocommit(operation != "transactional_get")
 
     async def leave(self, operation: str) -> None:
-        await self._connection.set_autocommit(True)
+        await self.connection.set_autocommit(True)
 
     async def put(self) -> None:
         await self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True)
@@ -116,7 +110,7 @@ class BareAsyncPsycopg(_Encoded):
     async def transactional_get(self) -> None:
         await self._cursor.execute(self._get, self.queue, prepare=True)
         self.keep([await self._cursor.fetchone()])
-        await self._connection.commit()
+        await self.connection.commit()
 
     async def get_many(self) -> None:
         await self._cursor.execute(self._get_many, self.queue, prepare=True)
@@ -125,7 +119,7 @@ class BareAsyncPsycopg(_Encoded):
     async def lease_ack(self) -> None:
         await self._cursor.execute(self._lease, self.lease, prepare=True)
         rows = await self._cursor.fetchall()
-        await self._cursor.execute(self._ack, self._held(rows), prepare=True)
+        await self._cursor.execute(self._ack, self.held(rows), prepare=True)
         await self._cursor.fetchall()
         self.keep(rows)
 

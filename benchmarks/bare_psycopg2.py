@@ -8,23 +8,21 @@ from typing import Any
 
 import psycopg2.extras
 
-from pqcore.statement import as_array
-
 from .acts import DATA
-from .bare import COLUMNS, Parameters, SwitchesAutocommit
+from .bare import COLUMNS, BareLoop, SwitchesAutocommit
 from .statements import Statements, values
 from .turns import QUEUE
 
 
-class BarePsycopg2(SwitchesAutocommit, Parameters):
+class BarePsycopg2(SwitchesAutocommit, BareLoop):
     """PREPARE and EXECUTE by hand, on a plain cursor in autocommit."""
 
     how = "psycopg2, EXECUTE of a prepared statement"
     bulk = ("COPY", "the statement", "execute_values")
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
-        super().__init__(statements, batch)
-        self._connection, self._cursor = connection, connection.cursor()
+        super().__init__(statements, batch, connection)
+        self._cursor = connection.cursor()
         calls = {}
         for name in ("put", "put_many", "get", "get_many", "lease", "ack"):
             query = getattr(statements, name)
@@ -55,7 +53,7 @@ class BarePsycopg2(SwitchesAutocommit, Parameters):
     def transactional_get(self) -> None:
         self._cursor.execute(self._get, self.queue)
         self.keep([self._cursor.fetchone()])
-        self._connection.commit()
+        self.connection.commit()
 
     def get_many(self) -> None:
         self._cursor.execute(self._get_many, self.queue)
@@ -64,7 +62,7 @@ class BarePsycopg2(SwitchesAutocommit, Parameters):
     def lease_ack(self) -> None:
         self._cursor.execute(self._lease, self.lease)
         rows = self._cursor.fetchall()
-        self._cursor.execute(self._ack, (as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE))
+        self._cursor.execute(self._ack, self.held(rows))
         self._cursor.fetchall()
         self.keep(rows)
 

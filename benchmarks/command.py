@@ -9,12 +9,15 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 
+from . import against as comparing_builds
 from . import compare as comparing
 from . import document, run, scales, tables, targets
 from .contenders import contenders
 from .terminal import Terminal
-from .verdicts import failures
+from .verdicts import Failure, Rules, failures, named
 from .workloads import Options
+
+__all__ = ["main", "named"]
 
 
 def main(
@@ -28,19 +31,37 @@ def main(
     processes: tuple[int, ...] = (),
     soak: float | None = None,
     dsn: str | None = None,
-    judged: bool = True,
+    judged: bool | None = None,
     fail_under: float | None = None,
     json_file: str | None = None,
     html_file: str | None = None,
     markdown_file: str | None = None,
     compare: tuple[str, str] | None = None,
-) -> list[str]:
+    against: str | None = None,
+) -> list[Failure]:
     """Do it; why it failed, each by name.
 
     Raises:
         ConfigurationError: What was asked for cannot be.
     """
-    terminal = Terminal(fail_under, judged=judged)
+    rules = Rules.chosen(scale or "default", judged, fail_under)
+    terminal = Terminal(rules)
+    if against:
+        if compare or json_file or html_file or markdown_file:
+            msg = "--against shows what changed, and writes nothing: leave --compare, --json, --html and --markdown out"
+            raise ConfigurationError(msg)
+        return _against(
+            terminal,
+            comparing_builds.Request(
+                Path(against),
+                backends,
+                _operations(scenarios),
+                scale or "default",
+                comparing_builds.ROUNDS if rounds is None else rounds,
+                dsn,
+            ),
+            fail_under,
+        )
     if compare:
         return _compare(terminal, compare, fail_under)
     chosen = contenders(backends)
@@ -57,27 +78,45 @@ def main(
         report = run.run(run.Request(chosen, options, scenarios, rounds, dsn), terminal)
     finally:
         terminal.close()
-    wrong = failures(report, fail_under, judged=judged)
+    wrong = failures(report, rules)
     terminal.conclude(report, wrong)
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if html_file:
         from .page import page
 
-        Path(html_file).write_text(page(report, fail_under, judged=judged), encoding="utf-8")
+        Path(html_file).write_text(page(report, rules), encoding="utf-8")
     if markdown_file:
-        document.fill(Path(markdown_file), document.blocks(report, fail_under, judged=judged))
+        document.fill(Path(markdown_file), document.blocks(report, rules))
     return wrong
 
 
-def _compare(terminal: Terminal, paths: tuple[str, str], fail_under: float | None) -> list[str]:
+def _compare(terminal: Terminal, paths: tuple[str, str], fail_under: float | None) -> list[Failure]:
     old, new = (comparing.load(Path(path)) for path in paths)
     found = comparing.compare(old, new)
-    terminal.compared(found)
-    return [
-        f"{change.backend}, {change.scenario} {change.variant} {change.metric}: {change.ratio:.2f} of what it was"
-        for change in (found.below(fail_under) if fail_under is not None else [])
-    ]
+    terminal.compared(found, fail_under)
+    return [] if fail_under is None else found.failures(fail_under)
+
+
+def _operations(scenarios: tuple[str, ...]) -> list[str]:
+    """Return the operations that are chosen; all, if none is."""
+    known = {run.TARGETS: list(targets.OPERATIONS)}
+    for name in targets.OPERATIONS:
+        known |= {name: [name], f"{run.TARGETS}:{name}": [name]}
+    if unknown := sorted(set(scenarios) - set(known)):
+        msg = f"--against measures {', '.join(targets.OPERATIONS)}, and not {', '.join(unknown)}"
+        raise ConfigurationError(msg)
+    chosen = {operation for name in scenarios or (run.TARGETS,) for operation in known[name]}
+    return [name for name in targets.OPERATIONS if name in chosen]
+
+
+def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: float | None) -> list[Failure]:
+    try:
+        found = comparing_builds.compare(request, terminal)
+    finally:
+        terminal.close()
+    terminal.compared(found, fail_under)
+    return [] if fail_under is None else found.failures(fail_under)
 
 
 def _list(terminal: Terminal, chosen: list[Any]) -> None:

@@ -1,31 +1,38 @@
-"""Two reports beside one another: what changed by more than the rounds of each differ among themselves."""
+"""Two reports beside one another: what changed, by more than chance, and whether that fails a gate."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError
 
-from .run import FORMAT
+from .figures import FEWEST, Ratio
+from .pgbench import LABEL
+from .run import FORMAT, TARGETS
+from .verdicts import Failure, first_line
 
 Key: TypeAlias = tuple[str, str, str, str]
-Kind: TypeAlias = Literal["better", "worse", "within the spread"]
+Kind: TypeAlias = Literal["better", "worse", "the same", "undecided"]
+Verdict: TypeAlias = Literal["pass", "FALLS SHORT", "undecided", "not judged"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One number in both.
+    """One number of both reports.
 
     Attributes:
         scenario, variant, backend, metric: Which.
         unit: Of what.
         before, after: The medians.
-        ratio: How much better it has become; below 1 it is worse.
-        kind: Whether that is more than the spread of the two.
+        ratio: How many times as good it has become; below 1 it is worse.
+        low, high: A 95 % interval of the ratio.
+        rounds: How often it was measured, in the report that has fewer.
+        yardstick: What was measured beside it in each round, and takes the speed of the machine out of the ratio;
+            "" for nothing: then there is no verdict on it.
     """
 
     scenario: str
@@ -36,7 +43,34 @@ class Change:
     before: float
     after: float
     ratio: float
-    kind: Kind
+    low: float
+    high: float
+    rounds: int
+    yardstick: str
+
+    @property
+    def name(self) -> str:
+        """The backend, and what of it was measured."""
+        return _name(self.backend, self.scenario, self.variant)
+
+    @property
+    def kind(self) -> Kind:
+        """Whether it changed by more than chance."""
+        if self.rounds < FEWEST:
+            return "undecided"
+        if self.low > 1:
+            return "better"
+        return "worse" if self.high < 1 else "the same"
+
+    def verdict(self, least: float) -> Verdict:
+        """Return whether it has become worse than ``least`` times as good: then its whole interval is below."""
+        if not self.yardstick:
+            return "not judged"
+        if self.rounds < FEWEST:
+            return "undecided"
+        if self.ratio >= least:
+            return "pass"
+        return "FALLS SHORT" if self.high < least else "undecided"
 
 
 @dataclass(frozen=True)
@@ -45,31 +79,55 @@ class Comparison:
 
     Attributes:
         changes: Of what is in both.
-        only: What is in one alone: the name, and in which.
+        new: Names of what is in the second alone.
         differences: Of the environments.
+        broken: What failed in the second, is missing there, or lost jobs.
     """
 
     changes: list[Change]
-    only: list[tuple[str, str]]
-    differences: list[str]
+    new: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    broken: list[Failure] = field(default_factory=list)
 
-    def below(self, ratio: float) -> list[Change]:
-        """What has become worse than ``ratio`` times what it was, by more than the spread."""
-        return [change for change in self.changes if change.kind == "worse" and change.ratio < ratio]
+    def failures(self, least: float) -> list[Failure]:
+        """Return what makes a gate fail: what is broken, and what is worse than ``least`` times as good."""
+        return self.broken + [
+            Failure(
+                change.name,
+                f"{change.name} FALLS SHORT: {change.ratio:.3f} times as good as it was (95 % interval up to"
+                f" {change.high:.3f}), at least {least:g} is wanted",
+            )
+            for change in self.changes
+            if change.verdict(least) == "FALLS SHORT"
+        ]
+
+    def undecided(self, least: float) -> list[str]:
+        """Return why there is no verdict on something that has a yardstick."""
+        found = []
+        for change in self.changes:
+            if change.verdict(least) != "undecided":
+                continue
+            if change.rounds < FEWEST:
+                few = f"{change.rounds} of the {FEWEST} rounds that a 95 % interval needs"
+                why = f"{few}; measure with --rounds {FEWEST}"
+            else:
+                why = f"{change.ratio:.3f}, 95 % interval {change.low:.3f} to {change.high:.3f}; measure more rounds"
+            found.append(f"{change.name} is undecided: {why}")
+        return found
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a report.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The file cannot be read, is no report, or has another format than `FORMAT`.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["format"] != FORMAT:
-            msg = f"{path} is of format {report['format']}; this pqcore knows {FORMAT}"
+            msg = f"{path} has format {report['format']!r}, and this pqcore reads format {FORMAT}: measure it again"
             raise ConfigurationError(msg)
-        _ = report["targets"], report["workloads"], report["environment"]
+        _ = report["backends"], report["targets"], report["workloads"], report["environment"], report["losses"]
     except OSError as exc:
         msg = f"{path} cannot be read: {exc.strerror}"
         raise ConfigurationError(msg) from exc
@@ -86,41 +144,80 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
     """Compare two reports."""
     old, new = dict(_figures(before)), dict(_figures(after))
     changes = [_change(key, old[key], new[key]) for key in old if key in new]
-    only = [(" ".join(filter(None, key)), "the first") for key in old if key not in new]
-    only += [(" ".join(filter(None, key)), "the second") for key in new if key not in old]
-    return Comparison(changes, only, [*_differences(before, after)])
+    come = [_name(backend, scenario, variant) for scenario, variant, backend, _ in new.keys() - old.keys()]
+    return Comparison(changes, sorted(set(come)), [*_differences(before, after)], [*_broken(old, after)])
+
+
+def _name(backend: str, scenario: str, variant: str) -> str:
+    if scenario == TARGETS:
+        return f"{backend}, {TARGETS}:{variant}"
+    if not scenario:
+        return f"{backend}, {variant}"
+    return f"{backend}, {scenario} {variant}".strip()
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[Key, dict[str, Any]]]:
-    for row in report["targets"]:
+    """Each figure of a report, but for those of pgbench: it is the yardstick."""
+    for row in report[TARGETS]:
+        key = (TARGETS, row["operation"], row["backend"])
         if "ratio" in row:
-            figure = {"unit": "of a bare loop", "better": "higher", **row["ratio"]}
-            yield ("targets", row["operation"], row["backend"], "ratio"), figure
+            beside = (f"the bare loop: {row['how']}", row["ratio"])
+            yield (*key, "ratio"), {"unit": "of a bare loop", "beside": beside, **row["ratio"]}
+        elif "pqcore" in row:
+            yield (*key, "rate"), {"unit": "/s", **row["pqcore"]}
     for row in report["workloads"]:
+        if row["backend"] == LABEL:
+            continue
         for metric, figure in row.get("metrics", {}).items():
-            yield (row["scenario"], row["variant"], row["backend"], metric), figure
+            share = {"beside": (LABEL, row["of_pgbench"])} if metric == "rate" and "of_pgbench" in row else {}
+            yield (row["scenario"], row["variant"], row["backend"], metric), {**figure, **share}
 
 
 def _change(key: Key, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
-    higher = old["better"] == "higher"
-    one, other = (new["median"], old["median"]) if higher else (old["median"], new["median"])
-    kind: Kind = "within the spread"
-    if new["low"] > old["high"]:
-        kind = "better" if higher else "worse"
-    elif new["high"] < old["low"]:
-        kind = "worse" if higher else "better"
-    scenario, variant, backend, metric = key
+    one, other, yardstick = new, old, ""
+    before, after = old.get("beside", ("", None)), new.get("beside", ("", None))
+    if before[0] == after[0] != "":  # a bare loop that puts many in another way is another yardstick
+        yardstick, one, other = after[0], after[1], before[1]
+    higher = old.get("better", "higher") == "higher"
+    ratio = Ratio.of(one, other) if higher else Ratio.of(other, one)
     return Change(
-        scenario,
-        variant,
-        backend,
-        metric,
+        *key,
         old["unit"],
         old["median"],
         new["median"],
-        one / other if other else 1.0,
-        kind,
+        ratio.value,
+        ratio.low,
+        ratio.high,
+        min(one["rounds"], other["rounds"]),
+        yardstick,
     )
+
+
+def _broken(old: Mapping[Key, Any], report: Mapping[str, Any]) -> Iterator[Failure]:
+    """What failed in the second report, is missing there, or lost jobs."""
+    stopped = {row["label"] for row in report["backends"] if "error" in row}
+    for row in report["backends"]:
+        if "error" in row:
+            yield Failure(row["label"], f"{row['label']} failed: {first_line(row)}")
+    seen = set()
+    for section, variant in ((TARGETS, "operation"), ("workloads", "variant")):
+        for row in report[section]:
+            place = (row.get("scenario", TARGETS), row[variant], row["backend"])
+            name = _name(place[2], place[0], place[1])
+            if "error" in row:
+                seen.add(place)
+                if row["backend"] != LABEL:
+                    yield Failure(name, f"{name} failed: {first_line(row)}")
+            elif jobs := row["lost"] + row.get("twice", 0) + row.get("taken_twice", 0):
+                yield Failure(name, f"{name} LOST: {jobs:,} jobs were lost, or taken twice")
+    for loss in report["losses"]:
+        yield Failure(loss.partition(":")[0], f"LOST: {loss}")
+    new = {key for key, _ in _figures(report)}
+    for scenario, variant, backend, metric in sorted(old.keys() - new):
+        if (scenario, variant, backend) in seen or backend in stopped:
+            continue
+        name = _name(backend, scenario, variant)
+        yield Failure(name, f"{name} is missing: its {metric} is in the first report, and not in the second")
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

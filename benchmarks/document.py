@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import colours, tables
 from .tables import Grid, Row
+from .verdicts import Rules
 
 _PLACE = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- /measured -->)", re.DOTALL)
 
@@ -33,14 +34,15 @@ def fill(path: Path, blocks: Mapping[str, str]) -> None:
     path.write_text(_PLACE.sub(replaced, text), encoding="utf-8")
 
 
-def blocks(report: Row, fail_under: float | None = None, *, judged: bool = True) -> dict[str, str]:
+def blocks(report: Row, rules: Rules) -> dict[str, str]:
     """What was measured, as Markdown, by name."""
+    palette = colours.of_report(report)
     found = {"environment": table(tables.environment(report))}
     if report["targets"]:
-        found["targets"] = table(tables.targets(report["targets"], fail_under, judged=judged))
+        found["targets"] = table(tables.targets(report["targets"], rules))
     for name, rows in tables.by_scenario(report["workloads"]).items():
         found[name] = table(tables.workload(rows))
-        charts = [*_charts([row for row in rows if "metrics" in row])]
+        charts = [*_charts([row for row in rows if "metrics" in row], palette)]
         if charts:
             found[f"{name} chart"] = "\n\n".join(charts)
     return found
@@ -53,17 +55,24 @@ def table(grid: Grid) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
 
 
-def _charts(rows: Sequence[Row]) -> Iterator[str]:
+def _charts(rows: Sequence[Row], palette: Mapping[str, str]) -> Iterator[str]:
     if rows and rows[0]["scenario"] == "scaling":
-        yield from _scaling(rows)
+        yield from _scaling(rows, palette)
     for row in rows:
         if "curve" in row:
             (over, places), *others = row["curve"].items()
             for name, points in others:
-                yield _chart(f"{row['title']}, {row['backend']}: {name}", over, places, name, {name: points})
+                yield _chart(
+                    f"{row['title']}, {row['backend']}: {name}",
+                    over,
+                    places,
+                    name,
+                    {name: points},
+                    [palette[row["backend"]]],
+                )
 
 
-def _scaling(rows: Sequence[Row]) -> Iterator[str]:
+def _scaling(rows: Sequence[Row], palette: Mapping[str, str]) -> Iterator[str]:
     for kind, title in (("together", "threads or tasks"), ("processes", "processes")):
         own = [row for row in rows if row["kind"] == kind]
         lines = {
@@ -72,13 +81,28 @@ def _scaling(rows: Sequence[Row]) -> Iterator[str]:
         }
         counts = sorted({row["consumers"] for row in own})
         if lines and all(len(points) == len(counts) for points in lines.values()):
-            yield _chart(f"{rows[0]['title']}: {title} ({', '.join(lines)})", "consumers", counts, "/s", lines)
+            yield _chart(
+                f"{rows[0]['title']}: {title} ({', '.join(lines)})",
+                "consumers",
+                counts,
+                "/s",
+                lines,
+                [palette[backend] for backend in lines],
+            )
 
 
-def _chart(title: str, over: str, places: Sequence[Any], unit: str, lines: Mapping[str, Sequence[float]]) -> str:
+def _chart(
+    title: str,
+    over: str,
+    places: Sequence[Any],
+    unit: str,
+    lines: Mapping[str, Sequence[float]],
+    palette: Sequence[str],
+) -> str:
     top = max(max(points) for points in lines.values())
     made = [
         "```mermaid",
+        f'%%{{init: {{"themeVariables": {{"xyChart": {{"plotColorPalette": "{", ".join(palette)}"}}}}}}}}%%',
         "xychart-beta",
         f'  title "{title}"',
         f'  x-axis "{over}" [{", ".join(f"{place:g}" for place in places)}]',

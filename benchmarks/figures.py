@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ class Figure:
         median: Of all.
         least, most: The extremes.
         q1, q3: The quartiles.
-        low, high: Between these the true median lies, nineteen times of twenty; the extremes, of less than six.
+        low, high: Between these the true median lies, nineteen times of twenty; the extremes, of less than `FEWEST`.
         values: What was measured, in the order of the rounds.
     """
 
@@ -49,15 +49,53 @@ class Figure:
         return made
 
 
+FEWEST = 6
+"""Values that a 95 % interval of the median needs: of five, the extremes miss it one time in sixteen."""
+
+
 def _interval(ordered: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the median, by ranks: it presumes nothing of how the values are distributed."""
+    """Return a 95 % interval of the median, by ranks: it presumes nothing of how the values are distributed.
+
+    A value lies below the median half the time, so the number of those that do is binomial. Without enough values
+    for such an interval, the extremes are returned.
+    """
     number = len(ordered)
-    if number < 6:  # there is none of so few
-        return ordered[0], ordered[-1]
-    reach = 0.98 * math.sqrt(number)
-    first = max(math.floor(number / 2 - reach), 0)
-    last = min(math.ceil(number / 2 + reach), number - 1)
-    return ordered[first], ordered[last]
+    if number > 200:
+        first = math.floor(number / 2 - 0.98 * math.sqrt(number))  # the binomial distribution is nearly normal
+        return ordered[first], ordered[number - 1 - first]
+    first, tail = 0, 1 / 2**number
+    while first < number // 2 and tail + math.comb(number, first + 1) / 2**number <= 0.025:
+        first += 1
+        tail += math.comb(number, first) / 2**number
+    return ordered[first], ordered[number - 1 - first]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as large one median is as another.
+
+    Attributes:
+        value: The ratio.
+        low, high: A 95 % interval of it.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, one: Mapping[str, Any], other: Mapping[str, Any]) -> Ratio:
+        """Return the ratio of two figures of reports, by the method of variance estimates recovery (MOVER).
+
+        The logarithms of the two intervals' arms are added as independent errors are.
+        """
+        if min(one["low"], other["low"]) <= 0:
+            value = one["median"] / other["median"] if other["median"] else math.inf
+            return cls(value, 0.0, math.inf)
+        value = one["median"] / other["median"]
+        down = math.hypot(math.log(one["median"] / one["low"]), math.log(other["high"] / other["median"]))
+        up = math.hypot(math.log(one["high"] / one["median"]), math.log(other["median"] / other["low"]))
+        return cls(value, value * math.exp(-down), value * math.exp(up))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -6,10 +6,11 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import tables
-from .verdicts import failures
+from . import colours, tables
+from .verdicts import Rules, failures
 
 Row = Mapping[str, Any]
+Colours = Mapping[str, str]
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
@@ -23,7 +24,7 @@ h2 { margin-top: 2em; }
 """
 
 
-def page(report: Mapping[str, Any], fail_under: float | None = None, *, judged: bool = True) -> str:
+def page(report: Mapping[str, Any], rules: Rules) -> str:
     """The page.
 
     Raises:
@@ -31,17 +32,20 @@ def page(report: Mapping[str, Any], fail_under: float | None = None, *, judged: 
     """
     from plotly.offline import get_plotlyjs
 
+    palette = colours.of_report(report)
     parts = ["<h1>pqcore's benchmarks</h1>", _grid(tables.environment(report))]
+    if any("error" in row for row in report["backends"]):
+        parts.append(_grid(tables.backends(report)))
     if report["doubts"]:
         parts.append(_list("These figures are not to be relied on:", report["doubts"]))
-    if wrong := failures(report, fail_under, judged=judged):
-        parts.append(_list("What is wrong:", wrong))
+    if wrong := failures(report, rules):
+        parts.append(_list("What is wrong:", [str(failure) for failure in wrong]))
     if report["targets"]:
-        parts += ["<h2>Targets</h2>", _targets_chart(report["targets"])]
-        parts.append(_grid(tables.targets(report["targets"], fail_under, judged=judged)))
+        parts += ["<h2>Targets</h2>", _targets_chart(report["targets"], palette)]
+        parts.append(_grid(tables.targets(report["targets"], rules)))
     for name, rows in tables.by_scenario(report["workloads"]).items():
         parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts += _charts(rows)
+        parts += _charts(rows, palette)
         parts.append(_grid(tables.workload(rows)))
     body = "\n".join(parts)
     return (
@@ -81,11 +85,14 @@ def _figure(title: str, unit: str, traces: Sequence[Any], **layout: Any) -> str:
     return made
 
 
-def _bars(name: str, places: Sequence[str], figures: Sequence[Row], low: str = "least", high: str = "most") -> Any:
+def _bars(
+    name: str, places: Sequence[str], figures: Sequence[Row], colour: str, low: str = "least", high: str = "most"
+) -> Any:
     import plotly.graph_objects as go
 
     return go.Bar(
         name=name,
+        marker={"color": colour},
         x=list(places),
         y=[figure["median"] for figure in figures],
         error_y={
@@ -97,7 +104,7 @@ def _bars(name: str, places: Sequence[str], figures: Sequence[Row], low: str = "
     )
 
 
-def _targets_chart(rows: Sequence[Row]) -> str:
+def _targets_chart(rows: Sequence[Row], palette: Colours) -> str:
     import plotly.graph_objects as go
 
     good = [row for row in rows if "ratio" in row]
@@ -105,7 +112,16 @@ def _targets_chart(rows: Sequence[Row]) -> str:
     traces: list[Any] = []
     for backend in backends:
         own = [row for row in good if row["backend"] == backend]
-        traces.append(_bars(backend, [row["operation"] for row in own], [row["ratio"] for row in own], "low", "high"))
+        traces.append(
+            _bars(
+                backend,
+                [row["operation"] for row in own],
+                [row["ratio"] for row in own],
+                palette[backend],
+                "low",
+                "high",
+            )
+        )
     highest: dict[str, float] = {}
     for row in good:
         highest[row["operation"]] = max(row["target"], highest.get(row["operation"], 0))
@@ -114,31 +130,31 @@ def _targets_chart(rows: Sequence[Row]) -> str:
     return _figure("pqcore beside its drivers in bare loops", "ratio", traces)
 
 
-def _charts(rows: Sequence[Row]) -> Iterator[str]:
+def _charts(rows: Sequence[Row], palette: Colours) -> Iterator[str]:
     measured = [row for row in rows if "metrics" in row]
     if not measured:
         return
     together = [row for row in measured if row["scenario"] == "scaling"]
     if together:
-        yield _scaling(together)
+        yield _scaling(together, palette)
     else:
         for metric, figure in measured[0]["metrics"].items():
-            yield _metric(measured, metric, figure["unit"])
+            yield _metric(measured, metric, figure["unit"], palette)
     for row in measured:
         if "curve" in row:
-            yield from _curves(row)
+            yield from _curves(row, palette[row["backend"]])
 
 
-def _metric(rows: Sequence[Row], metric: str, unit: str) -> str:
+def _metric(rows: Sequence[Row], metric: str, unit: str, palette: Colours) -> str:
     traces = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         own = [row for row in rows if row["backend"] == backend]
         places = [row["variant"] or row["scenario"] for row in own]
-        traces.append(_bars(backend, places, [row["metrics"][metric] for row in own]))
+        traces.append(_bars(backend, places, [row["metrics"][metric] for row in own], palette[backend]))
     return _figure(f"{rows[0]['title']}: {metric}", unit, traces)
 
 
-def _scaling(rows: Sequence[Row]) -> str:
+def _scaling(rows: Sequence[Row], palette: Colours) -> str:
     import plotly.graph_objects as go
 
     traces = []
@@ -151,17 +167,17 @@ def _scaling(rows: Sequence[Row]) -> str:
                     x=[row["consumers"] for row in own],
                     y=[row["metrics"]["rate"]["median"] for row in own],
                     mode="lines+markers",
-                    line={"dash": dash},
+                    line={"dash": dash, "color": palette[backend]},
                 )
             )
     return _figure(rows[0]["title"], "/s", traces, xaxis_title="consumers")
 
 
-def _curves(row: Row) -> Iterator[str]:
+def _curves(row: Row, colour: str) -> Iterator[str]:
     import plotly.graph_objects as go
 
     (over, places), *others = row["curve"].items()
     for name, points in others:
-        trace = go.Scatter(name=name, x=places, y=points, mode="lines+markers")
+        trace = go.Scatter(name=name, x=places, y=points, mode="lines+markers", line={"color": colour})
         title = f"{row['title']}, {row['backend']}: {name}"
         yield _figure(title, name, [trace], xaxis_title=over)

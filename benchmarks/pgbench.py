@@ -18,7 +18,7 @@ from pqcore.statement import Query
 
 from .environment import programs
 from .eyes import Counters
-from .statements import MANY, VALUES, Statements, names
+from .statements import MANY, PLACES, VALUES, Statements, names
 from .turns import Bench, Table, Turn
 
 LABEL = "pgbench"
@@ -38,7 +38,7 @@ class Script:
     Attributes:
         statement: The attribute of `Statements`.
         jobs: That one transaction moves.
-        rate: Transactions a second that are to be expected, at most.
+        rate: Transactions per second that are to be expected, at most.
         block: Whether it is in a transaction block.
     """
 
@@ -47,17 +47,38 @@ class Script:
     rate: int = 4_000
     block: bool = False
 
+    @property
+    def takes(self) -> bool:
+        """Whether the jobs must be there before."""
+        return not self.statement.startswith("put")
+
     def text(self, statements: Statements) -> str:
-        """The script: the very text, with pgbench's variables for parameters."""
-        query: Query = getattr(statements, self.statement)
-        variables = names(query)
-
-        def variable(match: re.Match[str]) -> str:
-            name = variables[int(match[1]) - 1]
-            return "NULL" if VALUES.get(name, "") is None else f":{name}"
-
-        text = re.sub(r"\$(\d+)", variable, query.numbered) + ";\n"
+        """Return the script: the text of the statement, with pgbench's variables for its parameters."""
+        if self.statement == "lease":
+            return _lease_ack(statements)
+        text = _filled(getattr(statements, self.statement)) + ";\n"
         return f"BEGIN;\n{text}COMMIT;\n" if self.block else text
+
+
+def _filled(query: Query) -> str:
+    """Return the text of a statement, with pgbench's variables for its parameters."""
+    variables = names(query)
+
+    def variable(match: re.Match[str]) -> str:
+        name = variables[int(match[1]) - 1]
+        return "NULL" if VALUES.get(name, "") is None else f":{name}"
+
+    return re.sub(r"\$(\d+)", variable, query.numbered)
+
+
+def _lease_ack(statements: Statements) -> str:
+    """Return a script that leases jobs and acknowledges them.
+
+    pgbench keeps one row of a result, so the lease's ids and tokens are gathered into two arrays.
+    """
+    lease = f"WITH leased AS ({_filled(statements.lease)})"
+    gather = "SELECT array_agg(id)::text AS ids, array_agg(attempts)::text AS tokens FROM leased \\gset\n"
+    return f"{lease} {gather}{_filled(statements.ack)};\n"
 
 
 SCRIPTS: Mapping[str, Script] = {
@@ -65,7 +86,10 @@ SCRIPTS: Mapping[str, Script] = {
     "get": Script("get"),
     "get_keep": Script("get_keep"),
     "transactional_get": Script("get", rate=2_500, block=True),
+    "put_many": Script("put_many", jobs=MANY, rate=1_000),
     "get_many": Script("get_many", jobs=MANY, rate=1_000),
+    "lease_ack": Script("lease", jobs=MANY, rate=400),
+    "worker": Script("lease", jobs=PLACES, rate=1_000),
 }
 
 
@@ -85,18 +109,17 @@ def turn(program: str, bench: Bench, table: Table, name: str) -> Turn:
         PgbenchFailed: It could not do it.
     """
     script = SCRIPTS[name]
-    statements = Statements(table.place, "numeric_dollar")
-    takes = script.statement != "put"
+    statements = Statements(table.place, "numeric_dollar", script.jobs if script.jobs > 1 else MANY)
     number = max(int(script.rate * bench.scale.seconds), 10)
     table.empty()
-    filled = len(table.fill(number * script.jobs)) if takes else 0
+    filled = len(table.fill(number * script.jobs)) if script.takes else 0
     bench.eyes.alone()
     before = Counters.read(bench.eyes, table.name)
     rate, version = _run(program, bench.dsn, script.text(statements), number)
     bench.eyes.alone()
     after = Counters.read(bench.eyes, table.name)
     jobs = number * script.jobs
-    expected = filled - jobs if takes else jobs
+    expected = filled - jobs if script.takes else jobs
     return Turn(
         {"rate": rate * script.jobs},
         jobs,
@@ -112,7 +135,8 @@ def turn(program: str, bench: Bench, table: Table, name: str) -> Turn:
 
 def _run(program: str, dsn: str, script: str, number: int) -> tuple[float, str]:
     """Transactions a second, without connecting, and its version."""
-    values = {"q_name": VALUES["q_name"], "serializer": VALUES["serializer"], "data": DATA}
+    values = {name: VALUES[name] for name in ("q_name", "serializer", "lease")}
+    values |= {"data": DATA, "items": f"[{','.join([DATA] * MANY)}]"}
     variables = [part for name, value in values.items() for part in ("-D", f"{name}={value}")]
     parts = urlsplit(dsn)
     environment = dict(os.environ)

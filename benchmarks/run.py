@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pqcore.errors import ConfigurationError, PQError
 
@@ -23,8 +23,10 @@ from .waiting import Pickup, Soak
 from .working import Drain
 from .workloads import PLAIN, Options, Scaling, Variant, Workload
 
-FORMAT = 1
+FORMAT = 2
 """Of the report."""
+Broken: TypeAlias = dict[Contender, Exception]
+"""Backends that could not connect, or not create a table, with their errors."""
 TARGETS = "targets"
 """What ``--scenario`` calls the comparison with bare loops."""
 
@@ -113,21 +115,22 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
     if not request.contenders:
         msg = "no backend has its driver installed: pip install 'pqcore[psycopg]'"
         raise ConfigurationError(msg)
-    for contender in request.contenders:
-        targets.targets_of(contender)  # what is wrong with it is to be said now
     began = time.monotonic()
     started = datetime.now(timezone.utc)
-    with environment.server(request.dsn) as (dsn, origin), _bench(request, dsn) as bench:
+    with environment.server(request.dsn) as (dsn, origin), _bench(request, dsn) as (bench, broken):
+        tables = _tables(request, bench, broken)
+        backends = [_about(contender, broken.get(contender)) for contender in request.contenders]
+        request = replace(request, contenders=list(tables))
         report: dict[str, Any] = {
             "format": FORMAT,
             "scale": request.options.scale.name,
             "started": started.isoformat(timespec="seconds"),
             "environment": environment.describe(bench.eyes, origin, request.contenders),
-            "backends": [_about(contender) for contender in request.contenders],
+            "backends": backends,
         }
         report["doubts"] = environment.doubts(report["environment"])
         listener.end("environment", [report])
-        report["targets"] = _targets(request, bench, listener) if request.operations() else []
+        report["targets"] = _targets(request, bench, tables, listener) if request.operations() else []
         report["workloads"] = []
         for workload in workloads():
             if request.wants(workload.name):
@@ -138,15 +141,15 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
 
 
 @contextmanager
-def _bench(request: Request, dsn: str) -> Iterator[Bench]:
-    """A schema of its own, and what is needed to use it."""
+def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
+    """A schema of its own, what is needed to use it, and the backends that could not connect."""
     measured = named(dsn)
-    first = next((contender for contender in request.contenders if contender.blocking), request.contenders[0])
     crew.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
     schema = schema_name(f"{os.getpid()}_{time.time_ns() % 10**9}")
-    eyes, members = Eyes(first, dsn), crew.Crew()
+    eyes, broken = _eyes(request.contenders, dsn)
+    members = crew.Crew()
     try:
-        yield Bench(dsn, measured, schema, eyes, request.options.scale, members)
+        yield Bench(dsn, measured, schema, eyes, request.options.scale, members), broken
     finally:
         members.close()
         with suppress(PQError):  # an error that hides the one that is under way, or an embedded server that ends now
@@ -155,24 +158,68 @@ def _bench(request: Request, dsn: str) -> Iterator[Bench]:
             eyes.close()
 
 
-def _about(contender: Contender) -> dict[str, Any]:
+def _eyes(contenders: Sequence[Contender], dsn: str) -> tuple[Eyes, Broken]:
+    """A connection beside those that are measured, over the first backend that can connect.
+
+    Returns:
+        The connection, and the backends that could not connect, with their errors.
+    """
+    broken: Broken = {}
+    for contender in sorted(contenders, key=lambda each: not each.blocking):
+        try:
+            return Eyes(contender, dsn), broken
+        except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
+            broken[contender] = exc
+    raise _unusable(broken)
+
+
+def _unusable(broken: Broken) -> PQError:
+    """Return the error of a run in which no backend can be measured."""
+    contender, error = next(iter(broken.items()))
+    if isinstance(error, PQError):
+        return error
+    made = ConfigurationError(f"no backend can be measured: {contender.label}: {_reason(error)}")
+    made.__cause__ = error
+    return made
+
+
+def _tables(request: Request, bench: Bench, broken: Broken) -> dict[Contender, Table]:
+    """Have each backend create a table; one that cannot joins the broken ones, and is not measured."""
+    made: dict[Contender, Table] = {}
+    for contender in request.contenders:
+        if contender in broken:
+            continue
+        try:
+            targets.targets_of(contender)
+            made[contender] = bench.table(contender)
+        except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
+            broken[contender] = exc
+    if not made:
+        raise _unusable(broken)
+    return made
+
+
+def _about(contender: Contender, error: Exception | None) -> dict[str, Any]:
     spec = contender.spec
-    return {"label": contender.label, "name": spec.name, "mode": spec.mode, "class": spec.load}
+    about = {"label": contender.label, "name": spec.name, "mode": spec.mode, "class": spec.load}
+    return about if error is None else {**about, "error": _reason(error)}
 
 
 # Targets
 
 
-def _targets(request: Request, bench: Bench, listener: Listener) -> list[dict[str, Any]]:
+def _targets(
+    request: Request, bench: Bench, tables: Mapping[Contender, Table], listener: Listener
+) -> list[dict[str, Any]]:
     chosen, found = request.contenders, []
     listener.begin("targets: pqcore beside bare loops", len(chosen) * len(request.operations()))
-    tables = {contender: bench.table(contender) for contender in chosen}
+    program = pgbench.find()
     for operation in request.operations():
         for contender in chosen:
             listener.step(f"{targets.OPERATIONS[operation].title}, {contender.label}")
             row: dict[str, Any]
             try:
-                target = targets.compare(bench, contender, operation, tables[contender])
+                target = targets.compare(bench, contender, operation, tables[contender], program)
             except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
                 row = {"backend": contender.label, "operation": operation, "error": _reason(exc)}
             else:
@@ -262,7 +309,8 @@ def _row(workload: Workload, cell: Cell, reference: Cell | None) -> dict[str, An
     }
     if reference is not None:
         pairs = zip(cell.turns, reference.turns, strict=False)
-        row["beside_pgbench"] = rounded(median(turn.values["rate"] / other.values["rate"] for turn, other in pairs))
+        shares = [turn.values["rate"] / other.values["rate"] for turn, other in pairs]
+        row["of_pgbench"] = Figure.of(shares).as_json()
     counted: dict[str, Callable[[Turn], float]] = {
         "wal_bytes": lambda turn: turn.wal,
         "commits": lambda turn: turn.commits,

@@ -14,19 +14,26 @@ from .turns import QUEUE
 
 MANY = 100
 """Jobs that are taken, or leased, at once."""
+PLACES = 20
+"""Jobs that the worker of the targets runs together: the default of `Worker`, which fetches none ahead there."""
 LEASE = 60.0
 """Seconds: what `lease_many` takes if not told otherwise."""
 
 
 class Statements:
-    """The very texts, of one table, with finished rows deleted.
+    """The texts that pqcore runs on one table, with finished rows deleted.
+
+    Args:
+        place: Where the table is.
+        paramstyle: How the statements have placeholders.
+        many: Jobs that ``get_many`` takes, and ``lease`` leases, at most.
 
     Attributes:
         table: Its quoted name.
         put, put_many, get, get_keep, get_many, lease, ack: The statements.
     """
 
-    def __init__(self, place: Place, paramstyle: Paramstyle) -> None:
+    def __init__(self, place: Place, paramstyle: Paramstyle, many: int = MANY) -> None:
         names = TableName(place.table, place.schema)
         dialect = Dialect(names, paramstyle)
         self.place = place
@@ -35,8 +42,8 @@ class Statements:
         self.put_many = dialect.put_many
         self.get = dialect.take("ordered", "delete", 1)
         self.get_keep = dialect.take("ordered", "keep", 1)
-        self.get_many = dialect.take("ordered", "delete", MANY)
-        self.lease = dialect.take("ordered", "lease", MANY)
+        self.get_many = dialect.take("ordered", "delete", many)
+        self.lease = dialect.take("ordered", "lease", many)
         self.ack = dialect.ack["delete"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .compare import Comparison
-from .verdicts import first_line, verdict, wanted
+from .verdicts import Rules, below_floor, first_line, verdict, wanted
 
 Row = Mapping[str, Any]
 
@@ -50,31 +50,48 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def targets(rows: Sequence[Row], fail_under: float | None = None, *, judged: bool = True) -> Grid:
-    """The comparison with bare loops."""
-    columns = ("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target", "verdict", "bare loop is")
-    grid = Grid("pqcore beside its drivers in bare loops", columns, [], spare=("bare loop is", ">95 %", ">target"))
+def backends(report: Row) -> Grid:
+    """The backends, and why one of them was not measured."""
+    grid = Grid("backends", ("backend", "mode", ""), [])
+    for row in report["backends"]:
+        if "error" in row:
+            grid.bad.add(len(grid.rows))
+        grid.rows.append((row["label"], row["mode"], f"failed: {first_line(row)}" if "error" in row else "measured"))
+    return grid
+
+
+def targets(rows: Sequence[Row], rules: Rules) -> Grid:
+    """The comparison with bare loops and with pgbench."""
+    columns = (
+        *("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target"),
+        *(">of pgbench", ">floor", "verdict", "bare loop is"),
+    )
+    spare = ("bare loop is", ">95 %", ">floor", ">target")
+    grid = Grid("pqcore beside its drivers in bare loops, and beside pgbench", columns, [], spare=spare)
     for row in rows:
-        said = verdict(row, fail_under, judged=judged)
+        said = verdict(row, rules)
         if said in ("failed", "FALLS SHORT"):
             grid.bad.add(len(grid.rows))
         elif said == "pass":
             grid.good.add(len(grid.rows))
         if "error" in row:
-            grid.rows.append((row["operation"], row["backend"], "", "", "", "", "", said, first_line(row)))
+            grid.rows.append((row["operation"], row["backend"], *[""] * 7, said, first_line(row)))
             continue
-        ratio = row["ratio"]
+        ratio = row.get("ratio")
+        share = row.get("of_pgbench")
         grid.rows.append(
             (
                 row["operation"],
                 row["backend"],
                 f"{number(row['pqcore']['median'])}/s",
-                f"{number(row['bare']['median'])}/s",
-                f"{ratio['median']:.3f}",
-                f"{ratio['low']:.2f} to {ratio['high']:.2f}",
-                f"{wanted(row, fail_under):g}",
-                said,
-                row["how"],
+                f"{number(row['bare']['median'])}/s" if ratio else "",
+                f"{ratio['median']:.3f}" if ratio else "",
+                f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else "",
+                f"{wanted(row, rules):g}" if ratio else "",
+                "" if share is None else f"{share:.2f}",
+                f"{row['floor']:g}",
+                f"{said}: below the floor" if below_floor(row, rules) else said,
+                row["how"] if ratio else "the backend names none",
             )
         )
     return grid
@@ -83,7 +100,7 @@ def targets(rows: Sequence[Row], fail_under: float | None = None, *, judged: boo
 def workload(rows: Sequence[Row]) -> Grid:
     """One workload."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
-    beside = any("beside_pgbench" in row for row in rows)
+    beside = any("of_pgbench" in row for row in rows)
     variants = any(row["variant"] for row in rows)
     columns = ["backend"]
     columns += ["variant"] if variants else []
@@ -105,7 +122,7 @@ def workload(rows: Sequence[Row]) -> Grid:
             cells += [f"{number(figure['median'])}{'' if '/ ' in unit else unit}"]
             cells += [f"{number(figure['least'])} to {number(figure['most'])}"]
         if beside:
-            cells.append(f"{row['beside_pgbench']:.2f}" if "beside_pgbench" in row else "")
+            cells.append(f"{row['of_pgbench']['median']:.2f}" if "of_pgbench" in row else "")
         per = row["per_operation"]
         cells += [number(per["wal_bytes"]), f"{per['commits']:.2f}", f"{per['dead_rows']:.2f}"]
         cells.append(str(row["lost"] + row["taken_twice"]))
@@ -143,14 +160,18 @@ def environment(report: Row) -> Grid:
     return Grid("environment", ("", ""), rows)
 
 
-def comparison(found: Comparison) -> Grid:
-    """What changed between two reports."""
-    columns = ("scenario", "variant", "backend", "metric", ">before", ">after", ">times as good", "")
-    grid = Grid("what changed", columns, [])
+def comparison(found: Comparison, fail_under: float | None = None) -> Grid:
+    """What changed between two reports, or two builds."""
+    columns = (
+        *("scenario", "variant", "backend", "metric", ">before", ">after"),
+        *(">times as good", ">95 %", ">rounds", "beside", ""),
+    )
+    grid = Grid("what changed", columns, [], spare=(">before", ">after", "beside", ">rounds"))
     for change in found.changes:
-        if change.kind == "worse":
+        said = change.verdict(fail_under) if fail_under is not None else change.kind
+        if said in ("worse", "FALLS SHORT"):
             grid.bad.add(len(grid.rows))
-        elif change.kind == "better":
+        elif said == "better":
             grid.good.add(len(grid.rows))
         grid.rows.append(
             (
@@ -160,8 +181,11 @@ def comparison(found: Comparison) -> Grid:
                 f"{change.metric} ({change.unit})",
                 number(change.before),
                 number(change.after),
-                f"{change.ratio:.2f}",
-                change.kind,
+                f"{change.ratio:.3f}",
+                f"{change.low:.2f} to {change.high:.2f}",
+                str(change.rounds),
+                change.yardstick,
+                said,
             )
         )
     return grid

@@ -2,6 +2,9 @@
 
 The two take turns of some milliseconds on one table, and what counts is the median of the
 ratios of neighbouring turns, as what disturbs the machine then disturbs both.
+
+pgbench runs the same statements before and after. It knows nothing of the backend, so a backend that is slow cannot
+make this reference slow.
 """
 
 from __future__ import annotations
@@ -10,23 +13,31 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import mean
 from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
-from pqcore.connections import lent
+from pqcore.connections import Opener
+from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError
+from pqcore.identifiers import TableName
+from pqcore.plugins import plugins
 
+from . import pgbench
 from .acts import DATA
-from .bare import opened
+from .bare import BareLoop, opened
 from .contenders import Contender, closed
-from .figures import Figure
-from .statements import MANY, Statements
+from .figures import FEWEST, Figure, rounded
+from .statements import MANY, PLACES, Statements
 from .turns import QUEUE, Bench, Table
-from .working import drain, noop, put_calls
+from .working import drain, noop, per_job, put_calls
 
 Call: TypeAlias = Callable[[], Any]
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
+Turns: TypeAlias = list[tuple[float, float | None]]
+"""Seconds of a call through pqcore, and of one of the bare loop where there is one."""
 
 SLICE = 0.008
 """Seconds of a turn, about."""
@@ -34,8 +45,6 @@ AHEAD = 3
 """Calls of a turn that are not timed, where they are short: after the other's turn nothing is warm."""
 WARM = 12
 """Calls before those that count."""
-FEWEST = 6
-"""Pairs of turns that a verdict needs."""
 CLOSE = 2.5
 """Times the seconds of a cell that it may take if the verdict is close."""
 
@@ -46,23 +55,27 @@ class Operation:
 
     Attributes:
         title: What it is.
-        jobs: That one call moves; 0 for as many as the scale says.
+        jobs: Jobs that one call moves. They are few, so that the time of a statement shows.
         takes: Whether jobs have to be there.
+        floor: The least share of pgbench's rate; see docs/benchmarks.md.
+        script: The script of `pgbench.SCRIPTS` that does the same.
     """
 
     title: str
     jobs: int
     takes: bool
+    floor: float
+    script: str
 
 
 OPERATIONS: Mapping[str, Operation] = {
-    "put": Operation("put one", 1, takes=False),
-    "get": Operation("get one", 1, takes=True),
-    "transactional_get": Operation("get one in a transaction", 1, takes=True),
-    "put_many": Operation("put many at once", 0, takes=False),
-    "get_many": Operation(f"get {MANY} at once", MANY, takes=True),
-    "lease_ack": Operation(f"lease {MANY} and acknowledge them", MANY, takes=True),
-    "worker": Operation(f"a worker's no-op jobs, beside leasing {MANY} and acknowledging them", 1, takes=True),
+    "put": Operation("put one", 1, takes=False, floor=0.25, script="put"),
+    "get": Operation("get one", 1, takes=True, floor=0.25, script="get"),
+    "transactional_get": Operation("get one in a transaction", 1, True, floor=0.25, script="transactional_get"),
+    "put_many": Operation(f"put {MANY} together", MANY, takes=False, floor=0.3, script="put_many"),
+    "get_many": Operation(f"get {MANY} together", MANY, takes=True, floor=0.2, script="get_many"),
+    "lease_ack": Operation(f"lease {MANY} and acknowledge them", MANY, takes=True, floor=0.2, script="lease_ack"),
+    "worker": Operation(f"a worker's no-op jobs, {PLACES} together", PLACES, True, floor=0.15, script="worker"),
 }
 
 
@@ -73,36 +86,61 @@ class Target:
     Attributes:
         backend: The contender's label.
         operation: By name.
-        target: What the ratio is to be.
-        ratio: How fast pqcore is, beside the bare loop.
-        ours, bare: Jobs a second.
-        how: What the bare loop is.
+        target: The least ratio to the bare loop.
+        ours: Jobs per second through pqcore.
+        bare: Jobs per second through the bare loop; None if the backend has none.
+        ratio: How fast pqcore is, as a share of the bare loop; None likewise.
+        how: What the bare loop is, in a few words; "" if there is none.
         lost, twice: Jobs.
+        pgbench: Jobs per second through pgbench; None if it is not installed.
     """
 
     backend: str
     operation: str
     target: float
-    ratio: Figure
     ours: Figure
-    bare: Figure
-    how: str
+    bare: Figure | None = None
+    ratio: Figure | None = None
+    how: str = ""
     lost: int = 0
     twice: int = 0
+    pgbench: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        operation = OPERATIONS[self.operation]
+        row: dict[str, Any] = {
             "backend": self.backend,
             "operation": self.operation,
-            "title": OPERATIONS[self.operation].title,
+            "title": operation.title,
             "target": self.target,
-            "ratio": self.ratio.as_json(),
+            "floor": operation.floor,
             "pqcore": self.ours.as_json(values=False),
-            "bare": self.bare.as_json(values=False),
             "how": self.how,
             "lost": self.lost,
             "twice": self.twice,
         }
+        if self.bare is not None and self.ratio is not None:
+            row |= {"bare": self.bare.as_json(values=False), "ratio": self.ratio.as_json()}
+        if self.pgbench is not None:
+            row |= {"pgbench": rounded(self.pgbench), "of_pgbench": rounded(self.ours.median / self.pgbench)}
+        return row
+
+
+def _target(contender: Contender, operation: str, jobs: int, turns: Turns, how: str, lost: int, twice: int) -> Target:
+    """Return what came of turns."""
+    ours = [seconds for seconds, _ in turns]
+    pairs = [(mine, theirs) for mine, theirs in turns if theirs is not None]
+    return Target(
+        contender.label,
+        operation,
+        targets_of(contender)[operation],
+        Figure.of([jobs / seconds for seconds in ours]),
+        Figure.of([jobs / theirs for _, theirs in pairs]) if pairs else None,
+        Figure.of([theirs / mine for mine, theirs in pairs]) if pairs else None,
+        how,
+        lost,
+        twice,
+    )
 
 
 def targets_of(contender: Contender) -> dict[str, float]:
@@ -118,17 +156,35 @@ def targets_of(contender: Contender) -> dict[str, float]:
     return {name: float({**TARGETS, **given}[name]) for name in OPERATIONS}
 
 
-def compare(bench: Bench, contender: Contender, operation: str, table: Table) -> Target:
-    """Compare pqcore with the bare loop."""
+def compare(bench: Bench, contender: Contender, operation: str, table: Table, program: str | None) -> Target:
+    """Compare pqcore with the bare loop and with pgbench.
+
+    Args:
+        bench: What turns have in common.
+        contender: The backend.
+        operation: A key of `OPERATIONS`.
+        table: A table of the contender's own.
+        program: Where pgbench is, if it is installed.
+    """
+
+    def yardstick() -> list[float]:
+        if program is None:
+            return []
+        return [pgbench.turn(program, bench, table, OPERATIONS[operation].script).values["rate"]]
+
+    rates = yardstick()
     if operation == "worker":
-        return asyncio.run(_worker(bench, contender, table))
-    return contender.run(lambda: _Duel(bench, contender, operation, table).fight())
+        target = asyncio.run(_worker(bench, contender, table))
+    else:
+        target = contender.run(lambda: Duel(bench, contender, operation, table).fight())
+    rates += yardstick()
+    return replace(target, pgbench=mean(rates) if rates else None)
 
 
 # What pqcore does in a turn
 
 
-def _blocking(queue: Any, taken: list[int], batch: int) -> dict[str, Call]:
+def _blocking(queue: Any, taken: list[int]) -> dict[str, Call]:
     def keep(jobs: Any) -> None:
         for job in jobs:
             taken.append(job.id)
@@ -145,7 +201,7 @@ def _blocking(queue: Any, taken: list[int], batch: int) -> dict[str, Call]:
 
     return {
         "put": lambda: queue.put(DATA),
-        "put_many": lambda: queue.put_many([DATA] * batch),
+        "put_many": lambda: queue.put_many([DATA] * MANY),
         "get": lambda: keep([queue.get()]),
         "transactional_get": transactional_get,
         "get_many": lambda: keep(queue.get_many(MANY)),
@@ -153,7 +209,7 @@ def _blocking(queue: Any, taken: list[int], batch: int) -> dict[str, Call]:
     }
 
 
-def _asynchronous(queue: Any, taken: list[int], batch: int) -> dict[str, Call]:
+def _asynchronous(queue: Any, taken: list[int]) -> dict[str, Call]:
     def keep(jobs: Any) -> None:
         for job in jobs:
             taken.append(job.id)
@@ -176,12 +232,17 @@ def _asynchronous(queue: Any, taken: list[int], batch: int) -> dict[str, Call]:
 
     return {
         "put": lambda: queue.put(DATA),
-        "put_many": lambda: queue.put_many([DATA] * batch),
+        "put_many": lambda: queue.put_many([DATA] * MANY),
         "get": get,
         "transactional_get": transactional_get,
         "get_many": get_many,
         "lease_ack": lease_ack,
     }
+
+
+def calls(contender: Contender, queue: Any, taken: list[int]) -> dict[str, Call]:
+    """Return a function for each operation but a worker's, which notes the ids of jobs that it takes."""
+    return (_blocking if contender.blocking else _asynchronous)(queue, taken)
 
 
 async def _stepped(call: Call, number: int) -> float:
@@ -198,8 +259,12 @@ async def _awaited(call: Call, number: int) -> float:
     return time.perf_counter() - began
 
 
-class _Duel:
-    """Two sides, on one table."""
+class Duel:
+    """Two sides, on one table.
+
+    Attributes:
+        taken: Ids of the jobs that pqcore took.
+    """
 
     def __init__(self, bench: Bench, contender: Contender, operation: str, table: Table) -> None:
         self._bench = bench
@@ -208,81 +273,83 @@ class _Duel:
         self._operation = OPERATIONS[operation]
         self._table = table
         self._slice: Slice = _stepped if contender.blocking else _awaited
-        self._jobs = self._operation.jobs or bench.scale.batch
+        self._jobs = self._operation.jobs
         self._ahead = AHEAD if self._jobs == 1 else 0
         self._target = targets_of(contender)[operation]
-        self._taken: list[int] = []
+        self.taken: list[int] = []
         self._put = 0  # by us, or before us
         self._stock = 0
-        self._bare: Any = None
+        self._bare: BareLoop | None = None
 
     async def fight(self) -> Target:
-        contender, batch = self._contender, self._bench.scale.batch
+        contender = self._contender
         self._table.empty()
         pq = contender.open(self._table.place)
         try:
+            ours = calls(contender, pq[QUEUE], self.taken)[self._name]
             bare = self._bare = await self._beside(pq)
-            make = _blocking if contender.blocking else _asynchronous
-            ours = make(pq[QUEUE], self._taken, batch)[self._name]
-            theirs = getattr(bare, self._name)
-            if self._name == "put_many":
-                await self._choose(bare, theirs)
-            pairs = await self._pairs(ours, theirs, bare.replan)
+            if bare is not None and self._name == "put_many":
+                await self._choose(bare)
+            turns = await self._turns(ours, bare)
         finally:
             await closed(contender, pq)
-        how = bare.how if self._name != "put_many" else f"{bare.how.partition(',')[0]}, {bare.chosen}"
-        lost, twice = self._losses([*self._taken, *bare.taken])
-        return Target(
-            contender.label,
-            self._name,
-            self._target,
-            Figure.of([theirs / ours for ours, theirs in pairs]),
-            Figure.of([self._jobs / ours for ours, _ in pairs]),
-            Figure.of([self._jobs / theirs for _, theirs in pairs]),
-            how,
-            lost,
-            twice,
-        )
+        taken, how = self.taken, ""
+        if bare is not None:
+            taken = [*taken, *bare.taken]
+            how = bare.how if self._name != "put_many" else f"{bare.how.partition(',')[0]}, {bare.chosen}"
+        return _target(contender, self._name, self._jobs, turns, how, *self.losses(taken))
 
-    async def _beside(self, pq: Any) -> Any:
-        """The bare loop, over the connection that pqcore has by then, and uses in its own turns."""
+    async def _beside(self, pq: Any) -> BareLoop | None:
+        """Return the bare loop, over the connection that pqcore has by then, and uses in its own turns."""
+        from pqcore.connections import lent  # not in every build that `against` measures
+
         statements = Statements(self._table.place, self._contender.spec.paramstyle)
-        return await lent(
+        made: BareLoop | None = await lent(
             pq._engine.source,
-            lambda session: opened(self._contender, statements, self._bench.scale.batch, session.driver),
+            lambda session: opened(self._contender, statements, MANY, session.driver),
         )
+        return made
 
-    async def _choose(self, bare: Any, put_many: Call) -> None:
+    async def _choose(self, bare: BareLoop) -> None:
         """Take the fastest of the driver's ways to put many."""
         times: dict[str, list[float]] = {way: [] for way in bare.bulk}
         for _ in range(6):
             for way, taken in times.items():
                 bare.chosen = way
-                taken.append(await self._turn(put_many, 1))
+                taken.append(await self._turn(bare.put_many, 1))
         bare.chosen = min(times, key=lambda way: min(times[way][1:]))
 
-    async def _pairs(self, ours: Call, theirs: Call, replan: Call) -> list[tuple[float, float]]:
-        """Turns of the two in pairs: seconds a call."""
-        await self._restock((self._ahead + WARM) * 4, replan)
+    async def _turns(self, ours: Call, bare: BareLoop | None) -> Turns:
+        """Return the seconds of a call in turns of the two, side by side; without a bare loop, of pqcore alone."""
+        theirs: Call | None = None if bare is None else getattr(bare, self._name)
+        sides = [call for call in (ours, theirs) if call is not None]
+        await self._restock((self._ahead + WARM) * 4)
         warm = WARM if self._operation.jobs == 1 else 3
-        times = [await self._turn(call, warm) / warm for _ in range(2) for call in (ours, theirs)]
-        number = max(round(SLICE / min(times[2:])), 1)
+        times = [await self._turn(call, warm) / warm for _ in range(2) for call in sides]
+        number = max(round(SLICE / min(times[len(sides) :])), 1)
         seconds = self._bench.scale.cell
         began = time.monotonic()
-        pairs: list[tuple[float, float]] = []
+        turns: Turns = []
         while True:
-            await self._restock(2 * (self._ahead + number), replan)
-            first, second = (ours, theirs) if len(pairs) % 2 else (theirs, ours)
-            one, other = await self._turn(first, number) / number, await self._turn(second, number) / number
-            pairs.append((one, other) if first is ours else (other, one))
+            await self._restock(2 * (self._ahead + number))
+            taken = {call: await self._turn(call, number) / number for call in sides[:: (-1) ** len(turns)]}
+            turns.append((taken[ours], None if theirs is None else taken[theirs]))
             passed = time.monotonic() - began
-            if len(pairs) >= FEWEST and passed >= seconds and (passed >= CLOSE * seconds or self._clear(pairs)):
-                return pairs
+            if len(turns) >= FEWEST and passed >= seconds and (passed >= CLOSE * seconds or self._clear(turns)):
+                return turns
 
-    def _clear(self, pairs: list[tuple[float, float]]) -> bool:
+    def _clear(self, turns: Turns) -> bool:
         """Whether more turns would hardly change the verdict."""
-        ratio = Figure.of([theirs / ours for ours, theirs in pairs])
+        ratios = [theirs / ours for ours, theirs in turns if theirs is not None]
+        if not ratios:
+            return True
+        ratio = Figure.of(ratios)
         return not ratio.low < self._target <= ratio.high
+
+    async def timed(self, call: Call, number: int) -> float:
+        """Return the seconds of some calls, for which the jobs, or the room, are there."""
+        await self._restock(self._ahead + number)
+        return await self._turn(call, number)
 
     async def _turn(self, call: Call, number: int) -> float:
         jobs = (self._ahead + number) * self._jobs
@@ -290,7 +357,7 @@ class _Duel:
             self._stock -= jobs
         else:
             self._put += jobs
-        bare: Any = self._bare if getattr(call, "__self__", None) is self._bare else None
+        bare = self._bare if getattr(call, "__self__", None) is self._bare else None
         if bare is not None:
             await self._made(bare.enter(self._name))
         await self._slice(call, self._ahead)
@@ -303,7 +370,7 @@ class _Duel:
         if made is not None:
             await made
 
-    async def _restock(self, calls: int, replan: Call) -> None:
+    async def _restock(self, calls: int) -> None:
         """See that there are jobs for so many calls, or room."""
         jobs = calls * self._jobs
         if self._operation.takes and self._stock < jobs:
@@ -317,7 +384,8 @@ class _Duel:
         else:
             return
         # Both begin from the table as it is by now; pqcore's own connections do so every ten seconds.
-        await self._made(replan())
+        if self._bare is not None:
+            await self._made(self._bare.replan())
 
     def _check(self) -> None:
         """See that all that was put is there."""
@@ -325,7 +393,12 @@ class _Duel:
             loss = f"{self._contender.label}, {self._name}: {self._put:,} jobs were put, {there:,} are there"
             self._bench.losses.append(loss)
 
-    def _losses(self, taken: list[int]) -> tuple[int, int]:
+    def losses(self, taken: list[int]) -> tuple[int, int]:
+        """Return how many jobs were lost, and how many came twice.
+
+        Args:
+            taken: Ids of the jobs that were taken.
+        """
         if not self._operation.takes:
             self._check()
             return 0, 0
@@ -337,54 +410,65 @@ class _Duel:
 
 
 async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
-    """A worker's speed beside that of leasing and acknowledging the same jobs in batches, over the same backend."""
-    number = bench.scale.duel
+    """Compare a worker that fetches nothing ahead with a bare loop that leases and acknowledges as many jobs.
+
+    Each lease is a statement that the worker waits for. With jobs fetched ahead, slow statements would hide.
+    """
+    number = math.ceil(bench.scale.duel / PLACES) * PLACES
     table.empty()
     pq = contender.open(table.place)
     queue = pq[QUEUE]
     queue.task()(noop)
     taken: list[int] = []
-    make = _blocking if contender.blocking else _asynchronous
-    lease_ack = make(queue, taken, 0)["lease_ack"]
-    calls = math.ceil(number / MANY)
     put: list[int] = []
+    statements = Statements(table.place, contender.spec.paramstyle, PLACES)
+    opener = Opener(
+        partial(plugins.make, contender.spec),
+        Dialect(TableName("queue"), contender.spec.paramstyle),
+        suspends=not contender.blocking,
+        prepared=True,
+    )
+    session: Any = None
+    turns: Turns = []
+    bare: BareLoop | None = None
+
+    async def filled() -> None:
+        put.extend(await put_calls(queue, noop, number))
+        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
 
     async def worked() -> float:
-        put.extend(await put_calls(queue, noop, number))
-        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
-        done = await drain(queue)
+        await filled()
+        done = await drain(queue, concurrency=PLACES, prefetch=0)
         taken.extend(done.taken)
-        return done.ended - done.began
+        return per_job(done, PLACES)
 
-    async def leased() -> float:
-        put.extend(await put_calls(queue, noop, number))
-        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
-        return await (_stepped if contender.blocking else _awaited)(lease_ack, calls)
+    async def leased(bare: BareLoop) -> float:
+        await filled()
+        seconds = await (_stepped if contender.blocking else _awaited)(bare.lease_ack, number // PLACES)
+        return seconds / number
 
-    target = targets_of(contender)["worker"]
-    pairs: list[tuple[float, float]] = []
     try:
-        await leased()
+        session = opener.session(await opener.call("connect", bench.dsn))
+        await session.enter()
+        bare = await opened(contender, statements, MANY, session.driver)
         await worked()  # that was to warm up
+        if bare is not None:
+            await leased(bare)
         began = time.monotonic()
-        while len(pairs) < 3 or time.monotonic() - began < bench.scale.cell * WORKERS:
-            turns = (worked, leased) if len(pairs) % 2 else (leased, worked)
-            one, other = await turns[0](), await turns[1]()
-            pairs.append((one, other) if turns[0] is worked else (other, one))
+        while len(turns) < FEWEST or time.monotonic() - began < bench.scale.cell * WORKERS:
+            first = await leased(bare) if bare is not None and len(turns) % 2 else None
+            ours = await worked()
+            theirs = await leased(bare) if bare is not None and first is None else first
+            turns.append((ours, theirs))
     finally:
+        if session is not None:
+            await session.close()
         await closed(contender, pq)
+    if bare is not None:
+        taken += bare.taken
     distinct = len(set(taken))
-    return Target(
-        contender.label,
-        "worker",
-        target,
-        Figure.of([leased / worked for worked, leased in pairs]),
-        Figure.of([number / worked for worked, _ in pairs]),
-        Figure.of([number / leased for _, leased in pairs]),
-        f"its own lease_many({MANY}) and ack_many",
-        len(put) - distinct - table.count(),
-        len(taken) - distinct,
-    )
+    lost, twice = len(put) - distinct - table.count(), len(taken) - distinct
+    return _target(contender, "worker", 1, turns, bare.how if bare is not None else "", lost, twice)
 
 
 WORKERS = 1.5

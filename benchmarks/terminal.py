@@ -15,6 +15,7 @@ from rich.text import Text
 
 from . import tables
 from .compare import Comparison
+from .verdicts import Failure, Rules, undecided, verdict
 
 
 class Terminal:
@@ -23,15 +24,13 @@ class Terminal:
     Nothing is drawn while something is measured: a bar moves when a step begins.
 
     Args:
-        fail_under: As for `verdicts.verdict`.
-        judged: Likewise.
+        rules: What the run is judged by.
     """
 
-    def __init__(self, fail_under: float | None = None, *, judged: bool = True) -> None:
+    def __init__(self, rules: Rules) -> None:
         width = None if sys.stdout.isatty() else 200
         self.console = Console(width=width)
-        self._fail_under = fail_under
-        self._judged = judged
+        self._rules = rules
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._title = ""
@@ -65,8 +64,10 @@ class Terminal:
         if part == "environment":
             self.show(tables.environment(rows[0]))
             self.warn(rows[0]["doubts"])
+            if any("error" in row for row in rows[0]["backends"]):
+                self.show(tables.backends(rows[0]))
         elif part == "targets":
-            self.show(tables.targets(rows, self._fail_under, judged=self._judged))
+            self.show(tables.targets(rows, self._rules))
         else:
             self.show(tables.workload(rows))
 
@@ -98,21 +99,43 @@ class Terminal:
             text = Text("\n".join(["These figures are not to be relied on:", *doubts]))
             self.console.print(Panel(text, title="NOT DURABLE", border_style="bold red", style="red"))
 
-    def conclude(self, report: dict[str, Any], failures: Sequence[str]) -> None:
+    def conclude(self, report: dict[str, Any], failures: Sequence[Failure]) -> None:
         """Say how it ended."""
         self.warn(report["doubts"])
         for failure in failures:
-            self.console.print(Text(failure, style="bold red"))
+            self.console.print(Text(str(failure), style="bold red"))
+        unclear = undecided(report, self._rules)
+        for line in unclear:
+            self.console.print(Text(line, style="yellow"))
         lost = sum(row.get("lost", 0) + row.get("taken_twice", 0) for row in report["workloads"] + report["targets"])
-        met = "" if failures or not report["targets"] or not self._judged else ", all targets met"
+        verdicts = {verdict(row, self._rules) for row in report["targets"]}
+        met = ", all targets met" if verdicts == {"pass"} and not failures else ""
         said = f"{'failed' if failures else 'done'} in {report['seconds']:.0f} s: {lost:,} jobs lost{met}"
         self.console.print(Text(said, style="bold red" if failures else "bold green"))
 
-    def compared(self, found: Comparison) -> None:
-        """Show what changed between two reports."""
+    def compared(self, found: Comparison, fail_under: float | None) -> None:
+        """Show what changed between two reports, or two builds.
+
+        Args:
+            found: What changed.
+            fail_under: The least ratio; None if nothing is judged.
+        """
         if found.differences:
-            text = Text("\n".join(["They were not measured alike:", *found.differences]))
+            text = Text("\n".join(["What differs between the two:", *found.differences]))
             self.console.print(Panel(text, border_style="yellow"))
-        self.show(tables.comparison(found))
-        for name, where in found.only:
-            self.console.print(Text(f"only in {where}: {name}"))
+        self.show(tables.comparison(found, fail_under))
+        for name in found.new:
+            self.console.print(Text(f"only in the second: {name}"))
+        wrong = found.broken if fail_under is None else found.failures(fail_under)
+        for failure in wrong:
+            self.console.print(Text(str(failure), style="bold red"))
+        if fail_under is None:
+            return
+        unclear = found.undecided(fail_under)
+        for line in unclear:
+            self.console.print(Text(line, style="yellow"))
+        if wrong:
+            return
+        judged = sum(change.verdict(fail_under) == "pass" for change in found.changes)
+        said = f"{judged} passed, {len(unclear)} undecided, none failed"
+        self.console.print(Text(said, style="yellow" if unclear or not judged else "bold green"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pqcore.identifiers import TableName, quote
 
-from .contenders import Contender, Place
+from .contenders import Contender, Place, closed
 from .crew import Crew, Done, Kind, Part, together
 from .eyes import Counters, Eyes
 from .scales import Scale
@@ -47,12 +47,13 @@ class Bench:
 
         async def create() -> None:
             pq = contender.open(place)
-            if contender.blocking:
-                pq.create()
-                pq.close()
-            else:
-                await pq.create()
-                await pq.close()
+            try:
+                if contender.blocking:
+                    pq.create()
+                else:
+                    await pq.create()
+            finally:
+                await closed(contender, pq)
 
         contender.run(create)
         return Table(self.eyes, place)

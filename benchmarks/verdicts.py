@@ -2,55 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Verdict: TypeAlias = Literal["pass", "FALLS SHORT", "failed", "not judged"]
-
+Verdict: TypeAlias = Literal["pass", "FALLS SHORT", "undecided", "failed", "not judged"]
 
 WORKER = "worker"
 
 
-def verdict(row: Mapping[str, Any], fail_under: float | None = None, *, judged: bool = True) -> Verdict:
-    """Of one target.
+@dataclass(frozen=True)
+class Rules:
+    """What a run is judged by.
+
+    Attributes:
+        targets: Whether ratios to bare loops are judged.
+        floors: Whether shares of pgbench's rate are judged.
+        fail_under: The least ratio to a bare loop, in place of each backend's own targets; None for those.
+    """
+
+    targets: bool = True
+    floors: bool = True
+    fail_under: float | None = None
+
+    @classmethod
+    def chosen(cls, scale: str, judged: bool | None, fail_under: float | None) -> Rules:
+        """Return the rules that a command line asks for.
+
+        Args:
+            scale: The name of the scale. The quick one is too short for a verdict on a ratio to a bare loop.
+            judged: Whether ``--targets`` or ``--no-targets`` was given; None for neither.
+            fail_under: As given.
+        """
+        targets = judged if judged is not None else scale != "quick" or fail_under is not None
+        return cls(targets, judged is not False, fail_under)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that makes a run, or a comparison, fail.
+
+    Attributes:
+        name: The backend, and what of it was measured.
+        text: The name, and why it failed.
+    """
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def named(failures: Iterable[Failure]) -> str:
+    """Return one line that names everything that failed."""
+    names = list(dict.fromkeys(failure.name for failure in failures))
+    return f"{len(names)} failed: {'; '.join(names)}"
+
+
+def verdict(row: Mapping[str, Any], rules: Rules) -> Verdict:
+    """Return the verdict on one target.
+
+    A ratio falls short only if its whole 95 % interval does. A row that has no bare loop is judged by its share of
+    pgbench's rate alone.
 
     Args:
         row: As the report has it.
-        fail_under: What every ratio to a bare loop is to be, in place of each backend's own targets.
-        judged: Whether it is to be judged at all.
+        rules: What it is judged by.
     """
     if "error" in row:
         return "failed"
-    if not judged:
+    if below_floor(row, rules):
+        return "FALLS SHORT"
+    if not rules.targets or "ratio" not in row:
         return "not judged"
-    return "pass" if row["ratio"]["median"] >= wanted(row, fail_under) else "FALLS SHORT"
+    least = wanted(row, rules)
+    if row["ratio"]["median"] >= least:
+        return "pass"
+    return "FALLS SHORT" if row["ratio"]["high"] < least else "undecided"
 
 
-def wanted(row: Mapping[str, Any], fail_under: float | None) -> float:
-    """What a ratio is to be, at least; a worker's is to something else than a bare loop, and keeps its target."""
+def below_floor(row: Mapping[str, Any], rules: Rules) -> bool:
+    """Return whether a row has less than its least share of pgbench's rate."""
+    return rules.floors and "of_pgbench" in row and row["of_pgbench"] < row["floor"]
+
+
+def wanted(row: Mapping[str, Any], rules: Rules) -> float:
+    """Return the least ratio of a row; a worker's is not that of one operation, and keeps its target."""
     own: float = row["target"]
-    return own if fail_under is None or row["operation"] == WORKER else fail_under
+    return own if rules.fail_under is None or row["operation"] == WORKER else rules.fail_under
 
 
-def failures(report: Mapping[str, Any], fail_under: float | None = None, *, judged: bool = True) -> list[str]:
-    """Why a run failed, each by name; nothing if it did not."""
-    found = []
+def failures(report: Mapping[str, Any], rules: Rules) -> list[Failure]:
+    """Return why a run failed; nothing if it did not."""
+    found = [
+        Failure(row["label"], f"{row['label']} failed: {first_line(row)}")
+        for row in report["backends"]
+        if "error" in row
+    ]
     for row in report["targets"]:
         name = f"{row['backend']}, {row['operation']}"
-        said = verdict(row, fail_under, judged=judged)
+        said = verdict(row, rules)
         if said == "failed":
-            found.append(f"{name}: {first_line(row)}")
+            found.append(Failure(name, f"{name}: {first_line(row)}"))
         elif said == "FALLS SHORT":
-            ratio, least = row["ratio"]["median"], wanted(row, fail_under)
-            other = row["how"] if row["operation"] == WORKER else f"a bare loop ({row['how']})"
-            doubt = f" (maybe: 95 % interval up to {row['ratio']['high']:.3f})" if row["ratio"]["high"] >= least else ""
-            found.append(f"{name} FALLS SHORT: {ratio:.3f} of {other}, target {least:g}{doubt}")
-    broken = [row for row in report["workloads"] if "error" in row]
-    found += [f"{row['backend']}, {row['scenario']} {row['variant']}: {first_line(row)}" for row in broken]
-    found += [f"LOST: {loss}" for loss in report["losses"]]
+            found.append(Failure(name, f"{name} FALLS SHORT: {_shortfall(row, rules)}"))
+    for row in report["workloads"]:
+        if "error" in row:
+            name = f"{row['backend']}, {row['scenario']} {row['variant']}".strip()
+            found.append(Failure(name, f"{name}: {first_line(row)}"))
+    found += [Failure(loss.partition(":")[0], f"LOST: {loss}") for loss in report["losses"]]
     return found
 
 
+def _shortfall(row: Mapping[str, Any], rules: Rules) -> str:
+    if below_floor(row, rules):
+        return f"{row['of_pgbench']:.3f} of pgbench's rate, floor {row['floor']:g}"
+    return f"{row['ratio']['median']:.3f} of a bare loop ({row['how']}), target {wanted(row, rules):g}"
+
+
+def undecided(report: Mapping[str, Any], rules: Rules) -> list[str]:
+    """Return the targets on which there is no verdict: the ratio is below, and its interval reaches above."""
+    return [
+        f"{row['backend']}, {row['operation']} is undecided: {row['ratio']['median']:.3f} of a bare loop, 95 % interval"
+        f" up to {row['ratio']['high']:.3f}, target {wanted(row, rules):g}; measure again, on a quieter machine"
+        for row in report["targets"]
+        if verdict(row, rules) == "undecided"
+    ]
+
+
 def first_line(row: Mapping[str, Any]) -> str:
-    """Why there is no figure, shortly."""
+    """Return why there is no figure, shortly."""
     return str(row["error"]).partition("\n")[0]

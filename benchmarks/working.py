@@ -17,11 +17,13 @@ from .workloads import Common, Options, Variant
 CHUNK = 2_000
 """Calls that are put together."""
 _done: list[int] = []
+_times: list[float] = []
 
 
 async def noop(job_id: int, data: str = "") -> None:
     """Do nothing."""
     _done.append(job_id)
+    _times.append(clock())
 
 
 def plain(job_id: int, data: str = "") -> None:
@@ -42,13 +44,24 @@ async def put_calls(queue: Any, function: Any, number: int, size: int = 0) -> li
     return ids
 
 
-async def drain(queue: Any) -> Done:
-    """Have a worker of this process do all jobs, from its start until it has stopped."""
+async def drain(queue: Any, **options: Any) -> Done:
+    """Have a worker of this process do all jobs, from its start until it has stopped; options are those of `Worker`."""
     _done.clear()
-    worker = Worker(queue, burst=True)
+    _times.clear()
+    worker = Worker(queue, burst=True, **options)
     began = clock()
     await worker.run()
-    return Done(began, clock(), len(_done), taken=[*_done])
+    return Done(began, clock(), len(_done), taken=[*_done], times=[*_times])
+
+
+def per_job(done: Done, places: int) -> float:
+    """Return the seconds between two jobs of a worker, without its start and its end.
+
+    Args:
+        done: What `drain` returned, of more jobs than places.
+        places: Jobs that begin together: the time of the first ones is none.
+    """
+    return (done.times[-1] - done.times[0]) / (len(done.times) - places)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ PLAIN: tuple[Plain, ...] = (
     Plain("get_keep", "get one, finished rows kept", acts.get, backlog=1, keep=True, sql="get_keep"),
     Plain("transactional_get", "get one in a transaction", acts.get_in_transaction, backlog=1, sql="transactional_get"),
     Plain("get_many", f"get {MANY} at once", acts.get_many, _many, backlog=MANY, sql="get_many"),
-    Plain("lease_ack", f"lease {MANY} and acknowledge them", acts.lease_many, _many, backlog=MANY),
+    Plain("lease_ack", f"lease {MANY} and acknowledge them", acts.lease_many, _many, backlog=MANY, sql="lease_ack"),
 )
 
 

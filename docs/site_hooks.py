@@ -19,9 +19,8 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = "project"
 # The path of a link: what follows, as `#anchor`, stays.
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
-CHART = re.compile(r"^```mermaid\nxychart-beta\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CHART = re.compile(r"^```mermaid\n((?:%%[^\n]*\n)?xychart-beta\n.*?)^```$", re.DOTALL | re.MULTILINE)
 HIDDEN = re.compile(r"^<!--\s*invisible-code-block:.*?-->\n*", re.DOTALL | re.MULTILINE)
-COLOURS = ("#4051b5", "#c2185b", "#00897b", "#ef6c00", "#6d4c41", "#546e7a")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -82,10 +81,11 @@ def _drawn(chart: str) -> str:
         chart: In Mermaid's language, as `pqcore bench --markdown` writes it.
     """
     title = _found(r'title "(.*)"', chart)
+    colours = _found(r'"plotColorPalette": "(.*?)"', chart).split(", ")
     x_axis = re.search(r'x-axis "(.*)" \[(.*)\]', chart)
     y_axis = re.search(r'y-axis "(.*)" (\S+) --> (\S+)', chart)
     lines = [json.loads(line) for line in re.findall(r"^ *line (\[.*\])", chart, re.MULTILINE)]
-    if x_axis is None or y_axis is None or not lines:
+    if x_axis is None or y_axis is None or not 0 < len(lines) <= len(colours):
         msg = f"a chart that cannot be drawn: {chart}"
         raise ValueError(msg)
     names = [name.strip().strip('"') for name in x_axis[2].split(",")]
@@ -113,13 +113,12 @@ def _drawn(chart: str) -> str:
     )
     for number, values in enumerate(lines):
         points = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(values))
-        colour = COLOURS[number % len(COLOURS)]
-        drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn.append(f'<polyline points="{points}" fill="none" stroke="{colours[number]}" stroke-width="2"/>')
     series = re.search(r"\((.*)\)$", title)
     if series is not None and len(lines) > 1:
         for number, name in enumerate(series[1].split(", ")):
             place = f'x="{left + number * width / len(lines):.1f}" y="{height + 66}"'
-            drawn.append(f'<text {place} fill="{COLOURS[number % len(COLOURS)]}">{html.escape(name)}</text>')
+            drawn.append(f'<text {place} fill="{colours[number]}">{html.escape(name)}</text>')
     return (
         f'<figure><svg viewBox="0 0 {left + width + 20} {height + 76}" role="img" font-size="11" fill="currentColor">'
         f"<title>{html.escape(title)}</title>{''.join(drawn)}</svg>"

@@ -20,6 +20,7 @@ PSYCOPG2 = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg2.extensions.connection",),
     pools=("psycopg2.pool.AbstractConnectionPool",),
+    bare_loop="pqcore.bench.bare_psycopg2:BarePsycopg2",
 )
 
 PSYCOPG = BackendSpec(
@@ -32,6 +33,7 @@ PSYCOPG = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg.Connection",),
     pools=("psycopg_pool.pool.ConnectionPool",),
+    bare_loop="pqcore.bench.bare_psycopg:BarePsycopg",
 )
 
 PSYCOPG_ASYNC = BackendSpec(
@@ -44,6 +46,7 @@ PSYCOPG_ASYNC = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg.AsyncConnection",),
     pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
+    bare_loop="pqcore.bench.bare_psycopg:BareAsyncPsycopg",
 )
 
 ASYNCPG = BackendSpec(
@@ -56,6 +59,7 @@ ASYNCPG = BackendSpec(
     capabilities=_ALL,
     connections=("asyncpg.connection.Connection", "asyncpg.pool.PoolConnectionProxy"),
     pools=("asyncpg.pool.Pool",),
+    bare_loop="pqcore.bench.bare_asyncpg:BareAsyncpg",
 )
 
 

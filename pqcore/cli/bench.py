@@ -63,14 +63,14 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 @click.option(
     "--targets/--no-targets",
     "judged",
-    default=True,
-    help="Whether to fail where a target is missed, or to show the ratios only.",
+    default=None,
+    help="Whether to fail where a target is missed, as by default but with --quick, or to show the ratios only.",
 )
 @click.option(
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail where a ratio to a bare loop, or with --compare to what was before, is below this.",
+    help="Fail where a ratio to a bare loop, or with --compare or --against to what was before, is below this.",
 )
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write all figures."
@@ -96,6 +96,12 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     type=click.Path(exists=True, dir_okay=False),
     help="Compare two files of --json, and measure nothing.",
 )
+@click.option(
+    "--against",
+    metavar="BUILD",
+    type=click.Path(exists=True),
+    help="Compare with another build, side by side: a Python interpreter, a virtual environment or a checkout.",
+)
 def bench(**options: Any) -> None:
     """Measure puts, gets, leases and workers, over all backends in alternation, and beside bare loops."""
     try:
@@ -104,9 +110,8 @@ def bench(**options: Any) -> None:
         if exc.name is not None and exc.name.startswith("pqcore."):
             raise Wrong(f"the benchmarks are not installed: {exc}") from exc
         raise Wrong(f"the benchmarks need {exc.name}: pip install 'pqcore[bench]'") from exc
-    failures: list[str] = command.main(**options)
-    if failures:
-        raise Failed(f"{len(failures)} of what was measured fell short, or failed")
+    if failures := command.main(**options):
+        raise Failed(command.named(failures))
 
 
 COMMANDS = (bench,)

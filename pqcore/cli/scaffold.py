@@ -118,6 +118,7 @@ def render(name: str, mode: str, driver: str) -> dict[str, str]:
         f"{package}/py.typed": "",
         f"{package}/plugin.py": _fill("plugin.py", values),
         **{f"{package}/{face['module']}.py": _fill("session.py", face) for face in faces},
+        **{f"{package}/{face['bare']}.py": _fill("bare.py", face) for face in faces},
         "tests/test_plugin.py": _fill("test_plugin.py", values),
     }
 
@@ -136,6 +137,7 @@ def _face(mode: str) -> dict[str, str]:
         "mode": mode,
         "constant": mode.upper(),
         "module": "aio" if is_async else "backend",
+        "bare": "bare_aio" if is_async else "bare",
         "async_": "async " if is_async else "",
         "await_": "await " if is_async else "",
         "waiting": _WAITING[mode],

@@ -82,6 +82,10 @@ class Pg8000Session:
                     self._statements.clear()  # others are likely to return the same columns
                 raise
 
+    def _send(self, command: str) -> None:
+        with self._talking() as connection:
+            connection.execute_simple(command)  # one round trip; statements with parameters take two
+
     @contextmanager
     def _talking(self) -> Iterator[Any]:
         if not self.usable():
@@ -98,16 +102,16 @@ class Pg8000Session:
             raise dbapi.InterfaceError(f"network error: {error}") from error
 
     def begin(self) -> None:
-        self._run("begin")
+        self._send("begin")
 
     def commit(self) -> None:
         if self.connection._transaction_status == core.IN_FAILED_TRANSACTION:
             self.rollback()
             raise ServerError({"C": "25P02", "M": ABORTED})
-        self._run("commit")
+        self._send("commit")
 
     def rollback(self) -> None:
-        self._run("rollback")
+        self._send("rollback")
 
     def cursor(self, **options: Any) -> Any:
         return self.connection.cursor(**options)

@@ -1,0 +1,285 @@
+"""Two builds of pqcore side by side, in one run: what `pqcore bench --against` does.
+
+Two runs that are minutes apart meet a machine in two states. Here each build has a process of its own, on one
+server, and the two run an operation in turns of some milliseconds. The order changes from turn to turn. In each round
+both connect again, as it matters on which core a connection's server process comes to run. A round gives one ratio:
+the median over its turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pqcore.errors import ConfigurationError, PQError
+
+from . import environment
+from .compare import Change, Comparison
+from .figures import Figure
+from .run import Listener
+from .targets import OPERATIONS
+from .turns import schema_name
+from .verdicts import Failure
+
+ROUNDS = 20
+"""Rounds, if the command line does not say otherwise."""
+TURNS = 12
+"""Turns of each build in a round."""
+SLICE = 0.02
+"""Seconds of a turn, about."""
+WORKER_TURNS = 4
+"""Turns of each build in a round of a worker: they are long, as it has to start."""
+WORKER_CALLS = 25
+"""Calls of a worker's turn, at least."""
+PATIENCE = 120.0
+"""Seconds that an answer may take."""
+_BOOT = """
+import importlib.util, sys
+import pqcore
+file, *folders = f"{sys.argv[1]}/__init__.py", sys.argv[1]
+spec = importlib.util.spec_from_file_location("pqcore.bench", file, submodule_search_locations=folders)
+sys.modules["pqcore.bench"] = pqcore.bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pqcore.bench)
+from pqcore.bench.side import main
+main()
+"""
+
+
+class BuildFailed(PQError):
+    """A build could not do what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is compared.
+
+    Attributes:
+        other: Where the other build is: a Python interpreter, a virtual environment, or a checkout.
+        backends: Names of backends; all that both builds have, if there are none.
+        operations: Keys of `OPERATIONS`.
+        scale: The name of the scale.
+        rounds: How often each operation is measured.
+        dsn: A server; None for an embedded one.
+    """
+
+    other: Path
+    backends: Sequence[str]
+    operations: Sequence[str]
+    scale: str
+    rounds: int = ROUNDS
+    dsn: str | None = None
+
+
+@dataclass
+class Cell:
+    """One operation over one backend.
+
+    Attributes:
+        backend, operation: Which.
+        rounds: Jobs per second of the other build and of this one, and the ratio of the two.
+        error: Why there are no more.
+        lost: Jobs that this build lost, or gave twice.
+    """
+
+    backend: str
+    operation: str
+    rounds: list[tuple[float, float, float]] = field(default_factory=list)
+    error: str = ""
+    lost: int = 0
+
+
+class Build:
+    """A process that measures one build."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], folder: str) -> None:
+        self._process = subprocess.Popen(
+            [*command, "-c", _BOOT, str(Path(__file__).parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env={**variables, "PYTHONHASHSEED": "0"},
+        )
+        self._buffer = b""
+        try:
+            self.about = self._hear()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Return the answer to a question; see `side.Side`.
+
+        Raises:
+            BuildFailed: The build raised an error, ended, or did not answer for `PATIENCE` seconds.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as exc:
+            msg = f"the process of the build {self.about['file']} ended"
+            raise BuildFailed(msg) from exc
+        answer = self._hear()
+        if "error" in answer:
+            raise BuildFailed(answer["error"])
+        return answer
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + PATIENCE
+        while b"\n" not in self._buffer:
+            if not select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                msg = f"the process of a build has not answered for {PATIENCE:.0f} s"
+                raise BuildFailed(msg)
+            if not (read := os.read(self._process.stdout.fileno(), 65_536)):
+                msg = "the process of a build ended"
+                raise BuildFailed(msg)
+            self._buffer += read
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Have the process drop its schema, and end it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(30)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def compare(request: Request, listener: Listener) -> Comparison:
+    """Measure two builds side by side.
+
+    Raises:
+        ConfigurationError: There is no build where the other one is said to be.
+        BuildFailed: A build's process ended.
+    """
+    with environment.server(request.dsn) as (dsn, _), _builds(request.other) as builds:
+        both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
+        broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
+        cells = []
+        for backend in (label for label in both[0] if label in both[1]):
+            cells += _backend(request, builds, backend, dsn, listener)
+        before, after = (build.about["file"] for build in builds)
+    for cell in cells:
+        name = f"{cell.backend}, {cell.operation}"
+        if cell.error:
+            broken.append(Failure(name, f"{name} failed: {cell.error}"))
+        if cell.lost:
+            broken.append(Failure(name, f"{name} LOST: {cell.lost:,} jobs were lost, or taken twice"))
+    return Comparison(
+        [_change(cell) for cell in cells if cell.rounds], [], [f"before: {before}", f"after: {after}"], broken
+    )
+
+
+@contextmanager
+def _builds(other: Path) -> Iterator[list[Build]]:
+    """The processes of the other build and of this one."""
+    here = [str(Path(place).absolute()) for place in sys.path]
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    python = next((path for path in (other, other / "bin" / "python") if path.is_file()), None)
+    if python is not None:
+        started: tuple[list[str], dict[str, str]] = ([str(python.absolute())], bare)
+    elif (other / "pqcore" / "__init__.py").is_file():
+        started = ([sys.executable], {**own, "PYTHONPATH": os.pathsep.join([str(other.absolute()), *here])})
+    else:
+        msg = f"{other} is no Python interpreter, no virtual environment and no checkout of pqcore"
+        raise ConfigurationError(msg)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        builds = []
+        for command, variables in (started, ([sys.executable], own)):
+            try:
+                build = Build(command, variables, folder)
+            except (OSError, BuildFailed) as exc:
+                msg = f"the build of {command[0]} cannot be measured: {exc}; is pqcore[bench] installed there?"
+                raise ConfigurationError(msg) from exc
+            stack.callback(build.close)
+            builds.append(build)
+        yield builds
+
+
+def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, listener: Listener) -> list[Cell]:
+    """Measure all operations over one backend."""
+    cells = [Cell(backend, operation) for operation in request.operations]
+    listener.begin(f"{backend}: two builds side by side", request.rounds * len(cells))
+    try:
+        for number, build in enumerate(builds):
+            schema = schema_name(f"{os.getpid()}_{number}_{time.time_ns() % 10**9}")
+            build.ask("open", backend=backend, dsn=dsn, schema=schema, scale=request.scale)
+        for number in range(request.rounds):
+            for cell in cells:
+                listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
+                if not cell.error:
+                    _round(builds, cell, number)
+    except BuildFailed as exc:
+        for cell in cells:
+            cell.error = cell.error or str(exc)
+    finally:
+        for build in builds:
+            with _unless_ended():
+                build.ask("close")
+    return cells
+
+
+@contextmanager
+def _unless_ended() -> Iterator[None]:
+    try:
+        yield
+    except BuildFailed:
+        return
+
+
+def _round(builds: Sequence[Build], cell: Cell, number: int) -> None:
+    """Have both builds connect, run an operation in turns, and disconnect."""
+    try:
+        slowest = max(build.ask("begin", operation=cell.operation)["seconds"] for build in builds)
+        turns, least = (WORKER_TURNS, WORKER_CALLS) if cell.operation == "worker" else (TURNS, 1)
+        calls = max(round(SLICE / slowest), least)
+        times: tuple[list[float], list[float]] = ([], [])
+        for turn in range(turns):
+            for side in (0, 1) if (turn + number) % 2 else (1, 0):
+                times[side].append(builds[side].ask("slice", number=calls)["seconds"] / calls)
+        _, own = (build.ask("end") for build in builds)
+    except BuildFailed as exc:
+        cell.error = str(exc)
+        return
+    jobs = OPERATIONS[cell.operation].jobs
+    ratio = median(old / new for old, new in zip(*times, strict=True))
+    cell.rounds.append((jobs / median(times[0]), jobs / median(times[1]), ratio))
+    cell.lost += own["lost"] + own["twice"] + len(own["losses"])
+
+
+def _change(cell: Cell) -> Change:
+    old, new, ratios = zip(*cell.rounds, strict=True)
+    ratio = Figure.of(ratios)
+    return Change(
+        "",
+        cell.operation,
+        cell.backend,
+        "rate",
+        "/s",
+        median(old),
+        median(new),
+        ratio.median,
+        ratio.low,
+        ratio.high,
+        len(ratios),
+        "the other build",
+    )
