@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SLICE = 10_000
 """Rows that one statement looks at."""
-PLACES = ("table", "dead", "archive", "results", "batches")
-"""The tables that hold encoded data."""
+ROWS = ("table", "dead", "archive", "results")
+"""The tables whose rows hold encoded data; batches hold some in what follows them."""
 
 _NOW = "statement_timestamp()"
 _BEGIN = "decode('6b65793a', 'hex')"  # key: and a colon, which would begin a parameter
@@ -74,7 +74,7 @@ class EncodingStatements:
                 f" {_linked(place)} AS linked, count(*) FILTER (WHERE {_HAS_DATA}), count(*)"
                 f" FROM {_slice(place)} GROUP BY q_name, state, serializer, marks, linked",
             )
-            for place in ("table", "dead", "archive", "results")
+            for place in ROWS
         }
         # Reads only. The rows of a slice that may have to be re-encoded, and about how many bytes each has.
         self.list = {
@@ -85,7 +85,7 @@ class EncodingStatements:
                 f" FROM {{{place}}} WHERE {_key(place)} > :after::bigint AND {_key(place)} <= :last::bigint"
                 f" AND ((q_name = ANY (:names::text[]) AND {_HAS_DATA}) OR {_linked(place)}) ORDER BY {_key(place)}",
             )
-            for place in ("table", "dead", "archive", "results")
+            for place in ROWS
         }
         # Reads only. The headers of a slice that carry calls, which are counted one by one.
         self.headers = {
@@ -105,7 +105,7 @@ class EncodingStatements:
                 f" {_HELD if place == 'table' else 'false'}"
                 f" FROM {{{place}}} WHERE {_key(place)} = ANY (:ids::bigint[]) AND {OF_QUEUE} ORDER BY {_key(place)}",
             )
-            for place in ("table", "dead", "archive", "results")
+            for place in ROWS
         }
         # The row is locked if it is as it was read, and nobody has it locked: a row that somebody works on is skipped,
         # so this waits for nobody, and is in no deadlock. Under a lease the data may change: the holder has read them.
@@ -117,7 +117,7 @@ class EncodingStatements:
         )
         new = "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text"
         self.write = {}
-        for place in ("table", "dead", "archive", "results"):
+        for place in ROWS:
             condition, changes = same, new
             if place != "results":
                 condition += " AND headers::text IS NOT DISTINCT FROM :old_headers::text"

@@ -78,9 +78,9 @@ def reencode(
     if not done.complete:
         left = sum(one.number for one in done.left)
         raise Failed(
-            f"{left} data are not as their queue writes them, or lie under an old key in a queue that was not named;"
-            f" {done.in_use} rows are in use, {done.failed} data cannot be read or encoded: run it again once the jobs"
-            " in use have ended"
+            f"{left} pieces of data are not as their queue writes them, or lie under an old key in a queue that was not"
+            f" named; {done.in_use} rows are in use, {done.failed} pieces cannot be read or encoded: run it again once"
+            " the jobs in use have ended"
         )
 
 

@@ -17,12 +17,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from pqcore.backend import Row
-from pqcore.encoding_statements import SLICE
+from pqcore.encoding_statements import ROWS, SLICE
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
@@ -45,7 +45,6 @@ PAUSES = (0.1, 0.2, 0.5)
 """Seconds between looks at rows that are in use; the last one stays."""
 MOST_ERRORS = 10
 """Messages that a report has, at most."""
-ROWS = ("table", "dead", "archive", "results")
 FIRST = 1 - 2**63
 """An id that is below all others: a driver may write it as a number behind a minus."""
 
@@ -69,7 +68,7 @@ class Encoding:
     place: str
     serializer: str
     key: str
-    number: int = field(compare=False)
+    number: int
 
 
 @dataclass(frozen=True)

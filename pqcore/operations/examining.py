@@ -51,7 +51,7 @@ FEW_PAGES = 32
 FEW_ROWS = 100
 """Entries of an index: to sort as many costs next to nothing, so they need not be read in order."""
 EXAMINED = 1_000_000
-"""Rows of each table of which it is looked how they are encoded, about: those that were put first."""
+"""Rows of each table whose encoding is looked at, about: those that were put first."""
 QUEUES = 3
 """Queues whose takes are explained, those with most jobs first, if none is named."""
 
@@ -798,7 +798,8 @@ async def _encodings(patient: _Patient) -> list[Finding]:
         some = [one for one in counted if (one.serializer, one.key) == (name, key)]
         number, queues = sum(one.number for one in some), sorted({one.queue for one in some})
         details = {"serializer": name, "key": key, "number": number, "queues": queues}
-        where = f"{number} data of {', '.join(map(repr, queues[:QUEUES]))}{' and others' * (len(queues) > QUEUES)}"
+        names = ", ".join(map(repr, queues[:QUEUES])) + " and others" * (len(queues) > QUEUES)
+        where = f"{number} pieces of data of {names}"
         serializer = serializers.get(name)
         if isinstance(serializer, PQError):
             message = f"{where} are stored as {name!r}, which this process cannot read: {serializer}"

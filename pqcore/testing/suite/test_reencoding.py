@@ -161,16 +161,11 @@ def test_key_that_is_gone_is_told_of_its_rows_alone(harness: Harness) -> None:
     for key in (lost, OLD):
         pq.queue("q", **signed(key)).put_many([1, 2])
     pq["other"].put("plain")
-    found = pq.encodings()
-    assert (
-        found
-        == [
-            Encoding("other", "waiting", "json", "", 1),
-            Encoding("q", "waiting", "signed-pickle", key_id(lost.encode()), 2),
-            Encoding("q", "waiting", "signed-pickle", OLD_ID, 2),
-        ]
-        or sorted(found) == found
-    )
+    assert set(pq.encodings()) == {
+        Encoding("other", "waiting", "json", "", 1),
+        Encoding("q", "waiting", "signed-pickle", key_id(lost.encode()), 2),
+        Encoding("q", "waiting", "signed-pickle", OLD_ID, 2),
+    }
     queue = pq.queue("q", **signed(NEW, OLD))
     for rewritten in (2, 0):
         done = queue.reencode()
