@@ -570,7 +570,7 @@ OLDER |= {
     "find_result": "SELECT data FROM queue_results WHERE job_id = %s AND q_name = 'q' AND state = 'done'",
 }
 """Statements of the code of version 6, which knows neither tokens of batches nor expressions of ticks, nor
-the times of puts beside results."""
+the time of the put in a result."""
 
 
 def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: Place) -> None:
