@@ -77,6 +77,8 @@ class BackendSpec:
         connections: Dotted names of the connection classes that it adopts.
         pools: Dotted names of the pool classes that it adopts.
         schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
+        lowest: The lowest versions that work of the distributions that it uses, such as ``{"psycopg": "3.2"}``;
+            of one that is not installed it says nothing.
         targets: What the benchmarks hold it to, where that is not `TARGETS`: ``{"put": 0.8}``.
         api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
             where it is installed.
@@ -95,6 +97,7 @@ class BackendSpec:
     connections: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
+    lowest: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
     api: int = 1
     bare_loop: str = ""

@@ -24,6 +24,7 @@ from threading import get_ident
 from typing import Any, TypeAlias, TypeVar
 from weakref import ref
 
+from pqcore.advice import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.connections import (
     CallersConnection,
@@ -36,6 +37,7 @@ from pqcore.connections import (
     Source,
     lent,
 )
+from pqcore.dsns import dsn_text, of_libpq
 from pqcore.errors import (
     AccessDenied,
     ConfigurationError,
@@ -125,7 +127,7 @@ class Engine:
         mode: Which kind of backend to choose.
         runtime: How to wait.
         names: The table.
-        target: A DSN, connection or pool, or a `Lender`.
+        target: A DSN (text, or a URL of a library's), connection or pool, or a `Lender`.
         pool: A pool, if ``target`` is None.
         backend: The name of the backend, if it is to be chosen by name.
         max_connections: Of our own pool.
@@ -172,35 +174,39 @@ class Engine:
             raise ConfigurationError(msg)
         given = pool if target is None else target
         if given is None:
-            msg = "give PQ a DSN, a connection or a pool"
+            msg = "PQ was given None: is a setting or a variable missing? Give a DSN, a connection or a pool"
             raise ConfigurationError(msg)
         if answer_timeout is not None and not (isinstance(answer_timeout, (int, float)) and answer_timeout > 0):
             msg = f"answer_timeout is {answer_timeout!r}; give a number of seconds greater than 0, or None"
             raise ConfigurationError(msg)
-        self._given = given
+        found = None
+        if not isinstance(given, (str, Lender)):
+            found = plugins.backend_for(given, mode, backend)
+        dsn = dsn_text(given) if found is None else None
+        self._given = given if dsn is None else dsn
         self.source: Source
-        if isinstance(given, str):
+        if dsn is not None:
             if not isinstance(max_connections, int) or max_connections < 1:
                 msg = f"max_connections is {max_connections!r}; give a number of at least 1"
                 raise ConfigurationError(msg)
             if not isinstance(pool_timeout, (int, float)) or not pool_timeout >= 0:
                 msg = f"pool_timeout is {pool_timeout!r}; give a number of seconds"
                 raise ConfigurationError(msg)
-            self.spec, self.why = plugins.choose(mode, name=backend, dsn=given)
-            dsn = given if "://" not in given else "postgresql://" + given.partition("://")[2]
-            self.source = OwnPool(self._opener(self.spec), dsn, runtime, max_connections, pool_timeout, idle_limit)
+            self.spec, self.why = plugins.choose(mode, name=backend, dsn=dsn)
+            opener = self._opener(self.spec)
+            self.source = OwnPool(opener, of_libpq(dsn), runtime, max_connections, pool_timeout, idle_limit)
         elif isinstance(given, Lender):
             self.spec = plugins.backend_spec(given.backend, mode)
             self.why = f"{type(given).__name__} lends its connections"
             self.source = LentConnections(self._opener(self.spec), given)
+        elif found is None:
+            broken = "".join(f"; {error}" for error in plugins.broken_backends())
+            kind = f"a {kind_of(given)}; {instead_of_target(given)}{broken}"
+            msg = f"not a DSN, connection or pool that {backend or 'any installed backend'} knows: {kind}"
+            raise ConfigurationError(msg)
         else:
-            found = plugins.backend_for(given, mode, backend)
-            if found is None:
-                kind = f"{type(given).__module__}.{type(given).__qualname__}"
-                msg = f"not a DSN, connection or pool that {backend or 'any installed backend'} knows: a {kind}"
-                raise ConfigurationError(msg)
             self.spec, is_pool = found
-            self.why = f"it adopts a {type(given).__module__}.{type(given).__qualname__}"
+            self.why = f"it adopts a {kind_of(given)}"
             opener = self._opener(self.spec)
             self.source = (
                 CallersPool(opener, given, runtime, pool_timeout)
@@ -802,13 +808,18 @@ class Engine:
             self._checked = True
 
     async def _adopt(self, connection: object) -> CoreSession:
+        target = connection
         for _ in range(5):  # an ORM's session holds a connection that holds the driver's
-            found = plugins.backend_for(connection, self._mode)
+            found = plugins.backend_for(target, self._mode)
             if found is not None and not found[1]:
-                return self._opener(found[0]).wrap(connection)
-            inner: Any = unwrap(connection)
-            connection = await inner if isinstance(inner, Awaitable) else inner
-        msg = f"no driver's connection was found inside of a {type(connection).__qualname__}"
+                return self._opener(found[0]).wrap(target)
+            inner: Any = None if found is not None else unwrap(target)
+            if inner is None:
+                kind = f"a {kind_of(target)}; {instead_of_connection(target, pool=found is not None)}"
+                msg = f"not a connection that any installed backend or plugin knows: {kind}"
+                raise ConfigurationError(msg)
+            target = await inner if isinstance(inner, Awaitable) else inner
+        msg = f"no driver's connection was found inside of a {kind_of(connection)}"
         raise ConfigurationError(msg)
 
     def _opener(self, spec: BackendSpec) -> Opener:

@@ -15,7 +15,7 @@ from pqcore.hookspecs import hookimpl
 
 @hookimpl(trylast=True)
 def pqcore_unwrap(target: Any) -> Any:
-    """What is inside of a session or connection of SQLAlchemy's or Django's."""
+    """What is inside of a session or connection of SQLAlchemy's, pooled ones included, or of Django's."""
     claimed = target.__class__.__mro__  # by a proxy, as of Werkzeug's, which has another type
     names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in (*type(target).__mro__, *claimed)}
     if names & {"sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session"}:
@@ -29,6 +29,9 @@ def pqcore_unwrap(target: Any) -> Any:
             target.begin()
             _hand_over(target)
         return target.connection.driver_connection
+    if "sqlalchemy.PoolProxiedConnection" in names:
+        # An asynchronous engine's begins transactions in a way of its own: the driver's connection is in none before.
+        return target.driver_connection if target.dbapi_connection is target.driver_connection else None
     if "django.BaseDatabaseWrapper" in names:
         # Opens the connection, and Django's transaction with it, if need be.
         target.ensure_connection()

@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from pqcore import hookspecs
-from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Capability, Mode, layers
+from pqcore.advice import kind_of
+from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Mode, layers
 from pqcore.dialect import Dialect
+from pqcore.dsns import POSTGRESQL, scheme_of
 from pqcore.errors import (
     BackendNotInstalled,
     ConfigurationError,
@@ -34,9 +37,11 @@ from pqcore.errors import (
 )
 from pqcore.serializers.protocol import fault_of
 from pqcore.serializers.wrapping import Wrapper
+from pqcore.spec_checks import check_spec
+from pqcore.versions import too_old
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from pqcore.serializers import Serializer
 
@@ -52,6 +57,11 @@ MOST_CLASSES = 1_000
 """Classes of which is remembered which backends adopt them, at most."""
 LONGEST_SHOWN = 200
 """Characters of a name that a message repeats, at most."""
+
+
+_UNINSTALL = "uninstall one of the two, or name another"
+
+logger = logging.getLogger("pqcore")
 
 
 class _Manager(pluggy.PluginManager):
@@ -134,11 +144,22 @@ class Plugins:
         self._dialects: dict[str, type[Dialect]] = {Dialect.name: Dialect}
         self._loaded: set[tuple[str, str]] = set()
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        self._rivals: set[tuple[str, str]] = set()  # of which two plugins bring one
+        self._loading: importlib.metadata.EntryPoint | None = None
+        self._passed_over: set[str] = set()  # backends of which it was logged
         self._lock = threading.RLock()
         self._others_loaded = False
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
         self.manager.hook.pqcore_register_serializers.call_historic(kwargs={"register": self._add_serializer})
         self.manager.hook.pqcore_register_dialects.call_historic(kwargs={"register": self._add_dialect})
+
+    def fault(self, group: str, name: str) -> PluginError | None:
+        """Load the plugin of an entry point; why it cannot be used, or None if it can."""
+        try:
+            self._load(group, name)
+        except PluginError as exc:
+            return exc
+        return None
 
     @property
     def broken(self) -> dict[str, PluginError]:
@@ -154,16 +175,19 @@ class Plugins:
                 something under a name that is taken.
         """
         with self._lock:
+            before = dict(self._specs), dict(self._serializers), dict(self._dialects)
             try:
                 check_api(plugin, name)
                 self.manager.register(plugin, name)
                 self.manager.check_pending()
-            except Exception as exc:
+            except BaseException as exc:
                 if self.manager.is_registered(plugin):
                     self.manager.unregister(plugin)
-                if isinstance(exc, PluginError):
+                self._specs, self._serializers, self._dialects = before
+                self._adopters.clear()
+                if isinstance(exc, (PluginError, KeyboardInterrupt)):
                     raise
-                raise PluginError(f"plugin {name or plugin!r}: {exc}") from exc
+                raise PluginError(f"plugin {name or plugin!r}: {_told(exc)}") from exc
 
     # Backends
 
@@ -180,6 +204,10 @@ class Plugins:
         order = self.backend_names()
         return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode == "async"))
 
+    def broken_backends(self) -> list[PluginError]:
+        """Why each backend that was found and cannot be used cannot be used."""
+        return [error for (group, _), error in self._broken.items() if group == BACKENDS]
+
     def backend_spec(self, name: str, mode: Mode) -> BackendSpec:
         """The backend of this name and kind.
 
@@ -193,7 +221,7 @@ class Plugins:
             return spec
         other: Mode = "async" if mode == "blocking" else "blocking"
         if (name, other) in self._specs:
-            face = "AsyncPQ" if other == "async" else "PQ"
+            face, _ = _faces(other)
             msg = f"backend {name!r} is {other} only: use {face}, or another backend"
             raise UnknownBackend(msg)
         known = ", ".join(self.backend_names()) or "none"
@@ -204,28 +232,133 @@ class Plugins:
         """Choose a backend for a DSN, and say why.
 
         In this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``);
-        the environment variable PQCORE_BACKEND; the first of `PREFERENCE`, and then
-        of all others, whose driver is installed.
+        the environment variable PQCORE_BACKEND, of whose names the first counts that has this mode; the first of
+        `PREFERENCE`, and then of all others, whose driver is installed, and new enough.
+
+        Raises:
+            UnknownBackend: There is none of the name, or none of this mode.
+            BackendNotInstalled: No backend of this mode has its driver installed, in a version that works.
+            ConfigurationError: The scheme is not one of PostgreSQL's.
+            PluginError: The plugin of the backend that is named is broken; or two bring one that would be chosen.
         """
+        scheme = "" if dsn is None else scheme_of(dsn)
+        by_scheme = self._named_by_scheme(scheme, mode, strict=name is None)
         if name is not None:
             return self.backend_spec(name, mode), "named by the caller"
-        scheme = dsn.partition("://")[0] if dsn and "://" in dsn else ""
-        if "+" in scheme:
-            wanted = scheme.partition("+")[2]
-            for spec in self._candidates(mode, first=wanted):
-                if scheme in spec.schemes or wanted == spec.name:
-                    return spec, f"named by the scheme {scheme}://"
-            msg = f"no {mode} backend for the URL scheme {scheme}://; installed: {', '.join(self.backend_names())}"
-            raise UnknownBackend(msg)
+        if by_scheme is not None:
+            return by_scheme, f"named by the scheme {scheme}://"
         if variable := os.environ.get("PQCORE_BACKEND"):
-            return self.backend_spec(variable, mode), "named by PQCORE_BACKEND"
-        specs = list(self._candidates(mode))
-        for spec in specs:
-            if _importable(spec):
-                return spec, f"the first installed of {', '.join(spec.name for spec in specs)}"
-        hints = "; ".join(f"{spec.name}: {spec.install}" for spec in specs)
-        msg = f"no {mode} backend has its driver installed; {hints}"
+            return self._named_by_variable(variable, mode), "named by PQCORE_BACKEND"
+        known: list[str] = []
+        hints = []
+        chosen: BackendSpec | None = None
+        for each in self.backend_names():
+            spec = self._candidate(each, mode, passing=chosen is None)
+            if spec is None:
+                continue
+            known.append(each)
+            if chosen is not None:
+                continue
+            why_not = self.unusable(spec)
+            if why_not is None:
+                chosen = spec
+            else:
+                hints.append(f"{each}: {why_not}")
+                if not _absent(spec):
+                    self._pass_over(each, why_not)
+        if chosen is not None:
+            return chosen, f"the first installed of {', '.join(known)}"
+        msg = f"no {mode} backend has its driver installed; {'; '.join(hints)}"
         raise BackendNotInstalled(msg)
+
+    def unusable(self, spec: BackendSpec) -> str | None:
+        """Why a backend cannot be used, for want of its driver, and what to do; None if its class can be imported."""
+        if reason := _needs(spec):
+            return reason
+        try:  # a driver may be there and lack its library
+            importlib.import_module(spec.load.partition(":")[0])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - whatever importing it raises, it is reported
+            return f"cannot import {spec.load}: {_told(exc)}: {spec.install}"
+        return None
+
+    def _candidate(self, name: str, mode: Mode, *, passing: bool) -> BackendSpec | None:
+        """The backend of a name for the automatic choice; None if it has another mode, or its plugin is broken.
+
+        Raises:
+            PluginError: Two plugins bring it, and none that is preferred to it was found.
+        """
+        try:
+            self._load(BACKENDS, name)
+        except PluginError as exc:
+            if passing and (BACKENDS, name) in self._rivals:
+                raise
+            if passing:
+                self._pass_over(name, str(exc))
+            return None
+        return self._specs.get((name, mode))
+
+    def _pass_over(self, name: str, why: str) -> None:
+        if name not in self._passed_over:
+            self._passed_over.add(name)
+            logger.warning("the backend %r is passed over, as it cannot be used: %s", name, why)
+
+    def _named_by_scheme(self, scheme: str, mode: Mode, *, strict: bool) -> BackendSpec | None:
+        """The backend that a URL's scheme names; None if it names none.
+
+        Args:
+            scheme: In small letters.
+            mode: The mode.
+            strict: Whether the scheme has to name a backend that there is, if it names one.
+        """
+        kind, _, wanted = scheme.partition("+")
+        if scheme == kind and kind in ("", *POSTGRESQL):
+            return None
+        if strict and wanted in self.backend_names():
+            self._load(BACKENDS, wanted)  # which raises its error, if it is broken
+        spelt = {scheme, f"postgresql+{wanted}"} if kind in POSTGRESQL else {scheme}
+        named = [
+            spec
+            for spec in self.backend_specs()
+            if not spelt.isdisjoint(spec.schemes) or (kind in POSTGRESQL and wanted == spec.name)
+        ]
+        for spec in named:
+            if spec.mode == mode:
+                return spec
+        if kind not in POSTGRESQL and not named:
+            msg = f"the URL begins with {scheme}://, and pqcore works on PostgreSQL: write postgresql://user@host/database"
+            raise ConfigurationError(msg)
+        if not strict:
+            return None
+        names = [spec.name for spec in self.backend_specs() if spec.mode == mode]
+        instead = f"write postgresql://, or postgresql+{names[0]}://" if names else "write postgresql://"
+        if named:
+            this, other = _faces(mode)
+            msg = f"{scheme}:// names a driver that only {other} has: give it to {other}; for {this}, {instead}"
+            raise UnknownBackend(msg)
+        installed = ", ".join(self.backend_names())
+        msg = f"no {mode} backend for the URL scheme {scheme}://; installed: {installed}; {instead}"
+        raise UnknownBackend(msg)
+
+    def _named_by_variable(self, variable: str, mode: Mode) -> BackendSpec:
+        names = [name.strip() for name in variable.split(",") if name.strip()]
+        for name in names:
+            self._load(BACKENDS, name)
+        known = self.backend_names()
+        if unknown := [name for name in names if name not in known]:
+            raise UnknownBackend(f"PQCORE_BACKEND: unknown backend {unknown[0]!r}; installed: {', '.join(known)}")
+        for name in names:
+            if (name, mode) in self._specs:
+                return self._specs[name, mode]
+        this, other = _faces(mode)
+        instead = next((spec.name for spec in self.backend_specs() if spec.mode == mode), "psycopg")
+        one = "async" if mode == "blocking" else "blocking"
+        msg = (
+            f"PQCORE_BACKEND={variable}: {', '.join(map(repr, names))} is {one} only: use {other}, give {this} its own"
+            f" backend=, or set PQCORE_BACKEND={variable},{instead}: each face takes the first that has it"
+        )
+        raise UnknownBackend(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
         """The backend that adopts an object, or what proxies around it hold, and whether as a pool; None if none does.
@@ -242,8 +375,8 @@ class Plugins:
                     return spec, pool
                 wrong = spec
         if wrong is not None:
-            face = "AsyncPQ" if wrong.mode == "async" else "PQ"
-            msg = f"a {type(target).__module__}.{type(target).__qualname__} is {wrong.mode}: give it to {face}"
+            face, _ = _faces(wrong.mode)
+            msg = f"a {kind_of(target)} is {wrong.mode}: give it to {face}"
             raise UnknownBackend(msg)
         return None
 
@@ -267,10 +400,11 @@ class Plugins:
         """Import a backend's class and construct it.
 
         Raises:
-            BackendNotInstalled: Its driver cannot be imported.
+            BackendNotInstalled: Its driver cannot be imported, or is too old.
+            PluginError: Its class is not there, or cannot be imported for another reason.
         """
-        if absent := _absent(spec):
-            msg = f"backend {spec.name!r} needs {', '.join(absent)}: {spec.install}"
+        if reason := _needs(spec):
+            msg = f"backend {spec.name!r} {reason}"
             raise BackendNotInstalled(msg)
         module, _, attribute = spec.load.partition(":")
         try:
@@ -278,6 +412,11 @@ class Plugins:
         except ImportError as exc:
             msg = f"backend {spec.name!r}: cannot import {spec.load}: {exc}: {spec.install}"
             raise BackendNotInstalled(msg) from exc
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            msg = f"backend {spec.name!r}: cannot import {spec.load}: {_told(exc)}"
+            raise PluginError(msg) from exc
         try:
             factory: Any = getattr(imported, attribute)
         except AttributeError as exc:
@@ -384,11 +523,15 @@ class Plugins:
     # What plugins call, and how they are loaded
 
     def _add_backend(self, spec: BackendSpec) -> None:
-        _check_version(f"backend {spec.name!r}", spec.api)
-        unexplained = [cap.name for cap in Capability if cap not in spec.capabilities and cap not in spec.missing]
-        if unexplained:
-            msg = f"backend {spec.name!r} lacks {', '.join(unexplained)} and gives no reason (BackendSpec.missing)"
-            raise PluginError(msg)
+        if isinstance(spec, BackendSpec):
+            _check_version(f"backend {spec.name!r}", spec.api)
+        check_spec(spec)
+        owners = self._points(BACKENDS, spec.name)
+        if self._loading is not None and owners and all(each.value != self._loading.value for each in owners):
+            brings = f"a backend {spec.name!r}, which is what {_origin(owners[0])} brings"
+            raise PluginError(f"{_origin(self._loading)} registers {brings}: give it another name")
+        if len({each.value for each in owners}) > 1:  # nobody knows which is meant; `_load` says so
+            return
         key = (spec.name, spec.mode)
         if key in self._specs and self._specs[key] != spec:
             msg = f"two plugins bring a {spec.mode} backend {spec.name!r}: {self._specs[key].load} and {spec.load}"
@@ -417,39 +560,35 @@ class Plugins:
             msg = f"two plugins bring a dialect {dialect.name!r}: {known!r} and {dialect!r}"
             raise PluginError(msg)
 
-    def _candidates(self, mode: Mode, first: str | None = None) -> Iterable[BackendSpec]:
-        names = self.backend_names()
-        if first in names:
-            names.insert(0, first)
-        for name in dict.fromkeys(names):
-            with suppress(PluginError):  # kept in `broken`
-                self._load(BACKENDS, name)
-            if (name, mode) in self._specs:
-                yield self._specs[name, mode]
-
     def _load(self, group: str, name: str) -> None:
         with self._lock:
             if (group, name) in self._broken:
                 raise self._broken[group, name]
             if (group, name) in self._loaded:
                 return
-            self._loaded.add((group, name))
             points = self._points(group, name)
             if len({point.value for point in points}) > 1:
-                owners = ", ".join(f"{p.value} of {p.dist.name if p.dist else 'unknown'}" for p in points)
-                self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}: {owners}"))
+                self._rivals.add((group, name))
+                owners = " and ".join(_origin(point) for point in points)
+                self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}, {owners}: {_UNINSTALL}"))
             for point in points[:1]:
                 try:
                     plugin = point.load()
-                except Exception as exc:  # noqa: BLE001 - whatever importing it raises, it is reported
-                    error = PluginError(f"plugin {name!r} ({point.value}) cannot be imported: {exc}")
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - whatever importing it raises, it is reported
+                    error = PluginError(f"plugin {name!r} ({_origin(point)}) cannot be imported: {_told(exc)}")
                     error.__cause__ = exc
                     self._fail(group, name, error)
                 if not self.manager.is_registered(plugin):
+                    before, self._loading = self._loading, point
                     try:
                         self.register(plugin, point.value)
                     except PluginError as exc:
-                        self._fail(group, name, exc)
+                        self._fail(group, name, _blamed(exc, name, point))
+                    finally:
+                        self._loading = before
+            self._loaded.add((group, name))
 
     def _points(self, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
         if group not in self._found:  # looking through all distributions takes milliseconds
@@ -533,16 +672,6 @@ def _class(serializer: object) -> type:
     return serializer if isinstance(serializer, type) else type(serializer)
 
 
-def _importable(spec: BackendSpec) -> bool:
-    if _absent(spec):
-        return False
-    try:  # a driver may be there and lack its library
-        importlib.import_module(spec.load.partition(":")[0])
-    except ImportError:
-        return False
-    return True
-
-
 def importable(module: str) -> bool:
     """Whether there is a module of this name; of a dotted one, the packages that it is in are imported."""
     try:
@@ -555,22 +684,42 @@ def _absent(spec: BackendSpec) -> list[str]:
     return [module for module in spec.requires if not importable(module)]
 
 
+def _needs(spec: BackendSpec) -> str | None:
+    """What a backend lacks of what it has to have installed, and how to get it; None if nothing."""
+    lacking = _absent(spec) or too_old(spec.lowest)
+    return f"needs {', '.join(lacking)}: {spec.install}" if lacking else None
+
+
+def _faces(mode: Mode) -> tuple[str, str]:
+    """The class of users for a mode, and the other."""
+    return ("PQ", "AsyncPQ") if mode == "blocking" else ("AsyncPQ", "PQ")
+
+
+def _origin(point: importlib.metadata.EntryPoint) -> str:
+    """Where a plugin is from: ``acme.plugin of acme-backend 1.0``."""
+    return f"{point.value} of {f'{point.dist.name} {point.dist.version}' if point.dist else 'an unknown distribution'}"
+
+
+def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint) -> PluginError:
+    """An error that names the plugin that it is about."""
+    if point.value in str(error):
+        return error
+    blamed = PluginError(f"plugin {name!r} ({_origin(point)}): {error}")
+    blamed.__cause__ = error.__cause__
+    return blamed
+
+
+def _told(exc: BaseException) -> str:
+    """What a message says of an exception: its text, with its class where that says more."""
+    return str(exc) if isinstance(exc, ImportError) else f"{type(exc).__name__}: {exc}".removesuffix(": ")
+
+
 plugins = Plugins()
 """The plugins of this process."""
 
 
-def unwrap(target: object) -> object:
-    """What a plugin's `pqcore_unwrap` finds inside of ``target``.
-
-    Raises:
-        ConfigurationError: No plugin knows it.
-    """
+def unwrap(target: object) -> object | None:
+    """What a plugin's `pqcore_unwrap` finds inside of ``target``; None if no plugin knows it."""
     plugins.load_others()
     found = (plugins.manager.hook.pqcore_unwrap(target=layer) for layer in layers(target))
-    inner = next((each for each in found if each is not None), None)
-    if inner is None:
-        kind = f"{type(target).__module__}.{type(target).__qualname__}"
-        msg = f"not a connection that any installed backend or plugin knows: a {kind}"
-        raise ConfigurationError(msg)
-    result: object = inner
-    return result
+    return next((each for each in found if each is not None), None)

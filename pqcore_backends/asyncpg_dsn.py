@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from pqcore.backend import CONNECT_TIMEOUT
+from pqcore.dsns import scheme_of
 
 _WORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?=\s|$)\s*", re.DOTALL)
 _VARIABLES = {"service": "PGSERVICE", "application_name": "PGAPPNAME", "options": "PGOPTIONS"}
@@ -59,7 +60,7 @@ def arguments(dsn: str) -> dict[str, Any]:
 
 def _read(dsn: str) -> tuple[str, dict[str, str]]:
     """A URL up to its question mark, and what is said by name."""
-    if "://" in dsn:
+    if scheme_of(dsn):
         place, _, said = dsn.partition("?")
         if place.count("/") == 3:
             place = place.removesuffix("/")  # asyncpg would take it for a database without a name

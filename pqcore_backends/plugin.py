@@ -9,6 +9,7 @@ from pqcore.hookspecs import hookimpl
 from pqcore.serializers import Json, Pickle, Serializer
 
 _ALL = frozenset(Capability)
+_PSYCOPG = {"psycopg": "3.2", "psycopg-pool": "3.2"}
 
 PSYCOPG2 = BackendSpec(
     name="psycopg2",
@@ -21,6 +22,7 @@ PSYCOPG2 = BackendSpec(
     connections=("psycopg2.extensions.connection",),
     pools=("psycopg2.pool.AbstractConnectionPool",),
     bare_loop="pqcore.bench.bare_psycopg2:BarePsycopg2",
+    lowest={"psycopg2": "2.9.9", "psycopg2-binary": "2.9.9"},
 )
 
 PSYCOPG = BackendSpec(
@@ -34,6 +36,7 @@ PSYCOPG = BackendSpec(
     connections=("psycopg.Connection",),
     pools=("psycopg_pool.pool.ConnectionPool",),
     bare_loop="pqcore.bench.bare_psycopg:BarePsycopg",
+    lowest=_PSYCOPG,
 )
 
 PSYCOPG_ASYNC = BackendSpec(
@@ -47,6 +50,8 @@ PSYCOPG_ASYNC = BackendSpec(
     connections=("psycopg.AsyncConnection",),
     pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
     bare_loop="pqcore.bench.bare_psycopg:BareAsyncPsycopg",
+    schemes=("postgresql+psycopg_async",),  # as SQLAlchemy writes it
+    lowest=_PSYCOPG,
 )
 
 ASYNCPG = BackendSpec(
@@ -60,6 +65,7 @@ ASYNCPG = BackendSpec(
     connections=("asyncpg.connection.Connection", "asyncpg.pool.PoolConnectionProxy"),
     pools=("asyncpg.pool.Pool",),
     bare_loop="pqcore.bench.bare_asyncpg:BareAsyncpg",
+    lowest={"asyncpg": "0.29"},
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import inspect
 import json
 import os
@@ -303,12 +304,125 @@ def test_half_of_a_driver_does_not_hide_a_whole_one() -> None:
     assert asynchronous
 
 
+# Drivers that are too old
+
+
+def release(folder: Path, **versions: str) -> None:
+    """Make it look as if distributions were installed in other versions."""
+    for name, version in versions.items():
+        info = folder / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_a_driver_that_is_too_old_is_named_and_the_next_is_taken(tmp_path: Path) -> None:
+    release(tmp_path, psycopg="3.1.18")
+    [chosen, other, errors, logged] = run(
+        """
+        import logging
+        import psycopg
+        from pqcore import PQ, AsyncPQ
+        from pqcore.errors import BackendNotInstalled
+        logged = []
+        handler = logging.Handler()
+        handler.emit = lambda record: logged.append(record.getMessage())
+        logging.getLogger("pqcore").addHandler(handler)
+        chosen = [PQ("dbname=x").backend for _ in range(2)][0]
+        other = AsyncPQ("dbname=x").backend
+        errors = []
+        for make in (
+            lambda: PQ("dbname=x", backend="psycopg"),
+            lambda: PQ("postgresql+psycopg://x/y"),
+            lambda: AsyncPQ("postgresql+psycopg_async://x/y"),
+            lambda: PQ(psycopg.Connection.__new__(psycopg.Connection)),
+        ):
+            try:
+                make()
+            except BackendNotInstalled as exc:
+                errors.append(str(exc))
+        report(chosen, other, errors, logged)
+        """,
+        tmp_path,
+    )
+    assert chosen.startswith("psycopg2 ")
+    assert other.startswith("asyncpg ")
+    says = "needs psycopg 3.2 or newer, 3.1.18 is installed: pip install 'pqcore[psycopg]'"
+    assert errors == [f"backend 'psycopg' {says}"] * 4
+    assert logged == [f"the backend 'psycopg' is passed over, as it cannot be used: {says}"]
+
+
+def test_where_all_drivers_are_too_old_each_is_named(tmp_path: Path) -> None:
+    old = {
+        "psycopg": "3.2",
+        "psycopg_pool": "3.1.9",
+        "psycopg2_binary": "2.9.3",
+        "psycopg2": "2.8.6",
+        "asyncpg": "0.28.0",
+    }
+    release(tmp_path, **old)
+    [messages, listed] = run(
+        """
+        import click.testing
+        from pqcore import PQ, AsyncPQ
+        from pqcore.cli.app import app
+        from pqcore.errors import BackendNotInstalled
+        messages = []
+        for face in (PQ, AsyncPQ):
+            try:
+                face("dbname=x")
+            except BackendNotInstalled as exc:
+                messages.append(str(exc))
+        done = click.testing.CliRunner().invoke(app, ["backends", "--json"])
+        report(messages, [json.loads(line) for line in done.output.splitlines()])
+        """,
+        tmp_path,
+    )
+    pool = "psycopg: needs psycopg-pool 3.2 or newer, 3.1.9 is installed: pip install 'pqcore[psycopg]'"
+    for part in (
+        pool,
+        "psycopg2: needs psycopg2 2.9.9 or newer, 2.8.6 is installed",
+        "psycopg2-binary 2.9.9 or newer, 2.9.3",
+    ):
+        assert part in messages[0]
+    for part in (pool, "asyncpg: needs asyncpg 0.29 or newer, 0.28.0 is installed: pip install 'pqcore[asyncpg]'"):
+        assert part in messages[1]
+    assert [each["usable"] for each in listed] == [False] * 4
+    assert "needs asyncpg 0.29 or newer, 0.28.0 is installed" in listed[2]["why_not"]
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        *(("3.2", True), ("3.2.0", True), ("3.10", True), ("4", True), ("3.2.1.dev1", True), ("v3.2.post1", True)),
+        *(("3.1.99", False), ("2.9", False), ("3", False), ("3.2rc1", False), ("3.2.0b2", False), ("3.2.dev3", False)),
+        *(("3.2+local.1", True), ("1!1.0", False), ("unknown", True)),
+    ],
+)
+def test_versions_are_compared_as_releases_are(tmp_path: Path, version: str, fits: bool) -> None:
+    from pqcore import versions
+
+    assert versions._older(version, "3.2") is not fits
+
+
+def test_the_lowest_versions_are_those_of_the_extras() -> None:
+    pattern = re.compile(r"([\w-]+)(?:\[.*\])?>=([\d.]+); extra == [\"'](\w+)[\"']")
+    required = [match for each in importlib.metadata.requires("pqcore") or () if (match := pattern.fullmatch(each))]
+    for each in plugins.backend_specs():
+        wanted = {match[1].replace("_", "-"): match[2] for match in required if match[3] == each.name}
+        assert wanted
+        assert wanted.items() <= each.lowest.items()
+
+
 # Bad plugins
 
 BOOM = "raise ZeroDivisionError('boom')"
 HOOK = "from pqcore import hookimpl\n@hookimpl\ndef pqcore_register_{}s(register):\n    {}\n"
 BROKEN = {
     "raises when imported": (BOOM, "ZeroDivisionError"),
+    "ends the process": ("raise SystemExit(3)", "SystemExit"),
+    "panics": ("class PanicException(BaseException): pass\nraise PanicException('at the disco')", "PanicException"),
+    "ends the process in its hook": (HOOK.format("backend", "raise SystemExit"), "SystemExit"),
+    "registers a word": (HOOK.format("backend", "register('acme')"), "NoneType"),
     "imports what is missing": ("import nowhere_to_be_found", "ModuleNotFoundError"),
     "is no Python": ("def (:", "SyntaxError"),
     "raises in its hook": (HOOK.format("backend", BOOM), "ZeroDivisionError"),
@@ -601,6 +715,152 @@ def test_two_distributions_with_one_name_are_refused(tmp_path: Path, monkeypatch
     assert list(fresh.broken) == ["acme"]
 
 
+def test_a_rival_of_the_preferred_backend_is_an_error_where_none_is_named(tmp_path: Path) -> None:
+    distribute(tmp_path, "acme-psycopg", {"psycopg": "acme_plugin"})
+    (tmp_path / "acme_plugin.py").write_text("")
+    [errors, named, adopted, listed] = run(
+        """
+        import os
+        import click.testing
+        import psycopg
+        from pqcore import PQ, AsyncPQ
+        from pqcore.cli.app import app
+        from pqcore.errors import PQError
+        errors = []
+        for make in (
+            lambda: PQ("dbname=x"),
+            lambda: AsyncPQ("dbname=x"),
+            lambda: PQ("dbname=x", backend="psycopg"),
+            lambda: PQ("postgresql+psycopg://x/y"),
+        ):
+            try:
+                make()
+            except PQError as exc:
+                errors.append(f"{type(exc).__name__}: {exc}")
+        named = [PQ("dbname=x", backend="psycopg2").backend, AsyncPQ("postgresql+asyncpg://x/y").backend]
+        os.environ["PQCORE_BACKEND"] = "psycopg2,asyncpg"
+        named += [PQ("dbname=x").backend, AsyncPQ("dbname=x").backend]
+        try:
+            PQ(psycopg.Connection.__new__(psycopg.Connection))
+        except PQError as exc:
+            adopted = str(exc)
+        done = click.testing.CliRunner().invoke(app, ["backends", "--json"])
+        report(errors, named, adopted, [json.loads(line) for line in done.output.splitlines()])
+        """,
+        tmp_path,
+    )
+    assert len(set(errors)) == 1
+    for part in (
+        "PluginError: two plugins bring 'psycopg'",
+        "pqcore_backends.plugin of pqcore ",
+        "acme_plugin of acme-psycopg 1.0",
+        "uninstall one",
+    ):
+        assert part in errors[0]
+    assert len(errors) == 4
+    assert [each.partition(" ")[0] for each in named] == ["psycopg2", "asyncpg"] * 2
+    assert "two plugins bring 'psycopg'" in adopted
+    rows = {(each["name"], each["mode"]): each for each in listed}
+    assert sorted(rows, key=str) == [("asyncpg", "async"), ("psycopg", None), ("psycopg2", "blocking")]
+    assert "acme_plugin of acme-psycopg 1.0" in rows["psycopg", None]["why_not"]
+
+
+def test_a_plugin_cannot_bring_what_is_anothers_under_a_name_of_its_own(tmp_path: Path) -> None:
+    distribute(tmp_path, "acme-backend", {"acme": "acme_plugin"})
+    fields = (
+        "mode='blocking', load='a:B', requires=(), install='x', paramstyle='format', capabilities=frozenset(Capability)"
+    )
+    (tmp_path / "acme_plugin.py").write_text(
+        "from pqcore import hookimpl\nfrom pqcore.backend import BackendSpec, Capability\n"
+        "@hookimpl\ndef pqcore_register_backends(register):\n"
+        f"    register(BackendSpec('acme', {fields}))\n    register(BackendSpec('psycopg', {fields}))\n"
+    )
+    [names, error, chosen] = run(
+        """
+        from pqcore import PQ
+        from pqcore.plugins import plugins
+        error = str(plugins.fault("pqcore.backends", "acme"))  # before those of pqcore's are loaded
+        names = sorted({spec.name for spec in plugins.backend_specs()})
+        report(names, error, PQ("dbname=x").backend)
+        """,
+        tmp_path,
+    )
+    assert names == ["asyncpg", "psycopg", "psycopg2"]
+    assert (
+        "acme_plugin of acme-backend 1.0 registers a backend 'psycopg', which is what pqcore_backends.plugin" in error
+    )
+    assert chosen.startswith("psycopg ")
+
+
+def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_path: Path) -> None:
+    for group in ("backends", "serializers", "dialects", "plugins", "instruments"):
+        distribute(tmp_path, f"acme_{group}", {f"acme-{group}": f"acme_{group}"}, f"pqcore.{group}")
+        (tmp_path / f"acme_{group}.py").write_text("import sys\nsys.exit('goodbye')\n")
+    [listed, raised, heard] = run(
+        """
+        import click.testing
+        from pqcore import PQ
+        from pqcore.cli.app import app
+        from pqcore.errors import PluginError
+        from pqcore.instruments import instrument
+        from pqcore.plugins import plugins
+        done = click.testing.CliRunner().invoke(app, ["plugins", "--json"])
+        assert done.exit_code == 0, done.output
+        raised = []
+        for make in (
+            lambda: PQ("dbname=x", backend="acme-backends"),
+            lambda: PQ("dbname=x", dialect="acme-dialects"),
+            lambda: PQ("dbname=x")["q/acme-serializers"],
+            lambda: instrument("acme-instruments"),
+        ):
+            try:
+                make()
+            except PluginError as exc:
+                raised.append(str(exc))
+        report([json.loads(line) for line in done.output.splitlines()], raised, plugins.heard("pqcore_job_put"))
+        """,
+        tmp_path,
+    )
+    broken = {each["name"]: each["error"] for each in listed if not each["ok"]}
+    assert set(broken) == {"acme-backends", "acme-serializers", "acme-plugins", "acme-instruments"}
+    assert all("SystemExit: goodbye" in error for error in (*broken.values(), *raised))
+    assert len(raised) == 4
+    assert heard is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"paramstyle": "pyformat"}, "paramstyle is 'pyformat'; give 'format' or 'numeric_dollar'"),
+        ({"mode": "sync"}, "mode is 'sync'; give 'blocking' or 'async'"),
+        ({"name": "a driver"}, "name is 'a driver'; give letters"),
+        ({"load": "acme.backend"}, "load is 'acme.backend'; give where the class is, as in 'package.module:Class'"),
+        ({"bare_loop": "acme.bare"}, "bare_loop is 'acme.bare'; give where its class is"),
+        ({"requires": "acme"}, "requires is 'acme'; give a tuple of names, as in"),
+        ({"requires": ("acme==1",)}, "requires is"),
+        ({"install": ""}, "install is ''; give how to get the driver"),
+        ({"connections": "acme.Connection"}, "connections is 'acme.Connection'; give a tuple"),
+        ({"pools": (object,)}, "pools is"),
+        ({"schemes": ("PostgreSQL+acme://",)}, "schemes is"),
+        ({"capabilities": {"LISTEN"}}, "capabilities is"),
+        ({"missing": {"LISTEN": "no"}}, "missing is"),
+        ({"missing": dict.fromkeys(Capability, "")}, "lacks LISTEN, POOL, PREPARED and gives no reason"),
+        ({"lowest": "1.0"}, "lowest is '1.0'; give versions of distributions"),
+        ({"lowest": {"acme": "latest"}}, "lowest is"),
+        ({"targets": {"puts": 0.8}}, "targets is"),
+        ({"targets": {"put": "fast"}}, "targets is"),
+    ],
+)
+def test_what_a_backend_declares_is_checked_when_it_is_registered(changes: dict[str, Any], says: str) -> None:
+    fresh = Plugins()
+    wrong = spec(changes.pop("name", "acme"), **changes)
+    with pytest.raises(PluginError, match=re.escape(says)):
+        fresh.register(Brings(spec("first"), wrong))
+    assert not {each.name for each in fresh.backend_specs()} & {"acme", "first"}  # nothing of the plugin's stays
+    with pytest.raises(PluginError, match="a plugin registers a str as a backend; register a BackendSpec"):
+        fresh.register(Brings("acme"))  # type: ignore[arg-type]
+
+
 def test_two_serializers_of_one_name_are_refused() -> None:
     class First:
         name = "acme"
@@ -689,6 +949,10 @@ def test_a_class_that_does_not_load_is_told() -> None:
         (DSN, {}, None, "psycopg", "the first installed of psycopg, psycopg2"),
         (DSN.replace("postgresql", "postgres"), {}, None, "psycopg", "the first installed"),
         ("dbname=x options='a://b'", {}, None, "psycopg", "the first installed"),
+        (DSN, {}, "asyncpg, psycopg2", "psycopg2", "named by PQCORE_BACKEND"),
+        (DSN.replace("postgresql:", "POSTGRESQL+Psycopg2:"), {}, None, "psycopg2", "the scheme postgresql+psycopg2://"),
+        (DSN.replace("postgresql:", "PostgreS:"), {}, None, "psycopg", "the first installed"),
+        (DSN.replace(":", "+asyncpg:", 1), {"backend": "psycopg2"}, None, "psycopg2", "named by the caller"),
     ],
 )
 def test_the_order_of_choice(
@@ -704,8 +968,14 @@ def test_the_order_of_choice(
 def test_the_order_of_choice_for_the_other_face(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AsyncPQ(DSN).backend == "psycopg (the first installed of psycopg, asyncpg)"
     assert AsyncPQ(DSN.replace(":", "+asyncpg:", 1)).backend.startswith("asyncpg (named by the scheme")
-    monkeypatch.setenv("PQCORE_BACKEND", "asyncpg")
-    assert AsyncPQ(DSN).backend == "asyncpg (named by PQCORE_BACKEND)"
+    assert AsyncPQ(DSN.replace(":", "+psycopg_async:", 1)).backend.startswith("psycopg (named by the scheme")
+    for variable in ("asyncpg", "psycopg2,asyncpg"):
+        monkeypatch.setenv("PQCORE_BACKEND", variable)
+        assert AsyncPQ(DSN).backend == "asyncpg (named by PQCORE_BACKEND)"
+    with pytest.raises(
+        UnknownBackend, match="driver that only PQ has: give it to PQ; for AsyncPQ, write postgresql://"
+    ):
+        AsyncPQ(DSN.replace(":", "+psycopg2:", 1))
 
 
 @pytest.mark.parametrize(
@@ -716,7 +986,15 @@ def test_the_order_of_choice_for_the_other_face(monkeypatch: pytest.MonkeyPatch)
         (DSN.replace(":", "+nonsense:", 1), {}, None, r"postgresql\+nonsense://; installed: psycopg"),
         (DSN, {"backend": "asyncpg"}, None, "async only: use AsyncPQ"),
         (DSN, {}, "asyncpg", "async only: use AsyncPQ"),
-        (DSN.replace(":", "+asyncpg:", 1), {}, None, r"no blocking backend for the URL scheme postgresql\+asyncpg://"),
+        (DSN, {}, "asyncpg,nonsense", "PQCORE_BACKEND: unknown backend 'nonsense'"),
+        (DSN, {}, "asyncpg", "or set PQCORE_BACKEND=asyncpg,psycopg: each face takes the first that has it"),
+        (
+            DSN.replace(":", "+asyncpg:", 1),
+            {},
+            None,
+            "driver that only AsyncPQ has: give it to AsyncPQ; for PQ, write ",
+        ),
+        (DSN.replace(":", "+psycopg_async:", 1), {}, None, r"for PQ, write postgresql://, or postgresql\+psycopg://"),
     ],
 )
 def test_a_choice_that_cannot_be_met(

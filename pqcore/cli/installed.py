@@ -67,16 +67,8 @@ def _backend(spec: BackendSpec) -> dict[str, Any]:
 
 
 def _broken_backends() -> list[tuple[str, PluginError]]:
-    broken = []
-    for name in plugins.backend_names():
-        try:
-            for mode in ("blocking", "async"):
-                plugins.backend_spec(name, mode)
-        except PluginError as exc:
-            broken.append((name, exc))
-        except PQError:
-            pass  # it has one mode only
-    return broken
+    faults = {name: plugins.fault(BACKENDS, name) for name in plugins.backend_names()}
+    return [(name, error) for name, error in faults.items() if error is not None]
 
 
 @click.command()
@@ -111,8 +103,8 @@ def backends(as_json: bool) -> None:
 def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
     """Load a plugin as pqcore would; why that cannot be done, or None."""
     try:
-        if group == BACKENDS:
-            error = dict(_broken_backends()).get(point.name)
+        if group in (BACKENDS, PLUGINS):
+            error = plugins.fault(group, point.name)
             return None if error is None else str(error)
         if group == SERIALIZERS:
             registered = plugins.registered_serializer(point.name)
@@ -120,17 +112,15 @@ def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
                 return f"it brings no serializer {point.name!r}"
             with suppress(ConfigurationError):  # it needs a key, say: the plugin is all right
                 plugins.serializer(f"json+{point.name}" if is_wrapper(registered) else point.name)
-        elif group == PLUGINS:
-            plugins.load_others()
-            if (point.name in plugins.broken) and str(point.value) in str(plugins.broken[point.name]):
-                return str(plugins.broken[point.name])
         else:
             loaded = point.load()
             check_api(loaded, point.name)
             plugins.manager.check_hooks(loaded, point.name)
     except PQError as exc:
         return str(exc)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - one that is broken does not take the others down
         return f"{type(exc).__name__}: {exc}"
     return None
 

@@ -64,3 +64,7 @@ def _factory(name: str) -> Any:
     except ImportError as exc:
         msg = f"instrument {name!r} cannot be imported: {exc}; is it installed? pip install 'pqcore[{name}]'"
         raise PluginError(msg) from exc
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        raise PluginError(f"instrument {name!r} cannot be imported: {type(exc).__name__}: {exc}") from exc

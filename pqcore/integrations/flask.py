@@ -28,6 +28,7 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore import queue as core
+from pqcore.dsns import dsn_text
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent
@@ -92,10 +93,11 @@ class PQCore(PQ):
         """
         if EXTENSION in app.extensions:
             raise ConfigurationError(f"the application {app.name!r} has a PQCore already: init_app is called once")
-        dsn = app.config.get("PQCORE_DSN")
-        if not isinstance(dsn, str) or not dsn:
+        dsn = dsn_text(app.config.get("PQCORE_DSN"))
+        if not dsn:
+            said = "empty" if dsn is not None else f"a {type(app.config.get('PQCORE_DSN')).__qualname__}"
             msg = (
-                f"PQCORE_DSN of the application {app.name!r} is {dsn!r}; give a DSN, as in 'postgresql://localhost/app'"
+                f"PQCORE_DSN of the application {app.name!r} is {said}; give a DSN, as in 'postgresql://localhost/app'"
             )
             raise ConfigurationError(msg)
         given = {name: app.config[key] for name in _OPTIONS if (key := f"PQCORE_{name.upper()}") in app.config}
@@ -218,7 +220,7 @@ def _completed(ctx: click.Context, arguments: list[str]) -> list[str]:
         return [*arguments[:place], _TARGET, *arguments[place:]]
     config, names = current_app.config, current_app.extensions[EXTENSION]._engine.names  # noqa: SLF001
     known = {
-        "dsn": config["PQCORE_DSN"],
+        "dsn": dsn_text(config["PQCORE_DSN"]),
         "backend": config.get("PQCORE_BACKEND"),
         "table": names.table,
         "schema": names.schema,

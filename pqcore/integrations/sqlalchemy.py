@@ -21,6 +21,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import BLANK_SCHEMA, CreateSchema, conv
 
+from pqcore.advice import kind_of
+from pqcore.dsns import dsn_text
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName, fit
 from pqcore.integrations.migrating import create, create_anew, run_on
@@ -70,9 +72,12 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
         **options: As for `pqcore.PQ`.
 
     Raises:
-        ConfigurationError: The engine is none of PostgreSQL's, its driver is none of pqcore's, it opens connections by
-            a function of its own (``creator``), or an argument of its cannot be passed on.
+        ConfigurationError: It is not an engine. Or the engine is none of PostgreSQL's, its driver is none of pqcore's,
+            it opens connections by a function of its own (``creator``), or an argument of its cannot be passed on.
     """
+    if not isinstance(engine, (sqlalchemy.Engine, AsyncEngine)):
+        found = "its engine" if dsn_text(engine) is None else "PQ(url)"
+        raise ConfigurationError(f"not an engine of SQLAlchemy: a {kind_of(engine)}; give {found}")
     asynchronous = isinstance(engine, AsyncEngine)
     plain = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if plain.dialect.name != "postgresql":

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import aio
 from pqcore import queue as core
+from pqcore.dsns import scheme_of
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
@@ -66,7 +67,7 @@ class Jobs:
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self._own_dsn = with_options(dsn, application_name=OURS) if "://" in dsn else dsn
+        self._own_dsn = with_options(dsn, application_name=OURS) if scheme_of(dsn) else dsn
         self._connections: dict[str, Connection] = {}
         self._engines: list[Engine] = []
         self._swapped: list[tuple[Engine, dict[str, Any]]] = []

@@ -1,0 +1,109 @@
+"""What to write instead, where something was handed over that pqcore does not take.
+
+Objects of libraries are told by the names of their classes, so none is imported. No value is repeated: there may be a
+password in it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pqcore.dsns import dsn_text
+
+_ENGINE = "write pq_for_engine(engine), of pqcore.integrations.sqlalchemy"
+_IN_ITS_TRANSACTION = f"{_ENGINE}, and put in its transaction with queue.put(..., connection=...)"
+_DJANGO = "write pqcore.integrations.django.pq, or put in its transaction with queue.put(..., connection=connection)"
+_FOR_PQ: Mapping[str, str] = {
+    "sqlalchemy.Engine": _ENGINE,
+    "sqlalchemy.AsyncEngine": _ENGINE,
+    "sqlalchemy.Pool": f"{_ENGINE}, with the engine that has the pool",
+    "sqlalchemy.PoolProxiedConnection": _IN_ITS_TRANSACTION,
+    "sqlalchemy.Connection": _IN_ITS_TRANSACTION,
+    "sqlalchemy.AsyncConnection": _IN_ITS_TRANSACTION,
+    "sqlalchemy.Session": _IN_ITS_TRANSACTION,
+    "sqlalchemy.AsyncSession": _IN_ITS_TRANSACTION,
+    "sqlalchemy.scoped_session": _IN_ITS_TRANSACTION,
+    "sqlalchemy.async_scoped_session": _IN_ITS_TRANSACTION,
+    "sqlalchemy.sessionmaker": _IN_ITS_TRANSACTION,
+    "sqlalchemy.async_sessionmaker": _IN_ITS_TRANSACTION,
+    "flask_sqlalchemy.SQLAlchemy": "write pq_for_engine(db.engine), of pqcore.integrations.sqlalchemy",
+    "django.BaseDatabaseWrapper": _DJANGO,
+    "django.ConnectionProxy": _DJANGO,
+    "django.BaseConnectionHandler": _DJANGO,
+}
+_BEGIN = "write with engine.begin() as connection: queue.put(..., connection=connection)"
+_OF_POOL = "take a connection of the pool, and give that"
+_FOR_CONNECTION: Mapping[str, str] = {
+    "sqlalchemy.Engine": _BEGIN,
+    "sqlalchemy.AsyncEngine": f"{_BEGIN}, with async and await",
+    "sqlalchemy.Pool": _OF_POOL,
+    "sqlalchemy.PoolProxiedConnection": "give one that is open; of an AsyncEngine, give its connect() or a session",
+    "sqlalchemy.sessionmaker": "call it, and give the session",
+    "sqlalchemy.async_sessionmaker": "call it, and give the session",
+    "flask_sqlalchemy.SQLAlchemy": "write connection=db.session",
+    "django.BaseConnectionHandler": "write connection=connections['default']",
+}
+
+
+def instead_of_target(given: object) -> str:
+    """Say what to give `PQ` instead of an object that is no DSN, no connection and no pool.
+
+    Args:
+        given: The object.
+    """
+    if isinstance(given, (bytes, bytearray)):
+        return "give text: dsn.decode()"
+    if isinstance(given, PurePath):
+        return (
+            "a path has lost a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
+        )
+    if isinstance(given, Mapping) and "ENGINE" in given:
+        return f"give the URL that it was made of, or, in a project of Django's, {_DJANGO}"
+    if isinstance(given, Mapping):
+        return "give text: psycopg.conninfo.make_conninfo(**options), or 'host=... dbname=...'"
+    return _of_any(given, _FOR_PQ) or "give text, postgresql://user@host/database, or a driver's connection or pool"
+
+
+def instead_of_connection(given: object, *, pool: bool) -> str:
+    """Say what to give as ``connection=`` instead of an object that holds no driver's connection.
+
+    Args:
+        given: The object.
+        pool: Whether a backend knows it as a pool.
+    """
+    if pool:
+        return _OF_POOL
+    if dsn_text(given) is not None and not _classes(given) & set(_FOR_CONNECTION):
+        return "a DSN is for PQ: give the connection whose transaction the job belongs to, or leave connection= out"
+    return (
+        _of_any(given, _FOR_CONNECTION)
+        or "give a driver's connection, or a session or connection of SQLAlchemy or Django"
+    )
+
+
+def kind_of(given: object) -> str:
+    """Return what a message calls an object: the dotted name of its class.
+
+    Args:
+        given: The object.
+    """
+    return f"{type(given).__module__}.{type(given).__qualname__}"
+
+
+def _of_any(given: object, told: Mapping[str, str]) -> str | None:
+    for name in _classes(given):
+        if name in told:
+            return told[name]
+    if inspect.isawaitable(given):
+        return "await it first, and give what that returns"
+    if callable(given):
+        return "call it, and give what it returns"
+    return None
+
+
+def _classes(given: Any) -> set[str]:
+    """The names of an object's classes, each with the package that it is from."""
+    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(given).__mro__}
