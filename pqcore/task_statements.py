@@ -352,7 +352,7 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         )
         # The same of a job that a get took for good. A finished row is changed by nobody, but that it may be put
         # again or purged: the DELETE locks the row, and finds it as it was taken, or not. Of a row that was deleted
-        # the taker has all that is left; nobody else can have an id that is in neither table.
+        # the taker has all that is left. An id that is in neither table belongs to no other job.
         taken = f"id = :id::bigint AND attempts = :token::int AND {OF_QUEUE}"
         self.bury_taken: dict[Retention, Query] = {
             "keep": compiled(

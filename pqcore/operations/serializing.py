@@ -1,4 +1,4 @@
-"""Encoding and decoding within an operation, beside the event loop where that may take long."""
+"""Encoding and decoding within an operation, in a thread where that may hold up the event loop."""
 
 from __future__ import annotations
 

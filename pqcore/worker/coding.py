@@ -1,4 +1,4 @@
-"""Serializers at work in threads, beside the event loop of a worker."""
+"""Serializers at work in threads, so that a worker's event loop goes on."""
 
 from __future__ import annotations
 

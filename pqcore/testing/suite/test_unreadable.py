@@ -304,7 +304,7 @@ def test_a_job_that_a_worker_cannot_read_waits_for_one_that_can(
     assert (seen.items, job.status()) == ([(job, "text")], "done")
 
 
-def test_a_job_that_nobody_could_read_for_a_week_is_a_dead_letter_of_its_own_kind(harness: Harness) -> None:
+def test_a_job_that_no_worker_could_read_for_a_week_is_a_dead_letter_of_its_own_kind(harness: Harness) -> None:
     pq, seen = harness.tasks(), Notes()
     writer, worker = pq.queue("q", serializer=Backwards()), pq["q"]
     task = writer.task()(lambda job_id: seen.add(job_id))
@@ -373,7 +373,7 @@ def test_a_popped_job_that_cannot_be_read_is_put_again_as_it_is_stored(harness: 
     assert seen.items == ["text"]
 
 
-# What nobody can read
+# What no deployment can read
 
 KINDS: dict[str, Callable[[], BaseException]] = {
     "Exception": lambda: ValueError("bad"),
