@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 from urllib.parse import quote
 
 from pqcore.errors import ConfigurationError, PQError
@@ -58,6 +59,9 @@ def server() -> Iterator[tuple[str, str]]:
 
     Yields:
         A DSN (a URL), and where it came from.
+
+    Raises:
+        ConfigurationError: A variable is wrong, testcontainers is not installed, or the container did not start.
     """
     if dsn := os.environ.get("PQCORE_TEST_DSN"):
         if "://" not in dsn:
@@ -78,18 +82,41 @@ def server() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _container(image: str) -> Iterator[str]:
-    try:
-        from testcontainers.community.postgres import PostgresContainer
-    except ImportError:  # before it moved
-        from testcontainers.postgres import PostgresContainer
-    container = PostgresContainer(image, username="postgres", password="postgres", dbname="pqcore", driver=None)
+    made = _postgres_container()
     pid = os.getpid()
-    container.start()
+    try:
+        container = made(image, username="postgres", password="postgres", dbname="pqcore", driver=None)
+        container.start()
+    except Exception as exc:
+        said = str(exc).strip() or type(exc).__name__
+        raise ConfigurationError(f"the container of {image} did not start: {said}{_about_ryuk(said)}") from exc
     try:
         yield container.get_connection_url()
     finally:
         if os.getpid() == pid:  # a forked child leaves it to its parent
             container.stop()
+
+
+def _postgres_container() -> Any:
+    try:
+        try:
+            from testcontainers.community.postgres import PostgresContainer
+        except ImportError:  # before it moved
+            from testcontainers.postgres import PostgresContainer
+    except ImportError as exc:
+        msg = f"PQCORE_TEST_CONTAINER needs testcontainers ({exc}): pip install 'pqcore[container]'"
+        raise ConfigurationError(msg) from exc
+    return PostgresContainer
+
+
+def _about_ryuk(said: str) -> str:
+    """What to do where it was the image of testcontainers' reaper that could not be had or run."""
+    if "ryuk" not in said.lower():
+        return ""
+    return (
+        "; testcontainers starts a container of its own first, ryuk, which removes what a killed run leaves."
+        " Where the image of ryuk cannot be had, set TESTCONTAINERS_RYUK_DISABLED=true"
+    )
 
 
 def with_options(dsn: str, **options: str) -> str:
