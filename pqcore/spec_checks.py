@@ -38,7 +38,7 @@ def check_spec(spec: Any) -> None:
         raise _wrong(spec, "load", "where the class is, as in 'package.module:Class'")
     if spec.bare_loop != "" and not _matches(_LOAD, spec.bare_loop):
         raise _wrong(spec, "bare_loop", "where its class is, as in 'package.module:Class'")
-    if not isinstance(spec.install, str) or not spec.install:
+    if not isinstance(spec.install, str) or (spec.requires and not spec.install):
         raise _wrong(spec, "install", "how to get the driver, as in 'pip install pqcore-acme'")
     for field, pattern, example in (
         ("requires", _DOTTED, "('asyncpg',)"),

@@ -26,7 +26,7 @@ PROTOCOLS = {
     "backend.py": (contract.Session, contract.Backend),
     "aio.py": (contract.AsyncSession, contract.AsyncBackend),
 }
-OPTIONAL = {"direct", "unlisten", "cancel", "busy"}
+OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy"}
 """Methods that a session may go without."""
 Install = Callable[[Path], dict[str, str]]
 

@@ -838,7 +838,7 @@ def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_pat
         ({"bare_loop": "acme.bare"}, "bare_loop is 'acme.bare'; give where its class is"),
         ({"requires": "acme"}, "requires is 'acme'; give a tuple of names, as in"),
         ({"requires": ("acme==1",)}, "requires is"),
-        ({"install": ""}, "install is ''; give how to get the driver"),
+        ({"install": "", "requires": ("acme",)}, "install is ''; give how to get the driver"),
         ({"connections": "acme.Connection"}, "connections is 'acme.Connection'; give a tuple"),
         ({"pools": (object,)}, "pools is"),
         ({"schemes": ("PostgreSQL+acme://",)}, "schemes is"),
