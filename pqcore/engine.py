@@ -174,7 +174,7 @@ class Engine:
             raise ConfigurationError(msg)
         given = pool if target is None else target
         if given is None:
-            msg = "PQ was given None: is a setting or a variable missing? Give a DSN, a connection or a pool"
+            msg = "give PQ a DSN, a connection or a pool: it was given None; is a setting or a variable missing?"
             raise ConfigurationError(msg)
         if answer_timeout is not None and not (isinstance(answer_timeout, (int, float)) and answer_timeout > 0):
             msg = f"answer_timeout is {answer_timeout!r}; give a number of seconds greater than 0, or None"

@@ -202,7 +202,7 @@ def test_what_is_no_dsn_is_answered_with_what_to_write(kind: str) -> None:
 
 def test_none_and_what_was_not_awaited_are_answered_with_what_to_write() -> None:
     for face in (PQ, AsyncPQ):
-        with pytest.raises(ConfigurationError, match="was given None: is a setting or a variable missing"):
+        with pytest.raises(ConfigurationError, match="it was given None; is a setting or a variable missing"):
             face(os.environ.get("NOT_SET_ANYWHERE"))
         coroutine = connect()
         with pytest.raises(ConfigurationError, match="coroutine; await it first"):
