@@ -15,7 +15,6 @@ import json
 from typing import Any
 
 from pqcore.errors import ConfigurationError
-from pqcore.statement import as_array
 
 from .acts import DATA
 from .contenders import Contender
@@ -117,6 +116,8 @@ class BareLoop:
 
     def held(self, rows: Any) -> tuple[Any, ...]:
         """Return the parameters of the statement ``ack``, for the rows that ``lease`` returned."""
+        from pqcore.statement import as_array  # not in every build that `against` measures
+
         return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
 
     def items(self) -> str:

@@ -37,9 +37,9 @@ Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
 """A row, by position."""
 TARGETS: Mapping[str, float] = {
-    "put": 0.9,
-    "get": 0.9,
-    "transactional_get": 0.9,
+    "put": 0.85,
+    "get": 0.85,
+    "transactional_get": 0.85,
     "put_many": 0.85,
     "get_many": 0.85,
     "lease_ack": 0.85,
