@@ -37,6 +37,7 @@ from pqcore.connections import (
     Source,
     lent,
 )
+from pqcore.dialect import Dialect
 from pqcore.dsns import dsn_text, of_libpq
 from pqcore.errors import (
     AccessDenied,
@@ -55,7 +56,7 @@ from pqcore.schema.security import Security
 from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
 from pqcore.settings import QueueSettings, logger
 from pqcore.shared_look import BLIND_POLL, LOOKS
-from pqcore.statement import Query, plain
+from pqcore.statement import Paramstyle, Query, plain
 from pqcore.waiting import Listener, SoleListener
 
 T = TypeVar("T")
@@ -824,13 +825,21 @@ class Engine:
 
     def _opener(self, spec: BackendSpec) -> Opener:
         if spec.name not in self._openers:
-            sql = self.dialect(self.names, spec.paramstyle)
+            sql = _statements(self.dialect, self.names, spec.paramstyle)  # type: ignore[arg-type]  # hashed as a class
             make = partial(plugins.make, spec)
             prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
             self._openers[spec.name] = Opener(
                 make, sql, suspends=self.runtime.suspends, prepared=prepared, limit=self._answer_timeout
             )
         return self._openers[spec.name]
+
+
+@lru_cache(maxsize=32)
+def _statements(
+    dialect: Callable[[TableName, Paramstyle], Dialect], names: TableName, paramstyle: Paramstyle
+) -> Dialect:
+    """Compile the statements of a table: once for a queue and all of its workers, as it takes some milliseconds."""
+    return dialect(names, paramstyle)
 
 
 def _is_interrupt(exc: BaseException) -> bool:

@@ -36,7 +36,9 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
         return []
-    gates = {job.id: gate for job in jobs if (gate := gate_of(job.raw_headers)) is not None}
+    gates = {
+        job.id: gate for job in jobs if job.raw_headers is not None and (gate := gate_of(job.raw_headers)) is not None
+    }
 
     async def work(s: CoreSession) -> Sequence[Row]:
         if not gates:

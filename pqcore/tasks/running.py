@@ -41,7 +41,7 @@ MEMORY_PAUSE = 1.0
 """Seconds until a job is tried again that did not fit into memory; twice as many each time."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Run:
     """A call that is about to be made.
 
@@ -277,12 +277,18 @@ def waited(job: BaseJob, ago: float = 0.0) -> float:
     return max(time.time() - ago - due.timestamp(), 0.0)
 
 
+_RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
+"""Types of most results: to look whether such a value can be awaited takes longer than all else here."""
+
+
 def refuse_unrun(result: Any) -> None:
     """Refuse what a function returned without having run it.
 
     Raises:
         ConfigurationError: It is a generator, an asynchronous one, or something to await.
     """
+    if type(result) in _RUN:
+        return
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         what, remedy = "a generator", "iterate over it in the function"
     elif inspect.isawaitable(result):

@@ -140,7 +140,7 @@ class Execution:
                 station.decide(held, run)
                 return
             held.run = run
-        held.context = JobContext(station.queue, held.job, partial(self._leaves, held))
+        held.context = JobContext(station.queue, held.job, self._leaves)
         held.began = time.perf_counter()
         self._floor.free -= 1
         # In a context like the worker's: a job begun by one that ends is not to see the variables that it set.
@@ -250,6 +250,8 @@ class Execution:
             held.cancellable = True
             with self._surrounding(station, held):
                 return await run.task.function(run.job.id, *run.args, **run.kwargs)
+        if held.context is not None:
+            held.context.leaves = _never  # no signal raises in another thread or process
         if (run.task.options.run_in or self._run_in) == "process":
             return await self._in_process(station, held, run)
         self._start_clock(held, run)
@@ -314,7 +316,10 @@ class Execution:
         held.error = as_failure(held.error, late=job if reason == "timeout" else None)
         return conclude(station.queue, run, held.error)
 
-    def _leaves(self, held: Held, error: BaseException) -> bool:
-        """Whether Ctrl-C was pressed, where no handler of signals hears it: not what a function may raise itself."""
-        on_loop = held.run is None or held.run.task.is_coroutine
-        return isinstance(error, KeyboardInterrupt) and on_loop and self._floor.interruptible
+    def _leaves(self, error: BaseException) -> bool:
+        """Return whether Ctrl-C was pressed, and the event loop's thread had it: a function may raise no such thing."""
+        return isinstance(error, KeyboardInterrupt) and self._floor.interruptible
+
+
+def _never(error: BaseException) -> bool:
+    return False

@@ -27,7 +27,7 @@ Key: TypeAlias = tuple[int, int]
 """A lease: the job's id, and the token. The worker may be given a job again that it has lost."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Held:
     """A job that the worker holds under a lease.
 

@@ -92,7 +92,8 @@ class Storing:
             outcomes = [outcome for outcome in outcomes if id(outcome) not in refused]
             for outcome, error in endings.refused:
                 ailment = self._refused(outcome, error) or ailment
-        if any(gating.is_gated(outcome.job.raw_headers) for outcome in outcomes):
+        headers = [outcome.job.raw_headers for outcome in outcomes if outcome.job.raw_headers is not None]
+        if any(map(gating.is_gated, headers)):
             station.bridge.engine.nudge_blind(station.channel)  # places are free, and may be given to jobs
         if endings.busy:  # another transaction has their limits or groups locked; others do not wait for that
             outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
@@ -160,7 +161,7 @@ class Storing:
             for outcome in outcomes:
                 job = outcome.job
                 held = station.held.pop((job.id, job.attempts), None)
-                end = endings.stored(outcome)
+                end = endings.stored(outcome) if endings.buried else outcome
                 hook = ENDS[end.end]
                 if id(outcome) in lost:
                     hook = "pqcore_job_lost"

@@ -1,0 +1,39 @@
+"""What a worker leaves behind for each job."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+from weakref import ref
+
+from pqcore import tasks
+from pqcore.tasks import current
+from pqcore.worker import Worker
+
+
+def test_a_job_that_is_done_leaves_nothing_to_the_garbage_collector(dsn: str) -> None:
+    # A cycle of references for each job makes the collector run, which costs more than the job.
+    seen: list[ref[Any]] = []
+
+    async def note(job_id: int) -> None:
+        context = current()
+        assert context is not None
+        seen.extend([ref(context), ref(context.job)])
+
+    async def work() -> None:
+        async with tasks.AsyncPQ(dsn) as pq:
+            await pq.create()
+            queue = pq["q"]
+            task = queue.task()(note)
+            for _ in range(3):
+                await task()
+            gc.disable()
+            try:
+                await Worker(queue, burst=True).run()
+                assert len(seen) == 6
+                assert [alive for one in seen if (alive := one()) is not None] == []
+            finally:
+                gc.enable()
+
+    asyncio.run(work())
