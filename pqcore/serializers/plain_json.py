@@ -13,8 +13,10 @@ _encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would ma
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
-_find_key = re.compile(r'"(?:[-\d][^"]*|true|false|null)":').search
+_find_key = re.compile(r'"(?:-?[0-9][^"]*|true|false|null)":').search
 """Finds a key that may stand for one that is no string."""
+_find_end_of_key = re.compile(r'":(?<=[0-9el]":)(?:(?<=[0-9]":)|(?<="true":)|(?<="null":)|(?<="false":))').search
+"""Finds at least the end of each such key, in half the time: the search is for two characters."""
 
 
 def json_encode(value: object) -> str:
@@ -26,7 +28,7 @@ def json_encode(value: object) -> str:
         RecursionError: It is nested too deeply for Python.
     """
     raw = _encoder.encode(value)
-    if len(raw) > 2 * MOST_NESTED or _find_key(raw) is not None:
+    if len(raw) > 2 * MOST_NESTED or _find_end_of_key(raw) is not None:
         check_json(value, raw)
     return raw
 
