@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -141,14 +142,19 @@ def is_from_outside(error: BaseException) -> bool:
     """Whether an exception that left a serializer, a plugin or a policy was raised by a signal's handler, or by gevent.
 
     Anything else is a fault of the code that was called, whatever its class. A panic of a Rust library is no
-    ``Exception``.
+    ``Exception``. Python's own handler of SIGINT leaves no trace, so a KeyboardInterrupt in the main thread counts
+    as one of a signal.
     """
     if threading.current_thread() is threading.main_thread():
         deferral = _here.deferral
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and deferral is not None):
             return deferral is None or deferral.broken_through  # signals that are put off raise nothing
-        handlers = [signal.getsignal(number) for number in SIGNALS] if deferral is None else deferral.handlers
-        if _was_raised_by(error, handlers):
+        if deferral is not None:
+            handlers: Sequence[Any] = deferral.handlers
+        else:  # those of other signals seldom end a program, and to look at all of them takes a millisecond
+            numbers = signal.valid_signals() if isinstance(error, SystemExit) else SIGNALS
+            handlers = [signal.getsignal(number) for number in numbers]
+        if _was_raised_by(error, handlers) or (isinstance(error, SystemExit) and any(map(_leaves_no_trace, handlers))):
             return True
     return not isinstance(error, Exception) and any(
         kind.__name__ in ("GreenletExit", "Timeout") and kind.__module__.partition(".")[0] in _GREEN
@@ -158,13 +164,26 @@ def is_from_outside(error: BaseException) -> bool:
 
 def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
     """Whether an exception came out of one of these functions, as a time limit by SIGALRM does."""
-    codes = {getattr(function, "__code__", None) for function in functions} - {None}
+    codes = {_code_of(function) for function in functions} - {None}
     trace = error.__traceback__
     while codes and trace is not None:
         if trace.tb_frame.f_code in codes:
             return True
         trace = trace.tb_next
     return False
+
+
+def _code_of(function: Any) -> Any:
+    """Return the code that a traceback shows if a function raises; None for one that is not written in Python."""
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    return getattr(type(function).__call__, "__code__", None) if code is None and callable(function) else code
+
+
+def _leaves_no_trace(handler: Any) -> bool:
+    """Whether a handler of a signal may raise SystemExit, and is not seen in a traceback."""
+    return callable(handler) and handler is not signal.default_int_handler and _code_of(handler) is None
 
 
 _GREEN = ("greenlet", "gevent", "eventlet")

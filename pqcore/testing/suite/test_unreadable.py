@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -412,26 +413,30 @@ def test_whatever_a_decoder_raises_ends_no_loop_in_the_main_thread(harness: Harn
         good.result(PATIENCE)
 
 
-def test_a_panic_of_a_serializer_is_an_error_of_ours(harness: Harness) -> None:
-    serializer = Raising(Panic("bad"))
+@pytest.mark.parametrize("kind", ["panic", "SystemExit"])
+def test_what_a_serializer_raises_is_an_error_of_ours_whatever_it_is(harness: Harness, kind: str) -> None:
+    serializer = Raising(KINDS[kind]())
     queue = harness.pq().queue("q", serializer=serializer)
     for items in (["unwritable"], ["fine", "unwritable"]):
         with pytest.raises(SerializationError, match="bad") as refused:
             queue.put_many(items) if len(items) > 1 else queue.put(*items)
-        assert isinstance(refused.value.__cause__, Panic)
+        assert refused.value.__cause__ is serializer.error
     assert queue.count() == 0
     queue.put("poison")
     job = queue.get()
     with pytest.raises(DeserializationError, match="bad") as caught:
         job.data  # noqa: B018
     assert (caught.value.job.id, caught.value.job.raw) == (job.id, '"poison"')
-    assert isinstance(caught.value.__cause__, Panic)
+    assert caught.value.__cause__ is serializer.error
 
 
 @pytest.mark.only("blocking")
-@pytest.mark.parametrize("kind", [TimeoutError, Panic, KeyboardInterrupt])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", [TimeoutError, Panic, KeyboardInterrupt, SystemExit])
 def test_what_a_handler_of_a_signal_raises_in_a_decoder_is_not_the_fault_of_the_row(
-    harness: Harness, kind: type[BaseException]
+    harness: Harness,
+    kind: type[BaseException],
+    wrapped: bool,
 ) -> None:
     class Interrupted(Json):
         name = "interrupted"
@@ -446,7 +451,7 @@ def test_what_a_handler_of_a_signal_raises_in_a_decoder_is_not_the_fault_of_the_
     queue = harness.pq().queue("q", serializer=Interrupted())
     queue.put(1)
     job = queue.get()
-    before = signal.signal(signal.SIGALRM, limit)
+    before = signal.signal(signal.SIGALRM, partial(limit, "more") if wrapped else limit)
     try:
         with pytest.raises(kind):
             job.data  # noqa: B018
