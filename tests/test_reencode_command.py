@@ -91,7 +91,8 @@ def test_serializer_is_changed_by_command(pq: PQ, dsn: str) -> None:
     assert counts(dsn) == {("waiting", "msgpack", ""): 3}
     done = call(dsn, "reencode", "--queue", "orders", "--accept", "msgpack")
     assert done.exit_code == 1, "JSON has no bytes"
-    assert "json cannot encode a builtins.bytes" in done.output
+    [refused] = [one.id for one in pq["orders/msgpack"].peek(3) if one.serializer == "msgpack"]
+    assert f"job {refused}: queue 'orders': json cannot encode a builtins.bytes" in done.output
     assert counts(dsn) == {("waiting", "msgpack", ""): 1, ("waiting", "json", ""): 2}
     assert [job.data for job in pq["orders/msgpack"].get_many(3)] == [{"a": 1}, {"b": [None]}, b"bytes"]
 

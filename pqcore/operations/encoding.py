@@ -45,6 +45,14 @@ PAUSES = (0.1, 0.2, 0.5)
 """Seconds between looks at rows that are in use; the last one stays."""
 MOST_ERRORS = 10
 """Messages that a report has, at most."""
+_NAMES = {
+    "table": "job",
+    "dead": "dead letter",
+    "archive": "archived job",
+    "results": "result of job",
+    "batches": "call that follows batch",
+}
+"""How messages call a row of each place."""
 FIRST = 1 - 2**63
 """An id that is below all others: a driver may write it as a number behind a minus."""
 
@@ -299,11 +307,11 @@ class _Reencoding:
                 "old_payload": None if payload is None else bytes(payload),
                 "old_headers": headers,
             }
-            if (changed := self._changed(old, held=held)) is not None:
+            if (changed := self._changed(place, old, held=held)) is not None:
                 changes.append(changed)
         await self._store(f"write.{place}", place, changes)
 
-    def _changed(self, old: dict[str, Any], *, held: bool) -> dict[str, Any] | None:
+    def _changed(self, place: str, old: dict[str, Any], *, held: bool) -> dict[str, Any] | None:
         """Return the values of the statement that writes a row; None if the row can stay as it is."""
         job_id, queue, serializer = old["id"], old["q_name"], old["old_serializer"]
         data, payload, headers = old["old_data"], old["old_payload"], old["old_headers"]
@@ -316,9 +324,9 @@ class _Reencoding:
                 encoded = writer.renewed(job_id, serializer, raw)
                 new |= {"data": encoded.data, "payload": encoded.payload, "serializer": writer.serializer}
             except PQError as exc:
-                self._fail(exc)
+                self._fail(place, job_id, exc)
         loaded = _loaded(headers)
-        if self._renew(job_id, _pieces(loaded, queue), renew=not held):
+        if self._renew(place, job_id, _pieces(loaded, queue), renew=not held):
             if held:
                 self.in_use += 1
             else:
@@ -326,7 +334,7 @@ class _Reencoding:
         same = all(new[name] == old[f"old_{name}"] for name in ("data", "payload", "serializer", "headers"))
         return None if same else {**old, **new}
 
-    def _renew(self, job_id: int, pieces: Iterator[_Piece], *, renew: bool = True) -> bool:
+    def _renew(self, place: str, job_id: int, pieces: Iterator[_Piece], *, renew: bool = True) -> bool:
         """Re-encode data in headers, in place, unless told not to; whether there are some for which that can be."""
         found = False
         for piece in pieces:
@@ -337,7 +345,7 @@ class _Reencoding:
             try:
                 encoded = writer.renewed(job_id, held["serializer"], piece.raw)
             except PQError as exc:
-                self._fail(exc)
+                self._fail(place, job_id, exc)
                 continue
             found = True
             if renew:
@@ -357,7 +365,7 @@ class _Reencoding:
                 counts.add_pieces("batches", list(_pieces_of_link(callback)))
                 if ("batches", batch) in self.every_done:
                     continue
-                if self._renew(batch, _pieces_of_link(callback)):
+                if self._renew("batches", batch, _pieces_of_link(callback)):
                     old = {"id": batch, "q_name": queue, "old_callback": text}
                     changes.append({**old, "callback": json.dumps(callback)})
             for start in range(0, len(changes), self.step):
@@ -381,7 +389,7 @@ class _Reencoding:
             written = []
         except InvalidData as exc:
             if len(changes) == 1:
-                self._fail(exc)
+                self._fail(place, changes[0]["id"], exc)
                 return
             for values in changes:
                 await self._store(statement, place, [values])
@@ -391,10 +399,10 @@ class _Reencoding:
         if any(writer.every for writer in self.writers.values()):
             self.every_done |= {(place, job_id) for job_id in written}
 
-    def _fail(self, error: PQError) -> None:
+    def _fail(self, place: str, row_id: int, error: PQError) -> None:
         self.failed += 1
         if len(self.errors) < MOST_ERRORS:
-            self.errors.append(str(error))
+            self.errors.append(f"{_NAMES[place]} {row_id}: {error}")
 
 
 class _Group(NamedTuple):
