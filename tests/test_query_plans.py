@@ -157,6 +157,7 @@ class Server:
         values |= {"q_name": "jobs", "channel": "jobs", "data": "{}", "serializer": "json"}
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
+        values["ahead"] = 1.0
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}
         values |= {"tick": datetime.now(timezone.utc), "reason": "failed", "error": "{}", **dict(case.values)}
         literals = [sql.Literal(value) for value in case.query.given(values)]
