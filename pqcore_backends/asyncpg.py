@@ -71,21 +71,29 @@ class AsyncpgSession:
             again: Whether it may send the same on another connection, where the server had ended this one.
         """
         try:
-            try:
-                return await send(*arguments)
-            except asyncpg.InternalClientError:
-                if not again:
-                    raise
-                await self._replace()
-                return await send(*arguments)
-        except AttributeError as exc:
+            return await send(*arguments)
+        except (asyncpg.InternalClientError, AttributeError) as exc:
+            await self._deal_with(exc, again=again)
+        return await self._answer(send, *arguments)
+
+    async def _deal_with(self, exc: Exception, *, again: bool) -> None:
+        """Replace the connection, so that the same can be sent again, or raise what the exception means."""
+        if isinstance(exc, asyncpg.InternalClientError):
+            if not again:
+                raise exc
+            await self._replace()
+        elif self.usable():
+            raise exc
+        else:
             # asyncpg sets `_protocol` of an aborted connection to None, be it between two messages of one call.
-            if self.usable():
-                raise
             raise asyncpg.ConnectionDoesNotExistError(LOST) from exc
 
-    def execute(self, query: Query, parameters: Sequence[object]) -> Coroutine[Any, Any, Sequence[Row]]:
-        return self._answer(self._execute, query, parameters, again=True)
+    async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        try:  # as `_answer` does, with nothing between
+            return await self._execute(query, parameters)
+        except (asyncpg.InternalClientError, AttributeError) as exc:
+            await self._deal_with(exc, again=True)
+        return await self._answer(self._execute, query, parameters)
 
     async def _execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         connection = self.connection

@@ -181,7 +181,8 @@ def test_a_role_or_database_that_is_not_there_is_told(harness: Harness, part: st
         parts = parts._replace(path=f"/{name}")
     queue = harness.pq(parts.geturl(), create=False)["q"]
     # A pooler that knows the roles says only that it lets this one not in.
-    with pytest.raises(DatabaseError, match=rf"{name}|authentication failed|no such user|no password supplied") as caught:
+    told = rf"{name}|authentication failed|no such user|no password supplied"
+    with pytest.raises(DatabaseError, match=told) as caught:
         queue.put(1)
     assert isinstance(caught.value.__cause__, drivers(harness))
     codes = {"role": ["28000", "28P01", "08P01"], "database": ["3D000"]}[part]
