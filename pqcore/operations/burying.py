@@ -96,10 +96,10 @@ def _dead(job: BaseJob, error: BaseException | str | None) -> Outcome:
     else:
         msg = f"error is {error!r}; give an exception, a text, or nothing"
         raise ConfigurationError(msg)
-    return Outcome(job, "dead", error=details, reason=reason_of(error))
+    return Outcome(job, "dead", error=details, reason=_reason_of(error))
 
 
-def reason_of(error: object) -> str:
+def _reason_of(error: object) -> str:
     """The reason of the dead letter of a job that met this error before or while it was worked on."""
     if isinstance(error, Unreadable):
         return "unreadable"

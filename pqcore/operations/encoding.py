@@ -472,12 +472,6 @@ def _ids(marks: str) -> tuple[str, ...]:
     return read_marks(marks.encode())
 
 
-def _statement(s: CoreSession, name: str) -> Any:
-    _, kind, *place = name.split(".")
-    found = getattr(s.sql.encodings, kind)
-    return found[place[0]] if place else found
-
-
 def _query(s: CoreSession, name: str) -> Query:
     kind, _, place = name.partition(".")
     found = getattr(s.sql.encodings, kind)

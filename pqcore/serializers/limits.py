@@ -51,9 +51,8 @@ def refuse_deep_data(data: object, most: int) -> None:
     """
     level: dict[int, object] = {id(data): data}
     for _ in range(most + 1):
-        below: dict[
-            int, object
-        ] = {}  # by identity: what is there twice, or holds itself, is looked at one time in each level
+        # By identity: what is there twice, or holds itself, is looked at one time in each level.
+        below: dict[int, object] = {}
         for one in level.values():
             if isinstance(one, dict):
                 below.update((id(each), each) for each in one.values())
