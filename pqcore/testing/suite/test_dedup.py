@@ -53,7 +53,7 @@ def take(queue: Any) -> Any:
 
 @pytest.mark.parametrize("on_conflict", CONFLICTS)
 @pytest.mark.parametrize("until", UNTIL)
-def test_of_many_that_put_at_once_one_does(harness: Harness, until: str, on_conflict: Any) -> None:
+def test_concurrent_puts_under_one_dedup_key_store_one_job(harness: Harness, until: str, on_conflict: Any) -> None:
     queue = harness.queue(max_connections=25)
     dedup = Dedup("key", until, on_conflict)
     for round_ in range(1, 4):

@@ -122,7 +122,7 @@ def put_in_each_way(queue: Any, text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_handle_does_not_tell_of_a_newer_job_with_its_id(harness: Harness, retention: str) -> None:
+def test_handle_refuses_a_newer_job_with_its_id(harness: Harness, retention: str) -> None:
     queue = harness.tasks().queue("q", retention=retention)
     old = put_in_each_way(queue, "of the old one")
     assert len(set(map(int, old))) == len(old) - 3
@@ -146,7 +146,7 @@ def test_a_handle_does_not_tell_of_a_newer_job_with_its_id(harness: Harness, ret
     assert queue.result(int(old[0]), 1) == "of the new one"
 
 
-def test_a_handle_does_not_tell_of_an_older_dead_letter_with_its_id(harness: Harness) -> None:
+def test_handle_refuses_an_older_dead_letter_with_its_id(harness: Harness) -> None:
     queue = harness.tasks().queue("q", retention="delete")
     give = task(queue)
     old = give("broken")
@@ -162,7 +162,7 @@ def test_a_handle_does_not_tell_of_an_older_dead_letter_with_its_id(harness: Har
     assert old.status() == "dead"
 
 
-def test_a_handle_stays_that_of_its_job_through_a_retry(harness: Harness) -> None:
+def test_handle_finds_its_job_after_a_retry(harness: Harness) -> None:
     queue = harness.tasks().queue("q", retention="archive")
     gate: list[str] = []
 

@@ -119,7 +119,7 @@ def test_a_lease_lasts_a_minute_by_default(harness: Harness) -> None:
     assert 60 - PATIENCE < left(harness) <= 60
 
 
-def test_a_lease_must_have_a_length(harness: Harness) -> None:
+def test_lease_without_a_length_is_refused(harness: Harness) -> None:
     lengths: list[Any] = [0, 0.0, -1, "0s", "x", "-5s", "", float("nan"), float("inf"), None, timedelta(0)]
     queue = harness.queue()
     queue.put("a")
