@@ -1,5 +1,5 @@
 """The benchmarks: how fast pqcore is, beside its drivers, beside pgbench, and beside itself as it was.
 
-Installed as ``pqcore.bench``, so that ``pqcore bench --backend mydriver`` measures any backend that
+Installed as ``pqcore.benchmarks``, so that ``pqcore bench --backend mydriver`` measures any backend that
 is installed.  See docs/benchmarks.md.
 """

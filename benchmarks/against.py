@@ -26,10 +26,10 @@ from pqcore.errors import ConfigurationError, PQError
 
 from . import environment
 from .compare import Change, Comparison
-from .figures import Figure
+from .measurement import schema_name
 from .run import Listener
+from .summary import Figure
 from .targets import OPERATIONS
-from .turns import schema_name
 from .verdicts import Failure
 
 ROUNDS = 20
@@ -48,10 +48,10 @@ _BOOT = """
 import importlib.util, sys
 import pqcore
 file, *folders = f"{sys.argv[1]}/__init__.py", sys.argv[1]
-spec = importlib.util.spec_from_file_location("pqcore.bench", file, submodule_search_locations=folders)
-sys.modules["pqcore.bench"] = pqcore.bench = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pqcore.bench)
-from pqcore.bench.side import main
+spec = importlib.util.spec_from_file_location("pqcore.benchmarks", file, submodule_search_locations=folders)
+sys.modules["pqcore.benchmarks"] = pqcore.benchmarks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pqcore.benchmarks)
+from pqcore.benchmarks.side import main
 main()
 """
 

@@ -6,10 +6,10 @@ import io
 import json
 from typing import Any
 
-from .acts import DATA
-from .bare import COLUMNS, BareLoop
+from .actions import DATA
+from .baseline import COLUMNS, BareLoop
+from .measurement import QUEUE
 from .statements import Statements, values
-from .turns import QUEUE
 
 
 class BareAsyncpg(BareLoop):

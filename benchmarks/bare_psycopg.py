@@ -7,10 +7,10 @@ from typing import Any
 
 import psycopg
 
-from .acts import DATA
-from .bare import BareLoop, SwitchesAutocommit
+from .actions import DATA
+from .baseline import BareLoop, SwitchesAutocommit
+from .measurement import QUEUE
 from .statements import Statements, values
-from .turns import QUEUE
 
 
 class _Encoded(BareLoop):

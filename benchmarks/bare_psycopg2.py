@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg2.extras
 
-from .acts import DATA
-from .bare import COLUMNS, BareLoop, SwitchesAutocommit
+from .actions import DATA
+from .baseline import COLUMNS, BareLoop, SwitchesAutocommit
+from .measurement import QUEUE
 from .statements import Statements, values
-from .turns import QUEUE
 
 
 class BarePsycopg2(SwitchesAutocommit, BareLoop):

@@ -11,7 +11,7 @@ from pqcore.errors import ConfigurationError
 
 from . import against as comparing_builds
 from . import compare as comparing
-from . import document, run, scales, tables, targets
+from . import presets, run, targets, text_tables, update_docs
 from .contenders import contenders
 from .terminal import Terminal
 from .verdicts import Failure, Rules, failures, named
@@ -73,7 +73,7 @@ def main(
         raise ConfigurationError(msg)
     for file in filter(None, (json_file, html_file)):  # not to fail at the end
         Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
-    options = Options(scales.SCALES[scale or "default"], concurrency, processes, soak)
+    options = Options(presets.SCALES[scale or "default"], concurrency, processes, soak)
     try:
         report = run.run(run.Request(chosen, options, scenarios, rounds, dsn), terminal)
     finally:
@@ -83,11 +83,11 @@ def main(
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if html_file:
-        from .page import page
+        from .html_report import page
 
         Path(html_file).write_text(page(report, rules), encoding="utf-8")
     if markdown_file:
-        document.fill(Path(markdown_file), document.blocks(report, rules))
+        update_docs.fill(Path(markdown_file), update_docs.blocks(report, rules))
     return wrong
 
 
@@ -121,8 +121,8 @@ def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: 
 
 def _list(terminal: Terminal, chosen: list[Any]) -> None:
     rows: list[tuple[str, ...]] = list(run.scenarios().items())
-    terminal.show(tables.Grid("scenarios", ("name", ""), rows))
-    made = tables.Grid(
+    terminal.show(text_tables.Grid("scenarios", ("name", ""), rows))
+    made = text_tables.Grid(
         "backends, and their targets", ("name", "mode", *(f">{name}" for name in targets.OPERATIONS)), []
     )
     for contender in chosen:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError
 
-from .figures import FEWEST, Ratio
 from .pgbench import LABEL
 from .run import FORMAT, TARGETS
+from .summary import FEWEST, Ratio
 from .verdicts import Failure, first_line
 
 Key: TypeAlias = tuple[str, str, str, str]

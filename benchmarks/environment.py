@@ -16,7 +16,7 @@ import pqcore
 from pqcore.errors import ConfigurationError, EmbeddedServerError
 
 from .contenders import Contender
-from .eyes import Eyes
+from .observer import Eyes
 
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 """What a server is set to that loses nothing that it said was committed."""

@@ -17,9 +17,9 @@ from pqcore.errors import PQError
 from pqcore.statement import Query
 
 from .environment import programs
-from .eyes import Counters
+from .measurement import Bench, Table, Turn
+from .observer import Counters
 from .statements import MANY, PLACES, VALUES, Statements, names
-from .turns import Bench, Table, Turn
 
 LABEL = "pgbench"
 DATA = '{"order": 12345, "to": "ann@example.com"}'

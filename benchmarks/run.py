@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeAlias
 
 from pqcore.errors import ConfigurationError, PQError
 
-from . import crew, environment, pgbench, targets
+from . import environment, load_generators, pgbench, targets
 from .contenders import Contender
-from .eyes import Eyes, named
-from .figures import Figure, rounded
-from .masses import FINISHED, LATER, Horizon, Priorities, Queues
-from .turns import Bench, Table, Turn, dropped, schema_name
-from .waiting import Pickup, Soak
-from .working import Drain
+from .latency_workloads import Pickup, Soak
+from .measurement import Bench, Table, Turn, dropped, schema_name
+from .observer import Eyes, named
+from .scale_workloads import FINISHED, LATER, Horizon, Priorities, Queues
+from .summary import Figure, rounded
+from .worker_workloads import Drain
 from .workloads import PLAIN, Options, Scaling, Variant, Workload
 
 FORMAT = 2
@@ -144,10 +144,10 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
 def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
     """A schema of its own, what is needed to use it, and the backends that could not connect."""
     measured = named(dsn)
-    crew.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
+    load_generators.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
     schema = schema_name(f"{os.getpid()}_{time.time_ns() % 10**9}")
     eyes, broken = _eyes(request.contenders, dsn)
-    members = crew.Crew()
+    members = load_generators.Crew()
     try:
         yield Bench(dsn, measured, schema, eyes, request.options.scale, members), broken
     finally:

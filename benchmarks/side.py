@@ -18,12 +18,12 @@ import pqcore
 from pqcore.errors import PQError
 from pqcore.runtime import drive
 
-from . import crew, scales
+from . import load_generators, presets
 from .contenders import closed, contenders
-from .eyes import Eyes, named
+from .measurement import QUEUE, Bench, Table, dropped
+from .observer import Eyes, named
 from .targets import OPERATIONS, Duel, calls
-from .turns import QUEUE, Bench, Table, dropped
-from .working import drain, noop, per_job, put_calls
+from .worker_workloads import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Side:
         """Create a table over a backend, given by its label, in a schema of its own."""
         [self._contender] = [each for each in contenders() if each.label == backend]
         eyes = Eyes(self._contender, dsn)
-        self._bench = Bench(dsn, named(dsn), schema, eyes, scales.SCALES[scale], crew.Crew())
+        self._bench = Bench(dsn, named(dsn), schema, eyes, presets.SCALES[scale], load_generators.Crew())
         self._table = self._bench.table(self._contender)
         return {}
 

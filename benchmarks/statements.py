@@ -10,7 +10,7 @@ from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query
 
 from .contenders import Place
-from .turns import QUEUE
+from .measurement import QUEUE
 
 MANY = 100
 """Jobs that are taken, or leased, at once."""

@@ -25,13 +25,13 @@ from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 
 from . import pgbench
-from .acts import DATA
-from .bare import BareLoop, opened
+from .actions import DATA
+from .baseline import BareLoop, opened
 from .contenders import Contender, closed
-from .figures import FEWEST, Figure, rounded
+from .measurement import QUEUE, Bench, Table
 from .statements import MANY, PLACES, Statements
-from .turns import QUEUE, Bench, Table
-from .working import drain, noop, per_job, put_calls
+from .summary import FEWEST, Figure, rounded
+from .worker_workloads import drain, noop, per_job, put_calls
 
 Call: TypeAlias = Callable[[], Any]
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from . import tables
+from . import text_tables
 from .compare import Comparison
 from .verdicts import Failure, Rules, undecided, verdict
 
@@ -62,14 +62,14 @@ class Terminal:
     def end(self, part: str, rows: list[dict[str, Any]]) -> None:
         self._stop()
         if part == "environment":
-            self.show(tables.environment(rows[0]))
+            self.show(text_tables.environment(rows[0]))
             self.warn(rows[0]["doubts"])
             if any("error" in row for row in rows[0]["backends"]):
-                self.show(tables.backends(rows[0]))
+                self.show(text_tables.backends(rows[0]))
         elif part == "targets":
-            self.show(tables.targets(rows, self._rules))
+            self.show(text_tables.targets(rows, self._rules))
         else:
-            self.show(tables.workload(rows))
+            self.show(text_tables.workload(rows))
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -80,7 +80,7 @@ class Terminal:
         """Take the bar away, whatever happened."""
         self._stop()
 
-    def show(self, grid: tables.Grid) -> None:
+    def show(self, grid: text_tables.Grid) -> None:
         """Print a table."""
         grid = grid.within(self.console.width)
         made = Table(title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
@@ -123,7 +123,7 @@ class Terminal:
         if found.differences:
             text = Text("\n".join(["What differs between the two:", *found.differences]))
             self.console.print(Panel(text, border_style="yellow"))
-        self.show(tables.comparison(found, fail_under))
+        self.show(text_tables.comparison(found, fail_under))
         for name in found.new:
             self.console.print(Text(f"only in the second: {name}"))
         wrong = found.broken if fail_under is None else found.failures(fail_under)

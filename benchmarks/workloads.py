@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
-from . import acts
+from . import actions
 from .contenders import Contender
-from .crew import Act, Kind, Part
-from .scales import Scale
-from .turns import Bench, Table, Turn, at_work, observe
+from .load_generators import Act, Kind, Part
+from .measurement import Bench, Table, Turn, at_work, observe
+from .presets import Scale
 
 Better: TypeAlias = Literal["higher", "lower"]
 
@@ -173,13 +173,15 @@ def _many(scale: Scale) -> dict[str, Any]:
 
 
 PLAIN: tuple[Plain, ...] = (
-    Plain("put", "put one", acts.put, sql="put"),
-    Plain("put_many", "put many at once", acts.put_many, lambda scale: {"size": scale.batch}),
-    Plain("get", "get one", acts.get, backlog=1, sql="get"),
-    Plain("get_keep", "get one, finished rows kept", acts.get, backlog=1, keep=True, sql="get_keep"),
-    Plain("transactional_get", "get one in a transaction", acts.get_in_transaction, backlog=1, sql="transactional_get"),
-    Plain("get_many", f"get {MANY} at once", acts.get_many, _many, backlog=MANY, sql="get_many"),
-    Plain("lease_ack", f"lease {MANY} and acknowledge them", acts.lease_many, _many, backlog=MANY, sql="lease_ack"),
+    Plain("put", "put one", actions.put, sql="put"),
+    Plain("put_many", "put many at once", actions.put_many, lambda scale: {"size": scale.batch}),
+    Plain("get", "get one", actions.get, backlog=1, sql="get"),
+    Plain("get_keep", "get one, finished rows kept", actions.get, backlog=1, keep=True, sql="get_keep"),
+    Plain(
+        "transactional_get", "get one in a transaction", actions.get_in_transaction, backlog=1, sql="transactional_get"
+    ),
+    Plain("get_many", f"get {MANY} at once", actions.get_many, _many, backlog=MANY, sql="get_many"),
+    Plain("lease_ack", f"lease {MANY} and acknowledge them", actions.lease_many, _many, backlog=MANY, sql="lease_ack"),
 )
 
 
@@ -203,5 +205,5 @@ class Scaling(Common):
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
         table.empty()
         filled = table.fill(bench.scale.backlog * (1 if variant.number == 1 else 3))
-        part = Part(acts.get, {"seconds": bench.scale.seconds})
+        part = Part(actions.get, {"seconds": bench.scale.seconds})
         return observe(table, at_work(bench, contender, table.place, variant.kind, variant.number, part), filled=filled)

@@ -83,7 +83,7 @@ class BackendSpec:
         api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
             where it is installed.
         bare_loop: Where the driver's bare loop is, as ``"package.module:Class"``: a subclass of
-            `pqcore.bench.bare.BareLoop`, beside which the benchmarks measure the backend.
+            `pqcore.benchmarks.baseline.BareLoop`, beside which the benchmarks measure the backend.
     """
 
     name: str

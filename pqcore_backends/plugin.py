@@ -21,7 +21,7 @@ PSYCOPG2 = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg2.extensions.connection",),
     pools=("psycopg2.pool.AbstractConnectionPool",),
-    bare_loop="pqcore.bench.bare_psycopg2:BarePsycopg2",
+    bare_loop="pqcore.benchmarks.bare_psycopg2:BarePsycopg2",
     lowest={"psycopg2": "2.9.9", "psycopg2-binary": "2.9.9"},
 )
 
@@ -35,7 +35,7 @@ PSYCOPG = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg.Connection",),
     pools=("psycopg_pool.pool.ConnectionPool",),
-    bare_loop="pqcore.bench.bare_psycopg:BarePsycopg",
+    bare_loop="pqcore.benchmarks.bare_psycopg:BarePsycopg",
     lowest=_PSYCOPG,
 )
 
@@ -49,7 +49,7 @@ PSYCOPG_ASYNC = BackendSpec(
     capabilities=_ALL,
     connections=("psycopg.AsyncConnection",),
     pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
-    bare_loop="pqcore.bench.bare_psycopg:BareAsyncPsycopg",
+    bare_loop="pqcore.benchmarks.bare_psycopg:BareAsyncPsycopg",
     schemes=("postgresql+psycopg_async",),  # as SQLAlchemy writes it
     lowest=_PSYCOPG,
 )
@@ -64,7 +64,7 @@ ASYNCPG = BackendSpec(
     capabilities=_ALL,
     connections=("asyncpg.connection.Connection", "asyncpg.pool.PoolConnectionProxy"),
     pools=("asyncpg.pool.Pool",),
-    bare_loop="pqcore.bench.bare_asyncpg:BareAsyncpg",
+    bare_loop="pqcore.benchmarks.bare_asyncpg:BareAsyncpg",
     lowest={"asyncpg": "0.29"},
 )
 

@@ -25,26 +25,32 @@ from click.testing import CliRunner, Result
 
 from pqcore import hookimpl
 from pqcore.backend import TARGETS, BackendSpec
-from pqcore.bench import (
-    acts,
+from pqcore.benchmarks import (
+    actions,
     colours,
     compare,
     contenders,
-    crew,
-    document,
     environment,
-    eyes,
-    figures,
-    page,
+    load_generators,
+    observer,
     pgbench,
+    presets,
     run,
-    scales,
     statements,
-    tables,
     targets,
-    turns,
+    text_tables,
+    update_docs,
     verdicts,
     workloads,
+)
+from pqcore.benchmarks import (
+    html_report as page,
+)
+from pqcore.benchmarks import (
+    measurement as turns,
+)
+from pqcore.benchmarks import (
+    summary as figures,
 )
 from pqcore.cli.app import app
 from pqcore.errors import UnknownBackend
@@ -56,7 +62,7 @@ from pqcore_backends.psycopg import PsycopgBackend, PsycopgSession
 from pqcore_backends.psycopg2 import Psycopg2Backend
 
 TINY = dataclasses.replace(
-    scales.QUICK,
+    presets.QUICK,
     rounds=1,
     seconds=0.03,
     cell=0.03,
@@ -133,8 +139,8 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch, pqcore_server: str) -> Callable[..., Result]:
     """The command, with tiny sizes, on the tests' server."""
-    for name in scales.SCALES:
-        monkeypatch.setitem(scales.SCALES, name, TINY)
+    for name in presets.SCALES:
+        monkeypatch.setitem(presets.SCALES, name, TINY)
 
     def command(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["bench", "--dsn", pqcore_server, *arguments])
@@ -233,7 +239,7 @@ def test_everything_is_measured_over_both_faces_of_a_backend(pqcore_server: str)
     check_structure(report, {"psycopg", "psycopg-async"})
     found = {(row["backend"], row["operation"]) for row in report["targets"]}
     assert found == {(label, name) for label in ("psycopg", "psycopg-async") for name in TARGETS}
-    everything = tables.by_scenario(report["workloads"])
+    everything = text_tables.by_scenario(report["workloads"])
     assert [run.TARGETS, *everything] == list(run.scenarios())
     assert {row["variant"] for row in everything["queues"]} == {"1 queue", "20 queues"}
     assert {(row["consumers"], row["kind"]) for row in everything["scaling"]} == {
@@ -293,7 +299,7 @@ def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> No
 def test_nothing_is_left_in_the_database(pqcore_server: str) -> None:
     measured(pqcore_server, ["psycopg2"], ["put"])
     [contender] = contenders.contenders(["psycopg2"])
-    looking = eyes.Eyes(contender, pqcore_server)
+    looking = observer.Eyes(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
     finally:
@@ -341,7 +347,7 @@ def test_a_backends_own_targets_are_what_its_ratio_is_judged_by(
     assert str(short).endswith("target 7.5")
 
 
-@pytest.mark.parametrize("where", ["pqcore.bench.nowhere:Loop", "pqcore.bench.bare:Nothing"])
+@pytest.mark.parametrize("where", ["pqcore.benchmarks.nowhere:Loop", "pqcore.benchmarks.baseline:Nothing"])
 def test_a_bare_loop_that_cannot_be_imported_is_told(
     pqcore_server: str, register: Callable[..., None], where: str
 ) -> None:
@@ -501,7 +507,7 @@ def test_jobs_that_are_lost_or_come_twice_fail_the_run(
 
 def test_losses_are_counted_by_id() -> None:
     def losses(filled: Sequence[int], put: list[int], taken: list[int], left: Sequence[int]) -> tuple[int, int]:
-        found: tuple[int, int] = turns.losses(filled, [crew.Done(put=put, taken=taken)], left)
+        found: tuple[int, int] = turns.losses(filled, [load_generators.Done(put=put, taken=taken)], left)
         return found
 
     assert losses([1, 2], [3], [1, 3], [2]) == (0, 0)
@@ -748,7 +754,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 def test_tables_leave_columns_out_where_there_is_no_room() -> None:
-    grid = tables.targets([target(0.5)], RULES)
+    grid = text_tables.targets([target(0.5)], RULES)
     assert grid.within(300) == dataclasses.replace(grid, spare=())
     narrow = grid.within(20)
     assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target", ">floor"}
@@ -927,7 +933,7 @@ def test_two_builds_are_compared_side_by_side(tmp_path: Path, pqcore_server: str
     assert f"after: {tmp_path / 'pqcore' / '__init__.py'}" in said
     assert (done.returncode, said.splitlines()[-1].endswith(last)) == (1 if seconds else 0, True), said
     [contender] = contenders.contenders(["psycopg2"])
-    looking = eyes.Eyes(contender, pqcore_server)
+    looking = observer.Eyes(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
     finally:
@@ -1010,7 +1016,7 @@ def test_a_backend_has_one_colour_in_all_charts(pqcore_server: str) -> None:
             style = {**trace.get("marker", {}), **trace.get("line", {})}
             drawn.add((trace["name"].partition(",")[0], style["color"]))
     assert {(name, colour) for name, colour in drawn if name in palette} == set(palette.items())
-    charts = "\n".join(document.blocks(report, RULES).values())
+    charts = "\n".join(update_docs.blocks(report, RULES).values())
     wanted = [palette[name] for name in dict.fromkeys(row["backend"] for row in report["workloads"]) if name in palette]
     assert f'"plotColorPalette": "{", ".join(wanted)}"' in charts
 
@@ -1040,7 +1046,7 @@ def test_pgbench_runs_the_very_statements(pqcore_server: str) -> None:
     assert "(:ids::text::bigint[])" in ack
     report = measured(pqcore_server, ["psycopg2"], QUICKEST)
     check_structure(report, {"psycopg2"})
-    for rows in tables.by_scenario(report["workloads"]).values():
+    for rows in text_tables.by_scenario(report["workloads"]).values():
         assert {row["backend"]: "of_pgbench" in row for row in rows} == {"pgbench": False, "psycopg2": True}
 
 
@@ -1056,13 +1062,13 @@ async def failing(desk: Any, go: Any) -> Any:
 @pytest.mark.parametrize("name", ["psycopg2", "asyncpg"])
 def test_a_failure_at_work_is_told(pqcore_server: str, name: str) -> None:
     [contender] = contenders.contenders([name])
-    place = contenders.Place(eyes.named(pqcore_server), "public", "nowhere")
+    place = contenders.Place(observer.named(pqcore_server), "public", "nowhere")
     with pytest.raises(ValueError, match=r"number . fails"):
-        crew.together(contender, place, [crew.Part(failing)] * 2)
-    members = crew.Crew()
+        load_generators.together(contender, place, [load_generators.Part(failing)] * 2)
+    members = load_generators.Crew()
     try:
-        with pytest.raises(crew.WorkFailed, match="TableMissing"):
-            members.work(contender, place, [crew.Part(acts.put, {"seconds": 0.01})] * 2)
+        with pytest.raises(load_generators.WorkFailed, match="TableMissing"):
+            members.work(contender, place, [load_generators.Part(actions.put, {"seconds": 0.01})] * 2)
     finally:
         members.close()
 

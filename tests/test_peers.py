@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # the same modules, where types are known
     from benchmarks.peers.runner import WORKLOADS, Measuring, Seen, System, Taken, clock
     from benchmarks.peers.systems import OURS, PEERS, Contender, Running
 else:
-    from pqcore.bench.peers import environments, measuring, table
-    from pqcore.bench.peers.__main__ import main
-    from pqcore.bench.peers.runner import WORKLOADS, Measuring, Seen, System, Taken, clock
-    from pqcore.bench.peers.systems import OURS, PEERS, Contender, Running
+    from pqcore.benchmarks.peers import environments, measuring, table
+    from pqcore.benchmarks.peers.__main__ import main
+    from pqcore.benchmarks.peers.runner import WORKLOADS, Measuring, Seen, System, Taken, clock
+    from pqcore.benchmarks.peers.systems import OURS, PEERS, Contender, Running
 
 SLICED = [workload.key for workload in WORKLOADS if workload.sliced]
 TINY = measuring.Plan(rounds=1, seconds=0.03, samples=2, dead=100)

@@ -15,8 +15,8 @@ import psycopg
 
 from pqcore.errors import PQError
 
-from ..document import fill
 from ..environment import server
+from ..update_docs import fill
 from .environments import VARIABLE, cache_folder
 from .measuring import Plan, run, trouble
 from .runner import WORKLOADS

@@ -105,7 +105,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 def bench(**options: Any) -> None:
     """Measure puts, gets, leases and workers, over all backends in alternation, and beside bare loops."""
     try:
-        command = importlib.import_module("pqcore.bench.command")
+        command = importlib.import_module("pqcore.benchmarks.command")
     except ImportError as exc:
         if exc.name is not None and exc.name.startswith("pqcore."):
             raise Wrong(f"the benchmarks are not installed: {exc}") from exc

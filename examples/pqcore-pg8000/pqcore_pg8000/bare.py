@@ -8,10 +8,10 @@ from typing import Any
 
 from pg8000.converters import PY_TYPES, make_params
 
-from pqcore.bench.bare import DATA, QUEUE, BareLoop, Statements, values
+from pqcore.benchmarks.baseline import DATA, QUEUE, BareLoop, Statements, values
 
 
-class BarePg8000(BareLoop):  # type: ignore[misc]  # pqcore.bench is not seen where pqcore itself is checked
+class BarePg8000(BareLoop):  # type: ignore[misc]  # pqcore.benchmarks is not seen where pqcore itself is checked
     """Statements that pg8000 prepared, run through its connection."""
 
     how = "pg8000, prepared statements"

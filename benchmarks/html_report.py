@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import colours, tables
+from . import colours, text_tables
 from .verdicts import Rules, failures
 
 Row = Mapping[str, Any]
@@ -33,20 +33,20 @@ def page(report: Mapping[str, Any], rules: Rules) -> str:
     from plotly.offline import get_plotlyjs
 
     palette = colours.of_report(report)
-    parts = ["<h1>pqcore's benchmarks</h1>", _grid(tables.environment(report))]
+    parts = ["<h1>pqcore's benchmarks</h1>", _grid(text_tables.environment(report))]
     if any("error" in row for row in report["backends"]):
-        parts.append(_grid(tables.backends(report)))
+        parts.append(_grid(text_tables.backends(report)))
     if report["doubts"]:
         parts.append(_list("These figures are not to be relied on:", report["doubts"]))
     if wrong := failures(report, rules):
         parts.append(_list("What is wrong:", [str(failure) for failure in wrong]))
     if report["targets"]:
         parts += ["<h2>Targets</h2>", _targets_chart(report["targets"], palette)]
-        parts.append(_grid(tables.targets(report["targets"], rules)))
-    for name, rows in tables.by_scenario(report["workloads"]).items():
+        parts.append(_grid(text_tables.targets(report["targets"], rules)))
+    for name, rows in text_tables.by_scenario(report["workloads"]).items():
         parts.append(f"<h2>{html.escape(name)}</h2>")
         parts += _charts(rows, palette)
-        parts.append(_grid(tables.workload(rows)))
+        parts.append(_grid(text_tables.workload(rows)))
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>pqcore\'s benchmarks</title>'
@@ -54,7 +54,7 @@ def page(report: Mapping[str, Any], rules: Rules) -> str:
     )
 
 
-def _grid(grid: tables.Grid) -> str:
+def _grid(grid: text_tables.Grid) -> str:
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="number"' if grid.columns[column].startswith(">") else ""
         return f"<{tag}{kind}>{html.escape(text.lstrip('>'))}</{tag}>"

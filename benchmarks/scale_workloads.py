@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import acts
+from . import actions
 from .contenders import Contender
-from .crew import Done, Part, together
-from .eyes import Eyes
-from .turns import QUEUE, Bench, Table, Turn, at_work, observe
+from .load_generators import Done, Part, together
+from .measurement import QUEUE, Bench, Table, Turn, at_work, observe
+from .observer import Eyes
 from .workloads import Common, Metric, Options, Variant, crowds
 
 
@@ -31,7 +31,7 @@ class Queues(Common):
         number = variant.parameters["queues"]
         table.empty()
         filled = table.fill(max(number, bench.scale.backlog), queue=f"'{QUEUE}-' || n % {number}")
-        part = Part(acts.over_queues, {"seconds": bench.scale.seconds, "number": number})
+        part = Part(actions.over_queues, {"seconds": bench.scale.seconds, "number": number})
         return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
 
 
@@ -45,7 +45,7 @@ class Priorities(Common):
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
         table.empty()
         filled = table.fill(bench.scale.backlog, "now() + random() * interval '1 day'", "expected_at")
-        part = Part(acts.get_in_order, {"seconds": bench.scale.seconds})
+        part = Part(actions.get_in_order, {"seconds": bench.scale.seconds})
         return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
 
 
@@ -83,7 +83,7 @@ class Amid(Common):
         due = "dequeued_at IS NULL AND schedule_at IS NULL"
         table.forget(due)
         filled = table.fill(bench.scale.backlog)
-        part = Part(acts.get, {"seconds": bench.scale.seconds})
+        part = Part(actions.get, {"seconds": bench.scale.seconds})
         work = at_work(bench, contender, table.place, variant.kind, variant.number, part)
         return observe(table, work, filled=filled, which=f"AND {due}")
 
@@ -133,9 +133,9 @@ class Horizon(Common):
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
         scale = bench.scale
         table.empty()
-        filled = table.fill(scale.horizon + acts.WARM)
+        filled = table.fill(scale.horizon + actions.WARM)
         every = max(scale.window // 5, 1)
-        part = Part(acts.get, {"seconds": scale.patience, "every": every})
+        part = Part(actions.get, {"seconds": scale.patience, "every": every})
         other = Eyes(contender, bench.server)
         try:
             other.do("BEGIN ISOLATION LEVEL REPEATABLE READ")

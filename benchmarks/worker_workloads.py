@@ -10,8 +10,8 @@ from typing import Any
 from pqcore.worker import Worker
 
 from .contenders import Contender, awaitable, closed
-from .crew import Done, clock
-from .turns import QUEUE, Bench, Table, Turn, observe
+from .load_generators import Done, clock
+from .measurement import QUEUE, Bench, Table, Turn, observe
 from .workloads import Common, Options, Variant
 
 CHUNK = 2_000

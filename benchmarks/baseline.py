@@ -16,10 +16,10 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 
-from .acts import DATA
+from .actions import DATA
 from .contenders import Contender
+from .measurement import QUEUE
 from .statements import MANY, Statements, expect, values
-from .turns import QUEUE
 
 __all__ = ["COLUMNS", "DATA", "MANY", "QUEUE", "BareLoop", "Statements", "SwitchesAutocommit", "values"]
 

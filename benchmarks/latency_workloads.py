@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import acts
+from . import actions
 from .contenders import Contender
-from .crew import Done, Part, clock
-from .figures import percentile
-from .turns import Bench, Table, Turn, observe
+from .load_generators import Done, Part, clock
+from .measurement import Bench, Table, Turn, observe
+from .summary import percentile
 from .workloads import Common, Metric, Options, Variant
 
 IDLE = 50.0
@@ -26,8 +26,8 @@ def _latencies(crew: Sequence[Done]) -> dict[str, float]:
 
 def _pair(seconds: float, rate: float) -> list[Part]:
     return [
-        Part(acts.consume, {"patience": PATIENCE}),
-        Part(acts.produce, {"seconds": seconds, "rate": rate}),
+        Part(actions.consume, {"patience": PATIENCE}),
+        Part(actions.produce, {"seconds": seconds, "rate": rate}),
     ]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from pqcore.identifiers import TableName, quote
 
 from .contenders import Contender, Place, closed
-from .crew import Crew, Done, Kind, Part, together
-from .eyes import Counters, Eyes
-from .scales import Scale
+from .load_generators import Crew, Done, Kind, Part, together
+from .observer import Counters, Eyes
+from .presets import Scale
 
 QUEUE = "jobs"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .crew import Desk, Done, Go, clock
+from .load_generators import Desk, Done, Go, clock
 
 DATA: dict[str, Any] = {"order": 12345, "to": "ann@example.com"}
 """What a job holds."""

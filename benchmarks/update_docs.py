@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import colours, tables
-from .tables import Grid, Row
+from . import colours, text_tables
+from .text_tables import Grid, Row
 from .verdicts import Rules
 
 _PLACE = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- /measured -->)", re.DOTALL)
@@ -37,11 +37,11 @@ def fill(path: Path, blocks: Mapping[str, str]) -> None:
 def blocks(report: Row, rules: Rules) -> dict[str, str]:
     """What was measured, as Markdown, by name."""
     palette = colours.of_report(report)
-    found = {"environment": table(tables.environment(report))}
+    found = {"environment": table(text_tables.environment(report))}
     if report["targets"]:
-        found["targets"] = table(tables.targets(report["targets"], rules))
-    for name, rows in tables.by_scenario(report["workloads"]).items():
-        found[name] = table(tables.workload(rows))
+        found["targets"] = table(text_tables.targets(report["targets"], rules))
+    for name, rows in text_tables.by_scenario(report["workloads"]).items():
+        found[name] = table(text_tables.workload(rows))
         charts = [*_charts([row for row in rows if "metrics" in row], palette)]
         if charts:
             found[f"{name} chart"] = "\n\n".join(charts)
