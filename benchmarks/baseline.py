@@ -17,7 +17,7 @@ from typing import Any
 from pqcore.errors import ConfigurationError
 
 from .actions import DATA
-from .contenders import Contender
+from .backends import Contender
 from .measurement import QUEUE
 from .statements import MANY, Statements, expect, values
 

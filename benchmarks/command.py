@@ -9,10 +9,10 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 
-from . import against as comparing_builds
 from . import compare as comparing
+from . import compare_builds as comparing_builds
 from . import presets, run, targets, text_tables, update_docs
-from .contenders import contenders
+from .backends import contenders
 from .terminal import Terminal
 from .verdicts import Failure, Rules, failures, named
 from .workloads import Options

@@ -15,7 +15,7 @@ from typing import Any
 import pqcore
 from pqcore.errors import ConfigurationError, EmbeddedServerError
 
-from .contenders import Contender
+from .backends import Contender
 from .observer import Eyes
 
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import actions
-from .contenders import Contender
+from .backends import Contender
 from .load_generators import Done, Part, clock
 from .measurement import Bench, Table, Turn, observe
 from .summary import percentile

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from pqcore.errors import PQError
 from pqcore.runtime import drive
 
-from .contenders import Contender, Place, awaitable, closed
+from .backends import Contender, Place, awaitable, closed
 
 Kind: TypeAlias = Literal["one", "together", "processes"]
 """One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""

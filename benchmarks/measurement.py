@@ -8,7 +8,7 @@ from typing import Any
 
 from pqcore.identifiers import TableName, quote
 
-from .contenders import Contender, Place, closed
+from .backends import Contender, Place, closed
 from .load_generators import Crew, Done, Kind, Part, together
 from .observer import Counters, Eyes
 from .presets import Scale

@@ -17,7 +17,7 @@ from pqcore.runtime import drive
 from pqcore.statement import plain
 from pqcore.testing.portal import Portal
 
-from .contenders import Contender
+from .backends import Contender
 
 T = TypeVar("T")
 APPLICATION = "pqcore-bench"

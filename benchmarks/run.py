@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from pqcore.errors import ConfigurationError, PQError
 
 from . import environment, load_generators, pgbench, targets
-from .contenders import Contender
+from .backends import Contender
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Table, Turn, dropped, schema_name
 from .observer import Eyes, named

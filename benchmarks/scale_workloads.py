@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import actions
-from .contenders import Contender
+from .backends import Contender
 from .load_generators import Done, Part, together
 from .measurement import QUEUE, Bench, Table, Turn, at_work, observe
 from .observer import Eyes

@@ -9,7 +9,7 @@ from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
 from pqcore.statement import Paramstyle, Query
 
-from .contenders import Place
+from .backends import Place
 from .measurement import QUEUE
 
 MANY = 100

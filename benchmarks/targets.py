@@ -26,8 +26,8 @@ from pqcore.plugins import plugins
 
 from . import pgbench
 from .actions import DATA
+from .backends import Contender, closed
 from .baseline import BareLoop, opened
-from .contenders import Contender, closed
 from .measurement import QUEUE, Bench, Table
 from .statements import MANY, PLACES, Statements
 from .summary import FEWEST, Figure, rounded

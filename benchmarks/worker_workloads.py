@@ -9,7 +9,7 @@ from typing import Any
 
 from pqcore.worker import Worker
 
-from .contenders import Contender, awaitable, closed
+from .backends import Contender, awaitable, closed
 from .load_generators import Done, clock
 from .measurement import QUEUE, Bench, Table, Turn, observe
 from .workloads import Common, Options, Variant

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from . import actions
-from .contenders import Contender
+from .backends import Contender
 from .load_generators import Act, Kind, Part
 from .measurement import Bench, Table, Turn, at_work, observe
 from .presets import Scale

@@ -19,7 +19,7 @@ from pqcore.errors import PQError
 from pqcore.runtime import drive
 
 from . import load_generators, presets
-from .contenders import closed, contenders
+from .backends import closed, contenders
 from .measurement import QUEUE, Bench, Table, dropped
 from .observer import Eyes, named
 from .targets import OPERATIONS, Duel, calls
