@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
+    from pqcore.async_queue import AsyncPQ, AsyncQueue, AsyncQueueIterator
     from pqcore.errors import PQError
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pqcore.operations.listing import StoredJob
     from pqcore.operations.managing import QueueStats
     from pqcore.operations.results import JobInfo
-    from pqcore.options import Dedup
+    from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator
     from pqcore.settings import logger
 

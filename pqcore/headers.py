@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pqcore.identifiers import MAX_QUEUE_NAME, check_text
-from pqcore.options import MAX_KEY
+from pqcore.put_options import MAX_KEY
 
 LONGEST = 100_000_000_000
 """Seconds, three thousand years: a later time may be more than Python can tell."""

@@ -11,10 +11,10 @@ from pqcore.headers import read_headers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pqcore.aio import AsyncQueue
+    from pqcore.async_queue import AsyncQueue
     from pqcore.queue import Queue
     from pqcore.settings import QueueSettings
-    from pqcore.timespec import TimeSpec
+    from pqcore.times import TimeSpec
 
 
 class Moment(datetime):

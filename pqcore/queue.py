@@ -8,10 +8,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from pqcore.dead_letters import DeadLetters
 from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import Job
-from pqcore.letters import DeadLetters
 from pqcore.operations import (
     burying,
     encoding,
@@ -29,11 +29,11 @@ from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
-from pqcore.options import Dedup, given
+from pqcore.put_options import Dedup, given
 from pqcore.runtime import BlockingRuntime, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
-from pqcore.timespec import TimeSpec
+from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

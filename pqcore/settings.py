@@ -34,7 +34,7 @@ from pqcore.serializers import (
     pickle_loads,
     stored_name,
 )
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 logger = getLogger("pqcore")
 

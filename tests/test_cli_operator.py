@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from pqcore import PQ, documents, schema, tasks
+from pqcore import PQ, json_views, schema, tasks
 from pqcore.cli.app import app
 from pqcore.testing.commands import environment, eventually, run
 from pqcore.testing.harness import PATIENCE
@@ -308,7 +308,7 @@ def test_what_is_no_json_is_not_decoded(dsn: str, pq: PQ) -> None:
 
 def test_json_that_python_cannot_follow_is_not_decoded() -> None:
     deep = "[" * 500_000 + "]" * 500_000
-    assert documents.data(deep, None) == {"serializer": "json", "data": None, "payload": None}
+    assert json_views.data(deep, None) == {"serializer": "json", "data": None, "payload": None}
 
 
 def test_a_job_whose_data_nobody_could_read_comes_back(dsn: str, pq: PQ) -> None:

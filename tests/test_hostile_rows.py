@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pqcore import PQError, documents, tasks
+from pqcore import PQError, json_views, tasks
 from pqcore.cli.app import app
 from pqcore.operations import listing
 from pqcore.runtime import drive
@@ -146,11 +146,11 @@ def look(queue: Any, dsn: str) -> None:
     """All that shows jobs; it may refuse one of them, and no more."""
     for job in queue.jobs(*listing.STATES):
         found: Any = listing.whole(queue._engine, job.id)
-        json.dumps(documents.whole(drive(found)), default=str)
+        json.dumps(json_views.whole(drive(found)), default=str)
         with suppress(PQError):
             queue.inspect(job.id)
     for letter in queue.dead.list():
-        json.dumps(documents.whole_letter(letter, "q"), default=str)
+        json.dumps(json_views.whole_letter(letter, "q"), default=str)
     for command in (["jobs", "q"], ["dead", "list", "q"], ["peek", "q"], ["stats"]):
         for form in ([], ["--json"]):
             done = CliRunner().invoke(app, [*command, *form, "--table", "hostile"], env={"PQCORE_DSN": dsn})

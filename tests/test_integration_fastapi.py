@@ -259,5 +259,7 @@ def test_a_job_is_put_in_the_transaction_of_the_request(dsn: str, pq: PQ, driver
 
 
 def test_the_core_does_not_import_it() -> None:
-    code = "import sys, pqcore, pqcore.tasks, pqcore.aio; assert not {'fastapi', 'starlette'} & set(sys.modules)"
+    code = (
+        "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'fastapi', 'starlette'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

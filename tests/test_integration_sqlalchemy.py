@@ -469,5 +469,7 @@ def test_errors_of_the_schema_are_pqcores(dsn: str, alembic: Callable[..., Confi
 
 
 def test_the_core_imports_neither() -> None:
-    code = "import sys, pqcore, pqcore.tasks, pqcore.aio; assert not {'sqlalchemy', 'alembic'} & set(sys.modules)"
+    code = (
+        "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'sqlalchemy', 'alembic'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -365,5 +365,5 @@ def test_async_pq_says_what_to_use_on_trio(dsn: str, backend: str) -> None:
 
 
 def test_the_core_imports_neither() -> None:
-    code = "import sys, pqcore, pqcore.tasks, pqcore.aio; assert not {'trio', 'anyio'} & set(sys.modules)"
+    code = "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'trio', 'anyio'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -157,7 +157,7 @@ def core_modules() -> list[str]:
 
 def test_importing_the_core_imports_no_driver() -> None:
     names = core_modules()
-    assert {"pqcore", "pqcore.queue", "pqcore.aio", "pqcore.schema", "pqcore.testing.plugin"} <= set(names)
+    assert {"pqcore", "pqcore.queue", "pqcore.async_queue", "pqcore.schema", "pqcore.testing.plugin"} <= set(names)
     [found, imported] = run(f"""
         import importlib, sys
         imported = [importlib.import_module(name).__name__ for name in {names!r}]

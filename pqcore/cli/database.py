@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import click
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.cli.errors import remember, remember_none
 from pqcore.connections import redact
 from pqcore.engine import Engine

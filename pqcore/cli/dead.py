@@ -6,7 +6,7 @@ import json
 
 import click
 
-from pqcore import documents
+from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
@@ -20,7 +20,7 @@ from pqcore.cli.output import (
     write,
     write_facts,
 )
-from pqcore.letters import DeadLetter
+from pqcore.dead_letters import DeadLetter
 from pqcore.operations import letters
 
 
@@ -42,14 +42,14 @@ def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
     found = [DeadLetter(settings, row) for row in database.call(letters.listed, settings, limit)]
     if as_json:
         for letter in found:
-            emit(documents.letter(letter, queue))
+            emit(json_views.letter(letter, queue))
         return
     total = len(found) if len(found) < limit else database.call(letters.count, settings)
     if not found:
         write(f"no dead letters in {queue!r}")
         return
     rows = [
-        (one.id, one.died_at, one.reason, one.attempts, documents.task(one), described(one.error)[:LONGEST_MESSAGE])
+        (one.id, one.died_at, one.reason, one.attempts, json_views.task(one), described(one.error)[:LONGEST_MESSAGE])
         for one in found
     ]
     table((">id", "died at (UTC)", "reason", ">attempts", "task", "error"), rows)
@@ -67,11 +67,11 @@ def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
     settings = database.queue(queue)
     letter = DeadLetter(settings, database.call(letters.one, settings, job_id))
     if as_json:
-        emit(documents.whole_letter(letter, queue))
+        emit(json_views.whole_letter(letter, queue))
         return
     write(f"job {letter.id} of {queue!r}: {letter.reason}")
     facts = {
-        "task": documents.task(letter),
+        "task": json_views.task(letter),
         "died": shown(letter.died_at),
         "put": shown(letter.enqueued_at),
         "not before": shown(letter.schedule_at),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pqcore import documents
+from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, printable, shown, table, write
@@ -30,7 +30,7 @@ def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]
     """What each queue has, by name: those in which something waits, or lies dead."""
     settings = None if queue is None else database.queue(queue)
     found = database.call(counting.count, settings)
-    return {name: documents.figures(name, each) for name, each in found.items()}
+    return {name: json_views.figures(name, each) for name, each in found.items()}
 
 
 def _age(length: float | None) -> str:

@@ -7,7 +7,7 @@ import json
 
 import click
 
-from pqcore import documents
+from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
@@ -75,7 +75,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
     job = database.call(listing.whole, job_id, settings)
     raw = job.raw
     if as_json:
-        emit(documents.whole(job))
+        emit(json_views.whole(job))
         return
     write(f"job {job.id} of {job.queue!r}: {job.state}")
     facts = {

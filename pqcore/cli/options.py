@@ -15,7 +15,7 @@ from pqcore.cli.database import DEFAULT_DSN, Database
 from pqcore.cli.errors import Wrong
 from pqcore.errors import InvalidTimeSpec
 from pqcore.plugins import plugins
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 
 def duration(text: str | float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pqcore import documents
+from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
@@ -20,9 +20,9 @@ from pqcore.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations import listing, managing, moving, putting, taking
-from pqcore.options import given
+from pqcore.put_options import given
 from pqcore.settings import QueueSettings
-from pqcore.timespec import typed
+from pqcore.times import typed
 
 
 def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
@@ -57,7 +57,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...])
 def _lines(stream: Iterator[str]) -> Iterator[Any]:
     for number, line in enumerate(stream, 1):
         if line.strip():
-            yield documents.read(line, f"line {number}")
+            yield json_views.read(line, f"line {number}")
 
 
 def _input() -> Any:
@@ -116,7 +116,7 @@ def put(
             text = _input().read() if data in (None, "-") else data
             if not text.strip():
                 raise Wrong("the data is empty: give JSON, as in '{\"n\": 1}'")
-            value = documents.read(text, "the data")
+            value = json_views.read(text, "the data")
             more = given(dedup=dedup, **options)
             ids = [database.call(putting.put, settings, value, schedule_at, expected_at, None, more)]
     except UnicodeDecodeError as exc:
@@ -145,7 +145,7 @@ def _on_a_line(raw: str) -> str:
 
 def _show(job: BaseJob, queue: str, *, as_json: bool) -> None:
     if as_json:
-        emit(documents.taken(job, queue))
+        emit(json_views.taken(job, queue))
     elif isinstance(job.raw, str):
         write(_on_a_line(job.raw))
     else:
@@ -265,7 +265,7 @@ def list_(
     found = database.call(listing.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
     if as_json:
         for job in found:
-            emit(documents.stored(job))
+            emit(json_views.stored(job))
         return
     if not found:
         write(f"no such jobs in {queue!r}")

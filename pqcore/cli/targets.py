@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pqcore.aio import AsyncPQ, AsyncQueue
+from pqcore.async_queue import AsyncPQ, AsyncQueue
 from pqcore.cli.errors import Wrong
 from pqcore.queue import PQ, Queue
 from pqcore.tasks import AsyncEnqueuer, Enqueuer

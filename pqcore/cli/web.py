@@ -13,7 +13,7 @@ from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import duration, with_database
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
-from pqcore.loopback import is_loopback
+from pqcore.net import is_loopback
 from pqcore.web import web_app
 
 PORT = 8642

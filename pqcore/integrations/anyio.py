@@ -36,7 +36,7 @@ from pqcore.queue import PQ, Queue
 from pqcore.runtime import AFTER_CANCEL, drive
 from pqcore.sessions import CoreSession
 from pqcore.settings import KEPT_QUEUES, logger
-from pqcore.timespec import TimeSpec
+from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -23,7 +23,7 @@ except ImportError as exc:
     msg = f"pqcore.integrations.fastapi needs {exc.name}: pip install 'pqcore[fastapi]'"
     raise ImportError(msg) from exc
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.operations import managing

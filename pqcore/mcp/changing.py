@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from pqcore import documents
+from pqcore import json_views
 from pqcore.errors import ConfigurationError
 from pqcore.mcp.arguments import Age, JobId, JobIds, QueueName, Time
 from pqcore.operations import letters, managing, moving, putting, retrying
-from pqcore.options import given
-from pqcore.timespec import typed
+from pqcore.put_options import given
+from pqcore.times import typed
 
 if TYPE_CHECKING:
     from pqcore.mcp.desk import Desk
@@ -42,7 +42,7 @@ class Changing:
         If the dedup key is taken, nothing is put, and the id is that of the job that has it.
         """
         settings = self._desk.queue(queue)
-        value = documents.read(data, "data")
+        value = json_views.read(data, "data")
         job_id = await self._desk.call(
             putting.put, settings, value, typed(schedule_at), typed(expected_at), None, given(dedup=dedup)
         )

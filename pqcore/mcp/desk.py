@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.connections import redact
 from pqcore.engine import Engine
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pqcore import documents
+from pqcore import json_views
+from pqcore.dead_letters import DeadLetter
 from pqcore.job import BaseJob
-from pqcore.letters import DeadLetter
 from pqcore.mcp.arguments import Age, JobId, QueueName, State
 from pqcore.operations import counting, examining, letters, listing, taking
 
@@ -36,7 +36,7 @@ class Looking:
         """
         settings = None if queue is None else self._desk.queue(queue)
         found = await self._desk.call(counting.count, settings)
-        return {"queues": self._desk.documents(documents.figures(name, each) for name, each in found.items())}
+        return {"queues": self._desk.documents(json_views.figures(name, each) for name, each in found.items())}
 
     async def list_jobs(
         self,
@@ -67,7 +67,7 @@ class Looking:
             older_than=older_than,
             failed=failed,
         )
-        return {"jobs": self._desk.documents(map(documents.stored, found)), "more": len(found) == limit}
+        return {"jobs": self._desk.documents(map(json_views.stored, found)), "more": len(found) == limit}
 
     async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
         """Show all that is stored of one job, wherever it is: its state, times, data, and the last traceback.
@@ -76,7 +76,7 @@ class Looking:
         """
         settings = None if queue is None else self._desk.queue(queue)
         job = await self._desk.call(listing.whole, job_id, settings, self._desk.reach)
-        fields = {**documents.whole(job), "size": job.size}
+        fields = {**json_views.whole(job), "size": job.size}
         if isinstance(job.raw, str) and job.size > self._desk.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of it, which is no JSON
         return self._desk.document(fields)
@@ -87,7 +87,7 @@ class Looking:
         """Show the next jobs of a queue that are due, in order, with their data; they stay where they are."""
         settings = self._desk.queue(queue)
         rows = await self._desk.call(taking.peek, settings, limit)
-        jobs = (documents.taken(BaseJob(settings, row), settings.name) for row in rows)
+        jobs = (json_views.taken(BaseJob(settings, row), settings.name) for row in rows)
         return {"jobs": self._desk.documents(jobs)}
 
     async def list_dead_letters(
@@ -103,7 +103,7 @@ class Looking:
         rows = await self._desk.call(letters.listed, settings, limit)
         found = [DeadLetter(settings, row) for row in rows]
         total = len(found) if len(found) < limit else await self._desk.call(letters.count, settings)
-        dead = ({**documents.letter(each, settings.name), "error": each.error or None} for each in found)
+        dead = ({**json_views.letter(each, settings.name), "error": each.error or None} for each in found)
         return {"dead_letters": self._desk.documents(dead), "total": total}
 
     async def run_doctor(

@@ -22,10 +22,10 @@ from pydantic_core import PydanticCustomError
 
 import pqcore
 from pqcore.errors import ConfigurationError, PQError
-from pqcore.loopback import is_loopback
 from pqcore.mcp.changing import Changing
 from pqcore.mcp.desk import Desk
 from pqcore.mcp.looking import Looking
+from pqcore.net import is_loopback
 
 PATH = "/mcp"
 """Where it is reached over HTTP."""

@@ -32,7 +32,7 @@ from pqcore.serializers.keys import read_marks
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.statement import Query
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 STEP = 100
 """Rows that are written in one transaction, unless told otherwise."""

@@ -14,7 +14,7 @@ from pqcore.operations.gating import gate_of, give_up, in_parts, lock_gates
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
-from pqcore.timespec import TimeSpec, seconds
+from pqcore.times import TimeSpec, seconds
 
 J = TypeVar("J", bound=BaseJob)
 

@@ -16,7 +16,7 @@ from pqcore.operations.transactions import atomic, with_free_ids
 from pqcore.operations.unstored import not_stored
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 MOST_REVIVED, MOST_PURGED = 1_000, 10_000
 """Dead letters: the most that one statement deals with; the limits in `pqcore.task_statements`."""

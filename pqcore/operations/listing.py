@@ -15,7 +15,7 @@ from pqcore.job import Moment
 from pqcore.operations.letters import error_of
 from pqcore.operations.results import put_time
 from pqcore.settings import QueueSettings
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 UNFINISHED = ("leased", "waiting", "scheduled", "parked")
 STATES = (*UNFINISHED, "done", "dead")

@@ -19,7 +19,7 @@ from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pqcore.operations.managing import in_slices
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 from pqcore.upkeep_statements import KINDS
 
 SLICE = 500

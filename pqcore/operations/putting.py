@@ -17,13 +17,13 @@ from pqcore.identifiers import channel
 from pqcore.job import Identity
 from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import causes, not_stored
-from pqcore.options import Dedup, PutOptions, put_options
 from pqcore.plugins import plugins
+from pqcore.put_options import Dedup, PutOptions, put_options
 from pqcore.serializers import json_encode
 from pqcore.serializers.plain_json import check_json
 from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
-from pqcore.timespec import TimeSpec, parse
+from pqcore.times import TimeSpec, parse
 
 Times: TypeAlias = dict[str, datetime | float | None]
 T = TypeVar("T")

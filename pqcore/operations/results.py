@@ -17,7 +17,7 @@ from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob, JobId, Moment
 from pqcore.operations.serializing import decode
 from pqcore.settings import QueueSettings
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 POLL = 1.0
 """Seconds after which one who waits for a result looks, woken or not."""

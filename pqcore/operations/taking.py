@@ -24,7 +24,7 @@ from pqcore.operations.rationing import draw, refund
 from pqcore.operations.transactions import atomic
 from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings, logger
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 BEHIND = 20
 """How often a look takes again, at most, behind jobs that could not be admitted."""

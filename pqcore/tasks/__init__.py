@@ -15,7 +15,7 @@ with `Queue.task`, and imported only if it was declared once, or lies in a modul
 listed in ``trusted_modules``: a row alone never decides what is run.
 """
 
-from pqcore.options import Dedup
+from pqcore.put_options import Dedup
 from pqcore.tasks.aio import AsyncEnqueuer, AsyncPQ, AsyncQueue
 from pqcore.tasks.blocking import PQ, Enqueuer, Queue
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, overload
 
-from pqcore import aio as core
+from pqcore import async_queue as core
 from pqcore.operations import calling, putting
 from pqcore.serializers import Serializer
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.periodic import Missed, make_periodic, refuse_bare
-from pqcore.timespec import TimeSpec
+from pqcore.times import TimeSpec
 
 
 class AsyncEnqueuer:

@@ -23,8 +23,8 @@ from pqcore.job import BaseJob, Job
 from pqcore.operations import batching, burying, calling, finishing, putting, taking
 from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
-from pqcore.options import put_options_of
 from pqcore.plugins import plugins
+from pqcore.put_options import put_options_of
 from pqcore.runtime import backoff, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import Encoded, QueueSettings
@@ -34,7 +34,7 @@ from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
 from pqcore.tasks.popped import PoppedJobs, popped_jobs
 from pqcore.tasks.running import SLOW, as_failure, caller, completed, conclude, path_of, prepare, waited
-from pqcore.timespec import TimeSpec
+from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from pqcore.sessions import CoreSession

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from pqcore.errors import ConfigurationError, UnknownTask
 from pqcore.operations.calling import chained
 from pqcore.operations.stored import StoredPut
-from pqcore.options import Dedup, put_options
+from pqcore.put_options import Dedup, put_options
 from pqcore.tasks.policies import Fixed, RetryPolicy, policy_to_json
-from pqcore.timespec import TimeSpec, parse, seconds
+from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
     from pqcore.settings import QueueSettings

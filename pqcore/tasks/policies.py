@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from pqcore.errors import ConfigurationError
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 Delay: TypeAlias = str | float | timedelta | None
 """A time from now: seconds, ``'5m'``, a timedelta; None for at once."""

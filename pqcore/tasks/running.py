@@ -31,7 +31,7 @@ from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
 from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_from_json
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 UNKNOWN_PAUSE = 60.0
 """Seconds for which a job is put off whose function or data this worker does not know: another worker may know it."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore import tasks
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.backend import BackendSpec
 from pqcore.connections import Opener
 from pqcore.identifiers import TableName, fit, quote

@@ -49,7 +49,7 @@ class Ran:
         result: What it returned.
         end: How the job ended: ``done``, ``retry``, ``snooze``, ``dead`` or ``drop``.
         error: What the function raised.
-        reason: Why the job is dead or was dropped; see `pqcore.letters.DeadLetter`.
+        reason: Why the job is dead or was dropped; see `pqcore.dead_letters.DeadLetter`.
         attempt: 1 for the first time that the job was run, 2 for the second...
     """
 

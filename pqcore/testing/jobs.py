@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pqcore import aio
+from pqcore import async_queue
 from pqcore import queue as core
+from pqcore.dead_letters import DeadLetter
 from pqcore.dsns import scheme_of
 from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
-from pqcore.letters import DeadLetter
 from pqcore.operations import letters, managing, ticking
 from pqcore.runtime import drive
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
@@ -39,7 +39,7 @@ from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
 from pqcore.testing.looking import ENQUEUED, NAMES, Enqueued, Wanted, read
 from pqcore.testing.server import server, with_options
 from pqcore.testing.travelling import compiled, due, set_back
-from pqcore.timespec import TimeSpec, parse, seconds
+from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -447,7 +447,7 @@ class Jobs:
 
 
 def _is_pq(one: Any) -> bool:
-    return isinstance(one, (core.PQ, aio.AsyncPQ))
+    return isinstance(one, (core.PQ, async_queue.AsyncPQ))
 
 
 def _is_task(what: Any) -> bool:

@@ -12,7 +12,7 @@ from pqcore.errors import PQError
 from pqcore.fragments import DUE_AT, JOB
 from pqcore.job import BaseJob, Moment
 from pqcore.tasks.declaring import Task
-from pqcore.timespec import TimeSpec, parse, seconds
+from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
     from pqcore.settings import QueueSettings

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-from pqcore.aio import AsyncPQ, AsyncQueue, AsyncQueueIterator
+from pqcore.async_queue import AsyncPQ, AsyncQueue, AsyncQueueIterator
+from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
-from pqcore.letters import AsyncDeadLetters
 from pqcore.tasks import AsyncEnqueuer, AsyncHandle, Batch
 
 _WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters, AsyncEnqueuer)

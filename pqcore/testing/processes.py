@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Mode
 from pqcore.errors import LeaseLost
 from pqcore.queue import PQ

@@ -10,7 +10,7 @@ from pqcore.errors import ConfigurationError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from pqcore.aio import AsyncPQ
+    from pqcore.async_queue import AsyncPQ
     from pqcore.queue import PQ
 
 __all__ = ["web_app"]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.connections import redact
 from pqcore.engine import Engine
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pqcore.errors import ConfigurationError
 from pqcore.operations import leasing
 from pqcore.tasks.declaring import TaskDeclarations, logger
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.chores import Chores
 from pqcore.worker.execution import Execution

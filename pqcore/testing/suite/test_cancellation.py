@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pqcore import waiting
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
 from pqcore.connections import lent
 from pqcore.errors import TransactionAborted

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, PQError
 from pqcore.identifiers import TableName
 from pqcore.job import Moment
-from pqcore.letters import DeadLetter
-from pqcore.options import Dedup
+from pqcore.put_options import Dedup
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
 

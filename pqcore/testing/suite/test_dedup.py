@@ -13,7 +13,7 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DuplicateJob, InvalidTimeSpec, PQError
 from pqcore.identifiers import TableName
-from pqcore.options import MAX_KEY, Dedup
+from pqcore.put_options import MAX_KEY, Dedup
 from pqcore.testing.harness import PATIENCE, Harness
 
 PUTTERS = 25

@@ -9,7 +9,7 @@ import pytest
 from pqcore.errors import IdTaken, JobNotFound, ResultTimeout
 from pqcore.identifiers import TableName
 from pqcore.operations import moving, results
-from pqcore.options import Dedup
+from pqcore.put_options import Dedup
 from pqcore.testing.harness import Harness
 from pqcore.testing.portal import unwrapped
 

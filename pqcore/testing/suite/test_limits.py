@@ -19,7 +19,7 @@ from pqcore.dialect import ADMISSION
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
 from pqcore.identifiers import TableName, quote
 from pqcore.operations import contention, gating
-from pqcore.options import MAX_KEY
+from pqcore.put_options import MAX_KEY
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Notes

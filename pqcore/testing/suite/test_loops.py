@@ -12,7 +12,7 @@ from weakref import WeakSet, ref
 
 import pytest
 
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.server import prepared

@@ -14,7 +14,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import InvalidName, UnknownSerializer
-from pqcore.options import MAX_KEY, Dedup
+from pqcore.put_options import MAX_KEY, Dedup
 from pqcore.testing.harness import INDEXES, PATIENCE, Harness, all_tables
 from pqcore.waiting import Listener
 

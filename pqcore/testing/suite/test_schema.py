@@ -28,7 +28,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.identifiers import quote
-from pqcore.options import Dedup
+from pqcore.put_options import Dedup
 from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_tables
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pqcore import runtime, sessions, waiting
-from pqcore.aio import AsyncPQ
+from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
 from pqcore.identifiers import channel

@@ -24,7 +24,7 @@ from pqcore.errors import (
     SerializationError,
 )
 from pqcore.identifiers import TableName
-from pqcore.options import RESERVED
+from pqcore.put_options import RESERVED
 from pqcore.tasks import (
     Dedup,
     Discard,

@@ -9,7 +9,7 @@ import pytest
 
 from pqcore.errors import LeaseLost, NotStored
 from pqcore.identifiers import TableName, quote
-from pqcore.options import Dedup
+from pqcore.put_options import Dedup
 from pqcore.testing.harness import Harness
 
 MOST = 2**31 - 1

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
-from pqcore.letters import DeadLetter
 from pqcore.operations.counting import QueueFigures
 from pqcore.operations.listing import StoredJob, WholeJob
 

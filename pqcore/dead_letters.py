@@ -11,7 +11,7 @@ from pqcore.operations import letters
 from pqcore.runtime import drive
 
 if TYPE_CHECKING:
-    from pqcore.aio import AsyncQueue
+    from pqcore.async_queue import AsyncQueue
     from pqcore.queue import Queue
     from pqcore.settings import QueueSettings
 

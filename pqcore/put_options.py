@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.identifiers import check_text
 from pqcore.serializers.plain_json import check_json
-from pqcore.timespec import seconds
+from pqcore.times import seconds
 
 MAX_KEY = 500
 """Bytes: the most that a dedup key, group or limit may have."""
