@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None, *, name: str = "pqcore") -> int
         return 2
     del click
     from pqcore.cli.app import app
-    from pqcore.cli.ending import leave
+    from pqcore.cli.exit import leave
 
     try:
         code: object = app.main(args=arguments, prog_name=name)

@@ -13,13 +13,13 @@ from pqcore.cli import (
     dead,
     doctor,
     encodings,
-    figures,
-    installed,
     jobs,
     mcp,
+    new_backend,
+    plugins,
     queues,
-    scaffold,
     serializers,
+    stats,
     tables,
     web,
     worker,
@@ -28,7 +28,7 @@ from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
 GROUPS = (
-    tables, worker, queues, jobs, dead, figures, doctor, encodings, mcp, serializers, installed, scaffold, bench, web,
+    tables, worker, queues, jobs, dead, stats, doctor, encodings, mcp, serializers, plugins, new_backend, bench, web,
 )  # fmt: skip
 """Modules of commands; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"

@@ -46,7 +46,7 @@ class Command(BaseCommand):
         except ImportError as exc:
             raise CommandError(f"manage.py pqcore needs {exc.name}: pip install 'pqcore[cli]'") from exc
         from pqcore.cli.app import app
-        from pqcore.cli.ending import leave
+        from pqcore.cli.exit import leave
 
         try:
             pq = pqs[options["using"]]
