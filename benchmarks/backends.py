@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Mode
+from pqcore.db.runtime import drive
 from pqcore.errors import BackendNotInstalled
 from pqcore.plugins import plugins
-from pqcore.runtime import drive
 from pqcore.tasks import PQ, AsyncPQ
 
 T = TypeVar("T")

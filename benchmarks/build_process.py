@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import pqcore
+from pqcore.db.runtime import drive
 from pqcore.errors import PQError
-from pqcore.runtime import drive
 
 from . import load_generators, presets
 from .backends import closed, contenders

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
+from pqcore.db.runtime import drive
 from pqcore.errors import PQError
-from pqcore.runtime import drive
 
 from .backends import Contender, Place, awaitable, closed
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from pqcore.connections import Opener
+from pqcore.db.runtime import drive
+from pqcore.db.sources import Opener
 from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.runtime import drive
 from pqcore.statement import plain
 from pqcore.testing.portal import Portal
 

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
-from pqcore.connections import Opener
+from pqcore.db.sources import Opener
 from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
@@ -292,7 +292,7 @@ class Duel:
 
     async def _beside(self, pq: Any) -> BareLoop | None:
         """Return the bare loop, over the connection that pqcore has by then, and uses in its own turns."""
-        from pqcore.connections import lent  # not in every build that `against` measures
+        from pqcore.db.sources import lent  # not in every build that `against` measures
 
         statements = Statements(self._table.place, self._contender.spec.paramstyle)
         made: BareLoop | None = await lent(

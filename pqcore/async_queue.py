@@ -14,8 +14,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from pqcore.db.engine import Engine, Leaving
+from pqcore.db.runtime import AsyncioRuntime
 from pqcore.dead_letters import AsyncDeadLetters
-from pqcore.engine import Engine, Leaving
 from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.operations import (
@@ -36,7 +37,6 @@ from pqcore.operations.listing import StoredJob
 from pqcore.operations.managing import QueueStats
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
-from pqcore.runtime import AsyncioRuntime
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.times import TimeSpec

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from pqcore.db.runtime import drive
 from pqcore.job import BaseJob, Moment
 from pqcore.operations import letters
-from pqcore.runtime import drive
 
 if TYPE_CHECKING:
     from pqcore.async_queue import AsyncQueue

@@ -15,8 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from threading import Lock
 
+from pqcore.db.runtime import Event
 from pqcore.errors import PQError
-from pqcore.runtime import Event
 
 BLIND_POLL = 0.25
 """Seconds between looks while nothing can wake a waiter."""

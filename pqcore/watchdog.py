@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 if TYPE_CHECKING:
-    from pqcore.connections import Opener
+    from pqcore.db.sources import Opener
 
 LOOK = 0.5
 """Seconds between two looks at all connections, at most."""

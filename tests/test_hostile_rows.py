@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pqcore import PQError, json_views, tasks
 from pqcore.cli.app import app
+from pqcore.db.runtime import drive
 from pqcore.operations import listing
-from pqcore.runtime import drive
 from pqcore.worker import Worker
 
 CALL: dict[str, Any] = {"function": "hostile.work", "args": [], "kwargs": {}}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pqcore import PQ, AsyncPQ, settings, shared_look, tasks, waiting
+from pqcore import PQ, AsyncPQ, settings, shared_look, tasks
+from pqcore.db import listener as waiting
 from pqcore.identifiers import channel
 from pqcore.testing.harness import PATIENCE, patiently
 

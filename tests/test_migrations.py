@@ -29,9 +29,9 @@ from psycopg.pq import TransactionStatus
 
 from pqcore import PQ, schema, tasks
 from pqcore.cli.app import app
+from pqcore.db.runtime import drive
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
-from pqcore.runtime import drive
-from pqcore.sessions import CoreSession
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.databases import at_database
 from pqcore.testing.harness import PATIENCE

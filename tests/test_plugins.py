@@ -20,10 +20,10 @@ import pytest
 import pqcore
 from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Queue, QueueIterator, hookimpl
 from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
+from pqcore.db.runtime import drive
 from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
 from pqcore.events import PutEvent, tell
 from pqcore.plugins import PREFERENCE, Plugins, plugins
-from pqcore.runtime import drive
 
 DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}
 CORE = Path(pqcore.__file__).parent

@@ -14,9 +14,10 @@ import psycopg_pool
 import pytest
 
 from pooler import pooler
-from pqcore import PQ, engine, shared_look
+from pqcore import PQ, shared_look
 from pqcore.backend import BackendSpec
-from pqcore.connections import POOLED
+from pqcore.db import engine
+from pqcore.db.sources import POOLED
 from pqcore.plugins import plugins
 from pqcore.testing.harness import Harness
 

@@ -15,7 +15,9 @@ import psycopg2.pool
 import psycopg_pool
 import pytest
 
-from pqcore import PQ, AsyncPQ, connections, tasks, waiting
+from pqcore import PQ, AsyncPQ, tasks
+from pqcore.db import listener as waiting
+from pqcore.db import sources as connections
 from pqcore.errors import DatabaseError
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker

@@ -13,11 +13,11 @@ import click
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.cli.errors import remember, remember_none
-from pqcore.connections import redact
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
+from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, PQError, UnknownBackend
 from pqcore.queue import PQ
-from pqcore.runtime import drive
 from pqcore.settings import QueueSettings
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
 from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, unencodable, write
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations import listing, managing, moving, putting, taking

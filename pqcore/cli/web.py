@@ -11,7 +11,7 @@ import click
 from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed, Wrong
 from pqcore.cli.options import duration, with_database
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.net import is_loopback
 from pqcore.web import web_app

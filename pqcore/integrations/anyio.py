@@ -27,14 +27,14 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import AFTER_CANCEL, drive
+from pqcore.db.session import CoreSession
 from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import leasing, taking
 from pqcore.operations.encoding import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
-from pqcore.runtime import AFTER_CANCEL, drive
-from pqcore.sessions import CoreSession
 from pqcore.settings import KEPT_QUEUES, logger
 from pqcore.times import TimeSpec
 

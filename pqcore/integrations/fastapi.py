@@ -24,11 +24,11 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore.async_queue import AsyncPQ
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
 from pqcore.errors import ConfigurationError
 from pqcore.operations import managing
 from pqcore.queue import PQ
-from pqcore.runtime import drive
 from pqcore.settings import logger
 from pqcore.worker import Worker
 

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias, cast
 import sqlalchemy
 
 from pqcore import schema
+from pqcore.db.runtime import BlockingRuntime, drive
+from pqcore.db.session import CoreSession, Defaults, translate
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.runtime import BlockingRuntime, drive
-from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.statement import Query
 
 Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]

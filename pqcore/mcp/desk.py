@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import anyio.to_thread
 
 from pqcore.async_queue import AsyncPQ
-from pqcore.connections import redact
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
+from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.mcp import LIMIT
 from pqcore.queue import PQ
-from pqcore.runtime import drive
 from pqcore.settings import QueueSettings
 
 T = TypeVar("T")

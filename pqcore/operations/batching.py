@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied
 from pqcore.headers import check_link
 from pqcore.operations.putting import insert
@@ -20,7 +21,6 @@ from pqcore.operations.serializing import encode
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import not_stored
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings, logger
 
 HOLD = 3_600.0

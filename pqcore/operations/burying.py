@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, DeserializationError, JobNotFound, Unreadable
 from pqcore.job import BaseJob
 from pqcore.operations.finishing import (
@@ -20,7 +21,6 @@ from pqcore.operations.finishing import (
 from pqcore.operations.leasing import lease_lost
 from pqcore.operations.letters import described
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
 from pqcore.job import Identity
@@ -17,7 +18,6 @@ from pqcore.operations.putting import NO_TIMES, as_element, identity, insert, in
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.plugins import plugins
-from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 
 

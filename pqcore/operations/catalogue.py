@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from pqcore import schema
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
 from pqcore.schema import sequences
-from pqcore.sessions import CoreSession
 from pqcore.statement import Query, compile_query, plain
 
 PQ_COLUMNS = {

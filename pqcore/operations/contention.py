@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from pqcore.runtime import backoff
+from pqcore.db.runtime import backoff
 
 PROBE = 0.25
 """Seconds for which a job is postponed whose key is locked by another transaction."""

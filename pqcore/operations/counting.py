@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.operations import listing, managing
 from pqcore.operations.managing import QueueStats
 from pqcore.settings import QueueSettings

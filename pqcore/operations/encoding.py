@@ -22,14 +22,14 @@ from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from pqcore.backend import Row
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.encoding_statements import ROWS, SLICE
-from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
 from pqcore.operations.transactions import atomic
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
-from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.statement import Query
 from pqcore.times import seconds

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore import schema
 from pqcore.backend import Capability, Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.fragments import IS_HIDDEN, IS_READY
 from pqcore.operations import encoding
@@ -27,7 +28,6 @@ from pqcore.operations.ticking import AHEAD
 from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
 from pqcore.serializers import held_keys, written_under
-from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]

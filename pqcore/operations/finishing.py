@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import backoff
+from pqcore.db.session import CoreSession
 from pqcore.errors import (
     AccessDenied,
     Closed,
@@ -42,8 +44,6 @@ from pqcore.operations.putting import insert
 from pqcore.operations.serializing import encode
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
-from pqcore.runtime import backoff
-from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings, logger
 
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]

@@ -31,12 +31,12 @@ from hashlib import sha256
 from typing import Any, TypeAlias
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession, is_above
 from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.operations.contention import PROBE, WAITS
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession, is_above
 from pqcore.settings import QueueSettings
 from pqcore.statement import Query
 

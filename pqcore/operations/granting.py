@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.identifiers import TableName, check_text, fit, quote
 from pqcore.operations.catalogue import ask
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
 from pqcore.statement import plain
 
 KINDS = ("producer", "consumer", "admin")

@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import TypeVar
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.operations.gating import gate_of, give_up, in_parts, lock_gates
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec, seconds
 

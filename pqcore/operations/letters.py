@@ -9,12 +9,12 @@ from datetime import timedelta
 from types import TracebackType
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.interrupts import is_from_outside
 from pqcore.operations.transactions import atomic, with_free_ids
 from pqcore.operations.unstored import not_stored
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 

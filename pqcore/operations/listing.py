@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
 from pqcore.job import Moment

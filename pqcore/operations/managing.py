@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from pqcore import schema
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
 from pqcore.identifiers import control_channel
@@ -17,7 +18,6 @@ from pqcore.operations.batching import Membership, count_down
 from pqcore.operations.results import put_time
 from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
 from pqcore.operations.gating import gate_of, give_up, lock_gates
 from pqcore.operations.managing import in_slices
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 from pqcore.upkeep_statements import KINDS

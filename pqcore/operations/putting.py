@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
 from pqcore.identifiers import channel
@@ -21,7 +22,6 @@ from pqcore.plugins import plugins
 from pqcore.put_options import Dedup, PutOptions, put_options
 from pqcore.serializers import json_encode
 from pqcore.serializers.plain_json import check_json
-from pqcore.sessions import CoreSession
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.times import TimeSpec, parse
 

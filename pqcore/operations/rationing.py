@@ -6,8 +6,8 @@ See https://en.wikipedia.org/wiki/Token_bucket.
 
 from __future__ import annotations
 
-from pqcore.engine import Engine
-from pqcore.sessions import CoreSession
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.settings import QueueSettings
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pqcore.backend import Row
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
 from pqcore.identifiers import results_channel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.operations import letters, listing
 from pqcore.operations.batching import without_batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.settings import Encoded, QueueSettings
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from pqcore.backend import Row
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.dialect import Finish
-from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.interrupts import let_through
 from pqcore.job import BaseJob
@@ -22,7 +23,6 @@ from pqcore.operations.gating import NotAdmittedError, admit, put_back
 from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
 from pqcore.operations.transactions import atomic
-from pqcore.sessions import CoreSession
 from pqcore.settings import QueueSettings, logger
 from pqcore.times import seconds
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
 from pqcore.settings import QueueSettings, logger
 
 AHEAD = timedelta(seconds=5)

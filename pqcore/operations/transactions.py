@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
+from pqcore.db.session import CoreSession
 from pqcore.errors import IdTaken
-from pqcore.sessions import CoreSession
 
 T = TypeVar("T")
 DRAWS = 20

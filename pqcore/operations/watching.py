@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.session import CoreSession
 from pqcore.identifiers import channel, control_channel
 from pqcore.job import Moment
 from pqcore.operations.catalogue import ask
-from pqcore.sessions import CoreSession
 
 MOST_SESSIONS = 500
 """Sessions that are listed, at most."""
@@ -91,7 +91,7 @@ async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
     return [Tick(row[0], row[1], moment) for row in rows if (moment := Moment.of(row[2])) is not None]
 
 
-# Who listens holds a shared lock on the channel (see pqcore.waiting). A lock's key of 64 bits is shown in two halves.
+# A listener holds a shared lock on the channel (see pqcore.db.listener). pg_locks shows its 64-bit key in two halves.
 _SESSIONS = f"""
 WITH place AS (
   SELECT name, of_worker, hashtextextended(channel, 7071) AS key

@@ -32,8 +32,8 @@ from pqcore.schema.partitions import Partitions
 from pqcore.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
+    from pqcore.db.session import CoreSession
     from pqcore.identifiers import TableName
-    from pqcore.sessions import CoreSession
 
 T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"

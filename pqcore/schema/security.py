@@ -10,7 +10,7 @@ from pqcore.identifiers import literal
 from pqcore.statement import plain
 
 if TYPE_CHECKING:
-    from pqcore.sessions import CoreSession
+    from pqcore.db.session import CoreSession
 
 COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 """What a policy may be for, as the catalogue has it."""

@@ -15,8 +15,8 @@ from pqcore.schema import in_short_transactions
 from pqcore.statement import plain
 
 if TYPE_CHECKING:
+    from pqcore.db.session import CoreSession
     from pqcore.identifiers import TableName
-    from pqcore.sessions import CoreSession
 
 HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
     "table": (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+from pqcore.db.runtime import drive
+from pqcore.db.session import CoreSession, Defaults
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.runtime import drive
-from pqcore.sessions import CoreSession, Defaults
 from pqcore.statement import Query
 
 _ANSWERS: dict[str, list[list[bool | str]]] = {

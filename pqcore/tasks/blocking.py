@@ -15,7 +15,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore import queue as core
-from pqcore.connections import CallersConnection
+from pqcore.db.runtime import backoff, drive
+from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.interrupts import handle_kept, leaves, let_through, put_off
@@ -25,7 +26,6 @@ from pqcore.operations.finishing import Outcome
 from pqcore.operations.leasing import beat
 from pqcore.plugins import plugins
 from pqcore.put_options import put_options_of
-from pqcore.runtime import backoff, drive
 from pqcore.serializers import Serializer
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
@@ -37,7 +37,7 @@ from pqcore.tasks.running import SLOW, as_failure, caller, completed, conclude, 
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
-    from pqcore.sessions import CoreSession
+    from pqcore.db.session import CoreSession
 
 LOOK_FOR_LOST = 30.0
 """Seconds between looks of `Queue.work` for batches whose jobs are gone."""

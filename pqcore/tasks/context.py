@@ -8,11 +8,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from pqcore import interrupts
+from pqcore.db.runtime import drive
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
 from pqcore.operations.finishing import Outcome, finish
 from pqcore.operations.leasing import lease_lost
 from pqcore.operations.stored import StoredPut
-from pqcore.runtime import drive
 from pqcore.serializers import json_encode
 
 if TYPE_CHECKING:

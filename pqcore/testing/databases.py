@@ -18,11 +18,11 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, drive
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.identifiers import TableName, quote
 from pqcore.operations import managing
-from pqcore.runtime import AsyncioRuntime, BlockingRuntime, drive
 from pqcore.settings import logger
 from pqcore.statement import plain
 from pqcore.testing.server import with_options
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pqcore.backend import Row
-    from pqcore.sessions import CoreSession
+    from pqcore.db.session import CoreSession
 
 T = TypeVar("T")
 

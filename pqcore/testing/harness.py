@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 from pqcore import tasks
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import BackendSpec
-from pqcore.connections import Opener
+from pqcore.db.runtime import drive
+from pqcore.db.session import CoreSession
+from pqcore.db.sources import Opener
 from pqcore.identifiers import TableName, fit, quote
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
-from pqcore.runtime import drive
-from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import partitions, prepared, with_isolation, with_options

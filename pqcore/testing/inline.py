@@ -26,7 +26,7 @@ from pqcore.tasks.running import Run, as_failure, caller, completed, conclude, p
 from pqcore.testing.looking import is_call
 
 if TYPE_CHECKING:
-    from pqcore.engine import Engine
+    from pqcore.db.engine import Engine
 
 T = TypeVar("T")
 

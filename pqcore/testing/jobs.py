@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import async_queue
 from pqcore import queue as core
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
 from pqcore.dead_letters import DeadLetter
 from pqcore.dsns import scheme_of
-from pqcore.engine import Engine
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.operations import letters, managing, ticking
-from pqcore.runtime import drive
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations
 from pqcore.tasks.periodic import Periodic
@@ -44,7 +44,7 @@ from pqcore.times import TimeSpec, parse, seconds
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pqcore.sessions import CoreSession
+    from pqcore.db.session import CoreSession
 
 T = TypeVar("T")
 

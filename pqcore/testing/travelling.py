@@ -12,8 +12,8 @@ from pqcore.operations.transactions import atomic
 from pqcore.statement import Query
 
 if TYPE_CHECKING:
+    from pqcore.db.session import CoreSession
     from pqcore.identifiers import TableName
-    from pqcore.sessions import CoreSession
     from pqcore.tasks.periodic import Periodic
 
 MOST_TICKS = 10_000

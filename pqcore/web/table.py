@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from pqcore.async_queue import AsyncPQ
-from pqcore.connections import redact
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
+from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.queue import PQ
-from pqcore.runtime import drive
 from pqcore.settings import QueueSettings
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from pqcore.connections import CallersConnection
-from pqcore.engine import Engine
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import drive
+from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConfigurationError, PQError
-from pqcore.runtime import drive
 from pqcore.worker.executors import Threads
 
 T = TypeVar("T")

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.events import ENDS
 from pqcore.operations import finishing, gating, leasing
 from pqcore.operations.contention import PROBE
 from pqcore.operations.finishing import Endings, Outcome, Refusals
-from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
 from pqcore.worker.station import Floor, Station
 from pqcore.worker.telling import Teller

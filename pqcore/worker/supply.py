@@ -10,9 +10,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batching, finishing, taking
-from pqcore.runtime import backoff
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.popped import given_up_jobs
 from pqcore.worker.execution import Execution

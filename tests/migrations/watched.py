@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from pqcore import schema
 from pqcore.backend import Row
-from pqcore.connections import Opener
+from pqcore.db.runtime import BlockingRuntime, drive
+from pqcore.db.session import CoreSession
+from pqcore.db.sources import Opener
 from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.runtime import BlockingRuntime, drive
-from pqcore.sessions import CoreSession
 from pqcore.statement import Query, plain
 
 QUEUE = TableName("queue")

@@ -12,11 +12,11 @@ from django.db.models import TextField
 from django.db.models.functions import Cast, Left
 from django.utils.html import format_html
 
+from pqcore.db.runtime import drive
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
 from pqcore.operations import counting
 from pqcore.operations.listing import UNFINISHED, path_in
-from pqcore.runtime import drive
 
 HEAD = 300
 """Characters of the data in which a list looks for the path of a function."""

@@ -9,11 +9,11 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.db import Error as DatabaseError
 
 from pqcore import schema
+from pqcore.db.runtime import drive
 from pqcore.errors import PQError, SchemaTooNew
 from pqcore.integrations.django.configuration import configured
 from pqcore.integrations.django.queues import pqs
 from pqcore.operations import catalogue
-from pqcore.runtime import drive
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:

@@ -10,13 +10,13 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.operations.models import CreateModel
 
 from pqcore import schema
+from pqcore.db.runtime import drive
+from pqcore.db.session import CoreSession
 from pqcore.integrations.django.configuration import TableConfiguration, configured
 from pqcore.integrations.django.queues import pqs
 from pqcore.operations import managing
 from pqcore.operations.transactions import atomic
-from pqcore.runtime import drive
 from pqcore.schema.written import write_down
-from pqcore.sessions import CoreSession
 
 
 def unmanaged(model: Any) -> CreateModel:

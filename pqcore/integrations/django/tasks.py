@@ -20,6 +20,7 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
+from pqcore.db.runtime import drive
 from pqcore.errors import (
     ConfigurationError,
     InvalidName,
@@ -35,7 +36,6 @@ from pqcore.operations import listing
 from pqcore.operations.letters import described
 from pqcore.operations.listing import WholeJob
 from pqcore.plugins import importable
-from pqcore.runtime import drive
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
 from pqcore.tasks.running import end_of, failure_of

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from pqcore import waiting
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
-from pqcore.connections import lent
+from pqcore.db import listener as waiting
+from pqcore.db.sources import lent
 from pqcore.errors import TransactionAborted
 from pqcore.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently

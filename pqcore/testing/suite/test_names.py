@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
+from pqcore.db.listener import Listener
 from pqcore.errors import InvalidName, UnknownSerializer
 from pqcore.put_options import MAX_KEY, Dedup
 from pqcore.testing.harness import INDEXES, PATIENCE, Harness, all_tables
-from pqcore.waiting import Listener
 
 _letters = random.Random(1)
 LONGEST = "".join(_letters.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=2_000))  # an index cannot compress it

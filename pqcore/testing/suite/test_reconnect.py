@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pqcore import waiting
 from pqcore.backend import Capability
+from pqcore.db import listener as waiting
+from pqcore.db.listener import Listener
 from pqcore.errors import ConnectionLost, DatabaseError, PQError
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.waiting import Listener
 
 IDLE = 0.01
 """Seconds after which a connection counts as idle, and is looked at before it is used."""

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from pqcore import runtime, sessions, waiting
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
+from pqcore.db import listener as waiting
+from pqcore.db import runtime
+from pqcore.db import session as sessions
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
 from pqcore.identifiers import channel
 from pqcore.statement import Query

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from pqcore import waiting
 from pqcore.backend import Capability
+from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
 from pqcore.identifiers import channel
 from pqcore.plugins import plugins
@@ -551,7 +551,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
-    monkeypatch.setattr("pqcore.engine.BLIND_POLL", MOMENT)
+    monkeypatch.setattr("pqcore.db.engine.BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.shared_look.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
     source = queue._engine.source

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
+from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, TableMissing
-from pqcore.sessions import CoreSession
 from pqcore.statement import Query
 from pqcore.tasks import current
 from pqcore.testing.harness import PATIENCE, Harness

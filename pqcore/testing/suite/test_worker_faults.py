@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from pqcore import hookimpl, waiting
+from pqcore import hookimpl
 from pqcore.backend import Capability
+from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
 from pqcore.events import JobEvent
 from pqcore.identifiers import TableName, quote

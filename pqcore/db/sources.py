@@ -15,10 +15,10 @@ from urllib.parse import unquote
 from weakref import ref
 
 from pqcore.backend import bare, session_over
+from pqcore.db.runtime import Event, Runtime
+from pqcore.db.session import CoreSession, Defaults, translate
 from pqcore.dialect import Dialect
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
-from pqcore.runtime import Event, Runtime
-from pqcore.sessions import CoreSession, Defaults, translate
 from pqcore.settings import logger
 from pqcore.watchdog import watchdog
 

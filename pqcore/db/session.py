@@ -20,6 +20,7 @@ from types import coroutine
 from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncSession, Row, Session
+from pqcore.db.runtime import AFTER_CANCEL, Gate
 from pqcore.dialect import Dialect
 from pqcore.errors import (
     AccessDenied,
@@ -35,7 +36,6 @@ from pqcore.errors import (
     TransactionAborted,
     TransientError,
 )
-from pqcore.runtime import AFTER_CANCEL, Gate
 from pqcore.settings import logger
 from pqcore.statement import Query, plain, writes
 

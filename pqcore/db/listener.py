@@ -37,14 +37,14 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from pqcore.connections import CallersConnection, CallersPool, Source, lent
+from pqcore.db.runtime import Background, Event, Runtime, held
+from pqcore.db.sources import CallersConnection, CallersPool, Source, lent
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
-from pqcore.runtime import Background, Event, Runtime, held
 from pqcore.settings import logger
 from pqcore.shared_look import BLIND_POLL, Look, SharedLook, Sharer
 
 if TYPE_CHECKING:
-    from pqcore.sessions import CoreSession
+    from pqcore.db.session import CoreSession
 
 T = TypeVar("T")
 

@@ -26,7 +26,10 @@ from weakref import ref
 
 from pqcore.advice import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
-from pqcore.connections import (
+from pqcore.db.listener import Listener, SoleListener
+from pqcore.db.runtime import Gate, Kept, Runtime, drive
+from pqcore.db.session import NOTIFICATIONS_FULL, CoreSession
+from pqcore.db.sources import (
     CallersConnection,
     CallersPool,
     Lender,
@@ -50,14 +53,11 @@ from pqcore.errors import (
 )
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
-from pqcore.runtime import Gate, Kept, Runtime, drive
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
-from pqcore.sessions import NOTIFICATIONS_FULL, CoreSession
 from pqcore.settings import QueueSettings, logger
 from pqcore.shared_look import BLIND_POLL, LOOKS
 from pqcore.statement import Paramstyle, Query, plain
-from pqcore.waiting import Listener, SoleListener
 
 T = TypeVar("T")
 
