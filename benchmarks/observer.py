@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from pqcore.db.runtime import drive
 from pqcore.db.sources import Opener
-from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.statement import plain
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import plain
 from pqcore.testing.portal import Portal
 
 from .backends import Contender

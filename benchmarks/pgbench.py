@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pqcore.errors import PQError
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 from .environment import programs
 from .measurement import Bench, Table, Turn

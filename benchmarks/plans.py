@@ -26,10 +26,10 @@ import psycopg
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.dialect import REACH, Dialect
 from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
-from pqcore.statement import Query
+from pqcore.sql.dialect import REACH, Dialect
+from pqcore.sql.statement import Query
 from pqcore_backends.embedded import EmbeddedServer
 
 Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
@@ -561,8 +561,8 @@ The situations:
 
 {situations}
 
-`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see `pqcore/dialect.py` for
-the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more than {WHOLE:,} rows. Only the last
+`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see `pqcore/sql/dialect.py`
+for the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more than {WHOLE:,} rows. Only the last
 statements of the first table, which tell about any number of rows or remove them, may have such.
 
 ## Custom and generic plans

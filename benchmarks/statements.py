@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
-from pqcore.statement import Paramstyle, Query
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Paramstyle, Query
 
 from .backends import Place
 from .measurement import QUEUE

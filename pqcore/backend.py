@@ -27,7 +27,7 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from pqcore.statement import Paramstyle, Query
+from pqcore.sql.statement import Paramstyle, Query
 
 PLUGIN_API = 1
 """The version of this contract, and of that of hooks (`pqcore.hookspecs`); see docs/plugins.md."""

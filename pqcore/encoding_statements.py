@@ -1,6 +1,6 @@
 """The statements that look at how data are encoded, and that store re-encoded data.
 
-As those of `pqcore.dialect`, and under the same rules; compiled when the first of them is used.  A table is read in
+As those of `pqcore.sql.dialect`, and under the same rules; compiled when the first of them is used.  A table is read in
 slices, in the order of its ids, without locks.  A row is changed by itself, and only if nobody has changed it since it
 was read, and nobody has locked it.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pqcore.fragments import DUE_AT, OF_QUEUE
+from pqcore.sql.fragments import DUE_AT, OF_QUEUE
 
 if TYPE_CHECKING:
-    from pqcore.statement import Compile
+    from pqcore.sql.statement import Compile
 
 SLICE = 10_000
 """Rows that one statement looks at."""
@@ -110,7 +110,7 @@ class EncodingStatements:
         # The row is locked if it is as it was read, and nobody has it locked: a row that somebody works on is skipped,
         # so this waits for nobody, and is in no deadlock. Under a lease the data may change: the holder has read them.
         # What the holder puts as the job ends are the calls in the headers as they were read, so those stay while the
-        # lease lasts. Once it has run out, nobody can finish under it any more (see HELD in pqcore.fragments).
+        # lease lasts. Once it has run out, nobody can finish under it any more (see HELD in pqcore.sql.fragments).
         same = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
             " AND serializer IS NOT DISTINCT FROM :old_serializer::text"

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pqcore.backend import BackendSpec
-    from pqcore.dialect import Dialect
     from pqcore.events import JobEvent, PutEvent, ServerEvent
     from pqcore.serializers import Serializer
+    from pqcore.sql.dialect import Dialect
 
 hookspec = pluggy.HookspecMarker("pqcore")
 hookimpl = pluggy.HookimplMarker("pqcore")
@@ -44,7 +44,7 @@ def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer
 
 @hookspec(historic=True)
 def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
-    """Call ``register(dialect)`` for each subclass of `pqcore.dialect.Dialect` that the plugin brings.
+    """Call ``register(dialect)`` for each subclass of `pqcore.sql.dialect.Dialect` that the plugin brings.
 
     Called once a plugin, when it is loaded.
     """

@@ -25,7 +25,6 @@ import pluggy
 from pqcore import hookspecs
 from pqcore.advice import kind_of
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Mode, layers
-from pqcore.dialect import Dialect
 from pqcore.dsns import POSTGRESQL, scheme_of
 from pqcore.errors import (
     BackendNotInstalled,
@@ -38,6 +37,7 @@ from pqcore.errors import (
 from pqcore.serializers.protocol import fault_of
 from pqcore.serializers.wrapping import Wrapper
 from pqcore.spec_checks import check_spec
+from pqcore.sql.dialect import Dialect
 from pqcore.versions import too_old
 
 if TYPE_CHECKING:

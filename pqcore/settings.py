@@ -8,7 +8,6 @@ from itertools import islice
 from logging import getLogger
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pqcore.dialect import Retention
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
@@ -34,6 +33,7 @@ from pqcore.serializers import (
     pickle_loads,
     stored_name,
 )
+from pqcore.sql.dialect import Retention
 from pqcore.times import seconds
 
 logger = getLogger("pqcore")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pqcore.backend import TARGETS, BackendSpec, Capability, Mode
 from pqcore.errors import PluginError
-from pqcore.statement import Paramstyle
+from pqcore.sql.statement import Paramstyle
 
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

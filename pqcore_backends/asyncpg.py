@@ -17,7 +17,7 @@ from asyncpg.connect_utils import _cancel
 
 from pqcore.backend import ABORTED, Row, bare, session_over, shut
 from pqcore.errors import Closed
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from psycopg.types import array
 
 from pqcore.backend import ABORTED, Inbox, Row, bare, patience, readable, session_over, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
     from typing_extensions import Self

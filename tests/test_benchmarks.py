@@ -55,7 +55,7 @@ from pqcore.benchmarks import (
 from pqcore.cli.app import app
 from pqcore.errors import UnknownBackend
 from pqcore.plugins import plugins
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg import AsyncpgBackend
 from pqcore_backends.plugin import ASYNCPG, PSYCOPG, PSYCOPG2
 from pqcore_backends.psycopg import PsycopgBackend, PsycopgSession

@@ -10,9 +10,9 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
-from pqcore.statement import Query
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Query
 
 ROWS = 20_000
 N = 100

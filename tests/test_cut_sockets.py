@@ -13,7 +13,7 @@ import pytest
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConnectionLost, OutcomeUnknown
-from pqcore.statement import plain
+from pqcore.sql.statement import plain
 from pqcore_backends.asyncpg import AsyncpgBackend, AsyncpgSession
 
 

@@ -13,11 +13,11 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ, AsyncPQ
-from pqcore.dialect import Dialect
 from pqcore.errors import ConfigurationError
 from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
-from pqcore.statement import Query
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Query
 from pqcore.testing.commands import run
 
 NUMBER = 4

@@ -13,11 +13,11 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.dialect import Dialect
 from pqcore.encoding_statements import SLICE
 from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
-from pqcore.statement import Query
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Query
 
 ROWS = 50_000
 MOST_ROWS = 1_500

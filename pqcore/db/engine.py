@@ -40,7 +40,6 @@ from pqcore.db.sources import (
     Source,
     lent,
 )
-from pqcore.dialect import Dialect
 from pqcore.dsns import dsn_text, of_libpq
 from pqcore.errors import (
     AccessDenied,
@@ -57,7 +56,8 @@ from pqcore.schema import check_version
 from pqcore.schema.security import Security
 from pqcore.settings import QueueSettings, logger
 from pqcore.shared_look import BLIND_POLL, LOOKS
-from pqcore.statement import Paramstyle, Query, plain
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Paramstyle, Query, plain
 
 T = TypeVar("T")
 

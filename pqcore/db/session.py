@@ -21,7 +21,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncSession, Row, Session
 from pqcore.db.runtime import AFTER_CANCEL, Gate
-from pqcore.dialect import Dialect
 from pqcore.errors import (
     AccessDenied,
     ConnectionLost,
@@ -37,7 +36,8 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.settings import logger
-from pqcore.statement import Query, plain, writes
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Query, plain, writes
 
 T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]

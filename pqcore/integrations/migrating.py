@@ -15,7 +15,7 @@ from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.db.session import CoreSession, Defaults, translate
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]
 

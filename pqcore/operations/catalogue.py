@@ -12,7 +12,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
 from pqcore.schema import sequences
-from pqcore.statement import Query, compile_query, plain
+from pqcore.sql.statement import Query, compile_query, plain
 
 PQ_COLUMNS = {
     "id": "bigint",

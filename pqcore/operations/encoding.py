@@ -31,7 +31,7 @@ from pqcore.operations.transactions import atomic
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.settings import Encoded, QueueSettings
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 from pqcore.times import seconds
 
 STEP = 100

@@ -20,7 +20,6 @@ from pqcore.backend import Capability, Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
-from pqcore.fragments import IS_HIDDEN, IS_READY
 from pqcore.operations import encoding
 from pqcore.operations.catalogue import ask
 from pqcore.operations.finishing import PUT_OFF
@@ -28,7 +27,8 @@ from pqcore.operations.ticking import AHEAD
 from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
 from pqcore.serializers import held_keys, written_under
-from pqcore.statement import Query, plain
+from pqcore.sql.fragments import IS_HIDDEN, IS_READY
+from pqcore.sql.statement import Query, plain
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 

@@ -38,7 +38,7 @@ from pqcore.headers import read_headers
 from pqcore.operations.contention import PROBE, WAITS
 from pqcore.operations.transactions import atomic
 from pqcore.settings import QueueSettings
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 _GROUP = "group:"
 _LIMIT = "limit:"

@@ -10,7 +10,7 @@ from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.identifiers import TableName, check_text, fit, quote
 from pqcore.operations.catalogue import ask
 from pqcore.operations.transactions import atomic
-from pqcore.statement import plain
+from pqcore.sql.statement import plain
 
 KINDS = ("producer", "consumer", "admin")
 """A producer puts, and does not see what others put; a consumer takes and finishes too; an admin clears up as well."""

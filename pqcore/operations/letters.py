@@ -19,7 +19,7 @@ from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 
 MOST_REVIVED, MOST_PURGED = 1_000, 10_000
-"""Dead letters: the most that one statement deals with; the limits in `pqcore.task_statements`."""
+"""Dead letters: the most that one statement deals with; the limits in `pqcore.sql.task_statements`."""
 REASONS = ("failed", "crashed", "expired", "invalid", "unreadable")
 """Why jobs are dead letters."""
 MAX_TRACEBACK = 20_000

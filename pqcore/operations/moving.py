@@ -13,8 +13,8 @@ from pqcore.operations.gating import gate_of, give_up, lock_gates
 from pqcore.operations.managing import in_slices
 from pqcore.operations.transactions import atomic
 from pqcore.settings import QueueSettings
+from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds
-from pqcore.upkeep_statements import KINDS
 
 SLICE = 500
 """Jobs that are moved in one transaction."""

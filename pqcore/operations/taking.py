@@ -12,7 +12,6 @@ from typing import Any
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
-from pqcore.dialect import Finish
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.interrupts import let_through
 from pqcore.job import BaseJob
@@ -24,6 +23,7 @@ from pqcore.operations.leasing import give_back
 from pqcore.operations.rationing import draw, refund
 from pqcore.operations.transactions import atomic
 from pqcore.settings import QueueSettings, logger
+from pqcore.sql.dialect import Finish
 from pqcore.times import seconds
 
 BEHIND = 20

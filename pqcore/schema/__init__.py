@@ -29,7 +29,7 @@ from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, Sche
 from pqcore.identifiers import literal, unquoted
 from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
-from pqcore.statement import Query, compile_query, plain
+from pqcore.sql.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pqcore.errors import AccessDenied
 from pqcore.identifiers import literal
-from pqcore.statement import plain
+from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pqcore.identifiers import literal
 from pqcore.schema import in_short_transactions
-from pqcore.statement import plain
+from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession

@@ -9,7 +9,7 @@ from pqcore.db.runtime import drive
 from pqcore.db.session import CoreSession, Defaults
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 _ANSWERS: dict[str, list[list[bool | str]]] = {
     "find_table": [[False, False, "read committed"]],

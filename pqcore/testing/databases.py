@@ -24,7 +24,7 @@ from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError,
 from pqcore.identifiers import TableName, quote
 from pqcore.operations import managing
 from pqcore.settings import logger
-from pqcore.statement import plain
+from pqcore.sql.statement import plain
 from pqcore.testing.server import with_options
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pqcore.db.sources import Opener
 from pqcore.identifiers import TableName, fit, quote
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
-from pqcore.statement import Query, plain
+from pqcore.sql.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import partitions, prepared, with_isolation, with_options
 from pqcore.worker import Worker

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pqcore.errors import PQError
-from pqcore.fragments import DUE_AT, JOB
 from pqcore.job import BaseJob, Moment
+from pqcore.sql.fragments import DUE_AT, JOB
 from pqcore.tasks.declaring import Task
 from pqcore.times import TimeSpec, parse, seconds
 

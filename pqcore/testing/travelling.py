@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pqcore.errors import ConfigurationError
 from pqcore.operations.transactions import atomic
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession

@@ -12,10 +12,10 @@ from pqcore.backend import Row
 from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.db.session import CoreSession
 from pqcore.db.sources import Opener
-from pqcore.dialect import Dialect
 from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
-from pqcore.statement import Query, plain
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.statement import Query, plain
 
 QUEUE = TableName("queue")
 

@@ -13,7 +13,7 @@ from pg8000.converters import PY_TYPES, make_param
 
 from pqcore.backend import ABORTED, Row, readable, shut
 from pqcore.identifiers import quote
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 from pqcore_pg8000.dsn import arguments, reach
 
 CHANGED_RESULT = "0A000"

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
-from pqcore.dialect import ADMISSION
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
 from pqcore.identifiers import TableName, quote
 from pqcore.operations import contention, gating
 from pqcore.put_options import MAX_KEY
+from pqcore.sql.dialect import ADMISSION
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Notes

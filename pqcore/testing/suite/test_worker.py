@@ -13,7 +13,7 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, TableMissing
-from pqcore.statement import Query
+from pqcore.sql.statement import Query
 from pqcore.tasks import current
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Latch, Notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pqcore.fragments import AFTER_WAY, AGAIN, COLUMNS, MADE_WAY, come_back
+from pqcore.sql.fragments import AFTER_WAY, AGAIN, COLUMNS, MADE_WAY, come_back
 
 _NOTIFIED = ", pg_notify(:channel::text, '')::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DUE_AT = "coalesce(schedule_at, enqueued_at)"
-# The three classes of waiting rows, each of an index; see pqcore.dialect.
+# The three classes of waiting rows, each of an index; see pqcore.sql.dialect.
 IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
 IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
 IS_HIDDEN = (

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from pqcore.backend import Capability
-from pqcore.dialect import Dialect
-from pqcore.dialects.rewording import of_unique_ids, quiet
 from pqcore.hookspecs import hookimpl
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.rewrite import of_unique_ids, quiet
 
 _LOCKS = "pqcore locks"
 """The queue under whose name keys are locked."""

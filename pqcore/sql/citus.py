@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from pqcore.backend import Capability
-from pqcore.dialect import Dialect
-from pqcore.dialects.rewording import keyed_by_queue, of_unique_ids, quiet
 from pqcore.hookspecs import hookimpl
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.rewrite import keyed_by_queue, of_unique_ids, quiet
 
 _NOW = "statement_timestamp()"
 _TAKEN = ", ".join(f"c{place}" for place in range(1, 12))

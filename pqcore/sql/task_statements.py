@@ -1,6 +1,6 @@
 """The statements of tasks and workers: keys, limits, retries, dead letters, results, ticks.
 
-As those of `pqcore.dialect`, and under the same rules.  Places under a
+As those of `pqcore.sql.dialect`, and under the same rules.  Places under a
 concurrency limit, and turns in a FIFO group, are given and given up under an
 advisory lock of the key (`lock_keys`, held to the end of the transaction); the
 statements that follow it in the transaction have newer snapshots (READ COMMITTED),
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pqcore.fragments import (
+from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
     DUE_AT,
@@ -34,8 +34,8 @@ from pqcore.fragments import (
 )
 
 if TYPE_CHECKING:
-    from pqcore.dialect import Retention
-    from pqcore.statement import Compile, Query
+    from pqcore.sql.dialect import Retention
+    from pqcore.sql.statement import Compile, Query
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"

@@ -35,7 +35,9 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pqcore.backend import Capability
 from pqcore.encoding_statements import EncodingStatements
-from pqcore.fragments import (
+from pqcore.identifiers import TableName
+from pqcore.sql.admin_statements import UpkeepStatements
+from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
     DUE_AT,
@@ -59,10 +61,8 @@ from pqcore.fragments import (
     TIMES,
     URGENT_ORDER,
 )
-from pqcore.identifiers import TableName
-from pqcore.statement import Paramstyle, Query, compile_query
-from pqcore.task_statements import TaskStatements
-from pqcore.upkeep_statements import UpkeepStatements
+from pqcore.sql.statement import Paramstyle, Query, compile_query
+from pqcore.sql.task_statements import TaskStatements
 
 Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]

@@ -1,6 +1,6 @@
 """The statements of operators: listing jobs, running them again, moving them.
 
-As those of `pqcore.dialect`, and under the same rules.  None is on the way of a job that
+As those of `pqcore.sql.dialect`, and under the same rules.  None is on the way of a job that
 is put and taken, so they are compiled when the first of them is used.  What lists
 jobs takes no lock.  What changes them changes a slice of rows a statement, and skips
 those that somebody has locked: who holds one is working on it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pqcore.fragments import (
+from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
     DUE_AT,
@@ -30,7 +30,7 @@ from pqcore.fragments import (
 )
 
 if TYPE_CHECKING:
-    from pqcore.statement import Compile
+    from pqcore.sql.statement import Compile
 
 SLICE = 10_000
 """Rows that one statement looks at where no index leads to those that are wanted."""

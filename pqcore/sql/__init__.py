@@ -1,0 +1,1 @@
+"""Statements, fragments and identifiers of SQL, and the dialects that rewrite them."""
