@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pqcore.identifiers import TableName, quote
+from pqcore.sql.identifiers import TableName, quote
 
 from .backends import Contender, Place, closed
 from .load_generators import Crew, Done, Kind, Part, together

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from pqcore.db.runtime import drive
 from pqcore.db.sources import Opener
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import plain
 from pqcore.testing.portal import Portal
 

@@ -26,9 +26,9 @@ import psycopg
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
 from pqcore.sql.dialect import REACH, Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 from pqcore_backends.embedded import EmbeddedServer
 

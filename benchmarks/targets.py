@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
 from pqcore.db.sources import Opener
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 
 from . import pgbench
 from .actions import DATA

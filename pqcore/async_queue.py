@@ -17,7 +17,6 @@ from weakref import WeakValueDictionary
 from pqcore.db.engine import Engine, Leaving
 from pqcore.db.runtime import AsyncioRuntime
 from pqcore.dead_letters import AsyncDeadLetters
-from pqcore.identifiers import TableName
 from pqcore.job import AsyncJob
 from pqcore.operations import (
     burying,
@@ -39,6 +38,7 @@ from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
+from pqcore.sql.identifiers import TableName
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:

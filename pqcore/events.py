@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from pqcore.interrupts import is_from_outside
+from pqcore.db.interrupts import is_from_outside
 from pqcore.plugins import plugins
 from pqcore.settings import logger
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pqcore.identifiers import MAX_QUEUE_NAME, check_text
 from pqcore.put_options import MAX_KEY
+from pqcore.sql.identifiers import MAX_QUEUE_NAME, check_text
 
 LONGEST = 100_000_000_000
 """Seconds, three thousand years: a later time may be more than Python can tell."""

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from pqcore import hookspecs
-from pqcore.advice import kind_of
+from pqcore.argument_hints import kind_of
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Mode, layers
-from pqcore.dsns import POSTGRESQL, scheme_of
+from pqcore.backend_checks import check_spec
+from pqcore.db.dsn_arguments import POSTGRESQL, scheme_of
 from pqcore.errors import (
     BackendNotInstalled,
     ConfigurationError,
@@ -36,7 +37,6 @@ from pqcore.errors import (
 )
 from pqcore.serializers.protocol import fault_of
 from pqcore.serializers.wrapping import Wrapper
-from pqcore.spec_checks import check_spec
 from pqcore.sql.dialect import Dialect
 from pqcore.versions import too_old
 

@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, SerializationError
-from pqcore.identifiers import check_text
 from pqcore.serializers.plain_json import check_json
+from pqcore.sql.identifiers import check_text
 from pqcore.times import seconds
 
 MAX_KEY = 500

@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 from pqcore.db.engine import Engine, Leaving
 from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.dead_letters import DeadLetters
-from pqcore.identifiers import TableName
 from pqcore.job import Job
 from pqcore.operations import (
     burying,
@@ -33,6 +32,7 @@ from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
+from pqcore.sql.identifiers import TableName
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from itertools import islice
 from logging import getLogger
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
@@ -17,8 +18,6 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
-from pqcore.interrupts import is_from_outside
 from pqcore.operations.bounds import LowerBound
 from pqcore.operations.contention import Contention
 from pqcore.plugins import plugins
@@ -34,6 +33,7 @@ from pqcore.serializers import (
     stored_name,
 )
 from pqcore.sql.dialect import Retention
+from pqcore.sql.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
 from pqcore.times import seconds
 
 logger = getLogger("pqcore")

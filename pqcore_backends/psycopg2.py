@@ -21,7 +21,7 @@ from psycopg2.pool import PoolError, ThreadedConnectionPool
 
 from pqcore.backend import ABORTED, Row, bare, patience, readable, session_over, shut, unicode
 from pqcore.errors import Closed, PoolTimeout
-from pqcore.identifiers import quote
+from pqcore.sql.identifiers import quote
 from pqcore.sql.statement import Query
 
 _names = itertools.count()

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from pooler import pooler
 from pqcore import PQ, tasks
 from pqcore.cli.app import app
-from pqcore.identifiers import TableName
 from pqcore.operations import examining
 from pqcore.schema import sequences
 from pqcore.schema.declared import declared_tables
+from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker
 

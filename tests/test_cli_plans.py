@@ -10,8 +10,8 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.identifiers import TableName
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
 ROWS = 20_000

@@ -13,12 +13,12 @@ from pqcore import PQ
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, NotSupported, PluginError
 from pqcore.hookspecs import hookimpl
-from pqcore.identifiers import TableName
 from pqcore.plugins import Plugins, plugins
 from pqcore.schema import migrations
 from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query, plain
 from pqcore.testing.harness import Harness
 from pqcore.testing.suite import test_dedup, test_limits, test_results

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pqcore import PQ, AsyncPQ, settings, shared_look, tasks
+from pqcore import PQ, AsyncPQ, settings, tasks
 from pqcore.db import listener as waiting
-from pqcore.identifiers import channel
+from pqcore.db import shared_poll as shared_look
+from pqcore.sql.identifiers import channel
 from pqcore.testing.harness import PATIENCE, patiently
 
 

@@ -14,9 +14,9 @@ from psycopg import sql
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 from pqcore.testing.commands import run
 

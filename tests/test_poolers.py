@@ -14,9 +14,10 @@ import psycopg_pool
 import pytest
 
 from pooler import pooler
-from pqcore import PQ, shared_look
+from pqcore import PQ
 from pqcore.backend import BackendSpec
 from pqcore.db import engine
+from pqcore.db import shared_poll as shared_look
 from pqcore.db.sources import POOLED
 from pqcore.plugins import plugins
 from pqcore.testing.harness import Harness

@@ -13,10 +13,10 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.encoding_statements import SLICE
-from pqcore.identifiers import TableName
 from pqcore.operations.bounds import LowerBound
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.encoding_statements import SLICE
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
 ROWS = 50_000

@@ -216,7 +216,7 @@ def test_key_is_changed_in_whatever_layer_it_is(pq: PQ, make: Any) -> None:
 def test_slices_meet_without_a_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more rows than a slice has, all are written, whatever their ids."""
     monkeypatch.setattr(encoding, "SLICE", 7)
-    monkeypatch.setattr("pqcore.encoding_statements.SLICE", 7)
+    monkeypatch.setattr("pqcore.sql.encoding_statements.SLICE", 7)
     ids = [-(2**60), -1, 0, *range(5, 40), 2**62]
     with pq["q"] as cursor:
         for number in ids:

@@ -17,7 +17,7 @@ from psycopg import sql
 from pqcore import Dedup, tasks
 from pqcore.cli.app import app
 from pqcore.errors import AccessDenied
-from pqcore.identifiers import TableName
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.worker import Worker
 

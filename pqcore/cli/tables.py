@@ -14,9 +14,9 @@ from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
 from pqcore.errors import TableMissing
-from pqcore.identifiers import quote
 from pqcore.operations import catalogue, granting, managing
 from pqcore.schema.sequences import IdSequence
+from pqcore.sql.identifiers import quote
 
 _sequences_option = click.option(
     "--set-sequences", is_flag=True, help="Also set sequences that are behind the ids that are there beyond them."

@@ -24,11 +24,13 @@ from threading import get_ident
 from typing import Any, TypeAlias, TypeVar
 from weakref import ref
 
-from pqcore.advice import instead_of_connection, instead_of_target, kind_of
+from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
+from pqcore.db.dsn_arguments import dsn_text, of_libpq
 from pqcore.db.listener import Listener, SoleListener
 from pqcore.db.runtime import Gate, Kept, Runtime, drive
 from pqcore.db.session import NOTIFICATIONS_FULL, CoreSession
+from pqcore.db.shared_poll import BLIND_POLL, LOOKS
 from pqcore.db.sources import (
     CallersConnection,
     CallersPool,
@@ -40,7 +42,6 @@ from pqcore.db.sources import (
     Source,
     lent,
 )
-from pqcore.dsns import dsn_text, of_libpq
 from pqcore.errors import (
     AccessDenied,
     ConfigurationError,
@@ -50,13 +51,12 @@ from pqcore.errors import (
     TransactionOrderError,
     TransientError,
 )
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins, unwrap
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
 from pqcore.settings import QueueSettings, logger
-from pqcore.shared_look import BLIND_POLL, LOOKS
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query, plain
 
 T = TypeVar("T")

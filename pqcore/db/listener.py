@@ -38,10 +38,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.db.runtime import Background, Event, Runtime, held
+from pqcore.db.shared_poll import BLIND_POLL, Look, SharedLook, Sharer
 from pqcore.db.sources import CallersConnection, CallersPool, Source, lent
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.settings import logger
-from pqcore.shared_look import BLIND_POLL, Look, SharedLook, Sharer
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession

@@ -161,7 +161,7 @@ class CoreSession:
         errors: What its driver raises.
         suspends: Whether its methods are to be awaited.
         defaults: What is known of the defaults of this connection, and of others like it.
-        limit: Seconds that a call may wait for the server's answer; None for no limit. See `pqcore.watchdog`.
+        limit: Seconds that a call may wait for the server's answer; None for no limit. See `pqcore.db.watchdog`.
     """
 
     def __init__(

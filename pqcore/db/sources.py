@@ -17,10 +17,10 @@ from weakref import ref
 from pqcore.backend import bare, session_over
 from pqcore.db.runtime import Event, Runtime
 from pqcore.db.session import CoreSession, Defaults, translate
+from pqcore.db.watchdog import watchdog
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
 from pqcore.settings import logger
 from pqcore.sql.dialect import Dialect
-from pqcore.watchdog import watchdog
 
 T = TypeVar("T")
 

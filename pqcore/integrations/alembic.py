@@ -13,10 +13,10 @@ except ImportError as exc:
 import sqlalchemy
 
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName
 from pqcore.integrations.migrating import Operation, create, run_on
 from pqcore.schema import drop
 from pqcore.schema.written import write_down
+from pqcore.sql.identifiers import TableName
 
 
 def upgrade_queue(table: str = "queue", schema: str | None = None) -> None:

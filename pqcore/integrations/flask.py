@@ -28,15 +28,15 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore import queue as core
+from pqcore.db.dsn_arguments import dsn_text
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import BlockingRuntime
-from pqcore.dsns import dsn_text
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent
 from pqcore.hookspecs import hookimpl
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.settings import QueueSettings
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ
 
 EXTENSION = "pqcore"

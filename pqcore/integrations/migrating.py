@@ -13,8 +13,8 @@ import sqlalchemy
 from pqcore import schema
 from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.db.session import CoreSession, Defaults, translate
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
 Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]

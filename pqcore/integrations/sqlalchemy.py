@@ -21,13 +21,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import BLANK_SCHEMA, CreateSchema, conv
 
-from pqcore.advice import kind_of
-from pqcore.dsns import dsn_text
+from pqcore.argument_hints import kind_of
+from pqcore.db.dsn_arguments import dsn_text
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName, fit
 from pqcore.integrations.migrating import create, create_anew, run_on
 from pqcore.schema import drop
 from pqcore.schema.declared import DeclaredColumn, DeclaredTable, declared_tables
+from pqcore.sql.identifiers import TableName, fit
 from pqcore.tasks import PQ, AsyncPQ
 
 # An engine's

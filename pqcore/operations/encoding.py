@@ -24,13 +24,13 @@ from typing import Any, NamedTuple, TypeAlias
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
-from pqcore.encoding_statements import ROWS, SLICE
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
 from pqcore.operations.transactions import atomic
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.settings import Encoded, QueueSettings
+from pqcore.sql.encoding_statements import ROWS, SLICE
 from pqcore.sql.statement import Query
 from pqcore.times import seconds
 
@@ -479,7 +479,7 @@ def _query(s: CoreSession, name: str) -> Query:
 
 
 _Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
-"""Runs a statement of `pqcore.encoding_statements` that only reads."""
+"""Runs a statement of `pqcore.sql.encoding_statements` that only reads."""
 
 
 def _asking(engine: Engine) -> _Ask:

@@ -32,7 +32,6 @@ from pqcore.errors import (
     StatementCancelled,
     TransientError,
 )
-from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob
 from pqcore.operations import leasing
 from pqcore.operations.batching import Membership, count_down, without_batch
@@ -45,6 +44,7 @@ from pqcore.operations.serializing import encode
 from pqcore.operations.stored import StoredPut
 from pqcore.operations.transactions import atomic
 from pqcore.settings import Encoded, QueueSettings, logger
+from pqcore.sql.identifiers import results_channel
 
 End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 _AGAIN = ("retry", "snooze", "crash")

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConfigurationError
-from pqcore.identifiers import TableName, check_text, fit, quote
 from pqcore.operations.catalogue import ask
 from pqcore.operations.transactions import atomic
+from pqcore.sql.identifiers import TableName, check_text, fit, quote
 from pqcore.sql.statement import plain
 
 KINDS = ("producer", "consumer", "admin")

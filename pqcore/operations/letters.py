@@ -10,9 +10,9 @@ from types import TracebackType
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
+from pqcore.db.interrupts import is_from_outside
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, JobNotFound
-from pqcore.interrupts import is_from_outside
 from pqcore.operations.transactions import atomic, with_free_ids
 from pqcore.operations.unstored import not_stored
 from pqcore.settings import QueueSettings

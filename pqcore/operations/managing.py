@@ -12,13 +12,13 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
-from pqcore.identifiers import control_channel
 from pqcore.operations import finishing
 from pqcore.operations.batching import Membership, count_down
 from pqcore.operations.results import put_time
 from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
 from pqcore.settings import QueueSettings
+from pqcore.sql.identifiers import control_channel
 from pqcore.times import seconds
 
 

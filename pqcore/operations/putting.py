@@ -14,7 +14,6 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
-from pqcore.identifiers import channel
 from pqcore.job import Identity
 from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import causes, not_stored
@@ -23,6 +22,7 @@ from pqcore.put_options import Dedup, PutOptions, put_options
 from pqcore.serializers import json_encode
 from pqcore.serializers.plain_json import check_json
 from pqcore.settings import Encoded, QueueSettings
+from pqcore.sql.identifiers import channel
 from pqcore.times import TimeSpec, parse
 
 Times: TypeAlias = dict[str, datetime | float | None]

@@ -13,10 +13,10 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
-from pqcore.identifiers import results_channel
 from pqcore.job import BaseJob, JobId, Moment
 from pqcore.operations.serializing import decode
 from pqcore.settings import QueueSettings
+from pqcore.sql.identifiers import results_channel
 from pqcore.times import seconds
 
 POLL = 1.0

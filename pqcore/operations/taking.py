@@ -11,9 +11,9 @@ from typing import Any
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
+from pqcore.db.interrupts import let_through
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
-from pqcore.interrupts import let_through
 from pqcore.job import BaseJob
 from pqcore.operations.batching import Membership, hold
 from pqcore.operations.contention import PROBE

@@ -8,9 +8,9 @@ from typing import Any
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
-from pqcore.identifiers import channel, control_channel
 from pqcore.job import Moment
 from pqcore.operations.catalogue import ask
+from pqcore.sql.identifiers import channel, control_channel
 
 MOST_SESSIONS = 500
 """Sessions that are listed, at most."""

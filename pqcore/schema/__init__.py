@@ -26,14 +26,14 @@ from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
-from pqcore.identifiers import literal, unquoted
 from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
+from pqcore.sql.identifiers import literal, unquoted
 from pqcore.sql.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession
-    from pqcore.identifiers import TableName
+    from pqcore.sql.identifiers import TableName
 
 T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, field
 
 from pqcore.errors import SchemaError
-from pqcore.identifiers import TableName, unquoted
 from pqcore.schema import RECORD, migrations
+from pqcore.sql.identifiers import TableName, unquoted
 
 _TABLE = re.compile(r"(?s)CREATE TABLE IF NOT EXISTS \{(\w+)\} \((.*)\)")
 _ADDED = re.compile(r"(?s)ALTER TABLE \{(\w+)\}\s+ADD COLUMN (.*)")

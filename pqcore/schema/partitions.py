@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pqcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pqcore.identifiers import TableName
+    from pqcore.sql.identifiers import TableName
 
 MOST = 1_000
 """Partitions: with more, planning a statement takes longer than running it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pqcore.errors import AccessDenied
-from pqcore.identifiers import literal
+from pqcore.sql.identifiers import literal
 from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:

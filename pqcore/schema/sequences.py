@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pqcore.identifiers import literal
 from pqcore.schema import in_short_transactions
+from pqcore.sql.identifiers import literal
 from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession
-    from pqcore.identifiers import TableName
+    from pqcore.sql.identifiers import TableName
 
 HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
     "table": (

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from pqcore.db.runtime import drive
 from pqcore.db.session import CoreSession, Defaults
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
 _ANSWERS: dict[str, list[list[bool | str]]] = {

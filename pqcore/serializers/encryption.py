@@ -6,9 +6,9 @@ import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import ConfigurationError, KeyNotHeld, Unreadable
 from pqcore.hookspecs import hookimpl
-from pqcore.interrupts import is_from_outside
 from pqcore.serializers.keys import counted, find_keys, key_id
 from pqcore.serializers.libraries import library
 from pqcore.serializers.protocol import Serializer, is_quick

@@ -34,9 +34,8 @@ from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
 from pqcore.backend import Capability
-from pqcore.encoding_statements import EncodingStatements
-from pqcore.identifiers import TableName
 from pqcore.sql.admin_statements import UpkeepStatements
+from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
@@ -61,6 +60,7 @@ from pqcore.sql.fragments import (
     TIMES,
     URGENT_ORDER,
 )
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query, compile_query
 from pqcore.sql.task_statements import TaskStatements
 

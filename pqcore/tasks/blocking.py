@@ -15,11 +15,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore import queue as core
+from pqcore.db.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.db.runtime import backoff, drive
 from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
-from pqcore.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.job import BaseJob, Job
 from pqcore.operations import batching, burying, calling, finishing, putting, taking
 from pqcore.operations.finishing import Outcome

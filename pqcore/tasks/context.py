@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from pqcore import interrupts
+from pqcore.db import interrupts
 from pqcore.db.runtime import drive
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
 from pqcore.operations.finishing import Outcome, finish

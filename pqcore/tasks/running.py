@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, Literal
 
+from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
@@ -22,7 +23,6 @@ from pqcore.errors import (
     UnknownTask,
     Unreadable,
 )
-from pqcore.interrupts import is_from_outside
 from pqcore.job import BaseJob
 from pqcore.operations import finishing
 from pqcore.operations.finishing import End, Outcome

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit, urlunsplit
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, drive
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
-from pqcore.identifiers import TableName, quote
 from pqcore.operations import managing
 from pqcore.settings import logger
+from pqcore.sql.identifiers import TableName, quote
 from pqcore.sql.statement import plain
 from pqcore.testing.server import with_options
 

@@ -22,9 +22,9 @@ from pqcore.backend import BackendSpec
 from pqcore.db.runtime import drive
 from pqcore.db.session import CoreSession
 from pqcore.db.sources import Opener
-from pqcore.identifiers import TableName, fit, quote
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
+from pqcore.sql.identifiers import TableName, fit, quote
 from pqcore.sql.statement import Query, plain
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import partitions, prepared, with_isolation, with_options

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import queue as core
+from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
-from pqcore.interrupts import leaves
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import batching, finishing, results, taking
 from pqcore.operations.finishing import End, Outcome

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import async_queue
 from pqcore import queue as core
+from pqcore.db.dsn_arguments import scheme_of
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import drive
 from pqcore.dead_letters import DeadLetter
-from pqcore.dsns import scheme_of
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName
 from pqcore.operations import letters, managing, ticking
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations
 from pqcore.tasks.periodic import Periodic

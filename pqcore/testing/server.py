@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pqcore.errors import ConfigurationError, PQError
-from pqcore.identifiers import TableName
+from pqcore.sql.identifiers import TableName
 
 
 @cache

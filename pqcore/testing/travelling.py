@@ -13,7 +13,7 @@ from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
     from pqcore.db.session import CoreSession
-    from pqcore.identifiers import TableName
+    from pqcore.sql.identifiers import TableName
     from pqcore.tasks.periodic import Periodic
 
 MOST_TICKS = 10_000

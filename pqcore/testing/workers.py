@@ -20,7 +20,7 @@ from typing import Any
 from pqcore import tasks
 from pqcore.backend import Mode, Row
 from pqcore.db.runtime import drive
-from pqcore.identifiers import quote
+from pqcore.sql.identifiers import quote
 from pqcore.tasks.context import current
 from pqcore.testing.harness import statement
 from pqcore.worker import Worker

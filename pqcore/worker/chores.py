@@ -8,11 +8,11 @@ import time
 from datetime import datetime, timedelta
 
 from pqcore.backend import Capability
+from pqcore.db.interrupts import is_from_outside
 from pqcore.db.runtime import backoff
 from pqcore.db.session import CoreSession
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent, tell
-from pqcore.interrupts import is_from_outside
 from pqcore.operations import batching, gating, ticking
 from pqcore.plugins import plugins
 from pqcore.schema import security

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal
 
+from pqcore.db.watchdog import watchdog
 from pqcore.events import FAILURES, around, tell
 from pqcore.operations.finishing import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
@@ -28,7 +29,6 @@ from pqcore.tasks.running import (
     prepare,
     put_off,
 )
-from pqcore.watchdog import watchdog
 from pqcore.worker.coding import Coding
 from pqcore.worker.executors import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.station import Floor, Held, Station

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pqcore.events import JobEvent
-from pqcore.identifiers import control_channel
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.finishing import Outcome, Refusals
 from pqcore.queue import Queue
 from pqcore.sql.dialect import SIZES
+from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.running import Run
 from pqcore.worker.bridge import Bridge

@@ -12,9 +12,9 @@ from pqcore.backend import Row
 from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.db.session import CoreSession
 from pqcore.db.sources import Opener
-from pqcore.identifiers import TableName
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query, plain
 
 QUEUE = TableName("queue")

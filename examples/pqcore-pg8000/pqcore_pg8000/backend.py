@@ -12,7 +12,7 @@ from pg8000 import core, dbapi
 from pg8000.converters import PY_TYPES, make_param
 
 from pqcore.backend import ABORTED, Row, readable, shut
-from pqcore.identifiers import quote
+from pqcore.sql.identifiers import quote
 from pqcore.sql.statement import Query
 from pqcore_pg8000.dsn import arguments, reach
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 
 from pqcore.errors import ConfigurationError
-from pqcore.identifiers import TableName
+from pqcore.sql.identifiers import TableName
 
 KEYS = ("DATABASE", "TABLE", "SCHEMA", "PREPARED", "OPTIONS", "QUEUES")
 _TAKEN = {"conn", "pool", "table", "schema", "backend", "prepared", "max_connections", "pool_timeout"}

@@ -25,7 +25,7 @@ from pqcore.backend import Capability
 from pqcore.db import listener as waiting
 from pqcore.db.sources import lent
 from pqcore.errors import TransactionAborted
-from pqcore.identifiers import channel, quote
+from pqcore.sql.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently
 
 NEVER = 3600.0

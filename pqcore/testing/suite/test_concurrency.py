@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pqcore.errors import PQError
-from pqcore.identifiers import quote
+from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.history import History, check
 from pqcore.testing.processes import Place, Way, children, consume, consumer, holder, producer

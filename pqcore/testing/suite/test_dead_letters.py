@@ -10,9 +10,9 @@ import pytest
 
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, PQError
-from pqcore.identifiers import TableName
 from pqcore.job import Moment
 from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
 

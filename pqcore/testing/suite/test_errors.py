@@ -34,8 +34,8 @@ from pqcore.errors import (
     TransientError,
     UnknownBackend,
 )
-from pqcore.identifiers import quote
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pqcore.errors import IdTaken, JobNotFound, ResultTimeout
-from pqcore.identifiers import TableName
 from pqcore.operations import moving, results
 from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import Harness
 from pqcore.testing.portal import unwrapped
 

@@ -12,7 +12,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import NotSupported, TransientError
-from pqcore.identifiers import TableName, quote
+from pqcore.sql.identifiers import TableName, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
 from pqcore.testing.server import with_isolation
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pqcore.errors import LeaseLost
-from pqcore.identifiers import TableName
+from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE, Harness
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
-from pqcore.identifiers import TableName, quote
 from pqcore.operations import contention, gating
 from pqcore.put_options import MAX_KEY
 from pqcore.sql.dialect import ADMISSION
+from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.notes import Notes

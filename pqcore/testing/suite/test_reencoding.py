@@ -12,8 +12,8 @@ import pytest
 
 from pqcore import Encoding
 from pqcore.errors import ConfigurationError, DeserializationError, PQError
-from pqcore.identifiers import TableName
 from pqcore.serializers import SignedPickle, key_id
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness, patiently
 from pqcore.testing.notes import Notes

@@ -24,9 +24,9 @@ from pqcore.errors import (
     UnsafeSerializer,
 )
 from pqcore.events import JobEvent, PutEvent
-from pqcore.identifiers import TableName
 from pqcore.operations import batching, finishing, results
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped

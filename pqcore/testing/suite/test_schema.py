@@ -27,8 +27,8 @@ from pqcore.errors import (
     TableMissing,
     TransientError,
 )
-from pqcore.identifiers import quote
 from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_tables
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}

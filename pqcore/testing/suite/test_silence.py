@@ -18,7 +18,7 @@ from pqcore.db import listener as waiting
 from pqcore.db import runtime
 from pqcore.db import session as sessions
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
-from pqcore.identifiers import channel
+from pqcore.sql.identifiers import channel
 from pqcore.sql.statement import Query
 from pqcore.testing.harness import PATIENCE, Harness, statement
 from pqcore.testing.notes import Notes

@@ -23,8 +23,8 @@ from pqcore.errors import (
     ResultNotStored,
     SerializationError,
 )
-from pqcore.identifiers import TableName
 from pqcore.put_options import RESERVED
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import (
     Dedup,
     Discard,

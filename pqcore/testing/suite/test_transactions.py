@@ -22,7 +22,7 @@ from pqcore.errors import (
     PQError,
     TransactionAborted,
 )
-from pqcore.identifiers import quote
+from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
 
 

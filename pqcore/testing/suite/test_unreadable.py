@@ -24,9 +24,9 @@ from pqcore.errors import (
     SerializationError,
     Unreadable,
 )
-from pqcore.identifiers import TableName
 from pqcore.operations.finishing import PUT_OFF
 from pqcore.serializers import Json, Wrapper
+from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.testing import workers

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pqcore.errors import LeaseLost, NotStored
-from pqcore.identifiers import TableName, quote
 from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import TableName, quote
 from pqcore.testing.harness import Harness
 
 MOST = 2**31 - 1

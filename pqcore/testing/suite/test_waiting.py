@@ -23,8 +23,8 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
-from pqcore.identifiers import channel
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import channel
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently, statement
 from pqcore.testing.portal import unwrapped
 
@@ -552,7 +552,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
 ) -> None:
     monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.db.engine.BLIND_POLL", MOMENT)
-    monkeypatch.setattr("pqcore.shared_look.BLIND_POLL", MOMENT)
+    monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
     source = queue._engine.source
     refused: list[str] = []
@@ -601,8 +601,8 @@ class SharedLooks:
 @pytest.fixture(params=["a pooler", "too many channels"])
 def unheard(harness: Harness, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A `PQ` whose waiters no notification can wake, and which do not look by themselves."""
-    monkeypatch.setattr("pqcore.shared_look.OWN_LOOK", NEVER)
-    monkeypatch.setattr("pqcore.shared_look.BLIND_POLL", 0.05)
+    monkeypatch.setattr("pqcore.db.shared_poll.OWN_LOOK", NEVER)
+    monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", 0.05)
     if request.param == "a pooler":
         return harness.pq(poll_interval=NEVER, prepared=False)
     pq = harness.pq(poll_interval=NEVER)

@@ -17,9 +17,9 @@ from pqcore.backend import Capability
 from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
 from pqcore.events import JobEvent
-from pqcore.identifiers import TableName, quote
 from pqcore.operations import finishing
 from pqcore.plugins import plugins
+from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import current
 from pqcore.testing import workers
 from pqcore.testing.crew import Crew

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pqcore.identifiers import TableName
 from pqcore.operations import ticking
+from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import Harness
 from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
