@@ -17,7 +17,7 @@ from opentelemetry.util.types import AttributeValue
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent
 from pqcore.hookspecs import hookimpl
-from pqcore.instruments.judging import is_error, verdict
+from pqcore.instruments.outcome import is_error, verdict
 
 SCHEMA = "https://opentelemetry.io/schemas/1.33.0"
 

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent, ServerEvent
 from pqcore.hookspecs import hookimpl
-from pqcore.instruments.judging import declared
+from pqcore.instruments.outcome import declared
 from pqcore.settings import logger
 
 PORT = "PQCORE_PROMETHEUS_PORT"

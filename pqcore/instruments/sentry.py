@@ -18,7 +18,7 @@ from sentry_sdk.utils import event_from_exception
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent
 from pqcore.hookspecs import hookimpl
-from pqcore.instruments.judging import Verdict, verdict
+from pqcore.instruments.outcome import Verdict, verdict
 from pqcore.tasks.running import job_logger
 
 ORIGIN = "auto.queue.pqcore"
