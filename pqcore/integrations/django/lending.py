@@ -13,7 +13,7 @@ from pqcore.backend import bare
 from pqcore.db.session import CoreSession, translate
 from pqcore.db.sources import Lender
 from pqcore.errors import ConfigurationError
-from pqcore.frameworks import refuse_broken_atomic
+from pqcore.integrations.unwrap import refuse_broken_atomic
 
 _DRIVERS = {"autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold", "row_factory"}
 """Parameters of a driver's ``connect`` that are none of libpq's."""
