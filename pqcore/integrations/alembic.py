@@ -13,7 +13,7 @@ except ImportError as exc:
 import sqlalchemy
 
 from pqcore.errors import ConfigurationError
-from pqcore.integrations.migrating import Operation, create, run_on
+from pqcore.integrations.sqlalchemy_schema import Operation, create, run_on
 from pqcore.schema import drop
 from pqcore.schema.written import write_down
 from pqcore.sql.identifiers import TableName

@@ -24,7 +24,7 @@ from sqlalchemy.schema import BLANK_SCHEMA, CreateSchema, conv
 from pqcore.argument_hints import kind_of
 from pqcore.db.dsn_arguments import dsn_text
 from pqcore.errors import ConfigurationError
-from pqcore.integrations.migrating import create, create_anew, run_on
+from pqcore.integrations.sqlalchemy_schema import create, create_anew, run_on
 from pqcore.schema import drop
 from pqcore.schema.declared import DeclaredColumn, DeclaredTable, declared_tables
 from pqcore.sql.identifiers import TableName, fit

@@ -40,10 +40,10 @@ django.setup()
 assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
 assert base.Database.__name__ == DRIVER
 
-from pqcore.integrations.django import queue, runs
+from pqcore.integrations.django import queue, stale_connections
 from pqcore.worker import Worker, child
 
-plugins.manager.unregister(runs.PLUGIN)  # other tests of this process have none
+plugins.manager.unregister(stale_connections.PLUGIN)  # other tests of this process have none
 _numbers = itertools.count(1)
 # What the project wants of processes that run jobs, while it is not in use.
 _first: list[str] = []
@@ -72,12 +72,12 @@ def project(pqcore_server: str) -> Iterator[str]:
     with psycopg.connect(pqcore_server, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name}")
         point_to(dsn)
-        runs.register()
+        stale_connections.register()
         child.FIRST += _first
         child.AROUND += _around
         call_command("migrate", run_syncdb=True, verbosity=0)
         yield dsn
-        plugins.manager.unregister(runs.PLUGIN)
+        plugins.manager.unregister(stale_connections.PLUGIN)
         _first[:], _around[:] = child.FIRST, child.AROUND
         child.FIRST.clear()
         child.AROUND.clear()

@@ -15,7 +15,7 @@ class PQCoreConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, and what is around the runs of jobs."""
-        from pqcore.integrations.django import checks, runs
+        from pqcore.integrations.django import checks, stale_connections
 
         checks.register_all()
-        runs.register()
+        stale_connections.register()

@@ -12,7 +12,7 @@ from django.db import connections, transaction
 
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.django.configuration import TableConfiguration, configured
-from pqcore.integrations.django.lending import DjangoConnections
+from pqcore.integrations.django.connections import DjangoConnections
 from pqcore.serializers import Serializer
 from pqcore.sql.identifiers import split_queue_name
 from pqcore.tasks import PQ, Queue

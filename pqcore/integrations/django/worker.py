@@ -21,13 +21,13 @@ from pqcore.worker import child
 if not apps.ready:
     django.setup()
 
-from pqcore.integrations.django import runs
+from pqcore.integrations.django import stale_connections
 from pqcore.integrations.django import tasks as _tasks  # noqa: F401 - whose function runs Django's own tasks
 
 autodiscover_modules("tasks")
 if __name__ not in child.FIRST:
     child.FIRST.append(__name__)
-    child.AROUND.append(runs.renewed)
+    child.AROUND.append(stale_connections.renewed)
 
 
 def __getattr__(alias: str) -> Any:
