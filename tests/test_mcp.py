@@ -27,7 +27,7 @@ from mcp.types import CallToolResult
 from pqcore import Dedup, tasks
 from pqcore.cli.app import app
 from pqcore.errors import ConfigurationError
-from pqcore.mcp.desk import Desk
+from pqcore.mcp.answers import Desk
 from pqcore.mcp.server import listening_address, mcp_server
 from pqcore.testing.commands import Command, environment, run
 from pqcore.testing.harness import PATIENCE

@@ -15,7 +15,7 @@ from pqcore.cli.options import database_options
 from pqcore.mcp import LIMIT
 
 if TYPE_CHECKING:
-    from pqcore.mcp.desk import Desk
+    from pqcore.mcp.answers import Desk
 
 
 @click.command()
@@ -54,7 +54,7 @@ def mcp(
     """
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     try:
-        from pqcore.mcp.desk import Desk
+        from pqcore.mcp.answers import Desk
         from pqcore.mcp.server import http_server, listening_address, mcp_server
     except ImportError as exc:
         raise Wrong(f"the MCP server needs {exc.name}: pip install 'pqcore[mcp]'") from exc

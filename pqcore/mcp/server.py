@@ -22,9 +22,9 @@ from pydantic_core import PydanticCustomError
 
 import pqcore
 from pqcore.errors import ConfigurationError, PQError
-from pqcore.mcp.changing import Changing
-from pqcore.mcp.desk import Desk
-from pqcore.mcp.looking import Looking
+from pqcore.mcp.answers import Desk
+from pqcore.mcp.read_tools import Looking
+from pqcore.mcp.write_tools import Changing
 from pqcore.net import is_loopback
 
 PATH = "/mcp"

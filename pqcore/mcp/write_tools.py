@@ -8,13 +8,13 @@ from pydantic import Field
 
 from pqcore import json_views
 from pqcore.errors import ConfigurationError
-from pqcore.mcp.arguments import Age, JobId, JobIds, QueueName, Time
+from pqcore.mcp.tool_arguments import Age, JobId, JobIds, QueueName, Time
 from pqcore.operations import letters, managing, moving, putting, retrying
 from pqcore.put_options import given
 from pqcore.times import typed
 
 if TYPE_CHECKING:
-    from pqcore.mcp.desk import Desk
+    from pqcore.mcp.answers import Desk
 
 
 class Changing:

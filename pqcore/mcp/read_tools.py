@@ -10,11 +10,11 @@ from pydantic import Field
 from pqcore import json_views
 from pqcore.dead_letters import DeadLetter
 from pqcore.job import BaseJob
-from pqcore.mcp.arguments import Age, JobId, QueueName, State
+from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
 from pqcore.operations import counting, examining, letters, listing, taking
 
 if TYPE_CHECKING:
-    from pqcore.mcp.desk import Desk
+    from pqcore.mcp.answers import Desk
 
 
 class Looking:
