@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pqcore.errors import PQError
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
+    from pqcore.operations.admin import QueueStats
     from pqcore.operations.encoding import Encoding, Reencoded
-    from pqcore.operations.listing import StoredJob
-    from pqcore.operations.managing import QueueStats
+    from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.results import JobInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator

@@ -19,21 +19,21 @@ from pqcore.db.runtime import AsyncioRuntime
 from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
 from pqcore.operations import (
+    admin,
     burying,
+    complete,
     encoding,
-    finishing,
-    leasing,
-    listing,
-    managing,
-    moving,
-    putting,
+    fetch,
+    lease,
+    list_jobs,
+    move,
+    put,
     results,
-    retrying,
-    taking,
+    retry,
 )
+from pqcore.operations.admin import QueueStats
 from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
-from pqcore.operations.listing import StoredJob
-from pqcore.operations.managing import QueueStats
+from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -106,7 +106,7 @@ class AsyncQueue(QueueSettings):
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
         options = given(dedup=dedup, group=group, limits=limits, headers=headers)
-        return await putting.put(self._engine, self, data, schedule_at, expected_at, connection, options)
+        return await put.put(self._engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(
         self,
@@ -121,46 +121,46 @@ class AsyncQueue(QueueSettings):
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
         options = given(group=group, limits=limits, headers=headers)
-        return await putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options)
+        return await put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
         """Take the next job that is due; see `pqcore.Queue.get`."""
-        rows = await taking.get(self._engine, self, 1, block=block, timeout=timeout)
+        rows = await fetch.get(self._engine, self, 1, block=block, timeout=timeout)
         return AsyncJob(self, rows[0]) if rows else None
 
     async def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[AsyncJob]:
         """Take up to ``n`` jobs; see `pqcore.Queue.get_many`."""
-        rows = await taking.get(self._engine, self, n, block=block, timeout=timeout)
+        rows = await fetch.get(self._engine, self, n, block=block, timeout=timeout)
         return [AsyncJob(self, row) for row in rows]
 
     async def lease(
         self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> AsyncJob | None:
         """Take a job for a time; see `pqcore.Queue.lease`."""
-        length = leasing.lease_time(timeout)
-        rows = await taking.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
+        length = lease.lease_time(timeout)
+        rows = await fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
         return AsyncJob(self, rows[0], leased=True) if rows else None
 
     async def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[AsyncJob]:
         """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
-        length = leasing.lease_time(timeout)
-        rows = await taking.get(self._engine, self, n, block=block, timeout=wait, lease=length)
+        length = lease.lease_time(timeout)
+        rows = await fetch.get(self._engine, self, n, block=block, timeout=wait, lease=length)
         return [AsyncJob(self, row, leased=True) for row in rows]
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
         """Finish a leased job; see `pqcore.Queue.ack`."""
-        if lost := await finishing.acknowledge(self._engine, self, [job], connection):
-            raise leasing.lease_lost(self, lost)
+        if lost := await complete.acknowledge(self._engine, self, [job], connection):
+            raise lease.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
         """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
-        return await finishing.acknowledge(self._engine, self, list(jobs), connection)
+        return await complete.acknowledge(self._engine, self, list(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""
-        await leasing.nack(self._engine, self, job, delay)
+        await lease.nack(self._engine, self, job, delay)
 
     async def bury(self, job: AsyncJob, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
@@ -168,19 +168,19 @@ class AsyncQueue(QueueSettings):
 
     async def extend(self, job: AsyncJob, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now; see `pqcore.Queue.extend`."""
-        await leasing.extend(self._engine, self, job, timeout)
+        await lease.extend(self._engine, self, job, timeout)
 
     async def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data; see `pqcore.Queue.update`."""
-        return await managing.update(self._engine, self, job_id, data)
+        return await admin.update(self._engine, self, job_id, data)
 
     async def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
-        return await managing.cancel(self._engine, self, job_id, running=running)
+        return await admin.cancel(self._engine, self, job_id, running=running)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
-        return [AsyncJob(self, row) for row in await taking.peek(self._engine, self, n)]
+        return [AsyncJob(self, row) for row in await fetch.peek(self._engine, self, n)]
 
     async def jobs(
         self,
@@ -191,16 +191,16 @@ class AsyncQueue(QueueSettings):
         failed: bool = False,
     ) -> list[StoredJob]:
         """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
-        wanted = states or listing.UNFINISHED
-        return await listing.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+        wanted = states or list_jobs.UNFINISHED
+        return await list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
 
     async def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""
-        return (await retrying.retry(self._engine, self, job_id)).done
+        return (await retry.retry(self._engine, self, job_id)).done
 
     async def move(self, target: AsyncQueue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs to another queue of the table; see `pqcore.Queue.move`."""
-        return await moving.move(self._engine, self, target, ids, most)
+        return await move.move(self._engine, self, target, ids, most)
 
     async def reencode(
         self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
@@ -231,20 +231,20 @@ class AsyncQueue(QueueSettings):
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""
-        return await managing.count(self._engine, self)
+        return await admin.count(self._engine, self)
 
     async def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = await managing.stats(self._engine, self.name)
+        found = await admin.stats(self._engine, self.name)
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
-        await managing.clear(self._engine, self)
+        await admin.clear(self._engine, self)
 
     async def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived; see `pqcore.Queue.purge`."""
-        return await managing.purge(self._engine, self, older_than)
+        return await admin.purge(self._engine, self, older_than)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -322,7 +322,7 @@ class AsyncPQ:
 
     async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await managing.create(self._engine, partitions, set_sequences=set_sequences)
+        await admin.create(self._engine, partitions, set_sequences=set_sequences)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
         """A queue with options of its own; see `pqcore.PQ.queue`."""
@@ -331,7 +331,7 @@ class AsyncPQ:
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return await managing.stats(self._engine, None)
+        return await admin.stats(self._engine, None)
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""

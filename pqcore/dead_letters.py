@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pqcore.db.runtime import drive
 from pqcore.job import BaseJob, Moment
-from pqcore.operations import letters
+from pqcore.operations import dead_letters
 
 if TYPE_CHECKING:
     from pqcore.async_queue import AsyncQueue
@@ -31,7 +31,7 @@ class DeadLetter(BaseJob):
 
     def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
         super().__init__(queue, row)
-        self.error: dict[str, str] = letters.error_of(row[11])
+        self.error: dict[str, str] = dead_letters.error_of(row[11])
         self.reason: str = row[12]
         self.died_at: Moment = cast(Moment, Moment.of(row[13]))
 
@@ -54,7 +54,7 @@ class DeadLetters:
 
     def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
-        return [DeadLetter(self._queue, row) for row in drive(letters.listed(self._engine, self._queue, n))]
+        return [DeadLetter(self._queue, row) for row in drive(dead_letters.listed(self._engine, self._queue, n))]
 
     def get(self, job_id: int) -> DeadLetter:
         """One, by the job's id.
@@ -62,7 +62,7 @@ class DeadLetters:
         Raises:
             JobNotFound: There is none.
         """
-        return DeadLetter(self._queue, drive(letters.one(self._engine, self._queue, job_id)))
+        return DeadLetter(self._queue, drive(dead_letters.one(self._engine, self._queue, job_id)))
 
     def count(self, reason: str | None = None) -> int:
         """Return how many there are.
@@ -73,7 +73,7 @@ class DeadLetters:
         Raises:
             ConfigurationError: There is no such reason.
         """
-        return drive(letters.count(self._engine, self._queue, reason))
+        return drive(dead_letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
         """Make jobs of them again: same id, due at once, with a clean record.
@@ -81,7 +81,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(letters.revive(self._engine, self._queue, job_ids))
+        return drive(dead_letters.revive(self._engine, self._queue, job_ids))
 
     def retry_all(self, reason: str | None = None) -> int:
         """Make jobs of all that are there, and return how many.
@@ -92,7 +92,7 @@ class DeadLetters:
         Raises:
             ConfigurationError: There is no such reason.
         """
-        return drive(letters.revive(self._engine, self._queue, None, reason))
+        return drive(dead_letters.revive(self._engine, self._queue, None, reason))
 
     def purge(self, *job_ids: int) -> int:
         """Delete them for good.
@@ -100,7 +100,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(letters.purge(self._engine, self._queue, job_ids, 0))
+        return drive(dead_letters.purge(self._engine, self._queue, job_ids, 0))
 
     def purge_all(self, older_than: str | float | timedelta = 0) -> int:
         """Delete all that are there for good.
@@ -111,7 +111,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(letters.purge(self._engine, self._queue, None, older_than))
+        return drive(dead_letters.purge(self._engine, self._queue, None, older_than))
 
 
 class AsyncDeadLetters:
@@ -123,28 +123,28 @@ class AsyncDeadLetters:
 
     async def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
-        return [DeadLetter(self._queue, row) for row in await letters.listed(self._engine, self._queue, n)]
+        return [DeadLetter(self._queue, row) for row in await dead_letters.listed(self._engine, self._queue, n)]
 
     async def get(self, job_id: int) -> DeadLetter:
         """One, by the job's id; see `DeadLetters.get`."""
-        return DeadLetter(self._queue, await letters.one(self._engine, self._queue, job_id))
+        return DeadLetter(self._queue, await dead_letters.one(self._engine, self._queue, job_id))
 
     async def count(self, reason: str | None = None) -> int:
         """Return how many there are; see `DeadLetters.count`."""
-        return await letters.count(self._engine, self._queue, reason)
+        return await dead_letters.count(self._engine, self._queue, reason)
 
     async def retry(self, *job_ids: int) -> int:
         """Make jobs of them again; see `DeadLetters.retry`."""
-        return await letters.revive(self._engine, self._queue, job_ids)
+        return await dead_letters.revive(self._engine, self._queue, job_ids)
 
     async def retry_all(self, reason: str | None = None) -> int:
         """Make jobs of all that are there; see `DeadLetters.retry_all`."""
-        return await letters.revive(self._engine, self._queue, None, reason)
+        return await dead_letters.revive(self._engine, self._queue, None, reason)
 
     async def purge(self, *job_ids: int) -> int:
         """Delete them for good; see `DeadLetters.purge`."""
-        return await letters.purge(self._engine, self._queue, job_ids, 0)
+        return await dead_letters.purge(self._engine, self._queue, job_ids, 0)
 
     async def purge_all(self, older_than: str | float | timedelta = 0) -> int:
         """Delete all that are there for good; see `DeadLetters.purge_all`."""
-        return await letters.purge(self._engine, self._queue, None, older_than)
+        return await dead_letters.purge(self._engine, self._queue, None, older_than)

@@ -14,7 +14,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.counting import QueueFigures
-from pqcore.operations.listing import StoredJob, WholeJob
+from pqcore.operations.list_jobs import StoredJob, WholeJob
 
 
 def figures(queue: str, found: QueueFigures) -> dict[str, Any]:

@@ -13,21 +13,21 @@ from pqcore.db.runtime import BlockingRuntime, drive
 from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job
 from pqcore.operations import (
+    admin,
     burying,
+    complete,
     encoding,
-    finishing,
-    leasing,
-    listing,
-    managing,
-    moving,
-    putting,
+    fetch,
+    lease,
+    list_jobs,
+    move,
+    put,
     results,
-    retrying,
-    taking,
+    retry,
 )
+from pqcore.operations.admin import QueueStats
 from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
-from pqcore.operations.listing import StoredJob
-from pqcore.operations.managing import QueueStats
+from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -133,7 +133,7 @@ class Queue(QueueSettings):
             DuplicateJob: The dedup key is taken, and that was to be an error.
         """
         options = given(dedup=dedup, group=group, limits=limits, headers=headers)
-        return drive(putting.put(self._engine, self, data, schedule_at, expected_at, connection, options))
+        return drive(put.put(self._engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
         self,
@@ -161,7 +161,7 @@ class Queue(QueueSettings):
             The ids, in the order of ``items``.
         """
         options = given(group=group, limits=limits, headers=headers)
-        return drive(putting.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
+        return drive(put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.
@@ -178,7 +178,7 @@ class Queue(QueueSettings):
         Returns:
             The job, or None if none was due in time.
         """
-        rows = drive(taking.get(self._engine, self, 1, block=block, timeout=timeout))
+        rows = drive(fetch.get(self._engine, self, 1, block=block, timeout=timeout))
         return Job(self, rows[0]) if rows else None
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
@@ -187,7 +187,7 @@ class Queue(QueueSettings):
         Returns:
             The jobs, in the order of `get`; an empty list if none was due in time.
         """
-        rows = drive(taking.get(self._engine, self, n, block=block, timeout=timeout))
+        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=timeout))
         return [Job(self, row) for row in rows]
 
     def lease(
@@ -202,14 +202,14 @@ class Queue(QueueSettings):
             block: Whether to wait for a job.
             wait: Seconds to wait, at most; None for the queue's ``timeout``.
         """
-        rows = drive(taking.get(self._engine, self, 1, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
+        rows = drive(fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=lease.lease_time(timeout)))
         return Job(self, rows[0], leased=True) if rows else None
 
     def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[Job]:
         """Take up to ``n`` jobs for a time, as `lease` does."""
-        rows = drive(taking.get(self._engine, self, n, block=block, timeout=wait, lease=leasing.lease_time(timeout)))
+        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=wait, lease=lease.lease_time(timeout)))
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
@@ -222,8 +222,8 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: The lease ran out, and the job was given to another.
         """
-        if lost := drive(finishing.acknowledge(self._engine, self, [job], connection)):
-            raise leasing.lease_lost(self, lost)
+        if lost := drive(complete.acknowledge(self._engine, self, [job], connection)):
+            raise lease.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
         """Finish leased jobs, and do what follows from them, as `ack` does; in one statement if nothing follows.
@@ -231,7 +231,7 @@ class Queue(QueueSettings):
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return drive(finishing.acknowledge(self._engine, self, list(jobs), connection))
+        return drive(complete.acknowledge(self._engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.
@@ -243,7 +243,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(leasing.nack(self._engine, self, job, delay))
+        drive(lease.nack(self._engine, self, job, delay))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job that this consumer gives up, so that it holds up no others.
@@ -269,7 +269,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(leasing.extend(self._engine, self, job, timeout))
+        drive(lease.extend(self._engine, self, job, timeout))
 
     def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data.
@@ -280,7 +280,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: There is no such row.
         """
-        return drive(managing.update(self._engine, self, job_id, data))
+        return drive(admin.update(self._engine, self, job_id, data))
 
     def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting.
@@ -293,11 +293,11 @@ class Queue(QueueSettings):
         Returns:
             Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
         """
-        return drive(managing.cancel(self._engine, self, job_id, running=running))
+        return drive(admin.cancel(self._engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
-        return [Job(self, row) for row in drive(taking.peek(self._engine, self, n))]
+        return [Job(self, row) for row in drive(fetch.peek(self._engine, self, n))]
 
     def jobs(
         self,
@@ -320,8 +320,8 @@ class Queue(QueueSettings):
         Raises:
             ConfigurationError: A state is none, or ``n`` is out of its range.
         """
-        wanted = states or listing.UNFINISHED
-        return drive(listing.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
+        wanted = states or list_jobs.UNFINISHED
+        return drive(list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
 
     def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.
@@ -329,7 +329,7 @@ class Queue(QueueSettings):
         Returns:
             Whether it is due now: False if it waits already, is leased or parked, or is not there.
         """
-        return drive(retrying.retry(self._engine, self, job_id)).done
+        return drive(retry.retry(self._engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
@@ -347,7 +347,7 @@ class Queue(QueueSettings):
         Raises:
             ConfigurationError: It is the same queue, or one of another table.
         """
-        return drive(moving.move(self._engine, self, target, ids, most))
+        return drive(move.move(self._engine, self, target, ids, most))
 
     def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
@@ -391,11 +391,11 @@ class Queue(QueueSettings):
 
     def count(self) -> int:
         """How many jobs are due."""
-        return drive(managing.count(self._engine, self))
+        return drive(admin.count(self._engine, self))
 
     def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = drive(managing.stats(self._engine, self.name))
+        found = drive(admin.stats(self._engine, self.name))
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     def clear(self) -> None:
@@ -403,7 +403,7 @@ class Queue(QueueSettings):
 
         Their batches count those that were not finished as failed, and put what follows a batch.
         """
-        drive(managing.clear(self._engine, self))
+        drive(admin.clear(self._engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived.
@@ -414,7 +414,7 @@ class Queue(QueueSettings):
         Returns:
             The number of rows deleted.
         """
-        return drive(managing.purge(self._engine, self, older_than))
+        return drive(admin.purge(self._engine, self, older_than))
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -536,7 +536,7 @@ class PQ:
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        drive(managing.create(self._engine, partitions, set_sequences=set_sequences))
+        drive(admin.create(self._engine, partitions, set_sequences=set_sequences))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.
@@ -551,7 +551,7 @@ class PQ:
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return drive(managing.stats(self._engine, None))
+        return drive(admin.stats(self._engine, None))
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""

@@ -18,8 +18,8 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.operations.bounds import LowerBound
 from pqcore.operations.contention import Contention
+from pqcore.operations.scan_position import LowerBound
 from pqcore.plugins import plugins
 from pqcore.serializers import (
     Serializer,

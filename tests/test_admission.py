@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pqcore import PQ, AsyncPQ
-from pqcore.operations.gating import _Admission
+from pqcore.operations.concurrency_limits import _Admission
 from pqcore.testing.harness import PATIENCE
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError
-from pqcore.operations.bounds import LowerBound
+from pqcore.operations.scan_position import LowerBound
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query

@@ -21,7 +21,7 @@ from pqcore.cli.output import (
     write_facts,
 )
 from pqcore.dead_letters import DeadLetter
-from pqcore.operations import letters
+from pqcore.operations import dead_letters
 
 
 @click.group()
@@ -39,12 +39,12 @@ def dead() -> None:
 def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
     """List dead letters, the latest first."""
     settings = database.queue(queue)
-    found = [DeadLetter(settings, row) for row in database.call(letters.listed, settings, limit)]
+    found = [DeadLetter(settings, row) for row in database.call(dead_letters.listed, settings, limit)]
     if as_json:
         for letter in found:
             emit(json_views.letter(letter, queue))
         return
-    total = len(found) if len(found) < limit else database.call(letters.count, settings)
+    total = len(found) if len(found) < limit else database.call(dead_letters.count, settings)
     if not found:
         write(f"no dead letters in {queue!r}")
         return
@@ -65,7 +65,7 @@ def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
 def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
     """Show a dead letter: its data, and the last traceback."""
     settings = database.queue(queue)
-    letter = DeadLetter(settings, database.call(letters.one, settings, job_id))
+    letter = DeadLetter(settings, database.call(dead_letters.one, settings, job_id))
     if as_json:
         emit(json_views.whole_letter(letter, queue))
         return
@@ -101,7 +101,9 @@ _ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 @dead.command()
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All of the queue's.")
-@click.option("--reason", type=click.Choice(letters.REASONS), help="All that died for this reason, as in unreadable.")
+@click.option(
+    "--reason", type=click.Choice(dead_letters.REASONS), help="All that died for this reason, as in unreadable."
+)
 @queue_option
 @yes_option
 @json_option
@@ -120,9 +122,9 @@ def retry(
     settings = database.queue(queue)
     if chosen is None:
         which = "" if reason is None else f"{reason} "
-        number = database.call(letters.count, settings, reason)
+        number = database.call(dead_letters.count, settings, reason)
         confirm(f"Retry all {number} {which}dead letters of {printable(queue)!r}?", yes=yes)
-    number = database.call(letters.revive, settings, chosen, reason)
+    number = database.call(dead_letters.revive, settings, chosen, reason)
     _done("retried", number, chosen, queue, as_json)
 
 
@@ -146,12 +148,12 @@ def purge(
     """Delete dead letters for good."""
     chosen = _chosen(job_ids, everything)
     settings = database.queue(queue)
-    which = f"all {database.call(letters.count, settings)}" if chosen is None else str(len(chosen))
+    which = f"all {database.call(dead_letters.count, settings)}" if chosen is None else str(len(chosen))
     age = "" if older_than is None else f" older than {older_than:g} seconds"
     if older_than is not None and chosen is None:
         which = "all"
     confirm(f"Delete {which} dead letters of {printable(queue)!r}{age} for good?", yes=yes)
-    number = database.call(letters.purge, settings, chosen, older_than or 0)
+    number = database.call(dead_letters.purge, settings, chosen, older_than or 0)
     _done("purged", number, None if older_than is not None else chosen, queue, as_json)
 
 

@@ -12,7 +12,8 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
-from pqcore.operations import listing, managing, results, retrying
+from pqcore.operations import admin, list_jobs, results
+from pqcore.operations import retry as retrying
 
 
 @click.command()
@@ -49,9 +50,9 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
     settings = database.queue(queue)
 
     outcome = "none"
-    if database.call(managing.cancel, settings, job_id, running=False):
+    if database.call(admin.cancel, settings, job_id, running=False):
         outcome = "deleted"
-    elif running and database.call(managing.cancel, settings, job_id, running=True):
+    elif running and database.call(admin.cancel, settings, job_id, running=True):
         outcome = "asked"
     if as_json:
         emit({"id": job_id, "queue": queue, "outcome": outcome})
@@ -72,7 +73,7 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
     """Show all that is stored of a job, wherever it is: its data, its record, the last traceback."""
     settings = None if queue is None else database.queue(queue)
-    job = database.call(listing.whole, job_id, settings)
+    job = database.call(list_jobs.whole, job_id, settings)
     raw = job.raw
     if as_json:
         emit(json_views.whole(job))

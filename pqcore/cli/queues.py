@@ -19,7 +19,9 @@ from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table
 from pqcore.db.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
-from pqcore.operations import listing, managing, moving, putting, taking
+from pqcore.operations import admin, fetch, list_jobs
+from pqcore.operations import move as moving
+from pqcore.operations import put as putting
 from pqcore.put_options import given
 from pqcore.settings import QueueSettings
 from pqcore.times import typed
@@ -159,7 +161,7 @@ async def _take(
     await engine.enter({})
     done = False
     try:
-        rows = await taking.get(engine, settings, n, block=wait > 0, timeout=wait)
+        rows = await fetch.get(engine, settings, n, block=wait > 0, timeout=wait)
         for row in rows:
             deliver(BaseJob(settings, row))
         sys.stdout.flush()
@@ -211,14 +213,14 @@ def get(database: Database, queue: str, n: int, wait: float, retention: str, as_
 def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
     """Show the next jobs that are due; they stay where they are."""
     settings = database.queue(queue)
-    rows = database.call(taking.peek, settings, n)
+    rows = database.call(fetch.peek, settings, n)
     for row in rows:
         _show(BaseJob(settings, row), queue, as_json=as_json)
     if not rows:
         raise Failed(f"no job of {queue!r} is due")
 
 
-def _until(job: listing.StoredJob) -> Any:
+def _until(job: list_jobs.StoredJob) -> Any:
     """The time that matters of a job in its state."""
     if job.state in ("done", "dead"):
         return job.finished_at
@@ -233,7 +235,7 @@ def _until(job: listing.StoredJob) -> Any:
     "--state",
     "states",
     multiple=True,
-    type=click.Choice([*listing.STATES, "all"]),
+    type=click.Choice([*list_jobs.STATES, "all"]),
     help="Only these; repeatable.  [default: those that are not finished]",
 )
 @click.option("--task", metavar="PATH", help="Only calls of this function, as in app.tasks.send.")
@@ -242,7 +244,7 @@ def _until(job: listing.StoredJob) -> Any:
 @click.option(
     "--limit",
     metavar="N",
-    type=click.IntRange(1, listing.MOST),
+    type=click.IntRange(1, list_jobs.MOST),
     default=100,
     show_default=True,
     help="How many, at most.",
@@ -261,8 +263,8 @@ def list_(
 ) -> None:
     """List the jobs of a queue, by state."""
     settings = database.queue(queue)
-    wanted = listing.STATES if "all" in states else tuple(states) or listing.UNFINISHED
-    found = database.call(listing.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
+    wanted = list_jobs.STATES if "all" in states else tuple(states) or list_jobs.UNFINISHED
+    found = database.call(list_jobs.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
     if as_json:
         for job in found:
             emit(json_views.stored(job))
@@ -300,7 +302,7 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
     settings = database.queue(queue)
     which = f"that were finished over {older_than:g} seconds ago" if older_than else "that are finished"
     confirm(f"Delete all rows of {printable(queue)!r} {which}, for good?", yes=yes)
-    number = database.call(managing.purge, settings, older_than)
+    number = database.call(admin.purge, settings, older_than)
     if as_json:
         emit({"queue": queue, "purged": number})
     else:

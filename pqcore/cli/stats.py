@@ -16,7 +16,7 @@ from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, printable, shown, table, write
-from pqcore.operations import counting, examining, managing
+from pqcore.operations import admin, counting, examining
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +67,7 @@ def stats(database: Database, queue: str | None, as_json: bool) -> None:
         _mark(next(iter(found.values()))["stale"])
     else:
         write(f"nothing waits in table {database.table}")
-        _mark(database.call(managing.waiting, None)[1].stale)
+        _mark(database.call(admin.waiting, None)[1].stale)
 
 
 @dataclass

@@ -14,7 +14,8 @@ from pqcore.cli.errors import Failed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
 from pqcore.errors import TableMissing
-from pqcore.operations import catalogue, granting, managing
+from pqcore.operations import admin, schema_info
+from pqcore.operations import roles as granting
 from pqcore.schema.sequences import IdSequence
 from pqcore.sql.identifiers import quote
 
@@ -62,10 +63,10 @@ def _make(
     set_sequences: bool = False,
 ) -> None:
     table = database.table
-    changed = not database.call(catalogue.is_current)
+    changed = not database.call(schema_info.is_current)
     behind: Sequence[IdSequence] = ()
     if changed or partitions is not None or set_sequences:
-        behind = database.call(managing.create, partitions, set_sequences=set_sequences)
+        behind = database.call(admin.create, partitions, set_sequences=set_sequences)
     roles = asdict(database.call(granting.grant, role_prefix)) if with_roles else {}
     if as_json:
         facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
@@ -116,10 +117,10 @@ def create(
         _write_roles(database, database.table, role_prefix, as_json=as_json)
         return
     if as_sql:
-        statements = database.call(catalogue.script, partitions=partitions, set_sequences=set_sequences)
+        statements = database.call(schema_info.script, partitions=partitions, set_sequences=set_sequences)
         _write_script(database, database.table, statements, as_json=as_json)
         return
-    found = database.call(catalogue.version)
+    found = database.call(schema_info.version)
     _make(
         database,
         found,
@@ -144,9 +145,9 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
     if check and set_sequences:
         raise click.UsageError("give --check or --set-sequences, not both: pqcore doctor checks sequences")
     table = database.table
-    found = database.call(catalogue.version)
+    found = database.call(schema_info.version)
     if check:
-        current = database.call(catalogue.is_current)
+        current = database.call(schema_info.is_current)
         if as_json:
             emit({"table": table, "found": found, "version": schema.latest(), "current": current})
         elif current:
@@ -157,7 +158,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
     if found is None:
         raise TableMissing(f"table {table} does not exist: pqcore create makes it")
     if as_sql:
-        statements = database.call(catalogue.script, missing=False, set_sequences=set_sequences)
+        statements = database.call(schema_info.script, missing=False, set_sequences=set_sequences)
         _write_script(database, table, statements, as_json=as_json)
         return
     _make(database, found, as_json=as_json, set_sequences=set_sequences)
@@ -170,10 +171,10 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
 def adopt(database: Database, check: bool, as_json: bool) -> None:
     """Take over a table of pq 1.9.1 in place: say what it is, and migrate it; jobs stay as they are."""
     table = database.table
-    found = database.call(catalogue.version)
+    found = database.call(schema_info.version)
     if found:
         raise Failed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
-    pqs = database.call(catalogue.look_at_pqs)
+    pqs = database.call(schema_info.look_at_pqs)
     facts: dict[str, Any] = {
         "table": table,
         "rows": pqs.rows,
@@ -190,7 +191,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
         if pqs.trigger:
             write("  its trigger pq_insert is replaced by one that tells waiters once a statement")
     if not check:
-        database.call(managing.create)
+        database.call(admin.create)
     if as_json:
         emit({**facts, "adopted": not check, "version": schema.latest()})
     elif check:

@@ -32,7 +32,8 @@ from pqcore.db.runtime import AFTER_CANCEL, drive
 from pqcore.db.session import CoreSession
 from pqcore.errors import PQError
 from pqcore.job import AsyncJob
-from pqcore.operations import leasing, taking
+from pqcore.operations import fetch
+from pqcore.operations import lease as leasing
 from pqcore.operations.encoding import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.settings import KEPT_QUEUES, logger
@@ -126,7 +127,7 @@ class ThreadedQueue:
 
     async def peek(self, n: int = 1) -> list[ThreadedJob]:
         """The next ``n`` jobs that are due; see `Queue.peek`."""
-        rows = await run_sync(_step, taking.peek, self.blocking._engine, self.blocking, n)  # noqa: SLF001
+        rows = await run_sync(_step, fetch.peek, self.blocking._engine, self.blocking, n)  # noqa: SLF001
         return [ThreadedJob(self, row) for row in rows]
 
     async def ack(self, job: ThreadedJob, *, connection: Any = None) -> None:
@@ -307,7 +308,7 @@ class _Attempt:
                 return ()
             self._begun = True
         try:
-            return cast("Sequence[Row]", _step(taking.get, self, self._queue, self._n, **self._options))
+            return cast("Sequence[Row]", _step(fetch.get, self, self._queue, self._n, **self._options))
         except _BrokenOffError:
             return ()
         finally:

@@ -27,7 +27,7 @@ from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import drive
 from pqcore.errors import ConfigurationError
-from pqcore.operations import managing
+from pqcore.operations import admin
 from pqcore.queue import PQ
 from pqcore.settings import logger
 from pqcore.worker import Worker
@@ -59,7 +59,7 @@ def lifespan(
         async with AsyncExitStack() as stack:
             stack.push_async_callback(_call, pq, Engine.rest)
             if create:
-                await _call(pq, managing.create)
+                await _call(pq, admin.create)
             state = None if inner is None else await stack.enter_async_context(inner(app))
             if worker is not None:
                 await stack.enter_async_context(_beside(worker))

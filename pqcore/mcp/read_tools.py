@@ -11,7 +11,7 @@ from pqcore import json_views
 from pqcore.dead_letters import DeadLetter
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import counting, examining, letters, listing, taking
+from pqcore.operations import counting, dead_letters, examining, fetch, list_jobs
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Desk
@@ -59,9 +59,9 @@ class Looking:
         A filter that fits few jobs of a large queue is slow.
         """
         found = await self._desk.call(
-            listing.listed,
+            list_jobs.listed,
             self._desk.queue(queue),
-            listing.UNFINISHED if states is None else states,
+            list_jobs.UNFINISHED if states is None else states,
             limit,
             task=task,
             older_than=older_than,
@@ -75,7 +75,7 @@ class Looking:
         Fields that are listed in `cut` are not whole. Data that is not JSON is not decoded; `payload` has it in base64.
         """
         settings = None if queue is None else self._desk.queue(queue)
-        job = await self._desk.call(listing.whole, job_id, settings, self._desk.reach)
+        job = await self._desk.call(list_jobs.whole, job_id, settings, self._desk.reach)
         fields = {**json_views.whole(job), "size": job.size}
         if isinstance(job.raw, str) and job.size > self._desk.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of it, which is no JSON
@@ -86,7 +86,7 @@ class Looking:
     ) -> dict[str, Any]:
         """Show the next jobs of a queue that are due, in order, with their data; they stay where they are."""
         settings = self._desk.queue(queue)
-        rows = await self._desk.call(taking.peek, settings, limit)
+        rows = await self._desk.call(fetch.peek, settings, limit)
         jobs = (json_views.taken(BaseJob(settings, row), settings.name) for row in rows)
         return {"jobs": self._desk.documents(jobs)}
 
@@ -100,9 +100,9 @@ class Looking:
         `total` is how many there are. `show_job` shows the data of one.
         """
         settings = self._desk.queue(queue)
-        rows = await self._desk.call(letters.listed, settings, limit)
+        rows = await self._desk.call(dead_letters.listed, settings, limit)
         found = [DeadLetter(settings, row) for row in rows]
-        total = len(found) if len(found) < limit else await self._desk.call(letters.count, settings)
+        total = len(found) if len(found) < limit else await self._desk.call(dead_letters.count, settings)
         dead = ({**json_views.letter(each, settings.name), "error": each.error or None} for each in found)
         return {"dead_letters": self._desk.documents(dead), "total": total}
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from pqcore import json_views
 from pqcore.errors import ConfigurationError
 from pqcore.mcp.tool_arguments import Age, JobId, JobIds, QueueName, Time
-from pqcore.operations import letters, managing, moving, putting, retrying
+from pqcore.operations import admin, dead_letters, move, put, retry
 from pqcore.put_options import given
 from pqcore.times import typed
 
@@ -44,7 +44,7 @@ class Changing:
         settings = self._desk.queue(queue)
         value = json_views.read(data, "data")
         job_id = await self._desk.call(
-            putting.put, settings, value, typed(schedule_at), typed(expected_at), None, given(dedup=dedup)
+            put.put, settings, value, typed(schedule_at), typed(expected_at), None, given(dedup=dedup)
         )
         return self._desk.document({"id": job_id, "queue": settings.name})
 
@@ -55,7 +55,7 @@ class Changing:
         `was` says in which state each was, `none` that it is not there.
         """
         settings = self._desk.queue(queue)
-        outcomes = [await self._desk.call(retrying.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
+        outcomes = [await self._desk.call(retry.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
         return {
             "jobs": self._desk.documents(
                 {"id": each.id, "queue": settings.name, "was": each.state, "retried": each.done} for each in outcomes
@@ -76,7 +76,7 @@ class Changing:
         the right workers are deployed.
         """
         settings = self._desk.queue(queue)
-        retried = await self._desk.call(letters.revive, settings, None, reason)
+        retried = await self._desk.call(dead_letters.revive, settings, None, reason)
         return self._desk.document({"queue": settings.name, "reason": reason, "retried": retried})
 
     async def cancel_job(
@@ -91,9 +91,9 @@ class Changing:
         """
         settings = self._desk.queue(queue)
         outcome = "none"
-        if await self._desk.call(managing.cancel, settings, job_id, running=False):
+        if await self._desk.call(admin.cancel, settings, job_id, running=False):
             outcome = "deleted"
-        elif running and await self._desk.call(managing.cancel, settings, job_id, running=True):
+        elif running and await self._desk.call(admin.cancel, settings, job_id, running=True):
             outcome = "asked"
         return self._desk.document({"id": job_id, "queue": settings.name, "outcome": outcome})
 
@@ -119,7 +119,7 @@ class Changing:
         if job_ids and limit is not None:
             raise ConfigurationError(f"limit is {limit}; it goes with all_jobs, not with job_ids")
         settings, target = self._desk.queue(queue), self._desk.queue(to)
-        moved = await self._desk.call(moving.move, settings, target, job_ids, limit)
+        moved = await self._desk.call(move.move, settings, target, job_ids, limit)
         return self._desk.document({"queue": settings.name, "to": target.name, "moved": moved})
 
     async def purge_finished(
@@ -129,7 +129,7 @@ class Changing:
     ) -> dict[str, Any]:
         """Delete the rows of jobs that are done, kept or archived, for good. Jobs that wait, and dead letters, stay."""
         settings = self._desk.queue(queue)
-        purged = await self._desk.call(managing.purge, settings, older_than)
+        purged = await self._desk.call(admin.purge, settings, older_than)
         return self._desk.document({"queue": settings.name, "purged": purged})
 
     async def purge_dead_letters(
@@ -146,7 +146,7 @@ class Changing:
         """Delete jobs that failed for good, with their errors."""
         _say_which(job_ids, all_jobs=all_jobs)
         settings = self._desk.queue(queue)
-        purged = await self._desk.call(letters.purge, settings, job_ids, older_than)
+        purged = await self._desk.call(dead_letters.purge, settings, job_ids, older_than)
         return self._desk.document({"queue": settings.name, "purged": purged})
 
 

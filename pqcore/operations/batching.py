@@ -16,10 +16,10 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied
 from pqcore.headers import check_link
-from pqcore.operations.putting import insert
+from pqcore.operations.atomic import atomic
+from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.put import insert
 from pqcore.operations.serializing import encode
-from pqcore.operations.stored import StoredPut
-from pqcore.operations.transactions import atomic
 from pqcore.operations.unstored import not_stored
 from pqcore.settings import QueueSettings, logger
 

@@ -9,7 +9,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, DeserializationError, JobNotFound, Unreadable
 from pqcore.job import BaseJob
-from pqcore.operations.finishing import (
+from pqcore.operations.atomic import atomic
+from pqcore.operations.complete import (
     Outcome,
     error_text,
     finish,
@@ -18,9 +19,8 @@ from pqcore.operations.finishing import (
     is_continued,
     without_followers_text,
 )
-from pqcore.operations.leasing import lease_lost
-from pqcore.operations.letters import described
-from pqcore.operations.transactions import atomic
+from pqcore.operations.dead_letters import described
+from pqcore.operations.lease import lease_lost
 from pqcore.settings import QueueSettings
 
 

@@ -1,6 +1,6 @@
 """What a queue object remembers of keys that other transactions have locked, so that admission waits for none of them.
 
-See `pqcore.operations.gating`.
+See `pqcore.operations.concurrency_limits`.
 """
 
 from __future__ import annotations

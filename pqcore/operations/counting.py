@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from pqcore.db.engine import Engine
-from pqcore.operations import listing, managing
-from pqcore.operations.managing import QueueStats
+from pqcore.operations import admin, list_jobs
+from pqcore.operations.admin import QueueStats
 from pqcore.settings import QueueSettings
 
 
@@ -29,7 +29,7 @@ async def count(engine: Engine, queue: QueueSettings | None = None) -> dict[str,
         queue: Only this one, which is there then whatever it has; None for all.
     """
     name = None if queue is None else queue.name
-    waiting, nothing = await managing.waiting(engine, name)
-    dead = await listing.dead_by_queue(engine)
+    waiting, nothing = await admin.waiting(engine, name)
+    dead = await list_jobs.dead_by_queue(engine)
     names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
     return {each: QueueFigures(**asdict(waiting.get(each, nothing)), dead=dead.get(each, 0)) for each in names}

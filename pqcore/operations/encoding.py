@@ -26,7 +26,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
-from pqcore.operations.transactions import atomic
+from pqcore.operations.atomic import atomic
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.settings import Encoded, QueueSettings
@@ -131,7 +131,7 @@ class _Piece(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether it is what `pqcore.operations.stored.StoredPut` writes."""
+        """Whether it is what `pqcore.operations.deferred_put.StoredPut` writes."""
         if not self.held.keys() >= {"serializer", "data", "payload"} or not isinstance(self.held["serializer"], str):
             return False
         data, payload = self.held["data"], self.held["payload"]

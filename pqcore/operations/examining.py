@@ -21,9 +21,9 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations import encoding
-from pqcore.operations.catalogue import ask
-from pqcore.operations.finishing import PUT_OFF
-from pqcore.operations.ticking import AHEAD
+from pqcore.operations.complete import PUT_OFF
+from pqcore.operations.periodic import AHEAD
+from pqcore.operations.schema_info import ask
 from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
 from pqcore.serializers import held_keys, written_under

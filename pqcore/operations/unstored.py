@@ -5,7 +5,7 @@ from __future__ import annotations
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import DatabaseError, NotStored
-from pqcore.operations.catalogue import ask
+from pqcore.operations.schema_info import ask
 
 # Triggers that run before rows are inserted, for each row: 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules for INSERT: 3.
 _CAUSES = """

@@ -57,7 +57,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """What `pqcore.operations.listing.StoredJob` reads, by position."""
+    """What `pqcore.operations.list_jobs.StoredJob` reads, by position."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",

@@ -145,7 +145,7 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
         f"hidden AS ({_FIRST_HIDDEN}), ",
         " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())",
     ),
-    # Begins where the last one left off: what lies before is not looked at (see pqcore.operations.bounds).
+    # Begins where the last one left off: what lies before is not looked at (see pqcore.operations.scan_position).
     "bounded": lambda n: _ordered(
         n,
         urgent=f" AND (expected_at, enqueued_at, id) > ({_AFTER}[1]::timestamptz, {_AFTER}[2]::timestamptz,"

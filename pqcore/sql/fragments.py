@@ -82,7 +82,7 @@ JOB = (
     f" CASE WHEN expected_at IS NOT NULL THEN {EXPRESSIBLE.format('expected_at')} END,"
     " headers::text, failures, excused"
 )
-# Whether a job may be under a limit or in a group; see `pqcore.operations.gating`.
+# Whether a job may be under a limit or in a group; see `pqcore.operations.concurrency_limits`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
 # Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
 TIMES = (

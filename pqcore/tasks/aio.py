@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from pqcore import async_queue as core
-from pqcore.operations import calling, putting
+from pqcore.operations import batches
+from pqcore.operations import put as putting
 from pqcore.serializers import Serializer
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import AsyncHandle, Batch
@@ -95,20 +96,20 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
         """Put calls together, all or none; the ids in order."""
-        ids = await calling.put_all(self._engine, [call.stored() for call in calls], connection)
+        ids = await batches.put_all(self._engine, [call.stored() for call in calls], connection)
         return [AsyncHandle.of(self, *identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
-        first = calling.chained([call.stored() for call in calls])
-        return AsyncHandle.of(self, *(await calling.put_all(self._engine, [first], connection))[0])
+        first = batches.chained([call.stored() for call in calls])
+        return AsyncHandle.of(self, *(await batches.put_all(self._engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle]:
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else then.stored()
-        number, ids = await calling.put_batch(self._engine, self, stored_calls(calls), after, connection)
+        number, ids = await batches.put_batch(self._engine, self, stored_calls(calls), after, connection)
         return Batch(number, [AsyncHandle.of(self, *identity) for identity in ids])
 
 

@@ -21,9 +21,10 @@ from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batching, burying, calling, finishing, putting, taking
-from pqcore.operations.finishing import Outcome
-from pqcore.operations.leasing import beat
+from pqcore.operations import batches, batching, burying, complete, fetch
+from pqcore.operations import put as putting
+from pqcore.operations.complete import Outcome
+from pqcore.operations.lease import beat
 from pqcore.plugins import plugins
 from pqcore.put_options import put_options_of
 from pqcore.serializers import Serializer
@@ -164,10 +165,10 @@ class Queue(TaskDeclarations, core.Queue):
     def _pop(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
         if self.popped:
             self._follow_given_up()
-        rows = drive(taking.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
+        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
         jobs = [Job(self, row) for row in rows]
         for job, row in zip(jobs, rows, strict=True):
-            if job.raw_headers is not None and finishing.is_continued(job.raw_headers):
+            if job.raw_headers is not None and complete.is_continued(job.raw_headers):
                 within = self._engine.block()
                 self.popped.add(job, row, in_block=within is not None)
                 if within is not None:
@@ -177,11 +178,11 @@ class Queue(TaskDeclarations, core.Queue):
     async def _follow_with_block(self, job: Job, session: CoreSession | None) -> None:
         """Do what follows from a job that a block took, and that nobody performed within the block."""
         if self.popped.claim(job.id) and session is not None:
-            await finishing.go_on(self._engine, self, session, [finishing.by_hand(job)])
+            await complete.go_on(self._engine, self, session, [complete.by_hand(job)])
 
     def _follow_given_up(self, *, begins: bool = False) -> None:
         if self._engine.block() is None:  # else what follows might be undone with the block
-            drive(finishing.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
+            drive(complete.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
@@ -197,7 +198,7 @@ class Queue(TaskDeclarations, core.Queue):
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:
         """Put calls together, all or none; the ids in order."""
-        ids = drive(calling.put_all(self._engine, [call.stored() for call in calls], connection))
+        ids = drive(batches.put_all(self._engine, [call.stored() for call in calls], connection))
         return [Handle.of(self, *identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle:
@@ -209,8 +210,8 @@ class Queue(TaskDeclarations, core.Queue):
         Returns:
             The first job's id.
         """
-        first = calling.chained([call.stored() for call in calls])
-        return Handle.of(self, *drive(calling.put_all(self._engine, [first], connection))[0])
+        first = batches.chained([call.stored() for call in calls])
+        return Handle.of(self, *drive(batches.put_all(self._engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:
         """Put calls together, and another when all of them have ended, well or not.
@@ -222,7 +223,7 @@ class Queue(TaskDeclarations, core.Queue):
             connection: As for `put`.
         """
         after = None if then is None else then.stored()
-        number, ids = drive(calling.put_batch(self._engine, self, stored_calls(calls), after, connection))
+        number, ids = drive(batches.put_batch(self._engine, self, stored_calls(calls), after, connection))
         return Batch(number, [Handle.of(self, *identity) for identity in ids])
 
     def work(self, burst: bool = False) -> None:
@@ -254,9 +255,7 @@ class Queue(TaskDeclarations, core.Queue):
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
-                rows = drive(
-                    taking.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
-                )
+                rows = drive(fetch.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True))
                 job = Job(self, rows[0], leased=True) if rows else None
                 if job is None and burst and self._is_done():
                     return
@@ -367,7 +366,7 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
         token = _event.set(None)
-        told = outcome.end == "dead" or outcome.reason in finishing.PUT_OFF
+        told = outcome.end == "dead" or outcome.reason in complete.PUT_OFF
         if told and plugins.heard("pqcore_job_dead", "pqcore_job_retried"):
             _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
         try:
@@ -386,7 +385,7 @@ class Queue(TaskDeclarations, core.Queue):
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
                 if owed:
-                    drive(finishing.follow(self._engine, self, outcome))
+                    drive(complete.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
         elif _working.get():
             ended = self._stored(outcome)
@@ -394,7 +393,7 @@ class Queue(TaskDeclarations, core.Queue):
                 return
             outcome, hook = ended
         else:
-            outcome, hook = self._told(outcome, drive(finishing.finish_one(self._engine, self, outcome)))
+            outcome, hook = self._told(outcome, drive(complete.finish_one(self._engine, self, outcome)))
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
@@ -412,11 +411,11 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _stored(self, outcome: Outcome) -> tuple[Outcome, JobHook] | None:
         """Try for `work` to store how a leased job ends, until it is stored; None if it cannot be, as `_told` else."""
-        refusals = finishing.Refusals()
+        refusals = complete.Refusals()
         unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
-                ended = drive(finishing.finish_one(self._engine, self, outcome))
+                ended = drive(complete.finish_one(self._engine, self, outcome))
                 if ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at):
                     ended = outcome
                 return self._told(outcome, ended)
@@ -431,7 +430,7 @@ class Queue(TaskDeclarations, core.Queue):
                 self._pause(refusal, refusals.number, f"cannot store how {outcome.job!r} ended")
             elif verdict == "bury":
                 self.logger.error("%r cannot end as it did: %s", outcome.job, refusal)
-                outcome = finishing.dead_letter_of(outcome, refusal)
+                outcome = complete.dead_letter_of(outcome, refusal)
             else:
                 self.logger.error("%r cannot be a dead letter: %s", outcome.job, refusal)
                 return None  # its lease runs out, which counts as a crash
@@ -439,7 +438,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether the end of a job was stored by an earlier try, of which the answer was lost."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
-        return bool(drive(finishing.stored_before(self._engine, self, [(outcome, in_time)])))
+        return bool(drive(complete.stored_before(self._engine, self, [(outcome, in_time)])))
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()
@@ -466,7 +465,7 @@ class Queue(TaskDeclarations, core.Queue):
             data = job._data  # noqa: SLF001 - which plugins are told; None if it cannot be decoded
             queue = _as_stored(self, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
-        headers = job.headers if owed else finishing.without_followers(job.headers)
+        headers = job.headers if owed else complete.without_followers(job.headers)
         return await putting.put(self._engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     @contextmanager
@@ -501,7 +500,7 @@ def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
 
 def _claimed(job: BaseJob) -> bool:
     """Claim what follows from a job that was taken with `get`; False if it has followed already."""
-    if not finishing.is_continued(job.raw_headers):
+    if not complete.is_continued(job.raw_headers):
         return True
     popped = popped_jobs(job)
     return popped is not None and popped.claim(job.id)

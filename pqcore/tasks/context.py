@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pqcore.db import interrupts
 from pqcore.db.runtime import drive
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
-from pqcore.operations.finishing import Outcome, finish
-from pqcore.operations.leasing import lease_lost
-from pqcore.operations.stored import StoredPut
+from pqcore.operations.complete import Outcome, finish
+from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.lease import lease_lost
 from pqcore.serializers import json_encode
 
 if TYPE_CHECKING:

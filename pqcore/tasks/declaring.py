@@ -15,8 +15,8 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, UnknownTask
-from pqcore.operations.calling import chained
-from pqcore.operations.stored import StoredPut
+from pqcore.operations.batches import chained
+from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
 from pqcore.tasks.policies import Fixed, RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
@@ -166,7 +166,7 @@ class Call:
         }
 
     def put_options(self) -> dict[str, Any]:
-        """What `pqcore.operations.putting.put` takes as options."""
+        """What `pqcore.operations.put.put` takes as options."""
         options = self.options
         limits = dict(self._value(options.limits) or {})
         if options.limit is not None:

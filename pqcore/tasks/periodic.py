@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations.ticking import Line
+from pqcore.operations.periodic import Line
 from pqcore.tasks.declaring import Call, Task
 
 if TYPE_CHECKING:

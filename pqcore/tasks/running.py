@@ -24,9 +24,9 @@ from pqcore.errors import (
     Unreadable,
 )
 from pqcore.job import BaseJob
-from pqcore.operations import finishing
-from pqcore.operations.finishing import End, Outcome
-from pqcore.operations.letters import described
+from pqcore.operations import complete
+from pqcore.operations.complete import End, Outcome
+from pqcore.operations.dead_letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
@@ -341,7 +341,7 @@ def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result:
     """
     job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
     outcome = Outcome(job, "done", result, unkept=described(error))
-    return finishing.dead_letter_of(outcome, error) if job.headers.get("then") else outcome
+    return complete.dead_letter_of(outcome, error) if job.headers.get("then") else outcome
 
 
 def caller(run: Run) -> Callable[[], Any]:

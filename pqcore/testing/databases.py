@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, drive
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
-from pqcore.operations import managing
+from pqcore.operations import admin
 from pqcore.settings import logger
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.sql.statement import plain
@@ -382,7 +382,7 @@ class Databases:
 def _create(dsn: str, names: TableName) -> None:
     connection = Connection(with_options(dsn, application_name=OURS), names)
     try:
-        connection.call(managing.create)
+        connection.call(admin.create)
     finally:
         connection.close()
 

@@ -16,8 +16,8 @@ from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations import batching, finishing, results, taking
-from pqcore.operations.finishing import End, Outcome
+from pqcore.operations import batching, complete, fetch, results
+from pqcore.operations.complete import End, Outcome
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
@@ -80,7 +80,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             raise ConfigurationError(msg)
     ran: list[Ran] = []
     for queue in queues:
-        await finishing.follow_given_up(queue._engine, queue, given_up_jobs(queue))
+        await complete.follow_given_up(queue._engine, queue, given_up_jobs(queue))
     while True:
         for queue in queues:
             job = await _next(queue)
@@ -105,7 +105,7 @@ async def _next(queue: Any) -> BaseJob | None:
         settings = copy.copy(queue)
         settings.rate = None
     while True:
-        rows, wake_in = await taking.look(queue._engine, settings, 1, LEASE)
+        rows, wake_in = await fetch.look(queue._engine, settings, 1, LEASE)
         if rows:
             kind: type[BaseJob] = Job if isinstance(queue, core.Queue) else AsyncJob
             return kind(queue, rows[0], leased=True)
@@ -146,7 +146,7 @@ class _Performance:
 
     async def give_back(self) -> None:
         """Put the job back to its place: it was not to blame."""
-        await finishing.finish(self._engine, self._queue, [Outcome(self._job, "snooze")])
+        await complete.finish(self._engine, self._queue, [Outcome(self._job, "snooze")])
 
     async def _outcome(self, run: Run) -> Outcome:
         job, queue = self._job, self._queue
@@ -181,7 +181,7 @@ class _Performance:
         self._event.delay, self._event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
         if self._event.error is not None and outcome.end in FAILURES:
             await self._tell("pqcore_job_failed")
-        ended = await finishing.finish_one(self._engine, self._queue, outcome)
+        ended = await complete.finish_one(self._engine, self._queue, outcome)
         hook = "pqcore_job_lost" if ended is None else ENDS[ended.end]
         await self._tell(hook)
 

@@ -29,7 +29,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.runtime import drive
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError
-from pqcore.operations import letters, managing, ticking
+from pqcore.operations import admin, dead_letters
+from pqcore.operations import periodic as ticking
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task, TaskDeclarations
@@ -240,7 +241,7 @@ class Jobs:
         """The dead letters, the one that died first first."""
         found: list[DeadLetter] = []
         for queue in self._queues(queues):
-            rows = self._ask(queue, letters.listed, queue, MOST_DEAD)
+            rows = self._ask(queue, dead_letters.listed, queue, MOST_DEAD)
             found += [DeadLetter(queue, row) for row in reversed(rows)]
         return found
 
@@ -341,7 +342,7 @@ class Jobs:
         self._engines.append(engine)
 
     def _make(self, names: TableName) -> None:
-        self._connection(names).call(managing.create)
+        self._connection(names).call(admin.create)
 
     def _connection(self, names: TableName) -> Connection:
         key = str(names)

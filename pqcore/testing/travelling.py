@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations.transactions import atomic
+from pqcore.operations.atomic import atomic
 from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pqcore.operations import letters, managing, retrying
+from pqcore.operations import admin, dead_letters, retry
 from pqcore.settings import QueueSettings
 from pqcore.web.table import Table
 
@@ -51,31 +51,31 @@ class Change:
 
 
 async def _retry(table: Table, wish: Wish) -> int:
-    return int((await table.call(retrying.retry, wish.queue, wish.id)).done)
+    return int((await table.call(retry.retry, wish.queue, wish.id)).done)
 
 
 async def _cancel(table: Table, wish: Wish) -> int:
-    return int(await table.call(managing.cancel, wish.queue, wish.id, running=True))
+    return int(await table.call(admin.cancel, wish.queue, wish.id, running=True))
 
 
 async def _purge(table: Table, wish: Wish) -> int:
-    return await table.call(letters.purge, wish.queue, [wish.id], 0)
+    return await table.call(dead_letters.purge, wish.queue, [wish.id], 0)
 
 
 async def _retry_dead(table: Table, wish: Wish) -> int:
-    return await table.call(letters.revive, wish.queue, None)
+    return await table.call(dead_letters.revive, wish.queue, None)
 
 
 async def _retry_unreadable(table: Table, wish: Wish) -> int:
-    return await table.call(letters.revive, wish.queue, None, "unreadable")
+    return await table.call(dead_letters.revive, wish.queue, None, "unreadable")
 
 
 async def _purge_dead(table: Table, wish: Wish) -> int:
-    return await table.call(letters.purge, wish.queue, None, wish.older_than)
+    return await table.call(dead_letters.purge, wish.queue, None, wish.older_than)
 
 
 async def _purge_done(table: Table, wish: Wish) -> int:
-    return await table.call(managing.purge, wish.queue, wish.older_than)
+    return await table.call(admin.purge, wish.queue, wish.older_than)
 
 
 CHANGES: dict[str, Change] = {

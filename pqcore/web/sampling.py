@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from pqcore.operations import counting, examining, watching
+from pqcore.operations import activity as watching
+from pqcore.operations import counting, examining
+from pqcore.operations.activity import Finished
 from pqcore.operations.counting import QueueFigures
 from pqcore.operations.examining import Activity
-from pqcore.operations.watching import Finished
 from pqcore.web.table import Table
 
 WINDOW = 900.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pqcore.errors import JobNotFound
-from pqcore.operations import listing, watching
-from pqcore.operations.listing import STATES, UNFINISHED, StoredJob
+from pqcore.operations import activity, list_jobs
+from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
 from pqcore.web.changes import CHANGES, possible
 from pqcore.web.charts import Chart, chart
@@ -62,12 +62,12 @@ class Views:
         sample = await self._sampler.latest()
         n = _step(query.get("n", ""))
         states = (state,) if state in STATES else UNFINISHED
-        jobs = await self._table.call(listing.listed, settings, states, n, task=task or None)
+        jobs = await self._table.call(list_jobs.listed, settings, states, n, task=task or None)
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
             "charts": self._charts(name),
-            "running": await self._table.call(listing.listed, settings, ("leased",), STEPS[0]),
+            "running": await self._table.call(list_jobs.listed, settings, ("leased",), STEPS[0]),
             "jobs": jobs,
             "state": state if state in STATES else "",
             "states": STATES,
@@ -89,7 +89,7 @@ class Views:
         if job_id is None:
             raise JobNotFound(f"{given[:40]!r} is no id of a job: write a number")
         queue = self._table.queue(query["queue"]) if query.get("queue") else None
-        job = await self._table.call(listing.whole, job_id, queue, rendering.MOST_SHOWN)
+        job = await self._table.call(list_jobs.whole, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)
         return {
             "job": job,
@@ -101,7 +101,7 @@ class Views:
 
     async def dead(self, query: Query) -> View:
         """Dead letters, of one queue or of those that have most."""
-        counts = await self._table.call(listing.dead_by_queue)
+        counts = await self._table.call(list_jobs.dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
         names = [chosen] if chosen else _most(counts)
@@ -122,7 +122,7 @@ class Views:
     async def workers(self, query: Query) -> View:
         """Who works, and who waits."""
         sample = await self._sampler.latest()
-        ticks = await self._table.call(watching.ticks)
+        ticks = await self._table.call(activity.ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
         leased = {name: figures.leased for name, figures in sample.queues.items() if figures.leased}
         running = await self._listed(_most(leased), "leased", STEPS[1])
@@ -131,14 +131,14 @@ class Views:
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
-            "sessions": await self._table.call(watching.sessions, sorted(names)),
+            "sessions": await self._table.call(activity.sessions, sorted(names)),
             "ticks": ticks,
         }
 
     async def _listed(self, names: Sequence[str], state: str, n: int) -> list[StoredJob]:
         found: list[StoredJob] = []
         for name in names:
-            found += await self._table.call(listing.listed, self._table.queue(name), (state,), n)
+            found += await self._table.call(list_jobs.listed, self._table.queue(name), (state,), n)
         return found
 
     def _charts(self, name: str) -> list[Chart]:

@@ -13,7 +13,8 @@ from pqcore.db.runtime import backoff
 from pqcore.db.session import CoreSession
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent, tell
-from pqcore.operations import batching, gating, ticking
+from pqcore.operations import batching, concurrency_limits
+from pqcore.operations import periodic as ticking
 from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.declaring import logger
@@ -58,7 +59,7 @@ class Chores:
         queue, engine = self._station.queue, self._station.bridge.engine
 
         async def work(s: CoreSession) -> None:
-            await gating.sweep(engine, queue, s)
+            await concurrency_limits.sweep(engine, queue, s)
             if old:
                 await s.execute(s.sql.tasks.sweep_results)
                 await s.execute(s.sql.tasks.sweep_dedup, s.sql.tasks.sweep_dedup.bind({"q_name": queue.name}))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
 from pqcore.events import FAILURES, around, tell
-from pqcore.operations.finishing import Outcome
+from pqcore.operations.complete import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.running import (

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from pqcore.events import JobEvent
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations.finishing import Outcome, Refusals
+from pqcore.operations.complete import Outcome, Refusals
 from pqcore.queue import Queue
 from pqcore.sql.dialect import SIZES
 from pqcore.sql.identifiers import control_channel

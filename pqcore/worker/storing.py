@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.events import ENDS
-from pqcore.operations import finishing, gating, leasing
+from pqcore.operations import complete, concurrency_limits
+from pqcore.operations import lease as leasing
+from pqcore.operations.complete import Endings, Outcome, Refusals
 from pqcore.operations.contention import PROBE
-from pqcore.operations.finishing import Endings, Outcome, Refusals
 from pqcore.tasks.declaring import logger
 from pqcore.worker.station import Floor, Station
 from pqcore.worker.telling import Teller
@@ -82,7 +83,7 @@ class Storing:
         if not outcomes:
             return None
         try:
-            endings = await station.bridge.call(finishing.finish_each, station.queue, outcomes)
+            endings = await station.bridge.call(complete.finish_each, station.queue, outcomes)
         except BaseException:  # a cancellation: they may have been stored, or not
             self._keep(outcomes)
             raise
@@ -93,7 +94,7 @@ class Storing:
             for outcome, error in endings.refused:
                 ailment = self._refused(outcome, error) or ailment
         headers = [outcome.job.raw_headers for outcome in outcomes if outcome.job.raw_headers is not None]
-        if any(map(gating.is_gated, headers)):
+        if any(map(concurrency_limits.is_gated, headers)):
             station.bridge.engine.nudge_blind(station.channel)  # places are free, and may be given to jobs
         if endings.busy:  # another transaction has their limits or groups locked; others do not wait for that
             outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
@@ -115,7 +116,7 @@ class Storing:
         if held is None:
             return None
         held.doubtful |= isinstance(error, OutcomeUnknown)
-        if finishing.ails_server(error):
+        if complete.ails_server(error):
             station.done.append(outcome)
             return error
         held.refusals = held.refusals or Refusals()
@@ -128,7 +129,7 @@ class Storing:
             asyncio.get_running_loop().call_later(pause, self._try_again, outcome)
         elif verdict == "bury":
             logger.error("job %d of %r cannot end as it did: %s", job.id, station.queue.name, error)
-            self._try_again(finishing.dead_letter_of(outcome, error))
+            self._try_again(complete.dead_letter_of(outcome, error))
         else:
             logger.error("job %d of %r cannot be a dead letter: %s", job.id, station.queue.name, error)
             station.held.pop(held.key)  # its lease runs out, which counts as a crash
@@ -146,7 +147,7 @@ class Storing:
         lost = {id(outcome) for outcome in endings.lost}
         if lost and (doubtful := self._doubtful(endings.lost)):
             try:
-                found = await station.bridge.call(finishing.stored_before, station.queue, doubtful)
+                found = await station.bridge.call(complete.stored_before, station.queue, doubtful)
             except PQError as exc:
                 ailment, unknown = exc, {id(outcome) for outcome, _ in doubtful}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
@@ -171,7 +172,7 @@ class Storing:
                         station.queue.name,
                     )
                 if held is not None and (
-                    held.run is not None or end.end in ("dead", "drop") or end.reason in finishing.PUT_OFF
+                    held.run is not None or end.end in ("dead", "drop") or end.reason in complete.PUT_OFF
                 ):
                     await self._teller.tell(hook, station, held, end)
         finally:

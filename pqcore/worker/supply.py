@@ -12,7 +12,7 @@ from typing import Any
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
-from pqcore.operations import batching, finishing, taking
+from pqcore.operations import batching, complete, fetch
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.popped import given_up_jobs
 from pqcore.worker.execution import Execution
@@ -80,7 +80,7 @@ class Supply:
         """Do what follows from jobs that were taken from the queue with `get` before, and that nobody performed."""
         queue = self._station.queue
         if given_up := given_up_jobs(queue):
-            await self._station.bridge.call(finishing.follow_given_up, queue, given_up)
+            await self._station.bridge.call(complete.follow_given_up, queue, given_up)
 
     async def _room(self) -> int:
         """How many to fetch; if none, it has waited until that may have changed."""
@@ -104,7 +104,7 @@ class Supply:
         station.looking = True
         try:
             late = partial(self._accept_late, leased_at)
-            look = partial(taking.look, patient=True)
+            look = partial(fetch.look, patient=True)
             rows, wake_in = await station.bridge.finish(late, look, station.queue, n, self._lease)
         except Exception:
             station.looking = False

@@ -6,8 +6,9 @@ import asyncio
 import time
 
 from pqcore.errors import PQError
-from pqcore.operations import leasing, results
-from pqcore.operations.finishing import Outcome
+from pqcore.operations import lease as leasing
+from pqcore.operations import results
+from pqcore.operations.complete import Outcome
 from pqcore.tasks.declaring import logger
 from pqcore.worker.execution import Execution
 from pqcore.worker.station import Floor, Held, Station

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations import leasing
+from pqcore.operations import lease as leasing
 from pqcore.tasks.declaring import TaskDeclarations, logger
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge

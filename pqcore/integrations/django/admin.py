@@ -16,7 +16,7 @@ from pqcore.db.runtime import drive
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
 from pqcore.operations import counting
-from pqcore.operations.listing import UNFINISHED, path_in
+from pqcore.operations.list_jobs import UNFINISHED, path_in
 
 HEAD = 300
 """Characters of the data in which a list looks for the path of a function."""

@@ -14,8 +14,8 @@ from pqcore.db.runtime import drive
 from pqcore.db.session import CoreSession
 from pqcore.integrations.django.configuration import TableConfiguration, configured
 from pqcore.integrations.django.queues import pqs
-from pqcore.operations import managing
-from pqcore.operations.transactions import atomic
+from pqcore.operations import admin
+from pqcore.operations.atomic import atomic
 from pqcore.schema.written import write_down
 
 
@@ -57,7 +57,7 @@ class MigrateTables(Operation):
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         for table in _tables(schema_editor):
             if not schema_editor.collect_sql:
-                drive(managing.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
+                drive(admin.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
             elif self.creates:
                 # What is run depends on the table that is there; this is what makes one where there is none.
                 _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))

@@ -32,9 +32,9 @@ from pqcore.errors import (
 )
 from pqcore.integrations.django.queues import DjangoPQ, pqs
 from pqcore.job import JobId
-from pqcore.operations import listing
-from pqcore.operations.letters import described
-from pqcore.operations.listing import WholeJob
+from pqcore.operations import list_jobs
+from pqcore.operations.dead_letters import described
+from pqcore.operations.list_jobs import WholeJob
 from pqcore.plugins import importable
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
@@ -169,7 +169,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from exc
         job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
         try:
-            job = drive(listing.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
+            job = drive(list_jobs.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
         except JobNotFound:
             job = None
         try:

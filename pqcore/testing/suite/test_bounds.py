@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pqcore.operations import bounds
+from pqcore.operations import scan_position
 from pqcore.testing.harness import Harness
 
 SUPPLY = 4_000
@@ -20,8 +20,8 @@ class Undo(Exception):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty jobs are a succession, and every tenth of a second there is a full look."""
-    monkeypatch.setattr(bounds, "SUCCESSION", 20)
-    monkeypatch.setattr(bounds, "FULL_LOOK", 0.1)
+    monkeypatch.setattr(scan_position, "SUCCESSION", 20)
+    monkeypatch.setattr(scan_position, "FULL_LOOK", 0.1)
 
 
 def in_succession(harness: Harness, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pqcore.errors import IdTaken, JobNotFound, ResultTimeout
-from pqcore.operations import moving, results
+from pqcore.operations import move, results
 from pqcore.put_options import Dedup
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import Harness
@@ -214,7 +214,7 @@ def test_an_archived_job_makes_way_for_one_with_its_id(harness: Harness, way: st
             harness.drain(queue)
         if way == "move":
             core = unwrapped(queue)
-            harness.wait_for(lambda: moving.archive(core._engine, core, 0))
+            harness.wait_for(lambda: move.archive(core._engine, core, 0))
 
     give("of the old one")
     finish()

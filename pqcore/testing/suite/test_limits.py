@@ -16,7 +16,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
-from pqcore.operations import contention, gating
+from pqcore.operations import concurrency_limits, contention
 from pqcore.put_options import MAX_KEY
 from pqcore.sql.dialect import ADMISSION
 from pqcore.sql.identifiers import TableName, quote
@@ -35,7 +35,7 @@ class Undo(Exception):
 def sweep(harness: Harness, queue: Any) -> None:
     """What each worker does twice a minute."""
     core = unwrapped(queue)
-    harness.wait_for(lambda: core._engine.run(lambda s: gating.sweep(core._engine, core, s)))
+    harness.wait_for(lambda: core._engine.run(lambda s: concurrency_limits.sweep(core._engine, core, s)))
 
 
 def slots(harness: Harness) -> list[tuple[Any, ...]]:
@@ -520,7 +520,7 @@ def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(h
 
 def test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time(harness: Harness) -> None:
     queue, place = harness.queue(), TableName("queue", harness.schema).related("_slots")
-    number, schema = 2 * gating.MOST_KEYS + 50, quote(harness.schema)
+    number, schema = 2 * concurrency_limits.MOST_KEYS + 50, quote(harness.schema)
     harness.sql(f"CREATE TABLE {schema}.counted (locks bigint)", rows=False)
     harness.sql(
         f"CREATE FUNCTION {schema}.count_locks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO"
@@ -542,7 +542,7 @@ def test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time(harnes
     jobs = all_leased(queue, number)
     assert (len(jobs), len(slots(harness))) == (number, number)
     assert queue.ack_many(jobs) == []
-    assert harness.sql(f"SELECT max(locks) FROM {schema}.counted") == [(gating.MOST_KEYS,)]
+    assert harness.sql(f"SELECT max(locks) FROM {schema}.counted") == [(concurrency_limits.MOST_KEYS,)]
     assert slots(harness) == []
 
 

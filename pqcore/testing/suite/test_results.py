@@ -24,7 +24,7 @@ from pqcore.errors import (
     UnsafeSerializer,
 )
 from pqcore.events import JobEvent, PutEvent
-from pqcore.operations import batching, finishing, results
+from pqcore.operations import batching, complete, results
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
@@ -561,8 +561,8 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
     core = unwrapped(queue)
 
     def finish(job: Any) -> list[Any]:
-        outcome = finishing.Outcome(unwrapped(job), "done", 3)
-        return harness.wait_for(lambda: finishing.finish(core._engine, core, [outcome]))
+        outcome = complete.Outcome(unwrapped(job), "done", 3)
+        return harness.wait_for(lambda: complete.finish(core._engine, core, [outcome]))
 
     for job in jobs:
         with pytest.raises(DatabaseError, match="no"):
@@ -584,9 +584,9 @@ def test_the_caller_is_told_that_the_server_refuses_what_follows(
     job = queue.lease(60)
     harness.sql("ALTER TABLE {table} ADD CHECK (headers::jsonb -> 'a' IS NULL)", rows=False)
     core = unwrapped(queue)
-    outcome = finishing.Outcome(unwrapped(job), "done", 3)
+    outcome = complete.Outcome(unwrapped(job), "done", 3)
     with pytest.raises(InvalidData):
-        job.ack() if way == "ack" else harness.wait_for(lambda: finishing.finish(core._engine, core, [outcome]))
+        job.ack() if way == "ack" else harness.wait_for(lambda: complete.finish(core._engine, core, [outcome]))
     assert harness.sql("SELECT leased_until IS NULL, dequeued_at IS NULL FROM {table}") == [(False, True)]
     assert queue.dead.count() == 0
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from pqcore.db.engine import Engine
 from pqcore.errors import JobNotFound
-from pqcore.operations import letters, listing
+from pqcore.operations import dead_letters, list_jobs
+from pqcore.operations.atomic import with_free_ids
 from pqcore.operations.batching import without_batch
-from pqcore.operations.transactions import with_free_ids
 from pqcore.settings import QueueSettings
 
 
@@ -18,7 +18,7 @@ class Retried:
 
     Attributes:
         id: The job.
-        state: Where it was; one of `pqcore.operations.listing.STATES`, or ``none``.
+        state: Where it was; one of `pqcore.operations.list_jobs.STATES`, or ``none``.
         done: Whether it is due now.
     """
 
@@ -34,12 +34,12 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     more, but for its batch, which has counted it. One that waits, is leased or parked is left as it is.
     """
     try:
-        job = await listing.whole(engine, job_id, queue)
+        job = await list_jobs.whole(engine, job_id, queue)
     except JobNotFound:
         return Retried(int(job_id), "none", done=False)
     values: dict[str, object] = {"id": job.id, "q_name": queue.name, "channel": queue.channel}
     if job.state == "dead":
-        return Retried(job.id, job.state, done=bool(await letters.revive(engine, queue, [job.id])))
+        return Retried(job.id, job.state, done=bool(await dead_letters.revive(engine, queue, [job.id])))
     if job.state == "done":
         values["headers"] = without_batch(job.headers)
         statement = "upkeep.rerun_archived" if job.place == "archive" else "upkeep.rerun_finished"

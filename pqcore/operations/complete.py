@@ -33,16 +33,16 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.job import BaseJob
-from pqcore.operations import leasing
+from pqcore.operations import lease as leasing
+from pqcore.operations.atomic import atomic
 from pqcore.operations.batching import Membership, count_down, without_batch
+from pqcore.operations.concurrency_limits import gate_of, give_up, lock_gates, try_gates
 from pqcore.operations.contention import WAITS
-from pqcore.operations.gating import gate_of, give_up, lock_gates, try_gates
-from pqcore.operations.leasing import ack_rows
-from pqcore.operations.letters import described
-from pqcore.operations.putting import insert
+from pqcore.operations.dead_letters import described
+from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.lease import ack_rows
+from pqcore.operations.put import insert
 from pqcore.operations.serializing import encode
-from pqcore.operations.stored import StoredPut
-from pqcore.operations.transactions import atomic
 from pqcore.settings import Encoded, QueueSettings, logger
 from pqcore.sql.identifiers import results_channel
 

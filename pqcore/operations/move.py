@@ -9,9 +9,9 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
-from pqcore.operations.gating import gate_of, give_up, lock_gates
-from pqcore.operations.managing import in_slices
-from pqcore.operations.transactions import atomic
+from pqcore.operations.admin import in_slices
+from pqcore.operations.atomic import atomic
+from pqcore.operations.concurrency_limits import gate_of, give_up, lock_gates
 from pqcore.settings import QueueSettings
 from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds

@@ -15,7 +15,7 @@ from pqcore.db.session import CoreSession
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
 from pqcore.events import PutEvent, around, tell
 from pqcore.job import Identity
-from pqcore.operations.transactions import atomic
+from pqcore.operations.atomic import atomic
 from pqcore.operations.unstored import causes, not_stored
 from pqcore.plugins import plugins
 from pqcore.put_options import Dedup, PutOptions, put_options

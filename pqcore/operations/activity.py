@@ -9,7 +9,7 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.job import Moment
-from pqcore.operations.catalogue import ask
+from pqcore.operations.schema_info import ask
 from pqcore.sql.identifiers import channel, control_channel
 
 MOST_SESSIONS = 500

@@ -13,10 +13,10 @@ from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
 from pqcore.job import Identity
+from pqcore.operations.atomic import atomic
 from pqcore.operations.batching import open_batch
-from pqcore.operations.putting import NO_TIMES, as_element, identity, insert, insert_many
-from pqcore.operations.stored import StoredPut
-from pqcore.operations.transactions import atomic
+from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.put import NO_TIMES, as_element, identity, insert, insert_many
 from pqcore.plugins import plugins
 from pqcore.settings import Encoded, QueueSettings
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConfigurationError
-from pqcore.operations.catalogue import ask
-from pqcore.operations.transactions import atomic
+from pqcore.operations.atomic import atomic
+from pqcore.operations.schema_info import ask
 from pqcore.sql.identifiers import TableName, check_text, fit, quote
 from pqcore.sql.statement import plain
 

@@ -12,7 +12,7 @@ from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
 from pqcore.job import Moment
-from pqcore.operations.letters import error_of
+from pqcore.operations.dead_letters import error_of
 from pqcore.operations.results import put_time
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds

@@ -15,13 +15,13 @@ from pqcore.db.interrupts import let_through
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
+from pqcore.operations.atomic import atomic
 from pqcore.operations.batching import Membership, hold
+from pqcore.operations.complete import by_hand, go_on, is_continued, without_followers
+from pqcore.operations.concurrency_limits import NotAdmittedError, admit, put_back
 from pqcore.operations.contention import PROBE
-from pqcore.operations.finishing import by_hand, go_on, is_continued, without_followers
-from pqcore.operations.gating import NotAdmittedError, admit, put_back
-from pqcore.operations.leasing import give_back
-from pqcore.operations.rationing import draw, refund
-from pqcore.operations.transactions import atomic
+from pqcore.operations.lease import give_back
+from pqcore.operations.rate_limit import draw, refund
 from pqcore.settings import QueueSettings, logger
 from pqcore.sql.dialect import Finish
 from pqcore.times import seconds

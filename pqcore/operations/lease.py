@@ -11,8 +11,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
-from pqcore.operations.gating import gate_of, give_up, in_parts, lock_gates
-from pqcore.operations.transactions import atomic
+from pqcore.operations.atomic import atomic
+from pqcore.operations.concurrency_limits import gate_of, give_up, in_parts, lock_gates
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec, seconds
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pqcore.operations.putting import NO_TIMES
+from pqcore.operations.put import NO_TIMES
 from pqcore.settings import Encoded, QueueSettings
 
 

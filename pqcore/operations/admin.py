@@ -12,10 +12,10 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
-from pqcore.operations import finishing
+from pqcore.operations import complete
+from pqcore.operations.atomic import atomic
 from pqcore.operations.batching import Membership, count_down
 from pqcore.operations.results import put_time
-from pqcore.operations.transactions import atomic
 from pqcore.schema import sequences
 from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import control_channel
@@ -72,8 +72,8 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
         found = await s.execute(find, find.bind(values))
         if not found:
             return False
-        if finishing.has_followers(found[0][0]):
-            cancelled = await finishing.cancel(engine, queue, s, number, found[0][0])
+        if complete.has_followers(found[0][0]):
+            cancelled = await complete.cancel(engine, queue, s, number, found[0][0])
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
         return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))
