@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
-    from pqcore.operations.encoding import Encoding, Reencoded
     from pqcore.operations.list_jobs import StoredJob
+    from pqcore.operations.reencode import Encoding, Reencoded
     from pqcore.operations.results import JobInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator

@@ -22,18 +22,18 @@ from pqcore.operations import (
     admin,
     burying,
     complete,
-    encoding,
     fetch,
     lease,
     list_jobs,
     move,
     put,
+    reencode,
     results,
     retry,
 )
 from pqcore.operations.admin import QueueStats
-from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.list_jobs import StoredJob
+from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -206,7 +206,7 @@ class AsyncQueue(QueueSettings):
         self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `pqcore.PQ.reencode`."""
-        return await encoding.reencode(self._engine, [self], step=step, every=every, wait=wait)
+        return await reencode.reencode(self._engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""
@@ -335,14 +335,14 @@ class AsyncPQ:
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
-        return await encoding.encodings(self._engine)
+        return await reencode.encodings(self._engine)
 
     async def reencode(
         self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
         """Re-encode data that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return await encoding.reencode(self._engine, named, step=step, every=every, wait=wait)
+        return await reencode.reencode(self._engine, named, step=step, every=every, wait=wait)
 
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

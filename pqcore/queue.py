@@ -16,18 +16,18 @@ from pqcore.operations import (
     admin,
     burying,
     complete,
-    encoding,
     fetch,
     lease,
     list_jobs,
     move,
     put,
+    reencode,
     results,
     retry,
 )
 from pqcore.operations.admin import QueueStats
-from pqcore.operations.encoding import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.list_jobs import StoredJob
+from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -351,7 +351,7 @@ class Queue(QueueSettings):
 
     def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
-        return drive(encoding.reencode(self._engine, [self], step=step, every=every, wait=wait))
+        return drive(reencode.reencode(self._engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.
@@ -555,7 +555,7 @@ class PQ:
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""
-        return drive(encoding.encodings(self._engine))
+        return drive(reencode.encodings(self._engine))
 
     def reencode(
         self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
@@ -582,7 +582,7 @@ class PQ:
                 range, or a transaction is open.
         """
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return drive(encoding.reencode(self._engine, named, step=step, every=every, wait=wait))
+        return drive(reencode.reencode(self._engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

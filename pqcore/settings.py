@@ -18,7 +18,7 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.operations.contention import Contention
+from pqcore.operations.locked_keys import Contention
 from pqcore.operations.scan_position import LowerBound
 from pqcore.plugins import plugins
 from pqcore.serializers import (

@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet as Cipher
 
 from pqcore import PQ
 from pqcore.cli.app import app
-from pqcore.operations import encoding
+from pqcore.operations import reencode
 from pqcore.serializers import Fernet, Json, Msgpack, SignedPickle, Wrapper, Zstd, key_id
 
 OLD, NEW = (Cipher.generate_key().decode() for _ in range(2))
@@ -215,7 +215,7 @@ def test_key_is_changed_in_whatever_layer_it_is(pq: PQ, make: Any) -> None:
 
 def test_slices_meet_without_a_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more rows than a slice has, all are written, whatever their ids."""
-    monkeypatch.setattr(encoding, "SLICE", 7)
+    monkeypatch.setattr(reencode, "SLICE", 7)
     monkeypatch.setattr("pqcore.sql.encoding_statements.SLICE", 7)
     ids = [-(2**60), -1, 0, *range(5, 40), 2**62]
     with pq["q"] as cursor:

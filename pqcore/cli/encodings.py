@@ -12,8 +12,8 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import Failed
 from pqcore.cli.options import duration, import_option, json_option, with_database
 from pqcore.cli.output import emit, table, write
-from pqcore.operations import encoding
-from pqcore.operations.encoding import Encoding
+from pqcore.operations import reencode as encoding
+from pqcore.operations.reencode import Encoding
 
 
 @click.command()

@@ -34,7 +34,7 @@ from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
 from pqcore.operations import lease as leasing
-from pqcore.operations.encoding import Encoding, Reencoded
+from pqcore.operations.reencode import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.settings import KEPT_QUEUES, logger
 from pqcore.times import TimeSpec

@@ -14,7 +14,7 @@ from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
 from pqcore.operations import complete
 from pqcore.operations.atomic import atomic
-from pqcore.operations.batching import Membership, count_down
+from pqcore.operations.batch_counts import Membership, count_down
 from pqcore.operations.results import put_time
 from pqcore.schema import sequences
 from pqcore.settings import QueueSettings

@@ -14,7 +14,7 @@ from pqcore.errors import ConfigurationError
 from pqcore.events import PutEvent, around, tell
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
-from pqcore.operations.batching import open_batch
+from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.put import NO_TIMES, as_element, identity, insert, insert_many
 from pqcore.plugins import plugins

@@ -35,14 +35,14 @@ from pqcore.errors import (
 from pqcore.job import BaseJob
 from pqcore.operations import lease as leasing
 from pqcore.operations.atomic import atomic
-from pqcore.operations.batching import Membership, count_down, without_batch
+from pqcore.operations.batch_counts import Membership, count_down, without_batch
 from pqcore.operations.concurrency_limits import gate_of, give_up, lock_gates, try_gates
-from pqcore.operations.contention import WAITS
 from pqcore.operations.dead_letters import described
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.lease import ack_rows
+from pqcore.operations.locked_keys import WAITS
 from pqcore.operations.put import insert
-from pqcore.operations.serializing import encode
+from pqcore.operations.serialize import encode
 from pqcore.settings import Encoded, QueueSettings, logger
 from pqcore.sql.identifiers import results_channel
 

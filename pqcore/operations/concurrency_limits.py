@@ -36,7 +36,7 @@ from pqcore.db.session import CoreSession, is_above
 from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.operations.atomic import atomic
-from pqcore.operations.contention import PROBE, WAITS
+from pqcore.operations.locked_keys import PROBE, WAITS
 from pqcore.settings import QueueSettings
 from pqcore.sql.statement import Query
 

@@ -14,7 +14,7 @@ from pqcore.db.interrupts import is_from_outside
 from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.operations.atomic import atomic, with_free_ids
-from pqcore.operations.unstored import not_stored
+from pqcore.operations.put_refusals import not_stored
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 

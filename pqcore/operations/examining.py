@@ -20,7 +20,7 @@ from pqcore.backend import Capability, Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import CoreSession
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
-from pqcore.operations import encoding
+from pqcore.operations import reencode
 from pqcore.operations.complete import PUT_OFF
 from pqcore.operations.periodic import AHEAD
 from pqcore.operations.schema_info import ask
@@ -790,7 +790,7 @@ async def _ticks(patient: _Patient) -> list[Finding]:
 
 async def _encodings(patient: _Patient) -> list[Finding]:
     """Find data of serializers that this process does not have, or under keys that it does not hold."""
-    counted = await encoding.counted(patient.s, EXAMINED)
+    counted = await reencode.counted(patient.s, EXAMINED)
     kinds = {(one.serializer, one.key) for one in counted}
     serializers = {name: _serializer(name) for name, _ in kinds if name}
     found = []

@@ -16,11 +16,11 @@ from pqcore.db.session import CoreSession
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
-from pqcore.operations.batching import Membership, hold
+from pqcore.operations.batch_counts import Membership, hold
 from pqcore.operations.complete import by_hand, go_on, is_continued, without_followers
 from pqcore.operations.concurrency_limits import NotAdmittedError, admit, put_back
-from pqcore.operations.contention import PROBE
 from pqcore.operations.lease import give_back
+from pqcore.operations.locked_keys import PROBE
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.settings import QueueSettings, logger
 from pqcore.sql.dialect import Finish

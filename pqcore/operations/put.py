@@ -16,7 +16,7 @@ from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge,
 from pqcore.events import PutEvent, around, tell
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
-from pqcore.operations.unstored import causes, not_stored
+from pqcore.operations.put_refusals import causes, not_stored
 from pqcore.plugins import plugins
 from pqcore.put_options import Dedup, PutOptions, put_options
 from pqcore.serializers import json_encode

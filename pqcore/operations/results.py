@@ -14,7 +14,7 @@ from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
 from pqcore.job import BaseJob, JobId, Moment
-from pqcore.operations.serializing import decode
+from pqcore.operations.serialize import decode
 from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import results_channel
 from pqcore.times import seconds

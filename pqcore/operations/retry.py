@@ -8,7 +8,7 @@ from pqcore.db.engine import Engine
 from pqcore.errors import JobNotFound
 from pqcore.operations import dead_letters, list_jobs
 from pqcore.operations.atomic import with_free_ids
-from pqcore.operations.batching import without_batch
+from pqcore.operations.batch_counts import without_batch
 from pqcore.settings import QueueSettings
 
 

@@ -21,7 +21,7 @@ from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batches, batching, burying, complete, fetch
+from pqcore.operations import batch_counts, batches, burying, complete, fetch
 from pqcore.operations import put as putting
 from pqcore.operations.complete import Outcome
 from pqcore.operations.lease import beat
@@ -251,7 +251,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _work(self, *, burst: bool) -> None:
         failures = 0
         self._follow_given_up(begins=True)
-        watch, looked = batching.Watch(), time.monotonic()
+        watch, looked = batch_counts.Watch(), time.monotonic()
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
@@ -273,7 +273,7 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _is_done(self) -> bool:
         """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
-        return not self.contention.pending() and not drive(batching.end_lost(self._engine, self))
+        return not self.contention.pending() and not drive(batch_counts.end_lost(self._engine, self))
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
         """Wait until the next attempt of something that failed; raise the error where that cannot help."""

@@ -16,7 +16,7 @@ from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
 from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations import batching, complete, fetch, results
+from pqcore.operations import batch_counts, complete, fetch, results
 from pqcore.operations.complete import End, Outcome
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
@@ -87,7 +87,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             if job is not None:
                 break
         else:
-            if sum([await batching.end_lost(queue._engine, queue) for queue in queues]):
+            if sum([await batch_counts.end_lost(queue._engine, queue) for queue in queues]):
                 continue
             return ran
         performance = _Performance(queue, job, suspends=suspends)

@@ -13,7 +13,7 @@ from pqcore.db.runtime import backoff
 from pqcore.db.session import CoreSession
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent, tell
-from pqcore.operations import batching, concurrency_limits
+from pqcore.operations import batch_counts, concurrency_limits
 from pqcore.operations import periodic as ticking
 from pqcore.plugins import plugins
 from pqcore.schema import security
@@ -36,7 +36,7 @@ class Chores:
 
     def __init__(self, station: Station) -> None:
         self._station = station
-        self._watch = batching.Watch()
+        self._watch = batch_counts.Watch()
 
     async def run(self) -> None:
         """Do them until cancelled."""

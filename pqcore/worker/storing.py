@@ -12,7 +12,7 @@ from pqcore.events import ENDS
 from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
-from pqcore.operations.contention import PROBE
+from pqcore.operations.locked_keys import PROBE
 from pqcore.tasks.declaring import logger
 from pqcore.worker.station import Floor, Station
 from pqcore.worker.telling import Teller

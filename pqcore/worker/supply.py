@@ -12,7 +12,7 @@ from typing import Any
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
-from pqcore.operations import batching, complete, fetch
+from pqcore.operations import batch_counts, complete, fetch
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.popped import given_up_jobs
 from pqcore.worker.execution import Execution
@@ -147,7 +147,7 @@ class Supply:
         """End batches whose jobs are gone; whether there were some, so that there may be jobs again."""
         ended = 0
         for station in list(self._floor.stations):
-            ended += await station.bridge.call(batching.end_lost, station.queue)
+            ended += await station.bridge.call(batch_counts.end_lost, station.queue)
         if ended:
             self._floor.changes += 1
         return ended > 0

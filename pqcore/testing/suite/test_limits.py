@@ -16,7 +16,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
-from pqcore.operations import concurrency_limits, contention
+from pqcore.operations import concurrency_limits, locked_keys
 from pqcore.put_options import MAX_KEY
 from pqcore.sql.dialect import ADMISSION
 from pqcore.sql.identifiers import TableName, quote
@@ -457,7 +457,7 @@ def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) 
 def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contention, "ASIDE", 0.5)
+    monkeypatch.setattr(locked_keys, "ASIDE", 0.5)
     queue = harness.task_queue()
     seen, others = Notes(), Notes()
 

@@ -24,7 +24,7 @@ from pqcore.errors import (
     UnsafeSerializer,
 )
 from pqcore.events import JobEvent, PutEvent
-from pqcore.operations import batching, complete, results
+from pqcore.operations import batch_counts, complete, results
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
@@ -900,7 +900,7 @@ def test_a_batch_whose_jobs_were_deleted_ends_under_work(harness: Harness, tasks
 def test_a_batch_is_not_lost_while_its_jobs_are_anywhere(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
     core = unwrapped(queue)
-    watch = batching.Watch()
+    watch = batch_counts.Watch()
 
     def look() -> int:
         return harness.wait_for(lambda: watch.look(core._engine, core))

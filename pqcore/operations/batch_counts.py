@@ -19,8 +19,8 @@ from pqcore.headers import check_link
 from pqcore.operations.atomic import atomic
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.put import insert
-from pqcore.operations.serializing import encode
-from pqcore.operations.unstored import not_stored
+from pqcore.operations.put_refusals import not_stored
+from pqcore.operations.serialize import encode
 from pqcore.settings import QueueSettings, logger
 
 HOLD = 3_600.0
