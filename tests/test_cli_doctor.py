@@ -19,7 +19,7 @@ from pqcore import PQ, tasks
 from pqcore.cli.app import app
 from pqcore.operations import examining
 from pqcore.schema import sequences
-from pqcore.schema.declared import declared_tables
+from pqcore.schema.metadata import declared_tables
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from pqcore import PQ
 from pqcore.errors import ConfigurationError, SchemaOutdated, SchemaTooNew
 from pqcore.integrations.sqlalchemy import include_in, leave_out, pq_for_engine
-from pqcore.schema.declared import declared_tables
+from pqcore.schema.metadata import declared_tables
 from pqcore.sql.identifiers import TableName
 
 ODD_PASSWORD = "p@ss w'o\\rd%/&+ü"

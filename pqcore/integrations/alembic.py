@@ -15,7 +15,7 @@ import sqlalchemy
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.sqlalchemy_schema import Operation, create, run_on
 from pqcore.schema import drop
-from pqcore.schema.written import write_down
+from pqcore.schema.offline import write_down
 from pqcore.sql.identifiers import TableName
 
 

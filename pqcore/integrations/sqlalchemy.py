@@ -26,7 +26,7 @@ from pqcore.db.dsn_arguments import dsn_text
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.sqlalchemy_schema import create, create_anew, run_on
 from pqcore.schema import drop
-from pqcore.schema.declared import DeclaredColumn, DeclaredTable, declared_tables
+from pqcore.schema.metadata import DeclaredColumn, DeclaredTable, declared_tables
 from pqcore.sql.identifiers import TableName, fit
 from pqcore.tasks import PQ, AsyncPQ
 

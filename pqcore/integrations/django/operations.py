@@ -16,7 +16,7 @@ from pqcore.integrations.django.configuration import TableConfiguration, configu
 from pqcore.integrations.django.queues import pqs
 from pqcore.operations import admin
 from pqcore.operations.atomic import atomic
-from pqcore.schema.written import write_down
+from pqcore.schema.offline import write_down
 
 
 def unmanaged(model: Any) -> CreateModel:
