@@ -8,7 +8,7 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.libraries import library
+from pqcore.serializers.extras import library
 from pqcore.serializers.protocol import Serializer
 from pqcore.serializers.wrapping import Wrapper
 

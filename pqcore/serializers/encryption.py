@@ -9,8 +9,8 @@ from typing import Any
 from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import ConfigurationError, KeyNotHeld, Unreadable
 from pqcore.hookspecs import hookimpl
+from pqcore.serializers.extras import library
 from pqcore.serializers.keys import counted, find_keys, key_id
-from pqcore.serializers.libraries import library
 from pqcore.serializers.protocol import Serializer, is_quick
 from pqcore.serializers.wrapping import Wrapper
 

@@ -7,7 +7,7 @@ import re
 from json.scanner import make_scanner
 from typing import Any
 
-from pqcore.serializers.limits import MOST_NESTED, fields_of, refuse_colliding_keys, refuse_deep
+from pqcore.serializers.storable import MOST_NESTED, fields_of, refuse_colliding_keys, refuse_deep
 
 _encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own

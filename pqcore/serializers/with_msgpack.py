@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.libraries import library
-from pqcore.serializers.limits import MOST_NESTED, refuse_deep_data
+from pqcore.serializers.extras import library
+from pqcore.serializers.storable import MOST_NESTED, refuse_deep_data
 
 
 class Msgpack:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.libraries import library
-from pqcore.serializers.limits import MOST_NESTED, refuse_colliding_keys, refuse_deep, refuse_deep_data
+from pqcore.serializers.extras import library
 from pqcore.serializers.plain_json import refuse_not_finite
+from pqcore.serializers.storable import MOST_NESTED, refuse_colliding_keys, refuse_deep, refuse_deep_data
 
 
 class _Msgspec:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pqcore.hookspecs import hookimpl
-from pqcore.serializers.libraries import library
-from pqcore.serializers.limits import refuse_colliding_keys
+from pqcore.serializers.extras import library
 from pqcore.serializers.plain_json import refuse_not_finite
+from pqcore.serializers.storable import refuse_colliding_keys
 
 
 class Orjson:

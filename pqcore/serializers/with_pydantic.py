@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from pqcore.serializers.libraries import library
-from pqcore.serializers.limits import refuse_colliding_keys
+from pqcore.serializers.extras import library
+from pqcore.serializers.storable import refuse_colliding_keys
 
 
 class PydanticJson:
