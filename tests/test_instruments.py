@@ -45,7 +45,7 @@ from pqcore.instruments.prometheus import PORT, Prometheus
 from pqcore.instruments.sentry import Sentry
 from pqcore.plugins import plugins
 from pqcore.tasks import Discard, Snooze, current
-from pqcore.tasks.running import job_logger
+from pqcore.tasks.outcomes import job_logger
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.worker import Worker

@@ -12,7 +12,7 @@ from typing import Any
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent
 from pqcore.hookspecs import hookimpl
-from pqcore.tasks.running import job_logger
+from pqcore.tasks.outcomes import job_logger
 
 LEVELS: Mapping[str, int] = {
     "put": logging.DEBUG,

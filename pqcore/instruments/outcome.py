@@ -9,7 +9,7 @@ from pqcore.errors import PQError
 from pqcore.events import JobEvent
 from pqcore.tasks.context import JobCancelled, current
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.policies import Discard, Snooze
+from pqcore.tasks.retry import Discard, Snooze
 
 Verdict: TypeAlias = Literal["succeeded", "failed", "timeout", "snoozed", "discarded", "cancelled", "shutdown", "lost"]
 

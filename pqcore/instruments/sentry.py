@@ -19,7 +19,7 @@ from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent
 from pqcore.hookspecs import hookimpl
 from pqcore.instruments.outcome import Verdict, verdict
-from pqcore.tasks.running import job_logger
+from pqcore.tasks.outcomes import job_logger
 
 ORIGIN = "auto.queue.pqcore"
 _STATUS: dict[Verdict, str] = {

@@ -18,7 +18,7 @@ from pqcore.errors import ConfigurationError, UnknownTask
 from pqcore.operations.batches import chained
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
-from pqcore.tasks.policies import Fixed, RetryPolicy, policy_to_json
+from pqcore.tasks.retry import Fixed, RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:

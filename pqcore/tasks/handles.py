@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pqcore.job import JobId
 
 if TYPE_CHECKING:
-    from pqcore.tasks.aio import AsyncQueue
-    from pqcore.tasks.blocking import Queue
+    from pqcore.tasks.async_queue import AsyncQueue
+    from pqcore.tasks.queue import Queue
 
 
 class Handle(JobId):

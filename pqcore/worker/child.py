@@ -19,7 +19,7 @@ from pqcore.job import BaseJob
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
-from pqcore.tasks.running import Run, keeps_result, refuse_unrun
+from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
 from pqcore.worker.parent import end_with_parent
 
 FIRST: list[str] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import SLOW
+from pqcore.tasks.outcomes import SLOW
 from pqcore.worker.executors import Threads
 from pqcore.worker.station import Floor
 

@@ -17,7 +17,7 @@ from pqcore.events import FAILURES, around, tell
 from pqcore.operations.complete import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.running import (
+from pqcore.tasks.outcomes import (
     Run,
     as_failure,
     caller,

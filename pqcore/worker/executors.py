@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from pqcore.tasks.context import JobContext
-from pqcore.tasks.running import Run
+from pqcore.tasks.outcomes import Run
 from pqcore.worker import child
 
 LAST_CALLS = 2.0

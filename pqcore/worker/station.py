@@ -15,7 +15,7 @@ from pqcore.queue import Queue
 from pqcore.sql.dialect import SIZES
 from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.context import JobContext
-from pqcore.tasks.running import Run
+from pqcore.tasks.outcomes import Run
 from pqcore.worker.bridge import Bridge
 
 PACE = 0.02

@@ -7,7 +7,7 @@ import time
 from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, tell
 from pqcore.operations.complete import Outcome
 from pqcore.plugins import plugins
-from pqcore.tasks.running import path_of, waited
+from pqcore.tasks.outcomes import path_of, waited
 from pqcore.worker.station import Held, Station
 
 

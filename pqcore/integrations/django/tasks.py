@@ -38,7 +38,7 @@ from pqcore.operations.list_jobs import WholeJob
 from pqcore.plugins import importable
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
-from pqcore.tasks.running import end_of, failure_of
+from pqcore.tasks.outcomes import end_of, failure_of
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 

@@ -38,7 +38,7 @@ from pqcore.tasks import (
     TaskOptions,
     current,
 )
-from pqcore.tasks.running import UNKNOWN_PAUSE
+from pqcore.tasks.outcomes import UNKNOWN_PAUSE
 from pqcore.testing.harness import PATIENCE, Harness, statement
 from pqcore.testing.portal import unwrapped
 
@@ -656,7 +656,7 @@ def test_retry_is_a_failure_with_a_time_of_its_own(harness: Harness, queue: Any)
     harness.drain(queue)
     assert seen == [1, 2, 3]
     [letter] = queue.dead.list()
-    assert (letter.failures, letter.error["type"]) == (3, "pqcore.tasks.policies.Retry")
+    assert (letter.failures, letter.error["type"]) == (3, "pqcore.tasks.retry.Retry")
 
 
 @pytest.mark.parametrize("kind", [Snooze, Retry])

@@ -30,7 +30,7 @@ from pqcore.operations.dead_letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
-from pqcore.tasks.policies import Discard, Retry, RetryPolicy, Snooze, policy_from_json
+from pqcore.tasks.retry import Discard, Retry, RetryPolicy, Snooze, policy_from_json
 from pqcore.times import seconds
 
 UNKNOWN_PAUSE = 60.0
