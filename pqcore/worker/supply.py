@@ -14,7 +14,7 @@ from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, complete, fetch
 from pqcore.tasks.declaring import logger
-from pqcore.tasks.popped import given_up_jobs
+from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.execution import Execution
 from pqcore.worker.station import Floor, Held, Station
 
