@@ -1276,7 +1276,7 @@ def test_travelling_within_a_transaction(pqcore_jobs: Jobs, queue: Queue) -> Non
 def test_rows_that_another_transaction_holds_are_not_waited_for_long(
     pqcore_jobs: Jobs, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pqcore.testing.travelling.LOCK_TIMEOUT", "10ms")
+    monkeypatch.setattr("pqcore.testing.time_travel.LOCK_TIMEOUT", "10ms")
     queue.put(1)
     with psycopg.connect(pqcore_jobs.dsn) as connection:
         connection.execute("SELECT FROM queue FOR UPDATE")

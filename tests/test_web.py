@@ -33,7 +33,7 @@ from pqcore.cli.app import app as root
 from pqcore.errors import ConfigurationError
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
-from pqcore.testing.serving import serving
+from pqcore.testing.http_server import serving
 from pqcore.web import web_app
 from pqcore.web.application import MOST_FOLLOWERS
 from pqcore.web.charts import HEIGHT, WIDTH, chart

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 
 from pqcore import PQ
 from pqcore.testing.harness import PATIENCE
-from pqcore.testing.serving import serving
+from pqcore.testing.http_server import serving
 from pqcore.web import web_app
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -13,8 +13,8 @@ import pytest
 
 from pqcore.errors import ConnectionLost
 from pqcore.plugins import plugins
-from pqcore.testing.crew import Crew
 from pqcore.testing.harness import Harness
+from pqcore.testing.worker_pool import Crew
 from pqcore_backends.embedded import EmbeddedServer
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.tasks.outcomes import Run, as_failure, caller, completed, conclude, path_of, prepare, waited
-from pqcore.testing.looking import is_call
+from pqcore.testing.matching import is_call
 
 if TYPE_CHECKING:
     from pqcore.db.engine import Engine

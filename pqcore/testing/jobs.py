@@ -37,9 +37,9 @@ from pqcore.tasks.declaring import Call, Task, TaskDeclarations
 from pqcore.tasks.periodic import Periodic
 from pqcore.testing.databases import OURS, Connection, Database, Databases
 from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
-from pqcore.testing.looking import ENQUEUED, NAMES, Enqueued, Wanted, read
+from pqcore.testing.matching import ENQUEUED, NAMES, Enqueued, Wanted, read
 from pqcore.testing.server import server, with_options
-from pqcore.testing.travelling import compiled, due, set_back
+from pqcore.testing.time_travel import compiled, due, set_back
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:

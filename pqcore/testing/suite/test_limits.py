@@ -22,8 +22,8 @@ from pqcore.sql.dialect import ADMISSION
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.probes import Notes
 
 ONE = {"limits": {"one": 1}}
 

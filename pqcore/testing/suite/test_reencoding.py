@@ -16,8 +16,8 @@ from pqcore.serializers import SignedPickle, key_id
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness, patiently
-from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.probes import Notes
 
 OLD, NEW = "the old key, which nobody uses any more", "the new key, with which everything is written"
 FORGED = {

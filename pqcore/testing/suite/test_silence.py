@@ -21,7 +21,7 @@ from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, State
 from pqcore.sql.identifiers import channel
 from pqcore.sql.statement import Query
 from pqcore.testing.harness import PATIENCE, Harness, statement
-from pqcore.testing.notes import Notes
+from pqcore.testing.probes import Notes
 from pqcore.testing.proxy import Proxy
 
 NEVER = 3600.0

@@ -31,7 +31,7 @@ from pqcore.tasks import current
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.notes import Latch, Notes
+from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.suite.test_serializers import Backwards
 from pqcore.worker import coding
 

@@ -16,8 +16,8 @@ from pqcore.errors import ConfigurationError, TableMissing
 from pqcore.sql.statement import Query
 from pqcore.tasks import current
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.notes import Latch, Notes
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.probes import Latch, Notes
 from pqcore.worker import Worker, tending
 
 IDLE_SECONDS = 3.0

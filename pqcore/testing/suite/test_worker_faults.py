@@ -22,11 +22,11 @@ from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import current
 from pqcore.testing import workers
-from pqcore.testing.crew import Crew
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.notes import Latch, Notes
+from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
+from pqcore.testing.worker_pool import Crew
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1000"))
 """Jobs that are run while workers are killed."""

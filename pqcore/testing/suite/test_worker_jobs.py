@@ -14,7 +14,7 @@ from pqcore.backend import Capability
 from pqcore.tasks import JobCancelled, current
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.notes import Latch, Notes
+from pqcore.testing.probes import Latch, Notes
 from pqcore.worker import Worker, execution, tending
 
 LEASE = 0.9

@@ -12,8 +12,8 @@ import pytest
 from pqcore.operations import periodic
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import Harness
-from pqcore.testing.notes import Notes
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.probes import Notes
 
 WORKERS = 8
 TICKS = 3

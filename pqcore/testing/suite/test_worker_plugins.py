@@ -11,7 +11,7 @@ from pqcore.events import JobEvent
 from pqcore.plugins import plugins
 from pqcore.tasks import Discard, Retry, Snooze
 from pqcore.testing.harness import Harness
-from pqcore.testing.notes import Notes
+from pqcore.testing.probes import Notes
 
 
 class Spy:
