@@ -226,7 +226,7 @@ def test_a_process_that_a_fork_server_forked_is_found_and_the_server_ends_with_i
 
 def test_a_child_ends_with_the_process_that_spawned_it() -> None:
     program = (
-        "import os, sys; from pqcore.testing.processes import Child; from tests.test_kit import hang\n"
+        "import os, sys; from pqcore.testing.consumers import Child; from tests.test_kit import hang\n"
         "if __name__ == '__main__':\n"
         "    child = Child(hang)\n"
         "    print(child.recv(20), flush=True)\n"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pqcore.testing.report import Report
 
 pytest.register_assert_rewrite(
-    "pqcore.testing.harness", "pqcore.testing.processes", "pqcore.testing.worker_pool", "pqcore.testing.probes"
+    "pqcore.testing.harness", "pqcore.testing.consumers", "pqcore.testing.worker_pool", "pqcore.testing.probes"
 )
 
 SUITE = "pqcore.testing.suite."

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from pqcore.testing import workers
+from pqcore.testing.consumers import Child
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.processes import Child
 from pqcore.testing.workers import Site
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import pytest
 
 from pqcore.errors import PQError
 from pqcore.sql.identifiers import quote
+from pqcore.testing.consumers import Place, Way, children, consume, consumer, holder, producer
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.history import History, check
-from pqcore.testing.processes import Place, Way, children, consume, consumer, holder, producer
 
 JOBS = 1_200
 WAYS: list[Way] = ["get", "get_many", "block", "lease", "lease_many"]

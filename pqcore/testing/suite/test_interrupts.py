@@ -12,9 +12,9 @@ import pytest
 
 from pqcore.errors import Closed, ConnectionLost, TableMissing
 from pqcore.testing import workers
+from pqcore.testing.consumers import Child
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Notes
-from pqcore.testing.processes import Child
 from pqcore.testing.worker_pool import Crew
 from pqcore.testing.workers import INTERRUPTS
 from pqcore.worker import Worker

@@ -22,9 +22,9 @@ from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import current
 from pqcore.testing import workers
+from pqcore.testing.consumers import Child
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
-from pqcore.testing.processes import Child
 from pqcore.testing.proxy import Proxy
 from pqcore.testing.worker_pool import Crew
 
