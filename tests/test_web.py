@@ -37,10 +37,10 @@ from pqcore.testing.http_server import serving
 from pqcore.web import web_app
 from pqcore.web.application import MOST_FOLLOWERS
 from pqcore.web.charts import HEIGHT, WIDTH, chart
-from pqcore.web.guard import POLICY, Guard
 from pqcore.web.rendering import MOST_SHOWN, age, shown
 from pqcore.web.sampling import QUEUES, SAMPLES, Figures, Point, Sampler
-from pqcore.web.table import Table
+from pqcore.web.security import POLICY, Guard
+from pqcore.web.target import Table
 
 EVIL = "<script>alert('&\"')</script>"
 TOKEN = "a token that is long enough"

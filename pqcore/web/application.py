@@ -20,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 import pqcore
 from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, JobNotFound, PQError
-from pqcore.web import guard, rendering, views
-from pqcore.web.changes import CHANGES, Wish
-from pqcore.web.guard import Guard, Token
+from pqcore.web import rendering, security, views
+from pqcore.web.actions import CHANGES, Wish
 from pqcore.web.sampling import Follower, Sampler
-from pqcore.web.table import Table
+from pqcore.web.security import Guard, Token
+from pqcore.web.target import Table
 from pqcore.web.views import Views
 
 SHORTEST_INTERVAL = 0.1
@@ -125,7 +125,7 @@ class Site:
             values = await view(query)
             live = None
             if name in LIVE:
-                live = rendering.link(guard.root_of(request.scope), f"live/{name}", **query)
+                live = rendering.link(security.root_of(request.scope), f"live/{name}", **query)
             said = CHANGES.get(query.get("said", ""))
             number = query.get("number", "")
             flash = said.said.format(n=number) if said is not None and number.isdecimal() else ""
@@ -179,7 +179,7 @@ class Site:
     async def change(self, request: Request) -> Response:
         """Make a change that was confirmed."""
         form = await _form(request)
-        if not guard.ours(request, form.get("key", "")):
+        if not security.ours(request, form.get("key", "")):
             raise HTTPException(403, "This does not come from a form of this page: go back, reload, and try again.")
         name, wish = self._wish(form)
         try:
@@ -192,7 +192,7 @@ class Site:
             )
         with suppress(PQError):  # it is done, whatever comes of looking at it
             await self.sampler.latest(fresh=True)
-        root = guard.root_of(request.scope)
+        root = security.root_of(request.scope)
         said = {"said": name, "number": number}
         if CHANGES[name].of_job and name == "retry":
             where = rendering.link(root, "job", id=wish.id, queue=wish.queue.name, **said)
@@ -204,7 +204,7 @@ class Site:
 
     async def _question(self, request: Request, given: Mapping[str, str], wrong: str) -> Response:
         name, wish = self._wish(given)
-        key = guard.form_key(request)
+        key = security.form_key(request)
         asked = CHANGES[name]
         page = self._render(
             request,
@@ -218,7 +218,7 @@ class Site:
             key=key,
             wrong=wrong,
         )
-        guard.keep_form_key(page, request, key)
+        security.keep_form_key(page, request, key)
         return page
 
     def _wish(self, given: Mapping[str, str]) -> tuple[str, Wish]:
@@ -241,24 +241,24 @@ class Site:
     async def take_token(self, request: Request) -> Response:
         """Let in who knows the token."""
         form = await _form(request)
-        if not guard.ours(request, form.get("key", "")):
+        if not security.ours(request, form.get("key", "")):
             return self._login(request, "Your browser does not keep cookies, or this form is not of this page.", 403)
         if self._token is None or not self._token.matches(form.get("token", "")):
             return self._login(request, "That is not the token.", 403)
-        found = RedirectResponse(rendering.link(guard.root_of(request.scope), ""), 303)
-        guard.admit(found, request, self._token)
+        found = RedirectResponse(rendering.link(security.root_of(request.scope), ""), 303)
+        security.admit(found, request, self._token)
         return found
 
     async def leave(self, request: Request) -> Response:
         """Forget the token."""
-        found = RedirectResponse(rendering.link(guard.root_of(request.scope), "login"), 303)
-        guard.forget(found, request)
+        found = RedirectResponse(rendering.link(security.root_of(request.scope), "login"), 303)
+        security.forget(found, request)
         return found
 
     def _login(self, request: Request, wrong: str, status: int = 200) -> Response:
-        key = guard.form_key(request)
+        key = security.form_key(request)
         page = self._render(request, "login.html", status, page="login", wrong=wrong, key=key)
-        guard.keep_form_key(page, request, key)
+        security.keep_form_key(page, request, key)
         return page
 
     # What went wrong
@@ -285,7 +285,7 @@ class Site:
         return HTMLResponse(rendering.encodable(text), status)
 
     def _text(self, request: Request, template: str, **values: Any) -> str:
-        root = guard.root_of(request.scope)
+        root = security.root_of(request.scope)
         common = {
             "link": lambda page, **query: rendering.link(root, page, **query),
             "root": root,

@@ -16,7 +16,7 @@ from pqcore.operations import counting, examining
 from pqcore.operations.activity import Finished
 from pqcore.operations.counting import QueueFigures
 from pqcore.operations.examining import Activity
-from pqcore.web.table import Table
+from pqcore.web.target import Table
 
 WINDOW = 900.0
 """Seconds that charts go back, at most."""

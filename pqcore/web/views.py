@@ -9,10 +9,10 @@ from pqcore.errors import JobNotFound
 from pqcore.operations import activity, list_jobs
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
-from pqcore.web.changes import CHANGES, possible
+from pqcore.web.actions import CHANGES, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.sampling import Figures, Sample, Sampler
-from pqcore.web.table import Table
+from pqcore.web.target import Table
 
 STEPS = (25, 100, 500)
 """How many jobs are listed, at most."""

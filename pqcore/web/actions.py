@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pqcore.operations import admin, dead_letters, retry
 from pqcore.settings import QueueSettings
-from pqcore.web.table import Table
+from pqcore.web.target import Table
 
 
 @dataclass(frozen=True)
