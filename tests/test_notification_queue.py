@@ -21,7 +21,7 @@ from pqcore.instruments.prometheus import Prometheus
 from pqcore.plugins import plugins
 from pqcore.testing.commands import eventually, run
 from pqcore.testing.harness import PATIENCE
-from pqcore.worker import Worker, chores
+from pqcore.worker import Worker, maintenance
 from pqcore_backends.embedded import EmbeddedServer
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]
@@ -148,7 +148,7 @@ def test_jobs_end_as_they_did_once_the_queue_has_room(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(chores, "SWEEP", 0.2)
+    monkeypatch.setattr(maintenance, "SWEEP", 0.2)
     ran: list[str] = []
 
     async def until(condition: Callable[[], Any]) -> None:

@@ -17,7 +17,7 @@ from pqcore import PQ, AsyncPQ, tasks
 from pqcore.errors import AccessDenied, NotStored
 from pqcore.testing.commands import run
 from pqcore.testing.harness import PATIENCE
-from pqcore.worker import Worker, chores
+from pqcore.worker import Worker, maintenance
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]
 PARTS = ["", "_archive", "_dead", "_results", "_batches", "_slots", "_ticks", "_rates", "_dedup"]
@@ -116,7 +116,7 @@ def test_a_key_whose_holder_is_hidden_is_told(dsn: str, role: str, theirs: str, 
 def test_a_worker_from_which_rows_are_hidden_meanwhile_says_so(
     dsn: str, role: str, theirs: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chores, "SWEEP", 0.1)
+    monkeypatch.setattr(maintenance, "SWEEP", 0.1)
     caplog.set_level(logging.WARNING)
 
     async def main() -> None:

@@ -186,7 +186,7 @@ def test_a_pipe_at_its_end_is_enough(tmp_path: Path) -> None:
     """Where the kernel does not see to it."""
     program = (
         "import sys, threading\n"
-        "from pqcore.worker.parent import end_with_parent\n"
+        "from pqcore.worker.parent_death import end_with_parent\n"
         "sys.platform = 'elsewhere'\n"
         "end_with_parent(int(sys.argv[1]))\n"
         "print('here', flush=True)\n"

@@ -23,7 +23,7 @@ from pqcore.errors import LeaseLost
 from pqcore.queue import PQ
 from pqcore.testing.history import History
 from pqcore.testing.portal import Blocking, Portal
-from pqcore.worker.parent import end_with_parent
+from pqcore.worker.parent_death import end_with_parent
 
 Way: TypeAlias = Literal["get", "get_many", "block", "lease", "lease_many"]
 BATCH = 7

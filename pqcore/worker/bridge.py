@@ -17,7 +17,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.runtime import drive
 from pqcore.db.sources import CallersConnection
 from pqcore.errors import ConfigurationError, PQError
-from pqcore.worker.executors import Threads
+from pqcore.worker.pools import Threads
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.outcomes import SLOW
-from pqcore.worker.executors import Threads
-from pqcore.worker.station import Floor
+from pqcore.worker.pools import Threads
+from pqcore.worker.state import Floor
 
 T = TypeVar("T")
 

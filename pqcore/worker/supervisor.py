@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
 
-from pqcore.worker.parent import end_with_parent
+from pqcore.worker.parent_death import end_with_parent
 
 logger = getLogger("pqcore.supervisor")
 

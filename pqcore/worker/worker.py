@@ -29,13 +29,13 @@ from pqcore.operations import lease as leasing
 from pqcore.tasks.declaring import TaskDeclarations, logger
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
-from pqcore.worker.chores import Chores
-from pqcore.worker.execution import Execution
-from pqcore.worker.station import Floor, Station
-from pqcore.worker.storing import Storing
-from pqcore.worker.supply import Supply
-from pqcore.worker.telling import Teller
-from pqcore.worker.tending import Tending, watch
+from pqcore.worker.completer import Storing
+from pqcore.worker.executor import Execution
+from pqcore.worker.fetcher import Supply
+from pqcore.worker.heartbeat import Tending, watch
+from pqcore.worker.job_events import Teller
+from pqcore.worker.maintenance import Chores
+from pqcore.worker.state import Floor, Station
 
 LAST_WORDS = 5.0
 """Seconds that coroutines have, once cancelled at the end of the grace period; then their jobs are free, too."""

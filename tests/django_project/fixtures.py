@@ -41,7 +41,7 @@ assert psycopg_any.is_psycopg3 == (DRIVER == "psycopg")
 assert base.Database.__name__ == DRIVER
 
 from pqcore.integrations.django import queue, stale_connections
-from pqcore.worker import Worker, child
+from pqcore.worker import Worker, process_main
 
 plugins.manager.unregister(stale_connections.PLUGIN)  # other tests of this process have none
 _numbers = itertools.count(1)
@@ -73,14 +73,14 @@ def project(pqcore_server: str) -> Iterator[str]:
         server.execute(f"CREATE DATABASE {name}")
         point_to(dsn)
         stale_connections.register()
-        child.FIRST += _first
-        child.AROUND += _around
+        process_main.FIRST += _first
+        process_main.AROUND += _around
         call_command("migrate", run_syncdb=True, verbosity=0)
         yield dsn
         plugins.manager.unregister(stale_connections.PLUGIN)
-        _first[:], _around[:] = child.FIRST, child.AROUND
-        child.FIRST.clear()
-        child.AROUND.clear()
+        _first[:], _around[:] = process_main.FIRST, process_main.AROUND
+        process_main.FIRST.clear()
+        process_main.AROUND.clear()
         point_to(dsn)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -16,7 +16,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.django.queues import pqs
-from pqcore.worker import child
+from pqcore.worker import process_main
 
 if not apps.ready:
     django.setup()
@@ -25,9 +25,9 @@ from pqcore.integrations.django import stale_connections
 from pqcore.integrations.django import tasks as _tasks  # noqa: F401 - whose function runs Django's own tasks
 
 autodiscover_modules("tasks")
-if __name__ not in child.FIRST:
-    child.FIRST.append(__name__)
-    child.AROUND.append(stale_connections.renewed)
+if __name__ not in process_main.FIRST:
+    process_main.FIRST.append(__name__)
+    process_main.AROUND.append(stale_connections.renewed)
 
 
 def __getattr__(alias: str) -> Any:

@@ -880,7 +880,7 @@ def test_a_batch_whose_jobs_were_deleted_ends_with_a_worker_that_stops(
 def test_a_batch_whose_jobs_were_deleted_ends_under_a_worker(
     harness: Harness, queue: Any, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pqcore.worker.chores.SWEEP", 0.02)
+    monkeypatch.setattr("pqcore.worker.maintenance.SWEEP", 0.02)
     batch = queue.batch(tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
     with harness.working(queue):
         delete_first(harness)

@@ -18,7 +18,7 @@ from pqcore.tasks import current
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.testing.probes import Latch, Notes
-from pqcore.worker import Worker, tending
+from pqcore.worker import Worker, heartbeat
 
 IDLE_SECONDS = 3.0
 """Seconds for which an idle worker's statements are counted."""
@@ -194,7 +194,7 @@ def running(harness: Harness, worker: Worker) -> Iterator[Any]:
 def test_one_that_is_stopped_ends_what_runs_and_gives_back_the_rest_at_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tending, "STALE", 3600.0)  # not because they waited for long
+    monkeypatch.setattr(heartbeat, "STALE", 3600.0)  # not because they waited for long
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 

@@ -15,7 +15,7 @@ from pqcore.tasks import JobCancelled, current
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
-from pqcore.worker import Worker, execution, tending
+from pqcore.worker import Worker, executor, heartbeat
 
 LEASE = 0.9
 """Seconds: short, so that it runs out while a job runs, unless it is lengthened."""
@@ -223,7 +223,7 @@ def test_a_job_that_runs_can_be_cancelled(harness: Harness, monkeypatch: pytest.
         await asyncio.sleep(0.3)
 
     if not heard:  # it is seen when the lease is lengthened
-        monkeypatch.setattr(tending.Tending, "_look_for_cancelled", lambda self: asyncio.sleep(0))
+        monkeypatch.setattr(heartbeat.Tending, "_look_for_cancelled", lambda self: asyncio.sleep(0))
     with harness.working(queue, lease="1h" if heard else LEASE) as worker:
         first, second, _ = coroutine(), polite(), other()
         seen.wait(3)
@@ -254,15 +254,15 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
 ) -> None:
     queue = harness.task_queue()
     looked, go_on, seen = threading.Event(), Latch(), Notes()
-    look = tending.Tending._look_for_cancelled
+    look = heartbeat.Tending._look_for_cancelled
 
-    async def slowly(tends: tending.Tending) -> None:
+    async def slowly(tends: heartbeat.Tending) -> None:
         await look(tends)
         if any(held.context is not None and held.context.cancelled for held in tends._station.held.values()):
             looked.set()
             await go_on.passed()
 
-    monkeypatch.setattr(tending.Tending, "_look_for_cancelled", slowly)
+    monkeypatch.setattr(heartbeat.Tending, "_look_for_cancelled", slowly)
 
     @queue.task()
     async def coroutine(job_id: int) -> None:
@@ -303,7 +303,7 @@ def test_a_job_that_waits_is_just_deleted(harness: Harness) -> None:
 
 
 def test_a_job_that_was_fetched_ahead_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tending, "STALE", 3600.0)
+    monkeypatch.setattr(heartbeat, "STALE", 3600.0)
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
 
@@ -349,7 +349,7 @@ def test_functions_in_processes_return_their_results(harness: Harness) -> None:
 
 
 def test_a_process_that_dies_takes_its_job_alone_with_it(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "CRASH_PAUSE", 0.01)
+    monkeypatch.setattr(executor, "CRASH_PAUSE", 0.01)
     queue = harness.task_queue()
     add = queue.task(keep_result="1h")(workers.add)
     exit_at_once = queue.task(max_crashes=2)(workers.exit_at_once)

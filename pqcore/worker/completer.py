@@ -14,8 +14,8 @@ from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
 from pqcore.operations.locked_keys import PROBE
 from pqcore.tasks.declaring import logger
-from pqcore.worker.station import Floor, Station
-from pqcore.worker.telling import Teller
+from pqcore.worker.job_events import Teller
+from pqcore.worker.state import Floor, Station
 
 BRISK, GATHER = 1_000.0, 0.005
 """Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""

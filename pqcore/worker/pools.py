@@ -16,7 +16,7 @@ from typing import Any
 
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run
-from pqcore.worker import child
+from pqcore.worker import process_main
 
 LAST_CALLS = 2.0
 """Seconds for which threads are waited for that were told to end."""
@@ -167,7 +167,7 @@ class Process:
             self._process.join(LAST_CALLS)
 
     def _call(self, run: Run, context: JobContext) -> Any:
-        request = pickle.dumps(child.Request.of(run))
+        request = pickle.dumps(process_main.Request.of(run))
         self._start()
         try:
             self._pipe.send_bytes(request)
@@ -202,7 +202,9 @@ class Process:
                 return
             spawn = multiprocessing.get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
-            self._process = spawn.Process(target=child.serve, args=(theirs, tuple(child.FIRST)), name="pqcore-job")
+            self._process = spawn.Process(
+                target=process_main.serve, args=(theirs, tuple(process_main.FIRST)), name="pqcore-job"
+            )
             self._process.start()
             theirs.close()
 

@@ -20,7 +20,7 @@ from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
-from pqcore.worker.parent import end_with_parent
+from pqcore.worker.parent_death import end_with_parent
 
 FIRST: list[str] = []
 """Modules that a worker's processes import before those of functions: what sets up a framework."""

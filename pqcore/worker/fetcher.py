@@ -15,8 +15,8 @@ from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, complete, fetch
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.fetched_jobs import given_up_jobs
-from pqcore.worker.execution import Execution
-from pqcore.worker.station import Floor, Held, Station
+from pqcore.worker.executor import Execution
+from pqcore.worker.state import Floor, Held, Station
 
 BURST_LOOK = 0.05
 """Seconds between looks of a worker that is to stop when there is nothing to do, while jobs run that may put some."""

@@ -8,7 +8,7 @@ from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, tell
 from pqcore.operations.complete import Outcome
 from pqcore.plugins import plugins
 from pqcore.tasks.outcomes import path_of, waited
-from pqcore.worker.station import Held, Station
+from pqcore.worker.state import Held, Station
 
 
 class Teller:

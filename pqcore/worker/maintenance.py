@@ -19,7 +19,7 @@ from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
-from pqcore.worker.station import Station
+from pqcore.worker.state import Station
 
 SWEEP = 30.0
 """Seconds between sweeps, more or less: so long may a job wait for a place that nobody said was free."""

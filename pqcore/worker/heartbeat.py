@@ -10,8 +10,8 @@ from pqcore.operations import lease as leasing
 from pqcore.operations import results
 from pqcore.operations.complete import Outcome
 from pqcore.tasks.declaring import logger
-from pqcore.worker.execution import Execution
-from pqcore.worker.station import Floor, Held, Station
+from pqcore.worker.executor import Execution
+from pqcore.worker.state import Floor, Held, Station
 
 TEND = 0.2
 """Seconds between looks at what is held; they cost no statement unless there is something to say."""

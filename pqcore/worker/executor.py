@@ -30,9 +30,9 @@ from pqcore.tasks.outcomes import (
     put_off,
 )
 from pqcore.worker.coding import Coding
-from pqcore.worker.executors import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
-from pqcore.worker.station import Floor, Held, Station
-from pqcore.worker.telling import Teller
+from pqcore.worker.job_events import Teller
+from pqcore.worker.pools import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
+from pqcore.worker.state import Floor, Held, Station
 
 TURNS = 3
 """Turns of the event loop in which a worker that is cancelled together with its jobs has noticed it."""
