@@ -29,9 +29,9 @@ from pqcore.tasks.outcomes import (
     prepare,
     put_off,
 )
-from pqcore.worker.coding import Coding
 from pqcore.worker.job_events import Teller
 from pqcore.worker.pools import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
+from pqcore.worker.serializer_threads import Coding
 from pqcore.worker.state import Floor, Held, Station
 
 TURNS = 3

@@ -33,7 +33,7 @@ from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.suite.test_serializers import Backwards
-from pqcore.worker import coding
+from pqcore.worker import serializer_threads
 
 LEASE = 0.9
 """Seconds: short, so that it runs out while a job is decoded, unless it is lengthened."""
@@ -155,7 +155,7 @@ def letters(queue: Any) -> list[tuple[int, str]]:
 def test_a_serializer_that_takes_long_delays_no_other_job_and_no_lease(
     harness: Harness, doing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coding, "SLOW", 0.05)
+    monkeypatch.setattr(serializer_threads, "SLOW", 0.05)
     slow, seen, beats = Slow("sluggish"), Notes(), Notes()
     pq = harness.tasks()
     queue, other = pq.queue("q", serializer=slow), pq["other"]
