@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pqcore import PQ, AsyncPQ, PQError
-from pqcore.demo.board import PlainBoard, Tally, open_board
-from pqcore.demo.crew import Crew
+from pqcore.demo.display import PlainBoard, Tally, open_board
 from pqcore.demo.files import choose_files
 from pqcore.demo.messages import DemoError
 from pqcore.demo.proof import check_all, hash_anew
 from pqcore.demo.run import DRIVERS, Plan, Run
 from pqcore.demo.tables import demo_schema, write_books
+from pqcore.demo.worker_processes import Crew
 
 LEAST = 100
 """Jobs: with fewer, a worker that is to be killed might find none to hold."""

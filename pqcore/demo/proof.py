@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pqcore.demo.board import Sheet
+from pqcore.demo.display import Sheet
 from pqcore.demo.files import sha256
 
 # Each gives the number that must be, and the number that is.

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pqcore.demo.board import PlainBoard, Tally
-from pqcore.demo.crew import Crew, Member
+from pqcore.demo.display import PlainBoard, Tally
 from pqcore.demo.messages import DemoError, Done, Holding, Left, Message, Order, Put, Ready, Task, Undone
 from pqcore.demo.tables import Books
+from pqcore.demo.worker_processes import Crew, Member
 
 DRIVERS = ("psycopg2", "psycopg", "asyncpg")
 CONSUMERS = 2

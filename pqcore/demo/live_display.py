@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pqcore.demo.board import PlainBoard, Sheet, Tally
+from pqcore.demo.display import PlainBoard, Sheet, Tally
 
 
 class LiveBoard(PlainBoard):

@@ -111,7 +111,7 @@ def open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
         if painted:
             raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
     elif painted or sys.stdout.isatty():
-        from pqcore.demo.live import LiveBoard
+        from pqcore.demo.live_display import LiveBoard
 
         return LiveBoard(tally, painted=painted)
     return PlainBoard(tally)
