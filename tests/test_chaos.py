@@ -16,7 +16,7 @@ from chaos import checker, failover
 from chaos.checker import Entry, check
 from chaos.run import Report, run
 from chaos.tables import Event, Record, Row, Tables
-from chaos.work import LIMIT
+from chaos.worker_tasks import LIMIT
 
 HOUR = timedelta(hours=1)
 ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed", "ask")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from .client import QUEUES
 from .tables import Event, Tables
-from .work import LIMIT, NAME, TICK
+from .worker_tasks import LIMIT, NAME, TICK
 
 Entry: TypeAlias = dict[str, Any]
 ENDED = ("ok", "unknown", "failed", "lost")

@@ -23,7 +23,7 @@ from pqcore.tasks import PQ, AsyncPQ
 from pqcore.testing.portal import Blocking, Portal
 
 from .log import Log
-from .work import GATED, RECORD, declare
+from .worker_tasks import GATED, RECORD, declare
 
 T = TypeVar("T")
 

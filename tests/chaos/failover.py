@@ -20,7 +20,7 @@ from pqcore.testing.proxy import Proxy
 from pqcore_backends.embedded import EmbeddedServer
 
 from . import tables
-from .crew import Clients
+from .client_processes import Clients
 from .faults import OfServer, chosen, of_clients, of_network, within_clients
 from .run import BACKENDS, SETTLE, Report, hire, judge, named
 

@@ -22,8 +22,8 @@ from pqcore.testing.proxy import Proxy, _Link
 from pqcore_backends.embedded import EmbeddedServer
 
 from .client import APPLICATION
+from .client_processes import Clients
 from .clock import ServerClock
-from .crew import Clients
 from .disk import Disk, Disks
 from .tables import ROLE
 

@@ -20,8 +20,8 @@ from pqcore_backends.embedded import EmbeddedServer
 from . import tables
 from .checker import Entry, Verdict, check, read
 from .client import APPLICATION, LATER, LEASE, QUEUES
+from .client_processes import FORKING, WORKER, WORKERS_LEASE, Clients
 from .clock import ServerClock, library
-from .crew import FORKING, WORKER, WORKERS_LEASE, Clients
 from .disk import SETTINGS as DISK_SETTINGS
 from .disk import Disks
 from .faults import (
@@ -38,7 +38,7 @@ from .faults import (
     shrink_notify_queue,
     within_clients,
 )
-from .work import NAME
+from .worker_tasks import NAME
 
 SETTLE = 5.0
 """Seconds without faults at the end, in which clients go on."""

@@ -15,7 +15,7 @@ from psycopg.rows import class_row
 from pqcore import PQ
 
 from .clock import UPTIME
-from .work import GATED, OTHERS, TICK
+from .worker_tasks import GATED, OTHERS, TICK
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString

@@ -132,8 +132,8 @@ BLOCKING: dict[str, Callable[..., Any]] = {name: globals()[name] for name in TAS
 ASYNCHRONOUS: dict[str, Callable[..., Any]] = {name: globals().get(f"{name}_async", BLOCKING[name]) for name in TASKS}
 for functions in (BLOCKING, ASYNCHRONOUS):
     for name, function in functions.items():  # jobs are put by one path, whichever process runs them
-        function.__module__, function.__name__, function.__qualname__ = "tests.chaos.work", name, name
-tick.__module__ = "tests.chaos.work"
+        function.__module__, function.__name__, function.__qualname__ = "tests.chaos.worker_tasks", name, name
+tick.__module__ = "tests.chaos.worker_tasks"
 
 
 def declare(pq: Any, functions: Mapping[str, Callable[..., Any]] = BLOCKING) -> dict[str, Any]:

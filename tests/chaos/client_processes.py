@@ -20,7 +20,7 @@ from pqcore.tasks import PQ
 from .client import LEASE
 from .clock import Clock, library
 from .log import Log
-from .work import GATED, NAME, OTHERS, declare
+from .worker_tasks import GATED, NAME, OTHERS, declare
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER, FORKING = "worker", "forking"
@@ -93,7 +93,13 @@ class Clients:
             clock = Clock(self._folder / f"clock-{self._number}", self.faked)
             environment |= clock.environment()
         if mode == WORKER:
-            command = ["pqcore", "worker", "tests.chaos.work:queues", "--queues", ",".join([NAME, GATED, OTHERS])]
+            command = [
+                "pqcore",
+                "worker",
+                "tests.chaos.worker_tasks:queues",
+                "--queues",
+                ",".join([NAME, GATED, OTHERS]),
+            ]
             command += ["--concurrency", "8", "--poll-interval", "1s", "--stall-timeout", "3s"]
             command += ["--lease", f"{WORKERS_LEASE}s"]
         else:
