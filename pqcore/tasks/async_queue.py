@@ -1,4 +1,4 @@
-"""The asynchronous face of tasks: `AsyncPQ` and `AsyncQueue`; what the names mean is written in `.blocking`."""
+"""The asynchronous face of tasks: `AsyncPQ` and `AsyncQueue`; `pqcore.tasks.queue` says what each name means."""
 
 from __future__ import annotations
 
