@@ -116,7 +116,7 @@ class BareLoop:
 
     def held(self, rows: Any) -> tuple[Any, ...]:
         """Return the parameters of the statement ``ack``, for the rows that ``lease`` returned."""
-        from pqcore.sql.statement import as_array  # not in every build that `against` measures
+        from pqcore.sql.statement import as_array  # not in every build that `compare_builds` measures
 
         return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
 

@@ -1,7 +1,7 @@
 """One of two builds that are measured side by side: a process that does what comes through its standard input.
 
 Each line is an object of JSON, and each answer too. The functions of `Side` say what can be asked. Both builds are
-measured by the same code, this one: see `against`.
+measured by the same code, this one: see `compare_builds`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ file, *folders = f"{sys.argv[1]}/__init__.py", sys.argv[1]
 spec = importlib.util.spec_from_file_location("pqcore.benchmarks", file, submodule_search_locations=folders)
 sys.modules["pqcore.benchmarks"] = pqcore.benchmarks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pqcore.benchmarks)
-from pqcore.benchmarks.side import main
+from pqcore.benchmarks.build_process import main
 main()
 """
 

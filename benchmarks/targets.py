@@ -292,7 +292,7 @@ class Duel:
 
     async def _beside(self, pq: Any) -> BareLoop | None:
         """Return the bare loop, over the connection that pqcore has by then, and uses in its own turns."""
-        from pqcore.db.sources import lent  # not in every build that `against` measures
+        from pqcore.db.sources import lent  # not in every build that `compare_builds` measures
 
         statements = Statements(self._table.place, self._contender.spec.paramstyle)
         made: BareLoop | None = await lent(

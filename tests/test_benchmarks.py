@@ -27,9 +27,9 @@ from pqcore import hookimpl
 from pqcore.backend import TARGETS, BackendSpec
 from pqcore.benchmarks import (
     actions,
+    backends,
     colours,
     compare,
-    contenders,
     environment,
     load_generators,
     observer,
@@ -104,7 +104,7 @@ class Quiet:
 def measured(dsn: str, names: Sequence[str], chosen: Sequence[str] = (), **options: Any) -> dict[str, Any]:
     """The report of a run over backends of these names."""
     made = workloads.Options(TINY, **options)
-    found = contenders.contenders(names)
+    found = backends.contenders(names)
     report: dict[str, Any] = run.run(run.Request(found, made, chosen, None, dsn), Quiet())
     json.dumps(report, allow_nan=False)
     return report
@@ -290,7 +290,7 @@ def test_other_backends_are_measured_too(pqcore_server: str, name: str) -> None:
 def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> None:
     heard = Quiet()
     options = workloads.Options(TINY)
-    request = run.Request(contenders.contenders(["psycopg"]), options, ["put_many"], 2, pqcore_server)
+    request = run.Request(backends.contenders(["psycopg"]), options, ["put_many"], 2, pqcore_server)
     run.run(request, heard)
     turns = [step.partition(": ")[2] for step in heard.steps if step.startswith("round")]
     assert turns == ["psycopg", "psycopg-async", "psycopg-async", "psycopg"]
@@ -298,7 +298,7 @@ def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> No
 
 def test_nothing_is_left_in_the_database(pqcore_server: str) -> None:
     measured(pqcore_server, ["psycopg2"], ["put"])
-    [contender] = contenders.contenders(["psycopg2"])
+    [contender] = backends.contenders(["psycopg2"])
     looking = observer.Eyes(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
@@ -932,7 +932,7 @@ def test_two_builds_are_compared_side_by_side(tmp_path: Path, pqcore_server: str
     assert f"before: {ROOT / 'pqcore' / '__init__.py'}" in said
     assert f"after: {tmp_path / 'pqcore' / '__init__.py'}" in said
     assert (done.returncode, said.splitlines()[-1].endswith(last)) == (1 if seconds else 0, True), said
-    [contender] = contenders.contenders(["psycopg2"])
+    [contender] = backends.contenders(["psycopg2"])
     looking = observer.Eyes(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
@@ -1034,7 +1034,7 @@ def test_a_colour_depends_on_the_name_alone_and_no_two_are_alike() -> None:
 def test_pgbench_runs_the_very_statements(pqcore_server: str) -> None:
     if pgbench.find() is None:
         pytest.skip("there is no pgbench")
-    place = contenders.Place("", "s", "t")
+    place = backends.Place("", "s", "t")
     made = statements.Statements(place, "numeric_dollar")
     script = pgbench.SCRIPTS["get"].text(made)
     assert script == made.get.sql.replace("$1", ":q_name") + ";\n"
@@ -1061,8 +1061,8 @@ async def failing(desk: Any, go: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["psycopg2", "asyncpg"])
 def test_a_failure_at_work_is_told(pqcore_server: str, name: str) -> None:
-    [contender] = contenders.contenders([name])
-    place = contenders.Place(observer.named(pqcore_server), "public", "nowhere")
+    [contender] = backends.contenders([name])
+    place = backends.Place(observer.named(pqcore_server), "public", "nowhere")
     with pytest.raises(ValueError, match=r"number . fails"):
         load_generators.together(contender, place, [load_generators.Part(failing)] * 2)
     members = load_generators.Crew()
@@ -1111,11 +1111,11 @@ def test_a_page_without_plotly_is_refused_before_anything_is_measured(
 
 def test_an_unknown_backend_is_told_as_elsewhere() -> None:
     with pytest.raises(UnknownBackend):
-        contenders.contenders(["nothing"])
+        backends.contenders(["nothing"])
 
 
 def test_the_targets_of_the_built_in_backends_are_the_default() -> None:
-    for contender in contenders.contenders():
+    for contender in backends.contenders():
         assert targets.targets_of(contender) == TARGETS == dict.fromkeys(targets.OPERATIONS) | dict(TARGETS)
 
 

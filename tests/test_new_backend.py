@@ -81,7 +81,7 @@ def test_it_is_typed(tmp_path: Path) -> None:
     (types / "pqcore").mkdir(parents=True)
     for path in (ROOT / "pqcore").iterdir():
         (types / "pqcore" / path.name).symlink_to(path)
-    (types / "pqcore" / "bench").symlink_to(ROOT / "benchmarks")
+    (types / "pqcore" / "benchmarks").symlink_to(ROOT / "benchmarks")
     command = ("mypy", "--cache-dir", str(tmp_path / "cache"), "--no-error-summary")
     done = tool(*command, folder=folder, MYPYPATH=str(types))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ import pqcore
 from pqcore.testing.commands import environment, group
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore/bench"}
+PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore/benchmarks"}
 """Folders, and where they are installed."""
 OTHERS = ("benchmarks", "peers")
 """Measures other queues, and needs the repository."""
