@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Mode
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import BackendNotInstalled
 from pqcore.plugins import plugins
 from pqcore.tasks import PQ, AsyncPQ
@@ -56,7 +56,7 @@ class Contender:
 
     def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine that uses only what this kind of backend gives: stepped, or in a loop."""
-        return drive(make()) if self.blocking else asyncio.run(make())
+        return run_sync(make()) if self.blocking else asyncio.run(make())
 
 
 def contenders(names: Sequence[str] = ()) -> list[Contender]:

@@ -15,13 +15,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import pqcore
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import PQError
 
 from . import load_generators, presets
 from .backends import closed, contenders
 from .measurement import QUEUE, Bench, Table, dropped
-from .observer import Eyes, named
+from .observer import Observer, named
 from .targets import OPERATIONS, Duel, calls
 from .worker_workloads import drain, noop, per_job, put_calls
 
@@ -45,7 +45,7 @@ class Side:
     def open(self, backend: str, dsn: str, schema: str, scale: str) -> dict[str, Any]:
         """Create a table over a backend, given by its label, in a schema of its own."""
         [self._contender] = [each for each in contenders() if each.label == backend]
-        eyes = Eyes(self._contender, dsn)
+        eyes = Observer(self._contender, dsn)
         self._bench = Bench(dsn, named(dsn), schema, eyes, presets.SCALES[scale], load_generators.Crew())
         self._table = self._bench.table(self._contender)
         return {}
@@ -105,7 +105,7 @@ class Side:
         return {}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return drive(work) if self._contender.blocking else self._loop.run_until_complete(work)
+        return run_sync(work) if self._contender.blocking else self._loop.run_until_complete(work)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import pqcore
 from pqcore.errors import ConfigurationError, EmbeddedServerError
 
 from .backends import Contender
-from .observer import Eyes
+from .observer import Observer
 
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 """What a server is set to that loses nothing that it said was committed."""
@@ -65,7 +65,7 @@ def programs() -> list[Path]:
     return found
 
 
-def describe(eyes: Eyes, origin: str, chosen: Sequence[Contender]) -> dict[str, Any]:
+def describe(eyes: Observer, origin: str, chosen: Sequence[Contender]) -> dict[str, Any]:
     """The environment, as the report has it."""
     return {
         "pqcore": pqcore.__version__,
@@ -98,7 +98,7 @@ def doubts(environment: dict[str, Any]) -> list[str]:
     return found
 
 
-def _setting(eyes: Eyes, name: str) -> str | None:
+def _setting(eyes: Observer, name: str) -> str | None:
     value = eyes.one(f"SELECT current_setting('{name}', true)")
     return None if value is None else str(value)
 

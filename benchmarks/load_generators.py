@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import PQError
 
 from .backends import Contender, Place, awaitable, closed
@@ -112,7 +112,7 @@ def _threads(contender: Contender, place: Place, parts: Sequence[Part], options:
 
     def work(index: int) -> Done:
         try:
-            return drive(_timed(parts[index], Desk(contender, pq, index, len(parts)), go))
+            return run_sync(_timed(parts[index], Desk(contender, pq, index, len(parts)), go))
         except BaseException:
             barrier.abort()
             raise

@@ -10,7 +10,7 @@ from pqcore.sql.identifiers import TableName, quote
 
 from .backends import Contender, Place, closed
 from .load_generators import Crew, Done, Kind, Part, together
-from .observer import Counters, Eyes
+from .observer import Counters, Observer
 from .presets import Scale
 
 QUEUE = "jobs"
@@ -34,7 +34,7 @@ class Bench:
     server: str
     dsn: str
     schema: str
-    eyes: Eyes
+    eyes: Observer
     scale: Scale
     crew: Crew
     losses: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Bench:
 class Table:
     """A table of queues, seen from beside."""
 
-    def __init__(self, eyes: Eyes, place: Place) -> None:
+    def __init__(self, eyes: Observer, place: Place) -> None:
         self.eyes = eyes
         self.place = place
         self.name = str(TableName(place.table, place.schema))
@@ -236,6 +236,6 @@ def schema_name(suffix: str) -> str:
     return f"pqcore_bench_{suffix}"
 
 
-def dropped(eyes: Eyes, schema: str) -> None:
+def dropped(eyes: Observer, schema: str) -> None:
     """Drop the schema of a run."""
     eyes.do("SET client_min_messages = 'warning'", f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")

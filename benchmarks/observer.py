@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from pqcore.db.runtime import drive
-from pqcore.db.sources import Opener
+from pqcore.db.runtime import run_sync
+from pqcore.db.sources import BackendAdapter
 from pqcore.errors import ConfigurationError
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
@@ -42,7 +42,7 @@ def named(dsn: str) -> str:
     return f"{dsn}{'&' if '?' in dsn else '?'}application_name={APPLICATION}"
 
 
-class Eyes:
+class Observer:
     """One connection, used from wherever; every statement commits by itself, unless it begins a transaction.
 
     Args:
@@ -58,7 +58,7 @@ class Eyes:
         self._portal = None if contender.blocking else Portal()
         sql = Dialect(TableName("queue"), contender.spec.paramstyle)
         make = partial(plugins.make, contender.spec)
-        self._opener = Opener(make, sql, suspends=not contender.blocking, prepared=False)
+        self._opener = BackendAdapter(make, sql, suspends=not contender.blocking, prepared=False)
 
         async def connect() -> Any:
             session = self._opener.session(await self._opener.call("connect", dsn))
@@ -106,7 +106,7 @@ class Eyes:
 
     def _run(self, make: Callable[[], Awaitable[T]]) -> T:
         if self._portal is None:
-            return drive(make())  # type: ignore[arg-type]
+            return run_sync(make())  # type: ignore[arg-type]
         result: T = self._portal.call(make)
         return result
 
@@ -128,7 +128,7 @@ class Counters:
     left: int
 
     @classmethod
-    def read(cls, eyes: Eyes, table: str) -> Counters:
+    def read(cls, eyes: Observer, table: str) -> Counters:
         """What it has counted by now, of all sessions that have ended; but for commits of the eyes' own."""
         own = 0
         if eyes.flushes:  # else it is not to be known what of them is counted yet

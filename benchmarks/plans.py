@@ -26,7 +26,7 @@ import psycopg
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.operations.scan_position import LowerBound
+from pqcore.operations.scan_position import ScanPosition
 from pqcore.sql.dialect import REACH, Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
@@ -207,7 +207,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
         "delay": None,
         "age": 300.0,
         "after": 0,
-        "bound": LowerBound().value(),
+        "bound": ScanPosition().value(),
     }
     several = {"items": json.dumps([{}] * MANY), "number": MANY}
     encoded = {"items": json.dumps(["{}"] * MANY), "number": MANY, "binary": False}
@@ -229,7 +229,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     for name in [name for name in fixed if name.startswith("stats")]:
         yield Subject(name, fixed.pop(name), values)
     yield Subject("count", fixed.pop("count"), values)
-    yield Subject("why_empty", fixed.pop("why_empty"), values)
+    yield Subject("next_due_probe", fixed.pop("next_due_probe"), values)
     for n in (1, MANY):
         yield Subject(f"peek_{n}", DIALECT.peek(n), values)
     last = [Subject(name, fixed.pop(name), values) for name in [*fixed] if name.startswith(MEASURING)]
@@ -526,7 +526,7 @@ SAMPLES = (
     ("keep_1_ordered", "2c"),
     ("keep_1_ordered", "3"),
     ("keep_1_merged", "5c"),
-    ("why_empty", "2c"),
+    ("next_due_probe", "2c"),
 )
 
 
@@ -553,7 +553,7 @@ than a time: it does not depend on the machine, and whatever grows with the tabl
 At most, in any of these situations:
 
 - {usual} for a take of one job, and {merged} while hidden jobs are out (up to {REACH:,} of them are compared)
-- {most("why_empty")} to find out why there was none, {most("peek_1")} for a peek
+- {most("next_due_probe")} to find out why there was none, {most("peek_1")} for a peek
 - {most("put", "put_timed")} for a put, {most("update")} for an update, {most("cancel")} for a cancel
 - {held} for an ack, nack or extend
 

@@ -17,7 +17,7 @@ from . import environment, load_generators, pgbench, targets
 from .backends import Contender
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Table, Turn, dropped, schema_name
-from .observer import Eyes, named
+from .observer import Observer, named
 from .scale_workloads import FINISHED, LATER, Horizon, Priorities, Queues
 from .summary import Figure, rounded
 from .worker_workloads import Drain
@@ -158,7 +158,7 @@ def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
             eyes.close()
 
 
-def _eyes(contenders: Sequence[Contender], dsn: str) -> tuple[Eyes, Broken]:
+def _eyes(contenders: Sequence[Contender], dsn: str) -> tuple[Observer, Broken]:
     """A connection beside those that are measured, over the first backend that can connect.
 
     Returns:
@@ -167,7 +167,7 @@ def _eyes(contenders: Sequence[Contender], dsn: str) -> tuple[Eyes, Broken]:
     broken: Broken = {}
     for contender in sorted(contenders, key=lambda each: not each.blocking):
         try:
-            return Eyes(contender, dsn), broken
+            return Observer(contender, dsn), broken
         except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
             broken[contender] = exc
     raise _unusable(broken)

@@ -10,7 +10,7 @@ from . import actions
 from .backends import Contender
 from .load_generators import Done, Part, together
 from .measurement import QUEUE, Bench, Table, Turn, at_work, observe
-from .observer import Eyes
+from .observer import Observer
 from .workloads import Common, Metric, Options, Variant, crowds
 
 
@@ -136,7 +136,7 @@ class Horizon(Common):
         filled = table.fill(scale.horizon + actions.WARM)
         every = max(scale.window // 5, 1)
         part = Part(actions.get, {"seconds": scale.patience, "every": every})
-        other = Eyes(contender, bench.server)
+        other = Observer(contender, bench.server)
         try:
             other.do("BEGIN ISOLATION LEVEL REPEATABLE READ")
             other.sql(f"SELECT count(*) FROM {table.name}")

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
-from pqcore.db.sources import Opener
+from pqcore.db.sources import BackendAdapter
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
@@ -413,7 +413,7 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
     taken: list[int] = []
     put: list[int] = []
     statements = Statements(table.place, contender.spec.paramstyle, PLACES)
-    opener = Opener(
+    opener = BackendAdapter(
         partial(plugins.make, contender.spec),
         Dialect(TableName("queue"), contender.spec.paramstyle),
         suspends=not contender.blocking,

@@ -6,8 +6,8 @@ back; it knows nothing of queues.  It comes in two parts:
 * a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`).  It names
   the backend and says what it can do, and importing it imports no driver;
 * a class that the spec points to, with the methods of `Backend` (a blocking
-  driver) or `AsyncBackend`, and a session class with those of `Session` or
-  `AsyncSession`.
+  driver) or `AsyncBackend`, and a session class with those of `DriverSession` or
+  `AsyncDriverSession`.
 
 Protocols are matched by shape: nothing needs to be inherited.  `PLUGIN_API` is
 raised when the contract changes in a way that breaks a backend written for the
@@ -103,7 +103,7 @@ class BackendSpec:
     bare_loop: str = ""
 
 
-class Session(Protocol):
+class DriverSession(Protocol):
     """One connection of a blocking driver.
 
     Attributes:
@@ -207,8 +207,8 @@ class Session(Protocol):
         """
 
 
-class AsyncSession(Protocol):
-    """One connection of an asynchronous driver: `Session`, awaited.
+class AsyncDriverSession(Protocol):
+    """One connection of an asynchronous driver: `DriverSession`, awaited.
 
     If the driver ends a call immediately when its task is cancelled, and waits for nothing then, the session may
     have an attribute ``ends_when_cancelled`` that is true. Else the core sees to that, which costs a little per call.
@@ -248,25 +248,25 @@ class Backend(Protocol):
     def errors(self) -> tuple[type[BaseException], ...]:
         """What the driver raises; translated by SQLSTATE into pqcore's errors."""
 
-    def connect(self, dsn: str) -> Session:
+    def connect(self, dsn: str) -> DriverSession:
         """Open a connection; ``dsn`` is a libpq URL or keyword string.
 
         Gives up after `CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says otherwise.
         """
 
-    def wrap(self, connection: Any) -> Session:
+    def wrap(self, connection: Any) -> DriverSession:
         """Use a connection that the caller handed over, once or for long.
 
-        It is the driver's own. Where the caller's is a proxy around that, see `Session.through`.
+        It is the driver's own. Where the caller's is a proxy around that, see `DriverSession.through`.
         """
 
-    def acquire(self, pool: Any) -> Session:
+    def acquire(self, pool: Any) -> DriverSession:
         """Borrow a connection of the caller's pool (capability POOL)."""
 
-    def release(self, pool: Any, session: Session) -> None:
+    def release(self, pool: Any, session: DriverSession) -> None:
         """Give it back, also when it broke."""
 
-    def connect_like(self, pool: Any) -> Session | None:
+    def connect_like(self, pool: Any) -> DriverSession | None:
         """Open one beside the pool, with the pool's parameters, to listen on; None if they are unknown."""
 
     def make_pool(self, dsn: str, size: int) -> Any:
@@ -281,11 +281,11 @@ class AsyncBackend(Protocol):
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]: ...
-    def wrap(self, connection: Any) -> AsyncSession: ...
-    async def connect(self, dsn: str) -> AsyncSession: ...
-    async def acquire(self, pool: Any) -> AsyncSession: ...
+    def wrap(self, connection: Any) -> AsyncDriverSession: ...
+    async def connect(self, dsn: str) -> AsyncDriverSession: ...
+    async def acquire(self, pool: Any) -> AsyncDriverSession: ...
     async def release(self, pool: Any, session: Any) -> None: ...
-    async def connect_like(self, pool: Any) -> AsyncSession | None: ...
+    async def connect_like(self, pool: Any) -> AsyncDriverSession | None: ...
     async def make_pool(self, dsn: str, size: int) -> Any: ...
     async def close_connection(self, connection: Any) -> None: ...
     async def close_pool(self, pool: Any) -> None: ...
@@ -342,13 +342,13 @@ ABORTED = "the transaction was rolled back, as a statement in it had failed"
 """What a session's ``commit`` says then."""
 
 
-def patience(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be added to libpq's parameters, so that connecting does not take for ever."""
     said = "connect_timeout" in parameters or "PGCONNECT_TIMEOUT" in os.environ
     return {} if said else {"connect_timeout": CONNECT_TIMEOUT}
 
 
-def unicode(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def encoding_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be added to libpq's parameters, so that text of any kind can be sent and read.
 
     Else the connection has the database's own encoding, which may lack letters, or be none.
@@ -402,14 +402,14 @@ class Inbox:
         return taken
 
 
-def shut(fileno: int) -> None:
+def shutdown_socket(fileno: int) -> None:
     """Shut a socket down, both ways: who waits on it, in whatever thread, finds it at its end."""
     duplicate = socket.socket(fileno=os.dup(fileno))
     with duplicate, suppress(OSError):  # not connected any more
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
-def readable(fileno: int, seconds: float = 0) -> bool:
+def wait_readable(fileno: int, seconds: float = 0) -> bool:
     """Whether a socket has something to read; waits for at most ``seconds``.
 
     An idle connection has not: what there is to read is a notification, a

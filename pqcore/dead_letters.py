@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from pqcore.db.runtime import drive
-from pqcore.job import BaseJob, Moment
+from pqcore.db.runtime import run_sync
+from pqcore.job import BaseJob, UtcDatetime
 from pqcore.operations import dead_letters
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class DeadLetter(BaseJob):
         super().__init__(queue, row)
         self.error: dict[str, str] = dead_letters.error_of(row[11])
         self.reason: str = row[12]
-        self.died_at: Moment = cast(Moment, Moment.of(row[13]))
+        self.died_at: UtcDatetime = cast(UtcDatetime, UtcDatetime.of(row[13]))
 
     @property
     def data(self) -> Any:
@@ -54,7 +54,7 @@ class DeadLetters:
 
     def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
-        return [DeadLetter(self._queue, row) for row in drive(dead_letters.listed(self._engine, self._queue, n))]
+        return [DeadLetter(self._queue, row) for row in run_sync(dead_letters.listed(self._engine, self._queue, n))]
 
     def get(self, job_id: int) -> DeadLetter:
         """One, by the job's id.
@@ -62,7 +62,7 @@ class DeadLetters:
         Raises:
             JobNotFound: There is none.
         """
-        return DeadLetter(self._queue, drive(dead_letters.one(self._engine, self._queue, job_id)))
+        return DeadLetter(self._queue, run_sync(dead_letters.one(self._engine, self._queue, job_id)))
 
     def count(self, reason: str | None = None) -> int:
         """Return how many there are.
@@ -73,7 +73,7 @@ class DeadLetters:
         Raises:
             ConfigurationError: There is no such reason.
         """
-        return drive(dead_letters.count(self._engine, self._queue, reason))
+        return run_sync(dead_letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
         """Make jobs of them again: same id, due at once, with a clean record.
@@ -81,7 +81,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(dead_letters.revive(self._engine, self._queue, job_ids))
+        return run_sync(dead_letters.revive(self._engine, self._queue, job_ids))
 
     def retry_all(self, reason: str | None = None) -> int:
         """Make jobs of all that are there, and return how many.
@@ -92,7 +92,7 @@ class DeadLetters:
         Raises:
             ConfigurationError: There is no such reason.
         """
-        return drive(dead_letters.revive(self._engine, self._queue, None, reason))
+        return run_sync(dead_letters.revive(self._engine, self._queue, None, reason))
 
     def purge(self, *job_ids: int) -> int:
         """Delete them for good.
@@ -100,7 +100,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(dead_letters.purge(self._engine, self._queue, job_ids, 0))
+        return run_sync(dead_letters.purge(self._engine, self._queue, job_ids, 0))
 
     def purge_all(self, older_than: str | float | timedelta = 0) -> int:
         """Delete all that are there for good.
@@ -111,7 +111,7 @@ class DeadLetters:
         Returns:
             How many there were.
         """
-        return drive(dead_letters.purge(self._engine, self._queue, None, older_than))
+        return run_sync(dead_letters.purge(self._engine, self._queue, None, older_than))
 
 
 class AsyncDeadLetters:

@@ -150,7 +150,7 @@ class _Watched:
 
 
 @contextmanager
-def around(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEvent | JobEvent) -> Iterator[None]:
+def run_wrapped(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEvent | JobEvent) -> Iterator[None]:
     """Enter the context managers that plugins give; one that fails to open is logged, and left out."""
     with ExitStack() as stack:
         for manager in _each(hook, event):
@@ -165,7 +165,7 @@ def around(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEv
         yield
 
 
-async def tell(hook: str, event: PutEvent | JobEvent | ServerEvent, *, blocking: bool = False) -> None:
+async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, blocking: bool = False) -> None:
     """Call a hook; what it returns is awaited if it can be.  A plugin's exception is logged, and no more.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pqcore.times import TimeSpec
 
 
-class Moment(datetime):
+class UtcDatetime(datetime):
     """An aware datetime in UTC that takes a naive one for UTC too.
 
     pq gave naive datetimes; code that compares a job's times with
@@ -25,7 +25,7 @@ class Moment(datetime):
     """
 
     @classmethod
-    def of(cls, naive: datetime | None) -> Moment | None:
+    def of(cls, naive: datetime | None) -> UtcDatetime | None:
         """The moment of a naive datetime in UTC, as the server gives it."""
         if naive is None:
             return None
@@ -154,19 +154,19 @@ class BaseJob:
         return len(self.raw)
 
     @property
-    def enqueued_at(self) -> Moment:
+    def enqueued_at(self) -> UtcDatetime:
         """When it was put."""
-        return cast(Moment, Moment.of(self._times[0]))
+        return cast(UtcDatetime, UtcDatetime.of(self._times[0]))
 
     @property
-    def schedule_at(self) -> Moment | None:
+    def schedule_at(self) -> UtcDatetime | None:
         """Before when it was not to be taken."""
-        return Moment.of(self._times[1])
+        return UtcDatetime.of(self._times[1])
 
     @property
-    def expected_at(self) -> Moment | None:
+    def expected_at(self) -> UtcDatetime | None:
         """By when it is wanted: its priority."""
-        return Moment.of(self._times[2])
+        return UtcDatetime.of(self._times[2])
 
     @property
     def headers(self) -> dict[str, Any]:

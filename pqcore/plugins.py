@@ -511,7 +511,7 @@ class Plugins:
                 self._load(PLUGINS, name)
         self._others_loaded = True
 
-    def heard(self, *hooks: str) -> bool:
+    def has_impl(self, *hooks: str) -> bool:
         """Whether any plugin implements one of the hooks; asked for each put, so it is to be quick."""
         found = self.manager.heard.get(hooks)
         if found is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pqcore.db.engine import Engine, Leaving
-from pqcore.db.runtime import BlockingRuntime, drive
+from pqcore.db.runtime import BlockingRuntime, run_sync
 from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job
 from pqcore.operations import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
-    drive(engine.leave(failed=kind is not None))
+    run_sync(engine.leave(failed=kind is not None))
 
 
 class QueueIterator:
@@ -133,7 +133,7 @@ class Queue(QueueSettings):
             DuplicateJob: The dedup key is taken, and that was to be an error.
         """
         options = given(dedup=dedup, group=group, limits=limits, headers=headers)
-        return drive(put.put(self._engine, self, data, schedule_at, expected_at, connection, options))
+        return run_sync(put.put(self._engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
         self,
@@ -161,7 +161,7 @@ class Queue(QueueSettings):
             The ids, in the order of ``items``.
         """
         options = given(group=group, limits=limits, headers=headers)
-        return drive(put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
+        return run_sync(put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.
@@ -178,7 +178,7 @@ class Queue(QueueSettings):
         Returns:
             The job, or None if none was due in time.
         """
-        rows = drive(fetch.get(self._engine, self, 1, block=block, timeout=timeout))
+        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=timeout))
         return Job(self, rows[0]) if rows else None
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
@@ -187,7 +187,7 @@ class Queue(QueueSettings):
         Returns:
             The jobs, in the order of `get`; an empty list if none was due in time.
         """
-        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=timeout))
+        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=timeout))
         return [Job(self, row) for row in rows]
 
     def lease(
@@ -202,14 +202,14 @@ class Queue(QueueSettings):
             block: Whether to wait for a job.
             wait: Seconds to wait, at most; None for the queue's ``timeout``.
         """
-        rows = drive(fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=lease.lease_time(timeout)))
+        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=lease.lease_time(timeout)))
         return Job(self, rows[0], leased=True) if rows else None
 
     def lease_many(
         self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
     ) -> list[Job]:
         """Take up to ``n`` jobs for a time, as `lease` does."""
-        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=wait, lease=lease.lease_time(timeout)))
+        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=wait, lease=lease.lease_time(timeout)))
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
@@ -222,7 +222,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: The lease ran out, and the job was given to another.
         """
-        if lost := drive(complete.acknowledge(self._engine, self, [job], connection)):
+        if lost := run_sync(complete.acknowledge(self._engine, self, [job], connection)):
             raise lease.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
@@ -231,7 +231,7 @@ class Queue(QueueSettings):
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return drive(complete.acknowledge(self._engine, self, list(jobs), connection))
+        return run_sync(complete.acknowledge(self._engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.
@@ -243,7 +243,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(lease.nack(self._engine, self, job, delay))
+        run_sync(lease.nack(self._engine, self, job, delay))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job that this consumer gives up, so that it holds up no others.
@@ -261,7 +261,7 @@ class Queue(QueueSettings):
             LeaseLost: The lease ran out, and the job was given to another.
             JobNotFound: The job was not taken, or its row has changed since.
         """
-        drive(burying.bury(self._engine, self, job, error, connection))
+        run_sync(burying.bury(self._engine, self, job, error, connection))
 
     def extend(self, job: Job, timeout: str | float | timedelta) -> None:
         """Make a lease end ``timeout`` from now.
@@ -269,7 +269,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        drive(lease.extend(self._engine, self, job, timeout))
+        run_sync(lease.extend(self._engine, self, job, timeout))
 
     def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data.
@@ -280,7 +280,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: There is no such row.
         """
-        return drive(admin.update(self._engine, self, job_id, data))
+        return run_sync(admin.update(self._engine, self, job_id, data))
 
     def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting.
@@ -293,11 +293,11 @@ class Queue(QueueSettings):
         Returns:
             Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
         """
-        return drive(admin.cancel(self._engine, self, job_id, running=running))
+        return run_sync(admin.cancel(self._engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
-        return [Job(self, row) for row in drive(fetch.peek(self._engine, self, n))]
+        return [Job(self, row) for row in run_sync(fetch.peek(self._engine, self, n))]
 
     def jobs(
         self,
@@ -321,7 +321,9 @@ class Queue(QueueSettings):
             ConfigurationError: A state is none, or ``n`` is out of its range.
         """
         wanted = states or list_jobs.UNFINISHED
-        return drive(list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
+        return run_sync(
+            list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+        )
 
     def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.
@@ -329,7 +331,7 @@ class Queue(QueueSettings):
         Returns:
             Whether it is due now: False if it waits already, is leased or parked, or is not there.
         """
-        return drive(retry.retry(self._engine, self, job_id)).done
+        return run_sync(retry.retry(self._engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
@@ -347,11 +349,11 @@ class Queue(QueueSettings):
         Raises:
             ConfigurationError: It is the same queue, or one of another table.
         """
-        return drive(move.move(self._engine, self, target, ids, most))
+        return run_sync(move.move(self._engine, self, target, ids, most))
 
     def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
-        return drive(reencode.reencode(self._engine, [self], step=step, every=every, wait=wait))
+        return run_sync(reencode.reencode(self._engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.
@@ -359,7 +361,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
         """
-        return drive(results.inspect(self._engine, self, job_id))
+        return run_sync(results.inspect(self._engine, self, job_id))
 
     def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""
@@ -378,7 +380,7 @@ class Queue(QueueSettings):
             ResultNotStored: It was done, and its result could not be stored.
             ResultTimeout: It was not there in time.
         """
-        return drive(results.wait_for(self._engine, self, job_id, timeout))
+        return run_sync(results.wait_for(self._engine, self, job_id, timeout))
 
     def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; None if nothing."""
@@ -391,11 +393,11 @@ class Queue(QueueSettings):
 
     def count(self) -> int:
         """How many jobs are due."""
-        return drive(admin.count(self._engine, self))
+        return run_sync(admin.count(self._engine, self))
 
     def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = drive(admin.stats(self._engine, self.name))
+        found = run_sync(admin.stats(self._engine, self.name))
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     def clear(self) -> None:
@@ -403,7 +405,7 @@ class Queue(QueueSettings):
 
         Their batches count those that were not finished as failed, and put what follows a batch.
         """
-        drive(admin.clear(self._engine, self))
+        run_sync(admin.clear(self._engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived.
@@ -414,7 +416,7 @@ class Queue(QueueSettings):
         Returns:
             The number of rows deleted.
         """
-        return drive(admin.purge(self._engine, self, older_than))
+        return run_sync(admin.purge(self._engine, self, older_than))
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -429,10 +431,10 @@ class Queue(QueueSettings):
 
     def close(self) -> None:
         """Close the connections, as `PQ.close` does."""
-        drive(self._engine.close())
+        run_sync(self._engine.close())
 
     def __enter__(self) -> Any:
-        return drive(self._engine.enter(self.cursor_kwargs))
+        return run_sync(self._engine.enter(self.cursor_kwargs))
 
     if TYPE_CHECKING:
 
@@ -536,7 +538,7 @@ class PQ:
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        drive(admin.create(self._engine, partitions, set_sequences=set_sequences))
+        run_sync(admin.create(self._engine, partitions, set_sequences=set_sequences))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.
@@ -551,11 +553,11 @@ class PQ:
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return drive(admin.stats(self._engine, None))
+        return run_sync(admin.stats(self._engine, None))
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""
-        return drive(reencode.encodings(self._engine))
+        return run_sync(reencode.encodings(self._engine))
 
     def reencode(
         self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
@@ -582,11 +584,11 @@ class PQ:
                 range, or a transaction is open.
         """
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return drive(reencode.reencode(self._engine, named, step=step, every=every, wait=wait))
+        return run_sync(reencode.reencode(self._engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""
-        drive(self._engine.close())
+        run_sync(self._engine.close())
 
     def __getitem__(self, name: str) -> Queue:
         queue = self._queues.get(name)

@@ -19,7 +19,7 @@ from pqcore.errors import (
     UnsafeSerializer,
 )
 from pqcore.operations.locked_keys import Contention
-from pqcore.operations.scan_position import LowerBound
+from pqcore.operations.scan_position import ScanPosition
 from pqcore.plugins import plugins
 from pqcore.serializers import (
     Serializer,
@@ -109,7 +109,7 @@ class QueueSettings:
         suffix = None
         if serializer is None:
             name, suffix = split_queue_name(check_text(name, "queue name"))
-        self.bound = LowerBound()
+        self.bound = ScanPosition()
         self.contention = Contention()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.channel = channel(self.name)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, Row, bare, session_over, shut
+from pqcore.backend import ABORTED, Row, bare, session_over, shutdown_socket
 from pqcore.errors import Closed
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -209,7 +209,7 @@ class AsyncpgSession:
             loop.call_soon_threadsafe(self.connection.terminate)
         else:
             with suppress(OSError):
-                shut(self.connection._transport.get_extra_info("socket").fileno())
+                shutdown_socket(self.connection._transport.get_extra_info("socket").fileno())
 
 
 class AsyncpgBackend:

@@ -22,7 +22,17 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types import array
 
-from pqcore.backend import ABORTED, Inbox, Row, bare, patience, readable, session_over, shut, unicode
+from pqcore.backend import (
+    ABORTED,
+    Inbox,
+    Row,
+    bare,
+    connect_timeout_default,
+    encoding_default,
+    session_over,
+    shutdown_socket,
+    wait_readable,
+)
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.sql.statement import Query
 
@@ -126,7 +136,7 @@ class _Common:
 
     def abort(self) -> None:
         if self.usable():
-            shut(self.connection.fileno())
+            shutdown_socket(self.connection.fileno())
 
     def drop(self) -> None:
         self.connection.pgconn.finish()
@@ -225,7 +235,7 @@ class PsycopgSession(_Common):
             self._switched = False
 
     def alive(self) -> bool:
-        if self.usable() and readable(self.connection.fileno()):
+        if self.usable() and wait_readable(self.connection.fileno()):
             self._plain.execute(b"SELECT 1")
         return self.usable()
 
@@ -289,7 +299,7 @@ class PsycopgSession(_Common):
         self.connection.execute(self._unlisten(channels))
 
     def wait(self, seconds: float) -> None:
-        readable(self.connection.fileno(), seconds)
+        wait_readable(self.connection.fileno(), seconds)
 
     def notifications(self) -> list[str]:
         return self._channels()
@@ -325,7 +335,7 @@ class AsyncPsycopgSession(_Common):
             self._switched = False
 
     async def alive(self) -> bool:
-        if self.usable() and readable(self.connection.fileno()):
+        if self.usable() and wait_readable(self.connection.fileno()):
             await self._plain.execute(b"SELECT 1")
         return self.usable()
 
@@ -446,7 +456,7 @@ async def _answers_async(session: AsyncPsycopgSession) -> bool:
 def _listening(conninfo: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """A pool's arguments, for a connection that listens."""
     said = {**conninfo_to_dict(conninfo or ""), **(kwargs or {})}
-    return {**(kwargs or {}), **patience(said), "autocommit": True}
+    return {**(kwargs or {}), **connect_timeout_default(said), "autocommit": True}
 
 
 def _pool_error(exc: Exception) -> Exception:
@@ -460,7 +470,7 @@ class PsycopgBackend(_Pooled):
 
     def connect(self, dsn: str) -> PsycopgSession:
         said = conninfo_to_dict(dsn)
-        connection = psycopg.connect(dsn, autocommit=True, **patience(said), **unicode(said))
+        connection = psycopg.connect(dsn, autocommit=True, **connect_timeout_default(said), **encoding_default(said))
         try:
             return session_over(self.wrap, connection)
         except BaseException:  # an interrupt
@@ -509,7 +519,7 @@ class AsyncPsycopgBackend(_Pooled):
 
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
         said = conninfo_to_dict(dsn)
-        more = {**patience(said), **unicode(said)}
+        more = {**connect_timeout_default(said), **encoding_default(said)}
         return session_over(self.wrap, await psycopg.AsyncConnection.connect(dsn, autocommit=True, **more))
 
     def wrap(self, connection: Any) -> AsyncPsycopgSession:

@@ -19,7 +19,16 @@ from psycopg2._psycopg import List
 from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg2.pool import PoolError, ThreadedConnectionPool
 
-from pqcore.backend import ABORTED, Row, bare, patience, readable, session_over, shut, unicode
+from pqcore.backend import (
+    ABORTED,
+    Row,
+    bare,
+    connect_timeout_default,
+    encoding_default,
+    session_over,
+    shutdown_socket,
+    wait_readable,
+)
 from pqcore.errors import Closed, PoolTimeout
 from pqcore.sql.identifiers import quote
 from pqcore.sql.statement import Query
@@ -135,7 +144,7 @@ class Psycopg2Session:
         return bool(self.connection.closed == 0)
 
     def alive(self) -> bool:
-        if self.usable() and readable(self.connection.fileno()):
+        if self.usable() and wait_readable(self.connection.fileno()):
             self._cursor.execute("SELECT 1")
         return self.usable()
 
@@ -208,7 +217,7 @@ class Psycopg2Session:
         self._cursor.execute("; ".join(f"UNLISTEN {quote(channel)}" for channel in channels))
 
     def wait(self, seconds: float) -> None:
-        readable(self.connection.fileno(), seconds)
+        wait_readable(self.connection.fileno(), seconds)
 
     def notifications(self) -> list[str]:
         self.connection.poll()
@@ -240,7 +249,7 @@ class Psycopg2Session:
 
     def abort(self) -> None:
         if self.usable():
-            shut(self.connection.fileno())
+            shutdown_socket(self.connection.fileno())
 
 
 class Psycopg2Backend:
@@ -254,7 +263,7 @@ class Psycopg2Backend:
 
     def connect(self, dsn: str) -> Psycopg2Session:
         said = extensions.parse_dsn(dsn)
-        reach = partial(psycopg2.connect, dsn, **patience(said), **unicode(said))
+        reach = partial(psycopg2.connect, dsn, **connect_timeout_default(said), **encoding_default(said))
         connection = reach()
         try:
             return session_over(partial(Psycopg2Session, prepared=self._prepares, reach=reach), connection)
@@ -304,7 +313,7 @@ class Psycopg2Backend:
         if args is None or kwargs is None:  # a pool of another make
             return None
         said = {**extensions.parse_dsn(args[0] if args else kwargs.get("dsn") or ""), **kwargs}
-        connection = bare(psycopg2.connect(*args, **{**kwargs, **patience(said)}))
+        connection = bare(psycopg2.connect(*args, **{**kwargs, **connect_timeout_default(said)}))
         connection.autocommit = True
         return self.wrap(connection)
 

@@ -299,7 +299,7 @@ def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> No
 def test_nothing_is_left_in_the_database(pqcore_server: str) -> None:
     measured(pqcore_server, ["psycopg2"], ["put"])
     [contender] = backends.contenders(["psycopg2"])
-    looking = observer.Eyes(contender, pqcore_server)
+    looking = observer.Observer(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
     finally:
@@ -328,13 +328,13 @@ def test_a_backend_without_a_bare_loop_is_measured_beside_pgbench_and_not_judged
     wanted = {row["operation"]: row["target"] for row in report["targets"]}
     assert wanted == {**TARGETS, "put": 7.5}
     [put] = [row for row in report["targets"] if row["operation"] == "put"]
-    assert verdicts.verdict({**put, "of_pgbench": put["floor"]}, RULES) == "not judged"
-    low = {**put, "of_pgbench": put["floor"] * 0.99}
+    assert verdicts.verdict({**put, "of_pgbench": put["worker_state"]}, RULES) == "not judged"
+    low = {**put, "of_pgbench": put["worker_state"] * 0.99}
     assert verdicts.verdict(low, RULES) == "FALLS SHORT"
     [short] = verdicts.failures(report_of(low), RULES)
     assert short.name == "foreign, put"
     assert str(short).startswith("foreign, put FALLS SHORT: ")
-    assert str(short).endswith(f" of pgbench's rate, floor {put['floor']:g}")
+    assert str(short).endswith(f" of pgbench's rate, worker_state {put['worker_state']:g}")
 
 
 def test_a_backends_own_targets_are_what_its_ratio_is_judged_by(
@@ -623,7 +623,7 @@ def target(ratio: float, wanted: float = 0.9, operation: str = "put", backend: s
         "operation": operation,
         "title": operation,
         "target": wanted,
-        "floor": 0.2,
+        "worker_state": 0.2,
         "ratio": figure,
         "how": "a loop",
         "lost": 0,
@@ -757,7 +757,7 @@ def test_tables_leave_columns_out_where_there_is_no_room() -> None:
     grid = text_tables.targets([target(0.5)], RULES)
     assert grid.within(300) == dataclasses.replace(grid, spare=())
     narrow = grid.within(20)
-    assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target", ">floor"}
+    assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target", ">worker_state"}
     assert [len(row) for row in narrow.rows] == [len(narrow.columns)]
     assert narrow.bad == {0}
 
@@ -933,7 +933,7 @@ def test_two_builds_are_compared_side_by_side(tmp_path: Path, pqcore_server: str
     assert f"after: {tmp_path / 'pqcore' / '__init__.py'}" in said
     assert (done.returncode, said.splitlines()[-1].endswith(last)) == (1 if seconds else 0, True), said
     [contender] = backends.contenders(["psycopg2"])
-    looking = observer.Eyes(contender, pqcore_server)
+    looking = observer.Observer(contender, pqcore_server)
     try:
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
     finally:

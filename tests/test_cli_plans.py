@@ -35,7 +35,7 @@ BOUNDED: list[tuple[Query, int]] = [
     (SQL.list_dead, N),
     (SQL.find_row, 3),
     # Finished rows are in no index: so many of those that were put last.
-    (SQL.finished_lately, 10_000),
+    (SQL.recent_completions, 10_000),
     (SQL.rerun_finished, 3),
     (SQL.rerun_archived, 3),
     (SQL.hasten, 3),

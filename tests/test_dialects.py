@@ -91,7 +91,7 @@ def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PQCORE_DIALECT", "cockroachdb")
     assert PQ(dsn)._engine.dialect is CockroachDB
     assert PQ(dsn, dialect="postgresql")._engine.dialect is Dialect
-    assert PQ(dsn)._engine.twin(1, 1.0).dialect is CockroachDB
+    assert PQ(dsn)._engine.clone_for_worker(1, 1.0).dialect is CockroachDB
     with pytest.raises(ConfigurationError, match=r"unknown dialect 'oracle'; installed: .*citus.*cockroachdb"):
         PQ(dsn, dialect="oracle")
 
@@ -156,7 +156,9 @@ def test_statements_that_read_are_sent_to_the_primary_by_a_load_balancer() -> No
     sign = "/*NO LOAD BALANCE*/ "
     found = queries(of("postgresql")).values()
     reading = [query for query in found if not any(verb in query.sql for verb in ("INSERT", "UPDATE", "DELETE"))]
-    assert {"find_duplicate", "find_held", "find_result", "find_job", "why_empty"} <= {query.name for query in reading}
+    assert {"find_duplicate", "find_held", "find_result", "find_job", "next_due_probe"} <= {
+        query.name for query in reading
+    }
     for query in found:
         assert query.sql.startswith(sign) == (query in reading and query.rows), query.name
         assert query.prepare("it").startswith(f"{sign}PREPARE it AS SELECT") == query.sql.startswith(f"{sign}SELECT")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pqcore import hookspecs
-from pqcore.backend import AsyncSession, Capability, Session
+from pqcore.backend import AsyncDriverSession, Capability, DriverSession
 from pqcore.plugins import plugins
 from pqcore.testing.report import standard_tests
 
@@ -28,7 +28,7 @@ def test_every_hook_is_documented_with_its_arguments() -> None:
 
 def test_every_method_of_a_session_and_every_capability_is_documented() -> None:
     text = (ROOT / "docs/backends.md").read_text()
-    for protocol in (Session, AsyncSession):
+    for protocol in (DriverSession, AsyncDriverSession):
         for name in vars(protocol):
             if not name.startswith("_"):
                 assert f"`{name}" in text, name

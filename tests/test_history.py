@@ -41,7 +41,13 @@ GOOD: dict[str, tuple[Operation, ...]] = {
     "popped": (PUT, op("get", 2, 3)),
     "popped while it was put": (op("put", 0, 5), op("get", 2, 3)),
     "leased and acknowledged": (PUT, LEASED, op("ack", 4, 5, token=1)),
-    "leased while the last lease was given back": (PUT, LEASED, op("nack", 9, 12, token=1), AGAIN, op("ack", 13, 14)),
+    "leased while the last lease was given back": (
+        PUT,
+        LEASED,
+        op("nack", 9, 12, token=1),
+        AGAIN,
+        op("ack", 13, 14),
+    ),
     "redelivered, and the late ack refused": (
         PUT,
         LEASED,

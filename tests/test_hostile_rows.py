@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pqcore import PQError, json_views, tasks
 from pqcore.cli.app import app
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.operations import list_jobs
 from pqcore.worker import Worker
 
@@ -145,8 +145,8 @@ def open_queue(dsn: str, ran: list[int], **options: Any) -> Iterator[Any]:
 def look(queue: Any, dsn: str) -> None:
     """All that shows jobs; it may refuse one of them, and no more."""
     for job in queue.jobs(*list_jobs.STATES):
-        found: Any = list_jobs.whole(queue._engine, job.id)
-        json.dumps(json_views.whole(drive(found)), default=str)
+        found: Any = list_jobs.get_full_job(queue._engine, job.id)
+        json.dumps(json_views.whole(run_sync(found)), default=str)
         with suppress(PQError):
             queue.inspect(job.id)
     for letter in queue.dead.list():

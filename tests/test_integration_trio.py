@@ -185,12 +185,12 @@ def test_a_get_that_is_cancelled_while_it_waits_ends_soon(dsn: str, outside: PQ,
     run(loop, scenario)
 
 
-class Held:
+class ActiveJob:
     """Has every take of a `PQ` stop once it is done, until it is let go: so its task can be cancelled at that point."""
 
     def __init__(self, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken, self.go_on = threading.Event(), threading.Event()
-        original = type(pq._engine)._use
+        original = type(pq._engine)._run_alone
 
         async def use(engine: Any, session: Any, operation: Any, *, protect: bool) -> Any:
             result = await original(engine, session, operation, protect=protect)
@@ -199,7 +199,7 @@ class Held:
                 assert self.go_on.wait(30)
             return result
 
-        monkeypatch.setattr(type(pq._engine), "_use", use)
+        monkeypatch.setattr(type(pq._engine), "_run_alone", use)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -211,7 +211,7 @@ def test_what_was_taken_for_a_cancelled_task_is_put_back(
 
     async def scenario() -> None:
         async with ThreadedPQ(blocking) as pq:
-            held = Held(blocking, monkeypatch)
+            held = ActiveJob(blocking, monkeypatch)
             first = outside["q"].put("first")
             async with anyio.create_task_group() as group:
                 group.start_soon(pq["q"].lease if lease else pq["q"].get)
@@ -233,7 +233,7 @@ def test_what_was_taken_for_a_task_cancelled_by_asyncio_is_put_back(
 
     async def scenario() -> None:
         async with ThreadedPQ(blocking) as pq:
-            held = Held(blocking, monkeypatch)
+            held = ActiveJob(blocking, monkeypatch)
             outside["q"].put("first")
             task = asyncio.ensure_future(pq["q"].get())
             await asyncio.to_thread(held.taken.wait)

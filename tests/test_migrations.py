@@ -29,8 +29,8 @@ from psycopg.pq import TransactionStatus
 
 from pqcore import PQ, schema, tasks
 from pqcore.cli.app import app
-from pqcore.db.runtime import drive
-from pqcore.db.session import CoreSession
+from pqcore.db.runtime import run_sync
+from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.databases import at_database
@@ -66,7 +66,7 @@ class Place:
 
     def version(self) -> int | None:
         with session(self.dsn) as looking:
-            return drive(schema.version(looking, QUEUE))
+            return run_sync(schema.version(looking, QUEUE))
 
     def pq(self, **options: Any) -> tasks.PQ:
         return tasks.PQ(self.dsn, backend="psycopg", **options)
@@ -168,7 +168,7 @@ def test_a_migration_that_was_killed_at_any_statement_is_completed(
     """
     begun: list[str] = []
 
-    def kill_before(number: int, statement: str, session: CoreSession) -> None:
+    def kill_before(number: int, statement: str, session: Session) -> None:
         begun.append(statement)
         if len(begun) == number + 1:
             place.kill(pid(session))
@@ -332,7 +332,7 @@ def test_every_lock_that_holds_up_others_is_waited_for_shortly(place: Place) -> 
     strong: list[str] = []
     built: list[str] = []
 
-    def look(statement: str, migrating: CoreSession) -> None:
+    def look(statement: str, migrating: Session) -> None:
         held = place.eyes.execute(
             "SELECT mode FROM pg_locks WHERE pid = %s AND relation = %s", [pid(migrating), *(queue or ())]
         ).fetchall()

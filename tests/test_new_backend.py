@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "pqcore-pg8000" / "pqcore_pg8000"
 LONGEST = "a-driver-with-the-longest-name"
 PROTOCOLS = {
-    "backend.py": (contract.Session, contract.Backend),
-    "aio.py": (contract.AsyncSession, contract.AsyncBackend),
+    "backend.py": (contract.DriverSession, contract.Backend),
+    "aio.py": (contract.AsyncDriverSession, contract.AsyncBackend),
 }
 OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy"}
 """Methods that a session may go without."""

@@ -179,7 +179,7 @@ def test_jobs_end_as_they_did_once_the_queue_has_room(
         await until(lambda: observer.usage)
         full.end()
         await until(lambda: ran.count("flaky") == 2)
-        await until(lambda: not worker._floor.in_hand())  # a call that blocks would stop the worker's event loop
+        await until(lambda: not worker._worker_state.in_hand())  # a call that blocks would stop the worker's event loop
         assert await maybe(handles[0].result(PATIENCE)) == "the result"
         worker.stop()
         await working

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError
-from pqcore.operations.scan_position import LowerBound
+from pqcore.operations.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
@@ -58,7 +58,7 @@ def statements() -> Iterator[Query]:
                 yield SQL.take(pick, finish, n)
     tasks = SQL.tasks
     yield from (*SQL.ack.values(), *SQL.restore.values())
-    yield from (SQL.peek(1), SQL.why_empty, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
+    yield from (SQL.peek(1), SQL.next_due_probe, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
     yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace, tasks.group_heads, tasks.park)
     yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.set_aside, tasks.count_slots)
     yield from (tasks.free_places, tasks.unpark, tasks.park_again, tasks.unpark_head)
@@ -97,7 +97,7 @@ VALUES |= {
 }
 VALUES |= {"started": [1], "excuses": [1], "delay": 1.0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
-VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": LowerBound().value()}
+VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 
 
 def test_statements_look_at_one_partition(pq: PQ, dsn: str) -> None:

@@ -20,9 +20,9 @@ import pytest
 import pqcore
 from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Queue, QueueIterator, hookimpl
 from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
-from pqcore.events import PutEvent, tell
+from pqcore.events import PutEvent, call_hook
 from pqcore.plugins import PREFERENCE, Plugins, plugins
 
 DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}
@@ -633,7 +633,7 @@ def test_plugins_are_called_in_the_order_that_they_ask_for() -> None:
     for each in made:
         plugins.register(each)
     try:
-        drive(tell("pqcore_job_put", PutEvent("q", None, None, {}), blocking=True))
+        run_sync(call_hook("pqcore_job_put", PutEvent("q", None, None, {}), blocking=True))
     finally:
         for each in made:
             plugins.manager.unregister(each)
@@ -658,7 +658,7 @@ def test_plugins_of_another_version_are_reported_and_take_no_others_down(tmp_pat
         with contextlib.redirect_stdout(io.StringIO()) as written:
             code = main(["plugins", "--json"])
         listed = [json.loads(line) for line in written.getvalue().splitlines()]
-        report(listed, code, plugins.heard("pqcore_job_put"), list(plugins.broken), PQ({DSN!r}).backend)
+        report(listed, code, plugins.has_impl("pqcore_job_put"), list(plugins.broken), PQ({DSN!r}).backend)
         """,
         tmp_path,
     )
@@ -817,7 +817,7 @@ def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_pat
                 make()
             except PluginError as exc:
                 raised.append(str(exc))
-        report([json.loads(line) for line in done.output.splitlines()], raised, plugins.heard("pqcore_job_put"))
+        report([json.loads(line) for line in done.output.splitlines()], raised, plugins.has_impl("pqcore_job_put"))
         """,
         tmp_path,
     )

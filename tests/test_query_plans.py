@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.operations.scan_position import LowerBound
+from pqcore.operations.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.encoding_statements import SLICE
 from pqcore.sql.identifiers import TableName
@@ -71,13 +71,13 @@ def cases() -> Iterator[Case]:
         for finish in ("keep", "delete", "archive", "lease"):
             yield Case(SQL.take("ordered", finish, n), pages)
             yield Case(SQL.take("unguarded", finish, n), pages)
-            yield Case(SQL.take("bounded", finish, n), pages, values=(("bound", LowerBound().value()),))
+            yield Case(SQL.take("bounded", finish, n), pages, values=(("bound", ScanPosition().value()),))
             # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
             yield Case(SQL.take("merged", finish, n), pages + 7_000)
         yield Case(SQL.peek(n), pages + 7_000)
         for ack in SQL.ack.values():
             yield Case(ack, pages, leased=n)
-    yield Case(SQL.why_empty, 60)
+    yield Case(SQL.next_due_probe, 60)
     for n, pages in ((1, 60), (100, 2_500)):  # a probe of each index for each name
         yield Case(SQL.ready_queues, pages, values=(("names", ["jobs", *map("queue {}".format, range(n - 1))]),))
     yield Case(SQL.put, 60)

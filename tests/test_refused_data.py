@@ -18,7 +18,7 @@ from pqcore.serializers import Cbor2, Json, Msgpack, MsgspecJson, MsgspecMsgpack
 from pqcore.testing.commands import run
 
 
-class Held(msgspec.Struct):
+class ActiveJob(msgspec.Struct):
     """Has a dict within."""
 
     found: Any
@@ -52,7 +52,7 @@ def test_keys_that_are_one_when_written_are_refused() -> None:
         (Json(), found),
         (MsgspecJson(), found),
         (MsgspecJson(), by_id),
-        (MsgspecJson(), {"a": [Held(found)]}),
+        (MsgspecJson(), {"a": [ActiveJob(found)]}),
         (PydanticJson(dict[int | str, int]), found),
         (PydanticJson(dict[uuid.UUID | str, int]), by_id),
         (Orjson(option=orjson.OPT_NON_STR_KEYS), by_id),

@@ -166,13 +166,13 @@ class Trial:
                 self._put_on(connection := make(), connection)
                 connection.close()
             with self.of(f"{name} given"):
-                self._use(connection := make())
+                self._run_alone(connection := make())
                 connection.close()
         with self.of("psycopg2 pool"):
-            self._use(pool := psycopg2.pool.ThreadedConnectionPool(1, 3, self.dsn))
+            self._run_alone(pool := psycopg2.pool.ThreadedConnectionPool(1, 3, self.dsn))
             pool.closeall()
         with self.of("psycopg pool"), psycopg_pool.ConnectionPool(self.dsn, min_size=1, max_size=3, open=True) as given:
-            self._use(given)
+            self._run_alone(given)
         for driver in ("psycopg", "psycopg2"):
             if driver == "psycopg2" and TRACERS[sys.argv[1]] in (dbapi, proxies):
                 continue  # SQLAlchemy hands the proxy to a function of psycopg2's in C, which refuses it
@@ -197,7 +197,7 @@ class Trial:
             owner.commit()
             assert [job.data for job in queue.get_many(4)] == ["kept"] * 3
 
-    def _use(self, given: Any) -> None:
+    def _run_alone(self, given: Any) -> None:
         from pqcore import PQ
 
         pq = PQ(given)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import duration
 from pqcore.plugins import plugins
 
@@ -108,10 +108,10 @@ def bench(**options: Any) -> None:
         command = importlib.import_module("pqcore.benchmarks.command")
     except ImportError as exc:
         if exc.name is not None and exc.name.startswith("pqcore."):
-            raise Wrong(f"the benchmarks are not installed: {exc}") from exc
-        raise Wrong(f"the benchmarks need {exc.name}: pip install 'pqcore[bench]'") from exc
+            raise UsageError(f"the benchmarks are not installed: {exc}") from exc
+        raise UsageError(f"the benchmarks need {exc.name}: pip install 'pqcore[bench]'") from exc
     if failures := command.main(**options):
-        raise Failed(command.named(failures))
+        raise CommandFailed(command.named(failures))
 
 
 COMMANDS = (bench,)

@@ -14,7 +14,7 @@ import click
 from pqcore.async_queue import AsyncPQ
 from pqcore.cli.errors import remember, remember_none
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, PQError, UnknownBackend
 from pqcore.queue import PQ
@@ -91,7 +91,7 @@ class Database:
         """Run an operation of the core's; its first argument, an engine, is not given."""
         made: Any = operation(self._engine, *arguments, **more)
         if self.loop is None:
-            blocking: T = drive(made)
+            blocking: T = run_sync(made)
             return blocking
         running = self.loop.create_task(made)
         try:

@@ -8,7 +8,7 @@ import click
 
 from pqcore import json_views
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
 from pqcore.cli.output import (
     LONGEST_MESSAGE,
@@ -163,7 +163,7 @@ def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as
     else:
         write(f"{verb} {number}")
     if chosen is not None and number < len(chosen):
-        raise Failed(f"{len(chosen) - number} of the {len(chosen)} named are no dead letters of {queue!r}")
+        raise CommandFailed(f"{len(chosen) - number} of the {len(chosen)} named are no dead letters of {queue!r}")
 
 
 COMMANDS = (dead,)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import import_option, json_option, with_database
 from pqcore.cli.output import emit, printable
 from pqcore.operations import examining
@@ -39,7 +39,7 @@ def doctor(database: Database, queues: tuple[str, ...], modules: tuple[str, ...]
     problems = sum(one.level == "problem" for one in found)
     if problems:
         warnings = sum(one.level == "warning" for one in found)
-        raise Failed(f"{problems} problems, {warnings} warnings")
+        raise CommandFailed(f"{problems} problems, {warnings} warnings")
 
 
 COMMANDS = (doctor,)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import duration, import_option, json_option, with_database
 from pqcore.cli.output import emit, table, write
 from pqcore.operations import reencode as encoding
@@ -77,7 +77,7 @@ def reencode(
             write(f"left: {error}")
     if not done.complete:
         left = sum(one.number for one in done.left)
-        raise Failed(
+        raise CommandFailed(
             f"{left} pieces of data are not as their queue writes them, or lie under an old key in a queue that was not"
             f" named; {done.in_use} rows are in use, {done.failed} pieces cannot be read or encoded: run it again once"
             " the jobs in use have ended"

@@ -21,13 +21,13 @@ _DSN = "pqcore.dsn"
 _UNSAID = "pqcore.unsaid"
 
 
-class Failed(click.ClickException):
+class CommandFailed(click.ClickException):
     """The command failed: exit code 1."""
 
     exit_code = 1
 
 
-class Wrong(click.ClickException):
+class UsageError(click.ClickException):
     """The command line, or what it names, is wrong: exit code 2."""
 
     exit_code = 2
@@ -52,4 +52,4 @@ def explained(context: click.Context, error: PQError) -> click.ClickException:
         text += (
             "\nNeither --dsn nor PQCORE_DSN says where the database is: libpq's variables, or its defaults, lead here."
         )
-    return Wrong(text) if isinstance(error, _WRONG) else Failed(text)
+    return UsageError(text) if isinstance(error, _WRONG) else CommandFailed(text)

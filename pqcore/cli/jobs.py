@@ -9,7 +9,7 @@ import click
 
 from pqcore import json_views
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
 from pqcore.operations import admin, list_jobs, results
@@ -62,7 +62,7 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
         write(f"job {job_id} of {queue!r} runs, and is asked to stop")
     if outcome == "none":
         hint = "" if running else "; --running stops one that runs"
-        raise Failed(f"job {job_id} of {queue!r} does not wait{' or run' if running else ''}{hint}")
+        raise CommandFailed(f"job {job_id} of {queue!r} does not wait{' or run' if running else ''}{hint}")
 
 
 @click.command()
@@ -73,7 +73,7 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
     """Show all that is stored of a job, wherever it is: its data, its record, the last traceback."""
     settings = None if queue is None else database.queue(queue)
-    job = database.call(list_jobs.whole, job_id, settings)
+    job = database.call(list_jobs.get_full_job, job_id, settings)
     raw = job.raw
     if as_json:
         emit(json_views.whole(job))
@@ -118,7 +118,7 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str, as_json: boo
             known = "is not there" if outcome.state == "none" else f"is {outcome.state}"
             write(f"job {job_id} of {queue!r} {known}: it is left as it is")
     if left:
-        raise Failed(f"{left} of {len(set(job_ids))} jobs are left as they are")
+        raise CommandFailed(f"{left} of {len(set(job_ids))} jobs are left as they are")
 
 
 COMMANDS = (status, show, retry, cancel)

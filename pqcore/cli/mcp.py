@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pqcore.cli.database import resolved
-from pqcore.cli.errors import Wrong
+from pqcore.cli.errors import UsageError
 from pqcore.cli.options import database_options
 from pqcore.mcp import LIMIT
 
@@ -57,7 +57,7 @@ def mcp(
         from pqcore.mcp.answers import Desk
         from pqcore.mcp.server import http_server, listening_address, mcp_server
     except ImportError as exc:
-        raise Wrong(f"the MCP server needs {exc.name}: pip install 'pqcore[mcp]'") from exc
+        raise UsageError(f"the MCP server needs {exc.name}: pip install 'pqcore[mcp]'") from exc
     where = None if address is None else listening_address(address, token or None)
     desk = Desk(resolved(dsn), hide_data=no_data, limit=data_limit, **options)
     server = mcp_server(desk, changes=allow_changes, token=None if where is None else token or None)

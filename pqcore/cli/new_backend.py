@@ -13,7 +13,7 @@ from string import Template
 
 import click
 
-from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, write
 from pqcore.plugins import importable, plugins
@@ -49,15 +49,15 @@ def new_backend(name: str, mode: str, driver: str | None, directory: Path | None
     _check_name(name)
     driver = name.replace("-", "_") if driver is None else driver
     if not driver.isidentifier() or keyword.iskeyword(driver):
-        raise Wrong(f"--driver is to be the name of a module, without dots: {driver!r} cannot be one")
+        raise UsageError(f"--driver is to be the name of a module, without dots: {driver!r} cannot be one")
     folder = Path(f"pqcore-{name}") if directory is None else directory
     texts = render(name, mode, driver)
     try:
         _write(folder, texts)
     except FileExistsError as exc:
-        raise Wrong(f"{exc.filename} is there already: nothing was overwritten; name another --directory") from exc
+        raise UsageError(f"{exc.filename} is there already: nothing was overwritten; name another --directory") from exc
     except OSError as exc:
-        raise Failed(f"the project cannot be written to {folder}: {exc}") from exc
+        raise CommandFailed(f"the project cannot be written to {folder}: {exc}") from exc
     if as_json:
         emit({"name": name, "mode": mode, "directory": str(folder), "files": sorted(texts)})
         return
@@ -74,13 +74,13 @@ def _check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         advice = "lower-case letters and digits, beginning with a letter, parts joined by hyphens, as in 'my-driver'"
-        raise Wrong(f"{name!r} cannot be the name of a backend: {advice}")
+        raise UsageError(f"{name!r} cannot be the name of a backend: {advice}")
     if len(name) > LONGEST:
-        raise Wrong(f"{name!r} has {len(name)} characters; the name of a backend has {LONGEST} at most")
+        raise UsageError(f"{name!r} has {len(name)} characters; the name of a backend has {LONGEST} at most")
     if name in plugins.backend_names():
-        raise Wrong(f"a backend {name!r} is installed already: two of one name hide one another; choose another")
+        raise UsageError(f"a backend {name!r} is installed already: two of one name hide one another; choose another")
     if importable(package := _package(name)):
-        raise Wrong(f"a package {package} is installed already: choose another name than {name!r}")
+        raise UsageError(f"a package {package} is installed already: choose another name than {name!r}")
 
 
 def _package(name: str) -> str:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pqcore.cli.database import DEFAULT_DSN, Database
-from pqcore.cli.errors import Wrong
+from pqcore.cli.errors import UsageError
 from pqcore.errors import InvalidTimeSpec
 from pqcore.plugins import plugins
 from pqcore.times import seconds
@@ -96,5 +96,5 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Wrong(f"{question} There is no terminal to ask at: give --yes.")
+        raise UsageError(f"{question} There is no terminal to ask at: give --yes.")
     click.confirm(question, abort=True, err=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 
 LONGEST_MESSAGE = 200
 """Characters of an error's message in a table."""
@@ -31,7 +31,7 @@ def _to_stdout() -> Iterator[None]:
     except OSError as exc:
         if exc.errno == errno.EPIPE:
             raise
-        raise Failed(f"the output cannot be written: {exc.strerror}") from exc
+        raise CommandFailed(f"the output cannot be written: {exc.strerror}") from exc
 
 
 def emit(fields: dict[str, Any]) -> None:

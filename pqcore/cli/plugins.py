@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pqcore.backend import BackendSpec, Capability
-from pqcore.cli.errors import Failed, Wrong, remember
+from pqcore.cli.errors import CommandFailed, UsageError, remember
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, printable, table, write
 from pqcore.db.sources import redact
@@ -193,14 +193,14 @@ def conformance(
 ) -> None:
     """Run the conformance suite for a backend; what follows -- is for pytest."""
     if backend not in plugins.backend_names():
-        raise Wrong(f"unknown backend {backend!r}; installed: {', '.join(plugins.backend_names()) or 'none'}")
+        raise UsageError(f"unknown backend {backend!r}; installed: {', '.join(plugins.backend_names()) or 'none'}")
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_timeout") is None:
-        raise Wrong("the conformance suite needs pytest: pip install 'pqcore[testing]'")
+        raise UsageError("the conformance suite needs pytest: pip install 'pqcore[testing]'")
     variables = dict(os.environ)
     if dsn is not None:
         remember(ctx, dsn)
         if "://" not in dsn:
-            raise Wrong(f"--dsn is to be a URL, postgresql://user@host/database, not {redact(dsn, dsn)}")
+            raise UsageError(f"--dsn is to be a URL, postgresql://user@host/database, not {redact(dsn, dsn)}")
         variables["PQCORE_TEST_DSN"] = dsn
     with tempfile.TemporaryDirectory(prefix="pqcore-conformance-") as folder:
         path = report or str(Path(folder) / "report")
@@ -213,9 +213,9 @@ def conformance(
         if as_json and (document := Path(path + ".json")).exists():
             click.echo(document.read_text("utf-8"), nl=False)
     if done.returncode == 4:  # pytest's for a wrong command line
-        raise Wrong("pytest does not know these arguments, or found no such tests")
+        raise UsageError("pytest does not know these arguments, or found no such tests")
     if done.returncode != 0:
-        raise Failed(printable(f"{backend} does not conform, or the run ended before that was known: see above"))
+        raise CommandFailed(printable(f"{backend} does not conform, or the run ended before that was known: see above"))
 
 
 COMMANDS = (backends, plugins_, conformance)

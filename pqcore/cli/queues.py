@@ -13,7 +13,7 @@ import click
 
 from pqcore import json_views
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
 from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, unencodable, write
 from pqcore.db.engine import Engine
@@ -69,7 +69,7 @@ def _input() -> Any:
         Wrong: It is a terminal, or closed.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise Wrong("no data: give it as an argument, as in '{\"n\": 1}', or on standard input")
+        raise UsageError("no data: give it as an argument, as in '{\"n\": 1}', or on standard input")
     return sys.stdin
 
 
@@ -111,20 +111,20 @@ def put(
                 raise click.UsageError("--dedup is of a single job: leave --lines out")
             items = list(_lines(_input()))
             if not items:
-                raise Wrong("standard input has no lines: nothing was put")
+                raise UsageError("standard input has no lines: nothing was put")
             more = given(**options)
             ids = database.call(putting.put_many, settings, items, schedule_at, expected_at, None, more)
         else:
             text = _input().read() if data in (None, "-") else data
             if not text.strip():
-                raise Wrong("the data is empty: give JSON, as in '{\"n\": 1}'")
+                raise UsageError("the data is empty: give JSON, as in '{\"n\": 1}'")
             value = json_views.read(text, "the data")
             more = given(dedup=dedup, **options)
             ids = [database.call(putting.put, settings, value, schedule_at, expected_at, None, more)]
     except UnicodeDecodeError as exc:
-        raise Wrong(f"standard input is not text: {exc}") from None
+        raise UsageError(f"standard input is not text: {exc}") from None
     except SerializationError as exc:
-        raise Wrong(str(exc)) from exc
+        raise UsageError(str(exc)) from exc
     for job_id in ids:
         if as_json:
             emit({"id": job_id, "queue": queue})
@@ -202,7 +202,7 @@ def get(database: Database, queue: str, n: int, wait: float, retention: str, as_
     settings.retention = retention  # type: ignore[assignment]
     number = database.call(_take, settings, n, wait, lambda job: _show(job, queue, as_json=as_json))
     if not number:
-        raise Failed(f"no job of {queue!r} is due")
+        raise CommandFailed(f"no job of {queue!r} is due")
 
 
 @click.command()
@@ -217,7 +217,7 @@ def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
     for row in rows:
         _show(BaseJob(settings, row), queue, as_json=as_json)
     if not rows:
-        raise Failed(f"no job of {queue!r} is due")
+        raise CommandFailed(f"no job of {queue!r} is due")
 
 
 def _until(job: list_jobs.StoredJob) -> Any:
@@ -357,7 +357,7 @@ def move(
     _moved({"queue": queue, "to": target, "moved": number}, f"moved {number}", as_json=as_json)
     if chosen is not None and number < len(chosen):
         msg = f"{len(chosen) - number} of the {len(chosen)} named do not wait in {queue!r}"
-        raise Failed(f"{msg}, or have a dedup key that is taken in {target!r}")
+        raise CommandFailed(f"{msg}, or have a dedup key that is taken in {target!r}")
 
 
 def _moved(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from pqcore import schema
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed
+from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
 from pqcore.errors import TableMissing
@@ -153,7 +153,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
         elif current:
             write(f"table {table} is up to date: schema version {found}")
         if not current:
-            raise Failed(f"table {table} is {_named(found)}; this pqcore needs schema version {schema.latest()}")
+            raise CommandFailed(f"table {table} is {_named(found)}; this pqcore needs schema version {schema.latest()}")
         return
     if found is None:
         raise TableMissing(f"table {table} does not exist: pqcore create makes it")
@@ -173,8 +173,8 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     table = database.table
     found = database.call(schema_info.version)
     if found:
-        raise Failed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
-    pqs = database.call(schema_info.look_at_pqs)
+        raise CommandFailed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
+    pqs = database.call(schema_info.read_pq_table)
     facts: dict[str, Any] = {
         "table": table,
         "rows": pqs.rows,

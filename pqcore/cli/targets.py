@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pqcore.async_queue import AsyncPQ, AsyncQueue
-from pqcore.cli.errors import Wrong
+from pqcore.cli.errors import UsageError
 from pqcore.queue import PQ, Queue
 from pqcore.tasks import AsyncEnqueuer, Enqueuer
 from pqcore.tasks.declaring import TaskDeclarations
@@ -39,13 +39,13 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
         found = _find(target)
         if isinstance(found, (PQ, AsyncPQ)):
             if not names:
-                raise Wrong(f"{target} is a {type(found).__name__}: say which of its queues, as in --queues a,b")
+                raise UsageError(f"{target} is a {type(found).__name__}: say which of its queues, as in --queues a,b")
             used = True
             queues += [_task_queue(found[name], target) for name in names]
         else:
             queues.append(_task_queue(found, target))
     if names and not used:
-        raise Wrong("--queues is for a target that is a PQ; these are queues: " + ", ".join(targets))
+        raise UsageError("--queues is for a target that is a PQ; these are queues: " + ", ".join(targets))
     return list({id(queue): queue for queue in queues}.values())
 
 
@@ -64,13 +64,13 @@ def import_modules(modules: Sequence[str]) -> None:
 def _find(target: str) -> Any:
     module, colon, path = target.partition(":")
     if not colon or not module or not path:
-        raise Wrong(f"{target!r} is no target: write module:queue, as in app.tasks:queue")
+        raise UsageError(f"{target!r} is no target: write module:queue, as in app.tasks:queue")
     found = _import(module, target)
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise Wrong(f"{target}: {_named(found)} has no {name!r}") from None
+            raise UsageError(f"{target}: {_named(found)} has no {name!r}") from None
     known = (TaskDeclarations, PQ, AsyncPQ, Queue, AsyncQueue, Enqueuer, AsyncEnqueuer)
     if isinstance(found, known) or not callable(found):
         return found
@@ -78,7 +78,7 @@ def _find(target: str) -> Any:
         return found()
     except TypeError as exc:
         if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:  # raised by the call, not within
-            raise Wrong(f"{target} cannot be called without arguments: {exc}") from None
+            raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
         raise
 
 
@@ -86,10 +86,10 @@ def _task_queue(found: Any, target: str) -> Any:
     if isinstance(found, TaskDeclarations):
         return found
     if isinstance(found, (Enqueuer, AsyncEnqueuer)):
-        raise Wrong(f"{target} is a task: name the queue that it is a task of")
+        raise UsageError(f"{target} is a task: name the queue that it is a task of")
     if isinstance(found, (Queue, AsyncQueue)):
-        raise Wrong(f"{target} has no tasks: make it with PQ or AsyncPQ of pqcore.tasks, not of pqcore")
-    raise Wrong(
+        raise UsageError(f"{target} has no tasks: make it with PQ or AsyncPQ of pqcore.tasks, not of pqcore")
+    raise UsageError(
         f"{target} is a {type(found).__module__}.{type(found).__qualname__}: name a queue or PQ of pqcore.tasks, "
         "or a function that returns one"
     )
@@ -97,16 +97,18 @@ def _task_queue(found: Any, target: str) -> Any:
 
 def _import(module: str, where: str) -> Any:
     if module.endswith(".py") or "/" in module:
-        raise Wrong(f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}")
+        raise UsageError(
+            f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
+        )
     try:
         return importlib.import_module(module)
     except (ImportError, SyntaxError) as exc:
         if isinstance(exc, ModuleNotFoundError) and exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
-            raise Wrong(f"{where}: there is no module {exc.name!r} in {os.getcwd()} or on sys.path") from None  # noqa: PTH109
-        raise Wrong(f"{where}: module {module!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
+            raise UsageError(f"{where}: there is no module {exc.name!r} in {os.getcwd()} or on sys.path") from None  # noqa: PTH109
+        raise UsageError(f"{where}: module {module!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
     except (TypeError, ValueError) as exc:
         if not module.strip(".") or module.startswith("."):  # what importlib says to relative names
-            raise Wrong(f"{where}: {module!r} is no name of a module") from exc
+            raise UsageError(f"{where}: {module!r} is no name of a module") from exc
         raise
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 import click
 
 from pqcore.cli.database import Database
-from pqcore.cli.errors import Failed, Wrong
+from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import duration, with_database
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError
@@ -29,7 +29,7 @@ def _bound(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as exc:
-        raise Failed(f"cannot serve on {host}, port {port}: {exc.strerror or exc}") from None
+        raise CommandFailed(f"cannot serve on {host}, port {port}: {exc.strerror or exc}") from None
 
 
 def _where(host: str, port: int) -> str:
@@ -74,7 +74,7 @@ def web(
 ) -> None:
     """Serve a web page that shows queues and jobs, live, until stopped."""
     if not token and not is_loopback(host):
-        raise Wrong(
+        raise UsageError(
             f"whoever reaches {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
             " or serve on 127.0.0.1, behind a proxy that asks who is there"
         )

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from pqcore.cli.errors import Wrong
+from pqcore.cli.errors import UsageError
 from pqcore.cli.options import duration
 from pqcore.errors import PQError
 from pqcore.instruments import instrument, instrument_names
 
 if TYPE_CHECKING:
     from pqcore.worker import Worker
-    from pqcore.worker.supervisor import Leash
+    from pqcore.worker.supervisor import ParentPipe
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -138,11 +138,11 @@ def worker(
         patience = max(options["grace"], options["stall_timeout"]) + stop
         burst = options["burst"]
         ctx.exit(Supervisor(_again(ctx), processes, patience=patience, haste=stop, burst=burst).run())
-    leash = None
+    parent_pipe = None
     if supervised is not None:
-        from pqcore.worker.supervisor import Leash
+        from pqcore.worker.supervisor import ParentPipe
 
-        leash = Leash(supervised)  # before anything else: what follows imports users' modules
+        parent_pipe = ParentPipe(supervised)  # before anything else: what follows imports users' modules
     from pqcore.cli.targets import load_queues, look_here
     from pqcore.worker import Worker
 
@@ -152,15 +152,17 @@ def worker(
     found = load_queues(targets, names, modules)
     for name in instruments:  # after users' modules, which may have turned it on with options
         _enable(name)
-    run_worker(Worker(*found, **options), new_loop, leash)
+    run_worker(Worker(*found, **options), new_loop, parent_pipe)
 
 
-def run_worker(worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop], leash: Leash | None = None) -> None:
+def run_worker(
+    worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop], parent_pipe: ParentPipe | None = None
+) -> None:
     """Run a worker on a loop of its own; unlike `asyncio.run`, without waiting for what does not end."""
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
-        _run_through(loop, loop.create_task(_run(worker, leash)), worker)
+        _run_through(loop, loop.create_task(_run(worker, parent_pipe)), worker)
     finally:
         if pending := asyncio.all_tasks(loop):
             for task in pending:
@@ -188,8 +190,8 @@ def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], w
             return
 
 
-async def _run(worker: Worker, leash: Leash | None) -> None:
-    if leash is None:
+async def _run(worker: Worker, parent_pipe: ParentPipe | None) -> None:
+    if parent_pipe is None:
         await worker.run(handle_signals=True)
         return
     worker.interrupts_handled = True
@@ -207,7 +209,7 @@ async def _run(worker: Worker, leash: Leash | None) -> None:
     def tell(level: int) -> None:
         loop.call_soon_threadsafe(stop, level)
 
-    leash.attach(tell)
+    parent_pipe.attach(tell)
     await running
 
 
@@ -217,7 +219,7 @@ def _loop_factory(*, uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     except ImportError:
-        raise Wrong("--uvloop: it is not installed: pip install uvloop") from None
+        raise UsageError("--uvloop: it is not installed: pip install uvloop") from None
     return factory
 
 
@@ -226,9 +228,9 @@ def _enable(name: str) -> None:
     try:
         instrument(name)
     except PQError as exc:
-        raise Wrong(f"--plugin {name}: {exc}") from exc
+        raise UsageError(f"--plugin {name}: {exc}") from exc
     except Exception as exc:
-        raise Wrong(f"--plugin {name}: {type(exc).__name__}: {exc}") from exc
+        raise UsageError(f"--plugin {name}: {type(exc).__name__}: {exc}") from exc
 
 
 def _again(ctx: click.Context) -> Sequence[str]:

@@ -27,19 +27,19 @@ from weakref import ref
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.db.dsn_arguments import dsn_text, of_libpq
-from pqcore.db.listener import Listener, SoleListener
-from pqcore.db.runtime import Gate, Kept, Runtime, drive
-from pqcore.db.session import NOTIFICATIONS_FULL, CoreSession
+from pqcore.db.listener import Listener, SharedConnectionListener
+from pqcore.db.runtime import Kept, Lock, Runtime, run_sync
+from pqcore.db.session import NOTIFICATIONS_FULL, Session
 from pqcore.db.shared_poll import BLIND_POLL, LOOKS
 from pqcore.db.sources import (
-    CallersConnection,
-    CallersPool,
-    Lender,
-    LentConnections,
+    AdoptedConnection,
+    AdoptedPool,
+    BackendAdapter,
+    ConnectionProvider,
     Loan,
-    Opener,
-    OwnPool,
-    Source,
+    Pool,
+    ProvidedConnections,
+    SessionSource,
     lent,
 )
 from pqcore.errors import (
@@ -87,18 +87,18 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     loan: Loan
-    gate: Gate | None  # where tasks may share it; a thread has its own
+    lock: Lock | None  # where tasks may share it; a thread has its own
     task: object  # that began it, where there are tasks
     blocks: list[Block] = field(default_factory=list)
-    spoilt: bool = False  # a job was taken in it for nobody: the block can only be rolled back
+    abort_only: bool = False  # a job was taken in it for nobody: the block can only be rolled back
     process: int = field(default_factory=os.getpid)
 
     @property
-    def session(self) -> CoreSession:
+    def session(self) -> Session:
         return self.loan.session
 
 
-AtEnd: TypeAlias = "Callable[[CoreSession | None], Awaitable[None]]"
+AtEnd: TypeAlias = "Callable[[Session | None], Awaitable[None]]"
 """Called as a block ends, before its commit: with the session, or with None if the block is undone."""
 
 
@@ -128,7 +128,7 @@ class Engine:
         mode: Which kind of backend to choose.
         runtime: How to wait.
         names: The table.
-        target: A DSN (text, or a URL of a library's), connection or pool, or a `Lender`.
+        target: A DSN (text, or a URL of a library's), connection or pool, or a `ConnectionProvider`.
         pool: A pool, if ``target`` is None.
         backend: The name of the backend, if it is to be chosen by name.
         max_connections: Of our own pool.
@@ -163,8 +163,8 @@ class Engine:
         self._mode: Mode = mode
         self._prepared = prepared
         self._answer_timeout = answer_timeout
-        self._openers: dict[str, Opener] = {}
-        self._blocks = runtime.local()
+        self._openers: dict[str, BackendAdapter] = {}
+        self._blocks = runtime.context_slot()
         self._open: set[Block] = set()  # by whatever thread or task
         self._checked = False
         self.security: Security | None = None  # what hides rows of the table, once that was looked at
@@ -181,11 +181,11 @@ class Engine:
             msg = f"answer_timeout is {answer_timeout!r}; give a number of seconds greater than 0, or None"
             raise ConfigurationError(msg)
         found = None
-        if not isinstance(given, (str, Lender)):
+        if not isinstance(given, (str, ConnectionProvider)):
             found = plugins.backend_for(given, mode, backend)
         dsn = dsn_text(given) if found is None else None
         self._given = given if dsn is None else dsn
-        self.source: Source
+        self.source: SessionSource
         if dsn is not None:
             if not isinstance(max_connections, int) or max_connections < 1:
                 msg = f"max_connections is {max_connections!r}; give a number of at least 1"
@@ -195,11 +195,11 @@ class Engine:
                 raise ConfigurationError(msg)
             self.spec, self.why = plugins.choose(mode, name=backend, dsn=dsn)
             opener = self._opener(self.spec)
-            self.source = OwnPool(opener, of_libpq(dsn), runtime, max_connections, pool_timeout, idle_limit)
-        elif isinstance(given, Lender):
+            self.source = Pool(opener, of_libpq(dsn), runtime, max_connections, pool_timeout, idle_limit)
+        elif isinstance(given, ConnectionProvider):
             self.spec = plugins.backend_spec(given.backend, mode)
             self.why = f"{type(given).__name__} lends its connections"
-            self.source = LentConnections(self._opener(self.spec), given)
+            self.source = ProvidedConnections(self._opener(self.spec), given)
         elif found is None:
             broken = "".join(f"; {error}" for error in plugins.broken_backends())
             kind = f"a {kind_of(given)}; {instead_of_target(given)}{broken}"
@@ -210,9 +210,9 @@ class Engine:
             self.why = f"it adopts a {kind_of(given)}"
             opener = self._opener(self.spec)
             self.source = (
-                CallersPool(opener, given, runtime, pool_timeout)
+                AdoptedPool(opener, given, runtime, pool_timeout)
                 if is_pool
-                else CallersConnection(opener, given, runtime, pool_timeout)
+                else AdoptedConnection(opener, given, runtime, pool_timeout)
             )
         # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
@@ -220,22 +220,22 @@ class Engine:
         def able() -> bool:
             return listens and not opener.alternates
 
-        self._listeners: Kept[Listener | SoleListener]
-        if isinstance(self.source, CallersConnection):
-            sole = SoleListener(self.source, runtime, able=able)
+        self._listeners: Kept[Listener | SharedConnectionListener]
+        if isinstance(self.source, AdoptedConnection):
+            sole = SharedConnectionListener(self.source, runtime, able=able)
             self._listeners = runtime.kept(lambda: sole)
         else:
             self._listeners = runtime.kept(partial(Listener, self.source, runtime, able=able))
 
     @property
-    def listener(self) -> Listener | SoleListener:
+    def listener(self) -> Listener | SharedConnectionListener:
         """Waits for notifications, for this process or event loop."""
         return self._listeners.get()
 
     def loops(self) -> list[AbstractEventLoop]:
         """The event loops in which it has waited, or holds connections."""
         kept: list[AbstractEventLoop] = self._listeners.loops()
-        if isinstance(self.source, OwnPool):
+        if isinstance(self.source, Pool):
             kept += self.source.kept.loops()
         return kept
 
@@ -243,11 +243,11 @@ class Engine:
         """Whether both the driver and the server offer something."""
         return capability in self.spec.capabilities and capability not in self.dialect.missing
 
-    def twin(self, max_connections: int, limit: float) -> Engine:
+    def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
         """An engine for the same table and server, over the same backend.
 
-        It has connections of its own, if this one was given a DSN or a `Lender`; a pool is
-        shared, and not closed with the twin.
+        It has connections of its own, if this one was given a DSN or a `ConnectionProvider`; a pool is
+        shared, and not closed with the clone_for_worker.
 
         Args:
             max_connections: How many of its own, at most.
@@ -259,14 +259,14 @@ class Engine:
         Raises:
             ConfigurationError: This one was given a single connection.
         """
-        if isinstance(self.source, CallersConnection):
+        if isinstance(self.source, AdoptedConnection):
             msg = "what was given a single connection can have no further ones"
             raise ConfigurationError(msg)
-        twin = Engine(
+        clone_for_worker = Engine(
             self._mode,
             self.runtime,
             self.names,
-            self._given.dsn() if isinstance(self._given, Lender) else self._given,
+            self._given.dsn() if isinstance(self._given, ConnectionProvider) else self._given,
             None,
             backend=self.spec.name,
             max_connections=max_connections,
@@ -276,12 +276,12 @@ class Engine:
             answer_timeout=limit,
             dialect=self.dialect.name,
         )
-        twin._lent = not isinstance(twin.source, OwnPool)
-        return twin
+        clone_for_worker._lent = not isinstance(clone_for_worker.source, Pool)
+        return clone_for_worker
 
     def run(
         self,
-        operation: Callable[[CoreSession], Awaitable[T]],
+        operation: Callable[[Session], Awaitable[T]],
         *,
         connection: object = None,
         protect: bool = True,
@@ -309,17 +309,17 @@ class Engine:
             return self._run_within(transaction, operation, protect=protect, undo=undo)
         if undo is not None and self.runtime.suspends:
             return self._run_settled(operation, protect=protect, undo=undo)
-        return self._use(Loan(), operation, protect=protect)
+        return self._run_alone(Loan(), operation, protect=protect)
 
-    async def _run_on(self, connection: object, operation: Callable[[CoreSession], Awaitable[T]]) -> T:
+    async def _run_on(self, connection: object, operation: Callable[[Session], Awaitable[T]]) -> T:
         session = await self._adopt(connection)
-        session.callers = True
+        session.caller_owned = True
         await self._check(session)
         return await operation(session)
 
     async def _run_settled(
         self,
-        operation: Callable[[CoreSession], Awaitable[T]],
+        operation: Callable[[Session], Awaitable[T]],
         *,
         protect: bool,
         undo: Callable[[T], Awaitable[None]],
@@ -328,7 +328,7 @@ class Engine:
         try:
             if not self.source.lend(loan):
                 await self.source.acquire(loan)  # of which a cancellation makes an end
-            return await self.runtime.settle(self._use(loan, operation, protect=protect), undo, loan.abort)
+            return await self.runtime.shield(self._run_alone(loan, operation, protect=protect), undo, loan.abort)
         except BaseException as exc:
             await self._failed(loan, exc)
             raise
@@ -336,23 +336,23 @@ class Engine:
     async def _run_within(
         self,
         transaction: OpenTransaction,
-        operation: Callable[[CoreSession], Awaitable[T]],
+        operation: Callable[[Session], Awaitable[T]],
         *,
         protect: bool,
         undo: Callable[[T], Awaitable[None]] | None,
     ) -> T:
-        if not protect and transaction.gate is None:
+        if not protect and transaction.lock is None:
             return await operation(transaction.session)
-        work = self._join(transaction, operation, protect=protect)
+        work = self._run_in_block(transaction, operation, protect=protect)
         if undo is None or not self.runtime.suspends:
             return await work
         if transaction.task is not self.runtime.task():
-            return await self.runtime.settle(work, undo, transaction.session.abort)
+            return await self.runtime.shield(work, undo, transaction.session.abort)
         try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
             return await work
         except BaseException as exc:
             if not isinstance(exc, Exception):
-                transaction.spoilt = True
+                transaction.abort_only = True
             raise
 
     async def enter(self, options: Mapping[str, Any]) -> Any:
@@ -369,7 +369,7 @@ class Engine:
         query = _savepoint("SAVEPOINT", savepoint)
         block = Block(transaction, savepoint, first=False)
         try:
-            await self._join(transaction, lambda s: s.execute(query), protect=False)
+            await self._run_in_block(transaction, lambda s: s.execute(query), protect=False)
             handle = transaction.session.driver.cursor(**options)
             self._opened(block, statement)
             return handle  # noqa: TRY300 - an interrupt may come to this line, too
@@ -384,18 +384,18 @@ class Engine:
         try:
             await source.acquire(loan)
             begin = self._begin(loan)
-            if source.joins:  # else, if interrupted, it costs a connection of our own
-                savepoint = await self.runtime.settle(begin, partial(self._abandon, loan), loan.abort)
+            if source.may_have_open_transaction:  # else, if interrupted, it costs a connection of our own
+                savepoint = await self.runtime.shield(begin, partial(self._abandon, loan), loan.abort)
             else:
                 savepoint = await begin
             task = None
             if self.runtime.suspends:
                 task = self.runtime.task()
-                if loan.session.gate is None:
-                    loan.session.gate = self.runtime.gate()
+                if loan.session.lock is None:
+                    loan.session.lock = self.runtime.lock()
             else:
                 loan.session.block_of = get_ident()
-            block = Block(OpenTransaction(loan, loan.session.gate, task), savepoint, first=True)
+            block = Block(OpenTransaction(loan, loan.session.lock, task), savepoint, first=True)
             handle = loan.session.driver.cursor(**options)
             self._opened(block, statement)
             return handle  # noqa: TRY300 - an interrupt may come to this line, too
@@ -420,13 +420,13 @@ class Engine:
     ) -> Sequence[Row]:
         """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
 
-        async def work(session: CoreSession) -> Sequence[Row]:
+        async def work(session: Session) -> Sequence[Row]:
             query: Query = attrgetter(statement)(session.sql)
             return await session.execute(query, query.bind(values))
 
         return await self.run(work, protect=protect, patient=patient)
 
-    async def migrate(self, operation: Callable[[CoreSession], Awaitable[T]], *, unlimited: bool = False) -> T:
+    async def migrate(self, operation: Callable[[Session], Awaitable[T]], *, unlimited: bool = False) -> T:
         """Run an operation that changes the schema, or looks at it: the table is not looked at before.
 
         Args:
@@ -436,7 +436,7 @@ class Engine:
         """
         transaction = self._current()
         if transaction is not None:
-            result = await self._join(transaction, operation, protect=True)
+            result = await self._run_in_block(transaction, operation, protect=True)
         else:
             result = await lent(self.source, _limited(operation, None if unlimited else PATIENT))
         self._checked = True
@@ -456,7 +456,7 @@ class Engine:
                 finish = self._finish(block.transaction, block, failed=failed)
                 # Let finish whatever happens, so that it is known whether it was committed.
                 await (
-                    self.runtime.settle(finish, _leave_it, block.transaction.loan.abort)
+                    self.runtime.shield(finish, _leave_it, block.transaction.loan.abort)
                     if self.runtime.suspends
                     else finish
                 )
@@ -490,7 +490,7 @@ class Engine:
             ticket: What `ticket` gave before the last look.
             seconds: At most so long.
         """
-        if isinstance(self.listener, SoleListener) and self._current() is not None:
+        if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds)
@@ -515,7 +515,7 @@ class Engine:
 
         Args:
             queue: The queue.
-            ticket: What `Listener.ticket` gave for its channel before the last look.
+            ticket: What `Listener.snapshot` gave for its channel before the last look.
             seconds: Seconds until it is worth another look.
             poll_interval: Seconds after which to look in any case, unless the look is shared.
         """
@@ -523,8 +523,8 @@ class Engine:
         if (
             ticket is not None
             or poll_interval < BLIND_POLL
-            or isinstance(listener, SoleListener)
-            or isinstance(self.source, LentConnections)
+            or isinstance(listener, SharedConnectionListener)
+            or isinstance(self.source, ProvidedConnections)
             or "shared looks" in self.dialect.unsupported
             or self._current() is not None
         ):
@@ -538,7 +538,7 @@ class Engine:
     async def _ready_queues(self, names: Sequence[str]) -> Sequence[str]:
         """Of these queues, give those that have a job to take."""
 
-        async def work(session: CoreSession) -> Sequence[Row]:
+        async def work(session: Session) -> Sequence[Row]:
             return await session.execute(
                 session.sql.ready_queues, session.sql.ready_queues.bind({"names": list(names)})
             )
@@ -549,22 +549,22 @@ class Engine:
         """How long a waiter waits that polls every ``seconds``: longer where very many wait."""
         return max(seconds, self.listener.crowd / LOOKS)
 
-    def ticket(self, channel: str) -> int | None:
+    def snapshot(self, channel: str) -> int | None:
         """What is given to `wait`, asked for before a look; None if the channel is not listened to."""
-        return self.listener.ticket(channel) if self._listeners.made() else None
+        return self.listener.snapshot(channel) if self._listeners.made() else None
 
     def in_block(self) -> bool:
         """Whether the running thread or task is within ``with queue``."""
         return self._current() is not None
 
-    def nudge(self, channel: str) -> None:
+    def wake(self, channel: str) -> None:
         """Wake those who wait on a channel, as a notification would."""
-        self.listener.nudge(channel)
+        self.listener.wake(channel)
 
-    def nudge_blind(self, channel: str) -> None:
+    def wake_unlistened(self, channel: str) -> None:
         """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
-        if self.ticket(channel) is None:
-            self.listener.nudge(channel)
+        if self.snapshot(channel) is None:
+            self.listener.wake(channel)
 
     def refuse_hidden(self, *commands: str) -> None:
         """Refuse what would find nothing, without an error, as row-level security hides rows from the role.
@@ -582,11 +582,11 @@ class Engine:
                 self._checked = False  # it may be granted: the next operation looks again
                 raise
 
-    async def rest(self) -> None:
+    async def close_idle(self) -> None:
         """Close what idles of our own connections; what needs one later opens it."""
         await self.listener.close()
-        if isinstance(self.source, OwnPool):
-            await self.source.rest()
+        if isinstance(self.source, Pool):
+            await self.source.close_idle()
 
     async def close(self) -> None:
         """Close the connections; those in use, when they are given back."""
@@ -630,9 +630,9 @@ class Engine:
             if block in transaction.blocks:
                 transaction.blocks.remove(block)
                 if self.runtime.suspends:
-                    transaction.spoilt = True
+                    transaction.abort_only = True
                 elif transaction.loan.held:
-                    drive(self._undo(transaction.session, block.savepoint))
+                    run_sync(self._undo(transaction.session, block.savepoint))
             return
         transaction.blocks.clear()
         loan = transaction.loan
@@ -642,7 +642,7 @@ class Engine:
             except PQError as exc:
                 logger.warning("a block that was interrupted could not be rolled back: %s", exc)
 
-    async def _use(self, loan: Loan, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool) -> T:
+    async def _run_alone(self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool) -> T:
         """Run an operation by itself, with the session of a loan, which is acquired if there is none in it yet."""
         source = self.source
         try:
@@ -653,11 +653,11 @@ class Engine:
             if not self._checked:
                 await self._check(session)
             within = False
-            if source.joins:
+            if source.may_have_open_transaction:
                 within = session.in_transaction()  # the caller's own
-                loan.idle = session.alone = not within
+                loan.idle = session.autocommit = not within
             if within and protect:
-                result = await self._shelter(session, operation)
+                result = await self._in_savepoint(session, operation)
             else:
                 result = await operation(session)
             del session
@@ -671,10 +671,15 @@ class Engine:
     async def _failed(self, loan: Loan, exc: BaseException) -> None:
         interrupted = _is_interrupt(exc)
         for session in loan.held:
-            session.doubtful = session.doubtful or interrupted
+            session.state_unknown = session.state_unknown or interrupted
             if not interrupted:
                 await _make_room(session, exc)
-            if loan.idle and self.source.joins and session.usable() and (interrupted or session.in_transaction()):
+            if (
+                loan.idle
+                and self.source.may_have_open_transaction
+                and session.usable()
+                and (interrupted or session.in_transaction())
+            ):
                 await self._undo(session, None)  # what we began
         try:
             await self.source.release(loan)
@@ -683,17 +688,17 @@ class Engine:
                 raise
             logger.warning("giving back a connection after an interrupt failed: %s", error)
 
-    async def _join(
-        self, transaction: OpenTransaction, operation: Callable[[CoreSession], Awaitable[T]], *, protect: bool
+    async def _run_in_block(
+        self, transaction: OpenTransaction, operation: Callable[[Session], Awaitable[T]], *, protect: bool
     ) -> T:
-        gate = transaction.gate
+        gate = transaction.lock
         if gate is not None:
             await gate.enter()
         try:
-            if transaction.spoilt:
+            if transaction.abort_only:
                 raise TransactionAborted(SPOILT)
             if protect:
-                return await self._shelter(transaction.session, operation)
+                return await self._in_savepoint(transaction.session, operation)
             return await operation(transaction.session)
         finally:
             if gate is not None:
@@ -704,8 +709,8 @@ class Engine:
             session = loan.session
             if not self._checked:
                 await self._check(session)
-            if self.source.joins and session.in_transaction():  # the caller's own
-                session.alone = False
+            if self.source.may_have_open_transaction and session.in_transaction():  # the caller's own
+                session.autocommit = False
                 await session.execute(_savepoint("SAVEPOINT", "pq_0"))
                 return "pq_0"
             loan.idle = True
@@ -724,17 +729,17 @@ class Engine:
             await self.source.release(loan)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        gate = transaction.gate
+        gate = transaction.lock
         try:
             if gate is not None:
                 await gate.enter()
             try:
-                undone = failed or transaction.spoilt
+                undone = failed or transaction.abort_only
                 if block.at_end:
                     await self._end_with(transaction.session, block, undone=undone)
                 if undone:
                     await self._undo(transaction.session, block.savepoint)
-                    transaction.spoilt = False
+                    transaction.abort_only = False
                 elif block.savepoint is None:
                     try:
                         await transaction.session.commit()
@@ -757,7 +762,7 @@ class Engine:
         if undone and not failed:
             raise TransactionAborted(SPOILT)
 
-    async def _pay(self, session: CoreSession) -> None:
+    async def _pay(self, session: Session) -> None:
         """Do what a block left for after its commit."""
         owed, session.owed = session.owed or (), None
         for work in owed:
@@ -766,7 +771,7 @@ class Engine:
             except PQError as exc:  # the block is committed: nothing may hide that
                 logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
 
-    async def _end_with(self, session: CoreSession, block: Block, *, undone: bool) -> None:
+    async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
         """Run the operations that a block has for its end."""
         try:
             for operation in block.at_end:
@@ -776,8 +781,8 @@ class Engine:
                 await self._undo(session, block.savepoint)
             raise
 
-    async def _shelter(
-        self, session: CoreSession, operation: Callable[[CoreSession], Awaitable[T]], *, again: bool = True
+    async def _in_savepoint(
+        self, session: Session, operation: Callable[[Session], Awaitable[T]], *, again: bool = True
     ) -> T:
         await session.execute(_savepoint("SAVEPOINT", "pq_op"))
         try:
@@ -787,12 +792,12 @@ class Engine:
                 await self._undo(session, "pq_op")
                 # Refused, as a prepared statement's result has got other types: its session has forgotten it by now.
                 if again and isinstance(exc, DatabaseError) and exc.sqlstate == NOT_SUPPORTED:
-                    return await self._shelter(session, operation, again=False)
+                    return await self._in_savepoint(session, operation, again=False)
             raise
         await session.execute(_savepoint("RELEASE", "pq_op"))
         return result
 
-    async def _undo(self, session: CoreSession, savepoint: str | None) -> None:
+    async def _undo(self, session: Session, savepoint: str | None) -> None:
         try:  # the user's exception is under way: it is not to be hidden by another
             if savepoint is None:
                 session.owed = None
@@ -803,12 +808,12 @@ class Engine:
         except PQError as exc:
             logger.warning("rolling back failed; the server does so when the connection ends: %s", exc)
 
-    async def _check(self, session: CoreSession) -> None:
+    async def _check(self, session: Session) -> None:
         if not self._checked:
             self.security = await check_version(session, self.names)
             self._checked = True
 
-    async def _adopt(self, connection: object) -> CoreSession:
+    async def _adopt(self, connection: object) -> Session:
         target = connection
         for _ in range(5):  # an ORM's session holds a connection that holds the driver's
             found = plugins.backend_for(target, self._mode)
@@ -823,12 +828,12 @@ class Engine:
         msg = f"no driver's connection was found inside of a {kind_of(connection)}"
         raise ConfigurationError(msg)
 
-    def _opener(self, spec: BackendSpec) -> Opener:
+    def _opener(self, spec: BackendSpec) -> BackendAdapter:
         if spec.name not in self._openers:
             sql = _statements(self.dialect, self.names, spec.paramstyle)  # type: ignore[arg-type]  # hashed as a class
             make = partial(plugins.make, spec)
             prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
-            self._openers[spec.name] = Opener(
+            self._openers[spec.name] = BackendAdapter(
                 make, sql, suspends=self.runtime.suspends, prepared=prepared, limit=self._answer_timeout
             )
         return self._openers[spec.name]
@@ -850,7 +855,7 @@ def _is_interrupt(exc: BaseException) -> bool:
     return not isinstance(exc, PQError)
 
 
-async def _make_room(session: CoreSession, error: BaseException) -> None:
+async def _make_room(session: Session, error: BaseException) -> None:
     """Have a full queue of notifications emptied of what everybody has read: the server does so when it is asked."""
     if not isinstance(error, TransientError) or error.sqlstate != NOTIFICATIONS_FULL:
         return
@@ -907,12 +912,10 @@ def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called:
     return leave(queue._engine, statement, *called)  # noqa: SLF001
 
 
-def _limited(
-    operation: Callable[[CoreSession], Awaitable[T]], times: int | None
-) -> Callable[[CoreSession], Awaitable[T]]:
+def _limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
     """An operation whose statements have a bound that is this many times as long; no bound, if None."""
 
-    async def work(session: CoreSession) -> T:
+    async def work(session: Session) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):
             return await operation(session)
 

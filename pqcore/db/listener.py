@@ -37,14 +37,14 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from pqcore.db.runtime import Background, Event, Runtime, held
+from pqcore.db.runtime import Background, Event, Runtime, hold_lock
 from pqcore.db.shared_poll import BLIND_POLL, Look, SharedLook, Sharer
-from pqcore.db.sources import CallersConnection, CallersPool, Source, lent
+from pqcore.db.sources import AdoptedConnection, AdoptedPool, SessionSource, lent
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
 from pqcore.settings import logger
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
 
 T = TypeVar("T")
 
@@ -71,7 +71,9 @@ MOST = 4_000
 """Channels that are registered, at most: each takes a place in the server's lock table, which all sessions share."""
 BATCH = 100
 """Channels that are registered, or given up, in one go, at most: meanwhile no notification is passed on."""
-DEAF = "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
+LISTEN_NOT_SUPPORTED = (
+    "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
+)
 
 UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
 IDLE_SESSION = "57P05"
@@ -80,17 +82,17 @@ IDLE_SESSION = "57P05"
 _tickets = itertools.count(1)
 
 
-async def _attend(session: CoreSession, channels: Sequence[str]) -> None:
+async def _attend(session: Session, channels: Sequence[str]) -> None:
     """Listen, and let those who put see it."""
     for channel in channels:
         await session.listen(channel)
     # A statement of its own, as it asks the session whether it listens.
-    locked = await session.execute(session.sql.attend, session.sql.attend.bind({"channels": list(channels)}))
+    locked = await session.execute(session.sql.register, session.sql.register.bind({"channels": list(channels)}))
     if len(locked) < len(channels):
-        raise ConnectionLost(DEAF)
+        raise ConnectionLost(LISTEN_NOT_SUPPORTED)
 
 
-async def _nothing(session: CoreSession) -> None:
+async def _nothing(session: Session) -> None:
     """Do nothing with a session."""
 
 
@@ -103,25 +105,25 @@ def _unexpected(exc: Exception) -> bool:
     return not isinstance(exc, PQError)
 
 
-async def _probe(session: CoreSession, *, listens: bool) -> None:
+async def _probe(session: Session, *, listens: bool) -> None:
     """Ask the server whether it is there, and, if this session listens, whether that is still in force."""
     if not await session.execute(session.sql.listening) and listens:
-        raise ConnectionLost(DEAF)
+        raise ConnectionLost(LISTEN_NOT_SUPPORTED)
 
 
-def _refuse_left(session: CoreSession) -> None:
+def _refuse_left(session: Session) -> None:
     if session.left:
         raise ConnectionLost(LEFT)
 
 
-async def _refuse_read_only(session: CoreSession) -> None:
+async def _refuse_read_only(session: Session) -> None:
     if not await session.writes():
         raise ConnectionLost(LEFT)
 
 
-async def _unattend(session: CoreSession, channels: Sequence[str]) -> None:
+async def _unattend(session: Session, channels: Sequence[str]) -> None:
     """Give up the locks, and what the server and the driver keep of the channels."""
-    await session.execute(session.sql.unattend, session.sql.unattend.bind({"channels": list(channels)}))
+    await session.execute(session.sql.unregister, session.sql.unregister.bind({"channels": list(channels)}))
     await session.unlisten(channels)
 
 
@@ -136,7 +138,7 @@ class _Channels:
         self._retry_at = 0.0
         self._tidied = time.monotonic()
 
-    def ticket(self, channel: str) -> int | None:
+    def snapshot(self, channel: str) -> int | None:
         """The ticket of the channel; None if it is not registered.
 
         To be drawn before looking at the table, and given to `wait` after.
@@ -154,7 +156,7 @@ class _Channels:
         """If the channel is no longer new, void the tickets that were drawn while it was; once."""
         at = self._unsettled.get(channel)
         if at is not None and time.monotonic() >= at and self._unsettled.pop(channel, None) is not None:
-            self.wake(channel)
+            self.wake_waiters(channel)
 
     def _pause(self, channel: str, seconds: float) -> float:
         """How long to wait, at most: while the channel is new, only as long as it is."""
@@ -170,18 +172,18 @@ class _Channels:
         """Forget channels, before their locks are given up; in this order, so that no ticket outlasts that."""
         for channel in channels:
             self._channels.discard(channel)
-            self.wake(channel)
+            self.wake_waiters(channel)
             for each in (self._counts, self._unsettled, self._waited):
                 each.pop(channel, None)
 
-    def wake(self, channel: str) -> None:
+    def wake_waiters(self, channel: str) -> None:
         """Wake those who wait on a channel."""
         if channel in self._counts:
             self._counts[channel] = next(_tickets)
 
-    def nudge(self, channel: str) -> None:
+    def wake(self, channel: str) -> None:
         """Wake those who wait on a channel, or are about to."""
-        self.wake(channel)
+        self.wake_waiters(channel)
 
 
 class Listener(_Channels):
@@ -193,15 +195,15 @@ class Listener(_Channels):
         able: Whether we can listen at all.
     """
 
-    def __init__(self, source: Source, runtime: Runtime, *, able: Callable[[], bool]) -> None:
+    def __init__(self, source: SessionSource, runtime: Runtime, *, able: Callable[[], bool]) -> None:
         self._source = source
         self._runtime = runtime
         self._able = able
         self._over = False
         self._most = MOST
         self._forget()
-        self._gate = runtime.gate()
-        self._session: CoreSession | None = None
+        self._gate = runtime.lock()
+        self._session: Session | None = None
         self._background: Background | None = None
         self._end: object = None
         self._refused = ""  # why it could not listen, as far as that was told
@@ -210,7 +212,7 @@ class Listener(_Channels):
         self._waiters: dict[str, set[Event]] = {}
         self._paused: dict[str, float] = {}  # channels that are not registered: when a ticket was last asked for
         self._woken: set[str] = set()  # of these, those that were woken since
-        self._shared = SharedLook(self.wake)
+        self._shared = SharedLook(self.wake_waiters)
         self._wishes: dict[str, set[Event]] = {}  # channels to register, and the waiters for that
         self._registrar: Background | None = None  # who registers them
         self._trimmed = 0.0  # when those that nobody waits on were forgotten
@@ -257,7 +259,7 @@ class Listener(_Channels):
             try:
                 for start in range(0, len(channels), BATCH):
                     batch = channels[start : start + BATCH]
-                    await held(self._gate, partial(self._register_all, batch, era))
+                    await hold_lock(self._gate, partial(self._register_all, batch, era))
             finally:
                 for event in itertools.chain.from_iterable(wishes.values()):
                     event.set()
@@ -301,9 +303,9 @@ class Listener(_Channels):
                 self._waited[channel] = time.monotonic()
             self._remove(channel, event)
 
-    def ticket(self, channel: str) -> int | None:
-        """See `_Channels.ticket`; has a wake that comes after it count, where the channel is not registered, too."""
-        ticket = super().ticket(channel)
+    def snapshot(self, channel: str) -> int | None:
+        """See `_Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
+        ticket = super().snapshot(channel)
         if ticket is None:
             now = self._paused[channel] = time.monotonic()
             if len(self._paused) > MOST and now - self._trimmed > SLICE:
@@ -404,7 +406,7 @@ class Listener(_Channels):
             return False
         if session is None:
             self._retry_at = time.monotonic() + REFUSED
-            if isinstance(self._source, CallersPool):
+            if isinstance(self._source, AdoptedPool):
                 self._warn(ConfigurationError(UNLIKE))
             return False
         # It may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
@@ -430,24 +432,24 @@ class Listener(_Channels):
             self._refused = told
             logger.warning("cannot listen, so waiters poll: %s", told, exc_info=_unexpected(exc))
 
-    async def _follow(self, session: CoreSession) -> None:
+    async def _follow(self, session: Session) -> None:
         """Pass notifications on until the connection is lost or closed."""
         self._heard = self._tidied = time.monotonic()
         while self._session is session:
             try:
                 await session.wait(SLICE)
-                channels = await held(self._gate, lambda: self._look(session))
+                channels = await hold_lock(self._gate, lambda: self._look(session))
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
                 if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
                     return
                 self._tell_loss(exc)
-                await held(self._gate, lambda: self._lose(session))
+                await hold_lock(self._gate, lambda: self._lose(session))
                 return
             if channels:
                 self._heard = time.monotonic()
                 self._pass_on(channels)
 
-    async def _look(self, session: CoreSession) -> list[str]:
+    async def _look(self, session: Session) -> list[str]:
         if self._session is not session:
             return []
         _refuse_left(session)
@@ -463,17 +465,17 @@ class Listener(_Channels):
 
     def _pass_on(self, channels: Sequence[str]) -> None:
         for channel in set(channels):
-            self.wake(channel)
+            self.wake_waiters(channel)
 
-    async def _leave(self, session: CoreSession) -> None:
+    async def _leave(self, session: Session) -> None:
         """Give up the channels on which nobody waits any more."""
         idle = [channel for channel in self._idle() if channel not in self._waiters][:BATCH]
         if idle:
             self._drop(idle)
             await _unattend(session, idle)
 
-    def wake(self, channel: str) -> None:
-        super().wake(channel)
+    def wake_waiters(self, channel: str) -> None:
+        super().wake_waiters(channel)
         with self._lock:
             events = list(self._waiters.get(channel, ()))
             if not events and channel in self._paused:
@@ -481,10 +483,10 @@ class Listener(_Channels):
         for event in events:
             event.set()
 
-    def nudge(self, channel: str) -> None:
+    def wake(self, channel: str) -> None:
         """Wake those who wait on a channel; where nobody does, and it is not registered, the next to wait."""
         self._paused.setdefault(channel, time.monotonic())
-        self.wake(channel)
+        self.wake_waiters(channel)
 
     def _tell_loss(self, error: Exception) -> None:
         if self._over:
@@ -494,21 +496,21 @@ class Listener(_Channels):
         else:
             logger.warning("lost the listening connection: %s", _told(error), exc_info=_unexpected(error))
 
-    async def _lose(self, session: CoreSession) -> None:
+    async def _lose(self, session: Session) -> None:
         if self._session is not session:
             return
         self._session = None
         self._drop(set(self._channels) | set(self._waiters))
         await self._discard(session)
 
-    async def _discard(self, session: CoreSession) -> None:
+    async def _discard(self, session: Session) -> None:
         try:
             await session.close()
         except Exception:  # noqa: BLE001 - it is given up
             logger.debug("closing the listening connection failed", exc_info=True)
 
 
-class SoleListener(_Channels):
+class SharedConnectionListener(_Channels):
     """Waiting on the caller's only connection, in turn with everything else on it.
 
     Nothing runs in the background: the waiter looks at the socket itself, and
@@ -517,7 +519,7 @@ class SoleListener(_Channels):
     notify meanwhile: another task may wait on it.
     """
 
-    def __init__(self, source: CallersConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
+    def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
         self._forget()
         self._source = source
         self._runtime = runtime
@@ -535,10 +537,10 @@ class SoleListener(_Channels):
         except PoolTimeout:  # another thread or task uses it
             return False
 
-    async def _lent(self, seconds: float, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+    async def _lent(self, seconds: float, work: Callable[[Session], Awaitable[T]]) -> T:
         return await lent(self._source, work, partial(self._source.acquire_within, seconds))
 
-    async def _listen(self, session: CoreSession, channel: str) -> bool:
+    async def _listen(self, session: Session, channel: str) -> bool:
         if not self._able() or session.in_transaction():
             return False
         try:
@@ -583,11 +585,11 @@ class SoleListener(_Channels):
     def end_from_afar(self) -> None:
         """End nothing: the connection is the caller's."""
 
-    async def _read(self, session: CoreSession) -> None:
+    async def _read(self, session: Session) -> None:
         if not self._channels or session.in_transaction():
             return
         for channel in await session.notifications():
-            self.wake(channel)
+            self.wake_waiters(channel)
         now = time.monotonic()
         if now - self._tidied > SLICE:
             self._tidied = now
@@ -595,7 +597,7 @@ class SoleListener(_Channels):
                 self._drop(idle)
                 await self._leave(session, idle)
 
-    async def _leave(self, session: CoreSession, channels: list[str]) -> None:
+    async def _leave(self, session: Session, channels: list[str]) -> None:
         try:
             await _unattend(session, channels)
             if self._notifies and not self._channels:

@@ -1,7 +1,7 @@
 """Time, locks and cancellation, for both kinds of face.
 
 Operations wait through a `Runtime` and so never name a thread or an event loop.
-`BlockingRuntime`'s coroutines block their thread and never suspend; `drive`
+`BlockingRuntime`'s coroutines block their thread and never suspend; `run_sync`
 steps such a coroutine to its end.
 """
 
@@ -30,7 +30,7 @@ UNDOING = 5.0
 """Seconds in which what a cancelled task took is put back, at most."""
 
 
-def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends, and return its result.
 
     Raises:
@@ -59,7 +59,7 @@ class Event(Protocol):
         """Wait until set, for at most ``seconds``; whether it is set."""
 
 
-class Gate(Protocol):
+class Lock(Protocol):
     """For one at a time.
 
     An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread, those of a ``finally`` included.
@@ -93,8 +93,8 @@ class Runtime(Protocol):
         """The running task; None where there are threads only."""
 
     def event(self) -> Event: ...
-    def gate(self) -> Gate: ...
-    def local(self) -> Local: ...
+    def lock(self) -> Lock: ...
+    def context_slot(self) -> Local: ...
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
@@ -103,7 +103,7 @@ class Runtime(Protocol):
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have some work done where nothing can be awaited: immediately, or as a task of the running loop."""
 
-    async def settle(
+    async def shield(
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it.
@@ -142,7 +142,7 @@ class Kept(Protocol[T]):
         """The event loops that have a value."""
 
 
-async def held(gate: Gate, work: Callable[[], Awaitable[T]]) -> T:
+async def hold_lock(gate: Lock, work: Callable[[], Awaitable[T]]) -> T:
     """Do some work while holding a gate, which the running thread or task does not hold yet.
 
     No ``with``: an interrupt between its lines would leave the gate shut.
@@ -203,7 +203,7 @@ class _ThreadLocal(threading.local):
 
 class _Thread:
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._thread = threading.Thread(target=lambda: drive(work()), name="pqcore-listener", daemon=True)
+        self._thread = threading.Thread(target=lambda: run_sync(work()), name="pqcore-listener", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -245,10 +245,10 @@ class BlockingRuntime:
     def event(self) -> Event:
         return _ThreadEvent()
 
-    def gate(self) -> Gate:
+    def lock(self) -> Lock:
         return _ThreadGate()
 
-    def local(self) -> Local:
+    def context_slot(self) -> Local:
         return _ThreadLocal()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
@@ -262,9 +262,9 @@ class BlockingRuntime:
         return None
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        drive(work())
+        run_sync(work())
 
-    async def settle(
+    async def shield(
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         return await work
@@ -396,10 +396,10 @@ class AsyncioRuntime:
     def event(self) -> Event:
         return _LoopEvent()
 
-    def gate(self) -> Gate:
+    def lock(self) -> Lock:
         return _LoopGate()
 
-    def local(self) -> Local:
+    def context_slot(self) -> Local:
         return _LoopLocal()
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
@@ -420,7 +420,7 @@ class AsyncioRuntime:
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
-    async def settle(
+    async def shield(
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()

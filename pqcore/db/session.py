@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from types import coroutine
 from typing import Any, TypeAlias, TypeVar
 
-from pqcore.backend import AsyncSession, Row, Session
-from pqcore.db.runtime import AFTER_CANCEL, Gate
+from pqcore.backend import AsyncDriverSession, DriverSession, Row
+from pqcore.db.runtime import AFTER_CANCEL, Lock
 from pqcore.errors import (
     AccessDenied,
     ConnectionLost,
@@ -152,7 +152,7 @@ def is_above(isolation: str) -> bool:
     return isolation in _ABOVE
 
 
-class CoreSession:
+class Session:
     """One connection, to an operation.
 
     Args:
@@ -166,7 +166,7 @@ class CoreSession:
 
     def __init__(
         self,
-        driver: Session | AsyncSession,
+        driver: DriverSession | AsyncDriverSession,
         sql: Dialect,
         errors: Errors,
         *,
@@ -191,13 +191,13 @@ class CoreSession:
         self.planned_at = time.monotonic()
         # When the call that is under way began, and what it is; None between calls.
         self.busy_since: float | None = None
-        self.doing = ""
+        self.statement = ""
         # When it answered a statement last.
-        self.heard_at = self.planned_at
+        self.last_reply_at = self.planned_at
         # Whether it is known to be one session of the server's: nothing is to be asked of poolers.
-        self.believed = False
+        self.known_direct = False
         # Whether the caller handed the connection over for this operation, to be left in its mode.
-        self.callers = False
+        self.caller_owned = False
         # Whether we opened it: nobody else closes it.
         self.opened = False
         # Where its pool keeps it, and what counts it there.
@@ -210,7 +210,7 @@ class CoreSession:
         # Whether it is the one that is listened on.
         self.listens = False
         # Whether a statement commits by itself, as no transaction is open.
-        self.alone = True
+        self.autocommit = True
         # Whether the open transaction was begun by `begin_own`: it holds statements of pqcore's only.
         self.own = False
         # Whether settings may be made on it for its whole life: pqcore opened it, and no pooler lends it to others.
@@ -218,13 +218,13 @@ class CoreSession:
         # The default isolation level that it had, once pqcore has lowered it to READ COMMITTED.
         self.lowered: str | None = None
         # What has to be done once the open transaction, a block of pqcore's, is committed; None in any other.
-        self.owed: list[Callable[[CoreSession], Awaitable[None]]] | None = None
+        self.owed: list[Callable[[Session], Awaitable[None]]] | None = None
         # Whether the open transaction goes on seeing what was there when it began, whatever is committed meanwhile.
         self.late = False
         # Taken by who uses it within a transaction block.
-        self.gate: Gate | None = None
+        self.lock: Lock | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
-        self.doubtful = False
+        self.state_unknown = False
         # Its server takes no more writes, which was found on another session: it is not used again.
         self.left = False
         # Whether the server refused to write on it.
@@ -246,10 +246,10 @@ class CoreSession:
         return bool(self.driver.usable())
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
-        if self.defaults.isolation is not None and self.lowered is None and self.alone and not self.callers:
+        if self.defaults.isolation is not None and self.lowered is None and self.autocommit and not self.caller_owned:
             return await self._at_read_committed(query, parameters)
         # As `_call` does, with nothing between: it is what nearly all time goes through.
-        self.doing = query.name
+        self.statement = query.name
         began = self.busy_since = time.monotonic()
         try:
             rows: Any = self.driver.execute(query, parameters)
@@ -266,7 +266,7 @@ class CoreSession:
         else:
             if self._asked is not None:
                 self._answered_late(query.name, commits=began == self._asked and self._commits(query))
-            self.heard_at = time.monotonic()
+            self.last_reply_at = time.monotonic()
             return rows  # type: ignore[no-any-return]
         finally:
             self.busy_since = None
@@ -277,7 +277,7 @@ class CoreSession:
 
         At READ COMMITTED no single statement has a serialization failure, but for one that a trigger raises.
         """
-        if getattr(error, "sqlstate", None) != _NOT_SERIALIZABLE or not self.alone or self.in_transaction():
+        if getattr(error, "sqlstate", None) != _NOT_SERIALIZABLE or not self.autocommit or self.in_transaction():
             return False
         [[level]] = await self._call("isolation", self.driver.execute, _DEFAULT, ())
         self.defaults.learn(level)
@@ -305,7 +305,7 @@ class CoreSession:
 
     def _commits(self, query: Query) -> bool:
         """Whether a statement commits by itself what it writes."""
-        return self.alone and not self.callers and writes(query.sql)
+        return self.autocommit and not self.caller_owned and writes(query.sql)
 
     async def enter(self) -> None:
         await self._call("checkout", self.driver.enter)
@@ -322,7 +322,7 @@ class CoreSession:
 
     def begin(self) -> Awaitable[None]:
         """Begin a transaction for statements of the user's, too: at the level that their settings give."""
-        self.alone = False
+        self.autocommit = False
         if self.lowered is not None:
             return self._begin_at(self.lowered)
         return self._call("begin", self.driver.begin)
@@ -336,21 +336,21 @@ class CoreSession:
 
         As a statement, not by the driver's own method: connections of psycopg's and psycopg2's have a level.
         """
-        self.alone = False
+        self.autocommit = False
         self.own = True
         await self._call("begin", self.driver.execute, _BEGIN, ())
 
     async def commit(self) -> None:
-        self.alone = True
+        self.autocommit = True
         if self.own:
             self.own = False
             await self._call("commit", self.driver.execute, _COMMIT, ())
         else:
             await self._call("commit", self.driver.commit)
-        self.heard_at = time.monotonic()
+        self.last_reply_at = time.monotonic()
 
     async def rollback(self) -> None:
-        self.alone = True
+        self.autocommit = True
         if self.own:
             self.own = False
             await self._call("rollback", self.driver.execute, _ROLLBACK, ())
@@ -382,7 +382,7 @@ class CoreSession:
 
     async def direct(self) -> bool:
         """Whether no pooler is in between, as far as the backend tells."""
-        if self.believed or not hasattr(self.driver, "direct"):
+        if self.known_direct or not hasattr(self.driver, "direct"):
             return True
         return bool(await self._call("direct", self.driver.direct))
 
@@ -417,7 +417,7 @@ class CoreSession:
         """Break the connection off, whoever uses it: what is under way on it fails."""
         if self.process != os.getpid():
             return
-        self.doubtful = True
+        self.state_unknown = True
         with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
             self.driver.abort()
 
@@ -443,7 +443,7 @@ class CoreSession:
     def _break_off(self, since: float) -> None:
         if self.busy_since == since:
             waited = time.monotonic() - since
-            logger.warning("no answer on a connection for %.1f seconds (%s): it is broken off", waited, self.doing)
+            logger.warning("no answer on a connection for %.1f seconds (%s): it is broken off", waited, self.statement)
             self.abort()
 
     def busy(self) -> bool:
@@ -509,7 +509,7 @@ class CoreSession:
             OutcomeUnknown: It was a commit: one that waits for a replica, and is cancelled, is answered as done.
         """
         self._asked = None
-        self.doubtful = True
+        self.state_unknown = True
         if commits:
             raise OutcomeUnknown(f"{doing}: {NO_ANSWER}: {UNKNOWN}")
 
@@ -524,10 +524,10 @@ class CoreSession:
         usable = self.usable()
         error = translate(exc, doing, lost=not usable)
         if isinstance(error, DatabaseError) and error.sqlstate == _READ_ONLY:
-            self.doubtful = self.read_only = True
+            self.state_unknown = self.read_only = True
         if self._asked is not None:
             self._asked = None
-            self.doubtful = True  # the cancel request may reach the next statement
+            self.state_unknown = True  # the cancel request may reach the next statement
             if isinstance(error, StatementCancelled):
                 error = StatementCancelled(f"{error}: {NO_ANSWER}", error.sqlstate)
         if commits and isinstance(error, ConnectionLost) and not (usable and _refused(error)):
@@ -535,7 +535,7 @@ class CoreSession:
         return error
 
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
-        self.doing = doing
+        self.statement = doing
         began = self.busy_since = time.monotonic()
         try:
             result: Any = method(*arguments)
@@ -561,7 +561,7 @@ def _still_cancelled() -> bool:
 
 
 @coroutine
-def _bounded(call: Awaitable[T], session: CoreSession) -> Generator[Any, Any, T]:
+def _bounded(call: Awaitable[T], session: Session) -> Generator[Any, Any, T]:
     """Await a driver's call; if it is cancelled it has `AFTER_CANCEL` seconds, then its connection is broken off.
 
     Drivers ask the server to cancel the statement, and some wait for what it says, with no bound.
@@ -589,7 +589,7 @@ def _bounded(call: Awaitable[T], session: CoreSession) -> Generator[Any, Any, T]
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     except Exception as exc:
-        if cancelled is None or not session.doubtful or not _still_cancelled():
+        if cancelled is None or not session.state_unknown or not _still_cancelled():
             raise  # a driver's own timeout cancels the task, too, and takes that back
         raise cancelled from exc
     finally:

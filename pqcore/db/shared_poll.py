@@ -99,7 +99,7 @@ class SharedLook:
         """
         deadline = time.monotonic() + min(seconds, max(OWN_LOOK, len(self._sharers) / OWN_LOOKS))
         try:
-            self._join(sharer)
+            self._run_in_block(sharer)
             while not sharer.woken and (left := deadline - time.monotonic()) > 0:
                 if self._leader is not sharer:
                     await sharer.wait(left)
@@ -112,7 +112,7 @@ class SharedLook:
         finally:
             self._leave(sharer)
 
-    def _join(self, sharer: Sharer) -> None:
+    def _run_in_block(self, sharer: Sharer) -> None:
         now = time.monotonic()
         with self._lock:
             self._sharers[sharer] = None

@@ -16,7 +16,7 @@ from weakref import ref
 
 from pqcore.backend import bare, session_over
 from pqcore.db.runtime import Event, Runtime
-from pqcore.db.session import CoreSession, Defaults, translate
+from pqcore.db.session import Defaults, Session, translate
 from pqcore.db.watchdog import watchdog
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
 from pqcore.settings import logger
@@ -50,7 +50,7 @@ POOLED = (
 )
 
 
-class Opener:
+class BackendAdapter:
     """A backend, blocking or not, as the core calls it.
 
     Args:
@@ -80,7 +80,7 @@ class Opener:
         self.errors = (*self.backend.errors, OSError)
         self.sql = sql
         self._suspends = suspends
-        self._sessions: set[ref[CoreSession]] = set()
+        self._sessions: set[ref[Session]] = set()
         self._found: dict[str, object] = {}
         self._defaults = Defaults()
         self._broken_off: deque[float] = deque(maxlen=100)  # when connections were, of late
@@ -105,7 +105,7 @@ class Opener:
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc
 
-    async def open(self, method: str, *arguments: object) -> CoreSession | None:
+    async def open(self, method: str, *arguments: object) -> Session | None:
         """A session on a connection that a method of the backend opens, for us alone; None if it opens none."""
         driver: Any = None
         try:
@@ -121,11 +121,11 @@ class Opener:
                     getattr(driver, "drop", driver.abort)()
             raise
 
-    def session(self, driver: Any) -> CoreSession:
-        made = CoreSession(
+    def session(self, driver: Any) -> Session:
+        made = Session(
             driver, self.sql, self.errors, suspends=self._suspends, defaults=self._defaults, limit=self._limit
         )
-        made.believed = self.prepared is True
+        made.known_direct = self.prepared is True
         self._sessions.add(ref(made, self._sessions.discard))
         if self._limit is not None:
             watchdog.watch(self)
@@ -136,7 +136,7 @@ class Opener:
         """Whether the server's connection may be another from one transaction to the next: behind a pooler."""
         return self.prepared is False
 
-    async def direct(self, session: CoreSession) -> bool:
+    async def direct(self, session: Session) -> bool:
         """Whether no pooler is in between; if one is, nothing is prepared on sessions that are made from now on."""
         if await session.direct():
             return True
@@ -151,9 +151,9 @@ class Opener:
     def leave(self) -> None:
         """Have no session that there is now be lent again, nor listened on: their server takes no more writes."""
         for session in self.sessions():
-            session.doubtful = session.left = True
+            session.state_unknown = session.left = True
 
-    def sessions(self) -> list[CoreSession]:
+    def sessions(self) -> list[Session]:
         """The sessions that are in use somewhere."""
         there = [known() for known in self._sessions.copy()]
         return [session for session in there if session is not None]
@@ -178,16 +178,16 @@ class Opener:
         since = time.monotonic() - limit
         for session in self.sessions():
             idles = session.listens or (session.pool is not None and session in session.pool.idle)
-            if idles and session.busy_since is None and session.heard_at < since:
+            if idles and session.busy_since is None and session.last_reply_at < since:
                 session.break_off_idle()
 
-    def for_listening(self, session: CoreSession) -> CoreSession:
+    def for_listening(self, session: Session) -> Session:
         """Have a session serve to listen on: it is watched, whatever the limit of others."""
         session.listens = True
         watchdog.watch(self)
         return session
 
-    def wrap(self, connection: object) -> CoreSession:
+    def wrap(self, connection: object) -> Session:
         session = self.session(session_over(self.backend.wrap, connection))
         if not session.usable():
             raise ConnectionLost(CLOSED)
@@ -209,11 +209,11 @@ class Loan:
     __slots__ = ("held", "idle")
 
     def __init__(self) -> None:
-        self.held: list[CoreSession] = []
+        self.held: list[Session] = []
         self.idle = False
 
     @property
-    def session(self) -> CoreSession:
+    def session(self) -> Session:
         return self.held[-1]
 
     def abort(self) -> None:
@@ -222,7 +222,7 @@ class Loan:
             session.abort()
 
 
-class Source(Protocol):
+class SessionSource(Protocol):
     """Lends sessions.
 
     Attributes:
@@ -230,7 +230,7 @@ class Source(Protocol):
         seeks_primary: Whether a new connection leads to a server that takes writes, where there are several.
     """
 
-    joins: bool
+    may_have_open_transaction: bool
     seeks_primary: bool
 
     def lend(self, loan: Loan) -> bool:
@@ -255,15 +255,15 @@ class Source(Protocol):
     def lose(self, loan: Loan) -> bool:
         """Close the session of a loan without waiting for the server; whether that can be done."""
 
-    async def listener(self) -> CoreSession | None:
+    async def listener(self) -> Session | None:
         """A session that nobody else uses, to listen on; None if there is none to be had."""
 
     async def close(self) -> None: ...
 
 
 async def lent(
-    source: Source,
-    work: Callable[[CoreSession], Awaitable[T]],
+    source: SessionSource,
+    work: Callable[[Session], Awaitable[T]],
     acquire: Callable[[Loan], Awaitable[None]] | None = None,
 ) -> T:
     """Do some work with a session, which is given back whatever happens.
@@ -284,7 +284,7 @@ async def lent(
     return result
 
 
-class _Turn:
+class _Waiter:
     """A waiter for a session.
 
     Attributes:
@@ -297,7 +297,7 @@ class _Turn:
 
     def __init__(self, event: Event) -> None:
         self.event = event
-        self.held: list[CoreSession] = []
+        self.held: list[Session] = []
         self.over = False
 
 
@@ -322,8 +322,8 @@ class _Sessions:
     """
 
     def __init__(self) -> None:
-        self.idle: list[CoreSession] = []
-        self.waiting: deque[_Turn] = deque()
+        self.idle: list[Session] = []
+        self.waiting: deque[_Waiter] = deque()
         self.places: set[ref[_Place]] = set()
         self.over = False
         self.end: object = None
@@ -360,7 +360,7 @@ class _Sessions:
             if turn.over:
                 self.withdraw(turn)
 
-    def withdraw(self, turn: _Turn) -> None:
+    def withdraw(self, turn: _Waiter) -> None:
         """Wait no more, and pass on what was handed over meanwhile."""
         turn.over = True
         with suppress(ValueError):
@@ -374,7 +374,7 @@ LOOK_AGAIN = 1.0
 """Seconds after which a waiter looks again whether there is room for another session: one may have been lost."""
 
 
-class OwnPool(Source):
+class Pool(SessionSource):
     """Connections that we open, kept for reuse.
 
     Opened when first needed.  One that idled is looked at before it is lent:
@@ -393,10 +393,16 @@ class OwnPool(Source):
         idle_limit: Seconds after which the server ends one that idles in a transaction; None for as it is set to.
     """
 
-    joins = False
+    may_have_open_transaction = False
 
     def __init__(
-        self, opener: Opener, dsn: str, runtime: Runtime, size: int, timeout: float, idle_limit: float | None = None
+        self,
+        opener: BackendAdapter,
+        dsn: str,
+        runtime: Runtime,
+        size: int,
+        timeout: float,
+        idle_limit: float | None = None,
     ) -> None:
         self._opener = opener
         self._dsn = dsn
@@ -417,7 +423,7 @@ class OwnPool(Source):
         except IndexError:
             return False
         now, session = time.monotonic(), held[-1]
-        return now - session.heard_at < FRESH and now - session.planned_at < REPLAN
+        return now - session.last_reply_at < FRESH and now - session.planned_at < REPLAN
 
     async def acquire(self, loan: Loan) -> None:
         if self._closed:
@@ -433,7 +439,7 @@ class OwnPool(Source):
     async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
         deadline = time.monotonic() + self._timeout
         while True:
-            turn = _Turn(self._runtime.event())
+            turn = _Waiter(self._runtime.event())
             try:
                 sessions.waiting.append(turn)  # before the look: what is given back after it is handed over
                 opened = await self._turn(sessions, turn, loan, deadline)
@@ -443,7 +449,7 @@ class OwnPool(Source):
             if opened or await self._sound(loan):
                 return
 
-    async def _turn(self, sessions: _Sessions, turn: _Turn, loan: Loan, deadline: float) -> bool:
+    async def _turn(self, sessions: _Sessions, turn: _Waiter, loan: Loan, deadline: float) -> bool:
         """Wait for a session that comes back, or for room to open one; whether it was opened."""
         while True:
             turn.event = self._runtime.event()
@@ -471,12 +477,12 @@ class OwnPool(Source):
     async def _sound(self, loan: Loan) -> bool:
         """Whether a session that idled can be lent; one that cannot is closed."""
         session = loan.session
-        if not session.doubtful and await session.alive() and await self._replanned(session):
+        if not session.state_unknown and await session.alive() and await self._replanned(session):
             return True
         await _give_up(loan)
         return False
 
-    async def _replanned(self, session: CoreSession) -> bool:
+    async def _replanned(self, session: Session) -> bool:
         if time.monotonic() - session.planned_at > REPLAN:
             session.planned_at = time.monotonic()
             try:
@@ -490,7 +496,7 @@ class OwnPool(Source):
     def take_back(self, loan: Loan) -> bool:
         held = loan.held
         sessions: _Sessions = held[-1].pool
-        if self._closed or sessions.over or held[-1].doubtful:
+        if self._closed or sessions.over or held[-1].state_unknown:
             return False
         sessions.idle.append(held.pop())
         if sessions.waiting:
@@ -513,7 +519,7 @@ class OwnPool(Source):
         loan.held.clear()
         return True
 
-    async def listener(self) -> CoreSession | None:
+    async def listener(self) -> Session | None:
         if self._closed:
             raise Closed(CLOSED_PQ)
         return self._opener.for_listening(await self._connect(listens=True))
@@ -522,7 +528,7 @@ class OwnPool(Source):
         """Use no connection any more that there is now: a new one may lead to the server that takes writes."""
         logger.warning(LEFT)
         self._opener.leave()
-        await self.rest()
+        await self.close_idle()
 
     async def close(self) -> None:
         self._closed = True
@@ -530,19 +536,19 @@ class OwnPool(Source):
             while (session := _pop(sessions.idle)) is not None:
                 sessions.free(session.place)
                 session.drop()
-        await self.rest()
+        await self.close_idle()
 
-    async def rest(self) -> None:
+    async def close_idle(self) -> None:
         """Close the connections of here that are free."""
         await _rest(self.kept.get())
 
     async def _connect(
         self, sessions: _Sessions | None = None, place: _Place | None = None, *, listens: bool = False
-    ) -> CoreSession:
+    ) -> Session:
         look = self._opener.prepared is None
         if pause := self._opener.pause():
             await self._runtime.sleep(pause)
-        session: CoreSession | None = None
+        session: Session | None = None
         try:
             session = await self._reach()
             session.pool, session.place = sessions, place
@@ -561,7 +567,7 @@ class OwnPool(Source):
                 await _discard(session)
             raise
 
-    async def _set_up(self, session: CoreSession, *, listens: bool) -> None:
+    async def _set_up(self, session: Session, *, listens: bool) -> None:
         """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
         settings = {}
         if self._idle_limit is not None:
@@ -586,7 +592,7 @@ class OwnPool(Source):
             else:
                 return
 
-    async def _reach(self) -> CoreSession:
+    async def _reach(self) -> Session:
         try:
             return await self._opener.open("connect", self._dsn)  # type: ignore[return-value]
         except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
@@ -645,17 +651,17 @@ def _seeks_primary(dsn: str) -> bool:
     return said is not None or os.environ.get("PGTARGETSESSIONATTRS") in ("read-write", "primary")
 
 
-class CallersPool(Source):
+class AdoptedPool(SessionSource):
     """A pool of the caller's.
 
     Some raise an error when all of their connections are in use; then we ask
     again, for ``timeout`` seconds.
     """
 
-    joins = True
+    may_have_open_transaction = True
     seeks_primary = False  # nobody knows
 
-    def __init__(self, opener: Opener, pool: object, runtime: Runtime, timeout: float) -> None:
+    def __init__(self, opener: BackendAdapter, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener
         self._pool = pool
         self._runtime = runtime
@@ -724,7 +730,7 @@ class CallersPool(Source):
     def lose(self, loan: Loan) -> bool:
         return False
 
-    async def listener(self) -> CoreSession | None:
+    async def listener(self) -> Session | None:
         session = await self._opener.open("connect_like", self._pool)
         return None if session is None else self._opener.for_listening(session)
 
@@ -732,22 +738,22 @@ class CallersPool(Source):
         await self._opener.call("close_pool", self._pool)
 
 
-class CallersConnection(Source):
+class AdoptedConnection(SessionSource):
     """One connection of the caller's, for one at a time; others wait for it for ``timeout`` seconds.
 
     A thread that uses it may use it again meanwhile, as a generator within put_many does.
     """
 
-    joins = True
+    may_have_open_transaction = True
     seeks_primary = False
 
-    def __init__(self, opener: Opener, connection: object, runtime: Runtime, timeout: float) -> None:
+    def __init__(self, opener: BackendAdapter, connection: object, runtime: Runtime, timeout: float) -> None:
         self._timeout = timeout
         self._opener = opener
         self._connection = connection
         self.session = opener.wrap(connection)
-        self.on_release: Callable[[CoreSession], Awaitable[None]] | None = None
-        self._gate = runtime.gate()
+        self.on_release: Callable[[Session], Awaitable[None]] | None = None
+        self._gate = runtime.lock()
         self._loans: list[Loan] = []
         self._looked = opener.prepared is not None
 
@@ -810,14 +816,14 @@ class CallersConnection(Source):
     def lose(self, loan: Loan) -> bool:
         return False
 
-    async def listener(self) -> CoreSession | None:
+    async def listener(self) -> Session | None:
         return None
 
     async def close(self) -> None:
         await self._opener.call("close_connection", self._connection)
 
 
-class Lender(ABC):
+class ConnectionProvider(ABC):
     """Who keeps connections, and says which is to be used here and now: a framework that has one a thread.
 
     Given to `PQ` instead of a DSN. What is done on a connection is part of the transaction that it
@@ -834,7 +840,7 @@ class Lender(ABC):
         """Where a worker opens connections of its own."""
 
     @abstractmethod
-    def lend(self, wrap: Callable[[object], CoreSession]) -> CoreSession:
+    def lend(self, wrap: Callable[[object], Session]) -> Session:
         """The session of the connection of the running thread.
 
         ``callers`` is set on it if its driver begins a transaction with the first statement.
@@ -847,24 +853,24 @@ class Lender(ABC):
         """
 
     @abstractmethod
-    def failed(self, session: CoreSession) -> None:
+    def failed(self, session: Session) -> None:
         """Hear that something failed on a connection that was lent, which may be lost."""
 
 
-class LentConnections(Source):
+class ProvidedConnections(SessionSource):
     """Connections that a framework keeps."""
 
-    joins = True
+    may_have_open_transaction = True
     seeks_primary = False
 
-    def __init__(self, opener: Opener, lender: Lender) -> None:
+    def __init__(self, opener: BackendAdapter, lender: ConnectionProvider) -> None:
         self._opener = opener
         self._lender = lender
 
     async def acquire(self, loan: Loan) -> None:
         session = self._lender.lend(self._opener.wrap)
         loan.held.append(session)
-        if session.callers and not session.in_transaction():
+        if session.caller_owned and not session.in_transaction():
             await session.execute(session.sql.ping)  # so that what follows is found to be in the framework's
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
@@ -875,14 +881,14 @@ class LentConnections(Source):
     def lose(self, loan: Loan) -> bool:
         return False
 
-    async def listener(self) -> CoreSession | None:
+    async def listener(self) -> Session | None:
         return None
 
     async def close(self) -> None:
         """Close nothing: they are the framework's."""
 
 
-def _pop(sessions: list[CoreSession]) -> CoreSession | None:
+def _pop(sessions: list[Session]) -> Session | None:
     try:
         return sessions.pop()
     except IndexError:
@@ -925,6 +931,6 @@ async def _give_up(loan: Loan) -> None:
     loan.held.clear()
 
 
-async def _discard(session: CoreSession) -> None:
+async def _discard(session: Session) -> None:
     with suppress(PQError):  # it may have been lost before
         await session.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 if TYPE_CHECKING:
-    from pqcore.db.sources import Opener
+    from pqcore.db.sources import BackendAdapter
 
 LOOK = 0.5
 """Seconds between two looks at all connections, at most."""
@@ -36,11 +36,11 @@ class Watchdog:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._openers: WeakSet[Opener] = WeakSet()
+        self._openers: WeakSet[BackendAdapter] = WeakSet()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
 
-    def watch(self, opener: Opener) -> None:
+    def watch(self, opener: BackendAdapter) -> None:
         """Look at the sessions of an opener from now on."""
         if self._process != os.getpid():  # forked: the thread, and the holder of the lock, are the parent's
             self._begin()
@@ -73,7 +73,7 @@ class Watchdog:
         for opener in openers:
             for session in opener.sessions():
                 limit = session.limit
-                if limit is None or session.callers:
+                if limit is None or session.caller_owned:
                     continue
                 shortest = limit if shortest is None else min(shortest, limit)
                 since = session.busy_since

@@ -69,7 +69,7 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Undone:
+class RolledBack:
     """A producer rolled back the transaction that put this job."""
 
     job: int
@@ -95,11 +95,11 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Left:
+class StopRequested:
     """A worker has ended as it should; said by the pipe's closing."""
 
 
-Message: TypeAlias = Ready | Put | Undone | Done | Holding | Failed | Left
+Message: TypeAlias = Ready | Put | RolledBack | Done | Holding | Failed | StopRequested
 
 
 class Station:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pqcore.demo.display import PlainBoard, Tally
-from pqcore.demo.messages import DemoError, Done, Holding, Left, Message, Order, Put, Ready, Task, Undone
+from pqcore.demo.messages import DemoError, Done, Holding, Message, Order, Put, Ready, RolledBack, StopRequested, Task
 from pqcore.demo.tables import Books
 from pqcore.demo.worker_processes import Crew, Member
 
@@ -85,7 +85,7 @@ class Run:
         elif isinstance(message, Put):
             self.books.put += [(*job, driver, message.ordered) for job in message.jobs]
             self._tally.put[driver] += len(message.jobs)
-        elif isinstance(message, Undone):
+        elif isinstance(message, RolledBack):
             self.books.undone.append((message.job,))
         elif isinstance(message, Ready):
             self._waiting -= 1
@@ -93,7 +93,7 @@ class Run:
                 self._crew.order([member], Order.GO)
         elif isinstance(message, Holding):
             self._replace(member, message.job)
-        elif isinstance(message, Left):
+        elif isinstance(message, StopRequested):
             self._tally.alive[driver] -= 1
             if not member.task.produces and not self._over:
                 raise DemoError(f"{member.task.name} left before the end")

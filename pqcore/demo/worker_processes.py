@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import final
 
-from pqcore.demo.messages import DemoError, Failed, Left, Message, Order, Task
+from pqcore.demo.messages import DemoError, Failed, Message, Order, StopRequested, Task
 from pqcore.demo.workers import work
 
 PATIENCE = 60.0
@@ -97,7 +97,7 @@ class Crew:
                     message = member.pipe.recv()
                 except (EOFError, OSError):
                     self._bury(member, expected=0)
-                    message = Left()
+                    message = StopRequested()
                 if isinstance(message, Failed):
                     raise DemoError(f"{member.task.name} failed:\n{message.traceback}")
                 yield member, message

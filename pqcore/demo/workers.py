@@ -11,7 +11,7 @@ from typing import Any
 
 from pqcore import PQ, AsyncPQ
 from pqcore.demo.files import sha256
-from pqcore.demo.messages import Done, Failed, Holding, Message, Order, Put, Ready, Station, Stopped, Task, Undone
+from pqcore.demo.messages import Done, Failed, Holding, Message, Order, Put, Ready, RolledBack, Station, Stopped, Task
 from pqcore.demo.tables import insert_order, insert_result, numbered
 
 QUEUE = "files"
@@ -63,7 +63,7 @@ def produce(task: Task, station: Station) -> None:
                 job = queue.put({"path": orders[0]})
                 cursor.execute(sql, (job, orders[0], task.driver))
                 raise Cancelled
-            station.tell(Undone(job))
+            station.tell(RolledBack(job))
 
 
 def consume(task: Task, station: Station) -> None:
@@ -108,7 +108,7 @@ async def produce_async(task: Task, station: Station) -> None:
                     job = await queue.put({"path": orders[0]})
                     await connection.execute(sql, job, orders[0], task.driver)
                     raise Cancelled
-            station.tell(Undone(job))
+            station.tell(RolledBack(job))
 
 
 async def consume_async(task: Task, station: Station) -> None:

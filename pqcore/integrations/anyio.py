@@ -27,9 +27,10 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore.backend import Row
+from pqcore.db import runtime
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import AFTER_CANCEL, drive
-from pqcore.db.session import CoreSession
+from pqcore.db.runtime import AFTER_CANCEL
+from pqcore.db.session import Session
 from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
@@ -254,7 +255,7 @@ class _Attempt:
         self._begun = self._over = False
         self._ended = threading.Event()
         self._undo: Callable[[], Awaitable[None]] | None = None
-        self._session: CoreSession | None = None
+        self._session: Session | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -268,7 +269,7 @@ class _Attempt:
     ) -> T:
         """See `Engine.run`; remembers how what was taken is put back."""
 
-        async def noted(session: CoreSession) -> T:
+        async def noted(session: Session) -> T:
             self._session = session
             return await operation(session)
 
@@ -318,7 +319,7 @@ class _Attempt:
         """Have it wait no more; whether it was begun."""
         with self._lock:
             self._over = True
-        self._engine.nudge(self._queue.channel)
+        self._engine.wake(self._queue.channel)
         return self._begun
 
     def _put_back(self) -> None:
@@ -328,10 +329,10 @@ class _Attempt:
             self._ended.wait(AFTER_CANCEL)
         if self._undo is not None:
             try:
-                drive(cast("Any", self._undo()))
+                runtime.run_sync(cast("Any", self._undo()))
             except PQError:  # the cancellation is not to be hidden by it
                 logger.exception("what was taken from %r for a task that was cancelled is lost", self._queue.name)
 
 
 def _step(operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    return drive(operation(*args, **options))
+    return runtime.run_sync(operation(*args, **options))

@@ -25,7 +25,7 @@ except ImportError as exc:
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin
 from pqcore.queue import PQ
@@ -57,7 +57,7 @@ def lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(_call, pq, Engine.rest)
+            stack.push_async_callback(_call, pq, Engine.close_idle)
             if create:
                 await _call(pq, admin.create)
             state = None if inner is None else await stack.enter_async_context(inner(app))
@@ -122,4 +122,4 @@ async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[object
 
 
 def _step(operation: Callable[[Engine], Any], engine: Engine) -> None:
-    drive(operation(engine))
+    run_sync(operation(engine))

@@ -11,21 +11,21 @@ from typing import Any, TypeAlias, cast
 import sqlalchemy
 
 from pqcore import schema
-from pqcore.db.runtime import BlockingRuntime, drive
-from pqcore.db.session import CoreSession, Defaults, translate
+from pqcore.db.runtime import BlockingRuntime, run_sync
+from pqcore.db.session import Defaults, Session, translate
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
-Operation: TypeAlias = Callable[[CoreSession, TableName], Awaitable[None]]
+Operation: TypeAlias = Callable[[Session, TableName], Awaitable[None]]
 
 
-async def create(session: CoreSession, names: TableName) -> None:
+async def create(session: Session, names: TableName) -> None:
     """Make the tables, or bring them up to the latest version."""
     await schema.create(session, names, BlockingRuntime().sleep)
 
 
-async def create_anew(session: CoreSession, names: TableName) -> None:
+async def create_anew(session: Session, names: TableName) -> None:
     """Complete tables that were made without pqcore just now, whatever was recorded of others of that name."""
     await schema.forget(session, names)
     await create(session, names)
@@ -40,8 +40,8 @@ def run_on(connection: sqlalchemy.Connection, operation: Operation, names: Table
     Raises:
         PQError: What the operation raises.
     """
-    session = cast("CoreSession", _OnConnection(connection))
-    drive(cast("Any", operation(session, names)))
+    session = cast("Session", _OnConnection(connection))
+    run_sync(cast("Any", operation(session, names)))
 
 
 class _OnConnection:

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.mcp import LIMIT
@@ -76,7 +76,7 @@ class Desk:
 
         def run() -> T:
             made: Any = operation(self._engine, *arguments, **more)
-            result: T = drive(made)
+            result: T = run_sync(made)
             return result
 
         return await anyio.to_thread.run_sync(run)

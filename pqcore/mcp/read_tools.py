@@ -75,7 +75,7 @@ class Looking:
         Fields that are listed in `cut` are not whole. Data that is not JSON is not decoded; `payload` has it in base64.
         """
         settings = None if queue is None else self._desk.queue(queue)
-        job = await self._desk.call(list_jobs.whole, job_id, settings, self._desk.reach)
+        job = await self._desk.call(list_jobs.get_full_job, job_id, settings, self._desk.reach)
         fields = {**json_views.whole(job), "size": job.size}
         if isinstance(job.raw, str) and job.size > self._desk.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of it, which is no JSON

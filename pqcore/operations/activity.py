@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
-from pqcore.job import Moment
+from pqcore.db.session import Session
+from pqcore.job import UtcDatetime
 from pqcore.operations.schema_info import ask
 from pqcore.sql.identifiers import channel, control_channel
 
@@ -71,12 +71,12 @@ class Tick:
 
     queue: str
     name: str
-    last: Moment
+    last: UtcDatetime
 
 
-async def finished_lately(engine: Engine) -> dict[str, Finished]:
+async def recent_completions(engine: Engine) -> dict[str, Finished]:
     """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
-    rows = await engine.execute("upkeep.finished_lately", {}, protect=False, patient=True)
+    rows = await engine.execute("upkeep.recent_completions", {}, protect=False, patient=True)
     return {row[0]: Finished(int(row[1]), int(row[2]), row[3], row[4]) for row in rows}
 
 
@@ -88,7 +88,7 @@ async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
         n: Of how many tasks, at most.
     """
     rows = await engine.execute("upkeep.list_ticks", {"n": n}, protect=False)
-    return [Tick(row[0], row[1], moment) for row in rows if (moment := Moment.of(row[2])) is not None]
+    return [Tick(row[0], row[1], moment) for row in rows if (moment := UtcDatetime.of(row[2])) is not None]
 
 
 # A listener holds a shared lock on the channel (see pqcore.db.listener). pg_locks shows its 64-bit key in two halves.
@@ -125,7 +125,7 @@ async def sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
         "channels": [*map(channel, names), *map(control_channel, names)],
     }
 
-    async def work(s: CoreSession) -> list[SessionInfo]:
+    async def work(s: Session) -> list[SessionInfo]:
         rows = await ask(engine, s, "sessions", _SESSIONS, **values)
         return [
             SessionInfo(pid, application, role, address, state, age, tuple(sorted(waits)), tuple(sorted(works)))

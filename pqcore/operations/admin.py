@@ -9,7 +9,7 @@ from typing import Any
 
 from pqcore import schema
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
 from pqcore.operations import complete
@@ -66,7 +66,7 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
     """Delete a waiting row, or ask a running job to stop; whether there was one."""
     number, put_at = int(job_id), put_time(engine, job_id)
 
-    async def work(s: CoreSession) -> bool:
+    async def work(s: Session) -> bool:
         values = {"id": number, "q_name": queue.name, "channel": control_channel(queue.name), "put_at": put_at}
         find, stop = s.sql.tasks.find_headers, s.sql.tasks.ask_to_stop
         found = await s.execute(find, find.bind(values))
@@ -90,7 +90,7 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 async def clear(engine: Engine, queue: QueueSettings) -> None:
     """Delete a queue's rows; the batches of those that were not finished count them as not done."""
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         async with atomic(s):
             rows = await s.execute(s.sql.clear, s.sql.clear.bind({"q_name": queue.name}))
             members = (Membership.of(read_headers(headers)[0]) for (headers,) in rows)
@@ -155,7 +155,7 @@ async def create(
         Those sequences, as they were.
     """
 
-    async def work(s: CoreSession) -> Sequence[sequences.IdSequence]:
+    async def work(s: Session) -> Sequence[sequences.IdSequence]:
         await schema.create(s, engine.names, engine.runtime.sleep, partitions)
         return await sequences.advance(s, engine.names, engine.runtime.sleep) if set_sequences else ()
 

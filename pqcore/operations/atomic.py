@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import IdTaken
 
 T = TypeVar("T")
@@ -27,13 +27,13 @@ async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def atomic(s: CoreSession) -> AsyncIterator[None]:
+async def atomic(s: Session) -> AsyncIterator[None]:
     """A transaction of our own, at READ COMMITTED, unless the session is in one: then the block is part of that.
 
     An idle connection of the caller's may be one whose driver begins with the first
     statement, whatever it is: then the transaction is the caller's, to be committed by the caller.
     """
-    if s.callers and not s.in_transaction():
+    if s.caller_owned and not s.in_transaction():
         await s.execute(s.sql.ping)
     if s.in_transaction():
         yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import AccessDenied
 from pqcore.headers import check_link
 from pqcore.operations.atomic import atomic
@@ -61,7 +61,7 @@ class Membership:
 
 
 async def open_batch(
-    engine: Engine, s: CoreSession, queue: QueueSettings, total: int, callback: StoredPut | None
+    engine: Engine, s: Session, queue: QueueSettings, total: int, callback: StoredPut | None
 ) -> Membership:
     """Open a batch of ``total`` jobs, in the transaction that puts the jobs; the membership of each."""
     query = s.sql.tasks.open_batch
@@ -90,7 +90,7 @@ def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 async def count_down(
-    engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[tuple[Membership, bool]]
+    engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[tuple[Membership, bool]]
 ) -> None:
     """Tell batches of jobs that ended, and put what follows the last job of each.
 
@@ -112,7 +112,7 @@ async def count_down(
             await _close_if_over(engine, queue, s, membership.batch, *row)
 
 
-async def hold(s: CoreSession, memberships: Iterable[Membership]) -> None:
+async def hold(s: Session, memberships: Iterable[Membership]) -> None:
     """Keep batches open though a job of theirs was taken for good: it is being performed, and its end is told later."""
     query = s.sql.tasks.hold_batch
     for membership in sorted(set(memberships)):
@@ -211,7 +211,7 @@ async def end_lost(engine: Engine, queue: QueueSettings) -> int:
 
 
 async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: int) -> None:
-    async def work(s: CoreSession) -> bool:
+    async def work(s: Session) -> bool:
         query = s.sql.tasks.end_lost
         async with atomic(s):
             rows = await s.execute(query, query.bind({"id": batch, "q_name": queue.name, "pending": pending}))
@@ -226,7 +226,7 @@ async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: i
 async def _close_if_over(
     engine: Engine,
     queue: QueueSettings,
-    s: CoreSession,
+    s: Session,
     batch: int,
     pending: int,
     total: int,

@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError
-from pqcore.events import PutEvent, around, tell
+from pqcore.events import PutEvent, call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
@@ -24,7 +24,7 @@ from pqcore.settings import Encoded, QueueSettings
 async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[Identity]:
     """Put calls, all or none; the jobs' ids in order."""
 
-    async def work(s: CoreSession, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[Identity]:
+    async def work(s: Session, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[Identity]:
         return await _insert_all(engine, s, marked)
 
     return await _put_together(engine, calls, work, connection)
@@ -39,7 +39,7 @@ async def put_batch(
         raise ConfigurationError(msg)
     batch = 0
 
-    async def work(s: CoreSession, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
+    async def work(s: Session, marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
         nonlocal batch
         after = None if callback is None else callback.with_headers(added)
         membership = await open_batch(engine, s, queue, len(marked), after)
@@ -53,7 +53,7 @@ async def put_batch(
 async def _put_together(
     engine: Engine,
     calls: Sequence[StoredPut],
-    work: Callable[[CoreSession, Sequence[StoredPut], dict[str, Any]], Awaitable[list[Identity]]],
+    work: Callable[[Session, Sequence[StoredPut], dict[str, Any]], Awaitable[list[Identity]]],
     connection: object,
 ) -> list[Identity]:
     """Put calls in one transaction, and tell plugins of them.
@@ -67,13 +67,13 @@ async def _put_together(
     """
 
     async def put(marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
-        async def together(s: CoreSession) -> list[Identity]:
+        async def together(s: Session) -> list[Identity]:
             async with atomic(s):
                 return await work(s, marked, added)
 
         return await engine.run(together, connection=connection)
 
-    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
+    if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return await put(calls, {})
     events = _events(calls)
     with _around(events):
@@ -82,7 +82,7 @@ async def _put_together(
         for call, (job_id, _) in zip(calls, ids, strict=True):
             events[call.queue].ids.append(job_id)
     for event in events.values():
-        await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
+        await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return ids
 
 
@@ -99,11 +99,11 @@ def _events(calls: Sequence[StoredPut]) -> dict[str, PutEvent]:
 def _around(events: dict[str, PutEvent]) -> Iterator[None]:
     with ExitStack() as stack:
         for event in events.values():
-            stack.enter_context(around("pqcore_around_put", event))
+            stack.enter_context(run_wrapped("pqcore_around_put", event))
         yield
 
 
-async def _insert_all(engine: Engine, s: CoreSession, calls: Sequence[StoredPut]) -> list[Identity]:
+async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) -> list[Identity]:
     ids: list[Identity] = []
     rows: list[dict[str, Any]] = [call.values() for call in calls]
 

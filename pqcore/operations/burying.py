@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DeserializationError, JobNotFound, Unreadable
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
@@ -72,7 +72,7 @@ async def bury(
         values |= {"failures": job.failures, "excused": job.excused, "enqueued_at": job.enqueued_at}
         values |= {"schedule_at": job.schedule_at, "expected_at": job.expected_at}
 
-    async def work(s: CoreSession) -> Sequence[Row]:
+    async def work(s: Session) -> Sequence[Row]:
         query = s.sql.tasks.bury_taken[retention]
         async with atomic(s):
             rows = await s.execute(query, query.bind(values))

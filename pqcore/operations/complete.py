@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import backoff
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import (
     AccessDenied,
     Closed,
@@ -36,7 +36,7 @@ from pqcore.job import BaseJob
 from pqcore.operations import lease as leasing
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down, without_batch
-from pqcore.operations.concurrency_limits import gate_of, give_up, lock_gates, try_gates
+from pqcore.operations.concurrency_limits import give_up, limits_of, lock_gates, try_gates
 from pqcore.operations.dead_letters import described
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.lease import ack_rows
@@ -128,7 +128,7 @@ async def finish(
         plain, others = _divided(outcomes)
         lost = await _finish_plain(engine, queue, plain, connection)
         for start in range(0, len(others), TOGETHER):
-            lost += await _finish_together(engine, queue, others[start : start + TOGETHER], connection, {})
+            lost += await _complete_batch(engine, queue, others[start : start + TOGETHER], connection, {})
         return lost
     endings = Endings(busy=None, buries=False)
     await _store_groups(engine, queue, _groups(outcomes), endings)
@@ -308,11 +308,11 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
         if _is_plain(group[0]):
             endings.lost += await _finish_plain(engine, queue, group, None)
         elif endings.busy is None:
-            endings.lost += await _finish_together(engine, queue, group, None, endings.buried)
+            endings.lost += await _complete_batch(engine, queue, group, None, endings.buried)
         else:
             for pause in (*WAITS, None):
                 busy: list[Outcome] = []
-                endings.lost += await _finish_together(engine, queue, left, None, endings.buried, busy)
+                endings.lost += await _complete_batch(engine, queue, left, None, endings.buried, busy)
                 left = busy
                 if pause is None or not busy:
                     endings.busy += busy
@@ -410,7 +410,7 @@ async def _acknowledge_continued(
     return [job for job in jobs if id(job) in lost]
 
 
-async def _finish_together(
+async def _complete_batch(
     engine: Engine,
     queue: QueueSettings,
     outcomes: Sequence[Outcome],
@@ -418,9 +418,9 @@ async def _finish_together(
     buried: dict[int, Outcome],
     later: list[Outcome] | None = None,
 ) -> list[Outcome]:
-    gates = {o.job.id: gate for o in outcomes if (gate := gate_of(o.job.raw_headers)) is not None}
+    gates = {o.job.id: gate for o in outcomes if (gate := limits_of(o.job.raw_headers)) is not None}
 
-    async def work(s: CoreSession) -> tuple[list[Outcome], list[Outcome]]:
+    async def work(s: Session) -> tuple[list[Outcome], list[Outcome]]:
         async with atomic(s):
             if later is None or not gates:
                 await lock_gates(engine, queue, s, gates.values())
@@ -465,7 +465,7 @@ def is_continued(headers: str | None) -> bool:
 async def follow(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
     """Do what follows from the end of a job whose row is finished already: it was taken with `get`."""
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         async with atomic(s):
             await _follow(engine, queue, s, [outcome])
 
@@ -479,7 +479,7 @@ async def follow_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[B
     One that waits again was taken in a transaction that was rolled back.
     """
 
-    async def work(s: CoreSession, job: BaseJob) -> None:
+    async def work(s: Session, job: BaseJob) -> None:
         query = s.sql.tasks.find_headers
         async with atomic(s):
             values = {"id": job.id, "q_name": queue.name, "put_at": None}
@@ -495,11 +495,11 @@ async def follow_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[B
             )
 
 
-async def cancel(engine: Engine, queue: QueueSettings, s: CoreSession, job_id: int, headers: str) -> bool:
+async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int, headers: str) -> bool:
     """Delete a job that waits, and do what follows from that; whether it did wait."""
     query = s.sql.cancel
     async with atomic(s):
-        if (gate := gate_of(headers)) is not None:
+        if (gate := limits_of(headers)) is not None:
             await lock_gates(engine, queue, s, [gate])
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
         for _, found, put_at in rows:
@@ -509,15 +509,15 @@ async def cancel(engine: Engine, queue: QueueSettings, s: CoreSession, job_id: i
 
 
 async def _follow(
-    engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome], *, locked: bool = False
+    engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome], *, locked: bool = False
 ) -> None:
-    gates = {outcome.job.id: gate_of(outcome.job.raw_headers) for outcome in ended}
+    gates = {outcome.job.id: limits_of(outcome.job.raw_headers) for outcome in ended}
     freed = {job: gate for job, gate in gates.items() if gate is not None}
     await give_up(engine, queue, s, freed, locked=locked)
     await go_on(engine, queue, s, ended)
 
 
-async def go_on(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+async def go_on(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     """Keep the results of jobs that ended, put the next of their chains, and tell their batches."""
     for outcome in ended:
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
@@ -525,11 +525,11 @@ async def go_on(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Seq
             logger.error("%r: job %d ended without what its headers ask for: %s", queue.name, job.id, job.header_faults)
         await _keep_result(engine, queue, s, outcome)
         await _put_next(engine, queue, s, outcome)
-    await _count_down(engine, queue, s, ended)
+    await _decrement_batch(engine, queue, s, ended)
 
 
 async def _end_rows(
-    s: CoreSession, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome]
+    s: Session, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome]
 ) -> list[Outcome]:
     """Change the rows; those outcomes whose lease was held.
 
@@ -594,7 +594,7 @@ def headers_of_the_dead(job: BaseJob) -> str | None:
     return without_batch(job.headers) or (json.dumps(job.headers) if job.header_faults else None)
 
 
-async def _keep_result(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
     keep = outcome.job.headers.get("keep")
     state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
     if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
@@ -617,7 +617,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: CoreSession, out
     await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
 
 
-async def _put_next(engine: Engine, queue: QueueSettings, s: CoreSession, outcome: Outcome) -> None:
+async def _put_next(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.end == "done" and chain:
@@ -626,7 +626,7 @@ async def _put_next(engine: Engine, queue: QueueSettings, s: CoreSession, outcom
         await insert(engine, s, following.values(), None)
 
 
-async def _count_down(engine: Engine, queue: QueueSettings, s: CoreSession, ended: Sequence[Outcome]) -> None:
+async def _decrement_batch(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     counted = [
         (membership, outcome.end == "done")
         for outcome in ended

@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession, is_above
+from pqcore.db.session import Session, is_above
 from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.operations.atomic import atomic
@@ -69,7 +69,7 @@ def is_gated(headers: str | None) -> bool:
     return headers is not None and _MARK in headers
 
 
-def gate_of(headers: str | None) -> dict[str, Any] | None:
+def limits_of(headers: str | None) -> dict[str, Any] | None:
     """The gate of a row with these headers, if it has one."""
     if not is_gated(headers):
         return None
@@ -95,7 +95,7 @@ def _most_places(wanted: Iterable[Keys]) -> Keys:
 
 def _places_of(headers: str | None, key: str) -> int:
     """The number of places of a key that a job with these headers was put with."""
-    return _keys(gate_of(headers) or {}).get(key, 1)
+    return _keys(limits_of(headers) or {}).get(key, 1)
 
 
 def _locks(engine: Engine, queue: QueueSettings, keys: Iterable[str]) -> dict[int, str]:
@@ -107,7 +107,7 @@ def _locks(engine: Engine, queue: QueueSettings, keys: Iterable[str]) -> dict[in
     return dict(sorted(locks.items()))
 
 
-async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> bool:
+async def _lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iterable[str]) -> bool:
     """Lock the keys until the transaction ends, in one order for all.
 
     Returns:
@@ -120,7 +120,7 @@ async def _lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iter
     return s.own or not is_above(rows[0][0])
 
 
-async def _try_lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: Iterable[str]) -> set[str]:
+async def _try_lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iterable[str]) -> set[str]:
     """Lock those keys that no other transaction has locked, until the transaction ends.
 
     Raises:
@@ -140,9 +140,7 @@ async def _try_lock(engine: Engine, queue: QueueSettings, s: CoreSession, keys: 
     return {locks[lock] for lock, locked, _ in rows if locked}
 
 
-async def admit(
-    engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequence[Row], lease: float
-) -> Sequence[Row]:
+async def admit(engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[Row], lease: float) -> Sequence[Row]:
     """Of rows just leased, those that may run; the others are parked, or come again later.
 
     Where nothing is gated this is a look at each row's headers.
@@ -173,7 +171,7 @@ async def admit(
     return admission.allowed(rows)
 
 
-async def put_back(s: CoreSession, queue: QueueSettings, rows: Sequence[Row], delay: float | None = None) -> None:
+async def put_back(s: Session, queue: QueueSettings, rows: Sequence[Row], delay: float | None = None) -> None:
     """Put leased rows back that were not admitted, as if they had never been taken.
 
     Args:
@@ -199,12 +197,12 @@ class _Admission:
         undecided: The rows of which it is not settled what becomes of them, by job.
     """
 
-    def __init__(self, engine: Engine, queue: QueueSettings, s: CoreSession, rows: Sequence[Row], lease: float) -> None:
+    def __init__(self, engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[Row], lease: float) -> None:
         self._engine = engine
         self._queue = queue
         self._s = s
         self._lease = lease
-        self._gates = {row[0]: gate_of(row[8]) or {} for row in rows}
+        self._gates = {row[0]: limits_of(row[8]) or {} for row in rows}
         self._wanted = {job: _keys(gate) for job, gate in self._gates.items()}
         self._admitted: set[int] = set()
         self._passed_over: Sequence[Row] = ()  # locked by another transaction as they were to be changed
@@ -300,7 +298,7 @@ class _Admission:
             stored = await self._store(decided, {row[0]: row[4] for row in rows})
             opened = {key for key in state.awaited if state.used[key] < places[key]}
             opened |= {key for key, _ in decided.given_up} & locked
-            await _let_in(self._queue, s, {key: places[key] for key in opened})
+            await _unpark_next(self._queue, s, {key: places[key] for key in opened})
         self._admitted |= stored.intersection(decided.admitted)
         left = set(jobs) - stored  # of those that are busy, only what was postponed or parked is stored
         for job in stored:
@@ -421,7 +419,7 @@ class _Decided:
     postponed: list[int] = field(default_factory=list)
 
 
-async def lock_gates(engine: Engine, queue: QueueSettings, s: CoreSession, gates: Iterable[dict[str, Any]]) -> None:
+async def lock_gates(engine: Engine, queue: QueueSettings, s: Session, gates: Iterable[dict[str, Any]]) -> None:
     """Lock all keys of gated jobs that are about to give up their places, before their rows are.
 
     Raises:
@@ -436,7 +434,7 @@ async def lock_gates(engine: Engine, queue: QueueSettings, s: CoreSession, gates
         raise NotSupported(msg)
 
 
-async def try_gates(engine: Engine, queue: QueueSettings, s: CoreSession, gates: dict[int, dict[str, Any]]) -> set[int]:
+async def try_gates(engine: Engine, queue: QueueSettings, s: Session, gates: dict[int, dict[str, Any]]) -> set[int]:
     """Lock the keys of gated jobs as `lock_gates` does, but wait for no lock; the jobs of which all keys are locked."""
     wanted = {job: _keys(gate).keys() for job, gate in gates.items()}
     locked = await _try_lock(engine, queue, s, {key for keys in wanted.values() for key in keys})
@@ -460,7 +458,7 @@ def in_parts(gates: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, A
 
 
 async def give_up(
-    engine: Engine, queue: QueueSettings, s: CoreSession, gates: dict[int, dict[str, Any]], *, locked: bool = False
+    engine: Engine, queue: QueueSettings, s: Session, gates: dict[int, dict[str, Any]], *, locked: bool = False
 ) -> None:
     """Free the places of jobs, and let those run that waited for them.
 
@@ -483,10 +481,10 @@ async def give_up(
     if s.late and s.owed is not None:
         s.owed.append(partial(_let_in_later, engine, queue, keys))
     else:
-        await _let_in(queue, s, keys)
+        await _unpark_next(queue, s, keys)
 
 
-async def _let_in_later(engine: Engine, queue: QueueSettings, keys: Keys, s: CoreSession) -> None:
+async def _let_in_later(engine: Engine, queue: QueueSettings, keys: Keys, s: Session) -> None:
     """Let those in that waited for places which a block has given up, and committed.
 
     A key that stays locked by another transaction is left to the next admission under it, or to the sweep.
@@ -495,20 +493,20 @@ async def _let_in_later(engine: Engine, queue: QueueSettings, keys: Keys, s: Cor
     for pause in WAITS:
         async with atomic(s):
             locked = await _try_lock(engine, queue, s, left)
-            await _let_in(queue, s, {key: left[key] for key in locked})
+            await _unpark_next(queue, s, {key: left[key] for key in locked})
         left = {key: places for key, places in left.items() if key not in locked}
         if not left:
             return
         await engine.runtime.sleep(pause)
 
 
-async def _free_places(queue: QueueSettings, s: CoreSession, places: Sequence[tuple[str, int]]) -> None:
+async def _free_places(queue: QueueSettings, s: Session, places: Sequence[tuple[str, int]]) -> None:
     """Free single places of jobs that are parked; their keys are locked."""
     values = {"q_name": queue.name, "keys": [key for key, _ in places], "ids": [job for _, job in places]}
     await s.execute(s.sql.tasks.free_places, s.sql.tasks.free_places.bind(values))
 
 
-async def _let_in(queue: QueueSettings, s: CoreSession, keys: Keys) -> None:
+async def _unpark_next(queue: QueueSettings, s: Session, keys: Keys) -> None:
     """Let parked jobs go on, as far as a key has places; no job past the number that it was put with.
 
     Args:
@@ -536,14 +534,14 @@ async def _let_in(queue: QueueSettings, s: CoreSession, keys: Keys) -> None:
             await s.execute(tasks.park_again, tasks.park_again.bind({**values, "ids": sorted(past)}))
 
 
-async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
+async def sweep(engine: Engine, queue: QueueSettings, s: Session) -> None:
     """Free places of jobs that are gone, and let in jobs that can go on; the next sweep does what is locked now.
 
     For what was deleted, finished or taken by other ways than a worker's: nobody told those that wait.
     """
     tasks = s.sql.tasks
     await s.execute(tasks.sweep_slots, tasks.sweep_slots.bind({"q_name": queue.name}))
-    circle = _circle(await s.execute(tasks.held_in_vain, tasks.held_in_vain.bind({"q_name": queue.name})))
+    circle = _deadlocked_slots(await s.execute(tasks.held_in_vain, tasks.held_in_vain.bind({"q_name": queue.name})))
     rows = await s.execute(tasks.parked_keys, tasks.parked_keys.bind({"q_name": queue.name}))
     for key, headers in rows:
         places = _places_of(headers, key)
@@ -552,10 +550,10 @@ async def sweep(engine: Engine, queue: QueueSettings, s: CoreSession) -> None:
                 continue
             if surplus := [place for place in circle if place[0] == key]:
                 await _free_places(queue, s, surplus)
-            await _let_in(queue, s, {key: places})
+            await _unpark_next(queue, s, {key: places})
 
 
-def _circle(held: Iterable[Row]) -> list[tuple[str, int]]:
+def _deadlocked_slots(held: Iterable[Row]) -> list[tuple[str, int]]:
     """The places of jobs that wait for one another: so they do if they were put with other limits for the same keys.
 
     Args:

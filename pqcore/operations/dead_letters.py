@@ -11,7 +11,7 @@ from types import TracebackType
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.interrupts import is_from_outside
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.operations.atomic import atomic, with_free_ids
 from pqcore.operations.put_refusals import not_stored
@@ -74,7 +74,7 @@ async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None
     _checked(reason)
 
     async def rise(some: Sequence[int] | None) -> int:
-        async def work(s: CoreSession) -> int:
+        async def work(s: Session) -> int:
             query = s.sql.tasks.revive
             async with atomic(s):
                 [[risen, put]] = await s.execute(

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from pqcore import schema
 from pqcore.backend import Capability, Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations import reencode
 from pqcore.operations.complete import PUT_OFF
@@ -27,7 +27,7 @@ from pqcore.operations.schema_info import ask
 from pqcore.plugins import plugins
 from pqcore.schema import security, sequences
 from pqcore.serializers import held_keys, written_under
-from pqcore.sql.fragments import IS_HIDDEN, IS_READY
+from pqcore.sql.fragments import IS_DEFERRED, IS_READY
 from pqcore.sql.statement import Query, plain
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
@@ -119,7 +119,7 @@ SELECT coalesce((SELECT sum(n_tup_ins)::bigint FROM pg_stat_all_tables WHERE rel
 async def activity(engine: Engine) -> Activity:
     """Ask the server's statistics, which are up to a second old."""
 
-    async def work(s: CoreSession) -> Activity:
+    async def work(s: Session) -> Activity:
         [[inserted, dead, connections, oldest]] = await ask(engine, s, "activity", _ACTIVITY)
         usage = None
         if engine.offers(Capability.LISTEN):
@@ -143,7 +143,7 @@ class _Patient:
     """
 
     engine: Engine
-    s: CoreSession
+    s: Session
     queues: Sequence[str]
     _table: Row | None = None
 
@@ -175,7 +175,7 @@ async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
     """
     found: list[Finding] = []
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         patient = _Patient(engine, s, queues)
         for name, check in _SERVER:
             await _collect(found, patient, name, check)
@@ -379,14 +379,14 @@ async def _listening(patient: _Patient) -> list[Finding]:
 _PID = plain("pid", "SELECT pg_backend_pid()")
 
 
-async def _is_moved(s: CoreSession, other: CoreSession) -> bool:
+async def _is_moved(s: Session, other: Session) -> bool:
     """Whether statements of a connection reach several sessions of the server's, or those of two the same one.
 
     The one that was used last is given to whoever comes next, or it is the next one's turn; and none is given while
     somebody has a transaction open on it.
     """
 
-    async def pid(session: CoreSession) -> int:
+    async def pid(session: Session) -> int:
         return int((await session.execute(_PID))[0][0])
 
     ours, others = set(), {await pid(other)}
@@ -747,7 +747,7 @@ SELECT q_name, error->>'type', count(*), min(error->>'message') FROM (
     " UNION ALL ".join(
         f"(SELECT q_name, error FROM {{table}} WHERE {kind} AND error IS NOT NULL AND schedule_at IS NOT NULL"
         " LIMIT 10000)"
-        for kind in (IS_READY, IS_HIDDEN)
+        for kind in (IS_READY, IS_DEFERRED)
     )
 } ) AS waiting
 WHERE error->>'type' = ANY (:reasons::text[]) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
@@ -858,7 +858,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
     found: list[Finding] = []
     takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]
     for queue in queues:
-        for query in (*takes, patient.s.sql.why_empty):
+        for query in (*takes, patient.s.sql.next_due_probe):
             for mode in ("custom", "generic"):
                 plan = await _explained(patient.s, query, {"q_name": queue, "lease": 60.0}, mode)
                 found += _judged(patient, queue, query, mode, plan, whole, few=pages <= FEW_PAGES)
@@ -869,7 +869,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
     return [Finding("plan", "ok", f"takes of {some} go through {names}", details={"queues": queues})]
 
 
-async def _explained(s: CoreSession, query: Query, values: Mapping[str, object], mode: str) -> Any:
+async def _explained(s: Session, query: Query, values: Mapping[str, object], mode: str) -> Any:
     """The plan of a statement, as a server-side prepared statement has it; it is not run.
 
     In a transaction that is read-only, so that even an EXPLAIN ANALYZE would take nothing.
@@ -905,7 +905,7 @@ def _judged(
     nodes = list(_nodes(plan))
     table = patient.engine.names.table
     wanted = {patient.bare(name) for name in ("ready_index", "urgent_index", "hidden_index")}
-    if query.name == "why_empty":
+    if query.name == "next_due_probe":
         wanted.discard(patient.bare("urgent_index"))
     used = {whole.get(node["Index Name"], node["Index Name"]) for node in nodes if _in_order(node)}
     read = [(node["Node Type"], node.get("Relation Name")) for node in nodes]

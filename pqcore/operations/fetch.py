@@ -12,7 +12,7 @@ from typing import Any
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.interrupts import let_through
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
@@ -62,7 +62,7 @@ async def get(
     deadline = None
     topic = queue.channel
     while True:
-        ticket = engine.ticket(topic) if block else None  # before the look, so that what comes after it counts
+        ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
         rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
             break
@@ -121,7 +121,7 @@ def _take(
     values = {"q_name": queue.name, "lease": lease}
     bound = queue.bound
 
-    async def work(s: CoreSession) -> tuple[Sequence[Row], float | None]:
+    async def work(s: Session) -> tuple[Sequence[Row], float | None]:
         if engine.security is not None:
             engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
         rows: Sequence[Row] = ()
@@ -133,7 +133,7 @@ def _take(
             query = s.sql.take("ordered", finish, n)
             rows = await s.execute(query, query.bind(values))
         if not rows:
-            [[something_out, wake_in]] = await s.execute(s.sql.why_empty, s.sql.why_empty.bind(values))
+            [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             if something_out:
                 for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
                     rows = await s.execute(query, query.bind(values))
@@ -236,7 +236,7 @@ async def _try_to_follow(
     queue: QueueSettings,
     jobs: Sequence[BaseJob],
     left: Sequence[Row],
-    operation: Callable[[CoreSession, Sequence[BaseJob]], Awaitable[None]],
+    operation: Callable[[Session, Sequence[BaseJob]], Awaitable[None]],
 ) -> None:
     """Do something about jobs in one transaction, or, if that fails, in one for each.
 
@@ -248,7 +248,7 @@ async def _try_to_follow(
         operation: What is done.
     """
 
-    async def work(s: CoreSession, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
+    async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
         async with atomic(s):
             await operation(s, ones)
         return left, None
@@ -282,7 +282,7 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
 async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
     """Put rows back that were taken for somebody who is no longer there to take them."""
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]
         for row in rows:
             values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
@@ -301,7 +301,7 @@ async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
     """Read the next rows due."""
     _check_number(n)
 
-    async def work(s: CoreSession) -> Sequence[Row]:
+    async def work(s: Session) -> Sequence[Row]:
         query = s.sql.peek(n)
         return await s.execute(query, query.bind({"q_name": queue.name}))
 

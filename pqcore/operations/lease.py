@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import gate_of, give_up, in_parts, lock_gates
+from pqcore.operations.concurrency_limits import give_up, in_parts, limits_of, lock_gates
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec, seconds
 
@@ -37,10 +37,10 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     if not jobs:
         return []
     gates = {
-        job.id: gate for job in jobs if job.raw_headers is not None and (gate := gate_of(job.raw_headers)) is not None
+        job.id: gate for job in jobs if job.raw_headers is not None and (gate := limits_of(job.raw_headers)) is not None
     }
 
-    async def work(s: CoreSession) -> Sequence[Row]:
+    async def work(s: Session) -> Sequence[Row]:
         if not gates:
             return await ack_rows(s, queue, jobs)
         plain = [job for job in jobs if job.id not in gates]
@@ -58,7 +58,7 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     return [job for job in jobs if (job.id, job.attempts) not in done]
 
 
-async def ack_rows(s: CoreSession, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
+async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
     """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
     query = s.sql.ack[queue.retention]
     return await s.execute(query, query.bind({**pairs(jobs), "q_name": queue.name}))
@@ -75,9 +75,9 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.attempts, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
-    gate = gate_of(job.raw_headers)
+    gate = limits_of(job.raw_headers)
 
-    async def work(s: CoreSession) -> Sequence[Row]:
+    async def work(s: Session) -> Sequence[Row]:
         query = s.sql.nack
         if gate is None:
             return await s.execute(query, query.bind(values))

@@ -11,7 +11,7 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
-from pqcore.job import Moment
+from pqcore.job import UtcDatetime
 from pqcore.operations.dead_letters import error_of
 from pqcore.operations.results import put_time
 from pqcore.settings import QueueSettings
@@ -55,11 +55,11 @@ class StoredJob:
     failures: int
     error: dict[str, str]
     reason: str | None
-    enqueued_at: Moment | None
-    schedule_at: Moment | None
-    expected_at: Moment | None
-    finished_at: Moment | None
-    leased_until: Moment | None
+    enqueued_at: UtcDatetime | None
+    schedule_at: UtcDatetime | None
+    expected_at: UtcDatetime | None
+    finished_at: UtcDatetime | None
+    leased_until: UtcDatetime | None
     parked_on: str | None
     task: str | None
 
@@ -93,7 +93,7 @@ def _fields(row: Row) -> dict[str, Any]:
     return {
         **dict(zip(_NAMES, row[:8], strict=True)),
         "error": error_of(row[6]),
-        **{name: Moment.of(moment) for name, moment in zip(_TIMES, row[8:13], strict=True)},
+        **{name: UtcDatetime.of(moment) for name, moment in zip(_TIMES, row[8:13], strict=True)},
         "parked_on": row[13],
         "task": path_in(row[14]),
     }
@@ -189,7 +189,9 @@ async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[S
     return [StoredJob(**_fields(row)) for row in rows[:n]]
 
 
-async def whole(engine: Engine, job_id: int, queue: QueueSettings | None = None, most: int | None = None) -> WholeJob:
+async def get_full_job(
+    engine: Engine, job_id: int, queue: QueueSettings | None = None, most: int | None = None
+) -> WholeJob:
     """All that is stored of a job.
 
     Args:

@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
 from pqcore.operations.admin import in_slices
 from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import gate_of, give_up, lock_gates
+from pqcore.operations.concurrency_limits import give_up, limits_of, lock_gates
 from pqcore.settings import QueueSettings
 from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds
@@ -88,14 +88,14 @@ async def move(
 
 
 async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: dict[str, object]) -> int:
-    async def work(s: CoreSession) -> int:
+    async def work(s: Session) -> int:
         find, query = s.sql.upkeep.gates[kind], s.sql.upkeep.move[kind]
         async with atomic(s):
             # Keys are locked before rows, as everywhere: so nobody waits for us who is waited for by us.
-            before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := gate_of(headers))]
+            before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := limits_of(headers))]
             await lock_gates(engine, queue, s, before)
             rows = await s.execute(query, query.bind(values))
-            gates = {row[0]: gate for row in rows if (gate := gate_of(row[1])) is not None}
+            gates = {row[0]: gate for row in rows if (gate := limits_of(row[1])) is not None}
             await give_up(engine, queue, s, gates, locked=_within(gates.values(), before))
         return len(rows)
 

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
-from pqcore.events import PutEvent, around, tell
+from pqcore.events import PutEvent, call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.put_refusals import causes, not_stored
@@ -99,7 +99,7 @@ def _start(
     connection: object,
     options: Mapping[str, Any] | None,
 ) -> Coroutine[Any, Any, T]:
-    if plugins.heard("pqcore_around_put", "pqcore_job_put"):
+    if plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return _put_and_tell(read, engine, queue, data, times, connection, options)
     return _put(read, engine, queue, data, times, connection, options)
 
@@ -115,11 +115,11 @@ async def _put_and_tell(
 ) -> T:
     options = dict(options or {})
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
-    with around("pqcore_around_put", event):
+    with run_wrapped("pqcore_around_put", event):
         options["headers"] = event.headers
         row = await _put(identity, engine, queue, data, times, connection, options)
         event.ids = [row[0]]
-    await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
+    await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return read(row)
 
 
@@ -143,7 +143,7 @@ async def _put(
     if times is not None:
         values.update(times)
 
-    async def plain(s: CoreSession) -> T:
+    async def plain(s: Session) -> T:
         if read is _number:
             query = s.sql.put if times is None else s.sql.put_timed
         else:
@@ -159,7 +159,7 @@ async def _put(
     return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
 
 
-async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedup: Dedup | None) -> Row:
+async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None) -> Row:
     """Insert a row with all that it may have, under its dedup key.
 
     Args:
@@ -209,7 +209,7 @@ async def insert(engine: Engine, s: CoreSession, row: Mapping[str, object], dedu
     raise TransientError(msg)
 
 
-async def _put_for_a_time(engine: Engine, s: CoreSession, values: Mapping[str, object], period: float) -> Sequence[Row]:
+async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, object], period: float) -> Sequence[Row]:
     """Put a row under a key that is held for a time, unless it is taken."""
     tasks = s.sql.tasks
     async with atomic(s):
@@ -233,13 +233,13 @@ async def put_many(
 ) -> list[int]:
     """Put many rows, all or none; their ids in order.  ``options`` as for `put`, but no ``dedup``."""
     times = times_of(schedule_at, expected_at) or NO_TIMES
-    if not plugins.heard("pqcore_around_put", "pqcore_job_put"):
+    if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})
     options = dict(options or {})
     event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}), many=True)
-    with around("pqcore_around_put", event):
+    with run_wrapped("pqcore_around_put", event):
         event.ids = await _put_many(engine, queue, items, times, connection, {**options, "headers": event.headers})
-    await tell("pqcore_job_put", event, blocking=not engine.runtime.suspends)
+    await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
     return event.ids
 
 
@@ -262,11 +262,11 @@ async def _put_many(
         **times,
     }
 
-    async def send(s: CoreSession, chunk: _Chunk) -> list[int]:
+    async def send(s: Session, chunk: _Chunk) -> list[int]:
         elements, number = chunk
         return (await insert_many(engine, s, common, elements, number, binary=binary))[0]
 
-    async def work(s: CoreSession) -> list[int]:
+    async def work(s: Session) -> list[int]:
         ids: list[int] = []
         if connection is not None and not s.in_transaction():
             # The caller's connection is idle: whether its driver begins is its own
@@ -358,7 +358,7 @@ def as_element(encoded: Encoded) -> str:
 
 async def insert_many(
     engine: Engine,
-    s: CoreSession,
+    s: Session,
     common: Mapping[str, object],
     elements: Sequence[str],
     number: int,
@@ -377,7 +377,7 @@ async def insert_many(
             `as_element`, and this says whether they hold bytes.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    told = None if s.in_transaction() and not s.callers else number  # the caller's has no savepoint
+    told = None if s.in_transaction() and not s.caller_owned else number  # the caller's has no savepoint
     values = {**common, "items": f"[{','.join(elements)}]", "binary": binary, "number": told}
     try:
         [[first, put, ids, put_at]] = await s.execute(query, query.bind(values))

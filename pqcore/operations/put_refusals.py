@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import DatabaseError, NotStored
 from pqcore.operations.schema_info import ask
 
@@ -20,7 +20,7 @@ BALANCED = (
 )
 
 
-async def causes(engine: Engine, s: CoreSession) -> list[str]:
+async def causes(engine: Engine, s: Session) -> list[str]:
     """Return what may have kept a row from being stored, or from being seen."""
     try:
         [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
@@ -38,7 +38,7 @@ async def causes(engine: Engine, s: CoreSession) -> list[str]:
     return found
 
 
-async def not_stored(engine: Engine, s: CoreSession, doing: str) -> NotStored:
+async def not_stored(engine: Engine, s: Session, doing: str) -> NotStored:
     """Return the error that says so of a statement which stored fewer rows than it was given."""
     found = await causes(engine, s)
     why = "; or ".join(found) or f"a trigger or rule of table {engine.names} left the row out"

@@ -7,7 +7,7 @@ See https://en.wikipedia.org/wiki/Token_bucket.
 from __future__ import annotations
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.settings import QueueSettings
 
 
@@ -16,7 +16,7 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
     capacity, rate = queue.bucket
     values = {"q_name": queue.name, "n": n, "capacity": capacity, "rate": rate}
 
-    async def work(s: CoreSession) -> tuple[int, float]:
+    async def work(s: Session) -> tuple[int, float]:
         query, fill = s.sql.tasks.draw, s.sql.tasks.fill
         rows = await s.execute(query, query.bind(values))
         if not rows:  # the first time

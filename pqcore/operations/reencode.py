@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
 from pqcore.headers import check_link
 from pqcore.operations.atomic import atomic
@@ -376,7 +376,7 @@ class _Reencoding:
     async def _store(self, statement: str, place: str, changes: Sequence[dict[str, Any]]) -> None:
         """Write rows in one transaction; if the server refuses one of them, each in its own."""
 
-        async def work(s: CoreSession) -> list[int]:
+        async def work(s: Session) -> list[int]:
             query = _query(s, statement)
             async with atomic(s):  # no row is waited for, so the order is of no matter
                 return [values["id"] for values in changes if await s.execute(query, query.bind(values))]
@@ -472,7 +472,7 @@ def _ids(marks: str) -> tuple[str, ...]:
     return read_marks(marks.encode())
 
 
-def _query(s: CoreSession, name: str) -> Query:
+def _query(s: Session, name: str) -> Query:
     kind, _, place = name.partition(".")
     found = getattr(s.sql.encodings, kind)
     return found[place] if place else found  # type: ignore[no-any-return]
@@ -491,7 +491,7 @@ def _asking(engine: Engine) -> _Ask:
     return ask
 
 
-def _asking_of(s: CoreSession) -> _Ask:
+def _asking_of(s: Session) -> _Ask:
     """Return what runs statements with a session."""
 
     async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
@@ -517,7 +517,7 @@ async def encodings(engine: Engine) -> list[Encoding]:
     return await _counted(_asking(engine), None)
 
 
-async def counted(s: CoreSession, most: int) -> list[Encoding]:
+async def counted(s: Session, most: int) -> list[Encoding]:
     """Count data as `encodings` does, of a part of the rows.
 
     Args:
@@ -599,7 +599,7 @@ def _is_left(one: Encoding, writer: _Writer | None, old: frozenset[str]) -> bool
     return not writer.is_current(one.serializer or None, keys)
 
 
-async def _refuse_transaction(s: CoreSession) -> None:
+async def _refuse_transaction(s: Session) -> None:
     if s.in_transaction():
         raise ConfigurationError("the connection has a transaction open; commit it before data are re-encoded")
 

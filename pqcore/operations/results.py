@@ -13,7 +13,7 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
-from pqcore.job import BaseJob, JobId, Moment
+from pqcore.job import BaseJob, JobId, UtcDatetime
 from pqcore.operations.serialize import decode
 from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import results_channel
@@ -53,9 +53,9 @@ class JobInfo:
     error: dict[str, str] = field(default_factory=dict)
     progress: Any = None
     headers: dict[str, Any] = field(default_factory=dict)
-    enqueued_at: Moment | None = None
-    schedule_at: Moment | None = None
-    expected_at: Moment | None = None
+    enqueued_at: UtcDatetime | None = None
+    schedule_at: UtcDatetime | None = None
+    expected_at: UtcDatetime | None = None
 
 
 def put_time(engine: Engine, job_id: int) -> datetime | None:
@@ -77,7 +77,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     progress = None if not kept or kept[0][1] is None else json.loads(kept[0][1])
     if rows:
         state, error, attempts, headers, failures, *times = rows[0]
-        moments = [Moment.of(moment) for moment in times]
+        moments = [UtcDatetime.of(moment) for moment in times]
         if error is None and state == "done" and kept:
             error = kept[0][5]  # why its result could not be stored
         return JobInfo(
@@ -133,7 +133,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     deadline = None if limit is None else time.monotonic() + limit
     topic = results_channel(queue.name)
     while True:
-        ticket = engine.ticket(topic)  # before the look, so that what comes after it counts
+        ticket = engine.snapshot(topic)  # before the look, so that what comes after it counts
         found = await _find(engine, queue, "tasks.find_result", job_id)
         if found and found[0][0] != "running":
             return await _read(engine, queue, job_id, *found[0])

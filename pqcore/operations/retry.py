@@ -34,7 +34,7 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     more, but for its batch, which has counted it. One that waits, is leased or parked is left as it is.
     """
     try:
-        job = await list_jobs.whole(engine, job_id, queue)
+        job = await list_jobs.get_full_job(engine, job_id, queue)
     except JobNotFound:
         return Retried(int(job_id), "none", done=False)
     values: dict[str, object] = {"id": job.id, "q_name": queue.name, "channel": queue.channel}

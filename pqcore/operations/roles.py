@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.operations.atomic import atomic
 from pqcore.operations.schema_info import ask
@@ -80,7 +80,7 @@ def roles_of(names: TableName, prefix: str | None = None) -> Roles:
     return Roles(*(fit(f"{begin}_{kind}") for kind in KINDS))
 
 
-async def statements(engine: Engine, s: CoreSession, prefix: str | None = None) -> list[str]:
+async def statements(engine: Engine, s: Session, prefix: str | None = None) -> list[str]:
     """What makes the roles that are not there, and grants them what they need; may be run again.
 
     They cannot log in: ``GRANT queue_producer TO shop`` lets an application's role do as they may. Changing the
@@ -134,7 +134,7 @@ async def grant(engine: Engine, prefix: str | None = None) -> Roles:
     """
     roles = roles_of(engine.names, prefix)
 
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         # The server only warns who grants what is not theirs to grant.
         [[owner, role]] = await ask(engine, s, "find_owner", _FIND_OWNER)
         if not owner:

@@ -29,7 +29,7 @@ _BEFORE_URGENT = "-infinity -infinity -1"
 _BEFORE_READY = "-infinity -1"
 
 
-class LowerBound:
+class ScanPosition:
     """The last keys that a queue object took, by class of rows.
 
     Threads may share it: whatever they leave in it is the key of a row that one of them took.

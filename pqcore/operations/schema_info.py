@@ -9,7 +9,7 @@ from typing import Any, cast
 from pqcore import schema
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import SchemaError, SchemaOutdated, TableMissing
 from pqcore.schema import sequences
 from pqcore.sql.statement import Query, compile_query, plain
@@ -28,7 +28,7 @@ COUNTED = 100_000
 """Rows of a table that are counted, before it is said that there are more."""
 
 
-async def ask(engine: Engine, s: CoreSession, name: str, template: str, **values: object) -> Sequence[Row]:
+async def ask(engine: Engine, s: Session, name: str, template: str, **values: object) -> Sequence[Row]:
     """Run a statement that only reads; ``:table_name`` is the table's quoted name."""
     query = compile_query(name, template, engine.names.substitutions(), engine.spec.paramstyle)
     return await s.execute(query, query.bind({"table_name": str(engine.names), **values}))
@@ -73,7 +73,7 @@ class PQTable:
     indexes: tuple[str, ...]
 
 
-async def look_at_pqs(engine: Engine) -> PQTable:
+async def read_pq_table(engine: Engine) -> PQTable:
     """Look at a table that pqcore did not make, before it is adopted.
 
     Raises:
@@ -81,7 +81,7 @@ async def look_at_pqs(engine: Engine) -> PQTable:
         SchemaError: It is no table of pq's: nothing is changed.
     """
 
-    async def work(s: CoreSession) -> PQTable:
+    async def work(s: Session) -> PQTable:
         if await schema.version(s, engine.names) is None:
             raise TableMissing(f"table {engine.names} does not exist: there is nothing to adopt")
         columns = {
@@ -137,7 +137,7 @@ async def look_at_pqs(engine: Engine) -> PQTable:
 class _Recorder:
     """A session that reads, and writes down what would be changed instead of doing it."""
 
-    def __init__(self, session: CoreSession) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self.sql = session.sql
         self.defaults = session.defaults
@@ -191,7 +191,7 @@ async def script(
         SchemaTooNew: A newer pqcore made it.
     """
 
-    async def work(s: CoreSession) -> list[str]:
+    async def work(s: Session) -> list[str]:
         await s.begin_own()
         try:
             await s.execute(plain("read_only", "SET TRANSACTION READ ONLY", rows=False))
@@ -207,7 +207,7 @@ async def script(
             else:
                 return remedies
             recorder = _Recorder(s)
-            await schema.create(cast("CoreSession", recorder), engine.names, engine.runtime.sleep, partitions)
+            await schema.create(cast("Session", recorder), engine.names, engine.runtime.sleep, partitions)
             return recorder.statements + remedies
         finally:
             await s.rollback()

@@ -32,7 +32,7 @@ from pqcore.sql.identifiers import literal, unquoted
 from pqcore.sql.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
     from pqcore.sql.identifiers import TableName
 
 T = TypeVar("T")
@@ -91,12 +91,12 @@ def _query(names: TableName, name: str, template: str, *, rows: bool = True, con
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
-def _worded(session: CoreSession, name: str, sql: str) -> Query:
+def _worded(session: Session, name: str, sql: str) -> Query:
     """A statement without parameters, as the dialect has it."""
     return plain(name, session.sql.reworded(name, sql))
 
 
-async def version(session: CoreSession, names: TableName) -> int | None:
+async def version(session: Session, names: TableName) -> int | None:
     """The version of the table; 0 for one of pq's, None if there is none.
 
     Raises:
@@ -105,7 +105,7 @@ async def version(session: CoreSession, names: TableName) -> int | None:
     return (await _look(session, names))[0]
 
 
-async def _look(session: CoreSession, names: TableName) -> tuple[int | None, bool]:
+async def _look(session: Session, names: TableName) -> tuple[int | None, bool]:
     """The version of the table, and whether row-level security binds the role there."""
     table, recorded = literal(str(names)), literal(names.beside("pqcore_migrations"))
     # What is asked first on a connection: so the default isolation level is asked for with it.
@@ -129,7 +129,7 @@ async def _look(session: CoreSession, names: TableName) -> tuple[int | None, boo
     return int(number), bool(bound)
 
 
-async def check_version(session: CoreSession, names: TableName) -> security.Security | None:
+async def check_version(session: Session, names: TableName) -> security.Security | None:
     """Refuse a table that this pqcore cannot work with.
 
     Returns:
@@ -147,7 +147,7 @@ async def check_version(session: CoreSession, names: TableName) -> security.Secu
     return secured
 
 
-async def _check(session: CoreSession, names: TableName, found: int | None) -> None:
+async def _check(session: Session, names: TableName, found: int | None) -> None:
     if found is None:
         msg = f"table {names} does not exist: call create() once to make it, or run pqcore create"
         raise TableMissing(msg)
@@ -160,7 +160,7 @@ async def _check(session: CoreSession, names: TableName, found: int | None) -> N
         raise SchemaOutdated(msg)
 
 
-async def _needed(session: CoreSession, names: TableName) -> int:
+async def _needed(session: Session, names: TableName) -> int:
     """The version that code must know to work on a table of a newer one."""
     sql = f"SELECT max(coalesce(needs, version)) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
@@ -170,7 +170,7 @@ async def _needed(session: CoreSession, names: TableName) -> int:
 
 
 async def create(
-    session: CoreSession,
+    session: Session,
     names: TableName,
     sleep: Callable[[float], Awaitable[None]],
     partitions: int | None = None,
@@ -221,7 +221,7 @@ async def create(
 
 
 async def _migrate(
-    session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
+    session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
 ) -> None:
     """Make or migrate the table outside of a transaction of the caller's; nobody else does meanwhile."""
 
@@ -247,7 +247,7 @@ async def _migrate(
 
 
 async def in_short_transactions(
-    session: CoreSession,
+    session: Session,
     names: TableName,
     sleep: Callable[[float], Awaitable[None]],
     work: Callable[[], Awaitable[T]],
@@ -278,7 +278,7 @@ async def in_short_transactions(
 
 
 @asynccontextmanager
-async def _transaction(session: CoreSession) -> AsyncIterator[None]:
+async def _transaction(session: Session) -> AsyncIterator[None]:
     """A transaction that waits for locks for a limited time."""
     await session.begin_own()
     try:
@@ -292,7 +292,7 @@ async def _transaction(session: CoreSession) -> AsyncIterator[None]:
     await session.commit()
 
 
-async def _apply_all(session: CoreSession, names: TableName, partitions: Partitions) -> None:
+async def _apply_all(session: Session, names: TableName, partitions: Partitions) -> None:
     await _lock_schema(session, names)
     found = await version(session, names)
     if found is not None:
@@ -303,7 +303,7 @@ async def _apply_all(session: CoreSession, names: TableName, partitions: Partiti
         await _apply(session, names, number, partitions)
 
 
-async def _lock_schema(session: CoreSession, names: TableName) -> None:
+async def _lock_schema(session: Session, names: TableName) -> None:
     """Have no other transaction migrate a table of the schema until this one ends.
 
     What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
@@ -312,12 +312,12 @@ async def _lock_schema(session: CoreSession, names: TableName) -> None:
     await session.execute(_worded(session, "lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
 
 
-async def _apply_alone(session: CoreSession, names: TableName, number: int) -> None:
+async def _apply_alone(session: Session, names: TableName, number: int) -> None:
     await _lock_schema(session, names)
     await _apply(session, names, number, await _partitions(session, names))
 
 
-async def _partitions(session: CoreSession, names: TableName) -> Partitions:
+async def _partitions(session: Session, names: TableName) -> Partitions:
     """The partitions of a table that is there; none if it has none."""
     sql = (
         "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass("
@@ -328,7 +328,7 @@ async def _partitions(session: CoreSession, names: TableName) -> Partitions:
     return Partitions(tuple(row[0] for row in found), made=True)
 
 
-async def _check_partitions(session: CoreSession, names: TableName, wanted: int) -> None:
+async def _check_partitions(session: Session, names: TableName, wanted: int) -> None:
     number = len((await _partitions(session, names)).names)
     if number != wanted:
         msg = (
@@ -338,7 +338,7 @@ async def _check_partitions(session: CoreSession, names: TableName, wanted: int)
         raise ConfigurationError(msg)
 
 
-async def _apply(session: CoreSession, names: TableName, number: int, partitions: Partitions) -> None:
+async def _apply(session: Session, names: TableName, number: int, partitions: Partitions) -> None:
     if number == 1 and names.schema is not None:
         schema = literal(names.schema)
         [[exists]] = await session.execute(
@@ -355,7 +355,7 @@ async def _apply(session: CoreSession, names: TableName, number: int, partitions
     await _record(session, names, number)
 
 
-async def _build_indexes(session: CoreSession, names: TableName) -> None:
+async def _build_indexes(session: Session, names: TableName) -> None:
     await _drop_invalid(session, names, "CONCURRENTLY")
     alone = not (await _partitions(session, names)).names  # else the server has it locked meanwhile
     for statement in migrations()[INDEXES - 1]:
@@ -363,7 +363,7 @@ async def _build_indexes(session: CoreSession, names: TableName) -> None:
     await _record(session, names, INDEXES)
 
 
-async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -> None:
+async def _drop_invalid(session: Session, names: TableName, how: str = "") -> None:
     """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done.
 
     Only what is pqcore's: an index of somebody else's may be one that is being built.
@@ -384,7 +384,7 @@ async def _drop_invalid(session: CoreSession, names: TableName, how: str = "") -
         await session.execute(plain("drop_invalid", f"DROP INDEX {how} IF EXISTS {index}", rows=False))
 
 
-async def _record(session: CoreSession, names: TableName, number: int) -> None:
+async def _record(session: Session, names: TableName, number: int) -> None:
     record, table, least = names.beside("pqcore_migrations"), literal(names.table), needs(number)
     # Of the first versions it was not told, and a record that was made with them has no column for it yet.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
@@ -393,7 +393,7 @@ async def _record(session: CoreSession, names: TableName, number: int) -> None:
     await session.execute(plain("record", f"{sql} ON CONFLICT DO NOTHING", rows=False))
 
 
-async def drop(session: CoreSession, names: TableName) -> None:
+async def drop(session: Session, names: TableName) -> None:
     """Drop the table with all that `create` made for it, jobs included; to be called in a transaction."""
     places = names.substitutions()
     made = re.compile(r"CREATE TABLE IF NOT EXISTS \{(\w+)\}")
@@ -404,7 +404,7 @@ async def drop(session: CoreSession, names: TableName) -> None:
     await forget(session, names)
 
 
-async def forget(session: CoreSession, names: TableName) -> None:
+async def forget(session: Session, names: TableName) -> None:
     """Forget which version the table is of, as where it is gone; with it the record, if it was of no other table."""
     record = names.beside("pqcore_migrations")
     [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({literal(record)}) IS NOT NULL"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from pqcore.db.runtime import drive
-from pqcore.db.session import CoreSession, Defaults
+from pqcore.db.runtime import run_sync
+from pqcore.db.session import Defaults, Session
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
@@ -20,9 +20,9 @@ _ANSWERS: dict[str, list[list[bool | str]]] = {
 }
 
 
-def write_down(execute: Callable[[str], None], operation: Callable[[CoreSession], Awaitable[None]]) -> None:
+def write_down(execute: Callable[[str], None], operation: Callable[[Session], Awaitable[None]]) -> None:
     """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
-    drive(cast("Any", operation(cast("CoreSession", _OnPaper(execute)))))
+    run_sync(cast("Any", operation(cast("Session", _OnPaper(execute)))))
 
 
 class _OnPaper:

@@ -10,7 +10,7 @@ from pqcore.sql.identifiers import literal
 from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
 
 COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 """What a policy may be for, as the catalogue has it."""
@@ -62,12 +62,12 @@ class Security:
         )
 
 
-def binds(session: CoreSession, table: str) -> str:
+def binds(session: Session, table: str) -> str:
     """The expression that tells whether row-level security binds the role that asks, on a table that is there."""
     return "false" if session.sql.name in UNSUPPORTED else f"row_security_active(to_regclass({literal(table)})::oid)"
 
 
-async def look(session: CoreSession, table: str) -> Security | None:
+async def look(session: Session, table: str) -> Security | None:
     """Return what row-level security does to a table for the role that asks; None if nothing, or if there is no table.
 
     Args:

@@ -15,7 +15,7 @@ from pqcore.sql.identifiers import literal
 from pqcore.sql.statement import plain
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
     from pqcore.sql.identifiers import TableName
 
 HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -57,7 +57,7 @@ class IdSequence:
         return f"SELECT setval({literal(self.name)}, {max(self.highest.values())})"
 
 
-async def look(session: CoreSession, names: TableName) -> list[IdSequence]:
+async def look(session: Session, names: TableName) -> list[IdSequence]:
     """Look at the sequences of the tables that are there."""
     places = names.substitutions()
     tables = ", ".join(literal(places[place]) for holders in HOLDERS.values() for place, _ in holders)
@@ -101,7 +101,7 @@ async def look(session: CoreSession, names: TableName) -> list[IdSequence]:
 
 
 async def advance(
-    session: CoreSession, names: TableName, sleep: Callable[[float], Awaitable[None]]
+    session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]]
 ) -> Sequence[IdSequence]:
     """Set the sequences that are behind; those that were.
 

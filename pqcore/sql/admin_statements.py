@@ -16,16 +16,16 @@ from pqcore.sql.fragments import (
     DUE_AT,
     EXPRESSIBLE,
     HIDDEN_ORDER,
-    IS_HIDDEN,
+    IS_DEFERRED,
     IS_READY,
     IS_URGENT,
     MADE_WAY,
     OF_PUT,
     OF_QUEUE,
     ORDER,
-    OUT_AT,
     READY_ORDER,
     URGENT_ORDER,
+    VISIBLE_AT,
     come_back,
 )
 
@@ -102,7 +102,7 @@ _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
     # Not the parked ones: they are leased for ever, and would all be read in vain.
-    "hidden": (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE}", HIDDEN_ORDER),
+    "hidden": (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
     # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
@@ -130,7 +130,7 @@ class UpkeepStatements:
 
     def __init__(self, compiled: Compile) -> None:
         # Listing. A filter is applied to what an index gives in order, so one that fits few jobs reads many.
-        due, out = f"{DUE_AT} <= {_NOW}", f"{OUT_AT} <= {_NOW}"
+        due, out = f"{DUE_AT} <= {_NOW}", f"{VISIBLE_AT} <= {_NOW}"
         self.list_waiting = compiled(
             "list_waiting",
             _listed(
@@ -138,7 +138,7 @@ class UpkeepStatements:
                 ORDER,
                 (IS_URGENT, URGENT_ORDER),
                 (f"{IS_READY} AND {due}", READY_ORDER),
-                (f"{IS_HIDDEN} AND {out} AND {due}", HIDDEN_ORDER),
+                (f"{IS_DEFERRED} AND {out} AND {due}", HIDDEN_ORDER),
             ),
         )
         self.list_scheduled = compiled(
@@ -147,7 +147,7 @@ class UpkeepStatements:
                 "scheduled",
                 f"{DUE_AT}, id",
                 (f"{IS_READY} AND {DUE_AT} > {_NOW}", READY_ORDER),
-                (f"{IS_HIDDEN} AND {OUT_AT} < 'infinity' AND {_FREE} AND {DUE_AT} > {_NOW}", HIDDEN_ORDER),
+                (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE} AND {DUE_AT} > {_NOW}", HIDDEN_ORDER),
             ),
         )
         self.list_leased = compiled(
@@ -156,7 +156,7 @@ class UpkeepStatements:
                 "leased",
                 "leased_until, id",
                 (
-                    f"{IS_HIDDEN} AND {OUT_AT} > {_NOW} AND {OUT_AT} < 'infinity' AND leased_until > {_NOW}",
+                    f"{IS_DEFERRED} AND {VISIBLE_AT} > {_NOW} AND {VISIBLE_AT} < 'infinity' AND leased_until > {_NOW}",
                     HIDDEN_ORDER,
                 ),
             ),
@@ -209,8 +209,8 @@ LIMIT 1""",
         took = f"(extract(epoch FROM dequeued_at) - extract(epoch FROM {DUE_AT}))::float8"
         lately = "count(*) FILTER (WHERE dequeued_at > {} - interval '{}')"
         last = f"SELECT q_name, dequeued_at, schedule_at, enqueued_at FROM {{}} ORDER BY id DESC LIMIT {SLICE}"
-        self.finished_lately = compiled(
-            "finished_lately",
+        self.recent_completions = compiled(
+            "recent_completions",
             f"""
 WITH slice AS (
   ({last.format("{table}")}) UNION ALL ({last.format("{archive}")})

@@ -43,8 +43,8 @@ DELETE FROM {{dedup}} WHERE (q_name = :q_name::text AND until <= {_NOW})
     "partitions": "SELECT NULL::text WHERE false",
     "replan": "SELECT 1",
     # Never run, as nobody listens.
-    "attend": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
-    "unattend": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
+    "register": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
+    "unregister": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
     "notification_usage": "SELECT 0",
     "listening": "SELECT NULL::text WHERE false",
     "notify_always": "SELECT NULL::text WHERE false",

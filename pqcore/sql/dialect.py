@@ -45,8 +45,8 @@ from pqcore.sql.fragments import (
     HELD_ONES,
     HIDDEN_ORDER,
     IDENTITY,
+    IS_DEFERRED,
     IS_GATED,
-    IS_HIDDEN,
     IS_READY,
     IS_URGENT,
     JOB,
@@ -55,10 +55,10 @@ from pqcore.sql.fragments import (
     OF_QUEUE,
     ONE_MORE,
     ORDER,
-    OUT_AT,
     READY_ORDER,
     TIMES,
     URGENT_ORDER,
+    VISIBLE_AT,
 )
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query, compile_query
@@ -75,11 +75,11 @@ ADMISSION = 10
 REACH = 1_000
 """Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
 
-_READY, _URGENT, _HIDDEN = (f"{OF_QUEUE} AND {kind}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN))
-_OUT_NOW = f"{_HIDDEN} AND {OUT_AT} <= statement_timestamp()"
+_READY, _URGENT, _HIDDEN = (f"{OF_QUEUE} AND {kind}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED))
+_OUT_NOW = f"{_HIDDEN} AND {VISIBLE_AT} <= statement_timestamp()"
 _READY_NOW = f"{_READY} AND {DUE_AT} <= statement_timestamp()"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
-_FIRST_HIDDEN = f"SELECT {OUT_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {HIDDEN_ORDER} LIMIT 1"
+_FIRST_HIDDEN = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {_HIDDEN} ORDER BY {HIDDEN_ORDER} LIMIT 1"
 
 # Whether a queue of a list of names has a job to take: a probe of each class.
 _WAITED_FOR = [
@@ -226,7 +226,7 @@ def _stats(which: str) -> str:
         " parked_on"
     )
     classes = " UNION ALL ".join(
-        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, IS_HIDDEN)
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED)
     )
     return f"""
 SELECT q_name,
@@ -323,14 +323,14 @@ class Dialect:
             hot=True,
         )
         # Reads only. Tells why a take came back empty, and when it is worth another look.
-        self.why_empty = compiled(
-            "why_empty",
+        self.next_due_probe = compiled(
+            "next_due_probe",
             f"""
 SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epoch FROM least(
   (SELECT {DUE_AT} FROM {{table}} WHERE {_READY} AND {DUE_AT} > statement_timestamp()
    ORDER BY {DUE_AT}, id LIMIT 1),
-  (SELECT {OUT_AT} FROM {{table}} WHERE {_HIDDEN} AND {OUT_AT} > statement_timestamp()
-   ORDER BY {OUT_AT}, id LIMIT 1)
+  (SELECT {VISIBLE_AT} FROM {{table}} WHERE {_HIDDEN} AND {VISIBLE_AT} > statement_timestamp()
+   ORDER BY {VISIBLE_AT}, id LIMIT 1)
 )) - extract(epoch FROM statement_timestamp()))::float8""",
             hot=True,
         )
@@ -345,7 +345,7 @@ SELECT coalesce(({_FIRST_HIDDEN}) <= statement_timestamp(), false), (extract(epo
             kept: compiled(f"restore_{kept}", sql) for kept, sql in _RESTORES.items()
         }
         # Without a delay the job goes back to its place, and waiters are told;
-        # with one it is scheduled anew, and waiters find the time in why_empty.
+        # with one it is scheduled anew, and waiters find the time in next_due_probe.
         self.nack = compiled(
             "nack",
             f"UPDATE {{table}} SET leased_until = NULL,"
@@ -421,14 +421,14 @@ SELECT max(id), count(*) FROM gone""",
         # Putters hold the exclusive one within an expression only, so it is not waited for long. Gives no
         # row, and takes no lock, where LISTEN is not in force: a pooler gave us another server's connection.
         # Else one row per channel. Deadlocks are impossible: an exclusive lock is tried, and not waited for.
-        self.attend = compiled(
-            "attend",
+        self.register = compiled(
+            "register",
             f"SELECT pg_advisory_lock_shared({_WAITED})::text FROM pg_listening_channels() AS channel"
             " JOIN unnest(:channels::text[]) AS wanted ON wanted = channel",
         )
         # One who was counted twice, as where the answer got lost, stays: then puts notify in vain.
-        self.unattend = compiled(
-            "unattend", f"SELECT pg_advisory_unlock_shared({_WAITED}) FROM unnest(:channels::text[]) AS channel"
+        self.unregister = compiled(
+            "unregister", f"SELECT pg_advisory_unlock_shared({_WAITED}) FROM unnest(:channels::text[]) AS channel"
         )
         # Settings of this session alone; those that the server does not know are left out. A mild one is set only
         # where nobody has set it: neither the server's, the role's nor the caller's own value is replaced.

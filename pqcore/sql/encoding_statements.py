@@ -110,7 +110,7 @@ class EncodingStatements:
         # The row is locked if it is as it was read, and nobody has it locked: a row that somebody works on is skipped,
         # so this waits for nobody, and is in no deadlock. Under a lease the data may change: the holder has read them.
         # What the holder puts as the job ends are the calls in the headers as they were read, so those stay while the
-        # lease lasts. Once it has run out, nobody can finish under it any more (see HELD in pqcore.sql.fragments).
+        # lease lasts. After it has run out, nobody can finish under it (see LEASE_HELD in pqcore.sql.fragments).
         same = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
             " AND serializer IS NOT DISTINCT FROM :old_serializer::text"

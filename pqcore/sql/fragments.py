@@ -6,13 +6,13 @@ DUE_AT = "coalesce(schedule_at, enqueued_at)"
 # The three classes of waiting rows, each of an index; see pqcore.sql.dialect.
 IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
 IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
-IS_HIDDEN = (
+IS_DEFERRED = (
     "dequeued_at IS NULL AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))"
 )
-OUT_AT = "coalesce(leased_until, schedule_at)"
+VISIBLE_AT = "coalesce(leased_until, schedule_at)"
 READY_ORDER = f"{DUE_AT}, id"
 URGENT_ORDER = "expected_at, enqueued_at, id"
-HIDDEN_ORDER = f"{OUT_AT}, id"
+HIDDEN_ORDER = f"{VISIBLE_AT}, id"
 # The order of a get.
 ORDER = f"expected_at, {DUE_AT}, id"
 
@@ -30,7 +30,7 @@ COLUMNS = (
     " headers, failures, excused, error"
 )
 # The same of a job that is to be run again: due at once, with a clean record; what it went through is excused.
-AGAIN = (
+RESET_COLUMNS = (
     COLUMNS.replace("dequeued_at", "NULL::timestamptz")
     .replace(" schedule_at", " statement_timestamp()")
     .replace("failures", "NULL::int")
@@ -67,10 +67,10 @@ def come_back(source: str) -> str:
     group = "headers #>> '{{gate,group}}'"
     return f"""same AS (
   INSERT INTO {{table}} ({COLUMNS}, group_key)
-  SELECT {AGAIN}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
+  SELECT {RESET_COLUMNS}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
 ), renumbered AS (
   INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key)
-  SELECT {AGAIN[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
+  SELECT {RESET_COLUMNS[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
 )"""
 
 
@@ -98,13 +98,13 @@ TIMES = (
 # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
 # IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
 # and the rows are locked in the order of their ids.
-HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
+LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
 #
 # The queue is named beside the id, so that of a table that is partitioned by queue one partition is looked at.
 OF_QUEUE = "q_name = :q_name::text"
 HELD_ANYWHERE = f"""
-WHERE id = ANY (:ids::bigint[]) AND {HELD} AND (
+WHERE id = ANY (:ids::bigint[]) AND {LEASE_HELD} AND (
   (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
 ) IS TRUE"""
 HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
-HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {HELD} AND {OF_QUEUE}"
+HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {OF_QUEUE}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pqcore.sql.fragments import AFTER_WAY, AGAIN, COLUMNS, MADE_WAY, come_back
+from pqcore.sql.fragments import AFTER_WAY, COLUMNS, MADE_WAY, RESET_COLUMNS, come_back
 
 _NOTIFIED = ", pg_notify(:channel::text, '')::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
@@ -21,7 +21,7 @@ def of_unique_ids(template: str) -> str:
         template = template.replace(made_way, "")
     same = (
         f"same AS (\n  INSERT INTO {{table}} ({COLUMNS}, group_key)\n"
-        f"  SELECT {AGAIN}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id\n)"
+        f"  SELECT {RESET_COLUMNS}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id\n)"
     )
     template = template.replace(AFTER_WAY, "").replace(come_back("risen"), same)
     return template.replace(" + (SELECT count(*) FROM renumbered)", "").replace(

@@ -19,7 +19,7 @@ from pqcore.sql.fragments import (
     HELD_ONE,
     HELD_ONES,
     IDENTITY,
-    IS_HIDDEN,
+    IS_DEFERRED,
     IS_READY,
     IS_URGENT,
     JOB,
@@ -494,7 +494,7 @@ LIMIT 1""",
         # for one: such a row keeps a batch open, and does not end it.
         classes = " UNION ALL ".join(
             f"SELECT headers::text AS headers FROM {{table}} WHERE {kind} AND headers::text LIKE '%\"batch\"%'"
-            for kind in (IS_READY, IS_URGENT, IS_HIDDEN)
+            for kind in (IS_READY, IS_URGENT, IS_DEFERRED)
         )
         self.live_batches = compiled(
             "live_batches",

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from pqcore.db import interrupts
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
 from pqcore.operations.complete import Outcome, finish
 from pqcore.operations.deferred_put import StoredPut
@@ -125,7 +125,7 @@ class JobContext:
                     self._note_finished(finished=False)
                 raise
 
-        return work() if engine.runtime.suspends else drive(work())
+        return work() if engine.runtime.suspends else run_sync(work())
 
     def _note_finished(self, *, finished: bool) -> None:
         self.finished = finished

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore import queue as core
 from pqcore.db.interrupts import handle_kept, leaves, let_through, put_off
-from pqcore.db.runtime import backoff, drive
-from pqcore.db.sources import CallersConnection
+from pqcore.db.runtime import backoff, run_sync
+from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
-from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, around, tell
+from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
 from pqcore.job import BaseJob, Job
 from pqcore.operations import batch_counts, batches, burying, complete, fetch
 from pqcore.operations import put as putting
@@ -38,7 +38,7 @@ from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
 
 LOOK_FOR_LOST = 30.0
 """Seconds between looks of `Queue.work` for batches whose jobs are gone."""
@@ -165,7 +165,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _pop(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
         if self.popped:
             self._follow_given_up()
-        rows = drive(fetch.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
+        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
         jobs = [Job(self, row) for row in rows]
         for job, row in zip(jobs, rows, strict=True):
             if job.raw_headers is not None and complete.is_continued(job.raw_headers):
@@ -175,30 +175,30 @@ class Queue(TaskDeclarations, core.Queue):
                     within.at_end.append(functools.partial(self._follow_with_block, job))
         return jobs
 
-    async def _follow_with_block(self, job: Job, session: CoreSession | None) -> None:
+    async def _follow_with_block(self, job: Job, session: Session | None) -> None:
         """Do what follows from a job that a block took, and that nobody performed within the block."""
         if self.popped.claim(job.id) and session is not None:
             await complete.go_on(self._engine, self, session, [complete.by_hand(job)])
 
     def _follow_given_up(self, *, begins: bool = False) -> None:
         if self._engine.block() is None:  # else what follows might be undone with the block
-            drive(complete.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
+            run_sync(complete.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
         owed = None if job.leased else _claimed(job)
-        drive(burying.bury(self._engine, self, job, error, connection, owed=owed))
+        run_sync(burying.bury(self._engine, self, job, error, connection, owed=owed))
 
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = putting.put_call(self._engine, self, call.data(), *times, call.connection, call.put_options())
-        return Handle.of(self, *drive(put))
+        return Handle.of(self, *run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:
         """Put calls together, all or none; the ids in order."""
-        ids = drive(batches.put_all(self._engine, [call.stored() for call in calls], connection))
+        ids = run_sync(batches.put_all(self._engine, [call.stored() for call in calls], connection))
         return [Handle.of(self, *identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle:
@@ -211,7 +211,7 @@ class Queue(TaskDeclarations, core.Queue):
             The first job's id.
         """
         first = batches.chained([call.stored() for call in calls])
-        return Handle.of(self, *drive(batches.put_all(self._engine, [first], connection))[0])
+        return Handle.of(self, *run_sync(batches.put_all(self._engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:
         """Put calls together, and another when all of them have ended, well or not.
@@ -223,7 +223,7 @@ class Queue(TaskDeclarations, core.Queue):
             connection: As for `put`.
         """
         after = None if then is None else then.stored()
-        number, ids = drive(batches.put_batch(self._engine, self, stored_calls(calls), after, connection))
+        number, ids = run_sync(batches.put_batch(self._engine, self, stored_calls(calls), after, connection))
         return Batch(number, [Handle.of(self, *identity) for identity in ids])
 
     def work(self, burst: bool = False) -> None:
@@ -255,13 +255,15 @@ class Queue(TaskDeclarations, core.Queue):
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
-                rows = drive(fetch.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True))
+                rows = run_sync(
+                    fetch.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
+                )
                 job = Job(self, rows[0], leased=True) if rows else None
                 if job is None and burst and self._is_done():
                     return
                 if job is None and time.monotonic() - looked > LOOK_FOR_LOST:
                     looked = time.monotonic()
-                    drive(watch.look(self._engine, self))
+                    run_sync(watch.look(self._engine, self))
             except PQError as exc:
                 failures += 1
                 self._pause(exc, failures, "cannot take jobs")
@@ -273,11 +275,11 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _is_done(self) -> bool:
         """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
-        return not self.contention.pending() and not drive(batch_counts.end_lost(self._engine, self))
+        return not self.contention.pending() and not run_sync(batch_counts.end_lost(self._engine, self))
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
         """Wait until the next attempt of something that failed; raise the error where that cannot help."""
-        sole = isinstance(self._engine.source, CallersConnection) or self._engine.in_block()
+        sole = isinstance(self._engine.source, AdoptedConnection) or self._engine.in_block()
         passing = isinstance(error, (DatabaseError, PoolTimeout)) and not isinstance(error, TransactionAborted)
         if not passing or (sole and isinstance(error, ConnectionLost)):
             raise error
@@ -314,7 +316,7 @@ class Queue(TaskDeclarations, core.Queue):
         token = enter_job(context)
         event = (
             JobEvent(self.name, job, run.task.path, waited(job))
-            if plugins.heard(*JOB_HOOKS, "pqcore_around_run")
+            if plugins.has_impl(*JOB_HOOKS, "pqcore_around_run")
             else None
         )
         event_token = _event.set(event)
@@ -339,10 +341,10 @@ class Queue(TaskDeclarations, core.Queue):
         """Make a call; plugins are told of it if there is an event to tell."""
         if event is None:
             return _called(call)
-        drive(tell("pqcore_job_started", event, blocking=True))
+        run_sync(call_hook("pqcore_job_started", event, blocking=True))
         began = time.perf_counter()
         try:
-            with around("pqcore_around_run", event):
+            with run_wrapped("pqcore_around_run", event):
                 return _called(call)
         except BaseException as exc:
             event.error = exc
@@ -367,7 +369,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
         token = _event.set(None)
         told = outcome.end == "dead" or outcome.reason in complete.PUT_OFF
-        if told and plugins.heard("pqcore_job_dead", "pqcore_job_retried"):
+        if told and plugins.has_impl("pqcore_job_dead", "pqcore_job_retried"):
             _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
         try:
             self._end(outcome)
@@ -381,11 +383,11 @@ class Queue(TaskDeclarations, core.Queue):
         if not outcome.job.leased:
             owed = _claimed(outcome.job)
             if outcome.end in ("retry", "snooze", "crash"):
-                again = drive(self._put_again(outcome, data, owed=owed))
+                again = run_sync(self._put_again(outcome, data, owed=owed))
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
                 if owed:
-                    drive(complete.follow(self._engine, self, outcome))
+                    run_sync(complete.follow(self._engine, self, outcome))
                 hook = hook if outcome.end == "done" else "pqcore_job_dropped"
         elif _working.get():
             ended = self._stored(outcome)
@@ -393,7 +395,7 @@ class Queue(TaskDeclarations, core.Queue):
                 return
             outcome, hook = ended
         else:
-            outcome, hook = self._told(outcome, drive(complete.finish_one(self._engine, self, outcome)))
+            outcome, hook = self._told(outcome, run_sync(complete.finish_one(self._engine, self, outcome)))
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
@@ -415,7 +417,7 @@ class Queue(TaskDeclarations, core.Queue):
         unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
-                ended = drive(complete.finish_one(self._engine, self, outcome))
+                ended = run_sync(complete.finish_one(self._engine, self, outcome))
                 if ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at):
                     ended = outcome
                 return self._told(outcome, ended)
@@ -438,7 +440,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether the end of a job was stored by an earlier try, of which the answer was lost."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
-        return bool(drive(complete.stored_before(self._engine, self, [(outcome, in_time)])))
+        return bool(run_sync(complete.stored_before(self._engine, self, [(outcome, in_time)])))
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()
@@ -446,7 +448,7 @@ class Queue(TaskDeclarations, core.Queue):
             return
         event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
         for hook in hooks:
-            drive(tell(hook, event, blocking=True))
+            run_sync(call_hook(hook, event, blocking=True))
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
         """Put a job again that was taken for good, with all that it had but its dedup key, and what followed.
@@ -476,7 +478,7 @@ class Queue(TaskDeclarations, core.Queue):
         def hold() -> None:
             while not over.wait(WORK_LEASE / 3):
                 try:
-                    drive(beat(self._engine, [job], WORK_LEASE))
+                    run_sync(beat(self._engine, [job], WORK_LEASE))
                 except PQError as exc:
                     self.logger.warning("could not hold on to %r: %s", job, exc)
 

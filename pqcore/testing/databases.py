@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, drive
+from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, run_sync
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.operations import admin
 from pqcore.settings import logger
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pqcore.backend import Row
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
 
 T = TypeVar("T")
 
@@ -108,11 +108,11 @@ class Connection:
     def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""
         if self._portal is None:
-            return drive(operation(self.engine, *arguments))  # type: ignore[arg-type]
+            return run_sync(operation(self.engine, *arguments))  # type: ignore[arg-type]
         result: T = self._portal.call(lambda: operation(self.engine, *arguments))
         return result
 
-    def run(self, work: Callable[[CoreSession], Awaitable[T]]) -> T:
+    def run(self, work: Callable[[Session], Awaitable[T]]) -> T:
         """Do something with a session, whether or not there is a table."""
 
         async def operation(engine: Engine) -> T:

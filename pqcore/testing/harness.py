@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from pqcore import tasks
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import BackendSpec
-from pqcore.db.runtime import drive
-from pqcore.db.session import CoreSession
-from pqcore.db.sources import Opener
+from pqcore.db.runtime import run_sync
+from pqcore.db.session import Session
+from pqcore.db.sources import BackendAdapter
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
@@ -79,7 +79,7 @@ class Connection:
         raw: The driver's connection.
     """
 
-    def __init__(self, harness: Harness, session: CoreSession) -> None:
+    def __init__(self, harness: Harness, session: Session) -> None:
         self._harness = harness
         self.session = session
         self.raw: Any = session.driver.connection
@@ -129,7 +129,7 @@ class Harness:
         self._portal = Portal() if spec.mode == "async" else None
         sql = plugins.dialect()(TableName("queue", self.schema), spec.paramstyle)
         make = partial(plugins.make, spec)
-        self.opener = Opener(make, sql, suspends=spec.mode == "async", prepared=prepared())
+        self.opener = BackendAdapter(make, sql, suspends=spec.mode == "async", prepared=prepared())
         # Of a name of its own, so that behind a pooler it never is on a session that goes by the queues' name.
         self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
         if prepared():  # else it would be set on a connection that a pooler lends to others
@@ -139,7 +139,7 @@ class Harness:
     def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine of the backend's: stepped, or in the portal."""
         if self._portal is None:
-            return drive(make())  # type: ignore[arg-type]
+            return run_sync(make())  # type: ignore[arg-type]
         result: T = self._portal.call(make)
         return result
 
@@ -391,7 +391,7 @@ class Harness:
                 self._portal.close()
 
     def _open(self, dsn: str) -> Connection:
-        async def connect() -> CoreSession:
+        async def connect() -> Session:
             session = self.opener.session(await self.opener.call("connect", dsn))
             await session.enter()
             return session

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pqcore import queue as core
 from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
-from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, around, tell
+from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, call_hook, run_wrapped
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import batch_counts, complete, fetch, results
 from pqcore.operations.complete import End, Outcome
@@ -155,7 +155,7 @@ class _Performance:
         began = time.perf_counter()
         try:
             await self._tell("pqcore_job_started")
-            with around("pqcore_around_run", self._event):
+            with run_wrapped("pqcore_around_run", self._event):
                 result = await self._call(run)
             outcome = completed(queue, job, result, finished=context.finished)
         except BaseException as exc:
@@ -186,7 +186,7 @@ class _Performance:
         await self._tell(hook)
 
     async def _tell(self, hook: JobHook) -> None:
-        await tell(hook, self._event, blocking=not self._suspends)
+        await call_hook(hook, self._event, blocking=not self._suspends)
 
     def _say_why(self, outcome: Outcome) -> None:
         """Raise what kept the job from being run, if it is a mistake."""

@@ -26,7 +26,7 @@ from pqcore import async_queue
 from pqcore import queue as core
 from pqcore.db.dsn_arguments import scheme_of
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin, dead_letters
@@ -45,7 +45,7 @@ from pqcore.times import TimeSpec, parse, seconds
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
 
 T = TypeVar("T")
 
@@ -271,7 +271,7 @@ class Jobs:
             msg = "within an event loop an asynchronous queue is drained with await jobs.adrain(queue)"
             raise ConfigurationError(msg)
         work = drain(chosen, raise_errors=raise_errors, at_most=at_most, suspends=suspends)
-        return asyncio.run(work) if suspends else drive(work)
+        return asyncio.run(work) if suspends else run_sync(work)
 
     async def adrain(self, *queues: Any, raise_errors: bool = True, at_most: int = MOST_RUN) -> list[Ran]:
         """As `drain`, awaited: coroutine functions run in this event loop.  Blocking queues, too."""
@@ -358,9 +358,9 @@ class Jobs:
         engine: Engine = queue._engine
         if engine.runtime.suspends:
             return self._connection(engine.names).call(operation, *arguments)
-        return drive(operation(engine, *arguments))  # type: ignore[arg-type]
+        return run_sync(operation(engine, *arguments))  # type: ignore[arg-type]
 
-    def _run(self, names: TableName, work: Callable[[CoreSession, TableName], Awaitable[T]]) -> T:
+    def _run(self, names: TableName, work: Callable[[Session, TableName], Awaitable[T]]) -> T:
         """Do something with a session that knows a table; in the transaction that is open in this thread, if one is."""
 
         async def run(engine: Engine) -> T:
@@ -368,7 +368,7 @@ class Jobs:
 
         for engine in self._engines:
             if not engine.runtime.suspends and str(engine.names) == str(names) and engine._current() is not None:
-                return drive(run(engine))
+                return run_sync(run(engine))
         return self._connection(names).call(run)
 
     def _queues(self, chosen: Iterable[Any]) -> list[Any]:
@@ -403,7 +403,7 @@ class Jobs:
         return list(known.values())
 
     def _names(self, names: TableName) -> list[str]:
-        async def work(session: CoreSession, names: TableName) -> list[str]:
+        async def work(session: Session, names: TableName) -> list[str]:
             return [str(row[0]) for row in await session.execute(compiled(session, "names", NAMES))]
 
         return self._run(names, work)
@@ -413,7 +413,7 @@ class Jobs:
             msg = "what a connection of yours sees can be looked at through a blocking queue only"
             raise ConfigurationError(msg)
 
-        async def work(session: CoreSession) -> Sequence[Any]:
+        async def work(session: Session) -> Sequence[Any]:
             query = compiled(session, "enqueued", ENQUEUED)
             return await session.execute(query, query.bind({"q_name": queue.name}))
 
@@ -458,7 +458,7 @@ def _is_task(what: Any) -> bool:
 def _shut(engine: Engine) -> None:
     """Close an engine for good, wherever it was used."""
     if not engine.runtime.suspends:
-        drive(engine.close())
+        run_sync(engine.close())
         return
     source: Any = engine.source
     source._closed = True

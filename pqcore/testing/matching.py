@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pqcore.errors import PQError
-from pqcore.job import BaseJob, Moment
+from pqcore.job import BaseJob, UtcDatetime
 from pqcore.sql.fragments import DUE_AT, JOB
 from pqcore.tasks.declaring import Task
 from pqcore.times import TimeSpec, parse, seconds
@@ -109,7 +109,7 @@ def is_call(data: Any) -> bool:
     return isinstance(data, dict) and data.keys() >= _CALL
 
 
-def _later(moment: Moment | None, by: timedelta) -> datetime | None:
+def _later(moment: UtcDatetime | None, by: timedelta) -> datetime | None:
     try:
         return None if moment is None else moment + by
     except OverflowError:  # it is scheduled for never

@@ -12,7 +12,7 @@ from pqcore.operations.atomic import atomic
 from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
-    from pqcore.db.session import CoreSession
+    from pqcore.db.session import Session
     from pqcore.sql.identifiers import TableName
     from pqcore.tasks.periodic import Periodic
 
@@ -32,12 +32,12 @@ _DEADLINES = """SELECT id, {column}::text FROM {{{table}}} WHERE position('"dead
 _SET_DEADLINES = "UPDATE {{{table}}} SET {column} = :value::text::json WHERE id = :id::bigint"
 
 
-def compiled(session: CoreSession, name: str, template: str, *, rows: bool = True) -> Query:
+def compiled(session: Session, name: str, template: str, *, rows: bool = True) -> Query:
     """A statement about a session's table."""
     return session.sql._compile("test_" + name, template, rows=rows)
 
 
-async def set_back(session: CoreSession, names: TableName, distance: timedelta) -> None:
+async def set_back(session: Session, names: TableName, distance: timedelta) -> None:
     """Move all times in the tables of a queue back, and forget what has expired."""
     others = [name for key, name in names.substitutions().items() if key != "migrations"]
     by = {"by": distance.total_seconds()}
@@ -60,7 +60,7 @@ async def set_back(session: CoreSession, names: TableName, distance: timedelta) 
         await session.execute(session.sql.tasks.sweep_results)
 
 
-async def _set_deadlines_back(session: CoreSession, table: str, column: str, distance: timedelta) -> None:
+async def _set_deadlines_back(session: Session, table: str, column: str, distance: timedelta) -> None:
     """Move the deadlines back that travel with jobs, and with those that follow them."""
     found = await session.execute(compiled(session, "deadlines", _DEADLINES.format(table=table, column=column)))
     for number, text in found:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pqcore import tasks
 from pqcore.backend import Mode, Row
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.sql.identifiers import quote
 from pqcore.tasks.context import current
 from pqcore.testing.harness import statement
@@ -100,7 +100,7 @@ async def _released(job_id: int) -> bool:
 
 def run(job_id: int) -> None:
     """Say that it was run, and take a moment."""
-    drive(_begin(job_id))
+    run_sync(_begin(job_id))
     time.sleep(MOMENT)
 
 
@@ -112,12 +112,12 @@ async def run_async(job_id: int) -> None:
 
 def hold(job_id: int) -> None:
     """Begin, and wait to be released, or stopped."""
-    drive(_begin(job_id))
-    while not drive(_released(job_id)):
+    run_sync(_begin(job_id))
+    while not run_sync(_released(job_id)):
         if current().wait(LOOK):
-            drive(_end(job_id, current().stop_reason))
+            run_sync(_end(job_id, current().stop_reason))
             current().check()
-    drive(_end(job_id, "released"))
+    run_sync(_end(job_id, "released"))
 
 
 async def hold_async(job_id: int) -> None:
@@ -134,10 +134,10 @@ async def hold_async(job_id: int) -> None:
 
 def nap(job_id: int) -> None:
     """Sleep, the first time, and hear nothing meanwhile."""
-    drive(_begin(job_id))
+    run_sync(_begin(job_id))
     if current().attempt == 1:
         time.sleep(NAP)
-    drive(_end(job_id, "slept"))
+    run_sync(_end(job_id, "slept"))
 
 
 async def nap_async(job_id: int) -> None:
@@ -151,7 +151,7 @@ async def nap_async(job_id: int) -> None:
 
 def deaf(job_id: int) -> None:
     """Begin, and never end, whatever is said; for blocking backends."""
-    drive(_begin(job_id))
+    run_sync(_begin(job_id))
     threading.Event().wait()
 
 

@@ -204,7 +204,7 @@ class Sampler:
         begun = time.monotonic()
         call = self._table.call
         there = await call(counting.count)
-        finished = await call(watching.finished_lately)
+        finished = await call(watching.recent_completions)
         activity = await call(examining.activity)
         queues = {}
         for name in sorted(there.keys() | finished.keys()):

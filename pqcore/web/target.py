@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.queue import PQ
@@ -80,7 +80,7 @@ class Table:
 
         def run() -> T:
             made: Any = operation(self._engine, *arguments, **more)
-            result: T = drive(made)
+            result: T = run_sync(made)
             return result
 
         return await run_in_threadpool(run)

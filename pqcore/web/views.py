@@ -89,7 +89,7 @@ class Views:
         if job_id is None:
             raise JobNotFound(f"{given[:40]!r} is no id of a job: write a number")
         queue = self._table.queue(query["queue"]) if query.get("queue") else None
-        job = await self._table.call(list_jobs.whole, job_id, queue, rendering.MOST_SHOWN)
+        job = await self._table.call(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)
         return {
             "job": job,

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import drive
-from pqcore.db.sources import CallersConnection
+from pqcore.db.runtime import run_sync
+from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConfigurationError, PQError
 from pqcore.worker.pools import Threads
 
@@ -29,8 +29,8 @@ class Bridge:
     """Runs operations on a worker's own connections.
 
     Args:
-        engine: A queue's engine, which gets a twin. One with a DSN has connections of its own, so that users'
-            functions cannot use up those that hold on to their jobs; a pool is shared.
+        engine: A queue's engine, which is cloned. The clone of one with a DSN has connections of its own, so that
+            users' functions cannot use up those that hold on to their jobs; a pool is shared.
         threads: Operations at once, at most, on a blocking engine.
         limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
             connection of the worker's own that idles in a transaction.
@@ -40,10 +40,10 @@ class Bridge:
     """
 
     def __init__(self, engine: Engine, threads: int, limit: float) -> None:
-        if isinstance(engine.source, CallersConnection):
+        if isinstance(engine.source, AdoptedConnection):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
-        self.engine = engine.twin(CONNECTIONS, limit)
+        self.engine = engine.clone_for_worker(CONNECTIONS, limit)
         self._threads = None if engine.runtime.suspends else Threads(threads, "pqcore-worker")
 
     async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -86,4 +86,4 @@ class Bridge:
 
 
 def _step(operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    return drive(operation(*arguments))  # type: ignore[arg-type]
+    return run_sync(operation(*arguments))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tending what is held: lengthening leases, hearing what is to be cancelled, storing progress; and watching."""
+"""Heartbeat what is held: lengthening leases, hearing what is to be cancelled, storing progress; and watching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pqcore.operations import results
 from pqcore.operations.complete import Outcome
 from pqcore.tasks.declaring import logger
 from pqcore.worker.executor import Execution
-from pqcore.worker.state import Floor, Held, Station
+from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
 TEND = 0.2
 """Seconds between looks at what is held; they cost no statement unless there is something to say."""
@@ -25,17 +25,17 @@ LATE = 2.0
 """Seconds by which the loop may be late before that is worth a warning."""
 
 
-class Tending:
+class Heartbeat:
     """Tends the jobs that are held of one queue.
 
     Args:
-        station: The queue.
+        queue_state: The queue.
         execution: Who runs them.
         lease: Seconds for which jobs are leased.
     """
 
-    def __init__(self, station: Station, execution: Execution, lease: float) -> None:
-        self._station = station
+    def __init__(self, queue_state: QueueState, execution: Execution, lease: float) -> None:
+        self._queue_state = queue_state
         self._execution = execution
         self._lease = lease
 
@@ -47,42 +47,42 @@ class Tending:
                 await self._hold_on(time.monotonic())
                 await self._report(time.monotonic())
             except PQError as exc:
-                logger.warning("%r: cannot hold on to jobs: %s", self._station.queue.name, exc)
+                logger.warning("%r: cannot hold on to jobs: %s", self._queue_state.queue.name, exc)
 
     async def hear(self) -> None:
         """Hear at once of jobs that are to be cancelled; without LISTEN it is seen when leases are lengthened."""
-        station = self._station
-        engine = station.bridge.engine
+        queue_state = self._queue_state
+        engine = queue_state.bridge.engine
         ticket = None
         while True:
             try:
-                await station.bridge.run(engine.wait, station.control, ticket, HEAR)
+                await queue_state.bridge.run(engine.wait, queue_state.control, ticket, HEAR)
                 # Drawn before the look, so that what comes after it counts.
-                ticket, last = engine.ticket(station.control), ticket
+                ticket, last = engine.snapshot(queue_state.control), ticket
                 if ticket != last:
                     await self._look_for_cancelled()
             except PQError as exc:
-                logger.debug("%r: cannot hear of cancellations: %s", station.queue.name, exc)
+                logger.debug("%r: cannot hear of cancellations: %s", queue_state.queue.name, exc)
                 await asyncio.sleep(1.0)
 
     async def _look_for_cancelled(self) -> None:
-        station = self._station
-        ids = [held.job.id for held in station.held.values() if not held.ended]
+        queue_state = self._queue_state
+        ids = [held.job.id for held in queue_state.held.values() if not held.ended]
         if not ids:
             return
-        rows = await station.bridge.run(station.bridge.engine.execute, "tasks.asked_to_stop", {"ids": ids})
+        rows = await queue_state.bridge.run(queue_state.bridge.engine.execute, "tasks.asked_to_stop", {"ids": ids})
         asked = {job_id for [job_id] in rows}
-        for held in list(station.held.values()):
+        for held in list(queue_state.held.values()):
             if held.job.id in asked:
                 self._cancel(held)
 
     async def _hold_on(self, now: float) -> None:
         """Lengthen the leases that have run for a third of their time."""
-        station = self._station
-        due = [held for held in station.held.values() if now - held.leased_at > self._lease / 3]
+        queue_state = self._queue_state
+        due = [held for held in queue_state.held.values() if now - held.leased_at > self._lease / 3]
         if not due:
             return
-        kept = await station.bridge.call(leasing.beat, [held.job for held in due], self._lease)
+        kept = await queue_state.bridge.call(leasing.beat, [held.job for held in due], self._lease)
         for held in due:
             asked = kept.get(held.key)
             if asked is not None:
@@ -92,34 +92,34 @@ class Tending:
             elif held.context is not None and held.context.finished:
                 continue  # its function finished it; if that is rolled back, the end is refused
             elif not held.ended:
-                logger.warning("the lease of job %d of %r was lost", held.job.id, station.queue.name)
+                logger.warning("the lease of job %d of %r was lost", held.job.id, queue_state.queue.name)
                 if not held.begun:
-                    station.buffer.remove(held)
-                    station.held.pop(held.key)
+                    queue_state.buffer.remove(held)
+                    queue_state.held.pop(held.key)
                 else:
                     self._execution.stop(held, "lost")
 
     async def _report(self, now: float) -> None:
-        station = self._station
-        for held in list(station.held.values()):
+        queue_state = self._queue_state
+        for held in list(queue_state.held.values()):
             if held.context is None or held.ended or now - held.reported < PROGRESS:
                 continue
             value = held.context.take_progress()
             if value is not None:
                 held.reported = now
-                await station.bridge.call(results.report, station.queue, held.job, value)
+                await queue_state.bridge.call(results.report, queue_state.queue, held.job, value)
 
-    def _cancel(self, held: Held) -> None:
+    def _cancel(self, held: ActiveJob) -> None:
         if held.ended:
             return
         if not held.begun:
-            self._station.buffer.remove(held)
-            self._station.decide(held, Outcome(held.job, "drop", reason="cancelled"))
+            self._queue_state.buffer.remove(held)
+            self._queue_state.decide(held, Outcome(held.job, "drop", reason="cancelled"))
         else:
             self._execution.stop(held, "cancelled")
 
 
-async def watch(floor: Floor) -> None:
+async def watch_stalls(worker_state: WorkerState) -> None:
     """Give back what waits for too long, and say when the event loop stands still; until cancelled.
 
     Waits for no answer itself.
@@ -129,11 +129,11 @@ async def watch(floor: Floor) -> None:
         await asyncio.sleep(TEND)
         now = time.monotonic()
         late, looked = now - looked - TEND, now
-        for station in floor.stations:
-            station.measure(now)
-            if station.buffer:
-                station.hand_back([held for held in station.buffer if now - held.leased_at > STALE])
-        coded, floor.coded = floor.coded, set(floor.coding)
+        for queue_state in worker_state.queue_states:
+            queue_state.measure(now)
+            if queue_state.buffer:
+                queue_state.hand_back([held for held in queue_state.buffer if now - held.leased_at > STALE])
+        coded, worker_state.coded = worker_state.coded, set(worker_state.coding)
         if late >= LATE:
             logger.warning(
                 "the event loop stood still for %.1f seconds: %sa coroutine function blocks it (use a plain function,"
@@ -143,4 +143,4 @@ async def watch(floor: Floor) -> None:
                 if coded
                 else "",
             )
-        floor.room.set()
+        worker_state.room.set()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, tell
+from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, call_hook
 from pqcore.operations.complete import Outcome
 from pqcore.plugins import plugins
 from pqcore.tasks.outcomes import path_of, waited
-from pqcore.worker.state import Held, Station
+from pqcore.worker.state import ActiveJob, QueueState
 
 
-class Teller:
+class JobEvents:
     """Tells plugins; where none listens, it does nothing.
 
     Attributes:
@@ -19,24 +19,26 @@ class Teller:
     """
 
     def __init__(self) -> None:
-        self._heard = {hook for hook in JOB_HOOKS if plugins.heard(hook)}
-        self.surrounds = plugins.heard("pqcore_around_run")
+        self._heard = {hook for hook in JOB_HOOKS if plugins.has_impl(hook)}
+        self.surrounds = plugins.has_impl("pqcore_around_run")
 
     def hears(self, hook: JobHook) -> bool:
         """Whether any plugin wants to be told."""
         return hook in self._heard
 
-    async def tell(self, hook: JobHook, station: Station, held: Held, outcome: Outcome | None = None) -> None:
+    async def tell(
+        self, hook: JobHook, queue_state: QueueState, held: ActiveJob, outcome: Outcome | None = None
+    ) -> None:
         """Tell them."""
         if hook in self._heard:
-            await tell(hook, self.event(station, held, outcome))
+            await call_hook(hook, self.event(queue_state, held, outcome))
 
-    def event(self, station: Station, held: Held, outcome: Outcome | None = None) -> JobEvent:
+    def event(self, queue_state: QueueState, held: ActiveJob, outcome: Outcome | None = None) -> JobEvent:
         """What plugins are told of a run: the same object each time."""
         ago = time.perf_counter() - held.began if held.began else 0.0
         if held.event is None:
             path = path_of(held.job, quickly=True) if held.run is None else held.run.task.path
-            held.event = JobEvent(station.queue.name, held.job, path, waited(held.job, ago))
+            held.event = JobEvent(queue_state.queue.name, held.job, path, waited(held.job, ago))
         event = held.event
         event.error = held.error
         event.duration = held.took or (0.0 if outcome is None else ago)

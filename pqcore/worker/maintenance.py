@@ -10,16 +10,16 @@ from datetime import datetime, timedelta
 from pqcore.backend import Capability
 from pqcore.db.interrupts import is_from_outside
 from pqcore.db.runtime import backoff
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import PQError
-from pqcore.events import PutEvent, ServerEvent, tell
+from pqcore.events import PutEvent, ServerEvent, call_hook
 from pqcore.operations import batch_counts, concurrency_limits
 from pqcore.operations import periodic as ticking
 from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
-from pqcore.worker.state import Station
+from pqcore.worker.state import QueueState
 
 SWEEP = 30.0
 """Seconds between sweeps, more or less: so long may a job wait for a place that nobody said was free."""
@@ -31,16 +31,16 @@ NEARLY_FULL = 0.5
 """Of the server's queue of notifications: the part in use from which on a worker warns."""
 
 
-class Chores:
+class Maintenance:
     """The chores of one queue."""
 
-    def __init__(self, station: Station) -> None:
-        self._station = station
+    def __init__(self, queue_state: QueueState) -> None:
+        self._queue_state = queue_state
         self._watch = batch_counts.Watch()
 
     async def run(self) -> None:
         """Do them until cancelled."""
-        periodics = [self._tick(periodic) for periodic in self._station.queue.periodics]
+        periodics = [self._tick(periodic) for periodic in self._queue_state.queue.periodics]
         await asyncio.gather(self._sweep(), *periodics)
 
     async def _sweep(self) -> None:
@@ -48,17 +48,17 @@ class Chores:
         while True:
             await asyncio.sleep(SWEEP * (0.5 + random.random()))  # noqa: S311 - workers are not to sweep together
             try:
-                await self._station.bridge.run(self._sweep_once, turn % 10 == 0)
-                await self._station.bridge.call(self._watch.look, self._station.queue)
+                await self._queue_state.bridge.run(self._sweep_once, turn % 10 == 0)
+                await self._queue_state.bridge.call(self._watch.look, self._queue_state.queue)
                 await self._look_at_server()
             except PQError as exc:
-                logger.warning("%r: cannot sweep: %s", self._station.queue.name, exc)
+                logger.warning("%r: cannot sweep: %s", self._queue_state.queue.name, exc)
             turn += 1
 
     async def _sweep_once(self, old: bool) -> None:
-        queue, engine = self._station.queue, self._station.bridge.engine
+        queue, engine = self._queue_state.queue, self._queue_state.bridge.engine
 
-        async def work(s: CoreSession) -> None:
+        async def work(s: Session) -> None:
             await concurrency_limits.sweep(engine, queue, s)
             if old:
                 await s.execute(s.sql.tasks.sweep_results)
@@ -66,14 +66,14 @@ class Chores:
 
         await engine.run(work)
 
-    async def _look_at_security(self, s: CoreSession) -> None:
+    async def _look_at_security(self, s: Session) -> None:
         """Look whether row-level security hides rows by now: then a take finds nothing, without an error."""
-        engine = self._station.bridge.engine
+        engine = self._queue_state.bridge.engine
         engine.security = await security.look(s, str(engine.names))
 
     async def _look_at_server(self) -> None:
         """Look how full the queue of notifications is, which also empties it of what everybody has read."""
-        bridge, name = self._station.bridge, self._station.queue.name
+        bridge, name = self._queue_state.bridge, self._queue_state.queue.name
         if not bridge.engine.offers(Capability.LISTEN):
             return
         await bridge.run(bridge.engine.run, self._look_at_security)
@@ -85,12 +85,12 @@ class Chores:
                 name,
                 100 * usage,
             )
-        if plugins.heard("pqcore_server_seen"):
-            await tell("pqcore_server_seen", ServerEvent(name, float(usage)))
+        if plugins.has_impl("pqcore_server_seen"):
+            await call_hook("pqcore_server_seen", ServerEvent(name, float(usage)))
 
     async def _tick(self, periodic: Periodic) -> None:
         """Put a periodic task's job at each tick; which worker does is settled in the database."""
-        bridge, queue = self._station.bridge, self._station.queue
+        bridge, queue = self._queue_state.bridge, self._queue_state.queue
         before: datetime | None = None
         failures = 0
         while True:
@@ -100,12 +100,12 @@ class Chores:
                 for tick in await _due(periodic, last, now):
                     row = await self._row(periodic)  # made each time: it may say until when it must be started
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
-                    if job_id is not None and plugins.heard("pqcore_job_put"):
+                    if job_id is not None and plugins.has_impl("pqcore_job_put"):
                         call = periodic.call
                         put = PutEvent(
                             queue.name, call.data(), call.task.path, dict(call.options.headers or {}), [job_id]
                         )
-                        await tell("pqcore_job_put", put)
+                        await call_hook("pqcore_job_put", put)
                 failures = 0
             except asyncio.CancelledError:
                 raise
@@ -126,7 +126,7 @@ class Chores:
     async def _row(self, periodic: Periodic) -> dict[str, object]:
         """The values of the statement that puts a periodic task's job."""
         call = periodic.call
-        if self._station.queue.writes_quickly(call.data()):
+        if self._queue_state.queue.writes_quickly(call.data()):
             return call.stored().values()
         return (await asyncio.to_thread(call.stored)).values()
 

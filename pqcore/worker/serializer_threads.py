@@ -11,7 +11,7 @@ from typing import TypeVar
 from pqcore.tasks.declaring import logger
 from pqcore.tasks.outcomes import SLOW
 from pqcore.worker.pools import Threads
-from pqcore.worker.state import Floor
+from pqcore.worker.state import WorkerState
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ class Coding:
     until it was seen to take little CPU time.
 
     Args:
-        floor: What the worker's parts share.
+        worker_state: What the worker's parts share.
         threads: Where it is done.
     """
 
-    def __init__(self, floor: Floor, threads: Threads) -> None:
-        self._floor = floor
+    def __init__(self, worker_state: WorkerState, threads: Threads) -> None:
+        self._worker_state = worker_state
         self._threads = threads
         self._seconds: dict[str, float] = {}
         self._busy = False
@@ -63,15 +63,15 @@ class Coding:
         took_turn = self._computes(serializer)
         self._busy |= took_turn
         timer = asyncio.get_running_loop().call_later(SLOW, _complain, serializer, what)
-        self._floor.coding.append(serializer)
-        self._floor.coded.add(serializer)
+        self._worker_state.coding.append(serializer)
+        self._worker_state.coded.add(serializer)
         try:
             made: tuple[T, float] = await self._threads.run(timed)
             result, seconds = made
             self._seconds[serializer] = max(seconds, FORGETS * self._seconds.get(serializer, 0.0))
         finally:
             timer.cancel()
-            self._floor.coding.remove(serializer)
+            self._worker_state.coding.remove(serializer)
             if took_turn:
                 self._busy = False
             waiters, self._waiters = self._waiters, []

@@ -28,7 +28,7 @@ Key: TypeAlias = tuple[int, int]
 
 
 @dataclass(eq=False, slots=True)
-class Held:
+class ActiveJob:
     """A job that the worker holds under a lease.
 
     Attributes:
@@ -79,7 +79,7 @@ class Held:
 
 
 @dataclass(eq=False)
-class Station:
+class QueueState:
     """A queue, the jobs that are held of it, and those of which the end is to be stored.
 
     Attributes:
@@ -97,15 +97,15 @@ class Station:
         reserved: Places that are kept for jobs that are being fetched.
         looking: Whether jobs are being fetched.
         asking: Whether it may have jobs, and has no place to fetch one for.
-        looked: `Floor.changes` as it was before the last look, if that found nothing.
+        looked: `WorkerState.changes` as it was before the last look, if that found nothing.
     """
 
     queue: Any
     bridge: Bridge
-    buffer: deque[Held] = field(default_factory=deque)
-    held: dict[Key, Held] = field(default_factory=dict)
+    buffer: deque[ActiveJob] = field(default_factory=deque)
+    held: dict[Key, ActiveJob] = field(default_factory=dict)
     done: list[Outcome] = field(default_factory=list)
-    unbegun: list[Held] = field(default_factory=list)
+    unbegun: list[ActiveJob] = field(default_factory=list)
     to_store: asyncio.Event = field(default_factory=asyncio.Event)
     telling: bool = False
     pace: float = 0.0
@@ -142,13 +142,13 @@ class Station:
         n = max(free, 0) + ahead - waiting
         return max((size for size in SIZES if size <= n), default=0)
 
-    def decide(self, held: Held, outcome: Outcome) -> None:
+    def decide(self, held: ActiveJob, outcome: Outcome) -> None:
         """Have a job end so."""
         held.ended = True
         self.done.append(outcome)
         self.to_store.set()
 
-    def hand_back(self, ones: Sequence[Held]) -> None:
+    def hand_back(self, ones: Sequence[ActiveJob]) -> None:
         """Give jobs back that were not begun."""
         if not ones:
             return
@@ -160,12 +160,12 @@ class Station:
 
 
 @dataclass(eq=False)
-class Floor:
+class WorkerState:
     """What the parts of a worker share.
 
     Attributes:
         free: Places for jobs that are free.
-        stations: Its queues; the one whose turn it is comes first.
+        queue_states: Its queues; the one whose turn it is comes first.
         room: Set when it may be time to fetch jobs.
         draining: Set when no more are to be fetched.
         at_once: Set when functions that run must stop, too.
@@ -179,7 +179,7 @@ class Floor:
     """
 
     free: int
-    stations: list[Station] = field(default_factory=list)
+    queue_states: list[QueueState] = field(default_factory=list)
     room: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     at_once: asyncio.Event = field(default_factory=asyncio.Event)
@@ -191,21 +191,21 @@ class Floor:
     coding: list[str] = field(default_factory=list)
     coded: set[str] = field(default_factory=set)
 
-    def open_to(self, station: Station) -> int:
+    def open_to(self, queue_state: QueueState) -> int:
         """The free places that are not kept for other queues."""
-        if len(self.stations) == 1:
+        if len(self.queue_states) == 1:
             return self.free
-        return self.free - sum(each.reserved for each in self.stations) + station.reserved
+        return self.free - sum(each.reserved for each in self.queue_states) + queue_state.reserved
 
-    def next(self) -> Station | None:
+    def next(self) -> QueueState | None:
         """The queue that gets a free place: of those that have use for one, the one that got none for longest."""
         if self.free <= 0:
             return None
-        for place, station in enumerate(self.stations):
-            if (station.buffer or station.asking) and self.open_to(station) > 0:
-                if len(self.stations) > 1:
-                    self.stations.append(self.stations.pop(place))
-                return station
+        for place, queue_state in enumerate(self.queue_states):
+            if (queue_state.buffer or queue_state.asking) and self.open_to(queue_state) > 0:
+                if len(self.queue_states) > 1:
+                    self.queue_states.append(self.queue_states.pop(place))
+                return queue_state
         return None
 
     def interrupt(self, interrupt: KeyboardInterrupt) -> None:
@@ -217,7 +217,7 @@ class Floor:
 
     def in_hand(self) -> bool:
         """Whether anything is held, being fetched, or still to be told of."""
-        return any(station.held or station.looking or station.telling for station in self.stations)
+        return any(queue_state.held or queue_state.looking or queue_state.telling for queue_state in self.queue_states)
 
     def look_quiet(self) -> None:
         """Say so if nothing is held any more."""

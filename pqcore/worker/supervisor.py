@@ -49,7 +49,7 @@ class Supervisor:
     The first signal has them stop in order, a second at once, a third kills them.
 
     Args:
-        command: What each runs; the option ``--supervised`` and a descriptor for `Leash` are added.
+        command: What each runs; the option ``--supervised`` and a descriptor for `ParentPipe` are added.
         processes: How many.
         patience: Seconds in which they are to have stopped in order; then they are killed.
         haste: Seconds in which they are to have stopped once it is to be at once.
@@ -207,7 +207,7 @@ def _described(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-class Leash:
+class ParentPipe:
     """A supervised process's end of the pipe: it ends with its supervisor, and when told to.
 
     A SIGTERM or SIGINT of its own has it stop in order, once, so that it does not

@@ -2,14 +2,14 @@
 
 It is asynchronous inside, over any backend.  These go on beside one another:
 
-* `Supply` (one a queue) leases as many jobs as there are free places, and some ahead if they go fast;
+* `Fetcher` (one a queue) leases as many jobs as there are free places, and some ahead if they go fast;
 * `Execution` runs them: coroutine functions on the loop, others in threads or processes;
-* `Storing` (one a queue) stores how they ended;
-* `Tending` (one a queue) holds on to leases, hears what is to be cancelled, and stores progress;
+* `Completer` (one a queue) stores how they ended;
+* `Heartbeat` (one a queue) holds on to leases, hears what is to be cancelled, and stores progress;
 * `watch` gives back what was fetched ahead and waits for too long;
-* `Chores` (one a queue) put the jobs of periodic tasks, and sweep.
+* `Maintenance` (one a queue) put the jobs of periodic tasks, and sweep.
 
-What they share is a `Floor`, with a `Station` a queue.  A failure of the database
+What they share is a `WorkerState`, with a `QueueState` a queue.  A failure of the database
 stops none of them: each waits a while, with backoff and jitter, and goes on.
 """
 
@@ -29,13 +29,13 @@ from pqcore.operations import lease as leasing
 from pqcore.tasks.declaring import TaskDeclarations, logger
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
-from pqcore.worker.completer import Storing
+from pqcore.worker.completer import Completer
 from pqcore.worker.executor import Execution
-from pqcore.worker.fetcher import Supply
-from pqcore.worker.heartbeat import Tending, watch
-from pqcore.worker.job_events import Teller
-from pqcore.worker.maintenance import Chores
-from pqcore.worker.state import Floor, Station
+from pqcore.worker.fetcher import Fetcher
+from pqcore.worker.heartbeat import Heartbeat, watch_stalls
+from pqcore.worker.job_events import JobEvents
+from pqcore.worker.maintenance import Maintenance
+from pqcore.worker.state import QueueState, WorkerState
 
 LAST_WORDS = 5.0
 """Seconds that coroutines have, once cancelled at the end of the grace period; then their jobs are free, too."""
@@ -101,7 +101,7 @@ class Worker:
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._floor = Floor(concurrency)
+        self._worker_state = WorkerState(concurrency)
 
     @property
     def running(self) -> bool:
@@ -125,9 +125,9 @@ class Worker:
             msg = "this worker is running already"
             raise ConfigurationError(msg)
         bridges = self._bridges()
-        self._floor = floor = Floor(self.concurrency)
-        floor.stations = [Station(queue, bridges[id(queue._engine)]) for queue in self._queues]  # noqa: SLF001
-        floor.interruptible = threading.current_thread() is threading.main_thread() and not (
+        self._worker_state = worker_state = WorkerState(self.concurrency)
+        worker_state.queue_states = [QueueState(queue, bridges[id(queue._engine)]) for queue in self._queues]  # noqa: SLF001
+        worker_state.interruptible = threading.current_thread() is threading.main_thread() and not (
             handle_signals or self.interrupts_handled
         )
         self._loop = asyncio.get_running_loop()
@@ -135,28 +135,30 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._signalled)
         logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
-        teller = Teller()
-        execution = Execution(floor, teller, self._run_in, self._stall_timeout)
-        supplies = _started(*(self._supply(station, execution).run() for station in floor.stations))
-        chores = _started(*(Chores(station).run() for station in floor.stations if not self.burst))
-        watching = _started(self._kept(partial(watch, floor)))
+        job_events = JobEvents()
+        execution = Execution(worker_state, job_events, self._run_in, self._stall_timeout)
+        supplies = _started(*(self._supply(queue_state, execution).run() for queue_state in worker_state.queue_states))
+        chores = _started(
+            *(Maintenance(queue_state).run() for queue_state in worker_state.queue_states if not self.burst)
+        )
+        watching = _started(self._kept(partial(watch_stalls, worker_state)))
         beside = []
-        for station in floor.stations:
-            tending = Tending(station, execution, self._lease)
-            storing = Storing(floor, station, teller, self._lease)
+        for queue_state in worker_state.queue_states:
+            tending = Heartbeat(queue_state, execution, self._lease)
+            storing = Completer(worker_state, queue_state, job_events, self._lease)
             beside += _started(self._kept(storing.run), tending.run(), tending.hear())
         try:
             try:
                 await self._until_told(supplies, [*beside, *watching, *chores])
                 await self._drain(execution, supplies, chores)
             except BaseException:  # what runs is given back all the same
-                floor.at_once.set()
+                worker_state.at_once.set()
                 await self._drain(execution, supplies, chores)
                 raise
-            if floor.interrupted is not None:
-                raise floor.interrupted
+            if worker_state.interrupted is not None:
+                raise worker_state.interrupted
         finally:
-            floor.over = True
+            worker_state.over = True
             await self._end([*supplies, *chores, *beside], execution)
             for bridge in bridges.values():
                 await bridge.close()
@@ -174,16 +176,16 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
-        floor = self._floor
-        if floor.draining.is_set():
-            floor.at_once.set()
-        floor.draining.set()
-        floor.room.set()
-        for station in floor.stations:
-            station.bridge.engine.nudge(station.channel)
+        worker_state = self._worker_state
+        if worker_state.draining.is_set():
+            worker_state.at_once.set()
+        worker_state.draining.set()
+        worker_state.room.set()
+        for queue_state in worker_state.queue_states:
+            queue_state.bridge.engine.wake(queue_state.channel)
 
     def _signalled(self) -> None:
-        at_once = self._floor.draining.is_set()
+        at_once = self._worker_state.draining.is_set()
         logger.info(
             "told to stop%s", " at once" if at_once else f": no more jobs, {self._grace:.0f} s for those that run"
         )
@@ -197,10 +199,10 @@ class Worker:
                 bridges[id(engine)] = Bridge(engine, 2 + 6 * len(self._queues), self._stall_timeout)
         return bridges
 
-    def _supply(self, station: Station, execution: Execution) -> Supply:
-        return Supply(
-            self._floor,
-            station,
+    def _supply(self, queue_state: QueueState, execution: Execution) -> Fetcher:
+        return Fetcher(
+            self._worker_state,
+            queue_state,
             execution,
             lease=self._lease,
             poll_interval=self._poll_interval,
@@ -209,7 +211,7 @@ class Worker:
         )
 
     async def _until_told(self, supplies: Tasks, beside: Tasks) -> None:
-        told = asyncio.ensure_future(self._floor.draining.wait())
+        told = asyncio.ensure_future(self._worker_state.draining.wait())
         pending = {told, *supplies, *beside}
         try:
             while told in pending and not all(task.done() for task in supplies):
@@ -220,33 +222,39 @@ class Worker:
             told.cancel()
 
     async def _drain(self, execution: Execution, supplies: Tasks, chores: Tasks) -> None:
-        floor = self._floor
-        floor.draining.set()
-        floor.room.set()
+        worker_state = self._worker_state
+        worker_state.draining.set()
+        worker_state.room.set()
         for task in chores:
             task.cancel()
-        for station in floor.stations:
-            station.hand_back(list(station.buffer))
-            station.bridge.engine.nudge(station.channel)
+        for queue_state in worker_state.queue_states:
+            queue_state.hand_back(list(queue_state.buffer))
+            queue_state.bridge.engine.wake(queue_state.channel)
         deadline = time.monotonic() + self._grace
         await asyncio.wait(supplies, timeout=self._stall_timeout)
-        while floor.in_hand() and not self._floor.at_once.is_set() and (left := deadline - time.monotonic()) > 0:
+        while (
+            worker_state.in_hand()
+            and not self._worker_state.at_once.is_set()
+            and (left := deadline - time.monotonic()) > 0
+        ):
             await self._quiet_or_at_once(left)
-        for station in floor.stations:
-            execution.give_up(station)
+        for queue_state in worker_state.queue_states:
+            execution.give_up(queue_state)
         # What was given back, and what ended because of it, is stored; for as long as it takes to hear from the server.
         begun = time.monotonic()
-        while floor.in_hand() and (passed := time.monotonic() - begun) < LAST_WORDS + self._stall_timeout:
+        while worker_state.in_hand() and (passed := time.monotonic() - begun) < LAST_WORDS + self._stall_timeout:
             if passed > LAST_WORDS:
-                for station in floor.stations:
-                    execution.give_up(station, at_once=True)
-            floor.quiet.clear()
+                for queue_state in worker_state.queue_states:
+                    execution.give_up(queue_state, at_once=True)
+            worker_state.quiet.clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(floor.quiet.wait(), 0.1)
+                await asyncio.wait_for(worker_state.quiet.wait(), 0.1)
 
     async def _quiet_or_at_once(self, seconds: float) -> None:
-        self._floor.quiet.clear()
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._floor.quiet, self._floor.at_once)]
+        self._worker_state.quiet.clear()
+        waits = [
+            asyncio.ensure_future(event.wait()) for event in (self._worker_state.quiet, self._worker_state.at_once)
+        ]
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -262,14 +270,14 @@ class Worker:
             try:
                 await work()
             except asyncio.CancelledError:
-                if self._floor.over:
+                if self._worker_state.over:
                     raise
 
     async def _end(self, tasks: Tasks, execution: Execution) -> None:
         for task in tasks:
             task.cancel()
-        for station in self._floor.stations:
-            station.bridge.engine.nudge(station.control)  # threads that listen are to end
+        for queue_state in self._worker_state.queue_states:
+            queue_state.bridge.engine.wake(queue_state.control)  # threads that listen are to end
         await execution.close()
         await _ended(tasks)
 

@@ -76,11 +76,11 @@ def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
             wanted.clear()
             child = int(fork())
             if child == 0:
-                _go_on(client, seed)
+                _enqueue_next_in_chain(client, seed)
             children.add(child)
 
 
-def _go_on(client: Client, seed: str) -> None:
+def _enqueue_next_in_chain(client: Client, seed: str) -> None:
     """Use what the parent uses, for a while, and end."""
     client.become(f"{os.getpid()}-{seed}")
     until = time.monotonic() + MOST

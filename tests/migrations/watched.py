@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from pqcore import schema
 from pqcore.backend import Row
-from pqcore.db.runtime import BlockingRuntime, drive
-from pqcore.db.session import CoreSession
-from pqcore.db.sources import Opener
+from pqcore.db.runtime import BlockingRuntime, run_sync
+from pqcore.db.session import Session
+from pqcore.db.sources import BackendAdapter
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
@@ -31,9 +31,9 @@ class Watched:
 
     def __init__(
         self,
-        session: CoreSession,
-        before: Callable[[str, CoreSession], object] = lambda *_: None,
-        after: Callable[[str, CoreSession], object] = lambda *_: None,
+        session: Session,
+        before: Callable[[str, Session], object] = lambda *_: None,
+        after: Callable[[str, Session], object] = lambda *_: None,
     ) -> None:
         self._session = session
         self._before = before
@@ -54,29 +54,29 @@ class Watched:
 
     def create(self, sleep: Callable[[float], Any] | None = None) -> None:
         """Make the table, or migrate it, statement by statement."""
-        drive(schema.create(cast("CoreSession", self), QUEUE, sleep or BlockingRuntime().sleep))
+        run_sync(schema.create(cast("Session", self), QUEUE, sleep or BlockingRuntime().sleep))
 
 
 @contextmanager
-def session(dsn: str) -> Iterator[CoreSession]:
+def session(dsn: str) -> Iterator[Session]:
     """A session over psycopg."""
     spec = plugins.backend_spec("psycopg", "blocking")
-    opener = Opener(partial(plugins.make, spec), Dialect(QUEUE, spec.paramstyle), suspends=False, prepared=True)
-    made = opener.session(drive(opener.call("connect", dsn)))
-    drive(made.enter())
+    opener = BackendAdapter(partial(plugins.make, spec), Dialect(QUEUE, spec.paramstyle), suspends=False, prepared=True)
+    made = opener.session(run_sync(opener.call("connect", dsn)))
+    run_sync(made.enter())
     try:
         yield made
     finally:
         if made.usable():
-            drive(made.close())
+            run_sync(made.close())
 
 
-def pid(session: CoreSession) -> int:
+def pid(session: Session) -> int:
     """The server's process of a session."""
     [[found]] = ask(session, "SELECT pg_backend_pid()")
     return int(found)
 
 
-def ask(session: CoreSession, sql: str) -> Sequence[Row]:
+def ask(session: Session, sql: str) -> Sequence[Row]:
     """Run a statement on a session."""
-    return drive(cast("Any", session.execute(plain("ask", sql))))
+    return run_sync(cast("Any", session.execute(plain("ask", sql))))

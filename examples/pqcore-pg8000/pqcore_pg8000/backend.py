@@ -11,7 +11,7 @@ from typing import Any
 from pg8000 import core, dbapi
 from pg8000.converters import PY_TYPES, make_param
 
-from pqcore.backend import ABORTED, Row, readable, shut
+from pqcore.backend import ABORTED, Row, shutdown_socket, wait_readable
 from pqcore.sql.identifiers import quote
 from pqcore.sql.statement import Query
 from pqcore_pg8000.dsn import arguments, reach
@@ -129,7 +129,7 @@ class Pg8000Session:
     def wait(self, seconds: float) -> None:
         sock = self.connection._usock
         if sock is not None and not self._notified:
-            readable(sock.fileno(), seconds)
+            wait_readable(sock.fileno(), seconds)
 
     def notifications(self) -> list[str]:
         self.alive()
@@ -153,13 +153,13 @@ class Pg8000Session:
         with suppress(dbapi.Error, OSError, ValueError):
             self.connection.close()
         with suppress(OSError, ValueError):  # pg8000 leaves the file open over it, which may be in a traceback
-            shut(sock.fileno())
+            shutdown_socket(sock.fileno())
             file.close()
 
     def abort(self) -> None:
         if (sock := self.connection._usock) is not None:
             with suppress(OSError):  # closed at this moment
-                shut(sock.fileno())
+                shutdown_socket(sock.fileno())
 
 
 class Pg8000Backend:
@@ -201,7 +201,7 @@ def _text(value: object) -> str | None:
 def _arrived(connection: Any) -> bool:
     """Whether there is something to read, in the socket or in the file over it: a message, or the end."""
     sock = connection._usock
-    some, timeout = readable(sock.fileno()), sock.gettimeout()
+    some, timeout = wait_readable(sock.fileno()), sock.gettimeout()
     sock.settimeout(0)
     try:
         return bool(connection._sock.peek(1)) or some

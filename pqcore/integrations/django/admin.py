@@ -12,7 +12,7 @@ from django.db.models import TextField
 from django.db.models.functions import Cast, Left
 from django.utils.html import format_html
 
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
 from pqcore.operations import counting
@@ -31,7 +31,7 @@ class QueueFilter(admin.SimpleListFilter):
     parameter_name = "queue"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        names = drive(counting.count(pqs["default"]._engine))  # noqa: SLF001 - a part of the face
+        names = run_sync(counting.count(pqs["default"]._engine))  # noqa: SLF001 - a part of the face
         return [(name, name) for name in names]
 
     def queryset(self, request: Any, queryset: Any) -> Any:

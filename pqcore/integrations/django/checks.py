@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.db import Error as DatabaseError
 
 from pqcore import schema
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import PQError, SchemaTooNew
 from pqcore.integrations.django.configuration import configured
 from pqcore.integrations.django.queues import pqs
@@ -36,7 +36,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
         if table.database not in databases:
             continue
         try:
-            version = drive(schema_info.version(pqs[alias]._engine))  # noqa: SLF001 - a part of the face
+            version = run_sync(schema_info.version(pqs[alias]._engine))  # noqa: SLF001 - a part of the face
         except (PQError, DatabaseError) as exc:
             found.append(Error(f"table {table.names} cannot be looked at: {exc}", id="pqcore.E002"))
             continue
@@ -56,7 +56,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
 def _works_on(alias: str) -> bool:
     """Whether a newer table can be worked with, as it says."""
     try:
-        drive(schema_info.is_current(pqs[alias]._engine))  # noqa: SLF001 - likewise
+        run_sync(schema_info.is_current(pqs[alias]._engine))  # noqa: SLF001 - likewise
     except SchemaTooNew:
         return False
     return True

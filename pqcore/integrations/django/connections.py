@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 from django.db import Error, connections
 
 from pqcore.backend import bare
-from pqcore.db.session import CoreSession, translate
-from pqcore.db.sources import Lender
+from pqcore.db.session import Session, translate
+from pqcore.db.sources import ConnectionProvider
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.unwrap import refuse_broken_atomic
 
@@ -19,7 +19,7 @@ _DRIVERS = {"autocommit", "connection_factory", "context", "cursor_factory", "pr
 """Parameters of a driver's ``connect`` that are none of libpq's."""
 
 
-class DjangoConnections(Lender):
+class DjangoConnections(ConnectionProvider):
     """The connections of a database of Django's: one a thread, in the transaction that Django has open there.
 
     Args:
@@ -31,7 +31,7 @@ class DjangoConnections(Lender):
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._sessions: WeakKeyDictionary[Any, CoreSession] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
         if alias not in connections:
             raise ConfigurationError(f"DATABASES has no {alias!r}; it has {', '.join(map(repr, connections))}")
         vendor = connections[alias].vendor
@@ -46,7 +46,7 @@ class DjangoConnections(Lender):
         """Whether the settings have what Django asks for where a pooler changes servers between transactions."""
         return bool(connections[self.alias].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"))
 
-    def lend(self, wrap: Callable[[object], CoreSession]) -> CoreSession:
+    def lend(self, wrap: Callable[[object], Session]) -> Session:
         connection = connections[self.alias]
         if connection.connection is not None and connection.connection.closed and not connection.in_atomic_block:
             connection.close()  # lost: Django has not noticed yet, and would go on with it
@@ -58,10 +58,10 @@ class DjangoConnections(Lender):
         session = self._sessions.get(connection)
         if session is None or session.driver.connection is not bare(connection.connection):
             session = self._sessions[connection] = wrap(connection.connection)
-        session.callers = not connection.get_autocommit()
+        session.caller_owned = not connection.get_autocommit()
         return session
 
-    def failed(self, session: CoreSession) -> None:
+    def failed(self, session: Session) -> None:
         connection = connections[self.alias]
         connection.errors_occurred = True  # Django looks at the connection before the next request
         if session.read_only and not connection.in_atomic_block:

@@ -10,8 +10,8 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.operations.models import CreateModel
 
 from pqcore import schema
-from pqcore.db.runtime import drive
-from pqcore.db.session import CoreSession
+from pqcore.db.runtime import run_sync
+from pqcore.db.session import Session
 from pqcore.integrations.django.configuration import TableConfiguration, configured
 from pqcore.integrations.django.queues import pqs
 from pqcore.operations import admin
@@ -57,7 +57,7 @@ class MigrateTables(Operation):
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         for table in _tables(schema_editor):
             if not schema_editor.collect_sql:
-                drive(admin.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
+                run_sync(admin.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
             elif self.creates:
                 # What is run depends on the table that is there; this is what makes one where there is none.
                 _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))
@@ -69,7 +69,7 @@ class MigrateTables(Operation):
             if schema_editor.collect_sql:
                 _write_down(schema_editor, partial(schema.drop, names=table.names))
             else:
-                drive(_drop(pqs[table.alias]._engine))  # noqa: SLF001 - likewise
+                run_sync(_drop(pqs[table.alias]._engine))  # noqa: SLF001 - likewise
 
     def describe(self) -> str:
         return f"Bring pqcore's tables to schema version {self.version}"
@@ -85,7 +85,7 @@ def _tables(schema_editor: Any) -> list[TableConfiguration]:
 
 
 async def _drop(engine: Any) -> None:
-    async def work(s: CoreSession) -> None:
+    async def work(s: Session) -> None:
         async with atomic(s):
             await schema.drop(s, engine.names)
 
@@ -96,5 +96,5 @@ async def _no_sleep(_: float) -> None:
     """Wait for nobody: nothing is locked."""
 
 
-def _write_down(schema_editor: Any, work: Callable[[CoreSession], Awaitable[None]]) -> None:
+def _write_down(schema_editor: Any, work: Callable[[Session], Awaitable[None]]) -> None:
     write_down(lambda sql: schema_editor.collected_sql.append(sql.rstrip(";") + ";"), work)

@@ -20,7 +20,7 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
-from pqcore.db.runtime import drive
+from pqcore.db.runtime import run_sync
 from pqcore.errors import (
     ConfigurationError,
     InvalidName,
@@ -169,7 +169,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from exc
         job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
         try:
-            job = drive(list_jobs.whole(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
+            job = run_sync(list_jobs.get_full_job(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
         except JobNotFound:
             job = None
         try:

@@ -10,7 +10,7 @@ import pytest
 
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, PQError
-from pqcore.job import Moment
+from pqcore.job import UtcDatetime
 from pqcore.put_options import Dedup
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
@@ -64,7 +64,7 @@ def test_a_job_that_fails_for_good_is_a_dead_letter(harness: Harness, queue: Any
     assert letter.data["function"].endswith("fails")
     assert letter.headers == {"a": 1}
     assert letter.expected_at is not None
-    assert Moment.of(before) <= letter.died_at >= letter.enqueued_at
+    assert UtcDatetime.of(before) <= letter.died_at >= letter.enqueued_at
     assert (queue.count(), queue.get(block=False), harness.sql("SELECT FROM {table}")) == (0, None, [])
     assert queue.status(job) == "dead"
     info = queue.inspect(job)

@@ -213,7 +213,7 @@ def test_a_job_is_cancelled_while_it_is_decoded(harness: Harness) -> None:
         with harness.working(queue) as worker:
             slow.seen.wait(1)
             assert job.cancel(running=True)
-            [held] = worker._floor.stations[0].held.values()
+            [held] = worker._worker_state.queue_states[0].held.values()
             harness.eventually(lambda: held.context is not None and held.context.cancelled)
             slow.latch.open()
             harness.eventually(lambda: not rows(harness, "id"))
@@ -241,10 +241,10 @@ def test_a_job_whose_lease_is_lost_while_it_is_decoded_is_not_run(
         with harness.working(queue, lease=LEASE) as worker:
             slow.seen.wait(1)
             harness.sql("UPDATE {table} SET attempts = attempts + 1, leased_until = now() + interval '1 h'", rows=False)
-            [held] = worker._floor.stations[0].held.values()
+            [held] = worker._worker_state.queue_states[0].held.values()
             harness.eventually(lambda: held.context is not None and held.context.cancelled)
             slow.latch.open()
-            harness.eventually(lambda: not worker._floor.in_hand())
+            harness.eventually(lambda: not worker._worker_state.in_hand())
     finally:
         slow.latch.open()
     assert (seen.items, rows(harness, "id, attempts")) == ([], [(int(job), 2)])

@@ -398,11 +398,11 @@ def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterat
     async def racing(*arguments: Any, **options: Any) -> Any:
         engine.run = run
         result = await run(*arguments, **options)
-        before = engine.listener.ticket(topic)
+        before = engine.listener.snapshot(topic)
         assert (before is not None) == heard
         await harness._eyes.session.execute(statement((INSERT % ("q", "a")).format(table=harness.table), rows=False))
         rounds = patiently("the notification is heard")
-        while heard and engine.listener.ticket(topic) == before:
+        while heard and engine.listener.snapshot(topic) == before:
             next(rounds)
             await engine.runtime.sleep(0.001)
         return result
@@ -698,7 +698,7 @@ def test_a_waiter_that_is_woken_before_its_first_wait_does_not_wait(harness: Har
     queue = unwrapped(unheard["q"])
 
     async def wait() -> None:
-        queue._engine.nudge(queue.channel)
+        queue._engine.wake(queue.channel)
         await queue._engine.wait_for_jobs(queue, None, NEVER, NEVER)
 
     with harness.thread(lambda: harness.wait_for(wait)) as join:
@@ -910,10 +910,10 @@ def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harnes
 
         async def slow(*arguments: Any, **options: Any) -> Any:
             result = await run(*arguments, **options)
-            if engine.listener.ticket("q") is not None and not looked:
+            if engine.listener.snapshot("q") is not None and not looked:
                 looked.append(True)
                 rounds = patiently("the channel is given up")
-                while engine.listener.ticket("q") is not None:
+                while engine.listener.snapshot("q") is not None:
                     next(rounds)
                     await engine.runtime.sleep(0.001)
                 query = statement((INSERT % ("q", "a")).format(table=harness.table), rows=False)
@@ -941,7 +941,7 @@ def test_a_put_that_did_not_see_the_waiter_is_found_soon(
 
     async def racing(*arguments: Any, **options: Any) -> Any:
         result = await run(*arguments, **options)
-        looks.append(engine.listener.ticket("q"))
+        looks.append(engine.listener.snapshot("q"))
         if len(looks) == 2:  # it is registered, has looked in vain, and will wait
             await writer.session.commit()
         return result
@@ -1009,7 +1009,7 @@ def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monke
 def test_too_many_locks_leave_a_waiter_polling(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     sql = queue._engine._openers[harness.spec.name].sql
-    sql.attend = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
+    sql.register = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
     with waiter(harness, queue) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"

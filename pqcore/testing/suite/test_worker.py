@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
-from pqcore.db.session import CoreSession
+from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, TableMissing
 from pqcore.sql.statement import Query
 from pqcore.tasks import current
@@ -420,15 +420,15 @@ def test_a_burst_ends_and_runs_what_jobs_put(harness: Harness) -> None:
 @pytest.mark.requires(Capability.LISTEN)
 def test_an_idle_worker_runs_at_most_two_statements_a_second(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = harness.task_queue()
-    execute = CoreSession.execute
+    execute = Session.execute
     names: list[str] = []
 
-    async def counted(session: CoreSession, query: Query, parameters: Any = ()) -> Any:
+    async def counted(session: Session, query: Query, parameters: Any = ()) -> Any:
         if session is not harness._eyes.session:
             names.append(query.name)
         return await execute(session, query, parameters)
 
-    monkeypatch.setattr(CoreSession, "execute", counted)
+    monkeypatch.setattr(Session, "execute", counted)
     with harness.working(queue):
         harness.eventually(lambda: len(names) >= 2)
         threading.Event().wait(0.5)  # it begins to listen

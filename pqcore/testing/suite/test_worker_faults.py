@@ -101,7 +101,7 @@ def test_a_second_signal_stops_at_once_what_does_not_listen(harness: Harness) ->
         expect_haste(crew, crew.queue.task()(workers.deaf)(), child)
 
 
-# Held up
+# ActiveJob up
 
 
 @pytest.mark.parametrize("late", ["cancelled", "refused"])
@@ -214,10 +214,10 @@ def test_a_listening_connection_that_went_silent_is_replaced(
     again = direct.task()(note.task.function)
     # A job that was leased when the answer got lost is free again when the lease has run out.
     with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=3600) as worker:
-        [station] = worker._floor.stations
-        listener = harness.listener(station.bridge.engine)
+        [queue_state] = worker._worker_state.queue_states
+        listener = harness.listener(queue_state.bridge.engine)
         for number in range(2):
-            harness.eventually(lambda: station.channel in listener._channels)
+            harness.eventually(lambda: queue_state.channel in listener._channels)
             again()
             seen.wait(2 * number + 1)
             proxy.stall()

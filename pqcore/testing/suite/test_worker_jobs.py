@@ -223,7 +223,7 @@ def test_a_job_that_runs_can_be_cancelled(harness: Harness, monkeypatch: pytest.
         await asyncio.sleep(0.3)
 
     if not heard:  # it is seen when the lease is lengthened
-        monkeypatch.setattr(heartbeat.Tending, "_look_for_cancelled", lambda self: asyncio.sleep(0))
+        monkeypatch.setattr(heartbeat.Heartbeat, "_look_for_cancelled", lambda self: asyncio.sleep(0))
     with harness.working(queue, lease="1h" if heard else LEASE) as worker:
         first, second, _ = coroutine(), polite(), other()
         seen.wait(3)
@@ -244,8 +244,8 @@ def test_a_job_that_runs_can_be_cancelled(harness: Harness, monkeypatch: pytest.
 def listens(harness: Harness, worker: Worker) -> None:
     """Wait until a worker hears what is to be cancelled, if it can."""
     if Capability.LISTEN in harness.spec.capabilities:
-        [station] = worker._floor.stations
-        harness.eventually(lambda: station.control in harness.listener(station.bridge.engine)._channels)
+        [queue_state] = worker._worker_state.queue_states
+        harness.eventually(lambda: queue_state.control in harness.listener(queue_state.bridge.engine)._channels)
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -254,15 +254,15 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
 ) -> None:
     queue = harness.task_queue()
     looked, go_on, seen = threading.Event(), Latch(), Notes()
-    look = heartbeat.Tending._look_for_cancelled
+    look = heartbeat.Heartbeat._look_for_cancelled
 
-    async def slowly(tends: heartbeat.Tending) -> None:
+    async def slowly(tends: heartbeat.Heartbeat) -> None:
         await look(tends)
-        if any(held.context is not None and held.context.cancelled for held in tends._station.held.values()):
+        if any(held.context is not None and held.context.cancelled for held in tends._queue_state.held.values()):
             looked.set()
             await go_on.passed()
 
-    monkeypatch.setattr(heartbeat.Tending, "_look_for_cancelled", slowly)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_look_for_cancelled", slowly)
 
     @queue.task()
     async def coroutine(job_id: int) -> None:
@@ -276,14 +276,14 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
         first, second = coroutine(), coroutine()
         seen.wait(2)
         listens(harness, worker)
-        [station] = worker._floor.stations
-        counts = harness.listener(station.bridge.engine)._counts
+        [queue_state] = worker._worker_state.queue_states
+        counts = harness.listener(queue_state.bridge.engine)._counts
         first.cancel(running=True)
         seen.wait(3)
         assert looked.wait(PATIENCE)
-        before = counts[station.control]
+        before = counts[queue_state.control]
         second.cancel(running=True)
-        harness.eventually(lambda: counts[station.control] > before)
+        harness.eventually(lambda: counts[queue_state.control] > before)
         go_on.open()
         seen.wait(4)
 
