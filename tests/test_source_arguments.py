@@ -103,8 +103,8 @@ def test_a_worker_opens_connections_by_a_url_of_a_library(place: str) -> None:
         queue = pq["worked"]
         queue.put(1)
         queue.put(2)
-        clone_for_worker = queue._engine.clone_for_worker(2, 5.0)
-        assert clone_for_worker.spec == queue._engine.spec
+        clone = queue._engine.clone_for_worker(2, 5.0)
+        assert clone.spec == queue._engine.spec
         queue.clear()
 
 

@@ -247,7 +247,7 @@ class Engine:
         """An engine for the same table and server, over the same backend.
 
         It has connections of its own, if this one was given a DSN or a `ConnectionProvider`; a pool is
-        shared, and not closed with the clone_for_worker.
+        shared, and not closed with the clone.
 
         Args:
             max_connections: How many of its own, at most.
@@ -262,7 +262,7 @@ class Engine:
         if isinstance(self.source, AdoptedConnection):
             msg = "what was given a single connection can have no further ones"
             raise ConfigurationError(msg)
-        clone_for_worker = Engine(
+        clone = Engine(
             self._mode,
             self.runtime,
             self.names,
@@ -276,8 +276,8 @@ class Engine:
             answer_timeout=limit,
             dialect=self.dialect.name,
         )
-        clone_for_worker._lent = not isinstance(clone_for_worker.source, Pool)
-        return clone_for_worker
+        clone._lent = not isinstance(clone.source, Pool)
+        return clone
 
     def run(
         self,

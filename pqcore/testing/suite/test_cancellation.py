@@ -592,11 +592,11 @@ def test_at_each_suspension_nothing_is_lost(harness: Harness, retention: str, ki
 def test_at_each_suspension_a_connection_that_is_opened_is_closed_too(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         async def borrow() -> None:
-            clone_for_worker = pq._engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
+            clone = pq._engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
             try:
-                await lent(clone_for_worker.source, lambda session: session.execute(session.sql.ping))
+                await lent(clone.source, lambda session: session.execute(session.sql.ping))
             finally:
-                await clone_for_worker.close()
+                await clone.close()
 
         async for _ in interrupted(borrow, when):
             await eventually(lambda: not busy(harness))
