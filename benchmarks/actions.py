@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .load_generators import Desk, Done, Go, clock
+from .load_generators import Client, ClientReport, Go, clock
 
 DATA: dict[str, Any] = {"order": 12345, "to": "ann@example.com"}
 """What a job holds."""
@@ -15,9 +15,9 @@ WARM = 10
 """Operations before those that count: drivers prepare a statement after some."""
 
 
-async def put(desk: Desk, go: Go, *, seconds: float) -> Done:
+async def put(client: Client, go: Go, *, seconds: float) -> ClientReport:
     """Put one after the other."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     for _ in range(WARM):
         done.put.append(await queue.put(DATA))
     await go()
@@ -28,9 +28,9 @@ async def put(desk: Desk, go: Go, *, seconds: float) -> Done:
     return done
 
 
-async def put_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
+async def put_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
     """Put many at once, as often as there is time, at least once."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     done.put += await queue.put_many([DATA] * WARM)
     await go()
     deadline = clock() + seconds
@@ -40,9 +40,9 @@ async def put_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     return done
 
 
-async def get(desk: Desk, go: Go, *, seconds: float, every: int = 0) -> Done:
+async def get(client: Client, go: Go, *, seconds: float, every: int = 0) -> ClientReport:
     """Take one after the other; with ``every``, note the time after so many."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     for _ in range(WARM):
         await _take(queue, done)
     await go()
@@ -55,7 +55,7 @@ async def get(desk: Desk, go: Go, *, seconds: float, every: int = 0) -> Done:
     return done
 
 
-async def _take(queue: Any, done: Done) -> bool:
+async def _take(queue: Any, done: ClientReport) -> bool:
     job = await queue.get(block=False)
     if job is None:
         return False
@@ -64,9 +64,9 @@ async def _take(queue: Any, done: Done) -> bool:
     return True
 
 
-async def get_in_transaction(desk: Desk, go: Go, *, seconds: float) -> Done:
+async def get_in_transaction(client: Client, go: Go, *, seconds: float) -> ClientReport:
     """Take one after the other, each in a transaction."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
 
     async def one() -> bool:
         async with queue:
@@ -81,7 +81,7 @@ async def get_in_transaction(desk: Desk, go: Go, *, seconds: float) -> Done:
     return done
 
 
-async def _in_batches(some: Callable[[], Awaitable[int]], done: Done, go: Go, seconds: float) -> Done:
+async def _in_batches(some: Callable[[], Awaitable[int]], done: ClientReport, go: Go, seconds: float) -> ClientReport:
     """Do so again and again, the first time untimed, until the time is over or nothing is left."""
     await some()
     await go()
@@ -91,9 +91,9 @@ async def _in_batches(some: Callable[[], Awaitable[int]], done: Done, go: Go, se
     return done
 
 
-async def get_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
+async def get_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
     """Take many at once."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
 
     async def some() -> int:
         jobs = await queue.get_many(size, block=False)
@@ -105,9 +105,9 @@ async def get_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     return await _in_batches(some, done, go, seconds)
 
 
-async def lease_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
+async def lease_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
     """Lease many at once, and acknowledge them."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
 
     async def some() -> int:
         jobs = await queue.lease_many(size, block=False)
@@ -123,9 +123,9 @@ async def lease_many(desk: Desk, go: Go, *, seconds: float, size: int) -> Done:
     return await _in_batches(some, done, go, seconds)
 
 
-async def get_in_order(desk: Desk, go: Go, *, seconds: float) -> Done:
+async def get_in_order(client: Client, go: Go, *, seconds: float) -> ClientReport:
     """Take one after the other, and see that none is wanted later than the next."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     last: Any = None
 
     async def one() -> bool:
@@ -149,10 +149,10 @@ async def get_in_order(desk: Desk, go: Go, *, seconds: float) -> Done:
     return done
 
 
-async def over_queues(desk: Desk, go: Go, *, seconds: float, number: int) -> Done:
+async def over_queues(client: Client, go: Go, *, seconds: float, number: int) -> ClientReport:
     """Put a job and take one, each time over another of many queues."""
-    queues = [desk.queue(f"jobs-{index}") for index in range(number)]
-    done = Done()
+    queues = [client.queue(f"jobs-{index}") for index in range(number)]
+    done = ClientReport()
     at = 0
 
     async def one() -> None:
@@ -178,19 +178,19 @@ async def over_queues(desk: Desk, go: Go, *, seconds: float, number: int) -> Don
 END: dict[str, Any] = {"end": True}
 
 
-async def produce(desk: Desk, go: Go, *, seconds: float, rate: float) -> Done:
+async def produce(client: Client, go: Go, *, seconds: float, rate: float) -> ClientReport:
     """Put jobs at a fixed rate, or with rate 0 as fast as it goes; the last says that it is the last.
 
     Each holds the time at which it was put; of one that was put late, as the one before took too long,
     the time at which it was due.
     """
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     await go()
     began = clock()
     while (now := clock()) < began + seconds:
         due = began + done.count / rate if rate else now
         if now < due:
-            await _pause(desk, due - now)
+            await _pause(client, due - now)
             due = clock()
         done.put.append(await queue.put({**DATA, "at": due}))
         done.count += 1
@@ -199,9 +199,9 @@ async def produce(desk: Desk, go: Go, *, seconds: float, rate: float) -> Done:
     return done
 
 
-async def consume(desk: Desk, go: Go, *, patience: float) -> Done:
+async def consume(client: Client, go: Go, *, patience: float) -> ClientReport:
     """Take jobs as they come, and note how long each took from its being put; until the last."""
-    queue, done = desk.queue(), Done()
+    queue, done = client.queue(), ClientReport()
     await queue.get(timeout=0.01)  # it listens
     await go()
     last = clock()
@@ -220,8 +220,8 @@ async def consume(desk: Desk, go: Go, *, patience: float) -> Done:
     raise AssertionError(msg)
 
 
-async def _pause(desk: Desk, seconds: float) -> None:
-    if desk.blocking:
+async def _pause(client: Client, seconds: float) -> None:
+    if client.blocking:
         time.sleep(seconds)  # noqa: ASYNC251 - stepped, not in a loop
     else:
         await asyncio.sleep(seconds)

@@ -19,7 +19,7 @@ METHODS = ("put", "put_many", "get", "get_many", "lease_many", "ack_many", "put_
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the table is."""
 
     dsn: str
@@ -48,7 +48,7 @@ class Contender:
     def blocking(self) -> bool:
         return self.mode == "blocking"
 
-    def open(self, place: Place, **options: Any) -> Any:
+    def open(self, place: Location, **options: Any) -> Any:
         """A `PQ` or `AsyncPQ` of its own connections; call it where it is used, in thread or loop."""
         face: Any = PQ if self.blocking else AsyncPQ
         options = {"retention": "delete", **options}

@@ -22,20 +22,20 @@ from . import load_generators, presets
 from .backends import closed, contenders
 from .measurement import QUEUE, Bench, Table, dropped
 from .observer import Observer, named
-from .targets import OPERATIONS, Duel, calls
+from .targets import OPERATIONS, PairedRun, calls
 from .worker_workloads import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
 
 
-class Side:
+class BuildProcess:
     """What one process measures: an operation over a backend, in slices, over one `PQ` at a time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._bench: Bench | None = None
         self._table: Table | None = None
-        self._duel: Duel | None = None
+        self._paired_run: PairedRun | None = None
         self._pq: Any = None
 
     def backends(self, names: list[str]) -> dict[str, Any]:
@@ -45,8 +45,10 @@ class Side:
     def open(self, backend: str, dsn: str, schema: str, scale: str) -> dict[str, Any]:
         """Create a table over a backend, given by its label, in a schema of its own."""
         [self._contender] = [each for each in contenders() if each.label == backend]
-        eyes = Observer(self._contender, dsn)
-        self._bench = Bench(dsn, named(dsn), schema, eyes, presets.SCALES[scale], load_generators.Crew())
+        server_observer = Observer(self._contender, dsn)
+        self._bench = Bench(
+            dsn, named(dsn), schema, server_observer, presets.SCALES[scale], load_generators.ClientProcesses()
+        )
         self._table = self._bench.table(self._contender)
         return {}
 
@@ -62,8 +64,8 @@ class Side:
         if operation == "worker":
             self._pq[QUEUE].task()(noop)
         else:
-            self._duel = Duel(self._bench, self._contender, operation, self._table)
-            self._call = calls(self._contender, self._pq[QUEUE], self._duel.taken)[operation]
+            self._paired_run = PairedRun(self._bench, self._contender, operation, self._table)
+            self._call = calls(self._contender, self._pq[QUEUE], self._paired_run.taken)[operation]
         number = max(20 // OPERATIONS[operation].jobs, 3)
         return {"seconds": [self.slice(number)["seconds"] / number for _ in range(2)][1]}
 
@@ -71,8 +73,8 @@ class Side:
         """Run an operation some times, or have a worker do the jobs of so many; return the seconds that it took."""
         if self._name == "worker":
             return {"seconds": self._loop.run_until_complete(self._worked(number * OPERATIONS["worker"].jobs))}
-        assert self._duel is not None
-        return {"seconds": self._run(self._duel.timed(self._call, number))}
+        assert self._paired_run is not None
+        return {"seconds": self._run(self._paired_run.timed(self._call, number))}
 
     async def _worked(self, number: int) -> float:
         self._put += await put_calls(self._pq[QUEUE], noop, number)
@@ -85,8 +87,8 @@ class Side:
         assert self._table is not None
         self._run(closed(self._contender, self._pq))
         if self._name != "worker":
-            assert self._duel is not None
-            lost, twice = self._duel.losses(self._duel.taken)
+            assert self._paired_run is not None
+            lost, twice = self._paired_run.losses(self._paired_run.taken)
         else:
             distinct = len(set(self._taken))
             lost, twice = len(self._put) - distinct - self._table.count(), len(self._taken) - distinct
@@ -99,9 +101,9 @@ class Side:
         bench, self._bench = self._bench, None
         if bench is not None:
             with suppress(PQError):
-                dropped(bench.eyes, bench.schema)
+                dropped(bench.server_observer, bench.schema)
             with suppress(PQError):
-                bench.eyes.close()
+                bench.server_observer.close()
         return {}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -112,7 +114,7 @@ def main() -> None:
     """Answer until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anybody prints is no answer
-    side = Side()
+    side = BuildProcess()
     print(json.dumps({"version": pqcore.__version__, "file": pqcore.__file__}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

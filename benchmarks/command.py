@@ -83,9 +83,9 @@ def main(
     if json_file:
         Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if html_file:
-        from .html_report import page
+        from .html_report import html_page
 
-        Path(html_file).write_text(page(report, rules), encoding="utf-8")
+        Path(html_file).write_text(html_page(report, rules), encoding="utf-8")
     if markdown_file:
         update_docs.fill(Path(markdown_file), update_docs.blocks(report, rules))
     return wrong

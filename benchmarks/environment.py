@@ -65,7 +65,7 @@ def programs() -> list[Path]:
     return found
 
 
-def describe(eyes: Observer, origin: str, chosen: Sequence[Contender]) -> dict[str, Any]:
+def describe(server_observer: Observer, origin: str, chosen: Sequence[Contender]) -> dict[str, Any]:
     """The environment, as the report has it."""
     return {
         "pqcore": pqcore.__version__,
@@ -78,8 +78,8 @@ def describe(eyes: Observer, origin: str, chosen: Sequence[Contender]) -> dict[s
         "drivers": {name: version for contender in chosen for name, version in _versions(contender)},
         "server": {
             "origin": origin,
-            "version": str(eyes.one("SHOW server_version")),
-            "settings": {name: value for name in SETTINGS if (value := _setting(eyes, name)) is not None},
+            "version": str(server_observer.one("SHOW server_version")),
+            "settings": {name: value for name in SETTINGS if (value := _setting(server_observer, name)) is not None},
             "file_system": _file_system(origin),
         },
     }
@@ -98,8 +98,8 @@ def doubts(environment: dict[str, Any]) -> list[str]:
     return found
 
 
-def _setting(eyes: Observer, name: str) -> str | None:
-    value = eyes.one(f"SELECT current_setting('{name}', true)")
+def _setting(server_observer: Observer, name: str) -> str | None:
+    value = server_observer.one(f"SELECT current_setting('{name}', true)")
     return None if value is None else str(value)
 
 

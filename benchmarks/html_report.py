@@ -24,7 +24,7 @@ h2 { margin-top: 2em; }
 """
 
 
-def page(report: Mapping[str, Any], rules: Rules) -> str:
+def html_page(report: Mapping[str, Any], rules: Rules) -> str:
     """The page.
 
     Raises:

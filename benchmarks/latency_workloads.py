@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from . import actions
 from .backends import Contender
-from .load_generators import Done, Part, clock
-from .measurement import Bench, Table, Turn, observe
+from .load_generators import ClientReport, ClientRole, clock
+from .measurement import Bench, Measurement, Table, observe
 from .summary import percentile
 from .workloads import Common, Metric, Options, Variant
 
@@ -19,15 +19,15 @@ PATIENCE = 30.0
 LATENCY = (Metric("p50", "ms", "lower"), Metric("p99", "ms", "lower"))
 
 
-def _latencies(crew: Sequence[Done]) -> dict[str, float]:
-    times = [1000 * time for done in crew for time in done.times]
+def _latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
+    times = [1000 * time for done in reports for time in done.times]
     return {"p50": percentile(times, 0.5), "p99": percentile(times, 0.99)}
 
 
-def _pair(seconds: float, rate: float) -> list[Part]:
+def _pair(seconds: float, rate: float) -> list[ClientRole]:
     return [
-        Part(actions.consume, {"patience": PATIENCE}),
-        Part(actions.produce, {"seconds": seconds, "rate": rate}),
+        ClientRole(actions.consume, {"patience": PATIENCE}),
+        ClientRole(actions.produce, {"seconds": seconds, "rate": rate}),
     ]
 
 
@@ -50,18 +50,18 @@ class Pickup(Common):
     def variants(self, options: Options) -> Sequence[Variant]:
         return [Variant("idle", parameters={"idle": True}), Variant("at half load", parameters={"idle": False})]
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         table.empty()
         seconds = 4 * bench.scale.seconds
         rate = IDLE if variant.parameters["idle"] else 0.5 * self._capacity(bench, table, contender)
         parts = _pair(seconds, rate)
-        turn = observe(table, lambda: bench.crew.work(contender, table.place, parts), _latencies)
+        turn = observe(table, lambda: bench.clients.work(contender, table.place, parts), _latencies)
         turn.notes["rate (/s)"] = round(rate)
         return turn
 
     def _capacity(self, bench: Bench, table: Table, contender: Contender) -> float:
         if contender.label not in self.capacity:
-            consumer, producer = bench.crew.work(contender, table.place, _pair(2 * bench.scale.seconds, 0.0))
+            consumer, producer = bench.clients.work(contender, table.place, _pair(2 * bench.scale.seconds, 0.0))
             through = consumer.count / (consumer.ended - consumer.began)
             self.capacity[contender.label] = min(through, producer.count / (producer.ended - producer.began))
             table.empty()
@@ -88,22 +88,22 @@ class Soak(Common):
     def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
         return options.scale.everywhere or contender == first
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         table.empty()
         seconds = variant.parameters["seconds"]
         parts = _pair(seconds, bench.scale.pace)
         curve: dict[str, list[float]] = {name: [] for name in CURVE}
 
-        def work() -> list[Done]:
-            bench.crew.begin(contender, table.place, parts)
+        def work() -> list[ClientReport]:
+            bench.clients.begin(contender, table.place, parts)
             began = clock()
-            while not bench.crew.over(len(parts), max(seconds / 600, 0.5)):
+            while not bench.clients.over(len(parts), max(seconds / 600, 0.5)):
                 _note(curve, clock() - began, table)
             _note(curve, clock() - began, table)
-            return bench.crew.end(len(parts))
+            return bench.clients.end(len(parts))
 
-        def values(crew: Sequence[Done]) -> dict[str, float]:
-            return {**_latencies(crew), "table": curve["table (MB)"][-1], "indexes": curve["indexes (MB)"][-1]}
+        def values(reports: Sequence[ClientReport]) -> dict[str, float]:
+            return {**_latencies(reports), "table": curve["table (MB)"][-1], "indexes": curve["indexes (MB)"][-1]}
 
         turn = observe(table, work, values)
         turn.curve.update(curve)

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeAlias
 from pqcore.db.runtime import run_sync
 from pqcore.errors import PQError
 
-from .backends import Contender, Place, awaitable, closed
+from .backends import Contender, Location, awaitable, closed
 
 Kind: TypeAlias = Literal["one", "together", "processes"]
 """One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""
 Go: TypeAlias = Callable[[], Awaitable[None]]
-Act: TypeAlias = Callable[..., Awaitable["Done"]]
+Act: TypeAlias = Callable[..., Awaitable["ClientReport"]]
 """What is done: a function of a module, so that processes can be told of it.
 
 It is given its `Desk` and a `Go`: it warms up, awaits that, and then does what is measured.
@@ -35,8 +35,8 @@ PATIENCE = 600.0
 
 
 @dataclass
-class Done:
-    """What one of the crew did.
+class ClientReport:
+    """What one client did.
 
     Attributes:
         began, ended: When, by `clock`.
@@ -56,8 +56,8 @@ class Done:
     marks: list[tuple[float, int]] = field(default_factory=list)
 
 
-class Desk:
-    """Where one of the crew works.
+class Client:
+    """The queues of one client.
 
     Attributes:
         pq: Its `PQ` or `AsyncPQ`, which those in the same process share.
@@ -81,7 +81,7 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Part:
+class ClientRole:
     """An act with its parameters."""
 
     act: Act
@@ -89,13 +89,15 @@ class Part:
 
 
 class WorkFailed(PQError):
-    """One of the crew failed."""
+    """A client failed."""
 
 
 # In this process
 
 
-def together(contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> list[Done]:
+def run_clients(
+    contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
+) -> list[ClientReport]:
     """Have parts done at once, in threads or tasks of this process, over one `PQ`."""
     options = {"max_connections": len(parts) + 1, **options}
     if contender.blocking:
@@ -103,16 +105,18 @@ def together(contender: Contender, place: Place, parts: Sequence[Part], **option
     return asyncio.run(_tasks(contender, place, parts, options))
 
 
-def _threads(contender: Contender, place: Place, parts: Sequence[Part], options: dict[str, Any]) -> list[Done]:
+def _threads(
+    contender: Contender, place: Location, parts: Sequence[ClientRole], options: dict[str, Any]
+) -> list[ClientReport]:
     barrier = threading.Barrier(len(parts))
     pq = contender.open(place, **options)
 
     async def go() -> None:
         barrier.wait(PATIENCE)
 
-    def work(index: int) -> Done:
+    def work(index: int) -> ClientReport:
         try:
-            return run_sync(_timed(parts[index], Desk(contender, pq, index, len(parts)), go))
+            return run_sync(_timed(parts[index], Client(contender, pq, index, len(parts)), go))
         except BaseException:
             barrier.abort()
             raise
@@ -130,7 +134,9 @@ def _threads(contender: Contender, place: Place, parts: Sequence[Part], options:
         pq.close()
 
 
-async def _tasks(contender: Contender, place: Place, parts: Sequence[Part], options: dict[str, Any]) -> list[Done]:
+async def _tasks(
+    contender: Contender, place: Location, parts: Sequence[ClientRole], options: dict[str, Any]
+) -> list[ClientReport]:
     waiting = len(parts)
     all_there = asyncio.Event()
     pq = contender.open(place, **options)
@@ -143,7 +149,7 @@ async def _tasks(contender: Contender, place: Place, parts: Sequence[Part], opti
         await all_there.wait()
 
     works = [
-        asyncio.ensure_future(_timed(part, Desk(contender, pq, index, len(parts)), go))
+        asyncio.ensure_future(_timed(part, Client(contender, pq, index, len(parts)), go))
         for index, part in enumerate(parts)
     ]
     try:
@@ -155,7 +161,7 @@ async def _tasks(contender: Contender, place: Place, parts: Sequence[Part], opti
         await pq.close()
 
 
-async def _timed(part: Part, desk: Desk, go: Go) -> Done:
+async def _timed(part: ClientRole, client: Client, go: Go) -> ClientReport:
     began = 0.0
 
     async def gone() -> None:
@@ -164,7 +170,7 @@ async def _timed(part: Part, desk: Desk, go: Go) -> Done:
         await go()
         began = clock()
 
-    done = await part.act(desk, gone, **part.parameters)
+    done = await part.act(client, gone, **part.parameters)
     done.ended = done.ended or clock()
     done.began = began
     return done
@@ -173,7 +179,7 @@ async def _timed(part: Part, desk: Desk, go: Go) -> Done:
 # In processes
 
 
-class Crew:
+class ClientProcesses:
     """Processes, forked when first needed and kept for the next turn.
 
     They come from a server process that has everything imported, so that one more costs
@@ -186,19 +192,21 @@ class Crew:
         if "forkserver" in methods:
             self._context.set_forkserver_preload([__name__, *DRIVERS])
         self._members: list[tuple[Any, Connection]] = []
-        self._said: dict[int, Done] = {}
+        self._said: dict[int, ClientReport] = {}
 
-    def work(self, contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> list[Done]:
+    def work(
+        self, contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
+    ) -> list[ClientReport]:
         """Have parts done at once, each in a process of its own, with a `PQ` of its own."""
         self.begin(contender, place, parts, **options)
         return self.end(len(parts))
 
-    def begin(self, contender: Contender, place: Place, parts: Sequence[Part], **options: Any) -> None:
+    def begin(self, contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any) -> None:
         """Have them begin, when all are ready."""
         options = {"max_connections": 2, **options}
         while len(self._members) < len(parts):
             mine, theirs = self._context.Pipe()
-            process = self._context.Process(target=member, args=(theirs,), daemon=True)
+            process = self._context.Process(target=serve_client, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             self._members.append((process, mine))
@@ -217,7 +225,7 @@ class Crew:
                 self._said[index] = self._hear(index, 0)
         return len(self._said) == number
 
-    def end(self, number: int, patience: float = PATIENCE) -> list[Done]:
+    def end(self, number: int, patience: float = PATIENCE) -> list[ClientReport]:
         """Wait for the first ``number`` to end; what they did."""
         said, self._said = self._said, {}
         return [said[index] if index in said else self._hear(index, patience) for index in range(number)]
@@ -253,7 +261,7 @@ DRIVERS: list[str] = []
 """Modules that are imported before processes are forked; those of the backends that are measured."""
 
 
-def member(pipe: Connection) -> None:
+def serve_client(pipe: Connection) -> None:
     """Do what comes through the pipe, until it is closed."""
     while True:
         try:
@@ -269,16 +277,22 @@ def member(pipe: Connection) -> None:
 
 
 def _alone(
-    contender: Contender, place: Place, part: Part, index: int, number: int, pipe: Connection, options: dict[str, Any]
-) -> Done:
+    contender: Contender,
+    place: Location,
+    part: ClientRole,
+    index: int,
+    number: int,
+    pipe: Connection,
+    options: dict[str, Any],
+) -> ClientReport:
     async def go() -> None:
         pipe.send(("ready", None))
         pipe.recv()
 
-    async def work() -> Done:
+    async def work() -> ClientReport:
         pq = contender.open(place, **options)
         try:
-            return await _timed(part, Desk(contender, pq, index, number), go)
+            return await _timed(part, Client(contender, pq, index, number), go)
         finally:
             await closed(contender, pq)
 

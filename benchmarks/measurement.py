@@ -8,8 +8,8 @@ from typing import Any
 
 from pqcore.sql.identifiers import TableName, quote
 
-from .backends import Contender, Place, closed
-from .load_generators import Crew, Done, Kind, Part, together
+from .backends import Contender, Location, closed
+from .load_generators import ClientProcesses, ClientReport, ClientRole, Kind, run_clients
 from .observer import Counters, Observer
 from .presets import Scale
 
@@ -24,9 +24,9 @@ class Bench:
         server: A DSN, for connections beside those that are measured.
         dsn: The same, for those.
         schema: Holds all tables of the run.
-        eyes: A connection beside them.
+        server_observer: A connection beside them.
         scale: How much is measured.
-        crew: Processes.
+        clients: The processes of the clients.
         losses: What was lost, said for people; must stay empty.
         tables: How many tables were made.
     """
@@ -34,16 +34,16 @@ class Bench:
     server: str
     dsn: str
     schema: str
-    eyes: Observer
+    server_observer: Observer
     scale: Scale
-    crew: Crew
+    clients: ClientProcesses
     losses: list[str] = field(default_factory=list)
     tables: int = 0
 
     def table(self, contender: Contender) -> Table:
         """Make a table, over a contender."""
         self.tables += 1
-        place = Place(self.dsn, self.schema, f"t{self.tables}")
+        place = Location(self.dsn, self.schema, f"t{self.tables}")
 
         async def create() -> None:
             pq = contender.open(place)
@@ -56,14 +56,14 @@ class Bench:
                 await closed(contender, pq)
 
         contender.run(create)
-        return Table(self.eyes, place)
+        return Table(self.server_observer, place)
 
 
 class Table:
     """A table of queues, seen from beside."""
 
-    def __init__(self, eyes: Observer, place: Place) -> None:
-        self.eyes = eyes
+    def __init__(self, server_observer: Observer, place: Location) -> None:
+        self.server_observer = server_observer
         self.place = place
         self.name = str(TableName(place.table, place.schema))
 
@@ -78,28 +78,28 @@ class Table:
         """
         data = '{"order": 12345, "to": "ann@example.com"}'
         more = (f", {columns}", f", {values}") if columns else ("", "")
-        self.eyes.do(f"ALTER TABLE {self.name} DISABLE TRIGGER USER")
-        [[first, last, number]] = self.eyes.sql(
+        self.server_observer.do(f"ALTER TABLE {self.name} DISABLE TRIGGER USER")
+        [[first, last, number]] = self.server_observer.sql(
             f"WITH put AS (INSERT INTO {self.name} (q_name, serializer, data, enqueued_at{more[0]})"
             f" SELECT {queue}, 'json', '{data}', clock_timestamp(){more[1]}"
             f" FROM generate_series(1, {rows}) AS n RETURNING id) SELECT min(id), max(id), count(*) FROM put"
         )
-        self.eyes.do(f"ALTER TABLE {self.name} ENABLE TRIGGER USER", f"VACUUM ANALYZE {self.name}")
+        self.server_observer.do(f"ALTER TABLE {self.name} ENABLE TRIGGER USER", f"VACUUM ANALYZE {self.name}")
         assert last - first + 1 == number == rows, "nobody else draws ids"
         return range(first, last + 1)
 
     def waiting(self, which: str = "") -> list[int]:
         """The ids of the jobs that wait."""
-        rows = self.eyes.sql(f"SELECT id FROM {self.name} WHERE dequeued_at IS NULL {which}")
+        rows = self.server_observer.sql(f"SELECT id FROM {self.name} WHERE dequeued_at IS NULL {which}")
         return [int(row[0]) for row in rows]
 
     def count(self) -> int:
         """How many jobs wait."""
-        return int(self.eyes.one(f"SELECT count(*) FROM {self.name} WHERE dequeued_at IS NULL"))
+        return int(self.server_observer.one(f"SELECT count(*) FROM {self.name} WHERE dequeued_at IS NULL"))
 
     def empty(self) -> None:
         """Remove all rows, so that it is as when it was made: of some pages, all of them free."""
-        self.eyes.do(
+        self.server_observer.do(
             f"TRUNCATE {self.name}",
             f"INSERT INTO {self.name} (id, q_name, serializer, payload)"
             " SELECT -n, '-', 'none', convert_to(repeat('-', 1900), 'UTF8') FROM generate_series(1, 128) AS n",
@@ -109,11 +109,11 @@ class Table:
 
     def forget(self, which: str) -> None:
         """Remove some rows, and what is left of them."""
-        self.eyes.do(f"DELETE FROM {self.name} WHERE {which}", f"VACUUM ANALYZE {self.name}")
+        self.server_observer.do(f"DELETE FROM {self.name} WHERE {which}", f"VACUUM ANALYZE {self.name}")
 
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of the table, of its indexes, and dead rows."""
-        [[table, indexes, dead]] = self.eyes.sql(
+        [[table, indexes, dead]] = self.server_observer.sql(
             f"SELECT pg_table_size('{self.name}'), pg_indexes_size('{self.name}'),"
             f" pg_stat_get_dead_tuples('{self.name}'::regclass)"
         )
@@ -121,15 +121,15 @@ class Table:
 
     def drop(self) -> None:
         """Drop it, with what is beside it."""
-        names = self.eyes.sql(
+        names = self.server_observer.sql(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
             f" WHERE schemaname = '{self.place.schema}' AND tablename ~ '^{self.place.table}(_|$)'"
         )
-        self.eyes.do(f"DROP TABLE {', '.join(str(name) for [name] in names)}")
+        self.server_observer.do(f"DROP TABLE {', '.join(str(name) for [name] in names)}")
 
 
 @dataclass(frozen=True)
-class Turn:
+class Measurement:
     """What came of a turn.
 
     Attributes:
@@ -160,13 +160,13 @@ class Turn:
 
 def observe(
     table: Table,
-    work: Callable[[], Sequence[Done]],
-    values: Callable[[Sequence[Done]], dict[str, float]] | None = None,
+    work: Callable[[], Sequence[ClientReport]],
+    values: Callable[[Sequence[ClientReport]], dict[str, float]] | None = None,
     *,
     filled: Iterable[int] = (),
     which: str = "",
-    curve: Callable[[Sequence[Done]], dict[str, list[float]]] | None = None,
-) -> Turn:
+    curve: Callable[[Sequence[ClientReport]], dict[str, list[float]]] | None = None,
+) -> Measurement:
     """Have work done, and see what the server counted, and that no job was lost.
 
     Args:
@@ -177,19 +177,19 @@ def observe(
         which: A condition on the rows that are to be looked at, in SQL; those of others are not.
         curve: Points of it.
     """
-    eyes = table.eyes
-    eyes.alone()
-    before = Counters.read(eyes, table.name)
-    crew = work()
-    eyes.alone()
-    after = Counters.read(eyes, table.name)
-    count = sum(done.count for done in crew)
-    seconds = max(done.ended for done in crew) - min(done.began for done in crew)
-    lost, twice = losses(filled, crew, table.waiting(which))
+    server_observer = table.server_observer
+    server_observer.alone()
+    before = Counters.read(server_observer, table.name)
+    reports = work()
+    server_observer.alone()
+    after = Counters.read(server_observer, table.name)
+    count = sum(done.count for done in reports)
+    seconds = max(done.ended for done in reports) - min(done.began for done in reports)
+    lost, twice = losses(filled, reports, table.waiting(which))
     # What warms up counts too in the server.
-    operations = max(count, len({*_all(crew, "put")}), len(_all(crew, "taken")), 1)
-    return Turn(
-        values(crew) if values is not None else {"rate": count / seconds},
+    operations = max(count, len({*_all(reports, "put")}), len(_all(reports, "taken")), 1)
+    return Measurement(
+        values(reports) if values is not None else {"rate": count / seconds},
         count,
         seconds,
         wal=(after.wal - before.wal) / operations,
@@ -198,37 +198,37 @@ def observe(
         left=after.left,
         lost=lost,
         twice=twice,
-        curve={} if curve is None else curve(crew),
+        curve={} if curve is None else curve(reports),
     )
 
 
-def losses(filled: Iterable[int], crew: Sequence[Done], left: Iterable[int]) -> tuple[int, int]:
+def losses(filled: Iterable[int], reports: Sequence[ClientReport], left: Iterable[int]) -> tuple[int, int]:
     """How many jobs were lost, and how many were taken twice, or taken and left.
 
     Args:
         filled: Ids of the jobs that waited before.
-        crew: What was put and taken.
+        reports: What was put and taken.
         left: Ids of the jobs that wait now.
     """
-    there = {*filled, *_all(crew, "put")}
-    taken = _all(crew, "taken")
+    there = {*filled, *_all(reports, "put")}
+    taken = _all(reports, "taken")
     waiting = {*left}
     gone = there - {*taken} - waiting
     return len(gone), len(taken) - len({*taken}) + len(waiting & {*taken})
 
 
-def _all(crew: Sequence[Done], name: str) -> list[int]:
-    return [job for done in crew for job in getattr(done, name)]
+def _all(reports: Sequence[ClientReport], name: str) -> list[int]:
+    return [job for done in reports for job in getattr(done, name)]
 
 
 def at_work(
-    bench: Bench, contender: Contender, place: Place, kind: Kind, number: int, part: Part, **options: Any
-) -> Callable[[], list[Done]]:
+    bench: Bench, contender: Contender, place: Location, kind: Kind, number: int, part: ClientRole, **options: Any
+) -> Callable[[], list[ClientReport]]:
     """The same done by a number of one kind."""
     parts = [part] * number
     if kind == "processes":
-        return lambda: bench.crew.work(contender, place, parts, **options)
-    return lambda: together(contender, place, parts, **options)
+        return lambda: bench.clients.work(contender, place, parts, **options)
+    return lambda: run_clients(contender, place, parts, **options)
 
 
 def schema_name(suffix: str) -> str:
@@ -236,6 +236,6 @@ def schema_name(suffix: str) -> str:
     return f"pqcore_bench_{suffix}"
 
 
-def dropped(eyes: Observer, schema: str) -> None:
+def dropped(server_observer: Observer, schema: str) -> None:
     """Drop the schema of a run."""
-    eyes.do("SET client_min_messages = 'warning'", f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")
+    server_observer.do("SET client_min_messages = 'warning'", f"DROP SCHEMA IF EXISTS {quote(schema)} CASCADE")

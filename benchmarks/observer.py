@@ -1,4 +1,4 @@
-"""A second pair of eyes: a connection beside those that are measured, over one of the backends."""
+"""The observer: a connection of its own, over one of the backends, that reads counters of the server."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ class Counters:
     left: int
 
     @classmethod
-    def read(cls, eyes: Observer, table: str) -> Counters:
-        """What it has counted by now, of all sessions that have ended; but for commits of the eyes' own."""
+    def read(cls, server_observer: Observer, table: str) -> Counters:
+        """What it has counted by now, of all sessions that have ended; but for commits of the server_observer' own."""
         own = 0
-        if eyes.flushes:  # else it is not to be known what of them is counted yet
-            eyes.sql("SELECT pg_stat_force_next_flush()")
-            own = eyes.statements
-        [[wal, commits, dead, left]] = eyes.sql(
+        if server_observer.flushes:  # else it is not to be known what of them is counted yet
+            server_observer.sql("SELECT pg_stat_force_next_flush()")
+            own = server_observer.statements
+        [[wal, commits, dead, left]] = server_observer.sql(
             "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,"
             " (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()),"
             f" pg_stat_get_tuples_updated('{table}'::regclass) + pg_stat_get_tuples_deleted('{table}'::regclass),"

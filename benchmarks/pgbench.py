@@ -17,7 +17,7 @@ from pqcore.errors import PQError
 from pqcore.sql.statement import Query
 
 from .environment import programs
-from .measurement import Bench, Table, Turn
+from .measurement import Bench, Measurement, Table
 from .observer import Counters
 from .statements import MANY, PLACES, VALUES, Statements, names
 
@@ -102,7 +102,7 @@ def find() -> str | None:
     return shutil.which("pgbench", path=os.pathsep.join(map(str, folders)))
 
 
-def turn(program: str, bench: Bench, table: Table, name: str) -> Turn:
+def turn(program: str, bench: Bench, table: Table, name: str) -> Measurement:
     """One turn of one client, with prepared statements.
 
     Raises:
@@ -113,14 +113,14 @@ def turn(program: str, bench: Bench, table: Table, name: str) -> Turn:
     number = max(int(script.rate * bench.scale.seconds), 10)
     table.empty()
     filled = len(table.fill(number * script.jobs)) if script.takes else 0
-    bench.eyes.alone()
-    before = Counters.read(bench.eyes, table.name)
+    bench.server_observer.alone()
+    before = Counters.read(bench.server_observer, table.name)
     rate, version = _run(program, bench.dsn, script.text(statements), number)
-    bench.eyes.alone()
-    after = Counters.read(bench.eyes, table.name)
+    bench.server_observer.alone()
+    after = Counters.read(bench.server_observer, table.name)
     jobs = number * script.jobs
     expected = filled - jobs if script.takes else jobs
-    return Turn(
+    return Measurement(
         {"rate": rate * script.jobs},
         jobs,
         number / rate,

@@ -16,7 +16,7 @@ class Scale:
         cell: Seconds for one target of one backend.
         batch: Jobs of one ``put_many``.
         worked: Jobs that a worker does in one turn; of larger ones, less.
-        duel: Jobs that a worker does in one turn of its target.
+        paired_run: Jobs that a worker does in one turn of its target.
         backlog: Jobs that wait before a turn of those that take them.
         queues: Numbers of queues.
         consumers: Numbers of consumers.
@@ -36,7 +36,7 @@ class Scale:
     cell: float
     batch: int
     worked: int
-    duel: int
+    paired_run: int
     backlog: int
     queues: tuple[int, ...]
     consumers: tuple[int, ...]
@@ -57,7 +57,7 @@ QUICK = Scale(
     cell=1.0,
     batch=2_000,
     worked=1_000,
-    duel=2_000,
+    paired_run=2_000,
     backlog=3_000,
     queues=(1, 1_000),
     consumers=(1, 4, 16),
@@ -76,7 +76,7 @@ DEFAULT = Scale(
     cell=5.0,
     batch=5_000,
     worked=5_000,
-    duel=10_000,
+    paired_run=10_000,
     backlog=8_000,
     queues=(1, 100, 10_000),
     consumers=(1, 2, 4, 8, 16),
@@ -95,7 +95,7 @@ FULL = Scale(
     cell=30.0,
     batch=5_000,
     worked=30_000,
-    duel=20_000,
+    paired_run=20_000,
     backlog=40_000,
     queues=(1, 100, 10_000),
     consumers=(1, 2, 4, 8, 16),

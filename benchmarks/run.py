@@ -16,7 +16,7 @@ from pqcore.errors import ConfigurationError, PQError
 from . import environment, load_generators, pgbench, targets
 from .backends import Contender
 from .latency_workloads import Pickup, Soak
-from .measurement import Bench, Table, Turn, dropped, schema_name
+from .measurement import Bench, Measurement, Table, dropped, schema_name
 from .observer import Observer, named
 from .scale_workloads import FINISHED, LATER, Horizon, Priorities, Queues
 from .summary import Figure, rounded
@@ -72,7 +72,7 @@ class Cell:
     label: str
     variant: Variant
     contender: Contender | None
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Measurement] = field(default_factory=list)
     error: str = ""
 
 
@@ -125,7 +125,7 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
             "format": FORMAT,
             "scale": request.options.scale.name,
             "started": started.isoformat(timespec="seconds"),
-            "environment": environment.describe(bench.eyes, origin, request.contenders),
+            "environment": environment.describe(bench.server_observer, origin, request.contenders),
             "backends": backends,
         }
         report["doubts"] = environment.doubts(report["environment"])
@@ -146,19 +146,19 @@ def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
     measured = named(dsn)
     load_generators.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
     schema = schema_name(f"{os.getpid()}_{time.time_ns() % 10**9}")
-    eyes, broken = _eyes(request.contenders, dsn)
-    members = load_generators.Crew()
+    server_observer, broken = _observer(request.contenders, dsn)
+    members = load_generators.ClientProcesses()
     try:
-        yield Bench(dsn, measured, schema, eyes, request.options.scale, members), broken
+        yield Bench(dsn, measured, schema, server_observer, request.options.scale, members), broken
     finally:
         members.close()
         with suppress(PQError):  # an error that hides the one that is under way, or an embedded server that ends now
-            dropped(eyes, schema)
+            dropped(server_observer, schema)
         with suppress(PQError):
-            eyes.close()
+            server_observer.close()
 
 
-def _eyes(contenders: Sequence[Contender], dsn: str) -> tuple[Observer, Broken]:
+def _observer(contenders: Sequence[Contender], dsn: str) -> tuple[Observer, Broken]:
     """A connection beside those that are measured, over the first backend that can connect.
 
     Returns:
@@ -311,7 +311,7 @@ def _row(workload: Workload, cell: Cell, reference: Cell | None) -> dict[str, An
         pairs = zip(cell.turns, reference.turns, strict=False)
         shares = [turn.values["rate"] / other.values["rate"] for turn, other in pairs]
         row["of_pgbench"] = Figure.of(shares).as_json()
-    counted: dict[str, Callable[[Turn], float]] = {
+    counted: dict[str, Callable[[Measurement], float]] = {
         "wal_bytes": lambda turn: turn.wal,
         "commits": lambda turn: turn.commits,
         "dead_rows": lambda turn: turn.dead,

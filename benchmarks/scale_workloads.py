@@ -8,8 +8,8 @@ from typing import Any
 
 from . import actions
 from .backends import Contender
-from .load_generators import Done, Part, together
-from .measurement import QUEUE, Bench, Table, Turn, at_work, observe
+from .load_generators import ClientReport, ClientRole, run_clients
+from .measurement import QUEUE, Bench, Measurement, Table, at_work, observe
 from .observer import Observer
 from .workloads import Common, Metric, Options, Variant, crowds
 
@@ -27,11 +27,11 @@ class Queues(Common):
             for number in options.scale.queues
         ]
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         number = variant.parameters["queues"]
         table.empty()
         filled = table.fill(max(number, bench.scale.backlog), queue=f"'{QUEUE}-' || n % {number}")
-        part = Part(actions.over_queues, {"seconds": bench.scale.seconds, "number": number})
+        part = ClientRole(actions.over_queues, {"seconds": bench.scale.seconds, "number": number})
         return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
 
 
@@ -42,10 +42,10 @@ class Priorities(Common):
     name: str = "priorities"
     title: str = "get one, of jobs that are each wanted by a time of their own"
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         table.empty()
         filled = table.fill(bench.scale.backlog, "now() + random() * interval '1 day'", "expected_at")
-        part = Part(actions.get_in_order, {"seconds": bench.scale.seconds})
+        part = ClientRole(actions.get_in_order, {"seconds": bench.scale.seconds})
         return observe(table, at_work(bench, contender, table.place, "one", 1, part), filled=filled)
 
 
@@ -79,11 +79,11 @@ class Amid(Common):
             table.fill(min(SLICE, number - start), self.values, self.columns)
         return table
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         due = "dequeued_at IS NULL AND schedule_at IS NULL"
         table.forget(due)
         filled = table.fill(bench.scale.backlog)
-        part = Part(actions.get, {"seconds": bench.scale.seconds})
+        part = ClientRole(actions.get, {"seconds": bench.scale.seconds})
         work = at_work(bench, contender, table.place, variant.kind, variant.number, part)
         return observe(table, work, filled=filled, which=f"AND {due}")
 
@@ -130,28 +130,28 @@ class Horizon(Common):
     def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
         return options.scale.everywhere or contender == first  # it is a matter of the server and the statement
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         scale = bench.scale
         table.empty()
         filled = table.fill(scale.horizon + actions.WARM)
         every = max(scale.window // 5, 1)
-        part = Part(actions.get, {"seconds": scale.patience, "every": every})
+        part = ClientRole(actions.get, {"seconds": scale.patience, "every": every})
         other = Observer(contender, bench.server)
         try:
             other.do("BEGIN ISOLATION LEVEL REPEATABLE READ")
             other.sql(f"SELECT count(*) FROM {table.name}")
             return observe(
                 table,
-                lambda: together(contender, table.place, [part]),
-                lambda crew: {**_ends(crew[0], scale.window), "taken": float(crew[0].count)},
+                lambda: run_clients(contender, table.place, [part]),
+                lambda reports: {**_ends(reports[0], scale.window), "taken": float(reports[0].count)},
                 filled=filled,
-                curve=lambda crew: _curve(crew[0]),
+                curve=lambda reports: _curve(reports[0]),
             )
         finally:
             other.close()
 
 
-def _ends(done: Done, window: int) -> dict[str, float]:
+def _ends(done: ClientReport, window: int) -> dict[str, float]:
     """The speed of the first and the last ones."""
     marks = done.marks
     step = marks[1][1] if len(marks) > 1 else 1
@@ -168,6 +168,6 @@ def _speed(one: tuple[float, int], other: tuple[float, int]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
-def _curve(done: Done) -> dict[str, list[float]]:
+def _curve(done: ClientReport) -> dict[str, list[float]]:
     pairs: list[tuple[Any, Any]] = list(zip(done.marks, done.marks[1:], strict=False))
     return {"taken": [float(after[1]) for _, after in pairs], "rate (/s)": [_speed(*pair) for pair in pairs]}

@@ -9,7 +9,7 @@ from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query
 
-from .backends import Place
+from .backends import Location
 from .measurement import QUEUE
 
 MANY = 100
@@ -33,7 +33,7 @@ class Statements:
         put, put_many, get, get_keep, get_many, lease, ack: The statements.
     """
 
-    def __init__(self, place: Place, paramstyle: Paramstyle, many: int = MANY) -> None:
+    def __init__(self, place: Location, paramstyle: Paramstyle, many: int = MANY) -> None:
         names = TableName(place.table, place.schema)
         dialect = Dialect(names, paramstyle)
         self.place = place

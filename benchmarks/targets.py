@@ -167,7 +167,7 @@ def compare(bench: Bench, contender: Contender, operation: str, table: Table, pr
     if operation == "worker":
         target = asyncio.run(_worker(bench, contender, table))
     else:
-        target = contender.run(lambda: Duel(bench, contender, operation, table).fight())
+        target = contender.run(lambda: PairedRun(bench, contender, operation, table).measure())
     rates += yardstick()
     return replace(target, pgbench=mean(rates) if rates else None)
 
@@ -250,7 +250,7 @@ async def _awaited(call: Call, number: int) -> float:
     return time.perf_counter() - began
 
 
-class Duel:
+class PairedRun:
     """Two sides, on one table.
 
     Attributes:
@@ -272,7 +272,7 @@ class Duel:
         self._stock = 0
         self._bare: BareLoop | None = None
 
-    async def fight(self) -> Target:
+    async def measure(self) -> Target:
         contender = self._contender
         self._table.empty()
         pq = contender.open(self._table.place)
@@ -405,7 +405,7 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
 
     Each lease is a statement that the worker waits for. With jobs fetched ahead, slow statements would hide.
     """
-    number = math.ceil(bench.scale.duel / PLACES) * PLACES
+    number = math.ceil(bench.scale.paired_run / PLACES) * PLACES
     table.empty()
     pq = contender.open(table.place)
     queue = pq[QUEUE]
@@ -425,7 +425,7 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
 
     async def filled() -> None:
         put.extend(await put_calls(queue, noop, number))
-        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
+        bench.server_observer.do(f"VACUUM ANALYZE {table.name}")
 
     async def worked() -> float:
         await filled()
@@ -446,7 +446,7 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
         if bare is not None:
             await leased(bare)
         began = time.monotonic()
-        while len(turns) < FEWEST or time.monotonic() - began < bench.scale.cell * WORKERS:
+        while len(turns) < FEWEST or time.monotonic() - began < bench.scale.cell * WORKER_TARGET:
             first = await leased(bare) if bare is not None and len(turns) % 2 else None
             ours = await worked()
             theirs = await leased(bare) if bare is not None and first is None else first
@@ -462,5 +462,5 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
     return _target(contender, "worker", 1, turns, bare.how if bare is not None else "", lost, twice)
 
 
-WORKERS = 1.5
+WORKER_TARGET = 1.5
 """Times the seconds of a cell that the worker's takes, of which the turns are long."""

@@ -10,8 +10,8 @@ from typing import Any
 from pqcore.worker import Worker
 
 from .backends import Contender, awaitable, closed
-from .load_generators import Done, clock
-from .measurement import QUEUE, Bench, Table, Turn, observe
+from .load_generators import ClientReport, clock
+from .measurement import QUEUE, Bench, Measurement, Table, observe
 from .workloads import Common, Options, Variant
 
 CHUNK = 2_000
@@ -44,17 +44,17 @@ async def put_calls(queue: Any, function: Any, number: int, size: int = 0) -> li
     return ids
 
 
-async def drain(queue: Any, **options: Any) -> Done:
+async def drain(queue: Any, **options: Any) -> ClientReport:
     """Have a worker of this process do all jobs, from its start until it has stopped; options are those of `Worker`."""
     _done.clear()
     _times.clear()
     worker = Worker(queue, burst=True, **options)
     began = clock()
     await worker.run()
-    return Done(began, clock(), len(_done), taken=[*_done], times=[*_times])
+    return ClientReport(began, clock(), len(_done), taken=[*_done], times=[*_times])
 
 
-def per_job(done: Done, places: int) -> float:
+def per_job(done: ClientReport, places: int) -> float:
     """Return the seconds between two jobs of a worker, without its start and its end.
 
     Args:
@@ -80,7 +80,7 @@ class Drain(Common):
             Variant("100 KB", parameters={"function": noop, "number": max(number // 40, 20), "size": 100_000}),
         ]
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         table.empty()
         filled: list[int] = []
 
@@ -89,7 +89,7 @@ class Drain(Common):
             filled.extend(await put_calls(pq[QUEUE], *variant.parameters.values()))
             await closed(contender, pq)
 
-        async def work() -> Done:
+        async def work() -> ClientReport:
             pq = contender.open(table.place)
             queue = pq[QUEUE]
             queue.task()(variant.parameters["function"])
@@ -100,5 +100,5 @@ class Drain(Common):
                 await closed(contender, pq)
 
         asyncio.run(fill())
-        bench.eyes.do(f"VACUUM ANALYZE {table.name}")
+        bench.server_observer.do(f"VACUUM ANALYZE {table.name}")
         return observe(table, lambda: [asyncio.run(work())], filled=filled)

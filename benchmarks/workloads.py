@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from . import actions
 from .backends import Contender
-from .load_generators import Act, Kind, Part
-from .measurement import Bench, Table, Turn, at_work, observe
+from .load_generators import Act, ClientRole, Kind
+from .measurement import Bench, Measurement, Table, at_work, observe
 from .presets import Scale
 
 Better: TypeAlias = Literal["higher", "lower"]
@@ -81,7 +81,7 @@ class Workload(Protocol):
     def prepare(self, bench: Bench, contender: Contender) -> Table:
         """What all turns share."""
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         """Have one turn."""
 
 
@@ -150,12 +150,12 @@ class Plain(Common):
     def variants(self, options: Options) -> Sequence[Variant]:
         return crowds(options)
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         scale = bench.scale
         table.empty()
         most = scale.backlog * (1 if self.backlog == 1 else 10)
         filled = table.fill(most) if self.backlog else []
-        part = Part(self.act, {"seconds": scale.seconds, **self.parameters(scale)})
+        part = ClientRole(self.act, {"seconds": scale.seconds, **self.parameters(scale)})
         work = at_work(bench, contender, table.place, variant.kind, variant.number, part, **self.options())
         return observe(table, work, filled=filled)
 
@@ -202,8 +202,8 @@ class Scaling(Common):
                 found.append(Variant(f"{number} processes", "processes", number))
         return found
 
-    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Turn:
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         table.empty()
         filled = table.fill(bench.scale.backlog * (1 if variant.number == 1 else 3))
-        part = Part(actions.get, {"seconds": bench.scale.seconds})
+        part = ClientRole(actions.get, {"seconds": bench.scale.seconds})
         return observe(table, at_work(bench, contender, table.place, variant.kind, variant.number, part), filled=filled)

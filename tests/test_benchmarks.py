@@ -68,7 +68,7 @@ TINY = dataclasses.replace(
     cell=0.03,
     batch=150,
     worked=150,
-    duel=200,
+    paired_run=200,
     backlog=400,
     queues=(1, 20),
     consumers=(1, 2),
@@ -396,7 +396,7 @@ class SlowedBackend(ExampleBackend):
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few calls warm up, and so many turns are measured that one that is disturbed does not matter."""
-    monkeypatch.setitem(globals(), "TINY", dataclasses.replace(TINY, cell=0.9, duel=60))
+    monkeypatch.setitem(globals(), "TINY", dataclasses.replace(TINY, cell=0.9, paired_run=60))
     monkeypatch.setattr(targets, "WARM", 3)
     monkeypatch.setattr(targets, "AHEAD", 1)
     monkeypatch.setattr(targets, "CLOSE", 1)
@@ -507,7 +507,7 @@ def test_jobs_that_are_lost_or_come_twice_fail_the_run(
 
 def test_losses_are_counted_by_id() -> None:
     def losses(filled: Sequence[int], put: list[int], taken: list[int], left: Sequence[int]) -> tuple[int, int]:
-        found: tuple[int, int] = turns.losses(filled, [load_generators.Done(put=put, taken=taken)], left)
+        found: tuple[int, int] = turns.losses(filled, [load_generators.ClientReport(put=put, taken=taken)], left)
         return found
 
     assert losses([1, 2], [3], [1, 3], [2]) == (0, 0)
@@ -544,7 +544,7 @@ def test_what_fails_is_told_and_the_rest_is_measured(pqcore_server: str, registe
     failed = verdicts.failures(report, NOTHING)
     assert [failure.name for failure in failed] == ["refusing, lease_ack", "refusing, lease_ack"]
     assert all("no leases" in str(failure) for failure in failed)
-    made = page.page(report, RULES)
+    made = page.html_page(report, RULES)
     assert "<b>no leases" not in made
     assert "&lt;b&gt;no leases" in made
 
@@ -991,7 +991,7 @@ def test_the_page_needs_no_network_and_has_charts(pqcore_server: str) -> None:
     chosen = ("targets:put", "get", "scaling", "horizon")
     report = measured(pqcore_server, ["psycopg2"], chosen)
     report["targets"].append(target(0.5, backend="<script>alert(1)</script>"))
-    made = page.page(report, RULES)
+    made = page.html_page(report, RULES)
     parser = References()
     parser.feed(made)
     assert parser.found == []
@@ -1011,7 +1011,9 @@ def test_a_backend_has_one_colour_in_all_charts(pqcore_server: str) -> None:
     palette = colours.of_report(report)
     assert len(set(palette.values())) == len(palette)
     drawn = set()
-    for text in re.findall(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\]),\s*\{\"", page.page(report, RULES), re.DOTALL):
+    for text in re.findall(
+        r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\]),\s*\{\"", page.html_page(report, RULES), re.DOTALL
+    ):
         for trace in json.loads(text):
             style = {**trace.get("marker", {}), **trace.get("line", {})}
             drawn.add((trace["name"].partition(",")[0], style["color"]))
@@ -1034,7 +1036,7 @@ def test_a_colour_depends_on_the_name_alone_and_no_two_are_alike() -> None:
 def test_pgbench_runs_the_very_statements(pqcore_server: str) -> None:
     if pgbench.find() is None:
         pytest.skip("there is no pgbench")
-    place = backends.Place("", "s", "t")
+    place = backends.Location("", "s", "t")
     made = statements.Statements(place, "numeric_dollar")
     script = pgbench.SCRIPTS["get"].text(made)
     assert script == made.get.sql.replace("$1", ":q_name") + ";\n"
@@ -1053,22 +1055,22 @@ def test_pgbench_runs_the_very_statements(pqcore_server: str) -> None:
 # Those who work
 
 
-async def failing(desk: Any, go: Any) -> Any:
+async def failing(client: Any, go: Any) -> Any:
     """An act that fails."""
-    msg = f"number {desk.index} fails"
+    msg = f"number {client.index} fails"
     raise ValueError(msg)
 
 
 @pytest.mark.parametrize("name", ["psycopg2", "asyncpg"])
 def test_a_failure_at_work_is_told(pqcore_server: str, name: str) -> None:
     [contender] = backends.contenders([name])
-    place = backends.Place(observer.named(pqcore_server), "public", "nowhere")
+    place = backends.Location(observer.named(pqcore_server), "public", "nowhere")
     with pytest.raises(ValueError, match=r"number . fails"):
-        load_generators.together(contender, place, [load_generators.Part(failing)] * 2)
-    members = load_generators.Crew()
+        load_generators.run_clients(contender, place, [load_generators.ClientRole(failing)] * 2)
+    members = load_generators.ClientProcesses()
     try:
         with pytest.raises(load_generators.WorkFailed, match="TableMissing"):
-            members.work(contender, place, [load_generators.Part(actions.put, {"seconds": 0.01})] * 2)
+            members.work(contender, place, [load_generators.ClientRole(actions.put, {"seconds": 0.01})] * 2)
     finally:
         members.close()
 
