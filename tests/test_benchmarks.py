@@ -328,13 +328,13 @@ def test_a_backend_without_a_bare_loop_is_measured_beside_pgbench_and_not_judged
     wanted = {row["operation"]: row["target"] for row in report["targets"]}
     assert wanted == {**TARGETS, "put": 7.5}
     [put] = [row for row in report["targets"] if row["operation"] == "put"]
-    assert verdicts.verdict({**put, "of_pgbench": put["worker_state"]}, RULES) == "not judged"
-    low = {**put, "of_pgbench": put["worker_state"] * 0.99}
+    assert verdicts.verdict({**put, "of_pgbench": put["floor"]}, RULES) == "not judged"
+    low = {**put, "of_pgbench": put["floor"] * 0.99}
     assert verdicts.verdict(low, RULES) == "FALLS SHORT"
     [short] = verdicts.failures(report_of(low), RULES)
     assert short.name == "foreign, put"
     assert str(short).startswith("foreign, put FALLS SHORT: ")
-    assert str(short).endswith(f" of pgbench's rate, worker_state {put['worker_state']:g}")
+    assert str(short).endswith(f" of pgbench's rate, floor {put['floor']:g}")
 
 
 def test_a_backends_own_targets_are_what_its_ratio_is_judged_by(
@@ -400,7 +400,7 @@ def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "WARM", 3)
     monkeypatch.setattr(targets, "AHEAD", 1)
     monkeypatch.setattr(targets, "CLOSE", 1)
-    monkeypatch.setattr(targets, "WORKERS", 0.5)
+    monkeypatch.setattr(targets, "WORKER_TARGET", 0.5)
 
 
 def test_a_slowed_copy_of_the_example_falls_short_at_every_operation_and_the_example_does_not(
@@ -623,7 +623,7 @@ def target(ratio: float, wanted: float = 0.9, operation: str = "put", backend: s
         "operation": operation,
         "title": operation,
         "target": wanted,
-        "worker_state": 0.2,
+        "floor": 0.2,
         "ratio": figure,
         "how": "a loop",
         "lost": 0,
@@ -757,7 +757,7 @@ def test_tables_leave_columns_out_where_there_is_no_room() -> None:
     grid = text_tables.targets([target(0.5)], RULES)
     assert grid.within(300) == dataclasses.replace(grid, spare=())
     narrow = grid.within(20)
-    assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target", ">worker_state"}
+    assert set(grid.columns) - set(narrow.columns) == {"bare loop is", ">95 %", ">target", ">floor"}
     assert [len(row) for row in narrow.rows] == [len(narrow.columns)]
     assert narrow.bad == {0}
 

@@ -113,9 +113,9 @@ class Listener:
         self.puts: list[PutEvent] = []
         self.ends: list[tuple[str, str, float | None]] = []
         for hook in JOB_HOOKS:
-            setattr(self, hook, hookimpl(self._job_events(hook)))
+            setattr(self, hook, hookimpl(self._teller(hook)))
 
-    def _job_events(self, hook: str) -> Callable[[Any], None]:
+    def _teller(self, hook: str) -> Callable[[Any], None]:
         def tell(event: JobEvent) -> None:
             self.told.append((hook.removeprefix("pqcore_job_"), event))
             self.ends.append((hook.removeprefix("pqcore_job_"), event.reason, event.delay))
