@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
+from statement_snapshots import DIALECTS, difference, path, queries
 
 from pqcore import PQ
 from pqcore.backend import Capability
@@ -19,7 +20,7 @@ from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.statement import Query, plain
+from pqcore.sql.statement import plain
 from pqcore.testing.harness import Harness
 from pqcore.testing.suite import test_dedup, test_limits, test_results
 
@@ -69,18 +70,17 @@ def of(name: str) -> Dialect:
     return plugins.dialect(name)(TableName("queue"), "numeric_dollar")
 
 
-def queries(dialect: Dialect) -> dict[str, Query]:
-    found = {}
-    for statements in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings):
-        for value in vars(statements).values():
-            for query in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(query, Query):
-                    found[query.name] = query
-    for finish in ("keep", "delete", "archive", "lease"):
-        for pick in ("ordered", "bounded", "unguarded", "merged"):
-            query = dialect.take(pick, finish, 2)
-            found[query.name] = query
-    return found
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_statements_of_a_dialect_match_its_snapshot(dialect: type[Dialect]) -> None:
+    changed = difference(dialect)
+    assert not changed, f"the statements have changed; if that is meant: python -m tests.statement_snapshots\n{changed}"
+
+
+def test_the_snapshot_of_postgresql_can_be_given_to_psql(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(path(Dialect).read_bytes())
+        [prepared] = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchall()
+        assert prepared == (len(queries(of("postgresql"))) - 1,), "all but DISCARD PLANS"
 
 
 def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,3218 @@
+-- The statements of the dialect postgresql. python -m tests.statement_snapshots writes them.
+
+-- migration 0
+CREATE TABLE IF NOT EXISTS "pqcore_migrations" (table_name text, version integer, applied_at timestamptz NOT NULL DEFAULT now(), needs integer, PRIMARY KEY (table_name, version));
+
+-- migration 1
+CREATE TABLE IF NOT EXISTS "queue" (
+  id          bigserial    PRIMARY KEY,
+  enqueued_at timestamptz  NOT NULL DEFAULT current_timestamp,
+  dequeued_at timestamptz,
+  expected_at timestamptz,
+  schedule_at timestamptz,
+  q_name      text         NOT NULL CHECK (length(q_name) > 0),
+  data        json
+);
+
+-- migration 1
+ALTER TABLE "queue"
+  ADD COLUMN IF NOT EXISTS attempts     integer NOT NULL DEFAULT 0,
+  ADD COLUMN IF NOT EXISTS leased_until timestamptz,
+  ADD COLUMN IF NOT EXISTS serializer   text,
+  ADD COLUMN IF NOT EXISTS payload      bytea,
+  ADD COLUMN IF NOT EXISTS headers      json,
+  ADD COLUMN IF NOT EXISTS failures     integer,
+  ADD COLUMN IF NOT EXISTS excused      integer,
+  ADD COLUMN IF NOT EXISTS error        json,
+  ADD COLUMN IF NOT EXISTS dedup_key    text,
+  ADD COLUMN IF NOT EXISTS group_key    text,
+  ADD COLUMN IF NOT EXISTS parked_on    text,
+  ADD COLUMN IF NOT EXISTS cancelling   boolean,
+  ALTER COLUMN data DROP NOT NULL;
+
+-- migration 1
+ALTER TABLE "queue" SET (
+  vacuum_index_cleanup = on,
+  vacuum_truncate = off,
+  autovacuum_vacuum_scale_factor = 0.01,
+  autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0.05
+);
+
+-- migration 1
+DO $do$ BEGIN
+  ALTER TABLE "queue" ADD CONSTRAINT "queue_has_data" CHECK (data IS NOT NULL OR payload IS NOT NULL) NOT VALID;
+EXCEPTION WHEN duplicate_object THEN NULL;
+END $do$;
+
+-- migration 1
+CREATE TABLE IF NOT EXISTS "queue_archive" (
+  id          bigint       PRIMARY KEY,
+  q_name      text         NOT NULL,
+  enqueued_at timestamptz  NOT NULL,
+  dequeued_at timestamptz  NOT NULL,
+  expected_at timestamptz,
+  schedule_at timestamptz,
+  data        json,
+  attempts    integer      NOT NULL,
+  serializer  text,
+  payload     bytea,
+  headers     json,
+  failures    integer,
+  excused     integer,
+  error       json
+);
+
+-- migration 1
+CREATE INDEX IF NOT EXISTS "queue_archive_age" ON "queue_archive" (q_name, dequeued_at);
+
+-- migration 1
+INSERT INTO "queue" (id, q_name, serializer, payload)
+SELECT -number, '-', 'none', convert_to(repeat('-', 1900), 'UTF8') FROM generate_series(1, 128) AS number;
+
+-- migration 1
+DELETE FROM "queue" WHERE id BETWEEN -128 AND -1 AND serializer = 'none';
+
+-- migration 2
+CREATE INDEX  IF NOT EXISTS "queue_ready" ON "queue"
+  (q_name, coalesce(schedule_at, enqueued_at), id)
+  WHERE dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL;
+
+-- migration 2
+CREATE INDEX  IF NOT EXISTS "queue_urgent" ON "queue"
+  (q_name, expected_at, enqueued_at, id)
+  WHERE dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL;
+
+-- migration 2
+CREATE INDEX  IF NOT EXISTS "queue_hidden" ON "queue"
+  (q_name, coalesce(leased_until, schedule_at), id)
+  WHERE dequeued_at IS NULL
+    AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL));
+
+-- migration 2
+CREATE UNIQUE INDEX  IF NOT EXISTS "queue_unfinished" ON "queue"
+  (q_name, dedup_key)
+  WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL;
+
+-- migration 2
+CREATE INDEX  IF NOT EXISTS "queue_groups" ON "queue"
+  (q_name, group_key, id)
+  WHERE group_key IS NOT NULL AND dequeued_at IS NULL;
+
+-- migration 2
+CREATE INDEX  IF NOT EXISTS "queue_parked" ON "queue"
+  (q_name, parked_on, expected_at, coalesce(schedule_at, enqueued_at), id)
+  WHERE parked_on IS NOT NULL;
+
+-- migration 3
+CREATE OR REPLACE FUNCTION "queue_notify"() RETURNS trigger LANGUAGE plpgsql AS $function$
+BEGIN
+  IF current_setting('pqcore.notify', true) IS DISTINCT FROM 'off' THEN
+    PERFORM pg_notify(
+      CASE WHEN octet_length(convert_to(q_name, 'UTF8')) > 63
+           THEN 'pq_' || md5(convert_to(q_name, 'UTF8')) ELSE q_name END, '')
+    FROM (SELECT DISTINCT q_name FROM fresh) AS queues;
+  END IF;
+  RETURN NULL;
+END $function$;
+
+-- migration 3
+DROP TRIGGER IF EXISTS pq_insert ON "queue";
+
+-- migration 3
+DROP TRIGGER IF EXISTS "queue_notify" ON "queue";
+
+-- migration 3
+CREATE TRIGGER "queue_notify" AFTER INSERT ON "queue"
+  REFERENCING NEW TABLE AS fresh
+  FOR EACH STATEMENT EXECUTE FUNCTION "queue_notify"();
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_slots" (
+  q_name text   NOT NULL,
+  key    text   NOT NULL,
+  job_id bigint NOT NULL,
+  PRIMARY KEY (q_name, key, job_id)
+);
+
+-- migration 4
+CREATE INDEX IF NOT EXISTS "queue_slots_job" ON "queue_slots" (job_id);
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_dead" (
+  id          bigint      PRIMARY KEY,
+  q_name      text        NOT NULL,
+  enqueued_at timestamptz NOT NULL,
+  expected_at timestamptz,
+  schedule_at timestamptz,
+  data        json,
+  attempts    integer     NOT NULL,
+  serializer  text,
+  payload     bytea,
+  headers     json,
+  failures    integer,
+  excused     integer,
+  error       json,
+  reason      text        NOT NULL,
+  died_at     timestamptz NOT NULL DEFAULT statement_timestamp()
+);
+
+-- migration 4
+CREATE INDEX IF NOT EXISTS "queue_dead_age" ON "queue_dead" (q_name, died_at, id);
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_results" (
+  job_id     bigint      PRIMARY KEY,
+  q_name     text        NOT NULL,
+  state      text        NOT NULL,
+  progress   json,
+  data       json,
+  payload    bytea,
+  serializer text,
+  error      json,
+  updated_at timestamptz NOT NULL DEFAULT statement_timestamp(),
+  expires_at timestamptz
+);
+
+-- migration 4
+CREATE INDEX IF NOT EXISTS "queue_results_age" ON "queue_results" (expires_at) WHERE expires_at IS NOT NULL;
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_batches" (
+  id         bigserial   PRIMARY KEY,
+  q_name     text        NOT NULL,
+  total      integer     NOT NULL,
+  pending    integer     NOT NULL,
+  failed     integer     NOT NULL DEFAULT 0,
+  callback   json,
+  created_at timestamptz NOT NULL DEFAULT statement_timestamp()
+);
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_ticks" (
+  q_name text        NOT NULL,
+  name   text        NOT NULL,
+  tick   timestamptz NOT NULL,
+  PRIMARY KEY (q_name, name)
+);
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_rates" (
+  q_name      text             PRIMARY KEY,
+  tokens      double precision NOT NULL,
+  refilled_at timestamptz      NOT NULL
+);
+
+-- migration 4
+CREATE TABLE IF NOT EXISTS "queue_dedup" (
+  q_name    text        NOT NULL,
+  dedup_key text        NOT NULL,
+  job_id    bigint      NOT NULL,
+  until     timestamptz NOT NULL,
+  PRIMARY KEY (q_name, dedup_key)
+);
+
+-- migration 5
+CREATE OR REPLACE FUNCTION "queue_notify"() RETURNS trigger LANGUAGE plpgsql AS $function$
+DECLARE
+  setting text := current_setting('pqcore.notify', true);
+BEGIN
+  IF setting = 'off' THEN
+    RETURN NULL;
+  END IF;
+  PERFORM pg_notify(channel, '')
+  FROM (
+    SELECT DISTINCT CASE WHEN octet_length(convert_to(q_name, 'UTF8')) > 63
+                         THEN 'pq_' || md5(convert_to(q_name, 'UTF8')) ELSE q_name END AS channel
+    FROM fresh
+  ) AS channels
+  WHERE setting = 'always'
+    OR CASE WHEN pg_try_advisory_lock(hashtextextended(channel, 7071))
+            THEN NOT pg_advisory_unlock(hashtextextended(channel, 7071)) ELSE true END;
+  RETURN NULL;
+END $function$;
+
+-- migration 6
+DO $do$ BEGIN
+  ALTER TABLE "queue" VALIDATE CONSTRAINT "queue_has_data";
+EXCEPTION WHEN check_violation THEN NULL;
+END $do$;
+
+-- migration 6
+ALTER TABLE "pqcore_migrations" ADD COLUMN IF NOT EXISTS needs integer;
+
+-- migration 7
+ALTER TABLE "queue_batches"
+  ADD COLUMN IF NOT EXISTS token      text,
+  ADD COLUMN IF NOT EXISTS held_until timestamptz;
+
+-- migration 7
+ALTER TABLE "queue_ticks"
+  ADD COLUMN IF NOT EXISTS cron text,
+  ADD COLUMN IF NOT EXISTS tz   text;
+
+-- migration 7
+ALTER TABLE "queue_results"
+  ADD COLUMN IF NOT EXISTS put_at timestamptz;
+
+-- migration 7
+DO $do$ DECLARE missing record; BEGIN
+  FOR missing IN
+    SELECT place.name, role.oid::regrole AS role
+    FROM (VALUES ($name$"queue_archive"$name$), ($name$"queue_dead"$name$)) AS place (name)
+    JOIN pg_class AS c ON c.oid = to_regclass(place.name) CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE granted.privilege_type = 'INSERT' AND NOT has_column_privilege(role.oid, c.oid, 'id', 'UPDATE')
+  LOOP
+    EXECUTE 'GRANT UPDATE (id) ON ' || missing.name || ' TO ' || missing.role;
+  END LOOP;
+END $do$;
+
+-- ack_archive [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_archive" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = ANY ($1::text::bigint[])
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND ((id, attempts) IN (SELECT job, token
+        FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+    AND q_name = $3::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, attempts
+  FROM gone;
+
+-- ack_delete [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_delete" AS
+  DELETE FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_keep [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), leased_until = NULL
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- admit $1 lease, $2 started, $3 ids, $4 tokens, $5 q_name
+PREPARE "admit" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = excused - 1, dedup_key =
+  CASE WHEN id = ANY ($2::text::bigint[]) THEN NULL ELSE dedup_key END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($3::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($3::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $5::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $5::text
+  RETURNING id;
+
+-- archive_2_bounded [hot] $1 q_name, $2 bound
+PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND (expected_at, enqueued_at, id) > ((string_to_array($2::text, ' '))[1]::timestamptz, (string_to_array($2::text, ' '))[2]::timestamptz, (string_to_array($2::text, ' '))[3]::bigint)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array($2::text, ' '))[4]::timestamptz, (string_to_array($2::text, ' '))[5]::bigint)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, mod(attempts, 2147483647) + 1, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM gone;
+
+-- archive_2_merged [hot] $1 q_name
+PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
+    FROM (SELECT id
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = candidate.id
+      AND q_name = $1::text
+      AND dequeued_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, mod(attempts, 2147483647) + 1, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM gone;
+
+-- archive_2_ordered [hot] $1 q_name
+PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, mod(attempts, 2147483647) + 1, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM gone;
+
+-- archive_2_unguarded [hot] $1 q_name
+PREPARE "archive_2_unguarded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, mod(attempts, 2147483647) + 1, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM gone;
+
+-- archive_kept $1 after, $2 q_name, $3 age
+PREPARE "archive_kept" AS WITH slice AS (SELECT id
+    FROM "queue"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $2::text
+    AND dequeued_at <= statement_timestamp() - $3::float8 * interval '1 second'
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT max(id), (SELECT count(*)
+    FROM gone)
+  FROM slice;
+
+-- ask_to_stop $1 id, $2 q_name, $3 channel
+PREPARE "ask_to_stop" AS
+  UPDATE "queue"
+  SET cancelling = true
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND dequeued_at IS NULL
+  AND parked_on IS NULL
+  AND leased_until > statement_timestamp()
+  RETURNING id, pg_notify($3::text, '')::text;
+
+-- asked_to_stop $1 ids
+/*NO LOAD BALANCE*/ PREPARE "asked_to_stop" AS
+  SELECT id
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND cancelling;
+
+-- batch_progress $1 done, $2 failed, $3 id, $4 token
+PREPARE "batch_progress" AS
+  UPDATE "queue_batches"
+  SET pending = pending - $1::int, failed = failed + $2::int
+  WHERE id = $3::bigint
+  AND token IS NOT DISTINCT FROM $4::text
+  RETURNING pending, total, failed, callback::text;
+
+-- beat [hot] $1 lease, $2 ids, $3 tokens
+PREPARE "beat" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
+  WHERE id = ANY ($2::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+  RETURNING id, attempts, coalesce(cancelling, false);
+
+-- begin_ticking $1 q_name, $2 name, $3 tick, $4 cron, $5 tz
+PREPARE "begin_ticking" AS
+  INSERT INTO "queue_ticks" AS last (q_name, name, tick, cron, tz)
+  VALUES ($1::text, $2::text, $3::timestamptz, $4::text, $5::text)
+  ON CONFLICT (q_name, name) DO UPDATE
+  SET cron = excluded.cron, tz = excluded.tz, tick =
+  CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
+  WHERE last.cron IS DISTINCT FROM excluded.cron
+  OR last.tz IS DISTINCT FROM excluded.tz
+  RETURNING name;
+
+-- bury $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = $1::bigint
+    AND attempts = $2::int
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND q_name = $3::text
+    RETURNING *), made_way AS (UPDATE "queue_dead"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id
+  FROM gone;
+
+-- bury_archived $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+PREPARE "bury_archived" AS WITH gone AS (DELETE FROM "queue_archive"
+    WHERE id = $1::bigint
+    AND attempts = $2::int
+    AND q_name = $3::text
+    RETURNING *), made_way AS (UPDATE "queue_dead"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id
+  FROM gone;
+
+-- bury_deleted $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 token, $8 serializer, $9 payload, $10 stored_headers, $11 failures, $12 excused, $13 headers, $14 failed, $15 error, $16 reason
+PREPARE "bury_deleted" AS WITH gone AS (SELECT $1::bigint AS id, $2::text AS q_name, $3::timestamptz AS enqueued_at, $4::timestamptz AS expected_at, $5::timestamptz AS schedule_at, $6::text::json AS data, $7::int AS attempts, $8::text AS serializer, $9::bytea AS payload, $10::text::json AS headers, $11::int AS failures, $12::int AS excused
+    WHERE NOT EXISTS (SELECT
+      FROM "queue"
+      WHERE id = $1::bigint
+      AND q_name = $2::text)
+    AND NOT EXISTS (SELECT
+      FROM "queue_dead"
+      WHERE id = $1::bigint
+      AND q_name = $2::text
+      AND enqueued_at = $3::timestamptz)), made_way AS (UPDATE "queue_dead"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($13::text::json, headers), least(coalesce(failures, 0), 2147483646) + $14::int, excused, $15::text::json, $16::text
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id
+  FROM gone;
+
+-- bury_kept $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+PREPARE "bury_kept" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = $1::bigint
+    AND attempts = $2::int
+    AND q_name = $3::text
+    AND num_nulls(dequeued_at) = 0
+    RETURNING *), made_way AS (UPDATE "queue_dead"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id
+  FROM gone;
+
+-- callbacks $1 after
+/*NO LOAD BALANCE*/ PREPARE "callbacks" AS
+  SELECT id, q_name, callback::text
+  FROM "queue_batches"
+  WHERE id > $1::bigint
+  ORDER BY id
+  LIMIT 10000;
+
+-- cancel $1 q_name, $2 id
+PREPARE "cancel" AS
+  DELETE FROM "queue"
+  WHERE q_name = $1::text
+  AND id = (SELECT id
+    FROM "queue"
+    WHERE id = $2::bigint
+    AND q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NULL
+      OR leased_until <= statement_timestamp()
+      OR parked_on IS NOT NULL)
+    FOR UPDATE SKIP LOCKED)
+  RETURNING id, headers::text, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999');
+
+-- claim_key $1 q_name, $2 dedup_key, $3 period
+PREPARE "claim_key" AS
+  INSERT INTO "queue_dedup" AS held (q_name, dedup_key, job_id, until)
+  VALUES ($1::text, $2::text, 0, clock_timestamp() + $3::float8 * interval '1 second')
+  ON CONFLICT (q_name, dedup_key) DO UPDATE
+  SET job_id = excluded.job_id, until = excluded.until
+  WHERE held.until <= clock_timestamp()
+  RETURNING job_id;
+
+-- clear $1 q_name
+PREPARE "clear" AS WITH freed AS (DELETE FROM "queue_slots"
+    WHERE q_name = $1::text), gone AS (DELETE FROM "queue"
+    WHERE q_name = $1::text
+    RETURNING headers, dequeued_at)
+  SELECT headers::text
+  FROM gone
+  WHERE dequeued_at IS NULL
+  AND headers::text LIKE '%"batch"%';
+
+-- close_batch [no rows] $1 id
+PREPARE "close_batch" AS
+  DELETE FROM "queue_batches"
+  WHERE id = $1::bigint;
+
+-- count $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "count" AS
+  SELECT (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND schedule_at IS NULL
+    AND expected_at IS NOT NULL) + (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND expected_at IS NULL
+    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()) + (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp());
+
+-- count_dead $1 q_name, $2 reason
+/*NO LOAD BALANCE*/ PREPARE "count_dead" AS
+  SELECT count(*)
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  AND ($2::text IS NULL
+    OR reason = $2::text);
+
+-- count_encoded_archive $1 after
+/*NO LOAD BALANCE*/ PREPARE "count_encoded_archive" AS
+  SELECT max(id), q_name, 'archive' AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, coalesce(headers::text ~ '"(then|previous)"', false) AS linked, count(*) FILTER (WHERE (data IS NOT NULL
+      OR payload IS NOT NULL)), count(*)
+  FROM (SELECT *
+    FROM "queue_archive"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000) AS row
+  GROUP BY q_name, state, serializer, marks, linked;
+
+-- count_encoded_dead $1 after
+/*NO LOAD BALANCE*/ PREPARE "count_encoded_dead" AS
+  SELECT max(id), q_name, 'dead' AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, coalesce(headers::text ~ '"(then|previous)"', false) AS linked, count(*) FILTER (WHERE (data IS NOT NULL
+      OR payload IS NOT NULL)), count(*)
+  FROM (SELECT *
+    FROM "queue_dead"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000) AS row
+  GROUP BY q_name, state, serializer, marks, linked;
+
+-- count_encoded_results $1 after
+/*NO LOAD BALANCE*/ PREPARE "count_encoded_results" AS
+  SELECT max(job_id), q_name, 'results' AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, false AS linked, count(*) FILTER (WHERE (data IS NOT NULL
+      OR payload IS NOT NULL)), count(*)
+  FROM (SELECT *
+    FROM "queue_results"
+    WHERE job_id > $1::bigint
+    ORDER BY job_id
+    LIMIT 10000) AS row
+  GROUP BY q_name, state, serializer, marks, linked;
+
+-- count_encoded_table $1 after
+/*NO LOAD BALANCE*/ PREPARE "count_encoded_table" AS
+  SELECT max(id), q_name,
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, coalesce(headers::text ~ '"(then|previous)"', false) AS linked, count(*) FILTER (WHERE (data IS NOT NULL
+      OR payload IS NOT NULL)), count(*)
+  FROM (SELECT *
+    FROM "queue"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000) AS row
+  GROUP BY q_name, state, serializer, marks, linked;
+
+-- count_slots $1 q_name, $2 keys
+/*NO LOAD BALANCE*/ PREPARE "count_slots" AS
+  SELECT gate.key, (SELECT count(*)
+    FROM "queue_slots"
+    WHERE q_name = $1::text
+    AND key = gate.key), (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on = gate.key
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1) IS NOT NULL
+  FROM unnest($2::text[]) AS gate (key);
+
+-- dead_by_queue
+/*NO LOAD BALANCE*/ PREPARE "dead_by_queue" AS
+  SELECT q_name, count(*)
+  FROM "queue_dead"
+  GROUP BY q_name
+  ORDER BY q_name;
+
+-- dead_letter $1 q_name, $2 id
+/*NO LOAD BALANCE*/ PREPARE "dead_letter" AS
+  SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  AND id = $2::bigint;
+
+-- dead_letters $1 q_name, $2 n
+/*NO LOAD BALANCE*/ PREPARE "dead_letters" AS
+  SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  ORDER BY died_at DESC, id DESC
+  LIMIT $2::bigint;
+
+-- delete_2_bounded [hot] $1 q_name, $2 bound
+PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND (expected_at, enqueued_at, id) > ((string_to_array($2::text, ' '))[1]::timestamptz, (string_to_array($2::text, ' '))[2]::timestamptz, (string_to_array($2::text, ' '))[3]::bigint)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array($2::text, ' '))[4]::timestamptz, (string_to_array($2::text, ' '))[5]::bigint)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- delete_2_merged [hot] $1 q_name
+PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
+    FROM (SELECT id
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = candidate.id
+      AND q_name = $1::text
+      AND dequeued_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2)
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- delete_2_ordered [hot] $1 q_name
+PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- delete_2_unguarded [hot] $1 q_name
+PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- draw $1 q_name, $2 capacity, $3 rate, $4 n
+PREPARE "draw" AS WITH bucket AS (SELECT q_name, tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
+    FROM "queue_rates"
+    WHERE q_name = $1::text
+    FOR UPDATE), filled AS (SELECT q_name, least($2::float8, tokens + elapsed * $3::float8) AS available
+    FROM bucket), granted AS (SELECT q_name, available, least($4::int, floor(available))::int AS number
+    FROM filled)
+  UPDATE "queue_rates" AS kept
+  SET tokens = available - number, refilled_at = clock_timestamp()
+  FROM granted
+  WHERE kept.q_name = granted.q_name
+  RETURNING number, (greatest(1 - (available - number), 0) / $3::float8)::float8;
+
+-- drop $1 id, $2 token, $3 q_name
+PREPARE "drop" AS
+  DELETE FROM "queue"
+  WHERE id = $1::bigint
+  AND attempts = $2::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $3::text
+  RETURNING id;
+
+-- end_lost $1 id, $2 q_name, $3 pending
+PREPARE "end_lost" AS
+  UPDATE "queue_batches"
+  SET pending = 0, failed = failed + pending
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND pending = $3::int
+  RETURNING pending, total, failed, callback::text;
+
+-- extend [hot] $1 lease, $2 id, $3 token, $4 q_name
+PREPARE "extend" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
+  WHERE id = $2::bigint
+  AND attempts = $3::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $4::text
+  RETURNING id;
+
+-- fill [no rows] $1 q_name, $2 capacity
+PREPARE "fill" AS
+  INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
+  VALUES ($1::text, $2::float8, clock_timestamp())
+  ON CONFLICT DO NOTHING;
+
+-- find_duplicate $1 q_name, $2 dedup_key
+/*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
+  SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+  FROM "queue"
+  WHERE q_name = $1::text
+  AND dedup_key = $2::text
+  AND dequeued_at IS NULL;
+
+-- find_headers $1 id, $2 q_name, $3 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_headers" AS
+  SELECT headers::text
+  FROM "queue"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND num_nulls(dequeued_at) = 1
+  AND ($3::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC');
+
+-- find_held $1 q_name, $2 dedup_key
+/*NO LOAD BALANCE*/ PREPARE "find_held" AS
+  SELECT job_id, (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+    FROM "queue"
+    WHERE id = held.job_id
+    AND q_name = $1::text)
+  FROM "queue_dedup" AS held
+  WHERE q_name = $1::text
+  AND dedup_key = $2::text;
+
+-- find_job $1 id, $2 q_name, $3 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_job" AS
+  SELECT
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'running' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END, error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  FROM "queue"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND ($3::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT 'dead', error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  FROM "queue_dead"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND ($3::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT 'done', error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  FROM "queue_archive"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND ($3::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
+  LIMIT 1;
+
+-- find_leases $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_leases" AS
+  SELECT id, attempts, leased_until IS NULL
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  UNION ALL
+  SELECT id, attempts, true
+  FROM "queue_archive"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  UNION ALL
+  SELECT id, attempts, true
+  FROM "queue_dead"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text;
+
+-- find_result $1 id, $2 q_name, $3 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_result" AS
+  SELECT state, progress::text, data::text, payload, serializer, error::text
+  FROM "queue_results" AS kept
+  WHERE job_id = $1::bigint
+  AND q_name = $2::text
+  AND coalesce(kept.put_at = $3::timestamptz, ($3::timestamptz IS NULL
+      OR kept.updated_at >= $3::timestamptz)
+    AND NOT EXISTS (SELECT
+      FROM "queue"
+      WHERE id = $1::bigint
+      AND q_name = $2::text
+      AND enqueued_at > kept.updated_at)
+    AND NOT EXISTS (SELECT
+      FROM "queue_dead"
+      WHERE id = $1::bigint
+      AND q_name = $2::text
+      AND enqueued_at > kept.updated_at)
+    AND NOT EXISTS (SELECT
+      FROM "queue_archive"
+      WHERE id = $1::bigint
+      AND q_name = $2::text
+      AND enqueued_at > kept.updated_at));
+
+-- find_row $1 most, $2 id, $3 q_name, $4 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_row" AS
+  SELECT id, q_name,
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END, serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000), left(data::text, coalesce($1::int, 2147483647)), substr(payload, 1, coalesce($1::int, 2147483647)), headers::text, group_key, dedup_key, coalesce(octet_length(payload), octet_length(data::text)), 'table'
+  FROM "queue"
+  WHERE id = $2::bigint
+  AND ($3::text IS NULL
+    OR q_name = $3::text)
+  AND ($4::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT id, q_name, 'dead', serializer, attempts, coalesce(failures, 0), error::text, reason,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN died_at IS NOT NULL THEN least(greatest(died_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN NULL::text IS NULL THEN NULL::timestamp END, NULL::text, left(data::text, 2000), left(data::text, coalesce($1::int, 2147483647)), substr(payload, 1, coalesce($1::int, 2147483647)), headers::text, headers #>> '{gate,group}', NULL::text, coalesce(octet_length(payload), octet_length(data::text)), 'dead'
+  FROM "queue_dead"
+  WHERE id = $2::bigint
+  AND ($3::text IS NULL
+    OR q_name = $3::text)
+  AND ($4::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN NULL::text IS NULL THEN NULL::timestamp END, NULL::text, left(data::text, 2000), left(data::text, coalesce($1::int, 2147483647)), substr(payload, 1, coalesce($1::int, 2147483647)), headers::text, headers #>> '{gate,group}', NULL::text, coalesce(octet_length(payload), octet_length(data::text)), 'archive'
+  FROM "queue_archive"
+  WHERE id = $2::bigint
+  AND ($3::text IS NULL
+    OR q_name = $3::text)
+  AND ($4::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
+  LIMIT 1;
+
+-- free_places [no rows] $1 keys, $2 ids, $3 q_name
+PREPARE "free_places" AS
+  DELETE FROM "queue_slots" AS slot USING unnest($1::text[], $2::text::bigint[]) AS place (key, job)
+  WHERE slot.q_name = $3::text
+  AND slot.key = place.key
+  AND slot.job_id = place.job
+  AND (SELECT num_nulls(parked_on) = 0
+    FROM "queue"
+    WHERE id = place.job
+    AND q_name = $3::text);
+
+-- free_slots [no rows] $1 q_name, $2 ids
+PREPARE "free_slots" AS
+  DELETE FROM "queue_slots"
+  WHERE q_name = $1::text
+  AND job_id = ANY ($2::text::bigint[]);
+
+-- gates_of_hidden $1 q_name, $2 last, $3 target, $4 n
+/*NO LOAD BALANCE*/ PREPARE "gates_of_hidden" AS
+  SELECT DISTINCT headers::text
+  FROM (SELECT headers
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) < 'infinity'
+    AND (leased_until IS NULL
+      OR leased_until <= statement_timestamp())
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT $4::bigint) AS picked
+  WHERE headers::text LIKE '%"gate"%';
+
+-- gates_of_ids $1 q_name, $2 ids, $3 target, $4 n
+/*NO LOAD BALANCE*/ PREPARE "gates_of_ids" AS
+  SELECT DISTINCT headers::text
+  FROM (SELECT headers
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND id = ANY ($2::text::bigint[])
+    AND num_nulls(dequeued_at) = 1
+    AND ((leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      OR parked_on IS NOT NULL)
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY id
+    LIMIT $4::bigint) AS picked
+  WHERE headers::text LIKE '%"gate"%';
+
+-- gates_of_parked $1 q_name, $2 last, $3 target, $4 n
+/*NO LOAD BALANCE*/ PREPARE "gates_of_parked" AS
+  SELECT DISTINCT headers::text
+  FROM (SELECT headers
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT $4::bigint) AS picked
+  WHERE headers::text LIKE '%"gate"%';
+
+-- gates_of_ready $1 q_name, $2 last, $3 target, $4 n
+/*NO LOAD BALANCE*/ PREPARE "gates_of_ready" AS
+  SELECT DISTINCT headers::text
+  FROM (SELECT headers
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND expected_at IS NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY coalesce(schedule_at, enqueued_at), id
+    LIMIT $4::bigint) AS picked
+  WHERE headers::text LIKE '%"gate"%';
+
+-- gates_of_urgent $1 q_name, $2 last, $3 target, $4 n
+/*NO LOAD BALANCE*/ PREPARE "gates_of_urgent" AS
+  SELECT DISTINCT headers::text
+  FROM (SELECT headers
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND schedule_at IS NULL
+    AND expected_at IS NOT NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY expected_at, enqueued_at, id
+    LIMIT $4::bigint) AS picked
+  WHERE headers::text LIKE '%"gate"%';
+
+-- group_heads $1 groups, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "group_heads" AS
+  SELECT wanted.key, head.id
+  FROM unnest($1::text[]) AS wanted (key)
+  CROSS JOIN LATERAL (SELECT id
+    FROM "queue"
+    WHERE q_name = $2::text
+    AND group_key = wanted.key
+    AND dequeued_at IS NULL
+    ORDER BY id
+    LIMIT 1) AS head;
+
+-- hasten $1 id, $2 q_name, $3 channel
+PREPARE "hasten" AS WITH free AS (SELECT id
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at) = 1
+    AND (leased_until IS NULL
+      OR leased_until <= statement_timestamp())
+    AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue"
+  SET schedule_at = statement_timestamp()
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id, pg_notify($3::text, '')::text;
+
+-- headers_of_archive $1 after, $2 last
+/*NO LOAD BALANCE*/ PREPARE "headers_of_archive" AS
+  SELECT q_name, headers::text
+  FROM "queue_archive"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND coalesce(headers::text ~ '"(then|previous)"', false)
+  ORDER BY id;
+
+-- headers_of_dead $1 after, $2 last
+/*NO LOAD BALANCE*/ PREPARE "headers_of_dead" AS
+  SELECT q_name, headers::text
+  FROM "queue_dead"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND coalesce(headers::text ~ '"(then|previous)"', false)
+  ORDER BY id;
+
+-- headers_of_table $1 after, $2 last
+/*NO LOAD BALANCE*/ PREPARE "headers_of_table" AS
+  SELECT q_name, headers::text
+  FROM "queue"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND coalesce(headers::text ~ '"(then|previous)"', false)
+  ORDER BY id;
+
+-- held_batches $1 ids
+/*NO LOAD BALANCE*/ PREPARE "held_batches" AS
+  SELECT id
+  FROM "queue_batches"
+  WHERE id = ANY ($1::text::bigint[])
+  AND held_until > statement_timestamp();
+
+-- held_in_vain $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "held_in_vain" AS
+  SELECT slot.key, slot.job_id, job.parked_on
+  FROM "queue_slots" AS slot
+  CROSS JOIN LATERAL (SELECT parked_on
+    FROM "queue"
+    WHERE id = slot.job_id
+    AND q_name = $1::text
+    AND num_nulls(parked_on) = 0
+    LIMIT 1) AS job
+  WHERE slot.q_name = $1::text;
+
+-- hold_batch [no rows] $1 hold, $2 id, $3 token
+PREPARE "hold_batch" AS
+  UPDATE "queue_batches"
+  SET held_until = greatest(held_until, statement_timestamp() + $1::float8 * interval '1 second')
+  WHERE id = $2::bigint
+  AND token IS NOT DISTINCT FROM $3::text;
+
+-- keep_2_bounded [hot] $1 q_name, $2 bound
+PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND (expected_at, enqueued_at, id) > ((string_to_array($2::text, ' '))[1]::timestamptz, (string_to_array($2::text, ' '))[2]::timestamptz, (string_to_array($2::text, ' '))[3]::bigint)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array($2::text, ' '))[4]::timestamptz, (string_to_array($2::text, ' '))[5]::bigint)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- keep_2_merged [hot] $1 q_name
+PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
+    FROM (SELECT id
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = candidate.id
+      AND q_name = $1::text
+      AND dequeued_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2)
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- keep_2_ordered [hot] $1 q_name
+PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- keep_2_unguarded [hot] $1 q_name
+PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- keep_result $1 id, $2 q_name, $3 state, $4 data, $5 payload, $6 serializer, $7 error, $8 put_at, $9 keep, $10 channel
+PREPARE "keep_result" AS
+  INSERT INTO "queue_results" AS kept (job_id, q_name, state, data, payload, serializer, error, put_at, updated_at, expires_at)
+  VALUES ($1::bigint, $2::text, $3::text, $4::text::json, $5::bytea, $6::text, $7::text::json, $8::timestamptz, greatest(statement_timestamp(), $8::timestamptz), statement_timestamp() + $9::float8 * interval '1 second')
+  ON CONFLICT (job_id) DO UPDATE
+  SET q_name = excluded.q_name, state = excluded.state, data = excluded.data, progress =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.progress END, payload = excluded.payload, serializer = excluded.serializer, error = excluded.error, put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at
+  RETURNING pg_notify($10::text, '')::text;
+
+-- last_id
+/*NO LOAD BALANCE*/ PREPARE "last_id" AS
+  SELECT max(id)
+  FROM "queue";
+
+-- last_tick $1 q_name, $2 name
+/*NO LOAD BALANCE*/ PREPARE "last_tick" AS
+  SELECT max(tick) AT TIME ZONE 'UTC', max(cron), max(tz), clock_timestamp() AT TIME ZONE 'UTC'
+  FROM "queue_ticks"
+  WHERE q_name = $1::text
+  AND name = $2::text;
+
+-- lease_2_bounded [hot] $1 q_name, $2 bound, $3 lease
+PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND (expected_at, enqueued_at, id) > ((string_to_array($2::text, ' '))[1]::timestamptz, (string_to_array($2::text, ' '))[2]::timestamptz, (string_to_array($2::text, ' '))[3]::bigint)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array($2::text, ' '))[4]::timestamptz, (string_to_array($2::text, ' '))[5]::bigint)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($3::float8,
+    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
+  CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- lease_2_merged [hot] $1 q_name, $2 lease
+PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
+    FROM (SELECT id
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = candidate.id
+      AND q_name = $1::text
+      AND dequeued_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2)
+  UPDATE "queue"
+  SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
+    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
+  CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- lease_2_ordered [hot] $1 q_name, $2 lease
+PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
+    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
+  CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- lease_2_unguarded [hot] $1 q_name, $2 lease
+PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
+    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
+  CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_archived" AS
+  SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN NULL::text IS NULL THEN NULL::timestamp END, NULL::text, left(data::text, 2000)
+  FROM "queue_archive"
+  WHERE q_name = $1::text
+  AND ($2::text IS NULL
+    OR left(data::text, 2000) ~ $2::text)
+  AND ($3::float8 IS NULL
+    OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+  AND ($4::int = 0
+    OR coalesce(failures, 0) > 0)
+  ORDER BY dequeued_at DESC
+  LIMIT $5::bigint;
+
+-- list_dead $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_dead" AS
+  SELECT id, q_name, 'dead', serializer, attempts, coalesce(failures, 0), error::text, reason,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN died_at IS NOT NULL THEN least(greatest(died_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN NULL::text IS NULL THEN NULL::timestamp END, NULL::text, left(data::text, 2000)
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  AND ($2::text IS NULL
+    OR left(data::text, 2000) ~ $2::text)
+  AND ($3::float8 IS NULL
+    OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+  AND ($4::int = 0
+    OR coalesce(failures, 0) > 0)
+  ORDER BY died_at DESC, id DESC
+  LIMIT $5::bigint;
+
+-- list_encoded_archive $1 after, $2 last, $3 names
+/*NO LOAD BALANCE*/ PREPARE "list_encoded_archive" AS
+  SELECT id, q_name, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), ''), coalesce(headers::text ~ '"(then|previous)"', false), (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint
+  FROM "queue_archive"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND ((q_name = ANY ($3::text[])
+      AND (data IS NOT NULL
+        OR payload IS NOT NULL))
+    OR coalesce(headers::text ~ '"(then|previous)"', false))
+  ORDER BY id;
+
+-- list_encoded_dead $1 after, $2 last, $3 names
+/*NO LOAD BALANCE*/ PREPARE "list_encoded_dead" AS
+  SELECT id, q_name, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), ''), coalesce(headers::text ~ '"(then|previous)"', false), (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint
+  FROM "queue_dead"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND ((q_name = ANY ($3::text[])
+      AND (data IS NOT NULL
+        OR payload IS NOT NULL))
+    OR coalesce(headers::text ~ '"(then|previous)"', false))
+  ORDER BY id;
+
+-- list_encoded_results $1 after, $2 last, $3 names
+/*NO LOAD BALANCE*/ PREPARE "list_encoded_results" AS
+  SELECT job_id, q_name, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), ''), false, (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint
+  FROM "queue_results"
+  WHERE job_id > $1::bigint
+  AND job_id <= $2::bigint
+  AND ((q_name = ANY ($3::text[])
+      AND (data IS NOT NULL
+        OR payload IS NOT NULL))
+    OR false)
+  ORDER BY job_id;
+
+-- list_encoded_table $1 after, $2 last, $3 names
+/*NO LOAD BALANCE*/ PREPARE "list_encoded_table" AS
+  SELECT id, q_name, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), ''), coalesce(headers::text ~ '"(then|previous)"', false), (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint
+  FROM "queue"
+  WHERE id > $1::bigint
+  AND id <= $2::bigint
+  AND ((q_name = ANY ($3::text[])
+      AND (data IS NOT NULL
+        OR payload IS NOT NULL))
+    OR coalesce(headers::text ~ '"(then|previous)"', false))
+  ORDER BY id;
+
+-- list_finished $1 before, $2 q_name, $3 task, $4 age, $5 failed, $6 n
+/*NO LOAD BALANCE*/ PREPARE "list_finished" AS WITH slice AS (SELECT id
+    FROM "queue"
+    WHERE id < $1::bigint
+    ORDER BY id DESC
+    LIMIT 10000), found AS (SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+    CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN parked_on IS NULL THEN
+    CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+    FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at) = 0
+    AND ($3::text IS NULL
+      OR left(data::text, 2000) ~ $3::text)
+    AND ($4::float8 IS NULL
+      OR enqueued_at <= statement_timestamp() - $4::float8 * interval '1 second')
+    AND ($5::int = 0
+      OR coalesce(failures, 0) > 0)
+    ORDER BY id DESC
+    LIMIT $6::bigint)
+  SELECT edge.id, found.*
+  FROM (SELECT min(id) AS id
+    FROM slice) AS edge
+  LEFT JOIN found
+  ON true
+  ORDER BY found.id DESC;
+
+-- list_leased $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_leased" AS
+  SELECT id, q_name, 'leased', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+  FROM ((SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > statement_timestamp()
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      AND leased_until > statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT $5::bigint)) AS job
+  ORDER BY leased_until, id
+  LIMIT $5::bigint;
+
+-- list_parked $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_parked" AS
+  SELECT id, q_name, 'parked', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+  FROM ((SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND parked_on IS NOT NULL
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT $5::bigint)) AS job
+  ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
+  LIMIT $5::bigint;
+
+-- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
+  SELECT id, q_name, 'scheduled', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+  FROM ((SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT $5::bigint)
+    UNION ALL (SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT $5::bigint)) AS job
+  ORDER BY coalesce(schedule_at, enqueued_at), id
+  LIMIT $5::bigint;
+
+-- list_ticks $1 n
+/*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
+  SELECT q_name, name,
+  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
+  FROM "queue_ticks"
+  ORDER BY q_name, name
+  LIMIT $1::bigint;
+
+-- list_waiting $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_waiting" AS
+  SELECT id, q_name, 'waiting', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+  FROM ((SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT $5::bigint)
+    UNION ALL (SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT $5::bigint)
+    UNION ALL (SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT $5::bigint)) AS job
+  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+  LIMIT $5::bigint;
+
+-- listening
+/*NO LOAD BALANCE*/ PREPARE "listening" AS
+  SELECT channel
+  FROM pg_listening_channels() AS channel
+  LIMIT 1;
+
+-- live_batches $1 ids
+/*NO LOAD BALANCE*/ PREPARE "live_batches" AS
+  SELECT DISTINCT found.number
+  FROM (SELECT (regexp_matches(headers, '"batch": *([0-9]{1,18})', 'g'))[1]::bigint AS number
+    FROM (SELECT headers::text AS headers
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND headers::text LIKE '%"batch"%'
+      UNION ALL
+      SELECT headers::text AS headers
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND headers::text LIKE '%"batch"%'
+      UNION ALL
+      SELECT headers::text AS headers
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND headers::text LIKE '%"batch"%') AS unfinished) AS found
+  WHERE found.number = ANY ($1::text::bigint[]);
+
+-- lock_keys $1 locks
+/*NO LOAD BALANCE*/ PREPARE "lock_keys" AS
+  SELECT current_setting('transaction_isolation'), count(pg_advisory_xact_lock(gate.lock)::text)
+  FROM unnest($1::text::bigint[]) AS gate (lock);
+
+-- move_hidden $1 q_name, $2 last, $3 target, $4 n, $5 channel
+PREPARE "move_hidden" AS WITH picked AS (SELECT id
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) < 'infinity'
+    AND (leased_until IS NULL
+      OR leased_until <= statement_timestamp())
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT $4::bigint
+    FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
+    SET q_name = $3::text, parked_on = NULL, leased_until =
+    CASE WHEN parked_on IS NULL THEN leased_until END
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING id, headers), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text)
+  SELECT id, headers::text, pg_notify($5::text, '')::text
+  FROM moved;
+
+-- move_ids $1 q_name, $2 ids, $3 target, $4 n, $5 channel
+PREPARE "move_ids" AS WITH picked AS (SELECT id
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND id = ANY ($2::text::bigint[])
+    AND num_nulls(dequeued_at) = 1
+    AND ((leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      OR parked_on IS NOT NULL)
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY id
+    LIMIT $4::bigint
+    FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
+    SET q_name = $3::text, parked_on = NULL, leased_until =
+    CASE WHEN parked_on IS NULL THEN leased_until END
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING id, headers), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text)
+  SELECT id, headers::text, pg_notify($5::text, '')::text
+  FROM moved;
+
+-- move_parked $1 q_name, $2 last, $3 target, $4 n, $5 channel
+PREPARE "move_parked" AS WITH picked AS (SELECT id
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT $4::bigint
+    FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
+    SET q_name = $3::text, parked_on = NULL, leased_until =
+    CASE WHEN parked_on IS NULL THEN leased_until END
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING id, headers), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text)
+  SELECT id, headers::text, pg_notify($5::text, '')::text
+  FROM moved;
+
+-- move_ready $1 q_name, $2 last, $3 target, $4 n, $5 channel
+PREPARE "move_ready" AS WITH picked AS (SELECT id
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND expected_at IS NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY coalesce(schedule_at, enqueued_at), id
+    LIMIT $4::bigint
+    FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
+    SET q_name = $3::text, parked_on = NULL, leased_until =
+    CASE WHEN parked_on IS NULL THEN leased_until END
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING id, headers), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text)
+  SELECT id, headers::text, pg_notify($5::text, '')::text
+  FROM moved;
+
+-- move_urgent $1 q_name, $2 last, $3 target, $4 n, $5 channel
+PREPARE "move_urgent" AS WITH picked AS (SELECT id
+    FROM "queue" AS job
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND schedule_at IS NULL
+    AND expected_at IS NOT NULL
+    AND id <= $2::bigint
+    AND NOT EXISTS (SELECT
+      FROM "queue" AS other
+      WHERE other.q_name = $3::text
+      AND other.dedup_key = job.dedup_key
+      AND other.dequeued_at IS NULL)
+    ORDER BY expected_at, enqueued_at, id
+    LIMIT $4::bigint
+    FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
+    SET q_name = $3::text, parked_on = NULL, leased_until =
+    CASE WHEN parked_on IS NULL THEN leased_until END
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING id, headers), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text)
+  SELECT id, headers::text, pg_notify($5::text, '')::text
+  FROM moved;
+
+-- nack $1 delay, $2 id, $3 token, $4 q_name, $5 channel
+PREPARE "nack" AS
+  UPDATE "queue"
+  SET leased_until = NULL, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
+  WHERE id = $2::bigint
+  AND attempts = $3::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $4::text
+  RETURNING id, pg_notify($5::text, '')::text;
+
+-- name_holder [no rows] $1 id, $2 q_name, $3 dedup_key
+PREPARE "name_holder" AS
+  UPDATE "queue_dedup"
+  SET job_id = $1::bigint
+  WHERE q_name = $2::text
+  AND dedup_key = $3::text;
+
+-- next_due_probe [hot] $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "next_due_probe" AS
+  SELECT coalesce((SELECT coalesce(leased_until, schedule_at) AS out_at
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1) <= statement_timestamp(), false), (extract(epoch FROM least((SELECT coalesce(schedule_at, enqueued_at)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND dequeued_at IS NULL
+          AND leased_until IS NULL
+          AND expected_at IS NULL
+          AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          ORDER BY coalesce(schedule_at, enqueued_at), id
+          LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND dequeued_at IS NULL
+          AND (leased_until IS NOT NULL
+            OR (schedule_at IS NOT NULL
+              AND expected_at IS NOT NULL))
+          AND coalesce(leased_until, schedule_at) > statement_timestamp()
+          ORDER BY coalesce(leased_until, schedule_at), id
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+
+-- notification_usage
+/*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
+  SELECT
+  CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() ELSE 0 END;
+
+-- notify_always
+/*NO LOAD BALANCE*/ PREPARE "notify_always" AS
+  SELECT set_config('pqcore.notify', 'always', false)
+  WHERE coalesce(current_setting('pqcore.notify', true), '') = '';
+
+-- notify_waiters
+/*NO LOAD BALANCE*/ PREPARE "notify_waiters" AS
+  SELECT set_config('pqcore.notify', '', false)
+  WHERE current_setting('pqcore.notify', true) = 'always';
+
+-- open_batch $1 q_name, $2 total, $3 callback, $4 token
+PREPARE "open_batch" AS
+  INSERT INTO "queue_batches" (q_name, total, pending, callback, token)
+  VALUES ($1::text, $2::int, $2::int, $3::text::json, $4::text)
+  RETURNING id;
+
+-- open_batches $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "open_batches" AS
+  SELECT id, pending
+  FROM "queue_batches"
+  WHERE q_name = $1::text
+  AND pending > 0
+  ORDER BY id
+  LIMIT 1000;
+
+-- park $1 key, $2 ids, $3 tokens, $4 q_name
+PREPARE "park" AS
+  UPDATE "queue"
+  SET leased_until = 'infinity', parked_on = $1::text
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($2::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $4::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $4::text
+  RETURNING id;
+
+-- park_again [no rows] $1 key, $2 ids, $3 q_name
+PREPARE "park_again" AS WITH again AS (UPDATE "queue"
+    SET leased_until = 'infinity', parked_on = $1::text
+    WHERE id = ANY ($2::text::bigint[])
+    AND q_name = $3::text
+    RETURNING id)
+  DELETE FROM "queue_slots"
+  WHERE q_name = $3::text
+  AND key = $1::text
+  AND job_id = ANY (ARRAY(SELECT id
+      FROM again));
+
+-- parked_keys $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "parked_keys" AS WITH RECURSIVE found AS (SELECT min(parked_on) AS parked_on
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(parked_on)
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND parked_on > found.parked_on)
+    FROM found
+    WHERE found.parked_on IS NOT NULL)
+  SELECT parked_on, (SELECT headers::text
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on = found.parked_on
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1)
+  FROM found
+  WHERE parked_on IS NOT NULL;
+
+-- peek_2 $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "peek_2" AS
+  SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM ((SELECT *
+      FROM (SELECT *
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND schedule_at IS NULL
+        AND expected_at IS NOT NULL
+        ORDER BY expected_at, enqueued_at, id
+        LIMIT 2) AS head
+      LIMIT (SELECT 2))
+    UNION ALL (SELECT *
+      FROM (SELECT *
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND expected_at IS NULL
+        AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+        ORDER BY coalesce(schedule_at, enqueued_at), id
+        LIMIT 2) AS head
+      LIMIT (SELECT 2))
+    UNION ALL (SELECT *
+      FROM (SELECT *
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND (leased_until IS NOT NULL
+          OR (schedule_at IS NOT NULL
+            AND expected_at IS NOT NULL))
+        AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+        ORDER BY coalesce(leased_until, schedule_at), id
+        LIMIT 1000) AS head
+      LIMIT (SELECT 1000))) AS candidates
+  WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+  LIMIT 2;
+
+-- ping
+/*NO LOAD BALANCE*/ PREPARE "ping" AS
+  SELECT 1;
+
+-- postpone $1 delay, $2 ids, $3 tokens, $4 q_name
+PREPARE "postpone" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($2::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $4::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $4::text
+  RETURNING id;
+
+-- purge_archive $1 q_name, $2 age
+PREPARE "purge_archive" AS WITH slice AS (SELECT id
+    FROM (SELECT id
+      FROM "queue_archive"
+      WHERE q_name = $1::text
+      AND dequeued_at <= statement_timestamp() - $2::float8 * interval '1 second'
+      ORDER BY dequeued_at
+      LIMIT 10000
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 10000)), gone AS (DELETE FROM "queue_archive"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $1::text
+    RETURNING id)
+  SELECT max(id), count(*)
+  FROM gone;
+
+-- purge_dead $1 q_name, $2 ids, $3 age
+PREPARE "purge_dead" AS WITH picked AS (SELECT id
+    FROM "queue_dead"
+    WHERE q_name = $1::text
+    AND ($2::text::bigint[] IS NULL
+      OR id = ANY ($2::text::bigint[]))
+    AND died_at <= statement_timestamp() - $3::float8 * interval '1 second'
+    ORDER BY died_at
+    LIMIT 10000
+    FOR UPDATE SKIP LOCKED)
+  DELETE FROM "queue_dead"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id;
+
+-- purge_kept $1 after, $2 q_name, $3 age
+PREPARE "purge_kept" AS WITH slice AS (SELECT id
+    FROM "queue"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $2::text
+    AND dequeued_at <= statement_timestamp() - $3::float8 * interval '1 second'
+    RETURNING id)
+  SELECT max(id), (SELECT count(*)
+    FROM gone)
+  FROM slice;
+
+-- put [hot] $1 q_name, $2 data, $3 payload, $4 serializer
+PREPARE "put" AS
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
+  RETURNING id;
+
+-- put_back $1 ids, $2 excuses, $3 tokens, $4 q_name, $5 channel
+PREPARE "put_back" AS
+  UPDATE "queue"
+  SET leased_until = NULL, excused = (SELECT given.excused
+    FROM unnest($1::text::bigint[], $2::text::int[]) AS given (job, excused)
+    WHERE given.job = id)
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $4::text
+  RETURNING id, pg_notify($5::text, '')::text;
+
+-- put_call [hot] $1 q_name, $2 data, $3 payload, $4 serializer
+PREPARE "put_call" AS
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
+-- put_call_timed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in
+PREPARE "put_call_timed" AS
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
+-- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key
+PREPARE "put_keyed" AS
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text)
+  ON CONFLICT (q_name, dedup_key)
+  WHERE dedup_key IS NOT NULL
+  AND dequeued_at IS NULL DO NOTHING
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
+-- put_many [hot] $1 q_name, $2 serializer, $3 schedule_at, $4 schedule_in, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 items, $10 number
+PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key)
+    SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text
+    FROM json_array_elements($9::text::json) WITH ORDINALITY AS item (value, place)
+    ORDER BY place
+    RETURNING id)
+  SELECT min(id), count(*) / ($10::int IS NULL
+    OR count(*) = $10::int)::int,
+  CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
+  FROM put;
+
+-- put_many_encoded [hot] $1 q_name, $2 binary, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 items, $11 number
+PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key)
+    SELECT $1::text,
+    CASE WHEN NOT $2::boolean THEN item.value::json END,
+    CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text
+    FROM json_array_elements_text($10::text::json) WITH ORDINALITY AS item (value, place)
+    ORDER BY place
+    RETURNING id)
+  SELECT min(id), count(*) / ($11::int IS NULL
+    OR count(*) = $11::int)::int,
+  CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
+  FROM put;
+
+-- put_off $1 delay, $2 error, $3 id, $4 token, $5 q_name, $6 patience, $7 channel
+PREPARE "put_off" AS
+  UPDATE "queue"
+  SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = statement_timestamp() + $1::float8 * interval '1 second', error = ($2::text::jsonb || jsonb_build_object('since', coalesce(CASE WHEN error->>'type' = $2::text::json->>'type' THEN (error->>'since')::float8 END, extract(epoch FROM statement_timestamp()))))::json
+  WHERE id = $3::bigint
+  AND attempts = $4::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $5::text
+  AND ($6::float8 IS NULL
+    OR coalesce(CASE WHEN error->>'type' = $2::text::json->>'type' THEN (error->>'since')::float8 END, extract(epoch FROM statement_timestamp())) > extract(epoch FROM statement_timestamp()) - $6::float8)
+  RETURNING id, pg_notify($7::text, '')::text;
+
+-- put_replacing $1 data, $2 payload, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 q_name, $11 dedup_key, $12 channel
+PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
+    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    WHERE q_name = $10::text
+    AND dedup_key = $11::text
+    AND dequeued_at IS NULL
+    AND dequeued_at IS NULL
+    AND (leased_until IS NULL
+      OR parked_on IS NOT NULL)
+    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), added AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
+    SELECT $10::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text, $11::text
+    WHERE NOT EXISTS (SELECT
+      FROM replaced)
+    ON CONFLICT (q_name, dedup_key)
+    WHERE dedup_key IS NOT NULL
+    AND dequeued_at IS NULL DO NOTHING
+    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), put (id, put_at) AS (SELECT *
+    FROM replaced
+    UNION ALL
+    SELECT *
+    FROM added), freed AS (DELETE FROM "queue_slots"
+    WHERE q_name = $10::text
+    AND job_id = ANY (ARRAY(SELECT id
+        FROM put)))
+  SELECT id, put_at, pg_notify($12::text, '')::text
+  FROM put;
+
+-- put_timed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in
+PREPARE "put_timed" AS
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
+  RETURNING id;
+
+-- read_encoded_archive $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "read_encoded_archive" AS
+  SELECT id, serializer, data::text, payload, headers::text, false
+  FROM "queue_archive"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  ORDER BY id;
+
+-- read_encoded_dead $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "read_encoded_dead" AS
+  SELECT id, serializer, data::text, payload, headers::text, false
+  FROM "queue_dead"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  ORDER BY id;
+
+-- read_encoded_results $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "read_encoded_results" AS
+  SELECT job_id, serializer, data::text, payload, NULL::text, false
+  FROM "queue_results"
+  WHERE job_id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  ORDER BY job_id;
+
+-- read_encoded_table $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "read_encoded_table" AS
+  SELECT id, serializer, data::text, payload, headers::text, coalesce(leased_until > statement_timestamp()
+    AND parked_on IS NULL
+    AND dequeued_at IS NULL, false)
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  ORDER BY id;
+
+-- read_only
+/*NO LOAD BALANCE*/ PREPARE "read_only" AS
+  SELECT current_setting('transaction_read_only') = 'on';
+
+-- ready_queues $1 names
+/*NO LOAD BALANCE*/ PREPARE "ready_queues" AS
+  SELECT name
+  FROM unnest($1::text[]) AS waited (name)
+  WHERE coalesce((SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 1), (SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 1), (SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1), false);
+
+-- recent_completions
+/*NO LOAD BALANCE*/ PREPARE "recent_completions" AS WITH slice AS ((SELECT q_name, dequeued_at, schedule_at, enqueued_at
+      FROM "queue"
+      ORDER BY id DESC
+      LIMIT 10000)
+    UNION ALL (SELECT q_name, dequeued_at, schedule_at, enqueued_at
+      FROM "queue_archive"
+      ORDER BY id DESC
+      LIMIT 10000)), finished AS (SELECT q_name, dequeued_at, (extract(epoch FROM dequeued_at) - extract(epoch FROM coalesce(schedule_at, enqueued_at)))::float8 AS took, dequeued_at > statement_timestamp() - interval '1 minute' AS just
+    FROM slice
+    WHERE dequeued_at > statement_timestamp() - interval '1 hour')
+  SELECT q_name, count(*) FILTER (WHERE dequeued_at > statement_timestamp() - interval '1 minute'), count(*) FILTER (WHERE dequeued_at > statement_timestamp() - interval '1 hour'), percentile_disc(0.5) WITHIN
+  GROUP (ORDER BY took) FILTER (WHERE just), percentile_disc(0.95) WITHIN
+  GROUP (ORDER BY took) FILTER (WHERE just)
+  FROM finished
+  GROUP BY q_name;
+
+-- refund [no rows] $1 n, $2 q_name
+PREPARE "refund" AS
+  UPDATE "queue_rates"
+  SET tokens = tokens + $1::int
+  WHERE q_name = $2::text;
+
+-- register $1 channels
+/*NO LOAD BALANCE*/ PREPARE "register" AS
+  SELECT pg_advisory_lock_shared(hashtextextended(channel, 7071))::text
+  FROM pg_listening_channels() AS channel
+  JOIN unnest($1::text[]) AS wanted
+  ON wanted = channel;
+
+-- release $1 ids, $2 tokens, $3 q_name, $4 channel
+PREPARE "release" AS
+  UPDATE "queue"
+  SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  RETURNING id, pg_notify($4::text, '')::text;
+
+-- replace $1 data, $2 payload, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 id, $11 q_name, $12 channel
+PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
+    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    WHERE id = $10::bigint
+    AND q_name = $11::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NULL
+      OR parked_on IS NOT NULL)
+    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), freed AS (DELETE FROM "queue_slots"
+    WHERE q_name = $11::text
+    AND job_id = ANY (ARRAY(SELECT id
+        FROM put)))
+  SELECT id, put_at, pg_notify($12::text, '')::text
+  FROM put;
+
+-- replan [no rows]
+DISCARD PLANS;
+
+-- report_progress $1 id, $2 q_name, $3 progress, $4 put_at, $5 keep, $6 channel
+PREPARE "report_progress" AS
+  INSERT INTO "queue_results" AS kept (job_id, q_name, state, progress, put_at, updated_at, expires_at)
+  VALUES ($1::bigint, $2::text, 'running', $3::text::json, $4::timestamptz, greatest(statement_timestamp(), $4::timestamptz), statement_timestamp() + $5::float8 * interval '1 second')
+  ON CONFLICT (job_id) DO UPDATE
+  SET q_name = excluded.q_name, progress = excluded.progress, state =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN excluded.state ELSE kept.state END, data =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.data END, payload =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.payload END, serializer =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.serializer END, error =
+  CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.error END, put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = greatest(CASE WHEN NOT coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN kept.expires_at END, excluded.expires_at)
+  RETURNING pg_notify($6::text, '')::text;
+
+-- rerun_archived $1 id, $2 q_name, $3 headers, $4 channel
+PREPARE "rerun_archived" AS WITH gone AS (DELETE FROM "queue_archive"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    RETURNING *), risen AS (SELECT id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($3::text::json, headers) AS headers, failures, excused, error
+    FROM gone), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    FROM risen
+    WHERE id >= 0
+    ON CONFLICT DO NOTHING
+    RETURNING id), renumbered AS (INSERT INTO "queue" (q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+    SELECT q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    FROM risen
+    WHERE id NOT IN (SELECT id
+      FROM same)
+    RETURNING id), forgotten AS (DELETE FROM "queue_results"
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM same))
+    AND q_name = $2::text)
+  SELECT id, pg_notify($4::text, '')::text
+  FROM same
+  UNION ALL
+  SELECT id, pg_notify($4::text, '')::text
+  FROM renumbered;
+
+-- rerun_finished $1 headers, $2 id, $3 q_name, $4 channel
+PREPARE "rerun_finished" AS WITH again AS (UPDATE "queue"
+    SET dequeued_at = NULL, leased_until = NULL, schedule_at = statement_timestamp(), failures = NULL, excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL, headers = coalesce($1::text::json, headers)
+    WHERE id = $2::bigint
+    AND q_name = $3::text
+    AND num_nulls(dequeued_at) = 0
+    RETURNING id), forgotten AS (DELETE FROM "queue_results"
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM again))
+    AND q_name = $3::text)
+  SELECT id, pg_notify($4::text, '')::text
+  FROM again;
+
+-- restore_archive $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 attempts, $8 serializer, $9 payload, $10 headers, $11 failures, $12 excused
+PREPARE "restore_archive" AS WITH taken AS (DELETE FROM "queue_archive"
+    WHERE id = $1::bigint
+    AND q_name = $2::text)
+  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}')
+  ON CONFLICT DO NOTHING
+  RETURNING id;
+
+-- restore_delete $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 attempts, $8 serializer, $9 payload, $10 headers, $11 failures, $12 excused
+PREPARE "restore_delete" AS
+  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}')
+  ON CONFLICT DO NOTHING
+  RETURNING id;
+
+-- restore_keep $1 attempts, $2 id, $3 q_name, $4 channel
+PREPARE "restore_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = NULL, attempts = $1::int, dedup_key = NULL
+  WHERE id = $2::bigint
+  AND q_name = $3::text
+  RETURNING id, pg_notify($4::text, '')::text;
+
+-- retry $1 error, $2 delay, $3 id, $4 token, $5 q_name, $6 channel
+PREPARE "retry" AS
+  UPDATE "queue"
+  SET leased_until = NULL, failures = least(coalesce(failures, 0), 2147483646) + 1, error = $1::text::json, cancelling = NULL, schedule_at = coalesce(statement_timestamp() + $2::float8 * interval '1 second', schedule_at)
+  WHERE id = $3::bigint
+  AND attempts = $4::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $5::text
+  RETURNING id, pg_notify($6::text, '')::text;
+
+-- revive $1 q_name, $2 ids, $3 reason
+PREPARE "revive" AS WITH picked AS (SELECT id
+    FROM "queue_dead"
+    WHERE q_name = $1::text
+    AND ($2::text::bigint[] IS NULL
+      OR id = ANY ($2::text::bigint[]))
+    AND ($3::text IS NULL
+      OR reason = $3::text)
+    ORDER BY died_at
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED), risen AS (DELETE FROM "queue_dead"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    FROM risen
+    WHERE id >= 0
+    ON CONFLICT DO NOTHING
+    RETURNING id), renumbered AS (INSERT INTO "queue" (q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
+    SELECT q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    FROM risen
+    WHERE id NOT IN (SELECT id
+      FROM same)
+    RETURNING id), forgotten AS (DELETE FROM "queue_results"
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM same))
+    AND q_name = $1::text)
+  SELECT (SELECT count(*)
+    FROM risen), (SELECT count(*)
+    FROM same) + (SELECT count(*)
+    FROM renumbered);
+
+-- session_settings $1 names, $2 values, $3 mild
+/*NO LOAD BALANCE*/ PREPARE "session_settings" AS
+  SELECT set_config(name, value, false)
+  FROM unnest($1::text[], $2::text[], $3::text::bool[]) AS wanted (name, value, mild)
+  WHERE current_setting(name, true) IS NOT NULL
+  AND (NOT mild
+    OR current_setting(name, true) = '0');
+
+-- set_aside [no rows] $1 delay, $2 ids, $3 excuses, $4 tokens, $5 q_name
+PREPARE "set_aside" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = (SELECT given.excused
+    FROM unnest($2::text::bigint[], $3::text::int[]) AS given (job, excused)
+    WHERE given.job = id)
+  WHERE id = ANY ($2::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($2::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $5::text;
+
+-- set_tick_back $1 now, $2 q_name, $3 name, $4 tick
+PREPARE "set_tick_back" AS
+  UPDATE "queue_ticks"
+  SET tick = $1::timestamptz
+  WHERE q_name = $2::text
+  AND name = $3::text
+  AND tick = $4::timestamptz
+  RETURNING name;
+
+-- slots_of $1 q_name, $2 ids
+/*NO LOAD BALANCE*/ PREPARE "slots_of" AS
+  SELECT key, job_id
+  FROM "queue_slots"
+  WHERE q_name = $1::text
+  AND job_id = ANY ($2::text::bigint[]);
+
+-- snooze $1 delay, $2 id, $3 token, $4 q_name, $5 channel
+PREPARE "snooze" AS
+  UPDATE "queue"
+  SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
+  WHERE id = $2::bigint
+  AND attempts = $3::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $4::text
+  RETURNING id, pg_notify($5::text, '')::text;
+
+-- stats $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "stats" AS
+  SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due
+    AND NOT held), count(*) FILTER (WHERE held
+    AND parked_on IS NULL), (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8, count(*) FILTER (WHERE parked_on IS NOT NULL)
+  FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND expected_at IS NULL
+    AND q_name = $1::text
+    UNION ALL
+    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND schedule_at IS NULL
+    AND expected_at IS NOT NULL
+    AND q_name = $1::text
+    UNION ALL
+    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND q_name = $1::text) AS waiting
+  GROUP BY q_name
+  UNION ALL
+  SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
+          FROM pg_control_checkpoint()))), 0)::float8, 0
+  WHERE pg_is_in_recovery()
+  ORDER BY q_name;
+
+-- stats_all
+/*NO LOAD BALANCE*/ PREPARE "stats_all" AS
+  SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due
+    AND NOT held), count(*) FILTER (WHERE held
+    AND parked_on IS NULL), (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8, count(*) FILTER (WHERE parked_on IS NOT NULL)
+  FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND expected_at IS NULL
+    UNION ALL
+    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND leased_until IS NULL
+    AND schedule_at IS NULL
+    AND expected_at IS NOT NULL
+    UNION ALL
+    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
+    FROM "queue"
+    WHERE dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))) AS waiting
+  GROUP BY q_name
+  UNION ALL
+  SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
+          FROM pg_control_checkpoint()))), 0)::float8, 0
+  WHERE pg_is_in_recovery()
+  ORDER BY q_name;
+
+-- sweep_dedup [no rows] $1 q_name
+PREPARE "sweep_dedup" AS
+  DELETE FROM "queue_dedup"
+  WHERE q_name = $1::text
+  AND until <= statement_timestamp();
+
+-- sweep_results [no rows]
+PREPARE "sweep_results" AS
+  DELETE FROM "queue_results"
+  WHERE job_id = ANY (ARRAY(SELECT job_id
+      FROM "queue_results"
+      WHERE expires_at <= statement_timestamp()
+      ORDER BY expires_at
+      LIMIT 10000
+      FOR UPDATE SKIP LOCKED));
+
+-- sweep_slots [no rows] $1 q_name
+PREPARE "sweep_slots" AS
+  DELETE FROM "queue_slots" AS slot
+  WHERE slot.q_name = $1::text
+  AND (SELECT num_nulls(dequeued_at) = 1
+    FROM "queue"
+    WHERE id = slot.job_id
+    AND q_name = $1::text) IS NOT TRUE;
+
+-- take_slots [no rows] $1 q_name, $2 keys, $3 ids
+PREPARE "take_slots" AS
+  INSERT INTO "queue_slots" (q_name, key, job_id)
+  SELECT $1::text, place.key, place.job
+  FROM unnest($2::text[], $3::text::bigint[]) AS place (key, job)
+  ON CONFLICT DO NOTHING;
+
+-- tick $1 q_name, $2 name, $3 tick, $4 ahead, $5 data, $6 payload, $7 serializer, $8 expected_at, $9 expected_in, $10 headers, $11 group_key, $12 dedup_key
+PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, tick)
+    SELECT $1::text, $2::text, $3::timestamptz
+    WHERE $3::timestamptz <= statement_timestamp() + $4::float8 * interval '1 second'
+    ON CONFLICT (q_name, name) DO UPDATE
+    SET tick = excluded.tick
+    WHERE last.tick < excluded.tick
+    RETURNING tick)
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
+  SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text
+  FROM won
+  ON CONFLICT (q_name, dedup_key)
+  WHERE dedup_key IS NOT NULL
+  AND dequeued_at IS NULL DO NOTHING
+  RETURNING id;
+
+-- try_keys $1 locks
+/*NO LOAD BALANCE*/ PREPARE "try_keys" AS
+  SELECT gate.lock, pg_try_advisory_xact_lock(gate.lock), current_setting('transaction_isolation')
+  FROM unnest($1::text::bigint[]) AS gate (lock);
+
+-- unpark $1 q_name, $2 key, $3 places, $4 channel
+PREPARE "unpark" AS WITH next AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on = $2::text
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT (SELECT greatest($3::int - count(*), 0)
+      FROM "queue_slots"
+      WHERE q_name = $1::text
+      AND key = $2::text)
+    FOR UPDATE SKIP LOCKED), freed AS (UPDATE "queue"
+    SET leased_until = NULL, parked_on = NULL
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM next))
+    AND q_name = $1::text
+    RETURNING *), kept AS (INSERT INTO "queue_slots" (q_name, key, job_id)
+    SELECT $1::text, $2::text, id
+    FROM freed
+    ON CONFLICT DO NOTHING)
+  SELECT id, headers::text, (SELECT count(*)
+    FROM "queue_slots"
+    WHERE q_name = $1::text
+    AND key = $2::text) AS used, pg_notify($4::text, '')::text
+  FROM freed
+  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id;
+
+-- unpark_head $1 q_name, $2 group, $3 key, $4 channel
+PREPARE "unpark_head" AS WITH head AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND group_key = $2::text
+    AND dequeued_at IS NULL
+    ORDER BY id
+    LIMIT 1), free AS (SELECT id
+    FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM head))
+    AND q_name = $1::text
+    AND parked_on = $3::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue"
+  SET leased_until = NULL, parked_on = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $1::text
+  RETURNING id, pg_notify($4::text, '')::text;
+
+-- unregister $1 channels
+/*NO LOAD BALANCE*/ PREPARE "unregister" AS
+  SELECT pg_advisory_unlock_shared(hashtextextended(channel, 7071))
+  FROM unnest($1::text[]) AS channel;
+
+-- update $1 data, $2 payload, $3 serializer, $4 id, $5 q_name
+PREPARE "update" AS
+  UPDATE "queue"
+  SET data = $1::text::json, payload = $2::bytea, serializer = $3::text
+  WHERE id = $4::bigint
+  AND q_name = $5::text
+  RETURNING id;
+
+-- write_callback $1 id, $2 q_name, $3 old_callback, $4 callback
+PREPARE "write_callback" AS WITH free AS (SELECT id
+    FROM "queue_batches"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND callback::text IS NOT DISTINCT FROM $3::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue_batches"
+  SET callback = $4::text::json
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id;
+
+-- write_encoded_archive $1 id, $2 q_name, $3 old_data, $4 old_payload, $5 old_serializer, $6 old_headers, $7 data, $8 payload, $9 serializer, $10 headers
+PREPARE "write_encoded_archive" AS WITH free AS (SELECT id
+    FROM "queue_archive"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND data::text IS NOT DISTINCT FROM $3::text
+    AND payload IS NOT DISTINCT FROM $4::bytea
+    AND serializer IS NOT DISTINCT FROM $5::text
+    AND headers::text IS NOT DISTINCT FROM $6::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue_archive"
+  SET data = $7::text::json, payload = $8::bytea, serializer = $9::text, headers = $10::text::json
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id;
+
+-- write_encoded_dead $1 id, $2 q_name, $3 old_data, $4 old_payload, $5 old_serializer, $6 old_headers, $7 data, $8 payload, $9 serializer, $10 headers
+PREPARE "write_encoded_dead" AS WITH free AS (SELECT id
+    FROM "queue_dead"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND data::text IS NOT DISTINCT FROM $3::text
+    AND payload IS NOT DISTINCT FROM $4::bytea
+    AND serializer IS NOT DISTINCT FROM $5::text
+    AND headers::text IS NOT DISTINCT FROM $6::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue_dead"
+  SET data = $7::text::json, payload = $8::bytea, serializer = $9::text, headers = $10::text::json
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id;
+
+-- write_encoded_results $1 id, $2 q_name, $3 old_data, $4 old_payload, $5 old_serializer, $6 data, $7 payload, $8 serializer
+PREPARE "write_encoded_results" AS WITH free AS (SELECT job_id
+    FROM "queue_results"
+    WHERE job_id = $1::bigint
+    AND q_name = $2::text
+    AND data::text IS NOT DISTINCT FROM $3::text
+    AND payload IS NOT DISTINCT FROM $4::bytea
+    AND serializer IS NOT DISTINCT FROM $5::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue_results"
+  SET data = $6::text::json, payload = $7::bytea, serializer = $8::text
+  WHERE job_id = ANY (ARRAY(SELECT job_id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING job_id;
+
+-- write_encoded_table $1 id, $2 q_name, $3 old_data, $4 old_payload, $5 old_serializer, $6 old_headers, $7 linked, $8 data, $9 payload, $10 serializer, $11 headers
+PREPARE "write_encoded_table" AS WITH free AS (SELECT id
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND data::text IS NOT DISTINCT FROM $3::text
+    AND payload IS NOT DISTINCT FROM $4::bytea
+    AND serializer IS NOT DISTINCT FROM $5::text
+    AND headers::text IS NOT DISTINCT FROM $6::text
+    AND NOT ($7::boolean
+      AND coalesce(leased_until > statement_timestamp()
+        AND parked_on IS NULL
+        AND dequeued_at IS NULL, false))
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue"
+  SET data = $8::text::json, payload = $9::bytea, serializer = $10::text, headers = $11::text::json, leased_until =
+  CASE WHEN $7::boolean
+  AND parked_on IS NULL THEN NULL ELSE leased_until END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id;

@@ -1,0 +1,97 @@
+"""Snapshots of each dialect's statements: what is sent to a server, as SQL that psql and reviewers can read.
+
+After a statement was changed on purpose, this writes the snapshots again; the difference belongs to the change:
+
+    python -m tests.statement_snapshots
+
+White space is not part of a snapshot: each clause stands on a line of its own.  A file can be given to psql, on a
+database with a table ``queue`` of that dialect: it prepares the statements, after it has made the table.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import unified_diff
+from pathlib import Path
+
+from pqcore.schema import RECORD, migrations
+from pqcore.sql.citus import Citus
+from pqcore.sql.cockroachdb import CockroachDB
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
+from pqcore.sql.statement import Query
+
+FOLDER = Path(__file__).parent / "snapshots"
+DIALECTS: tuple[type[Dialect], ...] = (Dialect, Citus, CockroachDB)
+NAMES = TableName("queue")
+
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\s+|[()]|[^\s'\"()]+")
+_CLAUSE = re.compile(
+    "SELECT|FROM|WHERE|AND|OR|SET|VALUES|RETURNING|ON|ORDER|GROUP|UNION|UPDATE|DELETE|INSERT|LEFT|CROSS|JOIN|LIMIT"
+    "|FOR|CASE"
+)
+_INSIDE = frozenset({"epoch", "DISTINCT", "DO", "DELETE", "FOR", "LEFT", "CROSS", "BETWEEN", "SKIP"})
+"""After one of these words no clause begins: ``extract(epoch FROM ...)``, ``FOR UPDATE``."""
+
+
+def queries(dialect: Dialect) -> dict[str, Query]:
+    """All statements of a dialect by name; of those for a number of rows, those for two."""
+    found: list[object] = []
+    for statements in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings):
+        for value in vars(statements).values():
+            found += value.values() if isinstance(value, dict) else [value]
+    for finish in ("keep", "delete", "archive", "lease"):
+        for pick in ("ordered", "bounded", "unguarded", "merged"):
+            found.append(dialect.take(pick, finish, 2))
+    found.append(dialect.peek(2))
+    return {query.name: query for query in found if isinstance(query, Query)}
+
+
+def laid_out(sql: str) -> str:
+    """A statement with a clause a line, and without the white space that means nothing."""
+    tokens = _TOKEN.findall(sql.strip())
+    text, depth = "", 0
+    for place, token in enumerate(tokens):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if not token.isspace():
+            text += token
+        elif not text.endswith("(") and (after := tokens[place + 1]) != ")":
+            word = text.split()[-1].rpartition("(")[2]
+            text += "\n" + "  " * (depth + 1) if _CLAUSE.fullmatch(after) and word not in _INSIDE else " "
+    return text
+
+
+def snapshot(kind: type[Dialect]) -> str:
+    """All statements of a dialect: those of the migrations first."""
+    dialect = kind(NAMES, "numeric_dollar")
+    places = NAMES.substitutions() | {"concurrently": ""}
+    parts = [f"-- The statements of the dialect {kind.name}. python -m tests.statement_snapshots writes them."]
+    for number, version in enumerate([(RECORD,), *migrations()]):
+        for statement in version:
+            made = [each.format_map(places).strip().rstrip(";") for each in dialect.declared(statement)]
+            parts += [f"-- migration {number}\n{each};" for each in made]
+    for name, query in sorted(queries(dialect).items()):
+        notes = [*(["hot"] if query.hot else []), *([] if query.rows else ["no rows"])]
+        parameters = [f"${number} {query.order[place]}" for number, place in enumerate(query.first, 1)]
+        head = " ".join([f"-- {name}", *(f"[{note}]" for note in notes), ", ".join(parameters)]).rstrip()
+        quoted = '"' + name + '"'
+        prepared = query.numbered if name == "replan" else query.prepare(quoted)
+        parts.append(f"{head}\n{laid_out(prepared)};")
+    return "\n\n".join(parts) + "\n"
+
+
+def path(kind: type[Dialect]) -> Path:
+    """Where a dialect's snapshot is."""
+    return FOLDER / f"{kind.name}.sql"
+
+
+def difference(kind: type[Dialect]) -> str:
+    """What a dialect's statements differ in from their snapshot."""
+    old, new = path(kind).read_text("utf-8").splitlines(), snapshot(kind).splitlines()
+    return "\n".join(unified_diff(old, new, "snapshot", "code", n=8, lineterm=""))
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for each in DIALECTS:
+        path(each).write_text(snapshot(each), "utf-8")
