@@ -30,7 +30,7 @@ JobHook: TypeAlias = Literal[
     "pqcore_job_lost",
 ]
 JOB_HOOKS: tuple[JobHook, ...] = get_args(JobHook)
-ENDS: dict[str, JobHook] = {
+OUTCOME_HOOKS: dict[str, JobHook] = {
     "done": "pqcore_job_succeeded",
     "retry": "pqcore_job_retried",
     "snooze": "pqcore_job_retried",
@@ -38,7 +38,7 @@ ENDS: dict[str, JobHook] = {
     "dead": "pqcore_job_dead",
     "drop": "pqcore_job_dropped",
 }
-"""The hook that is told of each end of a job (`Outcome.end`)."""
+"""The hook that is called after each kind of `Outcome`."""
 FAILURES = ("retry", "crash", "dead")
 """The ends that follow a failure."""
 REASONS = {"retry": "failed", "snooze": "snoozed"}

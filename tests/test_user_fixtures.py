@@ -658,7 +658,7 @@ def test_dead_letters_are_listed_in_order(pqcore_jobs: Jobs, queue: Queue) -> No
         raise RuntimeError(why)
 
     fail("first"), fail("second")
-    assert [run.end for run in pqcore_jobs.drain(raise_errors=False)] == ["dead", "dead"]
+    assert [run.outcome for run in pqcore_jobs.drain(raise_errors=False)] == ["dead", "dead"]
     assert [letter.error["message"] for letter in pqcore_jobs.dead()] == ["first", "second"]
     assert [letter.reason for letter in pqcore_jobs.dead(queue)] == ["failed", "failed"]
     assert pqcore_jobs.enqueued() == []
@@ -690,7 +690,7 @@ def test_drain_runs_what_is_due_in_order_and_what_that_puts(pqcore_jobs: Jobs, q
     ran = pqcore_jobs.drain(queue)
     assert told(ran) == [("urgent",), ("a",), ("b",), ("c",), ("from a",)]
     assert [run.result for run in ran] == ["URGENT", "A", "B", "C", 6]
-    assert {run.end for run in ran} == {"done"}
+    assert {run.outcome for run in ran} == {"done"}
     assert (ran[0].task, ran[0].queue, ran[0].id, ran[0].attempt) == (first.task.path, "emails", 4, 1)
     assert threads == {threading.get_ident()}
     pqcore_jobs.assert_enqueued(args=["later"])
@@ -728,11 +728,11 @@ def test_drain_raises_the_first_exception_once_it_is_stored(pqcore_jobs: Jobs, q
         pqcore_jobs.drain(queue)
     waiting = {job.args: (job.failures, job.state) for job in pqcore_jobs.enqueued()}
     assert waiting == {("first",): (1, "scheduled"), ("second",): (0, "waiting")}
-    assert [run.end for run in pqcore_jobs.drain(queue, raise_errors=False)] == ["retry"]
+    assert [run.outcome for run in pqcore_jobs.drain(queue, raise_errors=False)] == ["retry"]
     pqcore_jobs.assert_enqueued(fail, schedule_at="10m", within="1m", times=2)
     pqcore_jobs.travel("11m")
     ran = pqcore_jobs.drain(queue, raise_errors=False)
-    assert [(run.end, run.reason, str(run.error), run.attempt) for run in ran] == [
+    assert [(run.outcome, run.reason, str(run.error), run.attempt) for run in ran] == [
         ("dead", "failed", "first", 2),
         ("dead", "failed", "second", 2),
     ]
@@ -747,7 +747,7 @@ def test_retries_that_are_due_at_once_are_drained_too(pqcore_jobs: Jobs, queue: 
 
     flaky()
     ran = pqcore_jobs.drain(queue, raise_errors=False)
-    assert [(run.end, run.result) for run in ran] == [("retry", None), ("retry", None), ("done", 3)]
+    assert [(run.outcome, run.result) for run in ran] == [("retry", None), ("retry", None), ("done", 3)]
 
 
 @pytest.mark.parametrize(
@@ -768,7 +768,7 @@ def test_what_is_meant_to_be_raised_is_not(
 
     work()
     [ran] = pqcore_jobs.drain(queue)
-    assert (ran.end, ran.error, ran.result) == (end, raised, None)
+    assert (ran.outcome, ran.error, ran.result) == (end, raised, None)
     assert (len(pqcore_jobs.enqueued()), pqcore_jobs.dead()) == (left, [])
 
 
@@ -813,7 +813,7 @@ def test_jobs_that_cannot_be_run_are_told(pqcore_jobs: Jobs, queue: Queue) -> No
     queue.put({"function": "os.system", "args": ["ls"], "kwargs": {}})
     queue.put(7)
     ran = pqcore_jobs.drain(queue, raise_errors=False)
-    assert [(run.end, run.reason, run.task) for run in ran] == [
+    assert [(run.outcome, run.reason, run.task) for run in ran] == [
         ("snooze", "unknown", "os.system"),
         ("dead", "invalid", ""),
     ]
@@ -877,7 +877,7 @@ def test_whatever_else_a_function_raises_is_the_jobs_failure(
 
     work()
     [ran] = pqcore_jobs.drain(queue, raise_errors=False)
-    assert (ran.end, ran.reason) == ("dead", "failed")
+    assert (ran.outcome, ran.reason) == ("dead", "failed")
 
 
 def test_groups_limits_chains_and_batches_go_on(pqcore_jobs: Jobs, queue: Queue) -> None:
@@ -1206,7 +1206,7 @@ def test_leases_keys_results_deadlines_and_rates_run_out(pqcore_jobs: Jobs, pqco
     hasty("second")
     pqcore_jobs.travel("50m")
     [expired] = pqcore_jobs.drain(queue)
-    assert (expired.end, expired.reason) == ("dead", "expired")
+    assert (expired.outcome, expired.reason) == ("dead", "expired")
     assert queue.put("keyed", dedup=key) != first
     with pytest.raises(JobNotFound):
         result.result(0)

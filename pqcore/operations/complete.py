@@ -46,7 +46,7 @@ from pqcore.operations.serialize import encode
 from pqcore.settings import Encoded, QueueSettings, logger
 from pqcore.sql.identifiers import results_channel
 
-End: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
+OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 _AGAIN = ("retry", "snooze", "crash")
 """Ends after which the job is run again."""
 PUT_OFF = {"unknown": None, "unreadable": 7 * 86_400.0}
@@ -69,7 +69,7 @@ class Outcome:
 
     Attributes:
         job: The job.
-        end: ``done``; ``retry``: given back, with a failure on its record; ``snooze``: given back
+        kind: ``done``; ``retry``: given back, with a failure on its record; ``snooze``: given back
             without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
             ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
@@ -84,7 +84,7 @@ class Outcome:
     """
 
     job: BaseJob
-    end: End
+    kind: OutcomeKind
     result: Any = None
     encoded: Encoded | None = None
     unkept: dict[str, str] | None = None
@@ -107,7 +107,7 @@ _OF_FOLLOWERS = ("batch", "batch_token", "then")
 
 
 def _is_plain(outcome: Outcome) -> bool:
-    return outcome.end == "done" and not has_followers(outcome.job.raw_headers)
+    return outcome.kind == "done" and not has_followers(outcome.job.raw_headers)
 
 
 async def finish(
@@ -219,7 +219,7 @@ async def stored_before(
         job = outcome.job
         if (job.id, job.attempts) in ended:
             return True
-        return in_time and (outcome.end in _AGAIN or last.get(job.id, 0) < job.attempts)
+        return in_time and (outcome.kind in _AGAIN or last.get(job.id, 0) < job.attempts)
 
     return [outcome for outcome, in_time in doubtful if is_stored(outcome, in_time=in_time)]
 
@@ -268,7 +268,7 @@ class Refusals:
         if now - self.since < REFUSED_FOR and not refuses_value(error):
             return "again"
         self.number, self.since = 0, None
-        return "leave" if outcome.end == "dead" else "bury"
+        return "leave" if outcome.kind == "dead" else "bury"
 
 
 def _divided(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
@@ -324,7 +324,7 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
             return exc
         if len(left) > 1:
             return await _store_groups(engine, queue, [[outcome] for outcome in left], endings)
-        if endings.buries and left[0].end == "done" and refuses_value(exc):
+        if endings.buries and left[0].kind == "done" and refuses_value(exc):
             return await _bury(engine, queue, left[0], exc, endings)
         endings.refused.append((left[0], exc))
     return None
@@ -355,13 +355,13 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
         outcome: How the job was to end.
         refusal: Why.
     """
-    run = "it was run, but what follows from it" if outcome.end == "done" else "how it ended"
+    run = "it was run, but what follows from it" if outcome.kind == "done" else "how it ended"
     error = {
         "type": f"{type(refusal).__module__}.{type(refusal).__qualname__}",
         "message": f"{run} cannot be stored: {refusal}",
         "traceback": "",
     }
-    return replace(outcome, end="dead", result=None, encoded=None, unkept=None, error=error, reason="failed")
+    return replace(outcome, kind="dead", result=None, encoded=None, unkept=None, error=error, reason="failed")
 
 
 def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
@@ -374,7 +374,7 @@ def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
         refusal: Why.
     """
     headers = outcome.job.headers
-    if outcome.end != "done" or outcome.unkept is not None or "keep" not in headers or headers.get("then"):
+    if outcome.kind != "done" or outcome.unkept is not None or "keep" not in headers or headers.get("then"):
         return None
     return replace(outcome, encoded=None, unkept=described(refusal))
 
@@ -540,7 +540,7 @@ async def _end_rows(
         buried: Takes, by the `id` of an outcome, the dead letter of a job that was put off for too long.
     """
     ended = []
-    done = [outcome for outcome in outcomes if outcome.end == "done"]
+    done = [outcome for outcome in outcomes if outcome.kind == "done"]
     if done:
         held = {(row[0], row[1]) for row in await ack_rows(s, queue, [outcome.job for outcome in done])}
         ended += [outcome for outcome in done if (outcome.job.id, outcome.job.attempts) in held]
@@ -553,11 +553,11 @@ async def _end_rows(
         "drop": tasks.drop,
     }
     for outcome in sorted(outcomes, key=lambda outcome: outcome.job.id):
-        if outcome.end == "done":
+        if outcome.kind == "done":
             continue
-        put_off = outcome.end == "snooze" and outcome.reason in PUT_OFF
+        put_off = outcome.kind == "snooze" and outcome.reason in PUT_OFF
         patience = PUT_OFF[outcome.reason] if put_off else None
-        query = tasks.put_off if put_off else statements[outcome.end]
+        query = tasks.put_off if put_off else statements[outcome.kind]
         values = {
             "id": outcome.job.id,
             "token": outcome.job.attempts,
@@ -573,7 +573,7 @@ async def _end_rows(
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)
         elif patience is not None and await s.execute(tasks.bury, tasks.bury.bind(values)):
-            buried[id(outcome)] = replace(outcome, end="dead")
+            buried[id(outcome)] = replace(outcome, kind="dead")
             ended.append(outcome)
     return ended
 
@@ -596,11 +596,11 @@ def headers_of_the_dead(job: BaseJob) -> str | None:
 
 async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
     keep = outcome.job.headers.get("keep")
-    state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.end)
+    state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.kind)
     if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
         return
     encoded = outcome.encoded or Encoded(None, None)
-    if outcome.end == "done" and outcome.encoded is None and outcome.unkept is None:
+    if outcome.kind == "done" and outcome.encoded is None and outcome.unkept is None:
         encoded = await encode(engine, queue, outcome.result)
     values = {
         "id": outcome.job.id,
@@ -620,7 +620,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
 async def _put_next(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
     """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
-    if outcome.end == "done" and chain:
+    if outcome.kind == "done" and chain:
         result = outcome.encoded or await encode(engine, queue, outcome.result)
         following = StoredPut.from_json(chain[0]).after(queue, result, chain[1:])
         await insert(engine, s, following.values(), None)
@@ -628,9 +628,9 @@ async def _put_next(engine: Engine, queue: QueueSettings, s: Session, outcome: O
 
 async def _decrement_batch(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     counted = [
-        (membership, outcome.end == "done")
+        (membership, outcome.kind == "done")
         for outcome in ended
-        if outcome.end in ("done", "dead", "drop")
+        if outcome.kind in ("done", "dead", "drop")
         and not _has_chain(outcome)
         and (membership := Membership.of(outcome.job.headers)) is not None
     ]
@@ -639,4 +639,4 @@ async def _decrement_batch(engine: Engine, queue: QueueSettings, s: Session, end
 
 def _has_chain(outcome: Outcome) -> bool:
     # Of a chain in a batch only the last, or the one that failed, counts.
-    return outcome.end == "done" and bool(outcome.job.headers.get("then"))
+    return outcome.kind == "done" and bool(outcome.job.headers.get("then"))

@@ -25,7 +25,7 @@ from pqcore.errors import (
 )
 from pqcore.job import BaseJob
 from pqcore.operations import complete
-from pqcore.operations.complete import End, Outcome
+from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.operations.dead_letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
@@ -210,7 +210,7 @@ def _is_cancelled() -> bool:
     return task is not None and (sys.version_info < (3, 11) or task.cancelling() > 0)
 
 
-def end_of(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> End:
+def kind_after(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> OutcomeKind:
     """How a job ends whose function raised, unless its retry policy has it dropped.
 
     Args:
@@ -229,14 +229,14 @@ def end_of(options: TaskOptions, failures: int, max_retries: int, error: BaseExc
 
 def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     """What becomes of a job whose function raised."""
-    job, end = run.job, end_of(run.task.options, run.failures, run.max_retries, error)
+    job, kind = run.job, kind_after(run.task.options, run.failures, run.max_retries, error)
     if isinstance(error, Snooze):
         return Outcome(job, "snooze", delay=error.delay)
-    if end == "drop":
+    if kind == "drop":
         job_logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
         return Outcome(job, "drop", error=described(error), reason="discarded")
     details = described(error)
-    if end == "dead":
+    if kind == "dead":
         job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")
     try:

@@ -19,7 +19,7 @@ from pqcore.db.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.db.runtime import backoff, run_sync
 from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
-from pqcore.events import ENDS, FAILURES, JOB_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
+from pqcore.events import FAILURES, JOB_HOOKS, OUTCOME_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
 from pqcore.job import BaseJob, Job
 from pqcore.operations import batch_counts, batches, burying, complete, fetch
 from pqcore.operations import put as putting
@@ -331,7 +331,7 @@ class Queue(TaskDeclarations, core.Queue):
             # Whatever else a task raises is the job's failure.
             return self.fail(job, job.data, as_failure(exc))
         else:
-            self._end(outcome, failed=outcome.end != "done")
+            self._end(outcome, failed=outcome.kind != "done")
             return True
         finally:
             _event.reset(event_token)
@@ -368,7 +368,7 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _not_run(self, job: Job, outcome: Outcome) -> bool:
         token = _event.set(None)
-        told = outcome.end == "dead" or outcome.reason in complete.PUT_OFF
+        told = outcome.kind == "dead" or outcome.reason in complete.PUT_OFF
         if told and plugins.has_impl("pqcore_job_dead", "pqcore_job_retried"):
             _event.set(JobEvent(self.name, job, path_of(job), waited(job)))
         try:
@@ -379,16 +379,16 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _end(self, outcome: Outcome, data: Any = None, *, failed: bool = False) -> None:
         """Store how a job ends, and tell plugins of it."""
-        hook: JobHook = ENDS[outcome.end]
+        hook: JobHook = OUTCOME_HOOKS[outcome.kind]
         if not outcome.job.leased:
             owed = _claimed(outcome.job)
-            if outcome.end in ("retry", "snooze", "crash"):
+            if outcome.kind in ("retry", "snooze", "crash"):
                 again = run_sync(self._put_again(outcome, data, owed=owed))
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
                 if owed:
                     run_sync(complete.follow(self._engine, self, outcome))
-                hook = hook if outcome.end == "done" else "pqcore_job_dropped"
+                hook = hook if outcome.kind == "done" else "pqcore_job_dropped"
         elif _working.get():
             ended = self._stored(outcome)
             if ended is None:
@@ -396,7 +396,7 @@ class Queue(TaskDeclarations, core.Queue):
             outcome, hook = ended
         else:
             outcome, hook = self._told(outcome, run_sync(complete.finish_one(self._engine, self, outcome)))
-        first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.end in FAILURES else ()
+        first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.kind in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
     def _told(self, outcome: Outcome, ended: Outcome | None) -> tuple[Outcome, JobHook]:
@@ -407,7 +407,7 @@ class Queue(TaskDeclarations, core.Queue):
             ended: How that was stored; None if the lease was lost.
         """
         if ended is not None:
-            return ended, ENDS[ended.end]
+            return ended, OUTCOME_HOOKS[ended.kind]
         self.logger.warning("%r was given to another meanwhile; what it did may be done again", outcome.job)
         return outcome, "pqcore_job_lost"
 
@@ -446,7 +446,7 @@ class Queue(TaskDeclarations, core.Queue):
         event = _event.get()
         if event is None or event.job is not outcome.job:
             return
-        event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
+        event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.kind, "")
         for hook in hooks:
             run_sync(call_hook(hook, event, blocking=True))
 
@@ -460,7 +460,7 @@ class Queue(TaskDeclarations, core.Queue):
         """
         job = outcome.job
         queue: QueueSettings = self
-        if outcome.end == "retry":
+        if outcome.kind == "retry":
             data = self.decode_row(job.id, job.serializer, job.raw) if data is None else data
             data = {**data, "retried": data.get("retried", 0) + 1}
         elif data is None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pqcore import queue as core
 from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
-from pqcore.events import ENDS, FAILURES, REASONS, JobEvent, JobHook, call_hook, run_wrapped
+from pqcore.events import FAILURES, OUTCOME_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import batch_counts, complete, fetch, results
-from pqcore.operations.complete import End, Outcome
+from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.declaring import TaskDeclarations
@@ -47,7 +47,7 @@ class Ran:
         args: What it was called with, after the job's id.
         kwargs: Likewise.
         result: What it returned.
-        end: How the job ended: ``done``, ``retry``, ``snooze``, ``dead`` or ``drop``.
+        outcome: How the job ended: ``done``, ``retry``, ``snooze``, ``dead`` or ``drop``.
         error: What the function raised.
         reason: Why the job is dead or was dropped; see `pqcore.dead_letters.DeadLetter`.
         attempt: 1 for the first time that the job was run, 2 for the second...
@@ -59,7 +59,7 @@ class Ran:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any = None
-    end: End = "done"
+    outcome: OutcomeKind = "done"
     error: BaseException | None = None
     reason: str = ""
     attempt: int = 1
@@ -139,8 +139,8 @@ class _Performance:
         error = self._event.error
         if raise_errors and outcome.unkept is not None:
             raise ResultNotStored(f"the result cannot be stored: {outcome.unkept['message']}", outcome.unkept)
-        meant = isinstance(error, Retry) and outcome.end == "retry"
-        if error is not None and raise_errors and outcome.end in FAILURES and not meant:
+        meant = isinstance(error, Retry) and outcome.kind == "retry"
+        if error is not None and raise_errors and outcome.kind in FAILURES and not meant:
             raise error
         return self._ran(outcome, tuple(run.args), dict(run.kwargs))
 
@@ -178,11 +178,11 @@ class _Performance:
         return await result if self._suspends else asyncio.run(_awaited(result))
 
     async def _end(self, outcome: Outcome) -> None:
-        self._event.delay, self._event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
-        if self._event.error is not None and outcome.end in FAILURES:
+        self._event.delay, self._event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.kind, "")
+        if self._event.error is not None and outcome.kind in FAILURES:
             await self._tell("pqcore_job_failed")
         ended = await complete.finish_one(self._engine, self._queue, outcome)
-        hook = "pqcore_job_lost" if ended is None else ENDS[ended.end]
+        hook = "pqcore_job_lost" if ended is None else OUTCOME_HOOKS[ended.kind]
         await self._tell(hook)
 
     async def _tell(self, hook: JobHook) -> None:
@@ -209,7 +209,7 @@ class _Performance:
             args,
             kwargs,
             outcome.result,
-            outcome.end,
+            outcome.kind,
             event.error,
             outcome.reason,
             event.attempt,

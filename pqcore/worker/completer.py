@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
-from pqcore.events import ENDS
+from pqcore.events import OUTCOME_HOOKS
 from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
@@ -167,7 +167,7 @@ class Completer:
                 job = outcome.job
                 held = queue_state.held.pop((job.id, job.attempts), None)
                 end = endings.stored(outcome) if endings.buried else outcome
-                hook = ENDS[end.end]
+                hook = OUTCOME_HOOKS[end.kind]
                 if id(outcome) in lost:
                     hook = "pqcore_job_lost"
                     logger.warning(
@@ -176,7 +176,7 @@ class Completer:
                         queue_state.queue.name,
                     )
                 if held is not None and (
-                    held.run is not None or end.end in ("dead", "drop") or end.reason in complete.PUT_OFF
+                    held.run is not None or end.kind in ("dead", "drop") or end.reason in complete.PUT_OFF
                 ):
                     await self._job_events.tell(hook, queue_state, held, end)
         finally:

@@ -217,7 +217,7 @@ class Execution:
                 queue_state.held.pop(held.key, None)
                 self._worker_state.look_quiet()
             else:
-                if outcome.end in FAILURES and held.run is not None:
+                if outcome.kind in FAILURES and held.run is not None:
                     await self._job_events.tell("pqcore_job_failed", queue_state, held, outcome)
                 queue_state.decide(held, outcome)
         self.fill()

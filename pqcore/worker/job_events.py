@@ -43,5 +43,5 @@ class JobEvents:
         event.error = held.error
         event.duration = held.took or (0.0 if outcome is None else ago)
         if outcome is not None:
-            event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.end, "")
+            event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.kind, "")
         return event

@@ -38,7 +38,7 @@ from pqcore.operations.list_jobs import WholeJob
 from pqcore.plugins import importable
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
-from pqcore.tasks.outcomes import end_of, failure_of
+from pqcore.tasks.outcomes import failure_of, kind_after
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 
@@ -315,7 +315,7 @@ class _Execution:
             return False
         data = self._job._get_data()  # noqa: SLF001 - the worker has read it
         failures = self._job.failures + int(data.get("retried", 0))
-        end = end_of(_RUN.options, failures, int(data.get("max_retries", 0)), failure)
+        end = kind_after(_RUN.options, failures, int(data.get("max_retries", 0)), failure)
         if end in ("snooze", "drop"):
             return False
         details = described(failure)
