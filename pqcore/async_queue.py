@@ -32,6 +32,7 @@ from pqcore.operations import (
     retry,
 )
 from pqcore.operations.admin import QueueStats
+from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
@@ -134,19 +135,30 @@ class AsyncQueue(QueueSettings):
         return [AsyncJob(self, row) for row in rows]
 
     async def lease(
-        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> AsyncJob | None:
         """Take a job for a time; see `pqcore.Queue.lease`."""
-        length = lease.lease_time(timeout)
-        rows = await fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=length)
+        length, patience = lease.lease_terms(duration, timeout, wait)
+        rows = await fetch.get(self._engine, self, 1, block=block, timeout=patience, lease=length)
         return AsyncJob(self, rows[0], leased=True) if rows else None
 
     async def lease_many(
-        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        n: int,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> list[AsyncJob]:
         """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
-        length = lease.lease_time(timeout)
-        rows = await fetch.get(self._engine, self, n, block=block, timeout=wait, lease=length)
+        length, patience = lease.lease_terms(duration, timeout, wait)
+        rows = await fetch.get(self._engine, self, n, block=block, timeout=patience, lease=length)
         return [AsyncJob(self, row, leased=True) for row in rows]
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
@@ -166,9 +178,9 @@ class AsyncQueue(QueueSettings):
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
         await burying.bury(self._engine, self, job, error, connection)
 
-    async def extend(self, job: AsyncJob, timeout: str | float | timedelta) -> None:
-        """Make a lease end ``timeout`` from now; see `pqcore.Queue.extend`."""
-        await lease.extend(self._engine, self, job, timeout)
+    async def extend(self, job: AsyncJob, duration: str | float | timedelta) -> None:
+        """Make a lease end ``duration`` from now; see `pqcore.Queue.extend`."""
+        await lease.extend(self._engine, self, job, duration)
 
     async def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data; see `pqcore.Queue.update`."""

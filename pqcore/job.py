@@ -259,9 +259,9 @@ class Job(BaseJob):
         """Make a dead letter of it; see `Queue.bury`."""
         self._queue.bury(self, error)
 
-    def extend(self, timeout: str | float | timedelta) -> None:
-        """Hold a leased job for longer; see `Queue.extend`."""
-        self._queue.extend(self, timeout)
+    def extend(self, duration: str | float | timedelta) -> None:
+        """Hold a leased job for ``duration`` from now; see `Queue.extend`."""
+        self._queue.extend(self, duration)
 
 
 class AsyncJob(BaseJob):
@@ -306,6 +306,6 @@ class AsyncJob(BaseJob):
         """Make a dead letter of it; see `AsyncQueue.bury`."""
         await self._face.bury(self, error)
 
-    async def extend(self, timeout: str | float | timedelta) -> None:
-        """Hold a leased job for longer; see `AsyncQueue.extend`."""
-        await self._face.extend(self, timeout)
+    async def extend(self, duration: str | float | timedelta) -> None:
+        """Hold a leased job for ``duration`` from now; see `AsyncQueue.extend`."""
+        await self._face.extend(self, duration)

@@ -26,6 +26,7 @@ from pqcore.operations import (
     retry,
 )
 from pqcore.operations.admin import QueueStats
+from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
@@ -191,25 +192,48 @@ class Queue(QueueSettings):
         return [Job(self, row) for row in rows]
 
     def lease(
-        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> Job | None:
         """Take a job for a time: unless acknowledged by then, it is given to another.
 
         For work longer than a transaction should live.  Delivered at least once.
 
         Args:
-            timeout: The length of the lease: seconds, ``'5m'`` or a timedelta.
+            duration: The length of the lease: seconds, ``'5m'`` or a timedelta.
             block: Whether to wait for a job.
-            wait: Seconds to wait, at most; None for the queue's ``timeout``.
+            timeout: Seconds to wait for a job, at most, as for `get`; None for the queue's ``timeout``. Only together
+                with ``duration``.
+            wait: Another name of ``timeout``, which may stand without ``duration``.
+
+        Returns:
+            The job, or None if none was due in time.
+
+        Raises:
+            InvalidTimeSpec: A time is not one (a ValueError).
+            ConfigurationError: ``timeout`` is given without ``duration``, or together with ``wait``; or ``duration``
+                is 0.
         """
-        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=wait, lease=lease.lease_time(timeout)))
+        length, patience = lease.lease_terms(duration, timeout, wait)
+        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=patience, lease=length))
         return Job(self, rows[0], leased=True) if rows else None
 
     def lease_many(
-        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        n: int,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> list[Job]:
-        """Take up to ``n`` jobs for a time, as `lease` does."""
-        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=wait, lease=lease.lease_time(timeout)))
+        """Take up to ``n`` jobs for a time, with the arguments of `lease`."""
+        length, patience = lease.lease_terms(duration, timeout, wait)
+        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=patience, lease=length))
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
@@ -263,13 +287,18 @@ class Queue(QueueSettings):
         """
         run_sync(burying.bury(self._engine, self, job, error, connection))
 
-    def extend(self, job: Job, timeout: str | float | timedelta) -> None:
-        """Make a lease end ``timeout`` from now.
+    def extend(self, job: Job, duration: str | float | timedelta) -> None:
+        """Make a lease end ``duration`` from now.
+
+        Args:
+            job: The job, as `lease` gave it.
+            duration: Seconds, ``'5m'`` or a timedelta.
 
         Raises:
             LeaseLost: As for `ack`.
+            InvalidTimeSpec, ConfigurationError: ``duration`` is not a time (both a ValueError), or is 0.
         """
-        run_sync(lease.extend(self._engine, self, job, timeout))
+        run_sync(lease.extend(self._engine, self, job, duration))
 
     def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data.

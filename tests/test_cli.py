@@ -235,7 +235,7 @@ def test_modules_that_declare_tasks_are_imported(dsn: str, pq: tasks.PQ, folder:
         (["wrong:queue"], r"module 'wrong' cannot be imported: SyntaxError: .*\(wrong.py, line 1\)"),
         (["app:queue", "--import", "nowhere"], "--import nowhere: there is no module 'nowhere'"),
         (["app:queue", "--lease", "soon"], "'soon' is not a time"),
-        (["app:queue", "--lease", "0"], "lease timeout is 0"),
+        (["app:queue", "--lease", "0"], "lease duration is 0"),
         (["app:queue", "--plugin", "nothing"], "--plugin nothing: unknown instrument 'nothing'; installed: "),
         (["app:queue", "--concurrency", "0"], "--concurrency"),
         ([], "Missing argument 'MODULE:QUEUE"),

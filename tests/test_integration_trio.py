@@ -95,7 +95,11 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
             await leased.update("new")
             assert leased.data == "new"
             await leased.nack()
-            again, other = await queue.lease_many(5)
+            for lease in (queue.lease, lambda **times: queue.lease_many(5, **times)):
+                with pytest.raises(ConfigurationError, match="timeout is the time to wait for a job"):
+                    await lease(timeout=60)
+            again, other = await queue.lease_many(5, 60, timeout=0)
+            assert await queue.lease(60, timeout=0) is None
             with pytest.raises(LeaseLost):
                 await leased.ack()
             await again.ack()

@@ -476,7 +476,7 @@ class Crew:
             if way == "get_many":
                 jobs = queue.get_many(3, block=False)
             else:
-                job = queue.get(block=False) if way == "get" else queue.lease(block=False, timeout="1h")
+                job = queue.get(block=False) if way == "get" else queue.lease("1h", block=False)
                 jobs = [] if job is None else [job]
             if way == "lease":
                 for job in jobs:

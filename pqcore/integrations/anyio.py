@@ -35,6 +35,7 @@ from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
 from pqcore.operations import lease as leasing
+from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.reencode import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.settings import KEPT_QUEUES, logger
@@ -113,17 +114,30 @@ class ThreadedQueue:
         return [ThreadedJob(self, row) for row in await self._take(n, block=block, timeout=timeout)]
 
     async def lease(
-        self, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> ThreadedJob | None:
         """Take a job for a time; see `Queue.lease`."""
-        rows = await self._take(1, block=block, timeout=wait, lease=leasing.lease_time(timeout))
+        length, patience = leasing.lease_terms(duration, timeout, wait)
+        rows = await self._take(1, block=block, timeout=patience, lease=length)
         return ThreadedJob(self, rows[0], leased=True) if rows else None
 
     async def lease_many(
-        self, n: int, timeout: str | float | timedelta = 60.0, block: bool = True, wait: float | None = None
+        self,
+        n: int,
+        duration: str | float | timedelta = LEASE_DURATION,
+        block: bool = True,
+        *,
+        timeout: float | None = None,
+        wait: float | None = None,
     ) -> list[ThreadedJob]:
         """Take up to ``n`` jobs for a time; see `Queue.lease_many`."""
-        rows = await self._take(n, block=block, timeout=wait, lease=leasing.lease_time(timeout))
+        length, patience = leasing.lease_terms(duration, timeout, wait)
+        rows = await self._take(n, block=block, timeout=patience, lease=length)
         return [ThreadedJob(self, row, leased=True) for row in rows]
 
     async def peek(self, n: int = 1) -> list[ThreadedJob]:
@@ -148,9 +162,9 @@ class ThreadedQueue:
         """Make a dead letter of a job; see `Queue.bury`."""
         await run_sync(functools.partial(self.blocking.bury, cast("Any", job), error, connection=connection))
 
-    async def extend(self, job: ThreadedJob, timeout: str | float | timedelta) -> None:
-        """Make a lease end ``timeout`` from now; see `Queue.extend`."""
-        await run_sync(self.blocking.extend, cast("Any", job), timeout)
+    async def extend(self, job: ThreadedJob, duration: str | float | timedelta) -> None:
+        """Make a lease end ``duration`` from now; see `Queue.extend`."""
+        await run_sync(self.blocking.extend, cast("Any", job), duration)
 
     async def move(
         self, target: ThreadedQueue | Queue | str, ids: Iterable[int] | None = None, most: int | None = None

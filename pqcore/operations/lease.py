@@ -19,17 +19,50 @@ from pqcore.times import TimeSpec, seconds
 J = TypeVar("J", bound=BaseJob)
 
 
-def lease_time(timeout: str | float | timedelta) -> float:
-    """The length of a lease, in seconds.
+LEASE_DURATION = float(60)
+"""Seconds of a lease, unless told otherwise.  An object of its own: `lease_terms` compares by identity."""
+
+
+def lease_time(duration: str | float | timedelta) -> float:
+    """Return the length of a lease, in seconds.
 
     Raises:
-        InvalidTimeSpec: Not a duration, or of no length.
+        InvalidTimeSpec: Not a duration.
+        ConfigurationError: The duration is 0.
     """
-    length = seconds(timeout)
+    length = seconds(duration)
     if length <= 0:
-        msg = f"lease timeout is {timeout!r}; give a time longer than none"
+        msg = f"lease duration is {duration!r}; give a time longer than none"
         raise ConfigurationError(msg)
     return length
+
+
+def lease_terms(
+    duration: str | float | timedelta, timeout: float | None, wait: float | None
+) -> tuple[float, float | None]:
+    """Return the length of a lease and the time to wait for a job, both in seconds, of the arguments of a lease.
+
+    Args:
+        duration: The length of the lease; the object `LEASE_DURATION` if the caller gave none.
+        timeout: How long the caller waits for a job; None for the queue's ``timeout``.
+        wait: Another name of ``timeout``.
+
+    Raises:
+        InvalidTimeSpec: The duration is none.
+        ConfigurationError: The duration is 0, a timeout is given without a duration, or both names of the timeout are.
+    """
+    if timeout is not None:
+        if wait is not None:
+            msg = f"timeout is {timeout!r} and wait is {wait!r}; both are the time to wait for a job: give one of them"
+            raise ConfigurationError(msg)
+        if duration is LEASE_DURATION:
+            msg = (
+                f"the lease has timeout={timeout!r} and no duration: timeout is the time to wait for a job, duration"
+                f" the length of the lease; give both, as in lease(60, timeout=5), or wait={timeout!r} alone"
+            )
+            raise ConfigurationError(msg)
+        wait = timeout
+    return lease_time(duration), wait
 
 
 async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
@@ -107,9 +140,9 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
     return [row[0] for row in await engine.execute("tasks.release", values)]
 
 
-async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, timeout: str | float | timedelta) -> None:
-    """Let a lease end later."""
-    values: dict[str, object] = {"id": job.id, "token": job.attempts, "lease": lease_time(timeout)}
+async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
+    """Let a lease end ``duration`` from now."""
+    values: dict[str, object] = {"id": job.id, "token": job.attempts, "lease": lease_time(duration)}
     values["q_name"] = queue.name
     if not await engine.execute("extend", values, protect=False):
         raise lease_lost(queue, [job])

@@ -97,7 +97,7 @@ def fly(pq: tasks.PQ, version: int) -> Flight:
     for number in range(2):
         queue.put(f"leased {number}")
     queue.put("nacked")
-    *flight.leases, nacked = queue.lease_many(3, timeout="1h")
+    *flight.leases, nacked = queue.lease_many(3, "1h")
     nacked.nack("1h")
     flight.ids["scheduled"] = queue.put("scheduled", "1h")
     flight.ids["expected"] = queue.put("expected", expected_at="1h")
@@ -114,7 +114,7 @@ def _fly_high(pq: tasks.PQ, flight: Flight, version: int) -> None:
     queue = pq["grouped"]
     for text in ("first", "second"):
         flight.ids[text] = queue.put(text, group="g")
-    flight.leases += queue.lease_many(2, timeout="1h")
+    flight.leases += queue.lease_many(2, "1h")
     flight.ids["held"] = queue.put("held", "1h", dedup=Dedup("held", until=3600))
 
     @pq["tasks"].task(keep_result="1h" if version >= 7 else None)  # today's code writes what version 7 has

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pqcore.errors import LeaseLost
+from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE, Harness
 
@@ -117,6 +117,32 @@ def test_a_lease_lasts_a_minute_by_default(harness: Harness) -> None:
     harness.sql("UPDATE {table} SET leased_until = NULL WHERE id = 1", rows=False)
     assert len(queue.lease_many(1)) == 1
     assert 60 - PATIENCE < left(harness) <= 60
+
+
+def test_lease_timeout_is_the_time_to_wait(harness: Harness) -> None:
+    queue = harness.queue(timeout=3600)
+    began = time.monotonic()
+    assert queue.lease(60, timeout=0.05) is None
+    assert time.monotonic() - began >= 0.05
+    assert queue.lease_many(3, 60, timeout=0.05) == []
+    assert queue.lease("5m", timeout=0) is None
+    assert queue.lease_many(3, duration=60, wait=0) == []
+    assert time.monotonic() - began < PATIENCE
+    queue.put("a")
+    assert queue.lease("5m", timeout=0).data == "a"
+    assert 300 - PATIENCE < left(harness) <= 300
+
+
+def test_lease_timeout_without_a_duration_is_refused(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("a")
+    for lease in (queue.lease, lambda **times: queue.lease_many(1, **times)):
+        with pytest.raises(ConfigurationError, match="timeout is the time to wait for a job, duration the length"):
+            lease(timeout=300)
+        with pytest.raises(ConfigurationError, match="give one of them"):
+            lease(duration=60, timeout=1, wait=1)
+    assert queue.stats().ready == 1
+    assert queue.lease(timeout=None, wait=0).data == "a"
 
 
 def test_lease_without_a_length_is_refused(harness: Harness) -> None:
