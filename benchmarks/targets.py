@@ -296,7 +296,7 @@ class PairedRun:
 
         statements = Statements(self._table.place, self._contender.spec.paramstyle)
         made: BareLoop | None = await lent(
-            pq._engine.source,
+            pq.engine.source,
             lambda session: opened(self._contender, statements, MANY, session.driver),
         )
         return made

@@ -91,7 +91,7 @@ class AsyncQueue(QueueSettings):
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
         super().__init__(name, names, serializer, {**(options or {}), **more})
-        self._engine = engine or Engine("async", AsyncioRuntime(), names, conn, pool)
+        self.engine = engine or Engine("async", AsyncioRuntime(), names, conn, pool)
 
     async def put(
         self,
@@ -107,7 +107,7 @@ class AsyncQueue(QueueSettings):
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
         options = given(dedup=dedup, group=group, limits=limits, headers=headers)
-        return await put.put(self._engine, self, data, schedule_at, expected_at, connection, options)
+        return await put.put(self.engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(
         self,
@@ -122,16 +122,16 @@ class AsyncQueue(QueueSettings):
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
         options = given(group=group, limits=limits, headers=headers)
-        return await put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options)
+        return await put.put_many(self.engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
         """Take the next job that is due; see `pqcore.Queue.get`."""
-        rows = await fetch.get(self._engine, self, 1, block=block, timeout=timeout)
+        rows = await fetch.get(self.engine, self, 1, block=block, timeout=timeout)
         return AsyncJob(self, rows[0]) if rows else None
 
     async def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[AsyncJob]:
         """Take up to ``n`` jobs; see `pqcore.Queue.get_many`."""
-        rows = await fetch.get(self._engine, self, n, block=block, timeout=timeout)
+        rows = await fetch.get(self.engine, self, n, block=block, timeout=timeout)
         return [AsyncJob(self, row) for row in rows]
 
     async def lease(
@@ -144,7 +144,7 @@ class AsyncQueue(QueueSettings):
     ) -> AsyncJob | None:
         """Take a job for a time; see `pqcore.Queue.lease`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
-        rows = await fetch.get(self._engine, self, 1, block=block, timeout=patience, lease=length)
+        rows = await fetch.get(self.engine, self, 1, block=block, timeout=patience, lease=length)
         return AsyncJob(self, rows[0], leased=True) if rows else None
 
     async def lease_many(
@@ -158,41 +158,41 @@ class AsyncQueue(QueueSettings):
     ) -> list[AsyncJob]:
         """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
-        rows = await fetch.get(self._engine, self, n, block=block, timeout=patience, lease=length)
+        rows = await fetch.get(self.engine, self, n, block=block, timeout=patience, lease=length)
         return [AsyncJob(self, row, leased=True) for row in rows]
 
     async def ack(self, job: AsyncJob, *, connection: Any = None) -> None:
         """Finish a leased job; see `pqcore.Queue.ack`."""
-        if lost := await complete.acknowledge(self._engine, self, [job], connection):
+        if lost := await complete.acknowledge(self.engine, self, [job], connection):
             raise lease.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
         """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
-        return await complete.acknowledge(self._engine, self, list(jobs), connection)
+        return await complete.acknowledge(self.engine, self, list(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""
-        await lease.nack(self._engine, self, job, delay)
+        await lease.nack(self.engine, self, job, delay)
 
     async def bury(self, job: AsyncJob, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
-        await burying.bury(self._engine, self, job, error, connection)
+        await burying.bury(self.engine, self, job, error, connection)
 
     async def extend(self, job: AsyncJob, duration: str | float | timedelta) -> None:
         """Make a lease end ``duration`` from now; see `pqcore.Queue.extend`."""
-        await lease.extend(self._engine, self, job, duration)
+        await lease.extend(self.engine, self, job, duration)
 
     async def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data; see `pqcore.Queue.update`."""
-        return await admin.update(self._engine, self, job_id, data)
+        return await admin.update(self.engine, self, job_id, data)
 
     async def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
-        return await admin.cancel(self._engine, self, job_id, running=running)
+        return await admin.cancel(self.engine, self, job_id, running=running)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
-        return [AsyncJob(self, row) for row in await fetch.peek(self._engine, self, n)]
+        return [AsyncJob(self, row) for row in await fetch.peek(self.engine, self, n)]
 
     async def jobs(
         self,
@@ -204,25 +204,25 @@ class AsyncQueue(QueueSettings):
     ) -> list[StoredJob]:
         """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
         wanted = states or list_jobs.UNFINISHED
-        return await list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+        return await list_jobs.listed(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
 
     async def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""
-        return (await retry.retry(self._engine, self, job_id)).done
+        return (await retry.retry(self.engine, self, job_id)).done
 
     async def move(self, target: AsyncQueue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs to another queue of the table; see `pqcore.Queue.move`."""
-        return await move.move(self._engine, self, target, ids, most)
+        return await move.move(self.engine, self, target, ids, most)
 
     async def reencode(
         self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `pqcore.PQ.reencode`."""
-        return await reencode.reencode(self._engine, [self], step=step, every=every, wait=wait)
+        return await reencode.reencode(self.engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""
-        return await results.inspect(self._engine, self, job_id)
+        return await results.inspect(self.engine, self, job_id)
 
     async def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""
@@ -230,7 +230,7 @@ class AsyncQueue(QueueSettings):
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
         """What the function of a job returned; see `pqcore.Queue.result`."""
-        return await results.wait_for(self._engine, self, job_id, timeout)
+        return await results.wait_for(self.engine, self, job_id, timeout)
 
     async def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; see `pqcore.Queue.progress`."""
@@ -243,20 +243,20 @@ class AsyncQueue(QueueSettings):
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""
-        return await admin.count(self._engine, self)
+        return await admin.count(self.engine, self)
 
     async def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = await admin.stats(self._engine, self.name)
+        found = await admin.stats(self.engine, self.name)
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
-        await admin.clear(self._engine, self)
+        await admin.clear(self.engine, self)
 
     async def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived; see `pqcore.Queue.purge`."""
-        return await admin.purge(self._engine, self, older_than)
+        return await admin.purge(self.engine, self, older_than)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -266,10 +266,10 @@ class AsyncQueue(QueueSettings):
 
     async def close(self) -> None:
         """Close the connections, as `AsyncPQ.close` does."""
-        await self._engine.close()
+        await self.engine.close()
 
     async def __aenter__(self) -> Any:
-        return await self._engine.enter(self.cursor_kwargs)
+        return await self.engine.enter(self.cursor_kwargs)
 
     if TYPE_CHECKING:
 
@@ -308,10 +308,10 @@ class AsyncPQ:
     ) -> None:
         if queue_class is not None:
             self.queue_class = queue_class
-        self._options = options
+        self.options = options
         self._queues: dict[str, AsyncQueue] = {}
         self._forgotten: WeakValueDictionary[str, AsyncQueue] = WeakValueDictionary()
-        self._engine = Engine(
+        self.engine = Engine(
             "async",
             AsyncioRuntime(),
             TableName(table, schema),
@@ -325,40 +325,40 @@ class AsyncPQ:
             dialect=dialect,
         )
         # A bad option is to fail here, not at the first queue.
-        QueueSettings("any", self._engine.names, None, options)
+        QueueSettings("any", self.engine.names, None, options)
 
     @property
     def backend(self) -> str:
         """The name of the chosen backend, and why it was chosen."""
-        return f"{self._engine.spec.name} ({self._engine.why})"
+        return f"{self.engine.spec.name} ({self.engine.why})"
 
     async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await admin.create(self._engine, partitions, set_sequences=set_sequences)
+        await admin.create(self.engine, partitions, set_sequences=set_sequences)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
         """A queue with options of its own; see `pqcore.PQ.queue`."""
-        options = {**self._options, **options}
-        return self.queue_class(name, engine=self._engine, serializer=serializer, options=options)
+        options = {**self.options, **options}
+        return self.queue_class(name, engine=self.engine, serializer=serializer, options=options)
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return await admin.stats(self._engine, None)
+        return await admin.stats(self.engine, None)
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
-        return await reencode.encodings(self._engine)
+        return await reencode.encodings(self.engine)
 
     async def reencode(
         self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
     ) -> Reencoded:
         """Re-encode data that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return await reencode.reencode(self._engine, named, step=step, every=every, wait=wait)
+        return await reencode.reencode(self.engine, named, step=step, every=every, wait=wait)
 
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""
-        await self._engine.close()
+        await self.engine.close()
 
     def __getitem__(self, name: str) -> AsyncQueue:
         queue = self._queues.get(name)

@@ -42,7 +42,7 @@ class DeadLetter(BaseJob):
         Raises:
             DeserializationError: The row holds something that this queue cannot read.
         """
-        return self._get_data()
+        return self.decode()
 
 
 class DeadLetters:
@@ -50,7 +50,7 @@ class DeadLetters:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._engine = queue._engine  # noqa: SLF001 - a part of the queue's face
+        self._engine = queue.engine
 
     def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
@@ -119,7 +119,7 @@ class AsyncDeadLetters:
 
     def __init__(self, queue: AsyncQueue) -> None:
         self._queue = queue
-        self._engine = queue._engine  # noqa: SLF001 - a part of the queue's face
+        self._engine = queue.engine
 
     async def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""

@@ -190,11 +190,32 @@ class BaseJob:
         return self.attempts - 1 - self.failures - self.excused
 
     @property
+    def settings(self) -> QueueSettings:
+        """The settings of the queue that the job was taken from; without that queue's methods."""
+        return self._queue
+
+    @property
     def is_decoded(self) -> bool:
         """Whether the data was decoded already."""
         return self._decoded
 
-    def _get_data(self) -> Any:
+    @property
+    def decoded_data(self) -> Any:
+        """The data if it was decoded already, else None."""
+        return self._data
+
+    def as_row(self) -> tuple[Any, ...]:
+        """Return the row that the job was made from, of which another process can make the job again."""
+        data, payload = (self.raw, None) if isinstance(self.raw, str) else (None, self.raw)
+        row = (self.id, data, payload, self.serializer, self.attempts, *self._times)
+        return (*row, self.raw_headers, self.failures, self.excused)
+
+    def decode(self) -> Any:
+        """Return the data, which the first call decodes.
+
+        Raises:
+            DeserializationError: The row holds something that its queue cannot read.
+        """
         # Decoded when asked for, so that a row that cannot be decoded is still taken, and can be dealt with.
         if not self._decoded:
             try:
@@ -240,7 +261,7 @@ class Job(BaseJob):
             DeserializationError: The row holds something that this queue cannot read.
             JobNotFound: (when set) The row is gone.
         """
-        return self._get_data()
+        return self.decode()
 
     @data.setter
     def data(self, data: Any) -> None:
@@ -283,7 +304,7 @@ class AsyncJob(BaseJob):
         Raises:
             DeserializationError: The row holds something that this queue cannot read.
         """
-        return self._get_data()
+        return self.decode()
 
     async def update(self, data: Any) -> None:
         """Write new data to the row.

@@ -80,6 +80,9 @@ class Queue(QueueSettings):
         serializer: Named apart, or given as an object; ``name`` is then taken as it is.
         options: Set as attributes; see `QueueSettings`.
         **more: Likewise.
+
+    Attributes:
+        engine: Runs operations on the table; for pqcore's own modules and integrations. Its methods may change.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Queue(QueueSettings):
     ) -> None:
         names = TableName(table, schema) if engine is None else engine.names
         super().__init__(name, names, serializer, {**(options or {}), **more})
-        self._engine = engine or Engine("blocking", BlockingRuntime(), names, conn, pool)
+        self.engine = engine or Engine("blocking", BlockingRuntime(), names, conn, pool)
 
     def put(
         self,
@@ -134,7 +137,7 @@ class Queue(QueueSettings):
             DuplicateJob: The dedup key is taken, and that was to be an error.
         """
         options = given(dedup=dedup, group=group, limits=limits, headers=headers)
-        return run_sync(put.put(self._engine, self, data, schedule_at, expected_at, connection, options))
+        return run_sync(put.put(self.engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
         self,
@@ -162,7 +165,7 @@ class Queue(QueueSettings):
             The ids, in the order of ``items``.
         """
         options = given(group=group, limits=limits, headers=headers)
-        return run_sync(put.put_many(self._engine, self, items, schedule_at, expected_at, connection, options))
+        return run_sync(put.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.
@@ -179,7 +182,7 @@ class Queue(QueueSettings):
         Returns:
             The job, or None if none was due in time.
         """
-        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=timeout))
+        rows = run_sync(fetch.get(self.engine, self, 1, block=block, timeout=timeout))
         return Job(self, rows[0]) if rows else None
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
@@ -188,7 +191,7 @@ class Queue(QueueSettings):
         Returns:
             The jobs, in the order of `get`; an empty list if none was due in time.
         """
-        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=timeout))
+        rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout))
         return [Job(self, row) for row in rows]
 
     def lease(
@@ -219,7 +222,7 @@ class Queue(QueueSettings):
                 is 0.
         """
         length, patience = lease.lease_terms(duration, timeout, wait)
-        rows = run_sync(fetch.get(self._engine, self, 1, block=block, timeout=patience, lease=length))
+        rows = run_sync(fetch.get(self.engine, self, 1, block=block, timeout=patience, lease=length))
         return Job(self, rows[0], leased=True) if rows else None
 
     def lease_many(
@@ -233,7 +236,7 @@ class Queue(QueueSettings):
     ) -> list[Job]:
         """Take up to ``n`` jobs for a time, with the arguments of `lease`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
-        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=patience, lease=length))
+        rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=patience, lease=length))
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
@@ -246,7 +249,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: The lease ran out, and the job was given to another.
         """
-        if lost := run_sync(complete.acknowledge(self._engine, self, [job], connection)):
+        if lost := run_sync(complete.acknowledge(self.engine, self, [job], connection)):
             raise lease.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
@@ -255,7 +258,7 @@ class Queue(QueueSettings):
         Returns:
             Those whose lease was lost, which were not finished; see `LeaseLost`.
         """
-        return run_sync(complete.acknowledge(self._engine, self, list(jobs), connection))
+        return run_sync(complete.acknowledge(self.engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back.
@@ -267,7 +270,7 @@ class Queue(QueueSettings):
         Raises:
             LeaseLost: As for `ack`.
         """
-        run_sync(lease.nack(self._engine, self, job, delay))
+        run_sync(lease.nack(self.engine, self, job, delay))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job that this consumer gives up, so that it holds up no others.
@@ -285,7 +288,7 @@ class Queue(QueueSettings):
             LeaseLost: The lease ran out, and the job was given to another.
             JobNotFound: The job was not taken, or its row has changed since.
         """
-        run_sync(burying.bury(self._engine, self, job, error, connection))
+        run_sync(burying.bury(self.engine, self, job, error, connection))
 
     def extend(self, job: Job, duration: str | float | timedelta) -> None:
         """Make a lease end ``duration`` from now.
@@ -298,7 +301,7 @@ class Queue(QueueSettings):
             LeaseLost: As for `ack`.
             InvalidTimeSpec, ConfigurationError: ``duration`` is not a time (both a ValueError), or is 0.
         """
-        run_sync(lease.extend(self._engine, self, job, duration))
+        run_sync(lease.extend(self.engine, self, job, duration))
 
     def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data.
@@ -309,7 +312,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: There is no such row.
         """
-        return run_sync(admin.update(self._engine, self, job_id, data))
+        return run_sync(admin.update(self.engine, self, job_id, data))
 
     def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting.
@@ -322,11 +325,11 @@ class Queue(QueueSettings):
         Returns:
             Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
         """
-        return run_sync(admin.cancel(self._engine, self, job_id, running=running))
+        return run_sync(admin.cancel(self.engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
-        return [Job(self, row) for row in run_sync(fetch.peek(self._engine, self, n))]
+        return [Job(self, row) for row in run_sync(fetch.peek(self.engine, self, n))]
 
     def jobs(
         self,
@@ -350,9 +353,7 @@ class Queue(QueueSettings):
             ConfigurationError: A state is none, or ``n`` is out of its range.
         """
         wanted = states or list_jobs.UNFINISHED
-        return run_sync(
-            list_jobs.listed(self._engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
-        )
+        return run_sync(list_jobs.listed(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
 
     def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.
@@ -360,7 +361,7 @@ class Queue(QueueSettings):
         Returns:
             Whether it is due now: False if it waits already, is leased or parked, or is not there.
         """
-        return run_sync(retry.retry(self._engine, self, job_id)).done
+        return run_sync(retry.retry(self.engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
@@ -378,11 +379,11 @@ class Queue(QueueSettings):
         Raises:
             ConfigurationError: It is the same queue, or one of another table.
         """
-        return run_sync(move.move(self._engine, self, target, ids, most))
+        return run_sync(move.move(self.engine, self, target, ids, most))
 
     def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
-        return run_sync(reencode.reencode(self._engine, [self], step=step, every=every, wait=wait))
+        return run_sync(reencode.reencode(self.engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.
@@ -390,7 +391,7 @@ class Queue(QueueSettings):
         Raises:
             JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
         """
-        return run_sync(results.inspect(self._engine, self, job_id))
+        return run_sync(results.inspect(self.engine, self, job_id))
 
     def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""
@@ -409,7 +410,7 @@ class Queue(QueueSettings):
             ResultNotStored: It was done, and its result could not be stored.
             ResultTimeout: It was not there in time.
         """
-        return run_sync(results.wait_for(self._engine, self, job_id, timeout))
+        return run_sync(results.wait_for(self.engine, self, job_id, timeout))
 
     def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; None if nothing."""
@@ -422,11 +423,11 @@ class Queue(QueueSettings):
 
     def count(self) -> int:
         """How many jobs are due."""
-        return run_sync(admin.count(self._engine, self))
+        return run_sync(admin.count(self.engine, self))
 
     def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = run_sync(admin.stats(self._engine, self.name))
+        found = run_sync(admin.stats(self.engine, self.name))
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
     def clear(self) -> None:
@@ -434,7 +435,7 @@ class Queue(QueueSettings):
 
         Their batches count those that were not finished as failed, and put what follows a batch.
         """
-        run_sync(admin.clear(self._engine, self))
+        run_sync(admin.clear(self.engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived.
@@ -445,7 +446,7 @@ class Queue(QueueSettings):
         Returns:
             The number of rows deleted.
         """
-        return run_sync(admin.purge(self._engine, self, older_than))
+        return run_sync(admin.purge(self.engine, self, older_than))
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -460,10 +461,10 @@ class Queue(QueueSettings):
 
     def close(self) -> None:
         """Close the connections, as `PQ.close` does."""
-        run_sync(self._engine.close())
+        run_sync(self.engine.close())
 
     def __enter__(self) -> Any:
-        return run_sync(self._engine.enter(self.cursor_kwargs))
+        return run_sync(self.engine.enter(self.cursor_kwargs))
 
     if TYPE_CHECKING:
 
@@ -504,6 +505,10 @@ class PQ:
             By default what PQCORE_DIALECT says, or PostgreSQL.
         **options: Set as attributes of the queues; see `QueueSettings`.
 
+    Attributes:
+        options: The options of its queues, as they were given.
+        engine: Runs operations on the table; for pqcore's own modules and integrations. Its methods may change.
+
     Raises:
         UnknownBackend: No backend has the name, or adopts the connection.
         BackendNotInstalled: Its driver is missing.
@@ -529,10 +534,10 @@ class PQ:
     ) -> None:
         if queue_class is not None:
             self.queue_class = queue_class
-        self._options = options
+        self.options = options
         self._queues: dict[str, Queue] = {}
         self._forgotten: WeakValueDictionary[str, Queue] = WeakValueDictionary()
-        self._engine = Engine(
+        self.engine = Engine(
             "blocking",
             BlockingRuntime(),
             TableName(table, schema),
@@ -546,12 +551,12 @@ class PQ:
             dialect=dialect,
         )
         # A bad option is to fail here, not at the first queue.
-        QueueSettings("any", self._engine.names, None, options)
+        QueueSettings("any", self.engine.names, None, options)
 
     @property
     def backend(self) -> str:
         """The name of the chosen backend, and why it was chosen."""
-        return f"{self._engine.spec.name} ({self._engine.why})"
+        return f"{self.engine.spec.name} ({self.engine.why})"
 
     def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; does nothing if it is up to date.
@@ -567,7 +572,7 @@ class PQ:
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        run_sync(admin.create(self._engine, partitions, set_sequences=set_sequences))
+        run_sync(admin.create(self.engine, partitions, set_sequences=set_sequences))
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
         """A queue with options of its own.
@@ -577,16 +582,16 @@ class PQ:
             serializer: A serializer, or the name of one.
             **options: As for `PQ`.
         """
-        options = {**self._options, **options}
-        return self.queue_class(name, engine=self._engine, serializer=serializer, options=options)
+        options = {**self.options, **options}
+        return self.queue_class(name, engine=self.engine, serializer=serializer, options=options)
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return run_sync(admin.stats(self._engine, None))
+        return run_sync(admin.stats(self.engine, None))
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""
-        return run_sync(reencode.encodings(self._engine))
+        return run_sync(reencode.encodings(self.engine))
 
     def reencode(
         self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
@@ -613,11 +618,11 @@ class PQ:
                 range, or a transaction is open.
         """
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return run_sync(reencode.reencode(self._engine, named, step=step, every=every, wait=wait))
+        return run_sync(reencode.reencode(self.engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""
-        run_sync(self._engine.close())
+        run_sync(self.engine.close())
 
     def __getitem__(self, name: str) -> Queue:
         queue = self._queues.get(name)

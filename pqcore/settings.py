@@ -119,7 +119,7 @@ class QueueSettings:
             serializer = options.get("serializer", self.serializer) if suffix is None else suffix
         self._use(serializer)
         for option, value in options.items():
-            if option.startswith("_") or option in ("name", "channel", "table", "serializer_name"):
+            if option.startswith("_") or option in ("name", "channel", "table", "engine", "serializer_name"):
                 msg = f"not an option of a queue: {option!r}"
                 raise ConfigurationError(msg)
             if option != "serializer":

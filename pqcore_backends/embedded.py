@@ -166,6 +166,14 @@ class EmbeddedServer:
         self.pid = 0
         self._ask("kill")
 
+    def leave_to_parent(self) -> None:
+        """Forget the server without ending it; for a forked child of the process that started it."""
+        if self._guard is not None and self._guard.stdin and self._guard.stdout:
+            self._guard.stdin.close()
+            self._guard.stdout.close()
+            self._guard.returncode = 0  # not a child of this process
+        self._guard = self._root = None
+
     def dsn(self, database: str = "postgres") -> str:
         """Return the address of a database, for libpq's drivers and for asyncpg."""
         return f"postgresql://postgres@{self.host}:{self.port}/{quote(database, safe='')}"
@@ -305,13 +313,9 @@ _started: set[EmbeddedServer] = set()
 
 
 def _leave_to_parent() -> None:
-    """Give up all servers, in a forked child: else it would hold the pipes to the guards open."""
+    """Forget all servers in a forked child, which would else hold the pipes to their guards open."""
     for server in _started:
-        if server._guard is not None and server._guard.stdin and server._guard.stdout:
-            server._guard.stdin.close()
-            server._guard.stdout.close()
-            server._guard.returncode = 0  # not a child of this process
-        server._guard = server._root = None
+        server.leave_to_parent()
     _started.clear()
 
 

@@ -86,12 +86,12 @@ def test_the_snapshot_of_postgresql_can_be_given_to_psql(dsn: str) -> None:
 def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PQCORE_DIALECT", raising=False)
     dsn = "postgresql://nowhere/app"
-    assert PQ(dsn)._engine.dialect is Dialect
-    assert PQ(dsn, dialect="citus")._engine.dialect is Citus
+    assert PQ(dsn).engine.dialect is Dialect
+    assert PQ(dsn, dialect="citus").engine.dialect is Citus
     monkeypatch.setenv("PQCORE_DIALECT", "cockroachdb")
-    assert PQ(dsn)._engine.dialect is CockroachDB
-    assert PQ(dsn, dialect="postgresql")._engine.dialect is Dialect
-    assert PQ(dsn)._engine.clone_for_worker(1, 1.0).dialect is CockroachDB
+    assert PQ(dsn).engine.dialect is CockroachDB
+    assert PQ(dsn, dialect="postgresql").engine.dialect is Dialect
+    assert PQ(dsn).engine.clone_for_worker(1, 1.0).dialect is CockroachDB
     with pytest.raises(ConfigurationError, match=r"unknown dialect 'oracle'; installed: .*citus.*cockroachdb"):
         PQ(dsn, dialect="oracle")
 
@@ -101,8 +101,8 @@ def test_one_of_another_package_is_used(dsn: str) -> None:
         pq.create()
         queue = pq["q"]
         queue.put(1)
-        assert queue._engine._opener(queue._engine.spec).sql.put.sql.endswith("/* LOUD */")
-        assert not pq._engine.offers(Capability.LISTEN)
+        assert queue.engine._opener(queue.engine.spec).sql.put.sql.endswith("/* LOUD */")
+        assert not pq.engine.offers(Capability.LISTEN)
         assert queue.get(timeout=0.2) is not None
         assert queue.get(timeout=0.2) is None, "it polls"
         with psycopg.connect(dsn) as connection:
@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_said(here: type[Dialect], dsn: str) -> None:
                 pq["q"].move("other")
         else:
             assert pq["q"].move("other") == 1
-    assert PQ("postgresql://nowhere", dialect=here.name)._engine.dialect.missing[Capability.LISTEN]
+    assert PQ("postgresql://nowhere", dialect=here.name).engine.dialect.missing[Capability.LISTEN]
 
 
 REWORDED = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}

@@ -145,7 +145,7 @@ def open_queue(dsn: str, ran: list[int], **options: Any) -> Iterator[Any]:
 def look(queue: Any, dsn: str) -> None:
     """All that shows jobs; it may refuse one of them, and no more."""
     for job in queue.jobs(*list_jobs.STATES):
-        found: Any = list_jobs.get_full_job(queue._engine, job.id)
+        found: Any = list_jobs.get_full_job(queue.engine, job.id)
         json.dumps(json_views.whole(run_sync(found)), default=str)
         with suppress(PQError):
             queue.inspect(job.id)

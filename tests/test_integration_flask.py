@@ -83,8 +83,8 @@ def test_each_application_has_its_own_database(dsn: str, outside: PQ, pqcore_ser
         assert pq["q"].count() == 1
         with second.app_context():
             assert current_app.config["PQCORE_DSN"] == pqcore_server
-            assert pq._engine._given == pqcore_server
-            assert not pq._engine._checked  # it was not asked anything: it has no such table
+            assert pq.engine._given == pqcore_server
+            assert not pq.engine._checked  # it was not asked anything: it has no such table
             pq.close()
         assert pq["q"].count() == 1
         pq.close()

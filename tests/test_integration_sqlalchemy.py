@@ -134,10 +134,10 @@ def test_handlers_of_do_connect_are_heard(dsn: str, role: str) -> None:
 def test_options_are_those_of_pq_and_what_is_not_prepared_stays_so(dsn: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"), connect_args={"prepare_threshold": None})
     with pq_for_engine(engine, table="jobs", retention="delete") as pq:
-        assert not pq._engine._prepared
+        assert not pq.engine._prepared
         assert (str(pq["q"].table), pq["q"].retention) == ('"jobs"', "delete")
     with pq_for_engine(engine, prepared=True) as pq:
-        assert pq._engine._prepared
+        assert pq.engine._prepared
 
 
 def test_acknowledged_in_the_transaction_of_a_session(engine: sqlalchemy.Engine) -> None:

@@ -194,16 +194,16 @@ class ActiveJob:
 
     def __init__(self, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken, self.go_on = threading.Event(), threading.Event()
-        original = type(pq._engine)._run_alone
+        original = type(pq.engine)._run_alone
 
         async def use(engine: Any, session: Any, operation: Any, *, protect: bool) -> Any:
             result = await original(engine, session, operation, protect=protect)
-            if engine is pq._engine and isinstance(result, tuple) and result[0]:
+            if engine is pq.engine and isinstance(result, tuple) and result[0]:
                 self.taken.set()
                 assert self.go_on.wait(30)
             return result
 
-        monkeypatch.setattr(type(pq._engine), "_run_alone", use)
+        monkeypatch.setattr(type(pq.engine), "_run_alone", use)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

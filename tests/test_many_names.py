@@ -75,7 +75,7 @@ def test_a_put_to_any_of_many_queues_that_a_pq_waits_on_is_heard(
     async def scenario() -> None:
         async with AsyncPQ(dsn, backend="psycopg", poll_interval=3600, prepared=None if channels else False) as pq:
             await pq.create()
-            engine = pq["q0"]._engine
+            engine = pq["q0"].engine
             look = engine._ready_queues
             listener: Any = engine.listener
 

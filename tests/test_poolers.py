@@ -74,7 +74,7 @@ def test_threads_that_find_it_together_prepare_nothing(harness: Harness, through
             turn(one, number)
 
     harness.at_once(*[work] * 4)
-    assert one._engine._opener(harness.spec).alternates
+    assert one.engine._opener(harness.spec).alternates
 
 
 def test_what_is_said_is_believed(harness: Harness, through: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,7 @@ def test_what_is_said_is_believed(harness: Harness, through: str, caplog: pytest
     for prepared in (True, False):
         one = harness.pq(through, create=False, prepared=prepared)["a"]
         one.put(1)
-        assert one._engine._opener(harness.spec).prepared is prepared
+        assert one.engine._opener(harness.spec).prepared is prepared
     assert said(caplog) == 0
 
 

@@ -34,7 +34,7 @@ def woken(pq: PQ) -> None:
     """Check that a waiter listens, and so is woken though it does not poll."""
     queue = pq.queue("q", poll_interval=NEVER)
     assert queue.get(timeout=0.05) is None
-    assert queue._engine.listener._session is not None  # type: ignore[union-attr]
+    assert queue.engine.listener._session is not None  # type: ignore[union-attr]
     queue.put("a")
     job = queue.get(timeout=PATIENCE)
     assert job is not None
@@ -43,12 +43,12 @@ def woken(pq: PQ) -> None:
 async def woken_async(pq: AsyncPQ) -> None:
     queue = pq.queue("q", poll_interval=NEVER)
     assert await queue.get(timeout=0.05) is None
-    assert queue._engine.listener._session is not None  # type: ignore[union-attr]
+    assert queue.engine.listener._session is not None  # type: ignore[union-attr]
     waiter = asyncio.create_task(queue.get(timeout=PATIENCE))
     await queue.put("a")
     job = await waiter
     assert job is not None
-    await queue._engine.listener.close()
+    await queue.engine.listener.close()
 
 
 @pytest.mark.parametrize("which", ["conninfo", "kwargs"])
@@ -110,7 +110,7 @@ def test_where_no_connection_like_a_pools_can_be_opened_waiters_poll_and_say_so_
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert queue.get(timeout=0.01) is None
-                queue._engine.listener._retry_at = 0.0
+                queue.engine.listener._retry_at = 0.0
         said = [record.getMessage() for record in caplog.records]
         assert said == ["cannot listen, so waiters poll: KeyError: 'no such secret'"]
         queue.put("a")
@@ -143,7 +143,7 @@ def test_beside_a_pool_of_another_make_waiters_poll_and_say_so_once(dsn: str, ca
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert queue.get(timeout=0.01) is None
-                queue._engine.listener._retry_at = 0.0
+                queue.engine.listener._retry_at = 0.0
         [said] = [record.getMessage() for record in caplog.records]
         assert said.startswith("cannot listen, so waiters poll: the pool does not tell how it connects")
         queue.put("a")

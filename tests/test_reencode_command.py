@@ -132,7 +132,6 @@ def test_module_that_registers_serializers_is_imported(
     monkeypatch.setattr(sys, "path", list(sys.path))
     pq["q"].put(1)
     pq.queue("q", serializer=Json()).put(2)
-    pq._engine  # noqa: B018
     with pq["q"] as cursor:
         cursor.execute("INSERT INTO queue (q_name, data, serializer) VALUES ('q', '3', 'own-of-a-module')")
     [found] = of_doctor(dsn)

@@ -69,7 +69,7 @@ def use(driver: str, dsn: str, then: Callable[[], object] = lambda: None) -> lis
 
 
 def said_by(pq: Any, queue: Any, job: Any) -> list[str]:
-    engine = pq._engine
+    engine = pq.engine
     things = [pq, queue, job, engine, engine.source, engine.listener, engine.spec, *engine._openers.values()]
     things += [session for opener in engine._openers.values() for session in opener.sessions()]
     things += [session.driver for opener in engine._openers.values() for session in opener.sessions()]

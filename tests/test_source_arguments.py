@@ -103,8 +103,8 @@ def test_a_worker_opens_connections_by_a_url_of_a_library(place: str) -> None:
         queue = pq["worked"]
         queue.put(1)
         queue.put(2)
-        clone = queue._engine.clone_for_worker(2, 5.0)
-        assert clone.spec == queue._engine.spec
+        clone = queue.engine.clone_for_worker(2, 5.0)
+        assert clone.spec == queue.engine.spec
         queue.clear()
 
 

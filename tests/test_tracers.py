@@ -184,7 +184,7 @@ def test_a_pool_within_a_proxy_is_taken(pq: PQ, dsn: str, kind: Callable[[Any], 
                 job = queue.get(timeout=0.05)
                 assert job is not None
             assert queue.get(timeout=0.05) is None  # listens beside the pool
-            assert queue._engine.listener._session is not None  # type: ignore[union-attr]
+            assert queue.engine.listener._session is not None  # type: ignore[union-attr]
         assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
     assert plain.getconn() is not plain.getconn()  # both are back
     plain.closeall()

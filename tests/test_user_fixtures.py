@@ -405,14 +405,14 @@ def test_an_applications_pq_is_pointed_at_the_tests_database_and_back(databases:
     def send(job_id: int, to: str) -> str:
         return to
 
-    engine, before = queue._engine, vars(queue._engine)
+    engine, before = queue.engine, vars(queue.engine)
     for _ in range(2):
         with isolated(databases) as jobs:
             jobs.use(app)
             jobs.use(app, queue)
             assert (send("ann"), apart.put(1)) == (1, 2)
             assert app.stats().keys() == {"apart", "emails"}
-            assert queue._engine is engine
+            assert queue.engine is engine
             assert engine._pool_timeout == 7.0
             assert [run.result for run in jobs.drain(queue)] == ["ann"]
     assert vars(engine) is before

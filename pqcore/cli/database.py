@@ -67,7 +67,7 @@ class Database:
         except (UnknownBackend, BackendNotInstalled):  # there may be one for the other face
             self.pq = AsyncPQ(dsn, **common, **options)
             self.loop = asyncio.new_event_loop()
-        self._engine: Engine = self.pq._engine  # noqa: SLF001 - commands run the core's operations
+        self._engine: Engine = self.pq.engine
 
     @property
     def table(self) -> str:

@@ -235,7 +235,7 @@ def _enable(name: str) -> None:
 
 def _again(ctx: click.Context) -> Sequence[str]:
     """The command that runs this worker once more, as one process."""
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     command = [sys.executable, *flags, "-m", "pqcore", "worker", *ctx.params["targets"]]
     for parameter in ctx.command.params:
         value: Any = ctx.params.get(parameter.name or "")

@@ -41,6 +41,7 @@ from pqcore.db.sources import (
     ProvidedConnections,
     SessionSource,
     lent,
+    redact,
 )
 from pqcore.errors import (
     AccessDenied,
@@ -582,6 +583,10 @@ class Engine:
                 self._checked = False  # it may be granted: the next operation looks again
                 raise
 
+    def redact(self, text: str) -> str:
+        """Return a text without the DSN that the engine was given, and without the password in the DSN."""
+        return redact(text, self._given) if isinstance(self._given, str) else text
+
     async def close_idle(self) -> None:
         """Close what idles of our own connections; what needs one later opens it."""
         await self.listener.close()
@@ -890,7 +895,7 @@ class Leaving:
         leaving = (
             partial(_leave_of, self._leave, statement)  # for contextlib.ExitStack, which calls it with the queue
             if queue is None
-            else partial(self._leave, queue._engine, statement)  # noqa: SLF001 - its own
+            else partial(self._leave, queue.engine, statement)
         )
         _entering.statement = ref(statement or leaving)
         return leaving
@@ -909,7 +914,7 @@ def _entered() -> object:
 
 
 def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called: object) -> Any:
-    return leave(queue._engine, statement, *called)  # noqa: SLF001
+    return leave(queue.engine, statement, *called)
 
 
 def _limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:

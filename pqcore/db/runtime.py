@@ -181,7 +181,7 @@ class _ThreadGate:
     def __init__(self) -> None:
         lock: Any = threading.RLock()  # which knows its owner
         self.leave = lock.release
-        self.mine = lock._is_owned  # noqa: SLF001 - as threading.Condition asks it
+        self.mine = lock._is_owned  # as threading.Condition asks it
         self._acquire = lock.acquire
 
     async def enter(self) -> object:

@@ -32,11 +32,11 @@ def is_error(found: Verdict) -> bool:
 
 def declared(path: str) -> bool:
     """Whether a path is that of a declared task, of which there are not many: what rows name may be anything."""
-    return path in TaskDeclarations._tasks  # noqa: SLF001
+    return TaskDeclarations.declared_task(path) is not None
 
 
 def _discard_on(path: str) -> tuple[type[BaseException], ...]:
-    task = TaskDeclarations._tasks.get(path)  # noqa: SLF001
+    task = TaskDeclarations.declared_task(path)
     return () if task is None else task.options.discard_on
 
 

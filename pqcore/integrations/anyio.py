@@ -142,7 +142,7 @@ class ThreadedQueue:
 
     async def peek(self, n: int = 1) -> list[ThreadedJob]:
         """The next ``n`` jobs that are due; see `Queue.peek`."""
-        rows = await run_sync(_step, fetch.peek, self.blocking._engine, self.blocking, n)  # noqa: SLF001
+        rows = await run_sync(_step, fetch.peek, self.blocking.engine, self.blocking, n)
         return [ThreadedJob(self, row) for row in rows]
 
     async def ack(self, job: ThreadedJob, *, connection: Any = None) -> None:
@@ -261,7 +261,7 @@ class _Attempt:
     """A get that can be broken off: the engine that it runs on, but that it stops waiting when told to."""
 
     def __init__(self, queue: Queue, n: int, **options: Any) -> None:
-        self._engine: Engine = queue._engine  # noqa: SLF001 - it runs one of the core's operations
+        self._engine: Engine = queue.engine
         self._queue = queue
         self._n = n
         self._options = options

@@ -114,7 +114,7 @@ def _tell(running: asyncio.Task[None]) -> None:
 
 
 async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[object]]) -> None:
-    engine = pq._engine  # noqa: SLF001 - operations of the core's, for either face
+    engine = pq.engine
     if engine.runtime.suspends:
         await operation(engine)
     else:

@@ -73,11 +73,11 @@ class PQCore(PQ):
             self.queue_class = queue_class
         names = TableName(table, schema)
         QueueSettings("any", names, None, options)  # a bad option is to fail here
-        self._options = options
+        self.options = options
         self._queues = {}
         self._forgotten = WeakValueDictionary()
         self._engines: WeakKeyDictionary[Flask, Engine] = WeakKeyDictionary()
-        self._engine = _AppEngine(self, names)
+        self.engine = _AppEngine(self, names)
         if app is not None:
             self.init_app(app)
 
@@ -101,11 +101,11 @@ class PQCore(PQ):
             )
             raise ConfigurationError(msg)
         given = {name: app.config[key] for name in _OPTIONS if (key := f"PQCORE_{name.upper()}") in app.config}
-        self._engines[app] = Engine("blocking", BlockingRuntime(), self._engine.names, dsn, None, **given)
+        self._engines[app] = Engine("blocking", BlockingRuntime(), self.engine.names, dsn, None, **given)
         app.extensions[EXTENSION] = self
         app.cli.add_command(_command)
 
-    def engine(self) -> Engine:
+    def current_engine(self) -> Engine:
         """The engine of the current application, or of the only one.
 
         Raises:
@@ -144,17 +144,17 @@ class _AppEngine(Engine):
     def __getattr__(self, name: str) -> Any:  # what is not in __dict__, which is empty unless a test has filled it
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.extension.engine(), name)
+        return getattr(self.extension.current_engine(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in (*_AppEngine.__slots__, "__dict__") or self.__dict__:
             object.__setattr__(self, name, value)
         else:
-            setattr(self.extension.engine(), name, value)
+            setattr(self.extension.current_engine(), name, value)
 
 
 def _current() -> Flask:
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001 - Flask's way
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     return app
 
 
@@ -218,7 +218,7 @@ def _completed(ctx: click.Context, arguments: list[str]) -> list[str]:
         return arguments
     if command is root.get_command(ctx, "worker"):
         return [*arguments[:place], _TARGET, *arguments[place:]]
-    config, names = current_app.config, current_app.extensions[EXTENSION]._engine.names  # noqa: SLF001
+    config, names = current_app.config, current_app.extensions[EXTENSION].engine.names
     known = {
         "dsn": dsn_text(config["PQCORE_DSN"]),
         "backend": config.get("PQCORE_BACKEND"),

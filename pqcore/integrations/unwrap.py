@@ -32,13 +32,14 @@ def pqcore_unwrap(target: Any) -> Any:
     if "sqlalchemy.PoolProxiedConnection" in names:
         # An asynchronous engine's begins transactions in a way of its own: the driver's connection is in none before.
         return target.driver_connection if target.dbapi_connection is target.driver_connection else None
-    if "django.BaseDatabaseWrapper" in names:
+    # Django's caches have proxies of the same class.
+    if "django.BaseDatabaseWrapper" in names or (
+        "django.ConnectionProxy" in names and hasattr(target, "ensure_connection")
+    ):
         # Opens the connection, and Django's transaction with it, if need be.
         target.ensure_connection()
         refuse_broken_atomic(target)
         return target.connection
-    if "django.ConnectionProxy" in names:
-        return target._connections[target._alias]  # noqa: SLF001 - there is no public way
     return None
 
 

@@ -63,7 +63,7 @@ class Desk:
             self._pq = AsyncPQ(dsn, **common, **options)
         except (UnknownBackend, BackendNotInstalled):  # there may be one for the other face
             self._pq = PQ(dsn, **common, **options)
-        self._engine: Engine = self._pq._engine  # noqa: SLF001 - tools run the core's operations
+        self._engine: Engine = self._pq.engine
 
     def queue(self, name: str) -> QueueSettings:
         """A queue, as ``pq[name]``."""

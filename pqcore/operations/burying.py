@@ -64,7 +64,7 @@ async def bury(
         "error": error_text(outcome),
         "reason": outcome.reason,
     }
-    retention = job._queue.retention  # noqa: SLF001 - by which its row was finished
+    retention = job.settings.retention  # by which its row was finished
     if retention == "delete":
         binary = isinstance(job.raw, bytes)
         values |= {"data": None if binary else job.raw, "payload": job.raw if binary else None}

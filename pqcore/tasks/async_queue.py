@@ -91,25 +91,25 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        put = putting.put_call(self._engine, self, call.data(), *times, call.connection, call.put_options())
+        put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return AsyncHandle.of(self, *(await put))
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
         """Put calls together, all or none; the ids in order."""
-        ids = await batches.put_all(self._engine, [call.stored() for call in calls], connection)
+        ids = await batches.put_all(self.engine, [call.stored() for call in calls], connection)
         return [AsyncHandle.of(self, *identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
         first = batches.chained([call.stored() for call in calls])
-        return AsyncHandle.of(self, *(await batches.put_all(self._engine, [first], connection))[0])
+        return AsyncHandle.of(self, *(await batches.put_all(self.engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle]:
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else then.stored()
-        number, ids = await batches.put_batch(self._engine, self, stored_calls(calls), after, connection)
+        number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
         return Batch(number, [AsyncHandle.of(self, *identity) for identity in ids])
 
 

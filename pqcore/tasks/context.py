@@ -95,7 +95,7 @@ class JobContext:
             SerializationError: JSON cannot hold it.
         """
         try:
-            self._progress = json_encode(value)
+            self.set_progress(json_encode(value))
         except (TypeError, ValueError, RecursionError) as exc:
             raise SerializationError(f"progress is not JSON: {exc}") from exc
 
@@ -112,7 +112,7 @@ class JobContext:
         Raises:
             LeaseLost: The job was given to another meanwhile: roll back.
         """
-        engine = self.queue._engine  # type: ignore[attr-defined]  # noqa: SLF001 - a part of the queue's face
+        engine = self.queue.engine  # type: ignore[attr-defined]
 
         async def work() -> None:
             outcome = Outcome(self.job, "done", result)
@@ -136,6 +136,10 @@ class JobContext:
         self._stopped = True
         if self._woken is not None:
             self._woken.set()
+
+    def set_progress(self, encoded: str | None) -> None:
+        """Keep JSON text for the next `take_progress`; for workers."""
+        self._progress = encoded
 
     def take_progress(self) -> str | None:
         """What was reported since the last call; for workers."""

@@ -257,6 +257,10 @@ def _in_seconds(distance: timedelta | None) -> float:
     return 0.0 if distance is None else distance.total_seconds()
 
 
+PATH_ATTRIBUTE = "_path"
+"""The attribute in which pq, too, keeps the path of a declared function."""
+
+
 class TaskDeclarations:
     """The tasks that queues declare; what the blocking and the async queue have in common.
 
@@ -300,11 +304,16 @@ class TaskDeclarations:
             function = declared.function
         path = _path_of(function)
         refuse_generator(function, path)
-        function._path = path  # type: ignore[attr-defined]  # noqa: SLF001 - pq's name
+        setattr(function, PATH_ATTRIBUTE, path)
         task = Task(path, function, options)
         self.handler_registry[path] = function
         self._tasks[path] = task
         return task
+
+    @classmethod
+    def declared_task(cls, path: str) -> Task | None:
+        """Return the task that some queue has declared under a path; None without one."""
+        return cls._tasks.get(path)
 
     def find_task(self, path: str) -> Task:
         """The task that a row names.

@@ -94,5 +94,5 @@ def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
 
 def popped_jobs(job: BaseJob) -> PoppedJobs | None:
     """Return where a job is remembered, if it was taken from a queue that performs jobs."""
-    found: Any = getattr(job._queue, "popped", None)  # noqa: SLF001 - the queue that it was taken from
+    found: Any = getattr(job.settings, "popped", None)
     return found if isinstance(found, PoppedJobs) else None

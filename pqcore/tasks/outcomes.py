@@ -78,7 +78,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     if crashes > 0 and crashes >= declarations.most_crashes():  # maybe of decoding it
         return _crashed(queue, job)
     try:
-        data = job._get_data()  # noqa: SLF001 - what both faces' jobs have in common
+        data = job.decode()
         path, args, kwargs = _path_in(data), data["args"], data["kwargs"]
         failures, max_retries = job.failures + int(data.get("retried", 0)), int(data.get("max_retries", 0))
         headers = _run_headers(job) if job.raw_headers is not None else _NOTHING
@@ -261,11 +261,11 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
         job: The job.
         quickly: Whether to return an empty path rather than to decode data that may take long.
     """
-    queue = job._queue  # noqa: SLF001 - what both faces' jobs have in common
-    if quickly and not job.is_decoded and not queue.reads_quickly(job.serializer, job.raw):
+    settings = job.settings
+    if quickly and not job.is_decoded and not settings.reads_quickly(job.serializer, job.raw):
         return ""
     try:
-        path = job._get_data()["function"]  # noqa: SLF001 - likewise
+        path = job.decode()["function"]
     except (DeserializationError, TypeError, KeyError, IndexError):
         return ""
     return path if isinstance(path, str) else ""

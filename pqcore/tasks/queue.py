@@ -165,11 +165,11 @@ class Queue(TaskDeclarations, core.Queue):
     def _pop(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
         if self.popped:
             self._follow_given_up()
-        rows = run_sync(fetch.get(self._engine, self, n, block=block, timeout=timeout, performed=True))
+        rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))
         jobs = [Job(self, row) for row in rows]
         for job, row in zip(jobs, rows, strict=True):
             if job.raw_headers is not None and complete.is_continued(job.raw_headers):
-                within = self._engine.block()
+                within = self.engine.block()
                 self.popped.add(job, row, in_block=within is not None)
                 if within is not None:
                     within.at_end.append(functools.partial(self._follow_with_block, job))
@@ -178,27 +178,27 @@ class Queue(TaskDeclarations, core.Queue):
     async def _follow_with_block(self, job: Job, session: Session | None) -> None:
         """Do what follows from a job that a block took, and that nobody performed within the block."""
         if self.popped.claim(job.id) and session is not None:
-            await complete.go_on(self._engine, self, session, [complete.by_hand(job)])
+            await complete.go_on(self.engine, self, session, [complete.by_hand(job)])
 
     def _follow_given_up(self, *, begins: bool = False) -> None:
-        if self._engine.block() is None:  # else what follows might be undone with the block
-            run_sync(complete.follow_given_up(self._engine, self, self.popped.given_up(self, begins=begins)))
+        if self.engine.block() is None:  # else what follows might be undone with the block
+            run_sync(complete.follow_given_up(self.engine, self, self.popped.given_up(self, begins=begins)))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
         owed = None if job.leased else _claimed(job)
-        run_sync(burying.bury(self._engine, self, job, error, connection, owed=owed))
+        run_sync(burying.bury(self.engine, self, job, error, connection, owed=owed))
 
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        put = putting.put_call(self._engine, self, call.data(), *times, call.connection, call.put_options())
+        put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return Handle.of(self, *run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:
         """Put calls together, all or none; the ids in order."""
-        ids = run_sync(batches.put_all(self._engine, [call.stored() for call in calls], connection))
+        ids = run_sync(batches.put_all(self.engine, [call.stored() for call in calls], connection))
         return [Handle.of(self, *identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle:
@@ -211,7 +211,7 @@ class Queue(TaskDeclarations, core.Queue):
             The first job's id.
         """
         first = batches.chained([call.stored() for call in calls])
-        return Handle.of(self, *run_sync(batches.put_all(self._engine, [first], connection))[0])
+        return Handle.of(self, *run_sync(batches.put_all(self.engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:
         """Put calls together, and another when all of them have ended, well or not.
@@ -223,7 +223,7 @@ class Queue(TaskDeclarations, core.Queue):
             connection: As for `put`.
         """
         after = None if then is None else then.stored()
-        number, ids = run_sync(batches.put_batch(self._engine, self, stored_calls(calls), after, connection))
+        number, ids = run_sync(batches.put_batch(self.engine, self, stored_calls(calls), after, connection))
         return Batch(number, [Handle.of(self, *identity) for identity in ids])
 
     def work(self, burst: bool = False) -> None:
@@ -256,14 +256,14 @@ class Queue(TaskDeclarations, core.Queue):
             handle_kept()  # a signal that came while a job was being finished
             try:
                 rows = run_sync(
-                    fetch.get(self._engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
+                    fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
                 )
                 job = Job(self, rows[0], leased=True) if rows else None
                 if job is None and burst and self._is_done():
                     return
                 if job is None and time.monotonic() - looked > LOOK_FOR_LOST:
                     looked = time.monotonic()
-                    run_sync(watch.look(self._engine, self))
+                    run_sync(watch.look(self.engine, self))
             except PQError as exc:
                 failures += 1
                 self._pause(exc, failures, "cannot take jobs")
@@ -275,11 +275,11 @@ class Queue(TaskDeclarations, core.Queue):
 
     def _is_done(self) -> bool:
         """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
-        return not self.contention.pending() and not run_sync(batch_counts.end_lost(self._engine, self))
+        return not self.contention.pending() and not run_sync(batch_counts.end_lost(self.engine, self))
 
     def _pause(self, error: PQError, failures: int, what: str) -> None:
         """Wait until the next attempt of something that failed; raise the error where that cannot help."""
-        sole = isinstance(self._engine.source, AdoptedConnection) or self._engine.in_block()
+        sole = isinstance(self.engine.source, AdoptedConnection) or self.engine.in_block()
         passing = isinstance(error, (DatabaseError, PoolTimeout)) and not isinstance(error, TransactionAborted)
         if not passing or (sole and isinstance(error, ConnectionLost)):
             raise error
@@ -362,7 +362,7 @@ class Queue(TaskDeclarations, core.Queue):
         """Have a failed job tried again if it has retries left, else say why; always False."""
         run = prepare(self, self, job)
         outcome = run if isinstance(run, Outcome) else conclude(self, run, e if e is not None else PQError("failed"))
-        changed = None if data is job._data else data  # noqa: SLF001 - the function may have changed the job's own
+        changed = None if data is job.decoded_data else data  # the function may have changed the job's own
         self._end(outcome, changed, failed=True)
         return False
 
@@ -387,7 +387,7 @@ class Queue(TaskDeclarations, core.Queue):
                 self.logger.info("put %r again as job %d", outcome.job, again)
             else:
                 if owed:
-                    run_sync(complete.follow(self._engine, self, outcome))
+                    run_sync(complete.follow(self.engine, self, outcome))
                 hook = hook if outcome.kind == "done" else "pqcore_job_dropped"
         elif _working.get():
             ended = self._stored(outcome)
@@ -395,7 +395,7 @@ class Queue(TaskDeclarations, core.Queue):
                 return
             outcome, hook = ended
         else:
-            outcome, hook = self._told(outcome, run_sync(complete.finish_one(self._engine, self, outcome)))
+            outcome, hook = self._told(outcome, run_sync(complete.finish_one(self.engine, self, outcome)))
         first: tuple[JobHook, ...] = ("pqcore_job_failed",) if failed and outcome.kind in FAILURES else ()
         self._tell_end(outcome, *first, hook)
 
@@ -417,7 +417,7 @@ class Queue(TaskDeclarations, core.Queue):
         unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
-                ended = run_sync(complete.finish_one(self._engine, self, outcome))
+                ended = run_sync(complete.finish_one(self.engine, self, outcome))
                 if ended is None and unknown_at is not None and self._was_stored(outcome, unknown_at):
                     ended = outcome
                 return self._told(outcome, ended)
@@ -440,7 +440,7 @@ class Queue(TaskDeclarations, core.Queue):
     def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether the end of a job was stored by an earlier try, of which the answer was lost."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
-        return bool(run_sync(complete.stored_before(self._engine, self, [(outcome, in_time)])))
+        return bool(run_sync(complete.stored_before(self.engine, self, [(outcome, in_time)])))
 
     def _tell_end(self, outcome: Outcome, *hooks: JobHook) -> None:
         event = _event.get()
@@ -464,11 +464,11 @@ class Queue(TaskDeclarations, core.Queue):
             data = self.decode_row(job.id, job.serializer, job.raw) if data is None else data
             data = {**data, "retried": data.get("retried", 0) + 1}
         elif data is None:
-            data = job._data  # noqa: SLF001 - which plugins are told; None if it cannot be decoded
+            data = job.decoded_data  # which plugins are told; None if it cannot be decoded
             queue = _as_stored(self, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
         headers = job.headers if owed else complete.without_followers(job.headers)
-        return await putting.put(self._engine, queue, data, due, job.expected_at, None, put_options_of(headers))
+        return await putting.put(self.engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     @contextmanager
     def _held(self, job: Job) -> Iterator[None]:
@@ -478,7 +478,7 @@ class Queue(TaskDeclarations, core.Queue):
         def hold() -> None:
             while not over.wait(WORK_LEASE / 3):
                 try:
-                    run_sync(beat(self._engine, [job], WORK_LEASE))
+                    run_sync(beat(self.engine, [job], WORK_LEASE))
                 except PQError as exc:
                     self.logger.warning("could not hold on to %r: %s", job, exc)
 

@@ -263,7 +263,7 @@ class Harness:
 
     def sql_within(self, queue: Any, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Run a statement in the transaction that ``with queue`` opened."""
-        engine = queue._engine
+        engine = queue.engine
         query = statement(text.replace("{table}", self.table), rows=rows)
         found = self.wait_for(lambda: engine.run(lambda session: session.execute(query), protect=False))
         return [tuple(row) for row in found]

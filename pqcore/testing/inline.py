@@ -80,14 +80,14 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             raise ConfigurationError(msg)
     ran: list[Ran] = []
     for queue in queues:
-        await complete.follow_given_up(queue._engine, queue, given_up_jobs(queue))
+        await complete.follow_given_up(queue.engine, queue, given_up_jobs(queue))
     while True:
         for queue in queues:
             job = await _next(queue)
             if job is not None:
                 break
         else:
-            if sum([await batch_counts.end_lost(queue._engine, queue) for queue in queues]):
+            if sum([await batch_counts.end_lost(queue.engine, queue) for queue in queues]):
                 continue
             return ran
         performance = _Performance(queue, job, suspends=suspends)
@@ -105,7 +105,7 @@ async def _next(queue: Any) -> BaseJob | None:
         settings = copy.copy(queue)
         settings.rate = None
     while True:
-        rows, wake_in = await fetch.look(queue._engine, settings, 1, LEASE)
+        rows, wake_in = await fetch.look(queue.engine, settings, 1, LEASE)
         if rows:
             kind: type[BaseJob] = Job if isinstance(queue, core.Queue) else AsyncJob
             return kind(queue, rows[0], leased=True)
@@ -118,7 +118,7 @@ class _Performance:
 
     def __init__(self, queue: Any, job: BaseJob, *, suspends: bool) -> None:
         self._queue = queue
-        self._engine: Engine = queue._engine
+        self._engine: Engine = queue.engine
         self._job = job
         self._suspends = suspends
         self._event = JobEvent(queue.name, job, path_of(job), waited(job))
@@ -193,9 +193,9 @@ class _Performance:
         if outcome.reason == "unknown":
             self._queue.find_task(path_of(self._job))
         elif outcome.reason == "unreadable":
-            self._job._get_data()
+            self._job.decode()
         elif outcome.reason == "invalid":
-            data = self._job._get_data()
+            data = self._job.decode()
             if not is_call(data):
                 msg = f"job {self._job.id} of queue {self._queue.name!r} is no call of a function: {data!r}"
                 raise UnknownTask(msg)

@@ -98,14 +98,14 @@ class Jobs:
             **options: As for `PQ`.
         """
         made = PQ(self._own_dsn, **options)
-        self._take(made._engine)
+        self._take(made.engine)
         self._faces.append(made)
         return made
 
     def async_pq(self, **options: Any) -> AsyncPQ:
         """The same, to be awaited: connections are opened when first needed, in the event loop that needs them."""
         made = AsyncPQ(self._own_dsn, **options)
-        self._take(made._engine)
+        self._take(made.engine)
         self._faces.append(made)
         return made
 
@@ -120,7 +120,7 @@ class Jobs:
         """
         for given in targets:
             target = given.queue if _is_task(given) else given
-            engine = getattr(target, "_engine", None)
+            engine = getattr(target, "engine", None)
             if not isinstance(engine, Engine):
                 msg = f"{given!r} cannot be pointed at another database; give a PQ, an AsyncPQ or a queue"
                 raise ConfigurationError(msg)
@@ -266,7 +266,7 @@ class Jobs:
             PQError: There were more jobs than ``at_most``.
         """
         chosen = self._queues(queues)
-        suspends = any(queue._engine.runtime.suspends for queue in chosen)
+        suspends = any(queue.engine.runtime.suspends for queue in chosen)
         if suspends and in_loop():
             msg = "within an event loop an asynchronous queue is drained with await jobs.adrain(queue)"
             raise ConfigurationError(msg)
@@ -355,7 +355,7 @@ class Jobs:
 
     def _ask(self, queue: Any, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Run an operation for a queue; in its transaction, if it is a blocking one and one is open in this thread."""
-        engine: Engine = queue._engine
+        engine: Engine = queue.engine
         if engine.runtime.suspends:
             return self._connection(engine.names).call(operation, *arguments)
         return run_sync(operation(engine, *arguments))  # type: ignore[arg-type]
@@ -376,10 +376,10 @@ class Jobs:
         given = list(chosen)
         found: dict[tuple[str, str], Any] = {}
         for one in given:
-            if not isinstance(getattr(one, "_engine", None), Engine):
+            if not isinstance(getattr(one, "engine", None), Engine):
                 msg = f"{one!r} is no queue, nor a PQ"
                 raise ConfigurationError(msg)
-            if not self._has(one._engine):
+            if not self._has(one.engine):
                 msg = f"{one!r} is not in the test's database: give it, or its PQ, to jobs.use() first"
                 raise ConfigurationError(msg)
         # Queues that were named one by one first: they may have options of their own.
@@ -397,7 +397,7 @@ class Jobs:
 
     def _of(self, pq: Any) -> list[Any]:
         known = {queue.name: queue for queue in list(pq._queues.values())}
-        for name in self._names(pq._engine.names):
+        for name in self._names(pq.engine.names):
             if name not in known:
                 known[name] = pq[name.replace("/", "\\/")]
         return list(known.values())
@@ -409,7 +409,7 @@ class Jobs:
         return self._run(names, work)
 
     def _enqueued(self, queue: Any, connection: Any) -> list[Enqueued]:
-        if connection is not None and queue._engine.runtime.suspends:
+        if connection is not None and queue.engine.runtime.suspends:
             msg = "what a connection of yours sees can be looked at through a blocking queue only"
             raise ConfigurationError(msg)
 

@@ -81,7 +81,7 @@ def read(queue: QueueSettings, row: Sequence[Any], travelled: timedelta) -> Enqu
     job = BaseJob(queue, row)
     *_, name, dedup_key, group, state = row
     try:
-        data = job._get_data()
+        data = job.decode()
     except PQError:
         data = job.raw
     call = data if isinstance(data, dict) and data.keys() >= _CALL else None

@@ -79,7 +79,7 @@ _here: list[tuple[Site, Any]] = []
 
 async def _sql(text: str, *, rows: bool = False) -> Sequence[Row]:
     query = statement(text, rows=rows)
-    found: Sequence[Row] = await _here[0][1]._engine.run(lambda session: session.execute(query), protect=False)
+    found: Sequence[Row] = await _here[0][1].engine.run(lambda session: session.execute(query), protect=False)
     return found
 
 

@@ -10,7 +10,6 @@ from starlette.concurrency import run_in_threadpool
 from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import run_sync
-from pqcore.db.sources import redact
 from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.queue import PQ
 from pqcore.settings import QueueSettings
@@ -46,7 +45,7 @@ class Table:
                 self._pq = PQ(target, **given)
         else:
             raise ConfigurationError(f"target is a {type(target).__name__}; give a PQ, an AsyncPQ or a DSN")
-        self._engine: Engine = self._pq._engine  # noqa: SLF001 - pages run the core's operations
+        self._engine: Engine = self._pq.engine
 
     @property
     def name(self) -> str:
@@ -64,14 +63,13 @@ class Table:
         Raises:
             InvalidName: No queue can have this name.
         """
-        options = self._pq._options  # noqa: SLF001 - as above
+        options = self._pq.options
         serializer = options.get("serializer") or self._pq.queue_class.serializer or "json"
         return self._pq.queue(name, serializer=serializer)
 
     def explain(self, error: PQError) -> str:
         """What was wrong, without the DSN, and the password in it."""
-        given = self._engine._given  # noqa: SLF001 - as above
-        return redact(str(error), given) if isinstance(given, str) else str(error)
+        return self._engine.redact(str(error))
 
     async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
         """Run an operation of the core's; its first argument, an engine, is not given."""

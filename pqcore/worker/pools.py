@@ -175,7 +175,7 @@ class Process:
                 answer = self._pipe.recv_bytes()
                 kind, value, note = pickle.loads(answer)  # noqa: S301 - from a process of ours
                 if kind == "progress":
-                    context._progress = value  # noqa: SLF001 - as if the function had called `progress` here
+                    context.set_progress(value)
                 elif kind == "finished":
                     context.finished = value
                 else:

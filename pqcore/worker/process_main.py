@@ -49,13 +49,9 @@ class Request:
     @classmethod
     def of(cls, run: Run) -> Request:
         """The request for a run."""
-        job = run.job
-        queue = job._queue  # noqa: SLF001 - as in the rest of this
-        data, payload = (job.raw, None) if isinstance(job.raw, str) else (None, job.raw)
-        row = (job.id, data, payload, job.serializer, job.attempts, *job._times)  # noqa: SLF001
-        row += (job.raw_headers, job.failures, job.excused)
+        queue = run.job.settings
         names = (queue.name, queue.table, queue.serializer_name)
-        return cls(run.task.path, tuple(run.args), dict(run.kwargs), names, row)
+        return cls(run.task.path, tuple(run.args), dict(run.kwargs), names, run.job.as_row())
 
 
 class _Context(JobContext):

@@ -126,7 +126,7 @@ class Worker:
             raise ConfigurationError(msg)
         bridges = self._bridges()
         self._worker_state = worker_state = WorkerState(self.concurrency)
-        worker_state.queue_states = [QueueState(queue, bridges[id(queue._engine)]) for queue in self._queues]  # noqa: SLF001
+        worker_state.queue_states = [QueueState(queue, bridges[id(queue.engine)]) for queue in self._queues]
         worker_state.interruptible = threading.current_thread() is threading.main_thread() and not (
             handle_signals or self.interrupts_handled
         )
@@ -194,7 +194,7 @@ class Worker:
     def _bridges(self) -> dict[int, Bridge]:
         bridges: dict[int, Bridge] = {}
         for queue in self._queues:
-            engine = queue._engine  # noqa: SLF001 - the worker drives the core's operations
+            engine = queue.engine
             if id(engine) not in bridges:
                 bridges[id(engine)] = Bridge(engine, 2 + 6 * len(self._queues), self._stall_timeout)
         return bridges

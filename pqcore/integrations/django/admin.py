@@ -31,7 +31,7 @@ class QueueFilter(admin.SimpleListFilter):
     parameter_name = "queue"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        names = run_sync(counting.count(pqs["default"]._engine))  # noqa: SLF001 - a part of the face
+        names = run_sync(counting.count(pqs["default"].engine))
         return [(name, name) for name in names]
 
     def queryset(self, request: Any, queryset: Any) -> Any:

@@ -36,7 +36,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
         if table.database not in databases:
             continue
         try:
-            version = run_sync(schema_info.version(pqs[alias]._engine))  # noqa: SLF001 - a part of the face
+            version = run_sync(schema_info.version(pqs[alias].engine))
         except (PQError, DatabaseError) as exc:
             found.append(Error(f"table {table.names} cannot be looked at: {exc}", id="pqcore.E002"))
             continue
@@ -56,7 +56,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
 def _works_on(alias: str) -> bool:
     """Whether a newer table can be worked with, as it says."""
     try:
-        run_sync(schema_info.is_current(pqs[alias]._engine))  # noqa: SLF001 - likewise
+        run_sync(schema_info.is_current(pqs[alias].engine))
     except SchemaTooNew:
         return False
     return True

@@ -21,7 +21,7 @@ from pqcore.schema.offline import write_down
 
 def unmanaged(model: Any) -> CreateModel:
     """What tells Django's migrations of a model of which they are to make no table."""
-    meta = model._meta  # noqa: SLF001 - Django's name for what is public
+    meta = model._meta
     options = {
         "managed": False,
         "db_table": meta.db_table,
@@ -57,7 +57,7 @@ class MigrateTables(Operation):
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         for table in _tables(schema_editor):
             if not schema_editor.collect_sql:
-                run_sync(admin.create(pqs[table.alias]._engine))  # noqa: SLF001 - a part of the face
+                run_sync(admin.create(pqs[table.alias].engine))
             elif self.creates:
                 # What is run depends on the table that is there; this is what makes one where there is none.
                 _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))
@@ -69,7 +69,7 @@ class MigrateTables(Operation):
             if schema_editor.collect_sql:
                 _write_down(schema_editor, partial(schema.drop, names=table.names))
             else:
-                run_sync(_drop(pqs[table.alias]._engine))  # noqa: SLF001 - likewise
+                run_sync(_drop(pqs[table.alias].engine))
 
     def describe(self) -> str:
         return f"Bring pqcore's tables to schema version {self.version}"

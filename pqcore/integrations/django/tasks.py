@@ -169,7 +169,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from exc
         job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
         try:
-            job = run_sync(list_jobs.get_full_job(queue._engine, job_id, queue))  # noqa: SLF001 - a part of the face
+            job = run_sync(list_jobs.get_full_job(queue.engine, job_id, queue))
         except JobNotFound:
             job = None
         try:
@@ -313,7 +313,7 @@ class _Execution:
         failure = failure_of(self._context, error)
         if failure is None:
             return False
-        data = self._job._get_data()  # noqa: SLF001 - the worker has read it
+        data = self._job.decode()
         failures = self._job.failures + int(data.get("retried", 0))
         end = kind_after(_RUN.options, failures, int(data.get("max_retries", 0)), failure)
         if end in ("snooze", "drop"):

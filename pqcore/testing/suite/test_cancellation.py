@@ -145,14 +145,14 @@ def listed(taken: Any) -> list[Any]:
 async def listen(queue: Any) -> None:
     """Have the queue waited for once, so that the next waits are notified from their beginning."""
     rounds = patiently(f"{queue!r} is listened to")
-    while channel(queue.name) not in queue._engine.listener._channels:
+    while channel(queue.name) not in queue.engine.listener._channels:
         next(rounds)
         assert await queue.get(timeout=0.02) is None
 
 
 async def waits_for_good(queue: Any) -> None:
     """Wait until a waiter has had its last look, and only a notification has it look again."""
-    listener, topic = queue._engine.listener, channel(queue.name)
+    listener, topic = queue.engine.listener, channel(queue.name)
     await eventually(lambda: listener._waiters.get(topic) and topic not in listener._unsettled)
 
 
@@ -592,7 +592,7 @@ def test_at_each_suspension_nothing_is_lost(harness: Harness, retention: str, ki
 def test_at_each_suspension_a_connection_that_is_opened_is_closed_too(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         async def borrow() -> None:
-            clone = pq._engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
+            clone = pq.engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
             try:
                 await lent(clone.source, lambda session: session.execute(session.sql.ping))
             finally:

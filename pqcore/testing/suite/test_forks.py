@@ -114,7 +114,7 @@ def test_parents_connections_stay_open_when_a_forked_child_drops_its_sessions(ha
         queue.put("parent")
 
         def child() -> None:
-            for session in queue._engine._openers[harness.spec.name].sessions():
+            for session in queue.engine._openers[harness.spec.name].sessions():
                 session.abort()
                 session.drop()
             queue.close()

@@ -87,7 +87,7 @@ def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harnes
     assert new.progress() is None
     job = queue.lease(60)
     core = unwrapped(queue)
-    harness.wait_for(lambda: results.report(core._engine, core, unwrapped(job), "75"))
+    harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
     assert new.progress() == 75
     with pytest.raises(ResultTimeout, match="was running"):
         new.result(0)
@@ -190,7 +190,7 @@ def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: 
     harness.sql("TRUNCATE {table} RESTART IDENTITY", rows=False)
     new = give("new")
     job, core = queue.lease(60), unwrapped(queue)
-    harness.wait_for(lambda: results.report(core._engine, core, unwrapped(job), "75"))
+    harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
     assert (new.progress(), new.status()) == (75, "running")
     for ask in (old.progress, old.status):
         with pytest.raises(JobNotFound, match="another job has its id"):
@@ -214,7 +214,7 @@ def test_an_archived_job_makes_way_for_one_with_its_id(harness: Harness, way: st
             harness.drain(queue)
         if way == "move":
             core = unwrapped(queue)
-            harness.wait_for(lambda: move.archive(core._engine, core, 0))
+            harness.wait_for(lambda: move.archive(core.engine, core, 0))
 
     give("of the old one")
     finish()

@@ -35,7 +35,7 @@ class Undo(Exception):
 def sweep(harness: Harness, queue: Any) -> None:
     """What each worker does twice a minute."""
     core = unwrapped(queue)
-    harness.wait_for(lambda: core._engine.run(lambda s: concurrency_limits.sweep(core._engine, core, s)))
+    harness.wait_for(lambda: core.engine.run(lambda s: concurrency_limits.sweep(core.engine, core, s)))
 
 
 def slots(harness: Harness) -> list[tuple[Any, ...]]:
@@ -507,9 +507,9 @@ def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(h
     queue = harness.queue()
     queue.put("a", **ONE)
     core = unwrapped(queue)
-    query = core._engine.dialect(core._engine.names, harness.spec.paramstyle).take("ordered", "lease", 1)
+    query = core.engine.dialect(core.engine.names, harness.spec.paramstyle).take("ordered", "lease", 1)
     harness.wait_for(
-        lambda: core._engine.run(lambda s: s.execute(query, query.bind({"q_name": queue.name, "lease": 3600.0})))
+        lambda: core.engine.run(lambda s: s.execute(query, query.bind({"q_name": queue.name, "lease": 3600.0})))
     )
     [[left]] = harness.sql("SELECT extract(epoch FROM leased_until - statement_timestamp())::float8 FROM {table}")
     assert left <= ADMISSION

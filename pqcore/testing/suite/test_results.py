@@ -287,7 +287,7 @@ def test_a_result_is_kept_for_as_long_as_was_asked(harness: Harness, queue: Any,
         assert length - PATIENCE < left <= length
     harness.sql(f"UPDATE {beside(harness, '_results')} SET expires_at = expires_at - interval '1 h'", rows=False)
     core = unwrapped(queue)
-    harness.wait_for(lambda: core._engine.run(lambda s: s.execute(s.sql.tasks.sweep_results)))
+    harness.wait_for(lambda: core.engine.run(lambda s: s.execute(s.sql.tasks.sweep_results)))
     with pytest.raises(JobNotFound):
         jobs[60].result(1)
     assert jobs[7200].result(1) == 7201
@@ -562,7 +562,7 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
 
     def finish(job: Any) -> list[Any]:
         outcome = complete.Outcome(unwrapped(job), "done", 3)
-        return harness.wait_for(lambda: complete.finish(core._engine, core, [outcome]))
+        return harness.wait_for(lambda: complete.finish(core.engine, core, [outcome]))
 
     for job in jobs:
         with pytest.raises(DatabaseError, match="no"):
@@ -586,7 +586,7 @@ def test_the_caller_is_told_that_the_server_refuses_what_follows(
     core = unwrapped(queue)
     outcome = complete.Outcome(unwrapped(job), "done", 3)
     with pytest.raises(InvalidData):
-        job.ack() if way == "ack" else harness.wait_for(lambda: complete.finish(core._engine, core, [outcome]))
+        job.ack() if way == "ack" else harness.wait_for(lambda: complete.finish(core.engine, core, [outcome]))
     assert harness.sql("SELECT leased_until IS NULL, dequeued_at IS NULL FROM {table}") == [(False, True)]
     assert queue.dead.count() == 0
 
@@ -903,7 +903,7 @@ def test_a_batch_is_not_lost_while_its_jobs_are_anywhere(harness: Harness, queue
     watch = batch_counts.Watch()
 
     def look() -> int:
-        return harness.wait_for(lambda: watch.look(core._engine, core))
+        return harness.wait_for(lambda: watch.look(core.engine, core))
 
     for state in (
         "schedule_at = now() + interval '1 h'",

@@ -834,7 +834,8 @@ def test_data_cannot_be_set_on_what_never_was(harness: Harness) -> None:
         {"max_connections": "many"},
         {"name": "q"},
         {"serializer_name": "pickle"},
-        {"_engine": None},
+        {"engine": None},
+        {"_popped": None},
     ],
     ids=str,
 )

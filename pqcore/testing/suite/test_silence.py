@@ -41,7 +41,7 @@ def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 def heard(harness: Harness, pq: Any, *names: str) -> None:
     """Have queues waited for once, so that they are listened to."""
     for name in names:
-        while channel(name) not in harness.listener(pq[name]._engine)._channels:
+        while channel(name) not in harness.listener(pq[name].engine)._channels:
             assert pq[name].get(timeout=0.02) is None
 
 
@@ -70,7 +70,7 @@ def test_a_silent_listening_connection_holds_up_nobody(
     heard(harness, pq, "q")
     proxy.stall(last=True)
     if asked:  # the listener asks the server, and waits for an answer
-        session = harness.listener(pq["q"]._engine)._session
+        session = harness.listener(pq["q"].engine)._session
         harness.eventually(lambda: session.busy_since is not None)
     with harness.thread(lambda: ended(lambda: pq["other"].get(timeout=0.2))) as other:
         took, job = ended(lambda: pq["q"].get(timeout=0.2))
@@ -125,7 +125,7 @@ def test_our_listening_connection_has_no_idle_session_timeout(harness: Harness) 
 
 def on_listener(harness: Harness, queue: Any, query: Query) -> list[tuple[Any, ...]]:
     """Run a statement on the listening connection, while nobody else uses it."""
-    listener = harness.listener(queue._engine)
+    listener = harness.listener(queue.engine)
 
     async def work() -> list[tuple[Any, ...]]:
         await listener._gate.enter()
@@ -328,7 +328,7 @@ def test_nothing_is_kept_of_queues_that_nobody_waits_on_any_more(
     pq = harness.pq()
     names = [f"q{number}" for number in range(30)]
     harness.at_once(*(partial(pq[name].get, timeout=0.1) for name in names))
-    listener = harness.listener(pq["q0"]._engine)
+    listener = harness.listener(pq["q0"].engine)
     kept = ("_channels", "_counts", "_unsettled", "_waited", "_waiters", "_wishes")
     harness.eventually(lambda: listener._session is not None and not any(getattr(listener, name) for name in kept))
     harness.eventually(lambda: not harness.waiting())
@@ -353,12 +353,12 @@ def test_a_channel_that_was_forgotten_is_heard_again(harness: Harness, monkeypat
 @pytest.mark.requires(Capability.LISTEN)
 def test_more_channels_than_may_be_registered_are_polled(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER)
-    harness.listener(pq["a"]._engine)._most = 2
+    harness.listener(pq["a"].engine)._most = 2
     heard(harness, pq, "a", "b")
     with harness.thread(partial(pq["c"].get, timeout=NEVER)) as join:
         harness.pq(create=False)["c"].put("c")
         assert join().data == "c"
-    assert sorted(harness.listener(pq["a"]._engine)._channels) == ["a", "b"]
+    assert sorted(harness.listener(pq["a"].engine)._channels) == ["a", "b"]
 
 
 # Notifications of the caller's

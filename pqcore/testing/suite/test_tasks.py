@@ -758,7 +758,7 @@ def test_a_function_finishes_its_job_with_what_it_writes(harness: Harness, queue
     @queue.task(keep_result="1h", max_retries=1, retry_in="1h")
     async def asynchronous(job_id: int) -> str:
         async with core:
-            await core._engine.run(lambda s: s.execute(statement(f"{write} ({job_id}) RETURNING job")), protect=False)
+            await core.engine.run(lambda s: s.execute(statement(f"{write} ({job_id}) RETURNING job")), protect=False)
             await current().finish("finished")
             if not commits:
                 raise Undo

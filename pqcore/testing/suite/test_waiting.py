@@ -44,7 +44,7 @@ def listen(harness: Harness, *queues: Any) -> None:
     """Have each queue waited for once, so that the next waits are notified from their beginning."""
     for queue in queues:
         rounds = patiently(f"{queue!r} is listened to")
-        while channel(queue.name) not in harness.listener(queue._engine)._channels:
+        while channel(queue.name) not in harness.listener(queue.engine)._channels:
             next(rounds)
             assert queue.get(timeout=0.02) is None
 
@@ -70,7 +70,7 @@ class Looks:
 @contextmanager
 def counted(queue: Any) -> Iterator[Looks]:
     """Count what the engine of a queue does."""
-    looks, engine = Looks(), queue._engine
+    looks, engine = Looks(), queue.engine
     run = engine.run
 
     async def counting(*arguments: Any, **options: Any) -> Any:
@@ -392,7 +392,7 @@ def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterat
         queue: The queue.
         heard: Whether the waiter goes on only when the notification has arrived.
     """
-    engine, topic = queue._engine, channel(queue.name)
+    engine, topic = queue.engine, channel(queue.name)
     run = engine.run
 
     async def racing(*arguments: Any, **options: Any) -> Any:
@@ -514,7 +514,7 @@ def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None
     async def refused() -> None:
         raise ConnectionLost("no more connections")
 
-    queue._engine.source.listener = refused
+    queue.engine.source.listener = refused
     with waiter(harness, queue) as join:
         harness.queue(create=False).put("a")
         assert join().data == "a"
@@ -554,7 +554,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
     monkeypatch.setattr("pqcore.db.engine.BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
-    source = queue._engine.source
+    source = queue.engine.source
     refused: list[str] = []
     open_listener = source.listener
 
@@ -590,7 +590,7 @@ class SharedLooks:
 
     def __init__(self, queue: Any) -> None:
         self.asked: list[list[str]] = []
-        self._look = queue._engine._ready_queues
+        self._look = queue.engine._ready_queues
 
     async def __call__(self, names: Sequence[str]) -> Any:
         found = await self._look(names)
@@ -606,13 +606,13 @@ def unheard(harness: Harness, request: pytest.FixtureRequest, monkeypatch: pytes
     if request.param == "a pooler":
         return harness.pq(poll_interval=NEVER, prepared=False)
     pq = harness.pq(poll_interval=NEVER)
-    harness.listener(pq["q"]._engine)._most = 0
+    harness.listener(pq["q"].engine)._most = 0
     return pq
 
 
 def test_waiters_that_cannot_be_notified_share_a_look(harness: Harness, unheard: Any) -> None:
     names = [f"q{number}" for number in range(6)]
-    engine = unheard["q"]._engine
+    engine = unheard["q"].engine
     looks = engine._ready_queues = SharedLooks(unheard["q"])
     with ExitStack() as stack:
         joins = {name: stack.enter_context(harness.thread(partial(unheard[name].get, timeout=NEVER))) for name in names}
@@ -629,7 +629,7 @@ def test_waiters_that_cannot_be_notified_share_a_look(harness: Harness, unheard:
 
 
 def test_a_waiter_whose_look_was_shared_leaves_it_to_another(harness: Harness, unheard: Any) -> None:
-    looks = unheard["q"]._engine._ready_queues = SharedLooks(unheard["q"])
+    looks = unheard["q"].engine._ready_queues = SharedLooks(unheard["q"])
     with harness.thread(partial(unheard["first"].get, timeout=1.0)) as leave:
         harness.eventually(lambda: ["first"] in looks.asked)
         with harness.thread(partial(unheard["second"].get, timeout=NEVER)) as join:
@@ -641,7 +641,7 @@ def test_a_waiter_whose_look_was_shared_leaves_it_to_another(harness: Harness, u
 @pytest.mark.only("async")
 def test_a_cancelled_waiter_leaves_the_shared_look_to_another(harness: Harness, unheard: Any) -> None:
     pq = unwrapped(unheard)
-    looks = pq["q"]._engine._ready_queues = SharedLooks(pq["q"])
+    looks = pq["q"].engine._ready_queues = SharedLooks(pq["q"])
 
     async def scenario() -> None:
         first = asyncio.ensure_future(pq["first"].get(timeout=NEVER))
@@ -678,7 +678,7 @@ def test_of_several_waiters_on_a_queue_that_share_a_look_each_gets_a_job(harness
 def test_a_shared_look_finds_jobs_of_every_kind_when_they_come_due(
     harness: Harness, unheard: Any, columns: str
 ) -> None:
-    looks = unheard["q"]._engine._ready_queues = SharedLooks(unheard["q"])
+    looks = unheard["q"].engine._ready_queues = SharedLooks(unheard["q"])
     with harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
         harness.eventually(lambda: looks.asked)
         harness.sql(f"INSERT INTO {{table}} (q_name, data, {columns})", rows=False)
@@ -686,7 +686,7 @@ def test_a_shared_look_finds_jobs_of_every_kind_when_they_come_due(
 
 
 def test_where_a_shared_look_fails_waiters_look_by_themselves(harness: Harness, unheard: Any) -> None:
-    sql = unheard["q"]._engine._opener(harness.spec).sql
+    sql = unheard["q"].engine._opener(harness.spec).sql
     sql.ready_queues = replace(sql.ready_queues, sql=sql.ready_queues.sql.replace("unnest", "nonsense"))
     with counted(unheard["q"]) as looked, harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
         looked.reach(2)
@@ -698,8 +698,8 @@ def test_a_waiter_that_is_woken_before_its_first_wait_does_not_wait(harness: Har
     queue = unwrapped(unheard["q"])
 
     async def wait() -> None:
-        queue._engine.wake(queue.channel)
-        await queue._engine.wait_for_jobs(queue, None, NEVER, NEVER)
+        queue.engine.wake(queue.channel)
+        await queue.engine.wait_for_jobs(queue, None, NEVER, NEVER)
 
     with harness.thread(lambda: harness.wait_for(wait)) as join:
         join()
@@ -887,7 +887,7 @@ def test_when_nobody_waits_any_more_nobody_is_notified(harness: Harness) -> None
 def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
     with hasty_listener():
         pq = harness.pq(poll_interval=NEVER)
-        listener = harness.listener(pq["q"]._engine)
+        listener = harness.listener(pq["q"].engine)
         with harness.thread(partial(pq["q"].get, timeout=NEVER)) as join:
             harness.eventually(lambda: "q" in listener._channels)
             before = listener._counts["q"]
@@ -904,7 +904,7 @@ def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
 def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harness) -> None:
     with hasty_listener():
         queue = harness.queue(poll_interval=NEVER)
-        engine = queue._engine
+        engine = queue.engine
         run = engine.run
         looked: list[bool] = []
 
@@ -936,7 +936,7 @@ def test_a_put_that_did_not_see_the_waiter_is_found_soon(
     writer = harness.connect()
     writer.begin()
     insert(harness, writer, "q", "a")
-    engine, looks = queue._engine, []
+    engine, looks = queue.engine, []
     run = engine.run
 
     async def racing(*arguments: Any, **options: Any) -> Any:
@@ -995,7 +995,7 @@ def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monke
         queue = harness.queue(poll_interval=NEVER)
         listen(harness, queue)
         before = harness.waiting()
-        session = harness.listener(queue._engine)._session
+        session = harness.listener(queue.engine)._session
         with waiter(harness, queue) as join:
             with monkeypatch.context() as patched:  # as where a driver opens another connection by itself
                 patched.setattr(session.sql, "listening", statement("SELECT 1 WHERE false"))
@@ -1008,7 +1008,7 @@ def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monke
 @pytest.mark.requires(Capability.LISTEN)
 def test_too_many_locks_leave_a_waiter_polling(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
-    sql = queue._engine._openers[harness.spec.name].sql
+    sql = queue.engine._openers[harness.spec.name].sql
     sql.register = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
     with waiter(harness, queue) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)

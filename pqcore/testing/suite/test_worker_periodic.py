@@ -229,7 +229,7 @@ def test_a_tick_ahead_of_the_clock_is_not_put_by_a_worker_that_read_the_clock_be
         [[moment]] = harness.sql(f"SELECT {tick}")
         row = unwrapped(note).call().stored().values()
         put_at: int | None = harness.wait_for(
-            lambda: periodic.put(unwrapped(queue)._engine, unwrapped(queue), "each hour", moment, row)
+            lambda: periodic.put(unwrapped(queue).engine, unwrapped(queue), "each hour", moment, row)
         )
         return put_at
 

@@ -25,7 +25,7 @@ class Spy:
         if event.queue == self._queue:
             error = None if event.error is None else type(event.error).__name__
             self.seen.add((hook, event.job.id, error, event.delay, event.reason))
-            assert event.task.endswith(event.job._get_data()["function"])
+            assert event.task.endswith(event.job.decode()["function"])
             assert event.waited >= 0
             assert (event.duration > 0) == (hook != "started")
 
