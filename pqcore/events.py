@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from pqcore.db.interrupts import is_from_outside
 from pqcore.plugins import plugins
-from pqcore.settings import logger
 
 if TYPE_CHECKING:
     from pqcore.job import BaseJob
+
+logger = logging.getLogger("pqcore")
 
 JobHook: TypeAlias = Literal[
     "pqcore_job_started",

@@ -10,6 +10,7 @@ One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -55,10 +56,12 @@ from pqcore.errors import (
 from pqcore.plugins import plugins, unwrap
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
-from pqcore.settings import QueueSettings, logger
+from pqcore.settings import QueueSettings
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query, plain
+
+logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 

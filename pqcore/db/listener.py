@@ -31,6 +31,7 @@ channels are registered alike, which costs a lock and does no harm.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -41,10 +42,11 @@ from pqcore.db.runtime import Background, Event, Runtime, hold_lock
 from pqcore.db.shared_poll import BLIND_POLL, Look, SharedLook, Sharer
 from pqcore.db.sources import AdoptedConnection, AdoptedPool, SessionSource, lent
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
-from pqcore.settings import logger
 
 if TYPE_CHECKING:
     from pqcore.db.session import Session
+
+logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 
@@ -506,7 +508,7 @@ class Listener(_Channels):
     async def _discard(self, session: Session) -> None:
         try:
             await session.close()
-        except Exception:  # noqa: BLE001 - it is given up
+        except Exception:
             logger.debug("closing the listening connection failed", exc_info=True)
 
 

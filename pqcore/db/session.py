@@ -8,6 +8,7 @@ nowhere else, by SQLSTATE.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import sys
@@ -35,9 +36,10 @@ from pqcore.errors import (
     TransactionAborted,
     TransientError,
 )
-from pqcore.settings import logger
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.statement import Query, plain, writes
+
+logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -19,8 +20,9 @@ from pqcore.db.runtime import Event, Runtime
 from pqcore.db.session import Defaults, Session, translate
 from pqcore.db.watchdog import watchdog
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
-from pqcore.settings import logger
 from pqcore.sql.dialect import Dialect
+
+logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 

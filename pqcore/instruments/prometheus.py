@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,8 @@ from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent, ServerEvent
 from pqcore.hookspecs import hookimpl
 from pqcore.instruments.outcome import declared
-from pqcore.settings import logger
+
+logger = logging.getLogger("pqcore")
 
 PORT = "PQCORE_PROMETHEUS_PORT"
 """The environment variable for the port, where no code can give it."""

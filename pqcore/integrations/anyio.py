@@ -14,6 +14,7 @@ waits for a job is broken off, and what it took at that moment is put back.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import timedelta
@@ -38,11 +39,13 @@ from pqcore.operations import lease as leasing
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.reencode import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
-from pqcore.settings import KEPT_QUEUES, logger
+from pqcore.settings import KEPT_QUEUES
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+logger = logging.getLogger("pqcore")
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,6 +11,7 @@ async def welcome(to: str, emails: Emails): ...
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -29,8 +30,9 @@ from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin
 from pqcore.queue import PQ
-from pqcore.settings import logger
 from pqcore.worker import Worker
+
+logger = logging.getLogger("pqcore")
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
 

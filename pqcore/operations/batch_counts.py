@@ -7,6 +7,7 @@ headers or tokens: it can guess the number of another's batch, and not the token
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.put import insert
 from pqcore.operations.put_refusals import not_stored
 from pqcore.operations.serialize import encode
-from pqcore.settings import QueueSettings, logger
+from pqcore.settings import QueueSettings
+
+logger = logging.getLogger("pqcore")
 
 HOLD = 3_600.0
 """Seconds for which a job that was taken with `get` may be performed before its batch is thought to be lost."""
@@ -246,6 +249,8 @@ def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
     try:
         check_link(link := json.loads(text))
     except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
-        logger.error("%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc)
+        logger.error(  # noqa: TRY400 - a traceback would say no more
+            "%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc
+        )
         return None
     return StoredPut.from_json(link)

@@ -8,6 +8,7 @@ batch, its places under limits) is one transaction with its end: both, or neithe
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,8 +44,10 @@ from pqcore.operations.lease import ack_rows
 from pqcore.operations.locked_keys import WAITS
 from pqcore.operations.put import insert
 from pqcore.operations.serialize import encode
-from pqcore.settings import Encoded, QueueSettings, logger
+from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.identifiers import results_channel
+
+logger = logging.getLogger("pqcore")
 
 OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 _AGAIN = ("retry", "snooze", "crash")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timezone
@@ -22,9 +23,11 @@ from pqcore.operations.concurrency_limits import NotAdmittedError, admit, put_ba
 from pqcore.operations.lease import give_back
 from pqcore.operations.locked_keys import PROBE
 from pqcore.operations.rate_limit import draw, refund
-from pqcore.settings import QueueSettings, logger
+from pqcore.settings import QueueSettings
 from pqcore.sql.dialect import Finish
 from pqcore.times import seconds
+
+logger = logging.getLogger("pqcore")
 
 BEHIND = 20
 """How often a look takes again, at most, behind jobs that could not be admitted."""

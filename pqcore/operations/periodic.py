@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from pqcore.db.engine import Engine
-from pqcore.settings import QueueSettings, logger
+from pqcore.settings import QueueSettings
+
+logger = logging.getLogger("pqcore")
 
 AHEAD = timedelta(seconds=5)
 """By how much a last tick may lie ahead of the server's clock, as after a failover, and still count."""

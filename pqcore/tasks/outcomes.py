@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -29,9 +30,11 @@ from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.operations.dead_letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
-from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions, logger
+from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions
 from pqcore.tasks.retry import Discard, Retry, RetryPolicy, Snooze, policy_from_json
 from pqcore.times import seconds
+
+logger = logging.getLogger("pqcore.tasks")
 
 UNKNOWN_PAUSE = 60.0
 """Seconds for which a job is put off whose function or data this worker does not know: another worker may know it."""

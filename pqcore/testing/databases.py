@@ -9,6 +9,7 @@ Else it is dropped, and the next test gets a new copy of the template.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,6 @@ from pqcore.db.engine import Engine
 from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, run_sync
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.operations import admin
-from pqcore.settings import logger
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.sql.statement import plain
 from pqcore.testing.server import with_options
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from pqcore.backend import Row
     from pqcore.db.session import Session
+
+logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -13,9 +14,10 @@ from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
 from pqcore.operations.locked_keys import PROBE
-from pqcore.tasks.declaring import logger
 from pqcore.worker.job_events import JobEvents
 from pqcore.worker.state import QueueState, WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 BRISK, GATHER = 1_000.0, 0.005
 """Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from pqcore.db.watchdog import watchdog
 from pqcore.events import FAILURES, call_hook, run_wrapped
 from pqcore.operations.complete import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
-from pqcore.tasks.declaring import logger
 from pqcore.tasks.outcomes import (
     Run,
     as_failure,
@@ -33,6 +33,8 @@ from pqcore.worker.job_events import JobEvents
 from pqcore.worker.pools import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
 from pqcore.worker.serializer_threads import Coding
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 TURNS = 3
 """Turns of the event loop in which a worker that is cancelled together with its jobs has noticed it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, complete, fetch
-from pqcore.tasks.declaring import logger
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Execution
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 BURST_LOOK = 0.05
 """Seconds between looks of a worker that is to stop when there is nothing to do, while jobs run that may put some."""

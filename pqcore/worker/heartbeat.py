@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from pqcore.errors import PQError
 from pqcore.operations import lease as leasing
 from pqcore.operations import results
 from pqcore.operations.complete import Outcome
-from pqcore.tasks.declaring import logger
 from pqcore.worker.executor import Execution
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 TEND = 0.2
 """Seconds between looks at what is held; they cost no statement unless there is something to say."""

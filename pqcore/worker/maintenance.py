@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from datetime import datetime, timedelta
@@ -17,9 +18,10 @@ from pqcore.operations import batch_counts, concurrency_limits
 from pqcore.operations import periodic as ticking
 from pqcore.plugins import plugins
 from pqcore.schema import security
-from pqcore.tasks.declaring import logger
 from pqcore.tasks.periodic import Periodic
 from pqcore.worker.state import QueueState
+
+logger = logging.getLogger("pqcore.tasks")
 
 SWEEP = 30.0
 """Seconds between sweeps, more or less: so long may a job wait for a place that nobody said was free."""

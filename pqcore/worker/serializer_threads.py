@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pqcore.tasks.declaring import logger
 from pqcore.tasks.outcomes import SLOW
 from pqcore.worker.pools import Threads
 from pqcore.worker.state import WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 T = TypeVar("T")
 

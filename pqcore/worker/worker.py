@@ -16,6 +16,7 @@ stops none of them: each waits a while, with backoff and jitter, and goes on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
 from pqcore.operations import lease as leasing
-from pqcore.tasks.declaring import TaskDeclarations, logger
+from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.completer import Completer
@@ -36,6 +37,8 @@ from pqcore.worker.heartbeat import Heartbeat, watch_stalls
 from pqcore.worker.job_events import JobEvents
 from pqcore.worker.maintenance import Maintenance
 from pqcore.worker.state import QueueState, WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
 
 LAST_WORDS = 5.0
 """Seconds that coroutines have, once cancelled at the end of the grace period; then their jobs are free, too."""
