@@ -26,7 +26,7 @@ import psycopg
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.operations.scan_position import ScanPosition
+from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import REACH, Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pqcore.backend import BackendSpec
     from pqcore.events import JobEvent, PutEvent, ServerEvent
-    from pqcore.serializers import Serializer
+    from pqcore.serializers.protocol import Serializer
     from pqcore.sql.dialect import Dialect
 
 hookspec = pluggy.HookspecMarker("pqcore")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 
 from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
@@ -11,9 +11,8 @@ from pqcore.headers import read_headers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pqcore.async_queue import AsyncQueue
-    from pqcore.queue import Queue
-    from pqcore.settings import QueueSettings
+    from pqcore.sql.identifiers import TableName
+    from pqcore.sql.statement import Retention
     from pqcore.times import TimeSpec
 
 
@@ -98,6 +97,42 @@ def _written(moment: datetime | None) -> str:
     return "None" if moment is None else f'"{moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
 
 
+class _Encoded(Protocol):
+    """Encoded data."""
+
+    @property
+    def raw(self) -> str | bytes: ...
+
+
+class QueueOfJob(Protocol):
+    """The settings of a queue that its jobs need: `pqcore.settings.QueueSettings` has them all."""
+
+    name: str
+    table: TableName
+    serializer_name: str
+    retention: Retention
+
+    def decode_row(self, job_id: int, written_by: str | None, raw: str | bytes) -> Any: ...
+
+    def reads_quickly(self, written_by: str | None, raw: str | bytes) -> bool: ...
+
+    def encode_row(self, data: Any) -> _Encoded: ...
+
+
+class BlockingQueueOfJob(QueueOfJob, Protocol):
+    """What a job calls on the `pqcore.queue.Queue` that it was taken from."""
+
+    def update(self, job_id: int, data: Any) -> int: ...
+
+    def ack(self, job: Job) -> None: ...
+
+    def nack(self, job: Job, delay: TimeSpec = None) -> None: ...
+
+    def bury(self, job: Job, error: BaseException | str | None = None) -> None: ...
+
+    def extend(self, job: Job, timeout: str | float | timedelta) -> None: ...
+
+
 class BaseJob:
     """What a row of the queue held when it was taken.
 
@@ -132,7 +167,7 @@ class BaseJob:
 
     _may_be_deleted: ClassVar[bool] = False
 
-    def __init__(self, queue: QueueSettings, row: Sequence[Any], *, leased: bool = False) -> None:
+    def __init__(self, queue: QueueOfJob, row: Sequence[Any], *, leased: bool = False) -> None:
         self._queue = queue
         self.leased = leased
         self.id: int = row[0]
@@ -251,7 +286,7 @@ class Job(BaseJob):
 
     __slots__ = ()
     _may_be_deleted = True
-    _queue: Queue
+    _queue: BlockingQueueOfJob
 
     @property
     def data(self) -> Any:
@@ -290,7 +325,7 @@ class AsyncJob(BaseJob):
 
     __slots__ = ()
     _may_be_deleted = True
-    _queue: AsyncQueue
+    _queue: QueueOfJob
 
     @property
     def _face(self) -> Any:

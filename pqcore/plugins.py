@@ -43,7 +43,7 @@ from pqcore.versions import too_old
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pqcore.serializers import Serializer
+    from pqcore.serializers.protocol import Serializer
 
 BACKENDS = "pqcore.backends"
 SERIALIZERS = "pqcore.serializers"

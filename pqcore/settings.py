@@ -18,9 +18,9 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.operations.locked_keys import Contention
-from pqcore.operations.scan_position import ScanPosition
+from pqcore.locked_keys import Contention
 from pqcore.plugins import plugins
+from pqcore.scan_position import ScanPosition
 from pqcore.serializers import (
     Serializer,
     authenticates,
@@ -32,8 +32,8 @@ from pqcore.serializers import (
     pickle_loads,
     stored_name,
 )
-from pqcore.sql.dialect import Retention
 from pqcore.sql.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
+from pqcore.sql.statement import Retention
 from pqcore.times import seconds
 
 logger = getLogger("pqcore")

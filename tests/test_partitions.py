@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError
-from pqcore.operations.scan_position import ScanPosition
+from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query

@@ -22,7 +22,8 @@ from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Q
 from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
 from pqcore.db.runtime import run_sync
 from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
-from pqcore.events import PutEvent, call_hook
+from pqcore.events import PutEvent
+from pqcore.hook_dispatch import call_hook
 from pqcore.plugins import PREFERENCE, Plugins, plugins
 
 DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}

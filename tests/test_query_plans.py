@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 
 from pqcore import PQ
-from pqcore.operations.scan_position import ScanPosition
+from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.encoding_statements import SLICE
 from pqcore.sql.identifiers import TableName

@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from operator import attrgetter
 from threading import get_ident
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 from weakref import ref
 
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
@@ -56,7 +56,6 @@ from pqcore.errors import (
 from pqcore.plugins import plugins, unwrap
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
-from pqcore.settings import QueueSettings
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query, plain
@@ -123,6 +122,18 @@ class Block:
     first: bool
     statement: ref[object] | None = None
     at_end: list[AtEnd] = field(default_factory=list)
+
+
+class NamedQueue(Protocol):
+    """A queue that a caller waits for.
+
+    Attributes:
+        name: The queue's name.
+        channel: On which puts into it are notified.
+    """
+
+    name: str
+    channel: str
 
 
 class Engine:
@@ -508,9 +519,7 @@ class Engine:
                 finally:
                     self._blind -= 1
 
-    async def wait_for_jobs(
-        self, queue: QueueSettings, ticket: int | None, seconds: float, poll_interval: float
-    ) -> None:
+    async def wait_for_jobs(self, queue: NamedQueue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """Wait until a queue may have a job, for at most ``seconds``; may return early, to look at the table.
 
         Waiters that no notification can wake share one look, which finds what their own would find. A waiter within a

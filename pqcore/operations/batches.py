@@ -11,7 +11,8 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError
-from pqcore.events import PutEvent, call_hook, run_wrapped
+from pqcore.events import PutEvent
+from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch

@@ -34,6 +34,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.job import BaseJob
+from pqcore.locked_keys import WAITS
 from pqcore.operations import lease as leasing
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down, without_batch
@@ -41,7 +42,6 @@ from pqcore.operations.concurrency_limits import give_up, limits_of, lock_gates,
 from pqcore.operations.dead_letters import described
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.lease import ack_rows
-from pqcore.operations.locked_keys import WAITS
 from pqcore.operations.put import insert
 from pqcore.operations.serialize import encode
 from pqcore.settings import Encoded, QueueSettings

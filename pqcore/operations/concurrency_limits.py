@@ -35,8 +35,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session, is_above
 from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
+from pqcore.locked_keys import PROBE, WAITS
 from pqcore.operations.atomic import atomic
-from pqcore.operations.locked_keys import PROBE, WAITS
 from pqcore.settings import QueueSettings
 from pqcore.sql.statement import Query
 

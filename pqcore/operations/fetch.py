@@ -16,12 +16,12 @@ from pqcore.db.interrupts import let_through
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
+from pqcore.locked_keys import PROBE
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, hold
 from pqcore.operations.complete import by_hand, go_on, is_continued, without_followers
 from pqcore.operations.concurrency_limits import NotAdmittedError, admit, put_back
 from pqcore.operations.lease import give_back
-from pqcore.operations.locked_keys import PROBE
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.settings import QueueSettings
 from pqcore.sql.dialect import Finish

@@ -13,7 +13,8 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import DuplicateJob, InvalidData, NotStored, PayloadTooLarge, TransientError
-from pqcore.events import PutEvent, call_hook, run_wrapped
+from pqcore.events import PutEvent
+from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.put_refusals import causes, not_stored

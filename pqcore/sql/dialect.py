@@ -61,12 +61,11 @@ from pqcore.sql.fragments import (
     VISIBLE_AT,
 )
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.statement import Paramstyle, Query, compile_query
+from pqcore.sql.statement import Paramstyle, Query, Retention, compile_query
 from pqcore.sql.task_statements import TaskStatements
 
 Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
-Retention: TypeAlias = Literal["keep", "delete", "archive"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 """Rows: for so many the statement is worth being prepared; who may choose a number chooses one of these."""
@@ -145,7 +144,7 @@ _PICKS: dict[Pick, Callable[[int], str]] = {
         f"hidden AS ({_FIRST_HIDDEN}), ",
         " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())",
     ),
-    # Begins where the last one left off: what lies before is not looked at (see pqcore.operations.scan_position).
+    # Begins where the last one left off: what lies before is not looked at (see pqcore.scan_position).
     "bounded": lambda n: _ordered(
         n,
         urgent=f" AND (expected_at, enqueued_at, id) > ({_AFTER}[1]::timestamptz, {_AFTER}[2]::timestamptz,"

@@ -34,8 +34,7 @@ from pqcore.sql.fragments import (
 )
 
 if TYPE_CHECKING:
-    from pqcore.sql.dialect import Retention
-    from pqcore.sql.statement import Compile, Query
+    from pqcore.sql.statement import Compile, Query, Retention
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"

@@ -19,7 +19,8 @@ from pqcore.db.interrupts import handle_kept, leaves, let_through, put_off
 from pqcore.db.runtime import backoff, run_sync
 from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
-from pqcore.events import FAILURES, JOB_HOOKS, OUTCOME_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
+from pqcore.events import FAILURES, JOB_HOOKS, OUTCOME_HOOKS, REASONS, JobEvent, JobHook
+from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import BaseJob, Job
 from pqcore.operations import batch_counts, batches, burying, complete, fetch
 from pqcore.operations import put as putting

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pqcore import queue as core
 from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
-from pqcore.events import FAILURES, OUTCOME_HOOKS, REASONS, JobEvent, JobHook, call_hook, run_wrapped
+from pqcore.events import FAILURES, OUTCOME_HOOKS, REASONS, JobEvent, JobHook
+from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import batch_counts, complete, fetch, results
 from pqcore.operations.complete import Outcome, OutcomeKind

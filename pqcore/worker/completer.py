@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.events import OUTCOME_HOOKS
+from pqcore.locked_keys import PROBE
 from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
-from pqcore.operations.locked_keys import PROBE
 from pqcore.worker.job_events import JobEvents
 from pqcore.worker.state import QueueState, WorkerState
 

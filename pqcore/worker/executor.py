@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
-from pqcore.events import FAILURES, call_hook, run_wrapped
+from pqcore.events import FAILURES
+from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.complete import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job
 from pqcore.tasks.outcomes import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook, call_hook
+from pqcore.events import JOB_HOOKS, REASONS, JobEvent, JobHook
+from pqcore.hook_dispatch import call_hook
 from pqcore.operations.complete import Outcome
 from pqcore.plugins import plugins
 from pqcore.tasks.outcomes import path_of, waited

@@ -13,7 +13,8 @@ from pqcore.db.interrupts import is_from_outside
 from pqcore.db.runtime import backoff
 from pqcore.db.session import Session
 from pqcore.errors import PQError
-from pqcore.events import PutEvent, ServerEvent, call_hook
+from pqcore.events import PutEvent, ServerEvent
+from pqcore.hook_dispatch import call_hook
 from pqcore.operations import batch_counts, concurrency_limits
 from pqcore.operations import periodic as ticking
 from pqcore.plugins import plugins

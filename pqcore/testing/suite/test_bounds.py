@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pqcore.operations import scan_position
+from pqcore import scan_position
 from pqcore.testing.harness import Harness
 
 SUPPLY = 4_000

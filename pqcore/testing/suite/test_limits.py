@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from pqcore import locked_keys
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
-from pqcore.operations import concurrency_limits, locked_keys
+from pqcore.operations import concurrency_limits
 from pqcore.put_options import MAX_KEY
 from pqcore.sql.dialect import ADMISSION
 from pqcore.sql.identifiers import TableName, quote
