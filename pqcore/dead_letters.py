@@ -11,8 +11,7 @@ from pqcore.job import BaseJob, UtcDatetime
 from pqcore.operations import dead_letters
 
 if TYPE_CHECKING:
-    from pqcore.async_queue import AsyncQueue
-    from pqcore.queue import Queue
+    from pqcore.db.engine import Engine
     from pqcore.settings import QueueSettings
 
 
@@ -48,9 +47,9 @@ class DeadLetter(BaseJob):
 class DeadLetters:
     """The dead letters of a `Queue`: ``queue.dead``."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, engine: Engine, queue: QueueSettings) -> None:
+        self._engine = engine
         self._queue = queue
-        self._engine = queue.engine
 
     def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
@@ -117,9 +116,9 @@ class DeadLetters:
 class AsyncDeadLetters:
     """The dead letters of an `AsyncQueue`; see `DeadLetters`."""
 
-    def __init__(self, queue: AsyncQueue) -> None:
+    def __init__(self, engine: Engine, queue: QueueSettings) -> None:
+        self._engine = engine
         self._queue = queue
-        self._engine = queue.engine
 
     async def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""

@@ -12,7 +12,7 @@ from pqcore.async_queue import AsyncPQ, AsyncQueue
 from pqcore.cli.errors import UsageError
 from pqcore.queue import PQ, Queue
 from pqcore.tasks import AsyncEnqueuer, Enqueuer
-from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.registry import TaskDeclarations
 
 
 def look_here() -> None:

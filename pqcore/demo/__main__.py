@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pqcore import PQ, AsyncPQ, PQError
-from pqcore.demo.display import PlainBoard, Tally, open_board
+from pqcore.demo.display import PlainBoard, Tally
 from pqcore.demo.files import choose_files
 from pqcore.demo.messages import DemoError
 from pqcore.demo.proof import check_all, hash_anew
@@ -64,7 +65,7 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
     began = time.monotonic()
     directory, paths = choose_files(directory, jobs, seed)
     _require_drivers()
-    board = open_board(Tally(jobs, DRIVERS), painted=picture is not None)
+    board = _open_board(Tally(jobs, DRIVERS), painted=picture is not None)
     with ExitStack() as stack:
         if dsn is None:
             dsn = _start_server(stack, board)
@@ -82,6 +83,18 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
     if picture is not None:
         board.paint(picture)
     return proven
+
+
+def _open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
+    """Choose how to show: live only on a terminal or for a picture, and with rich."""
+    if importlib.util.find_spec("rich") is None:
+        if painted:
+            raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
+    elif painted or sys.stdout.isatty():
+        from pqcore.demo.live_display import LiveBoard  # which needs rich
+
+        return LiveBoard(tally, painted=painted)
+    return PlainBoard(tally)
 
 
 def _start_server(stack: ExitStack, board: PlainBoard) -> str:

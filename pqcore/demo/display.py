@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from pqcore.demo.messages import DemoError
 
 EVERY = 1.0
 """Seconds between lines on the progress, at least."""
@@ -103,15 +99,3 @@ class PlainBoard:
 
 def _aligned(cell: str | int, width: int) -> str:
     return f"{cell:<{width}}" if isinstance(cell, str) else f"{cell:>{width}}"
-
-
-def open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
-    """Choose how to show: live only on a terminal or for a picture, and with rich."""
-    if importlib.util.find_spec("rich") is None:
-        if painted:
-            raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
-    elif painted or sys.stdout.isatty():
-        from pqcore.demo.live_display import LiveBoard
-
-        return LiveBoard(tally, painted=painted)
-    return PlainBoard(tally)

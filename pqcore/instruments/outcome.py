@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from pqcore.errors import PQError
 from pqcore.events import JobEvent
 from pqcore.tasks.context import JobCancelled, current
-from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.tasks.retry import Discard, Snooze
 
 Verdict: TypeAlias = Literal["succeeded", "failed", "timeout", "snoozed", "discarded", "cancelled", "shutdown", "lost"]

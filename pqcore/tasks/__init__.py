@@ -18,10 +18,11 @@ listed in ``trusted_modules``: a row alone never decides what is run.
 from pqcore.put_options import Dedup
 from pqcore.tasks.async_queue import AsyncEnqueuer, AsyncPQ, AsyncQueue
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions
+from pqcore.tasks.declaring import Call, Task, TaskOptions
 from pqcore.tasks.handles import AsyncHandle, Batch, Handle
 from pqcore.tasks.periodic import Periodic
 from pqcore.tasks.queue import PQ, Enqueuer, Queue
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.tasks.retry import Discard, Exponential, Fixed, Retry, RetryPolicy, Snooze
 
 __all__ = [

@@ -10,9 +10,10 @@ from pqcore import async_queue as core
 from pqcore.operations import batches
 from pqcore.operations import put as putting
 from pqcore.serializers import Serializer
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
+from pqcore.tasks.declaring import Call, Task, TaskOptions, call_of, stored_calls
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.periodic import Missed, make_periodic, refuse_bare
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
 
 

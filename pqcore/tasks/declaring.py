@@ -1,4 +1,4 @@
-"""Declaring functions as tasks, and finding the function that a row names."""
+"""Functions declared as tasks, and calls of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import dataclasses
 import functools
 import inspect
 import json
-import pydoc
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from logging import getLogger
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pqcore.errors import ConfigurationError, UnknownTask
+from pqcore.errors import ConfigurationError
 from pqcore.operations.batches import chained
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
@@ -23,9 +21,6 @@ from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
     from pqcore.settings import QueueSettings
-    from pqcore.tasks.periodic import Periodic
-
-logger = getLogger("pqcore.tasks")
 
 Key: TypeAlias = str | Callable[..., str | None] | None
 """A key, or a function of the call's arguments that gives one."""
@@ -255,103 +250,6 @@ def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
 
 def _in_seconds(distance: timedelta | None) -> float:
     return 0.0 if distance is None else distance.total_seconds()
-
-
-PATH_ATTRIBUTE = "_path"
-"""The attribute in which pq, too, keeps the path of a declared function."""
-
-
-class TaskDeclarations:
-    """The tasks that queues declare; what the blocking and the async queue have in common.
-
-    Attributes:
-        handler_registry: Path to function; shared by all queues, as in pq.
-        trusted_modules: Names of modules whose functions rows may name though
-            they were not declared.
-    """
-
-    handler_registry: ClassVar[dict[str, Callable[..., Any]]] = {}
-    trusted_modules: tuple[str, ...] = ()
-    logger = logger
-    _tasks: ClassVar[dict[str, Task]] = {}
-    _periodics: list[Periodic] | None = None
-
-    @property
-    def periodics(self) -> list[Periodic]:
-        """The periodic tasks of this queue."""
-        if self._periodics is None:
-            self._periodics = []
-        return self._periodics
-
-    def add_periodic(self, periodic: Periodic) -> None:
-        """Add a periodic task.
-
-        Raises:
-            ConfigurationError: There is one of its name.
-        """
-        if any(other.name == periodic.name for other in self.periodics):
-            msg = f"there is a periodic task {periodic.name!r} already: give this one a name"
-            raise ConfigurationError(msg)
-        self.periodics.append(periodic)
-
-    def declare(self, function: Callable[..., Any], options: TaskOptions) -> Task:
-        """Declare a function, and mark it with its path as pq does; one that is declared already is replaced.
-
-        Raises:
-            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find.
-        """
-        if isinstance(declared := getattr(function, "task", None), Task):
-            function = declared.function
-        path = _path_of(function)
-        refuse_generator(function, path)
-        setattr(function, PATH_ATTRIBUTE, path)
-        task = Task(path, function, options)
-        self.handler_registry[path] = function
-        self._tasks[path] = task
-        return task
-
-    @classmethod
-    def declared_task(cls, path: str) -> Task | None:
-        """Return the task that some queue has declared under a path; None without one."""
-        return cls._tasks.get(path)
-
-    def find_task(self, path: str) -> Task:
-        """The task that a row names.
-
-        Raises:
-            UnknownTask: It is not declared, nor is its module trusted.
-        """
-        function = self.handler_registry.get(path)
-        if function is None and (path in self._tasks or self._trusts(path)):
-            found = pydoc.locate(path)
-            if callable(found):
-                # Importing may have declared it; else what stands there may be the caller that a decorator left.
-                function = self.handler_registry.setdefault(path, getattr(found, "__wrapped__", found))
-        if function is None:
-            msg = f"unknown function {path!r}: declare it with @queue.task, or list its module in trusted_modules"
-            raise UnknownTask(msg)
-        declared = self._tasks.get(path)
-        if declared is None:
-            return Task(path, function)
-        return declared if declared.function is function else dataclasses.replace(declared, function=function)
-
-    def most_crashes(self) -> int:
-        """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""
-        return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)
-
-    def _trusts(self, path: str) -> bool:
-        return any(path.startswith(module + ".") for module in self.trusted_modules)
-
-
-def _path_of(function: Callable[..., Any]) -> str:
-    try:
-        return f"{function.__module__}.{function.__qualname__}"
-    except AttributeError:
-        msg = (
-            f"a task is a {type(function).__qualname__} without a name, which a worker could not find: {function!r};"
-            " declare a function that calls it"
-        )
-        raise ConfigurationError(msg) from None
 
 
 def call_of(queue: QueueSettings, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

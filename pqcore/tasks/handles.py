@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pqcore.job import JobId
 
-if TYPE_CHECKING:
-    from pqcore.tasks.async_queue import AsyncQueue
-    from pqcore.tasks.queue import Queue
+
+class QueueOfHandle(Protocol):
+    """What a handle asks of the `pqcore.Queue` that its job was put into."""
+
+    def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
+
+    def status(self, job_id: int) -> str: ...
+
+    def progress(self, job_id: int) -> Any: ...
+
+    def cancel(self, job_id: int, *, running: bool = False) -> bool: ...
+
+
+class AsyncQueueOfHandle(Protocol):
+    """What a handle asks of the `pqcore.AsyncQueue` that its job was put into."""
+
+    async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
+
+    async def status(self, job_id: int) -> str: ...
+
+    async def progress(self, job_id: int) -> Any: ...
+
+    async def cancel(self, job_id: int, *, running: bool = False) -> bool: ...
 
 
 class Handle(JobId):
@@ -19,10 +39,10 @@ class Handle(JobId):
     A handle that a put returned is of that job alone: it never tells of another job that got the same id later.
     """
 
-    queue: Queue
+    queue: QueueOfHandle
 
     @classmethod
-    def of(cls, queue: Queue, job_id: int, epoch: float | None = None) -> Handle:
+    def of(cls, queue: QueueOfHandle, job_id: int, epoch: float | None = None) -> Handle:
         """The handle of a job.
 
         Args:
@@ -55,10 +75,10 @@ class Handle(JobId):
 class AsyncHandle(JobId):
     """The id of a job that can be asked about the job, awaited; see `Handle`."""
 
-    queue: AsyncQueue
+    queue: AsyncQueueOfHandle
 
     @classmethod
-    def of(cls, queue: AsyncQueue, job_id: int, epoch: float | None = None) -> AsyncHandle:
+    def of(cls, queue: AsyncQueueOfHandle, job_id: int, epoch: float | None = None) -> AsyncHandle:
         """The handle of a job.
 
         Args:

@@ -30,7 +30,8 @@ from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.operations.dead_letters import described
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
-from pqcore.tasks.declaring import Task, TaskDeclarations, TaskOptions
+from pqcore.tasks.declaring import Task, TaskOptions
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.tasks.retry import Discard, Retry, RetryPolicy, Snooze, policy_from_json
 from pqcore.times import seconds
 

@@ -31,11 +31,12 @@ from pqcore.put_options import put_options_of
 from pqcore.serializers import Serializer
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations, TaskOptions, call_of, stored_calls
+from pqcore.tasks.declaring import Call, Task, TaskOptions, call_of, stored_calls
 from pqcore.tasks.fetched_jobs import PoppedJobs, popped_jobs
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.outcomes import SLOW, as_failure, caller, completed, conclude, path_of, prepare, waited
 from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:

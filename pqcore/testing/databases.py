@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -140,6 +141,30 @@ class Connection:
 
 async def _made(dsn: str, names: TableName) -> Engine:
     return Engine("async", AsyncioRuntime(), names, dsn, None, max_connections=1)
+
+
+@cache
+def prepared() -> bool:
+    """Whether what is tested may prepare statements and listen: not over a pooler that shares its connections.
+
+    ``PQCORE_TEST_PREPARED`` says ``yes`` or ``no``; else it is looked whether ``PQCORE_TEST_DSN`` leads to a pooler.
+    """
+    said = os.environ.get("PQCORE_TEST_PREPARED", "")
+    if said not in ("", "yes", "no"):
+        msg = f"PQCORE_TEST_PREPARED is to be yes or no, not {said!r}"
+        raise ConfigurationError(msg)
+    dsn = os.environ.get("PQCORE_TEST_DSN", "")
+    if said or "://" not in dsn:
+        return said != "no"
+    try:
+        connection = Connection(dsn, TableName("queue"))
+        try:
+            connection.sql("SELECT 1")
+            return not connection.engine._opener(connection.engine.spec).alternates
+        finally:
+            connection.close()
+    except PQError:  # the first test says it
+        return True
 
 
 class Snapshot:

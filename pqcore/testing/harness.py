@@ -26,8 +26,9 @@ from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
 from pqcore.sql.statement import Query, plain
+from pqcore.testing.databases import prepared
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import partitions, prepared, with_isolation, with_options
+from pqcore.testing.server import partitions, with_isolation, with_options
 from pqcore.worker import Worker
 
 T = TypeVar("T")

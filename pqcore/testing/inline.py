@@ -21,9 +21,9 @@ from pqcore.operations import batch_counts, complete, fetch, results
 from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext, enter_job, leave_job
-from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.tasks.outcomes import Run, as_failure, caller, completed, conclude, path_of, prepare, waited
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing.matching import is_call
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from pqcore.operations import admin, dead_letters
 from pqcore.operations import periodic as ticking
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
-from pqcore.tasks.declaring import Call, Task, TaskDeclarations
+from pqcore.tasks.declaring import Call, Task
 from pqcore.tasks.periodic import Periodic
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing.databases import OURS, Connection, Database, Databases
 from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
 from pqcore.testing.matching import ENQUEUED, NAMES, Enqueued, Wanted, read

@@ -18,7 +18,7 @@ from typing import Any
 
 from pqcore.backend import BackendSpec, Capability
 from pqcore.plugins import plugins
-from pqcore.testing.server import prepared
+from pqcore.testing.databases import prepared
 
 ALONE = "alone"
 """Of a standard test that does not ask for the harness itself: it is run at least once."""

@@ -9,34 +9,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from pqcore.errors import ConfigurationError, PQError
-from pqcore.sql.identifiers import TableName
-
-
-@cache
-def prepared() -> bool:
-    """Whether what is tested may prepare statements and listen: not over a pooler that shares its connections.
-
-    ``PQCORE_TEST_PREPARED`` says ``yes`` or ``no``; else it is looked whether ``PQCORE_TEST_DSN`` leads to a pooler.
-    """
-    said = os.environ.get("PQCORE_TEST_PREPARED", "")
-    if said not in ("", "yes", "no"):
-        msg = f"PQCORE_TEST_PREPARED is to be yes or no, not {said!r}"
-        raise ConfigurationError(msg)
-    dsn = os.environ.get("PQCORE_TEST_DSN", "")
-    if said or "://" not in dsn:
-        return said != "no"
-    from pqcore.testing.databases import Connection
-
-    try:
-        connection = Connection(dsn, TableName("queue"))
-        try:
-            connection.sql("SELECT 1")
-            return not connection.engine._opener(connection.engine.spec).alternates
-        finally:
-            connection.close()
-    except PQError:  # the first test says it
-        return True
+from pqcore.errors import ConfigurationError
 
 
 @cache

@@ -18,8 +18,8 @@ from typing import Any
 from pqcore.job import BaseJob
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
-from pqcore.tasks.declaring import TaskDeclarations
 from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.worker.parent_death import end_with_parent
 
 FIRST: list[str] = []

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
 from pqcore.operations import lease as leasing
-from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.completer import Completer

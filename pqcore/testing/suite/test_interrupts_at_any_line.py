@@ -20,8 +20,8 @@ import pqcore
 from pqcore.backend import Capability
 from pqcore.errors import SerializationError
 from pqcore.plugins import plugins
+from pqcore.testing.databases import prepared
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.server import prepared
 
 pytestmark = [
     pytest.mark.only("blocking"),

@@ -14,8 +14,8 @@ import pytest
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
+from pqcore.testing.databases import prepared
 from pqcore.testing.harness import PATIENCE, Harness
-from pqcore.testing.server import prepared
 
 pytestmark = pytest.mark.only("async")
 PLACES = 2

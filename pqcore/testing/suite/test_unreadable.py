@@ -28,7 +28,7 @@ from pqcore.operations.complete import PUT_OFF
 from pqcore.serializers import Json, Wrapper
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
-from pqcore.tasks.declaring import TaskDeclarations
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
