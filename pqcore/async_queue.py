@@ -239,7 +239,7 @@ class AsyncQueue(QueueSettings):
     @property
     def dead(self) -> AsyncDeadLetters:
         """The queue's dead letters."""
-        return AsyncDeadLetters(self._engine, self)
+        return AsyncDeadLetters(self.engine, self)
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""

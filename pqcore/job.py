@@ -225,7 +225,7 @@ class BaseJob:
         return self.attempts - 1 - self.failures - self.excused
 
     @property
-    def settings(self) -> QueueSettings:
+    def settings(self) -> QueueOfJob:
         """The settings of the queue that the job was taken from; without that queue's methods."""
         return self._queue
 

@@ -35,8 +35,7 @@ from pqcore.errors import (
     UnknownBackend,
     UnknownSerializer,
 )
-from pqcore.serializers.protocol import fault_of
-from pqcore.serializers.wrapping import Wrapper
+from pqcore.serializers.protocol import fault_of, is_wrapper
 from pqcore.sql.dialect import Dialect
 from pqcore.versions import too_old
 
@@ -647,11 +646,6 @@ def _made(name: str, kind: Any, *arguments: object) -> Serializer:
 def _cut(name: str) -> str:
     """A name for a message: its beginning, if it is long."""
     return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
-
-
-def is_wrapper(serializer: object) -> bool:
-    """Whether what was registered is a class of serializers that wrap others."""
-    return isinstance(serializer, type) and issubclass(serializer, Wrapper)
 
 
 def class_names(cls: type) -> set[str]:

@@ -419,7 +419,7 @@ class Queue(QueueSettings):
     @property
     def dead(self) -> DeadLetters:
         """The queue's dead letters."""
-        return DeadLetters(self._engine, self)
+        return DeadLetters(self.engine, self)
 
     def count(self) -> int:
         """How many jobs are due."""

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from pqcore.backend import CONNECT_TIMEOUT
-from pqcore.db.dsn_arguments import scheme_of
 
+_URL = ("postgresql://", "postgres://")
+"""The beginnings by which libpq tells a URL from words."""
 _WORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?=\s|$)\s*", re.DOTALL)
 _VARIABLES = {"service": "PGSERVICE", "application_name": "PGAPPNAME", "options": "PGOPTIONS"}
 """Those that asyncpg does not read."""
@@ -60,7 +61,7 @@ def arguments(dsn: str) -> dict[str, Any]:
 
 def _read(dsn: str) -> tuple[str, dict[str, str]]:
     """A URL up to its question mark, and what is said by name."""
-    if scheme_of(dsn):
+    if dsn.startswith(_URL):
         place, _, said = dsn.partition("?")
         if place.count("/") == 3:
             place = place.removesuffix("/")  # asyncpg would take it for a database without a name

@@ -22,7 +22,8 @@ from pqcore.cli.output import emit, printable, table, write
 from pqcore.db.sources import redact
 from pqcore.errors import ConfigurationError, PluginError, PQError
 from pqcore.instruments import GROUP as INSTRUMENTS
-from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, check_api, importable, is_wrapper, plugins
+from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, check_api, importable, plugins
+from pqcore.serializers.protocol import is_wrapper
 
 GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)
 """The groups of entry points, as docs/plugins.md has them."""

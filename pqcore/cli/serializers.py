@@ -9,8 +9,9 @@ import click
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, table
 from pqcore.errors import PQError
-from pqcore.plugins import is_wrapper, plugins
+from pqcore.plugins import plugins
 from pqcore.serializers import stored_name
+from pqcore.serializers.protocol import is_wrapper
 
 
 @click.command()

@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
 if TYPE_CHECKING:
-    from pqcore.db.sources import BackendAdapter
+    from collections.abc import Sequence
+
+    from pqcore.db.session import Session
 
 LOOK = 0.5
 """Seconds between two looks at all connections, at most."""
@@ -28,6 +30,16 @@ LEISURE = 20
 """Looks without any session after which the thread ends."""
 
 
+class Watched(Protocol):
+    """What opens sessions, and knows those that are in use: see `pqcore.db.sources.BackendAdapter`."""
+
+    def sessions(self) -> Sequence[Session]: ...
+
+    def count_broken_off(self, now: float) -> None: ...
+
+    def break_off_unheard(self, limit: float) -> None: ...
+
+
 class Watchdog:
     """Looks at the sessions of openers, in a thread that runs while there are sessions."""
 
@@ -36,11 +48,11 @@ class Watchdog:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._openers: WeakSet[BackendAdapter] = WeakSet()
+        self._openers: WeakSet[Watched] = WeakSet()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
 
-    def watch(self, opener: BackendAdapter) -> None:
+    def watch(self, opener: Watched) -> None:
         """Look at the sessions of an opener from now on."""
         if self._process != os.getpid():  # forked: the thread, and the holder of the lock, are the parent's
             self._begin()

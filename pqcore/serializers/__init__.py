@@ -6,7 +6,7 @@ change while rows wait.  A row never chooses what is *run*: one written as
 something else is read only if the queue accepts that by name.
 
 Those that need a library are imported when they are first asked for, and import
-that library when they are constructed.
+that library when they are constructed.  So is `Wrapper`, which finds others by name (`pqcore.plugins`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pqcore.serializers.protocol import (
     stored_name,
     written_under,
 )
-from pqcore.serializers.wrapping import Wrapper
 
 if TYPE_CHECKING:
     from pqcore.serializers.compression import Zstd
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from pqcore.serializers.with_msgspec import MsgspecJson, MsgspecMsgpack
     from pqcore.serializers.with_orjson import Orjson
     from pqcore.serializers.with_pydantic import PydanticJson
+    from pqcore.serializers.wrapping import Wrapper
 
 __all__ = [
     "Cbor2",
@@ -74,6 +74,7 @@ _LATER = {
     "Orjson": "with_orjson",
     "PydanticJson": "with_pydantic",
     "SignedPickle": "signed_pickles",
+    "Wrapper": "wrapping",
     "Zstd": "compression",
 }
 

@@ -64,6 +64,11 @@ def fault_of(serializer: object, *, writes: bool = True) -> str:
     return ""
 
 
+def is_wrapper(serializer: object) -> bool:
+    """Return whether something is a class of serializers that wrap others: a subclass of `Wrapper`."""
+    return isinstance(serializer, type) and bool(getattr(serializer, "wraps_another", False))
+
+
 def _is_plain(name: str) -> bool:
     return name.isprintable() and name == name.strip()
 

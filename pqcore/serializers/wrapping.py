@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pqcore.errors import ConfigurationError, KeyNotHeld
+from pqcore.plugins import plugins
 from pqcore.serializers.keys import add_marks, counted, take_mark
 from pqcore.serializers.plain_json import Json
 from pqcore.serializers.protocol import Serializer, authenticates, fault_of, stored_name, written_under
@@ -34,6 +35,7 @@ class Wrapper:
     """
 
     layer: ClassVar[str]
+    wraps_another: ClassVar[bool] = True  # see `is_wrapper`
     binary = True
     safe: bool | None = None
     authenticates = False
@@ -116,8 +118,6 @@ class Wrapper:
 
 def _found(inner: Serializer | str | None) -> Serializer:
     if isinstance(inner, str):
-        from pqcore.plugins import plugins  # which imports this
-
         return plugins.serializer(inner)
     if isinstance(inner, type):
         raise ConfigurationError(f"the inner serializer is the class {inner.__qualname__}; give an instance")
