@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
+from pqcore.base_pq import BasePQ
 from pqcore.db.engine import Engine, Leaving
 from pqcore.db.runtime import AsyncioRuntime
 from pqcore.dead_letters import AsyncDeadLetters
@@ -38,7 +38,7 @@ from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
+from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import TableName
 from pqcore.times import TimeSpec
 
@@ -282,64 +282,19 @@ class AsyncQueue(QueueSettings):
         return AsyncQueueIterator(self)
 
 
-class AsyncPQ:
+class AsyncPQ(BasePQ[AsyncQueue]):
     """The queues of one table, awaited; takes the arguments of `pqcore.PQ`.
 
     Connections are opened when first needed, in the event loop that needs them.
     """
 
     queue_class: type[AsyncQueue] = AsyncQueue
-
-    def __init__(
-        self,
-        conn: Any = None,
-        pool: Any = None,
-        table: str = "queue",
-        schema: str | None = None,
-        queue_class: type[AsyncQueue] | None = None,
-        *,
-        backend: str | None = None,
-        max_connections: int = 10,
-        pool_timeout: float = 30.0,
-        answer_timeout: float | None = 60.0,
-        prepared: bool | None = None,
-        dialect: str | None = None,
-        **options: Any,
-    ) -> None:
-        if queue_class is not None:
-            self.queue_class = queue_class
-        self.options = options
-        self._queues: dict[str, AsyncQueue] = {}
-        self._forgotten: WeakValueDictionary[str, AsyncQueue] = WeakValueDictionary()
-        self.engine = Engine(
-            "async",
-            AsyncioRuntime(),
-            TableName(table, schema),
-            conn,
-            pool,
-            backend=backend,
-            max_connections=max_connections,
-            pool_timeout=pool_timeout,
-            answer_timeout=answer_timeout,
-            prepared=prepared,
-            dialect=dialect,
-        )
-        # A bad option is to fail here, not at the first queue.
-        QueueSettings("any", self.engine.names, None, options)
-
-    @property
-    def backend(self) -> str:
-        """The name of the chosen backend, and why it was chosen."""
-        return f"{self.engine.spec.name} ({self.engine.why})"
+    _mode = "async"
+    _runtime = AsyncioRuntime
 
     async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
         await admin.create(self.engine, partitions, set_sequences=set_sequences)
-
-    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
-        """A queue with options of its own; see `pqcore.PQ.queue`."""
-        options = {**self.options, **options}
-        return self.queue_class(name, engine=self.engine, serializer=serializer, options=options)
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
@@ -359,15 +314,6 @@ class AsyncPQ:
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""
         await self.engine.close()
-
-    def __getitem__(self, name: str) -> AsyncQueue:
-        queue = self._queues.get(name)
-        if queue is None:
-            found = self._forgotten.get(name)
-            queue = self._queues.setdefault(name, self.queue(name) if found is None else found)
-            if len(self._queues) > KEPT_QUEUES:
-                forget_queues(self._queues, self._forgotten, self.queue)
-        return queue
 
     async def __aenter__(self) -> Self:
         return self

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
+from pqcore.base_pq import BasePQ
 from pqcore.db.engine import Engine, Leaving
 from pqcore.db.runtime import BlockingRuntime, run_sync
 from pqcore.dead_letters import DeadLetters
@@ -32,7 +32,7 @@ from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
+from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import TableName
 from pqcore.times import TimeSpec
 
@@ -480,7 +480,7 @@ class Queue(QueueSettings):
         return self.count()
 
 
-class PQ:
+class PQ(BasePQ[Queue]):
     """The queues of one table.
 
     Args:
@@ -515,48 +515,8 @@ class PQ:
     """
 
     queue_class: type[Queue] = Queue
-
-    def __init__(
-        self,
-        conn: Any = None,
-        pool: Any = None,
-        table: str = "queue",
-        schema: str | None = None,
-        queue_class: type[Queue] | None = None,
-        *,
-        backend: str | None = None,
-        max_connections: int = 10,
-        pool_timeout: float = 30.0,
-        answer_timeout: float | None = 60.0,
-        prepared: bool | None = None,
-        dialect: str | None = None,
-        **options: Any,
-    ) -> None:
-        if queue_class is not None:
-            self.queue_class = queue_class
-        self.options = options
-        self._queues: dict[str, Queue] = {}
-        self._forgotten: WeakValueDictionary[str, Queue] = WeakValueDictionary()
-        self.engine = Engine(
-            "blocking",
-            BlockingRuntime(),
-            TableName(table, schema),
-            conn,
-            pool,
-            backend=backend,
-            max_connections=max_connections,
-            pool_timeout=pool_timeout,
-            answer_timeout=answer_timeout,
-            prepared=prepared,
-            dialect=dialect,
-        )
-        # A bad option is to fail here, not at the first queue.
-        QueueSettings("any", self.engine.names, None, options)
-
-    @property
-    def backend(self) -> str:
-        """The name of the chosen backend, and why it was chosen."""
-        return f"{self.engine.spec.name} ({self.engine.why})"
+    _mode = "blocking"
+    _runtime = BlockingRuntime
 
     def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; does nothing if it is up to date.
@@ -573,17 +533,6 @@ class PQ:
             TransientError: It was in use for too long; call it again.
         """
         run_sync(admin.create(self.engine, partitions, set_sequences=set_sequences))
-
-    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
-        """A queue with options of its own.
-
-        Args:
-            name: Taken as it is, slashes too, if ``serializer`` is given.
-            serializer: A serializer, or the name of one.
-            **options: As for `PQ`.
-        """
-        options = {**self.options, **options}
-        return self.queue_class(name, engine=self.engine, serializer=serializer, options=options)
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
@@ -623,15 +572,6 @@ class PQ:
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""
         run_sync(self.engine.close())
-
-    def __getitem__(self, name: str) -> Queue:
-        queue = self._queues.get(name)
-        if queue is None:
-            found = self._forgotten.get(name)
-            queue = self._queues.setdefault(name, self.queue(name) if found is None else found)
-            if len(self._queues) > KEPT_QUEUES:
-                forget_queues(self._queues, self._forgotten, self.queue)
-        return queue
 
     def __enter__(self) -> Self:
         return self

@@ -19,8 +19,7 @@ from pqcore.testing.harness import PATIENCE, patiently
 @pytest.fixture(params=[PQ, AsyncPQ, tasks.PQ, tasks.AsyncPQ], ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def pq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A `PQ` of each kind, which keeps 20 queues; nothing is connected."""
-    monkeypatch.setattr("pqcore.queue.KEPT_QUEUES", 20)
-    monkeypatch.setattr("pqcore.async_queue.KEPT_QUEUES", 20)
+    monkeypatch.setattr("pqcore.base_pq.KEPT_QUEUES", 20)
     backend = "asyncpg" if issubclass(request.param, AsyncPQ) else "psycopg"
     return request.param("postgresql://127.0.0.1:1/nowhere", backend=backend)
 

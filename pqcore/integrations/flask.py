@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 try:
     import click
@@ -35,7 +35,6 @@ from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent
 from pqcore.hookspecs import hookimpl
 from pqcore.plugins import plugins
-from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ
 
@@ -69,15 +68,8 @@ class PQCore(PQ):
         **options: Any,
     ) -> None:
         # Not PQ's own: that would need to know the database.
-        if queue_class is not None:
-            self.queue_class = queue_class
-        names = TableName(table, schema)
-        QueueSettings("any", names, None, options)  # a bad option is to fail here
-        self.options = options
-        self._queues = {}
-        self._forgotten = WeakValueDictionary()
         self._engines: WeakKeyDictionary[Flask, Engine] = WeakKeyDictionary()
-        self.engine = _AppEngine(self, names)
+        self._begin(_AppEngine(self, TableName(table, schema)), queue_class, options)
         if app is not None:
             self.init_app(app)
 

@@ -1,0 +1,99 @@
+"""What `pqcore.PQ` and `pqcore.AsyncPQ` have in common: an engine, and the queues that are kept by name."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Generic, TypeVar, cast
+from weakref import WeakValueDictionary
+
+from pqcore.backend import Mode
+from pqcore.db.engine import Engine
+from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime
+from pqcore.serializers import Serializer
+from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
+from pqcore.sql.identifiers import TableName
+
+Q = TypeVar("Q", bound=QueueSettings)
+
+
+class BasePQ(Generic[Q]):
+    """The queues of one table, over an engine of either kind.
+
+    Attributes:
+        queue_class: The class of the queues.
+        engine: What runs operations on the table.
+        options: What queues are set to.
+    """
+
+    queue_class: type[Q]
+    _mode: ClassVar[Mode]
+    _runtime: ClassVar[type[BlockingRuntime | AsyncioRuntime]]
+
+    def __init__(
+        self,
+        conn: Any = None,
+        pool: Any = None,
+        table: str = "queue",
+        schema: str | None = None,
+        queue_class: type[Q] | None = None,
+        *,
+        backend: str | None = None,
+        max_connections: int = 10,
+        pool_timeout: float = 30.0,
+        answer_timeout: float | None = 60.0,
+        prepared: bool | None = None,
+        dialect: str | None = None,
+        **options: Any,
+    ) -> None:
+        engine = Engine(
+            self._mode,
+            self._runtime(),
+            TableName(table, schema),
+            conn,
+            pool,
+            backend=backend,
+            max_connections=max_connections,
+            pool_timeout=pool_timeout,
+            answer_timeout=answer_timeout,
+            prepared=prepared,
+            dialect=dialect,
+        )
+        self._begin(engine, queue_class, options)
+
+    def _begin(self, engine: Engine, queue_class: type[Q] | None, options: dict[str, Any]) -> None:
+        """Keep what queues are made of.
+
+        Raises:
+            ConfigurationError: An option is none, or has a value that it cannot have.
+        """
+        if queue_class is not None:
+            self.queue_class = queue_class
+        self.options = options
+        self._queues: dict[str, Q] = {}
+        self._forgotten: WeakValueDictionary[str, Q] = WeakValueDictionary()
+        self.engine = engine
+        QueueSettings("any", engine.names, None, options)  # so that a bad option fails here, not at the first queue
+
+    @property
+    def backend(self) -> str:
+        """The name of the chosen backend, and why it was chosen."""
+        return f"{self.engine.spec.name} ({self.engine.why})"
+
+    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Q:
+        """Return a new queue with options of its own.
+
+        Args:
+            name: The queue's name; if ``serializer`` is given, it is taken as it is, slashes too.
+            serializer: A serializer, or the name of one.
+            **options: As for `pqcore.PQ`.
+        """
+        make = cast("Any", self.queue_class)
+        return cast("Q", make(name, engine=self.engine, serializer=serializer, options={**self.options, **options}))
+
+    def __getitem__(self, name: str) -> Q:
+        queue = self._queues.get(name)
+        if queue is None:
+            found = self._forgotten.get(name)
+            queue = self._queues.setdefault(name, self.queue(name) if found is None else found)
+            if len(self._queues) > KEPT_QUEUES:
+                forget_queues(self._queues, self._forgotten, self.queue)
+        return queue
