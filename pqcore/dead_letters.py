@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from pqcore.db.runtime import run_sync
-from pqcore.job import BaseJob, UtcDatetime
+from pqcore.job import BaseJob
 from pqcore.operations import dead_letters
+from pqcore.times import UtcDatetime
 
 if TYPE_CHECKING:
     from pqcore.db.engine import Engine

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 
 from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
+from pqcore.times import UtcDatetime, timestamp_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,49 +15,6 @@ if TYPE_CHECKING:
     from pqcore.sql.identifiers import TableName
     from pqcore.sql.statement import Retention
     from pqcore.times import TimeSpec
-
-
-class UtcDatetime(datetime):
-    """An aware datetime in UTC that takes a naive one for UTC too.
-
-    pq gave naive datetimes; code that compares a job's times with
-    ``datetime.utcnow()``, or subtracts them, works on.
-    """
-
-    @classmethod
-    def of(cls, naive: datetime | None) -> UtcDatetime | None:
-        """The moment of a naive datetime in UTC, as the server gives it."""
-        if naive is None:
-            return None
-        return cls(
-            naive.year, naive.month, naive.day, naive.hour, naive.minute, naive.second, naive.microsecond, timezone.utc
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(_as_utc(other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __lt__(self, other: Any) -> bool:
-        return super().__lt__(_as_utc(other))
-
-    def __le__(self, other: Any) -> bool:
-        return super().__le__(_as_utc(other))
-
-    def __gt__(self, other: Any) -> bool:
-        return super().__gt__(_as_utc(other))
-
-    def __ge__(self, other: Any) -> bool:
-        return super().__ge__(_as_utc(other))
-
-    def __sub__(self, other: Any) -> Any:
-        return super().__sub__(_as_utc(other))
-
-    def __rsub__(self, other: datetime) -> timedelta:
-        return cast(datetime, _as_utc(other)) - datetime.fromisoformat(self.isoformat())
-
-    __hash__ = datetime.__hash__
 
 
 Identity: TypeAlias = tuple[int, float | None]
@@ -85,16 +43,6 @@ class JobId(int):
         if self.epoch is None or abs(self.epoch) > _FARTHEST:
             return None
         return _EPOCH + timedelta(microseconds=round(self.epoch * 1_000_000))
-
-
-def _as_utc(value: Any) -> Any:
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=timezone.utc)
-    return value
-
-
-def _written(moment: datetime | None) -> str:
-    return "None" if moment is None else f'"{moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
 
 
 class _Encoded(Protocol):
@@ -270,8 +218,8 @@ class BaseJob:
     def __repr__(self) -> str:
         return (
             f"<pqcore.{type(self).__name__} id={self.id} size={self.size} "
-            f"enqueued_at={_written(self.enqueued_at)} schedule_at={_written(self.schedule_at)} "
-            f"expected_at={_written(self.expected_at)}>"
+            f"enqueued_at={timestamp_text(self.enqueued_at)} schedule_at={timestamp_text(self.schedule_at)} "
+            f"expected_at={timestamp_text(self.expected_at)}>"
         )
 
 

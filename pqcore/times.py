@@ -1,4 +1,4 @@
-"""What users may write for a time, reduced to two kinds of value.
+"""Times: those that users write, reduced to two kinds of value, and those of a job, in UTC.
 
 A point in time becomes an aware datetime; a distance from now stays a
 timedelta, because the *server* adds it to its own clock: what is due is decided
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 from pqcore.errors import InvalidTimeSpec
 
@@ -21,6 +21,54 @@ _SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _FURTHEST = timedelta(days=366 * 1_000)  # the server's clock, give or take this, is a datetime
 _MOST_SECONDS = _FURTHEST.total_seconds()
+
+
+class UtcDatetime(datetime):
+    """An aware datetime in UTC that takes a naive one for UTC too.
+
+    pq gave naive datetimes; code that compares a job's times with
+    ``datetime.utcnow()``, or subtracts them, works on.
+    """
+
+    @classmethod
+    def of(cls, naive: datetime | None) -> UtcDatetime | None:
+        """The moment of a naive datetime in UTC, as the server gives it."""
+        if naive is None:
+            return None
+        return cls(
+            naive.year, naive.month, naive.day, naive.hour, naive.minute, naive.second, naive.microsecond, timezone.utc
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(_as_utc(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: Any) -> bool:
+        return super().__lt__(_as_utc(other))
+
+    def __le__(self, other: Any) -> bool:
+        return super().__le__(_as_utc(other))
+
+    def __gt__(self, other: Any) -> bool:
+        return super().__gt__(_as_utc(other))
+
+    def __ge__(self, other: Any) -> bool:
+        return super().__ge__(_as_utc(other))
+
+    def __sub__(self, other: Any) -> Any:
+        return super().__sub__(_as_utc(other))
+
+    def __rsub__(self, other: datetime) -> timedelta:
+        return cast(datetime, _as_utc(other)) - datetime.fromisoformat(self.isoformat())
+
+    __hash__ = datetime.__hash__
+
+
+def timestamp_text(moment: datetime | None) -> str:
+    """Return a moment in UTC as the `repr` of a job shows it: ISO 8601 in double quotes, or ``None``."""
+    return "None" if moment is None else f'"{moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
 
 
 def parse(spec: TimeSpec) -> datetime | timedelta | None:
@@ -113,3 +161,9 @@ def _aware(moment: datetime) -> datetime:
     except OverflowError as exc:
         msg = f"not a time: {moment!r} is outside of what UTC can hold"
         raise InvalidTimeSpec(msg) from exc
+
+
+def _as_utc(value: Any) -> Any:
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=timezone.utc)
+    return value

@@ -8,9 +8,9 @@ from typing import Any
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.job import UtcDatetime
 from pqcore.operations.schema_info import ask
 from pqcore.sql.identifiers import channel, control_channel
+from pqcore.times import UtcDatetime
 
 MOST_SESSIONS = 500
 """Sessions that are listed, at most."""

@@ -11,11 +11,10 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
-from pqcore.job import UtcDatetime
 from pqcore.operations.dead_letters import error_of
 from pqcore.operations.results import put_time
 from pqcore.settings import QueueSettings
-from pqcore.times import seconds
+from pqcore.times import UtcDatetime, seconds
 
 UNFINISHED = ("leased", "waiting", "scheduled", "parked")
 STATES = (*UNFINISHED, "done", "dead")

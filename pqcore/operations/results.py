@@ -13,11 +13,11 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
-from pqcore.job import BaseJob, JobId, UtcDatetime
+from pqcore.job import BaseJob, JobId
 from pqcore.operations.serialize import decode
 from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import results_channel
-from pqcore.times import seconds
+from pqcore.times import UtcDatetime, seconds
 
 POLL = 1.0
 """Seconds after which one who waits for a result looks, woken or not."""

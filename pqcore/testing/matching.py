@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pqcore.errors import PQError
-from pqcore.job import BaseJob, UtcDatetime
+from pqcore.job import BaseJob
 from pqcore.sql.fragments import DUE_AT, JOB
 from pqcore.tasks.declaring import Task
-from pqcore.times import TimeSpec, parse, seconds
+from pqcore.times import TimeSpec, UtcDatetime, parse, seconds
 
 if TYPE_CHECKING:
     from pqcore.settings import QueueSettings

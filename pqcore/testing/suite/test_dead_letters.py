@@ -10,11 +10,11 @@ import pytest
 
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError, JobFailed, JobNotFound, PQError
-from pqcore.job import UtcDatetime
 from pqcore.put_options import Dedup
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
+from pqcore.times import UtcDatetime
 
 
 class Broken(Exception):
