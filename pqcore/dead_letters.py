@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from pqcore.times import UtcDatetime
 
 if TYPE_CHECKING:
     from pqcore.db.engine import Engine
+    from pqcore.rows import DeadLetterRow
     from pqcore.settings import QueueSettings
 
 
@@ -29,11 +29,11 @@ class DeadLetter(BaseJob):
 
     __slots__ = ("died_at", "error", "reason")
 
-    def __init__(self, queue: QueueSettings, row: Sequence[Any]) -> None:
-        super().__init__(queue, row)
-        self.error: dict[str, str] = dead_letters.error_of(row[11])
-        self.reason: str = row[12]
-        self.died_at: UtcDatetime = cast(UtcDatetime, UtcDatetime.of(row[13]))
+    def __init__(self, queue: QueueSettings, row: DeadLetterRow) -> None:
+        super().__init__(queue, row.job)
+        self.error: dict[str, str] = dead_letters.error_of(row.error)
+        self.reason: str = row.reason
+        self.died_at: UtcDatetime = cast(UtcDatetime, UtcDatetime.of(row.died_at))
 
     @property
     def data(self) -> Any:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 
 from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
+from pqcore.rows import JobRow
 from pqcore.times import UtcDatetime, timestamp_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pqcore.sql.identifiers import TableName
     from pqcore.sql.statement import Retention
     from pqcore.times import TimeSpec
@@ -115,17 +114,27 @@ class BaseJob:
 
     _may_be_deleted: ClassVar[bool] = False
 
-    def __init__(self, queue: QueueOfJob, row: Sequence[Any], *, leased: bool = False) -> None:
+    def __init__(self, queue: QueueOfJob, row: JobRow, *, leased: bool = False) -> None:
         self._queue = queue
         self.leased = leased
-        self.id: int = row[0]
-        self.raw: str | bytes = row[1] if row[2] is None else bytes(row[2])  # a driver may give a view
-        self.serializer: str | None = row[3]
-        self.attempts: int = row[4]
-        self._times: Sequence[datetime | None] = row[5:8]
-        self.raw_headers: str | None = row[8]
-        self.failures: int = row[9] or 0
-        self.excused: int = row[10] or 0
+        # Unpacked, as that costs less than a look at each name, and this runs for each job.
+        (
+            self.id,
+            data,
+            payload,
+            self.serializer,
+            self.attempts,
+            enqueued_at,
+            schedule_at,
+            expected_at,
+            self.raw_headers,
+            failures,
+            excused,
+        ) = row
+        self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may give a view
+        self._times = (enqueued_at, schedule_at, expected_at)
+        self.failures = failures or 0
+        self.excused = excused or 0
         self._headers: dict[str, Any] | None = None
         self._faults = ""
         self._decoded = False
@@ -187,11 +196,20 @@ class BaseJob:
         """The data if it was decoded already, else None."""
         return self._data
 
-    def as_row(self) -> tuple[Any, ...]:
+    def as_row(self) -> JobRow:
         """Return the row that the job was made from, of which another process can make the job again."""
-        data, payload = (self.raw, None) if isinstance(self.raw, str) else (None, self.raw)
-        row = (self.id, data, payload, self.serializer, self.attempts, *self._times)
-        return (*row, self.raw_headers, self.failures, self.excused)
+        binary = isinstance(self.raw, bytes)
+        return JobRow(
+            self.id,
+            None if binary else self.raw,
+            self.raw if binary else None,
+            self.serializer,
+            self.attempts,
+            *self._times,
+            headers=self.raw_headers,
+            failures=self.failures,
+            excused=self.excused,
+        )
 
     def decode(self) -> Any:
         """Return the data, which the first call decodes.

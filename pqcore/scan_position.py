@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from pqcore.backend import Row
+from pqcore.rows import JobRow
 
 FULL_LOOK = 1.0
 """Seconds after which a look is a full one: so long may a job stay unseen that came in before the bound."""
@@ -38,8 +38,8 @@ class ScanPosition:
     def __init__(self) -> None:
         self._taken = 0
         self._last = self._full = float("-inf")
-        self._urgent: Row | None = None
-        self._ready: Row | None = None
+        self._urgent: JobRow | None = None
+        self._ready: JobRow | None = None
         self._value = ""
         self._moves_at = 0
 
@@ -57,14 +57,14 @@ class ScanPosition:
             return self._value
         urgent, ready = self._urgent, self._ready
         first, second = _BEFORE_URGENT, _BEFORE_READY
-        if urgent is not None:
-            first = f"{_text(urgent[7])} {_text(urgent[5])} {urgent[0]}"
+        if urgent is not None and urgent.expected_at is not None:
+            first = f"{_text(urgent.expected_at)} {_text(urgent.enqueued_at)} {urgent.id}"
         if ready is not None:
-            second = f"{_text(ready[5] if ready[6] is None else ready[6])} {ready[0]}"
+            second = f"{_text(ready.due_at)} {ready.id}"
         self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
         return self._value
 
-    def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
+    def advance(self, rows: Sequence[JobRow], now: float, *, full: bool) -> None:
         """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
         self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
@@ -74,12 +74,12 @@ class ScanPosition:
         if self._taken < SUCCESSION // 2:  # not to be used soon
             return
         last = rows[-1]
-        if last[7] is None:
+        if last.expected_at is None:
             self._ready = last
             if len(rows) == 1:
                 return
         for row in reversed(rows):
-            if row[7] is not None and row[6] is None:
+            if row.expected_at is not None and row.schedule_at is None:
                 self._urgent = row
                 break
 

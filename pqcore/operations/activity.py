@@ -77,7 +77,7 @@ class Tick:
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
     """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
     rows = await engine.execute("upkeep.recent_completions", {}, protect=False, patient=True)
-    return {row[0]: Finished(int(row[1]), int(row[2]), row[3], row[4]) for row in rows}
+    return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
 
 async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
@@ -88,7 +88,7 @@ async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
         n: Of how many tasks, at most.
     """
     rows = await engine.execute("upkeep.list_ticks", {"n": n}, protect=False)
-    return [Tick(row[0], row[1], moment) for row in rows if (moment := UtcDatetime.of(row[2])) is not None]
+    return [Tick(queue, name, last) for queue, name, tick in rows if (last := UtcDatetime.of(tick)) is not None]
 
 
 # A listener holds a shared lock on the channel (see pqcore.db.listener). pg_locks shows its 64-bit key in two halves.

@@ -72,8 +72,9 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
         found = await s.execute(find, find.bind(values))
         if not found:
             return False
-        if complete.has_followers(found[0][0]):
-            cancelled = await complete.cancel(engine, queue, s, number, found[0][0])
+        [[headers]] = found
+        if complete.has_followers(headers):
+            cancelled = await complete.cancel(engine, queue, s, number, headers)
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
         return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))
@@ -109,7 +110,7 @@ async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStat
     """What waits, a queue; beside it what is true of those in which nothing does."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False, patient=True)
-    stale = next((row[4] for row in rows if row[0] is None), None)
+    stale = next((age for name, _, _, _, age, _ in rows if name is None), None)
     nothing = QueueStats(0, 0, 0, None, stale=stale)
     found = {
         name: QueueStats(ready, scheduled, leased, oldest, parked, stale)

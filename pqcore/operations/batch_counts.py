@@ -74,7 +74,8 @@ async def open_batch(
     rows = await s.execute(query, query.bind(values))
     if not rows:
         raise await not_stored(engine, s, "open_batch")
-    return Membership(rows[0][0], token)
+    [[batch]] = rows
+    return Membership(batch, token)
 
 
 def without_batch(headers: dict[str, Any]) -> str | None:
@@ -163,7 +164,8 @@ class Watch:
     async def _alive(engine: Engine, batches: list[int]) -> set[int]:
         alive: set[int] = set()
         for statement in ("tasks.held_batches", "tasks.live_batches"):
-            alive.update(row[0] for row in await engine.execute(statement, {"ids": batches}, protect=False))
+            rows = await engine.execute(statement, {"ids": batches}, protect=False)
+            alive.update(batch for (batch,) in rows)
         return alive
 
 

@@ -44,6 +44,7 @@ from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.lease import ack_rows
 from pqcore.operations.put import insert
 from pqcore.operations.serialize import encode
+from pqcore.rows import JobRow
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.identifiers import results_channel
 
@@ -506,7 +507,8 @@ async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int, 
             await lock_gates(engine, queue, s, [gate])
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
         for _, found, put_at in rows:
-            job = BaseJob(queue, (job_id, None, b"", None, 0, put_at, None, None, found, 0, 0))
+            row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
+            job = BaseJob(queue, row)
             await _follow(engine, queue, s, [Outcome(job, "drop", reason="cancelled")], locked=found == headers)
     return bool(rows)
 
@@ -545,7 +547,7 @@ async def _end_rows(
     ended = []
     done = [outcome for outcome in outcomes if outcome.kind == "done"]
     if done:
-        held = {(row[0], row[1]) for row in await ack_rows(s, queue, [outcome.job for outcome in done])}
+        held = {(job, token) for job, token in await ack_rows(s, queue, [outcome.job for outcome in done])}
         ended += [outcome for outcome in done if (outcome.job.id, outcome.job.attempts) in held]
     tasks = s.sql.tasks
     statements = {

@@ -37,6 +37,7 @@ from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.locked_keys import PROBE, WAITS
 from pqcore.operations.atomic import atomic
+from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 from pqcore.sql.statement import Query
 
@@ -59,7 +60,7 @@ class NotAdmittedError(Exception):
         left: The rows that have to be put back.
     """
 
-    def __init__(self, allowed: Sequence[Row], left: Sequence[Row]) -> None:
+    def __init__(self, allowed: Sequence[JobRow], left: Sequence[JobRow]) -> None:
         self.allowed = allowed
         self.left = left
 
@@ -116,8 +117,10 @@ async def _lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iterable
     locks = list(_locks(engine, queue, keys))
     if not locks:
         return True
-    rows = await s.execute(s.sql.tasks.lock_keys, s.sql.tasks.lock_keys.bind({"locks": locks}))
-    return s.own or not is_above(rows[0][0])
+    query = s.sql.tasks.lock_keys
+    rows = await s.execute(query, query.bind({"locks": locks}))
+    isolation, *_ = rows[0]
+    return s.own or not is_above(isolation)
 
 
 async def _try_lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iterable[str]) -> set[str]:
@@ -131,16 +134,19 @@ async def _try_lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iter
         return set()
     query = s.sql.tasks.try_keys
     rows = await s.execute(query, query.bind({"locks": list(locks)}))
-    if not s.own and is_above(rows[0][2]):
+    *_, isolation = rows[0]
+    if not s.own and is_above(isolation):
         msg = (
             f"queue {queue.name!r}: jobs under a limit or in a group cannot be leased in a transaction that is"
-            f" {rows[0][2].upper()}: lease them outside of it, or in one that is READ COMMITTED"
+            f" {isolation.upper()}: lease them outside of it, or in one that is READ COMMITTED"
         )
         raise NotSupported(msg)
     return {locks[lock] for lock, locked, _ in rows if locked}
 
 
-async def admit(engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[Row], lease: float) -> Sequence[Row]:
+async def acquire_slots(
+    engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[JobRow], lease: float
+) -> Sequence[JobRow]:
     """Of rows just leased, those that may run; the others are parked, or come again later.
 
     Where nothing is gated this is a look at each row's headers.
@@ -156,7 +162,7 @@ async def admit(engine: Engine, queue: QueueSettings, s: Session, rows: Sequence
         NotAdmittedError: The server refused it; some rows have to be put back.
         NotSupported: The transaction is the caller's, and above READ COMMITTED; no row that may run was leased.
     """
-    gated = [row for row in rows if is_gated(row[8])]
+    gated = [row for row in rows if is_gated(row.headers)]
     if not gated:
         return rows
     admission = _Admission(engine, queue, s, gated, lease)
@@ -171,7 +177,7 @@ async def admit(engine: Engine, queue: QueueSettings, s: Session, rows: Sequence
     return admission.allowed(rows)
 
 
-async def put_back(s: Session, queue: QueueSettings, rows: Sequence[Row], delay: float | None = None) -> None:
+async def put_back(s: Session, queue: QueueSettings, rows: Sequence[JobRow], delay: float | None = None) -> None:
     """Put leased rows back that were not admitted, as if they had never been taken.
 
     Args:
@@ -180,7 +186,7 @@ async def put_back(s: Session, queue: QueueSettings, rows: Sequence[Row], delay:
         rows: The rows.
         delay: Seconds for which no take finds them; None for none.
     """
-    ones = sorted((row[0], row[4], row[10]) for row in rows)
+    ones = sorted((row.id, row.attempts, row.excused) for row in rows)
     values: dict[str, object] = {
         "ids": [job for job, _, _ in ones],
         "tokens": [token for _, token, _ in ones],
@@ -197,24 +203,24 @@ class _Admission:
         undecided: The rows of which it is not settled what becomes of them, by job.
     """
 
-    def __init__(self, engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[Row], lease: float) -> None:
+    def __init__(self, engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[JobRow], lease: float) -> None:
         self._engine = engine
         self._queue = queue
         self._s = s
         self._lease = lease
-        self._gates = {row[0]: limits_of(row[8]) or {} for row in rows}
+        self._gates = {row.id: limits_of(row.headers) or {} for row in rows}
         self._wanted = {job: _keys(gate) for job, gate in self._gates.items()}
         self._admitted: set[int] = set()
-        self._passed_over: Sequence[Row] = ()  # locked by another transaction as they were to be changed
-        self.undecided = {row[0]: row for row in rows}
+        self._passed_over: Sequence[JobRow] = ()  # locked by another transaction as they were to be changed
+        self.undecided = {row.id: row for row in rows}
 
-    def allowed(self, rows: Sequence[Row]) -> list[Row]:
+    def allowed(self, rows: Sequence[JobRow]) -> list[JobRow]:
         """Of all rows of the take, those that may run."""
         return [
             # The attempt counts from now on.
-            [*row[:10], row[10] - 1, *row[11:]] if row[0] in self._admitted else row
+            row._replace(excused=(row.excused or 0) - 1) if row.id in self._admitted else row
             for row in rows
-            if row[0] in self._admitted or row[0] not in self._wanted
+            if row.id in self._admitted or row.id not in self._wanted
         ]
 
     async def join(self, *, only: bool) -> None:
@@ -237,7 +243,7 @@ class _Admission:
         """
         contention = self._queue.contention
         for part in list(self._parts()):
-            busy: Sequence[Row] = part
+            busy: Sequence[JobRow] = part
             waits = not others and contention.may_wait()
             if waits:
                 for pause in WAITS:
@@ -264,23 +270,23 @@ class _Admission:
             await self._engine.runtime.sleep(pause)
             await self._admit(self._passed_over, last=True)
         for row in self._passed_over:
-            del self.undecided[row[0]]
+            del self.undecided[row.id]
         self._passed_over = ()
 
-    def _parts(self) -> Iterator[Sequence[Row]]:
+    def _parts(self) -> Iterator[Sequence[JobRow]]:
         """The rows, in parts that need no more than `MOST_KEYS` keys."""
-        part: list[Row] = []
+        part: list[JobRow] = []
         keys: set[str] = set()
         for row in self.undecided.values():
-            more = keys | self._wanted[row[0]].keys()
+            more = keys | self._wanted[row.id].keys()
             if len(more) > MOST_KEYS and part:
                 yield part
-                part, more = [], set(self._wanted[row[0]])
+                part, more = [], set(self._wanted[row.id])
             part.append(row)
             keys = more
         yield part
 
-    async def _admit(self, rows: Sequence[Row], *, last: bool) -> Sequence[Row]:
+    async def _admit(self, rows: Sequence[JobRow], *, last: bool) -> Sequence[JobRow]:
         """Decide what becomes of rows; those of which a key is locked by another transaction.
 
         Args:
@@ -289,13 +295,13 @@ class _Admission:
                 themselves are passed over then.
         """
         s = self._s
-        jobs = [row[0] for row in rows]
+        jobs = [row.id for row in rows]
         places = _most_places(self._wanted[job] for job in jobs)
         async with atomic(s):
             locked = await _try_lock(self._engine, self._queue, s, places)
             state = await self._look(jobs, places, locked)
             decided = self._decide(jobs, state, last=last)
-            stored = await self._store(decided, {row[0]: row[4] for row in rows})
+            stored = await self._store(decided, {row.id: row.attempts for row in rows})
             opened = {key for key in state.awaited if state.used[key] < places[key]}
             opened |= {key for key, _ in decided.given_up} & locked
             await _unpark_next(self._queue, s, {key: places[key] for key in opened})
@@ -304,9 +310,9 @@ class _Admission:
         for job in stored:
             del self.undecided[job]
         if not last:
-            return [row for row in rows if row[0] in left]
-        self._passed_over = [row for row in rows if row[0] in left]
-        return [row for row in rows if row[0] in decided.busy]
+            return [row for row in rows if row.id in left]
+        self._passed_over = [row for row in rows if row.id in left]
+        return [row for row in rows if row.id in decided.busy]
 
     async def _look(self, jobs: Sequence[int], places: Keys, locked: set[str]) -> _State:
         """Look at places and groups; what is found of keys that are locked is exact."""
@@ -318,12 +324,13 @@ class _Admission:
                 state.used[key] = number
                 if awaited and key in locked:
                     state.awaited.add(key)
-            state.holders = {(row[0], row[1]) for row in await s.execute(tasks.slots_of, tasks.slots_of.bind(values))}
+            slots = await s.execute(tasks.slots_of, tasks.slots_of.bind(values))
+            state.holders = {(key, job) for key, job in slots}
         groups = sorted(key.removeprefix(_GROUP) for key in locked if key.startswith(_GROUP))
         if groups:
             values = {"q_name": self._queue.name, "groups": groups}
-            rows = await s.execute(tasks.group_heads, tasks.group_heads.bind(values))
-            state.heads = {_GROUP + row[0]: row[1] for row in rows}
+            heads = await s.execute(tasks.group_heads, tasks.group_heads.bind(values))
+            state.heads = {_GROUP + group: job for group, job in heads}
         return state
 
     def _decide(self, jobs: Sequence[int], state: _State, *, last: bool) -> _Decided:
@@ -357,12 +364,12 @@ class _Admission:
         async def change(query: Query, jobs: Sequence[int], **values: object) -> None:
             ids = sorted(jobs)
             values |= {"q_name": queue.name, "ids": ids, "tokens": [tokens[job] for job in ids]}
-            stored.update(row[0] for row in await s.execute(query, query.bind(values)))
+            stored.update(job for (job, *_) in await s.execute(query, query.bind(values)))
 
         if decided.admitted:
             started = [job for job in decided.admitted if "dedup" in self._gates[job]]
             await change(tasks.admit, decided.admitted, lease=self._lease, started=started)
-        if taken := [place for place in decided.taken if place[1] in stored]:
+        if taken := [(key, job) for key, job in decided.taken if job in stored]:
             values = {"q_name": queue.name, "keys": [key for key, _ in taken], "ids": [job for _, job in taken]}
             await s.execute(tasks.take_slots, tasks.take_slots.bind(values))
         for key, jobs in sorted(decided.parked.items()):
@@ -524,7 +531,7 @@ async def _unpark_next(queue: QueueSettings, s: Session, keys: Keys) -> None:
             continue
         past = []
         rows = await s.execute(tasks.unpark, tasks.unpark.bind({**told, "places": places}))
-        used = rows[0][2] if rows else 0
+        used = next((number for _, _, number, *_ in rows), 0)
         for job, headers, *_ in rows:
             if used < _places_of(headers, key):
                 used += 1
@@ -548,7 +555,7 @@ async def sweep(engine: Engine, queue: QueueSettings, s: Session) -> None:
         async with atomic(s):
             if not await _try_lock(engine, queue, s, [key]):
                 continue
-            if surplus := [place for place in circle if place[0] == key]:
+            if surplus := [(held, job) for held, job in circle if held == key]:
                 await _free_places(queue, s, surplus)
             await _unpark_next(queue, s, {key: places})
 
@@ -559,10 +566,10 @@ def _deadlocked_slots(held: Iterable[Row]) -> list[tuple[str, int]]:
     Args:
         held: Of each place of a job that is parked: its key, the job, the key that the job waits for.
     """
-    places = list(held)
+    places: list[Row] = list(held)
     while True:
         keys = {key for key, _, _ in places}
-        left = [place for place in places if place[2] in keys]
+        left: list[Row] = [(key, job, awaited) for key, job, awaited in places if awaited in keys]
         if len(left) == len(places):
             return [(key, job) for key, job, _ in left]
         places = left

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 
-from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.interrupts import is_from_outside
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.operations.atomic import atomic, with_free_ids
 from pqcore.operations.put_refusals import not_stored
+from pqcore.rows import DeadLetterRow
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 
@@ -27,21 +27,22 @@ MAX_TRACEBACK = 20_000
 _LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 
 
-async def listed(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
+async def listed(engine: Engine, queue: QueueSettings, n: int) -> list[DeadLetterRow]:
     """The rows of the latest ``n``."""
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         msg = f"n is {n!r}; give a number of dead letters, at least 1"
         raise ConfigurationError(msg)
-    return await engine.execute("tasks.dead_letters", {"q_name": queue.name, "n": n}, protect=False)
+    rows = await engine.execute("tasks.dead_letters", {"q_name": queue.name, "n": n}, protect=False)
+    return list(map(DeadLetterRow.of, rows))
 
 
-async def one(engine: Engine, queue: QueueSettings, job_id: int) -> Row:
+async def one(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRow:
     """The row of one."""
     rows = await engine.execute("tasks.dead_letter", {"q_name": queue.name, "id": job_id}, protect=False)
     if not rows:
         msg = f"queue {queue.name!r} has no dead letter {job_id}"
         raise JobNotFound(msg)
-    return rows[0]
+    return DeadLetterRow.of(rows[0])
 
 
 async def count(engine: Engine, queue: QueueSettings, reason: str | None = None) -> int:

@@ -20,9 +20,10 @@ from pqcore.locked_keys import PROBE
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, hold
 from pqcore.operations.complete import by_hand, go_on, is_continued, without_followers
-from pqcore.operations.concurrency_limits import NotAdmittedError, admit, put_back
+from pqcore.operations.concurrency_limits import NotAdmittedError, acquire_slots, put_back
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
+from pqcore.rows import JobRow, job_rows
 from pqcore.settings import QueueSettings
 from pqcore.sql.dialect import Finish
 from pqcore.times import seconds
@@ -43,7 +44,7 @@ async def get(
     lease: float | None = None,
     performed: bool = False,
     patient: bool = False,
-) -> Sequence[Row]:
+) -> Sequence[JobRow]:
     """Take up to ``n`` rows, waiting for the first.
 
     It looks, and if there is nothing waits for the earliest of: a notification,
@@ -84,7 +85,7 @@ async def get(
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
     if lease is None:
         for row in rows:
-            if is_continued(row[8]):
+            if is_continued(row.headers):
                 await _follow(engine, queue, rows, performed=performed)
                 break
     return rows
@@ -92,7 +93,7 @@ async def get(
 
 async def look(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
-) -> tuple[Sequence[Row], float | None]:
+) -> tuple[Sequence[JobRow], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
     Under a lease, within the queue's rate limit, and only those that limits and groups let run.
@@ -109,7 +110,7 @@ async def look(
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
-    rows: Sequence[Row] = ()
+    rows: Sequence[JobRow] = ()
     try:
         rows, wake_in = await _take(engine, queue, granted, lease, patient=patient)
     finally:
@@ -119,44 +120,46 @@ async def look(
 
 def _take(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
-) -> Awaitable[tuple[Sequence[Row], float | None]]:
+) -> Awaitable[tuple[Sequence[JobRow], float | None]]:
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
     bound = queue.bound
 
-    async def work(s: Session) -> tuple[Sequence[Row], float | None]:
+    async def work(s: Session) -> tuple[Sequence[JobRow], float | None]:
         if engine.security is not None:
             engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
-        rows: Sequence[Row] = ()
+        found: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
             query = s.sql.take("bounded", finish, n)
-            rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
-        if not rows:
+            found = await s.execute(query, query.bind({**values, "bound": bound.value()}))
+        if not found:
             bounded = False
             query = s.sql.take("ordered", finish, n)
-            rows = await s.execute(query, query.bind(values))
-        if not rows:
+            found = await s.execute(query, query.bind(values))
+        if not found:
             [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             if something_out:
                 for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
-                    rows = await s.execute(query, query.bind(values))
-                    if rows:
+                    found = await s.execute(query, query.bind(values))
+                    if found:
                         break
-            if not rows:
+            if not found:
                 bound.advance((), time.monotonic(), full=True)
-                return rows, wake_in
-        rows = _in_order(rows) if len(rows) > 1 else rows
+                return (), wake_in
+        rows = job_rows(found)
+        if len(rows) > 1:
+            rows.sort(key=_place)  # RETURNING promises no order
         bound.advance(rows, time.monotonic(), full=not bounded)
         if lease is None:
             return rows, None
-        allowed = await admit(engine, queue, s, rows, lease)
+        allowed = await acquire_slots(engine, queue, s, rows, lease)
         return allowed, None if allowed else 0.0  # all parked: there may be others behind them
 
-    async def undo(result: tuple[Sequence[Row], float | None]) -> None:
+    async def undo(result: tuple[Sequence[JobRow], float | None]) -> None:
         if lease is None:
             await _restore(engine, queue, result[0])
         else:
-            await give_back(engine, queue, [(row[0], row[4]) for row in result[0]])
+            await give_back(engine, queue, [(row.id, row.attempts) for row in result[0]])
 
     if lease is None:
         return engine.run(work, protect=False, undo=undo)
@@ -166,10 +169,10 @@ def _take(
 async def _admitted(
     engine: Engine,
     queue: QueueSettings,
-    take: Callable[[], Awaitable[tuple[Sequence[Row], float | None]]],
+    take: Callable[[], Awaitable[tuple[Sequence[JobRow], float | None]]],
     *,
     patient: bool,
-) -> tuple[Sequence[Row], float | None]:
+) -> tuple[Sequence[JobRow], float | None]:
     """Take under a lease; what could not be admitted is put back, over another connection if need be.
 
     Where admissions fail one after the other, it goes on behind their jobs.
@@ -205,7 +208,7 @@ async def _admitted(
     return (), pause
 
 
-async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[Row], delay: float | None) -> bool:
+async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow], delay: float | None) -> bool:
     """Put rows back that could not be admitted; whether that was done."""
     try:
         await engine.run(lambda s: put_back(s, queue, rows, delay), protect=False)
@@ -215,20 +218,20 @@ async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[Row], d
     return True
 
 
-async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
+async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow], *, performed: bool) -> None:
     """Do what follows from jobs that were taken for good; or have their batches wait for it, if the caller does it.
 
     If the caller is cancelled meanwhile, the jobs are put back, and what followed does not follow again. An error is
     logged: the jobs are taken, and the caller must have them.
     """
-    jobs = [BaseJob(queue, row) for row in rows if is_continued(row[8])]
+    jobs = [BaseJob(queue, row) for row in rows if is_continued(row.headers)]
     if performed:
         members = [member for job in jobs if (member := Membership.of(job.headers)) is not None]
         if members:
             await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold(s, members))
         return
     followed = {job.id: json.dumps(without_followers(job.headers)) for job in jobs}
-    left = [(*row[:8], followed.get(row[0], row[8]), *row[9:]) for row in rows]
+    left = [row._replace(headers=followed.get(row.id, row.headers)) for row in rows]
     await _try_to_follow(
         engine, queue, jobs, left, lambda s, ones: go_on(engine, queue, s, [by_hand(job) for job in ones])
     )
@@ -238,7 +241,7 @@ async def _try_to_follow(
     engine: Engine,
     queue: QueueSettings,
     jobs: Sequence[BaseJob],
-    left: Sequence[Row],
+    left: Sequence[JobRow],
     operation: Callable[[Session, Sequence[BaseJob]], Awaitable[None]],
 ) -> None:
     """Do something about jobs in one transaction, or, if that fails, in one for each.
@@ -251,12 +254,12 @@ async def _try_to_follow(
         operation: What is done.
     """
 
-    async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
+    async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[JobRow], None]:
         async with atomic(s):
             await operation(s, ones)
         return left, None
 
-    async def undo(result: tuple[Sequence[Row], None]) -> None:
+    async def undo(result: tuple[Sequence[JobRow], None]) -> None:
         await _restore(engine, queue, result[0])
 
     try:
@@ -273,25 +276,23 @@ async def _try_to_follow(
                 )
 
 
-def _in_order(rows: Sequence[Row]) -> list[Row]:
-    # RETURNING promises no order
-    def key(row: Row) -> tuple[bool, datetime, datetime, int]:
-        due = row[5] if row[6] is None else row[6]
-        return row[7] is None, due if row[7] is None else row[7], due, row[0]
-
-    return sorted(rows, key=key)
+def _place(row: JobRow) -> tuple[bool, datetime, datetime, int]:
+    """The place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
+    due = row.due_at
+    expected = row.expected_at
+    return expected is None, due if expected is None else expected, due, row.id
 
 
-async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
+async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow]) -> None:
     """Put rows back that were taken for somebody who is no longer there to take them."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]
         for row in rows:
-            values = {"id": row[0], "q_name": queue.name, "data": row[1], "payload": row[2], "serializer": row[3]}
-            values |= {"channel": queue.channel, "headers": row[8], "failures": row[9], "excused": row[10]}
-            times = zip(("enqueued_at", "schedule_at", "expected_at"), map(_from_utc, row[5:8]), strict=True)
-            await s.execute(query, query.bind({**values, "attempts": row[4] - 1, **dict(times)}))
+            values = {**row._asdict(), "q_name": queue.name, "channel": queue.channel, "attempts": row.attempts - 1}
+            for name in ("enqueued_at", "schedule_at", "expected_at"):
+                values[name] = _from_utc(values[name])
+            await s.execute(query, query.bind(values))
 
     await engine.run(work)
 
@@ -300,13 +301,13 @@ def _from_utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=timezone.utc)
 
 
-async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
+async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[JobRow]:
     """Read the next rows due."""
     _check_number(n)
 
-    async def work(s: Session) -> Sequence[Row]:
+    async def work(s: Session) -> Sequence[JobRow]:
         query = s.sql.peek(n)
-        return await s.execute(query, query.bind({"q_name": queue.name}))
+        return job_rows(await s.execute(query, query.bind({"q_name": queue.name})))
 
     return await engine.run(work, protect=False)
 

@@ -82,12 +82,12 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
             async with atomic(s):
                 await lock_gates(engine, queue, s, part.values())
                 ended = await ack_rows(s, queue, [job for job in jobs if job.id in part])
-                done = {row[0] for row in ended}
+                done = {job for job, _ in ended}
                 await give_up(engine, queue, s, {job: part[job] for job in done}, locked=True)
             rows += ended
         return rows
 
-    done = {(row[0], row[1]) for row in await engine.run(work, connection=connection, protect=False)}
+    done = {(job, token) for job, token in await engine.run(work, connection=connection, protect=False)}
     return [job for job in jobs if (job.id, job.attempts) not in done]
 
 
@@ -137,7 +137,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
     held = sorted(rows)
     values: dict[str, object] = {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
     values |= {"q_name": queue.name, "channel": queue.channel}
-    return [row[0] for row in await engine.execute("tasks.release", values)]
+    return [job for (job, *_) in await engine.execute("tasks.release", values)]
 
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
@@ -155,7 +155,7 @@ async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[t
         Those that are held, by id and token: whether the job was asked to stop.
     """
     rows = await engine.execute("tasks.beat", {**pairs(jobs), "lease": length})
-    return {(row[0], row[1]): bool(row[2]) for row in rows}
+    return {(job, token): bool(stops) for job, token, stops in rows}
 
 
 async def last_leases(
@@ -164,7 +164,7 @@ async def last_leases(
     """Return the id and token of the last lease of each job whose row is there, and whether its holder ended it."""
     values = {"ids": sorted({job.id for job in jobs}), "q_name": queue.name}
     rows = await engine.execute("tasks.find_leases", values, protect=False)
-    return [((row[0], row[1]), bool(row[2])) for row in rows]
+    return [((job, token), bool(is_over)) for job, token, is_over in rows]
 
 
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:

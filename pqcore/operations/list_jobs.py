@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
 from pqcore.operations.dead_letters import error_of
 from pqcore.operations.results import put_time
+from pqcore.rows import StoredJobRow
 from pqcore.settings import QueueSettings
 from pqcore.times import UtcDatetime, seconds
 
@@ -84,18 +84,15 @@ class WholeJob(StoredJob):
     place: str = "table"
 
 
-_NAMES = ("id", "queue", "state", "serializer", "attempts", "failures", "error", "reason")
 _TIMES = ("enqueued_at", "schedule_at", "expected_at", "finished_at", "leased_until")
 
 
-def _fields(row: Row) -> dict[str, Any]:
-    return {
-        **dict(zip(_NAMES, row[:8], strict=True)),
-        "error": error_of(row[6]),
-        **{name: UtcDatetime.of(moment) for name, moment in zip(_TIMES, row[8:13], strict=True)},
-        "parked_on": row[13],
-        "task": path_in(row[14]),
-    }
+def _fields(row: StoredJobRow) -> dict[str, Any]:
+    """Return the attributes of the `StoredJob` of a row."""
+    fields = row._asdict()
+    head = fields.pop("head")
+    times = {name: UtcDatetime.of(fields[name]) for name in _TIMES}
+    return {**fields, **times, "error": error_of(row.error), "task": path_in(head)}
 
 
 def path_in(head: str | None) -> str | None:
@@ -165,26 +162,26 @@ async def listed(
             found += await _finished(engine, values, n - len(found))
         else:
             rows = await engine.execute(f"upkeep.list_{state}", values, protect=False, patient=True)
-            found += [StoredJob(**_fields(row)) for row in rows]
+            found += [StoredJob(**_fields(StoredJobRow._make(row))) for row in rows]
     return found
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
     """Rows that are archived, and those that are kept, found by looking through the table from its end."""
-    rows = list(await engine.execute("upkeep.list_archived", values, protect=False, patient=True))
-    kept: list[Row] = []
+    archived = await engine.execute("upkeep.list_archived", values, protect=False, patient=True)
+    kept: list[StoredJobRow] = []
     before = _LAST
     while len(kept) < n:
         slice_ = await engine.execute(
             "upkeep.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False, patient=True
         )
-        edge = slice_[0][0]
+        edge = next(edge for edge, *_ in slice_)
         if edge is None:
             break
-        kept += [row[1:] for row in slice_ if row[1] is not None]
+        kept += [StoredJobRow(job, *others) for _, job, *others in slice_ if job is not None]
         before = edge
-    rows += kept
-    rows.sort(key=lambda row: (row[11], row[0]), reverse=True)
+    rows = [*map(StoredJobRow._make, archived), *kept]
+    rows.sort(key=lambda row: (row.finished_at, row.id), reverse=True)
     return [StoredJob(**_fields(row)) for row in rows[:n]]
 
 
@@ -208,10 +205,9 @@ async def get_full_job(
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
         raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
-    row = rows[0]
-    data, payload, headers, group, key, size, place = row[15:22]
+    [[*columns, data, payload, headers, group, key, size, place]] = rows
     return WholeJob(
-        **_fields(row),
+        **_fields(StoredJobRow._make(columns)),
         raw=data if payload is None else bytes(payload),
         size=int(size),
         headers=read_headers(headers)[0],
@@ -224,4 +220,4 @@ async def get_full_job(
 async def dead_by_queue(engine: Engine) -> dict[str, int]:
     """How many dead letters each queue has that has any."""
     rows = await engine.execute("upkeep.dead_by_queue", {}, protect=False, patient=True)
-    return {row[0]: int(row[1]) for row in rows}
+    return {queue: int(number) for queue, number in rows}

@@ -95,7 +95,7 @@ async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: d
             before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := limits_of(headers))]
             await lock_gates(engine, queue, s, before)
             rows = await s.execute(query, query.bind(values))
-            gates = {row[0]: gate for row in rows if (gate := limits_of(row[1])) is not None}
+            gates = {job: gate for job, headers, *_ in rows if (gate := limits_of(headers)) is not None}
             await give_up(engine, queue, s, gates, locked=_within(gates.values(), before))
         return len(rows)
 

@@ -103,4 +103,7 @@ async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, r
     values = {**row, "q_name": queue.name, "name": name, "tick": tick, "dedup_key": row.get("dedup_key")}
     values["ahead"] = AHEAD.total_seconds()
     rows = await engine.execute("tasks.tick", values)
-    return int(rows[0][0]) if rows else None
+    if not rows:
+        return None
+    [[number]] = rows
+    return int(number)

@@ -83,12 +83,14 @@ def put_call(
 
 
 def _number(row: Row) -> int:
-    return int(row[0])
+    number, *_ = row
+    return int(number)
 
 
 def identity(row: Row) -> Identity:
     """The id, and the time of the put, of a row that a put returned."""
-    return row[0], row[1]
+    number, put_at, *_ = row
+    return number, put_at
 
 
 def _start(
@@ -118,10 +120,11 @@ async def _put_and_tell(
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
     with run_wrapped("pqcore_around_put", event):
         options["headers"] = event.headers
-        row = await _put(identity, engine, queue, data, times, connection, options)
-        event.ids = [row[0]]
+        put = await _put(identity, engine, queue, data, times, connection, options)
+        number, _ = put
+        event.ids = [number]
     await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
-    return read(row)
+    return read(put)
 
 
 async def _put(
@@ -195,7 +198,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
             return rows[0]
         if not (rows := await s.execute(find, find.bind(values))):
             continue
-        holder = int(rows[0][0])
+        holder, _ = identity(rows[0])
         if dedup.on_conflict == "error":
             msg = f"job {holder} of queue {row['q_name']!r} has the dedup key {dedup.key!r}; nothing was put"
             raise DuplicateJob(msg, holder)
@@ -219,7 +222,8 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
         rows = await s.execute(tasks.put, tasks.put.bind({**values, "dedup_key": None}))
         if not rows:
             raise await not_stored(engine, s, "put")
-        await s.execute(tasks.name_holder, tasks.name_holder.bind({**values, "id": rows[0][0]}))
+        job, _ = identity(rows[0])
+        await s.execute(tasks.name_holder, tasks.name_holder.bind({**values, "id": job}))
     return rows
 
 

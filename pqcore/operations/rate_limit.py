@@ -22,7 +22,10 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
         if not rows:  # the first time
             await s.execute(fill, fill.bind(values))
             rows = await s.execute(query, query.bind(values))
-        return (int(rows[0][0]), float(rows[0][1])) if rows else (0, 0.0)
+        if not rows:
+            return 0, 0.0
+        [[granted, pause]] = rows
+        return int(granted), float(pause)
 
     return await engine.run(work)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
@@ -58,6 +58,30 @@ class JobInfo:
     expected_at: UtcDatetime | None = None
 
 
+class _ResultRow(NamedTuple):
+    """The columns of the statement ``find_result``: what is kept of a job apart from its row."""
+
+    state: str
+    progress: str | None
+    data: str | None
+    payload: bytes | None
+    serializer: str | None
+    error: str | None
+
+
+class _StateRow(NamedTuple):
+    """The columns of the statement ``find_job``: where a job is, and its record."""
+
+    state: str
+    error: str | None
+    attempts: int
+    headers: str | None
+    failures: int
+    enqueued_at: datetime | None
+    schedule_at: datetime | None
+    expected_at: datetime | None
+
+
 def put_time(engine: Engine, job_id: int) -> datetime | None:
     """When a job was put, as its row has it; None of a bare number, which is of any job with the id."""
     put_at = job_id.put_at if isinstance(job_id, JobId) else None
@@ -72,20 +96,28 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     Raises:
         JobNotFound: Nothing: it never was, or is finished and nothing of it was kept; or another job has its id.
     """
-    rows = await _find(engine, queue, "tasks.find_job", job_id)
-    kept = await _find(engine, queue, "tasks.find_result", job_id)
-    progress = None if not kept or kept[0][1] is None else json.loads(kept[0][1])
-    if rows:
-        state, error, attempts, headers, failures, *times = rows[0]
-        moments = [UtcDatetime.of(moment) for moment in times]
-        if error is None and state == "done" and kept:
-            error = kept[0][5]  # why its result could not be stored
+    job = await _find_job(engine, queue, job_id)
+    kept = await _find_result(engine, queue, job_id)
+    progress = None if kept is None or kept.progress is None else json.loads(kept.progress)
+    if job is not None:
+        error = job.error
+        if error is None and job.state == "done" and kept is not None:
+            error = kept.error  # why its result could not be stored
         return JobInfo(
-            int(job_id), state, attempts, failures, _loaded(error), progress, read_headers(headers)[0], *moments
+            int(job_id),
+            job.state,
+            job.attempts,
+            job.failures,
+            _loaded(error),
+            progress,
+            read_headers(job.headers)[0],
+            UtcDatetime.of(job.enqueued_at),
+            UtcDatetime.of(job.schedule_at),
+            UtcDatetime.of(job.expected_at),
         )
-    if kept and kept[0][0] != "running":  # of one that has ended without a result, only its progress is left
-        return JobInfo(int(job_id), kept[0][0], error=_loaded(kept[0][5]), progress=progress)
-    if not kept:
+    if kept is not None and kept.state != "running":  # of one that ended without a result, only its progress is left
+        return JobInfo(int(job_id), kept.state, error=_loaded(kept.error), progress=progress)
+    if kept is None:
         await _refuse_another(engine, queue, job_id)
     msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"
     raise JobNotFound(msg)
@@ -94,6 +126,16 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
 async def _find(engine: Engine, queue: QueueSettings, statement: str, job_id: int) -> Sequence[Row]:
     values = {"id": int(job_id), "q_name": queue.name, "put_at": put_time(engine, job_id)}
     return await engine.execute(statement, values, protect=False)
+
+
+async def _find_job(engine: Engine, queue: QueueSettings, job_id: int) -> _StateRow | None:
+    rows = await _find(engine, queue, "tasks.find_job", job_id)
+    return _StateRow._make(rows[0]) if rows else None
+
+
+async def _find_result(engine: Engine, queue: QueueSettings, job_id: int) -> _ResultRow | None:
+    rows = await _find(engine, queue, "tasks.find_result", job_id)
+    return _ResultRow._make(rows[0]) if rows else None
 
 
 async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> None:
@@ -134,48 +176,37 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     topic = results_channel(queue.name)
     while True:
         ticket = engine.snapshot(topic)  # before the look, so that what comes after it counts
-        found = await _find(engine, queue, "tasks.find_result", job_id)
-        if found and found[0][0] != "running":
-            return await _read(engine, queue, job_id, *found[0])
-        rows = await _find(engine, queue, "tasks.find_job", job_id)
+        kept = await _find_result(engine, queue, job_id)
+        if kept is not None and kept.state != "running":
+            return await _read(engine, queue, job_id, kept)
+        job = await _find_job(engine, queue, job_id)
         # Between the two looks it may have ended: then there is a result, or none was to be kept.
-        ended = not rows or rows[0][0] in ("done", "dead")
-        if ended or '"keep"' not in (rows[0][3] or ""):
-            found = await _find(engine, queue, "tasks.find_result", job_id)
-            if found and found[0][0] != "running":
-                return await _read(engine, queue, job_id, *found[0])
-            if rows and rows[0][0] == "dead":
-                raise _failed(job_id, "failed", rows[0][1])
-            if not rows and not found:
+        if job is None or job.state in ("done", "dead") or '"keep"' not in (job.headers or ""):
+            kept = await _find_result(engine, queue, job_id)
+            if kept is not None and kept.state != "running":
+                return await _read(engine, queue, job_id, kept)
+            if job is not None and job.state == "dead":
+                raise _failed(job_id, "failed", job.error)
+            if job is None and kept is None:
                 await _refuse_another(engine, queue, job_id)
             msg = f"job {job_id} of queue {queue.name!r} has no result: put it with keep_result, and ask in time"
             raise JobNotFound(msg)
         left = POLL if deadline is None else deadline - time.monotonic()
         if left <= 0:
-            msg = f"job {job_id} of queue {queue.name!r} was {rows[0][0]} after {limit} seconds"
+            msg = f"job {job_id} of queue {queue.name!r} was {job.state} after {limit} seconds"
             raise ResultTimeout(msg)
         await engine.wait(topic, ticket, min(left, POLL))
 
 
-async def _read(
-    engine: Engine,
-    queue: QueueSettings,
-    job_id: int,
-    state: str,
-    _progress: str | None,
-    data: str | None,
-    payload: bytes | None,
-    serializer: str | None,
-    error: str | None,
-) -> Any:
-    if state != "done":
-        raise _failed(job_id, state, error)
-    if error is not None:
-        details = _loaded(error)
+async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _ResultRow) -> Any:
+    if kept.state != "done":
+        raise _failed(job_id, kept.state, kept.error)
+    if kept.error is not None:
+        details = _loaded(kept.error)
         msg = f"job {job_id} was done, and its result could not be stored: {details['type']}: {details['message']}"
         raise ResultNotStored(msg, details)
-    raw = data if payload is None else bytes(payload)
-    return await decode(engine, queue, job_id, serializer, "null" if raw is None else raw)
+    raw = kept.data if kept.payload is None else bytes(kept.payload)
+    return await decode(engine, queue, job_id, kept.serializer, "null" if raw is None else raw)
 
 
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:

@@ -145,8 +145,9 @@ async def grant(engine: Engine, prefix: str | None = None) -> Roles:
             engine, s, "find_shared", _FIND_SHARED, names=list(asdict(roles).values()), table_name=str(engine.names)
         )
         if found:
+            [[name, where]] = found
             raise ConfigurationError(
-                f"role {found[0][0]!r} is there, and has rights {found[0][1]}: who was granted it for one table would "
+                f"role {name!r} is there, and has rights {where}: who was granted it for one table would "
                 "have it for both. Roles belong to the whole server: give those of this table names of their own, "
                 "with --role-prefix"
             )

@@ -85,8 +85,8 @@ async def read_pq_table(engine: Engine) -> PQTable:
         if await schema.version(s, engine.names) is None:
             raise TableMissing(f"table {engine.names} does not exist: there is nothing to adopt")
         columns = {
-            row[0]: row[1]
-            for row in await ask(
+            str(column): str(kind)
+            for column, kind in await ask(
                 engine,
                 s,
                 "columns",
@@ -128,7 +128,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
             int(queues),
             int(rows) > COUNTED,
             bool(trigger),
-            tuple(row[0] for row in indexes),
+            tuple(name for (name,) in indexes),
         )
 
     return await engine.migrate(work)

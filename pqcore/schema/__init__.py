@@ -325,7 +325,7 @@ async def _partitions(session: Session, names: TableName) -> Partitions:
         " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE part.isleaf AND c.relispartition ORDER BY c.relname"
     )
     found = await session.execute(_worded(session, "partitions", sql))
-    return Partitions(tuple(row[0] for row in found), made=True)
+    return Partitions(tuple(name for (name,) in found), made=True)
 
 
 async def _check_partitions(session: Session, names: TableName, wanted: int) -> None:

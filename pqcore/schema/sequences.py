@@ -64,7 +64,7 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
     rows = await session.execute(
         plain("find_holders", f"SELECT name FROM unnest(ARRAY[{tables}]) AS name WHERE to_regclass(name) IS NOT NULL")
     )
-    there = {row[0] for row in rows}
+    there = {name for (name,) in rows}
     found = []
     for owner, holders in HOLDERS.items():
         table = literal(places[owner])

@@ -57,7 +57,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """What `pqcore.operations.list_jobs.StoredJob` reads, by position."""
+    """The columns of a `pqcore.rows.StoredJobRow`, in its order; of a whole job, further ones after these."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",

@@ -34,6 +34,7 @@ from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
 from pqcore.backend import Capability
+from pqcore.rows import JOB
 from pqcore.sql.admin_statements import UpkeepStatements
 from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.fragments import (
@@ -49,7 +50,6 @@ from pqcore.sql.fragments import (
     IS_GATED,
     IS_READY,
     IS_URGENT,
-    JOB,
     MADE_WAY,
     NEXT_ATTEMPT,
     OF_QUEUE,

@@ -74,14 +74,6 @@ def come_back(source: str) -> str:
 )"""
 
 
-# What `pqcore.job.BaseJob` reads, by position.
-JOB = (
-    "id, data::text, payload, serializer, attempts,"
-    f" {EXPRESSIBLE.format('enqueued_at')},"
-    f" CASE WHEN schedule_at IS NOT NULL THEN {EXPRESSIBLE.format('schedule_at')} END,"
-    f" CASE WHEN expected_at IS NOT NULL THEN {EXPRESSIBLE.format('expected_at')} END,"
-    " headers::text, failures, excused"
-)
 # Whether a job may be under a limit or in a group; see `pqcore.operations.concurrency_limits`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
 # Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.

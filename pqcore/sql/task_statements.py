@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pqcore.rows import DEAD_LETTER
 from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
@@ -22,7 +23,6 @@ from pqcore.sql.fragments import (
     IS_DEFERRED,
     IS_READY,
     IS_URGENT,
-    JOB,
     MADE_WAY,
     OF_PUT,
     OF_QUEUE,
@@ -361,14 +361,13 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
             "archive": compiled("bury_archived", _buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")),
             "delete": compiled("bury_deleted", _buried(_TAKEN)),
         }
-        letter = f"{JOB}, error::text, reason, died_at AT TIME ZONE 'UTC'"
         self.dead_letters = compiled(
             "dead_letters",
-            f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text"
+            f"SELECT {DEAD_LETTER} FROM {{dead}} WHERE q_name = :q_name::text"
             " ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
         )
         self.dead_letter = compiled(
-            "dead_letter", f"SELECT {letter} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
+            "dead_letter", f"SELECT {DEAD_LETTER} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
         )
         of_reason = "(:reason::text IS NULL OR reason = :reason::text)"
         self.count_dead = compiled(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pqcore.job import BaseJob
 
 if TYPE_CHECKING:
-    from pqcore.backend import Row
+    from pqcore.rows import JobRow
     from pqcore.settings import QueueSettings
 
 
@@ -32,7 +32,7 @@ class _Popped:
         thread: The thread that took it.
     """
 
-    row: Row
+    row: JobRow
     job: weakref.ref[BaseJob]
     in_block: bool
     performed: bool = False
@@ -48,7 +48,7 @@ class PoppedJobs:
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    def add(self, job: BaseJob, row: Row, *, in_block: bool) -> None:
+    def add(self, job: BaseJob, row: JobRow, *, in_block: bool) -> None:
         """Remember a job until what follows from it is claimed."""
         self._jobs[job.id] = _Popped(row, weakref.ref(job), in_block)
 

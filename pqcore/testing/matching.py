@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pqcore.errors import PQError
 from pqcore.job import BaseJob
-from pqcore.sql.fragments import DUE_AT, JOB
+from pqcore.rows import JOB, JobRow
+from pqcore.sql.fragments import DUE_AT
 from pqcore.tasks.declaring import Task
 from pqcore.times import TimeSpec, UtcDatetime, parse, seconds
 
@@ -78,8 +79,8 @@ class Enqueued:
 
 def read(queue: QueueSettings, row: Sequence[Any], travelled: timedelta) -> Enqueued:
     """A row of `ENQUEUED`."""
-    job = BaseJob(queue, row)
-    *_, name, dedup_key, group, state = row
+    *columns, name, dedup_key, group, state = row
+    job = BaseJob(queue, JobRow._make(columns))
     try:
         data = job.decode()
     except PQError:

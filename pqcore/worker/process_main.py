@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pqcore.job import BaseJob
+from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
@@ -37,14 +38,14 @@ class Request:
         args: With what it is called, after the job's id.
         kwargs: And with what.
         queue: The queue's name, table and serializer.
-        row: The job's row, as `BaseJob` reads it.
+        row: The job's row.
     """
 
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     queue: tuple[str, Any, str]
-    row: tuple[Any, ...]
+    row: JobRow
 
     @classmethod
     def of(cls, run: Run) -> Request:
