@@ -342,7 +342,7 @@ class Queue(QueueSettings):
         """The first ``n`` jobs, wherever they are; those of each state together, in the order of ``states``.
 
         Args:
-            states: Of ``waiting``, ``scheduled``, ``leased``, ``parked``, ``done`` and ``dead``; without any, all
+            states: Of ``ready``, ``scheduled``, ``leased``, ``parked``, ``done`` and ``dead``; without any, all
                 that are not finished.
             n: How many, at most 100,000.
             task: Only calls of the function of this path, as in ``app.emails.send``.

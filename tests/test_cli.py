@@ -277,7 +277,7 @@ def test_a_signal_lets_jobs_end(dsn: str, pq: tasks.PQ, folder: Path, number: in
         assert seen(pq) == ["ended"]
         assert worker.wait() == 0
     assert pq["apples"].status(job_id) == "done"
-    assert pq["apples"].status(later) == "waiting"
+    assert pq["apples"].status(later) == "ready"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -293,7 +293,7 @@ def test_a_second_signal_ends_at_once_though_a_function_goes_on(
         assert worker.wait() == 0
         assert "told to stop at once" in worker.log
         assert "functions still run, in pqcore-job" in worker.log
-    assert pq["apples"].status(job_id) == "waiting"  # given back, and not only once its lease has run out
+    assert pq["apples"].status(job_id) == "ready"  # given back, and not only once its lease has run out
 
 
 @pytest.mark.parametrize(("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "async"), ("asyncpg", "async")])
@@ -415,7 +415,7 @@ def test_dead_letters_for_programs(dsn: str, pq: tasks.PQ, folder: Path, backend
         "expected_at": None,
     }
     assert dead("retry", str(first)) == [{"queue": "apples", "retried": 1}]
-    assert pq["apples"].status(first) == "waiting"
+    assert pq["apples"].status(first) == "ready"
     assert dead("retry", str(first), str(second), code=1) == [{"queue": "apples", "retried": 1}]
     assert dead("purge", "--all", "--older-than", "1d", "--yes") == [{"queue": "apples", "purged": 0}]
     assert dead("purge", str(third), "--yes") == [{"queue": "apples", "purged": 1}]

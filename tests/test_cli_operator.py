@@ -319,7 +319,7 @@ def test_a_job_whose_data_nobody_could_read_comes_back(dsn: str, pq: PQ) -> None
             env=environment(dsn), stdout=full, stderr=subprocess.PIPE, timeout=3 * PATIENCE, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, b"Error: the output cannot be written: No space left on device\n")
-    assert pq["a"].status(job_id) == "waiting"
+    assert pq["a"].status(job_id) == "ready"
 
 
 # Looking
@@ -339,7 +339,7 @@ def fill(pq: PQ) -> dict[str, int]:
         ids["parked"] = job
     assert queue.lease(3600)
     assert queue.lease(0.1, block=False) is None
-    ids["waiting"] = queue.put({**call_of, "function": "app.eat_more"})
+    ids["ready"] = queue.put({**call_of, "function": "app.eat_more"})
     ids["urgent"] = queue.put(call_of, expected_at="1h")
     ids["scheduled"] = queue.put(5, schedule_at="1h")
     ids["both"] = queue.put(6, schedule_at="2h", expected_at="3h")
@@ -360,7 +360,7 @@ def test_jobs_are_listed_by_state(dsn: str, pq: PQ, backend: str) -> None:
     by_state = {state: [job["id"] for job in found if job["state"] == state] for state in {j["state"] for j in found}}
     assert by_state == {
         "leased": [ids["leased"], ids["parked"] - 1],
-        "waiting": [ids["urgent"], ids["waiting"]],
+        "ready": [ids["urgent"], ids["ready"]],
         "scheduled": [ids["scheduled"], ids["both"]],
         "parked": [ids["parked"]],
         "done": [ids["done"], ids["archived"]],
@@ -428,8 +428,8 @@ def test_all_of_a_job_is_shown_wherever_it_is(dsn: str, pq: PQ, backend: str) ->
         "done": ("done", "table"),
         "leased": ("leased", "table"),
         "parked": ("parked", "table"),
-        "waiting": ("waiting", "table"),
-        "urgent": ("waiting", "table"),
+        "ready": ("ready", "table"),
+        "urgent": ("ready", "table"),
         "scheduled": ("scheduled", "table"),
         "both": ("scheduled", "table"),
         "dead": ("dead", "dead"),
@@ -461,21 +461,21 @@ def test_jobs_are_run_again_whatever_has_become_of_them(dsn: str, pq: PQ, backen
         f"UPDATE queue SET failures = 1, dedup_key = 'k' WHERE id IN ({ids['done']})",
     )
     again = [999, ids["done"], ids["archived"], ids["scheduled"], ids["both"]]
-    left = [ids["leased"], ids["parked"], ids["waiting"], 12345]
+    left = [ids["leased"], ids["parked"], ids["ready"], 12345]
     found = objects(
         "retry", *map(str, [*again, *left]), "--queue", "a", "--backend", backend, dsn=dsn, code=1
     )  # fmt: skip
     assert [(job["was"], job["retried"]) for job in found] == [
         ("dead", True), ("done", True), ("done", True), ("scheduled", True), ("scheduled", True),
-        ("leased", False), ("parked", False), ("waiting", False), ("none", False),
+        ("leased", False), ("parked", False), ("ready", False), ("none", False),
     ]  # fmt: skip
-    assert states(pq, *again) == ["waiting"] * 5
+    assert states(pq, *again) == ["ready"] * 5
     assert execute(dsn, "SELECT count(*) FROM queue_results") == [(0,)]
     assert execute(dsn, "SELECT count(*) FROM queue_archive") == [(0,)]
     taken = {job.id: job for job in pq["a"].lease_many(10)}
-    assert set(taken) == {*again, ids["waiting"], ids["urgent"]}
+    assert set(taken) == {*again, ids["ready"], ids["urgent"]}
     assert all(job.failures == 0 and job.crashes == 0 for job in taken.values())
-    assert objects("retry", str(ids["waiting"]), "--queue", "b", dsn=dsn, code=1)[0]["was"] == "none"
+    assert objects("retry", str(ids["ready"]), "--queue", "b", dsn=dsn, code=1)[0]["was"] == "none"
 
 
 def test_a_job_that_runs_again_is_not_counted_by_its_batch_again(dsn: str, pq: PQ) -> None:
@@ -498,11 +498,11 @@ def test_waiting_jobs_are_moved_to_another_queue(dsn: str, pq: PQ, backend: str)
     execute(dsn, f"INSERT INTO queue_results (job_id, q_name, state) VALUES ({ids['both']}, 'a', 'running')")
     where = ("--queue", "a", "--to", "c", "--backend", backend, "--yes")
     assert objects("move", "--all", *where, dsn=dsn) == [{"queue": "a", "to": "c", "moved": 6}]
-    moved = [ids[name] for name in ("urgent", "waiting", "parked", "scheduled", "both")]
-    assert states(pq, *moved, expired, queue="c") == ["waiting"] * 3 + ["scheduled"] * 2 + ["waiting"]
-    assert states(pq, ids["leased"], ids["done"], ids["archived"]) == ["running", "done", "done"]
+    moved = [ids[name] for name in ("urgent", "ready", "parked", "scheduled", "both")]
+    assert states(pq, *moved, expired, queue="c") == ["ready"] * 3 + ["scheduled"] * 2 + ["ready"]
+    assert states(pq, ids["leased"], ids["done"], ids["archived"]) == ["leased", "done", "done"]
     assert execute(dsn, "SELECT q_name FROM queue_results") == [("c",)]
-    assert [job.id for job in pq["c"].lease_many(10)] == [ids["urgent"], ids["parked"], ids["waiting"], expired]
+    assert [job.id for job in pq["c"].lease_many(10)] == [ids["urgent"], ids["parked"], ids["ready"], expired]
     assert objects("move", "--all", *where, dsn=dsn)[0]["moved"] == 0
 
 
@@ -512,8 +512,8 @@ def test_single_jobs_are_moved_and_a_limit_is_kept(dsn: str, pq: PQ) -> None:
     done = call("move", str(third), str(fourth), "--queue", "a", "--to", "b", dsn=dsn)
     assert "1 of the 2 named do not wait in 'a'" in line(done, 1)
     assert objects("move", "--all", "--limit", "1", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
-    assert states(pq, first, third, fourth, queue="b") == ["waiting"] * 3
-    assert states(pq, second) == ["waiting"]
+    assert states(pq, first, third, fourth, queue="b") == ["ready"] * 3
+    assert states(pq, second) == ["ready"]
 
 
 def test_a_place_that_a_moved_job_held_is_given_to_the_next(dsn: str, pq: PQ) -> None:
@@ -523,9 +523,9 @@ def test_a_place_that_a_moved_job_held_is_given_to_the_next(dsn: str, pq: PQ) ->
     assert job.id == first
     assert pq["a"].lease(block=False) is None  # the others are parked
     job.ack()  # its place goes to the second, which is due again
-    assert states(pq, second, third) == ["waiting", "parked"]
+    assert states(pq, second, third) == ["ready", "parked"]
     assert objects("move", str(second), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
-    assert states(pq, third) == ["waiting"]
+    assert states(pq, third) == ["ready"]
     for queue, job_id in (("a", third), ("b", second)):  # the limit is the queue's
         taken = pq[queue].lease(block=False)
         assert taken is not None
@@ -536,8 +536,8 @@ def test_a_job_whose_key_is_taken_there_stays(dsn: str, pq: PQ) -> None:
     taken = pq["b"].put(1, dedup="k")
     mine, other = pq["a"].put(2, dedup="k"), pq["a"].put(3, dedup="l")
     assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
-    assert states(pq, mine) == ["waiting"]
-    assert states(pq, taken, other, queue="b") == ["waiting"] * 2
+    assert states(pq, mine) == ["ready"]
+    assert states(pq, taken, other, queue="b") == ["ready"] * 2
     assert pq["b"].put(4, dedup="l") == other
 
 

@@ -28,7 +28,7 @@ KINDS = (
 )
 BOUNDED: list[tuple[Query, int]] = [
     # Looks up at most so many jobs of each class, in an index of each.
-    *((query, 5 * N) for query in (SQL.list_waiting, SQL.list_parked)),
+    *((query, 5 * N) for query in (SQL.list_ready, SQL.list_parked)),
     # Jobs that are leased share an index with those that are scheduled and expected: one passes the other.
     *((query, ROWS + N) for query in (SQL.list_scheduled, SQL.list_leased)),
     (SQL.list_archived, N),

@@ -476,12 +476,12 @@ def test_models_show_what_the_queue_knows(dsn: str) -> None:
     orders.put("lasts")
     orders.put("over")
     assert taken(orders) == "lasts"
-    of_queue = {job.id: job.state for job in orders.jobs("waiting", "scheduled", "leased", "parked", "done")}
-    assert set(of_queue.values()) == {"waiting", "scheduled", "leased", "parked", "done"}
+    of_queue = {job.id: job.state for job in orders.jobs("ready", "scheduled", "leased", "parked", "done")}
+    assert set(of_queue.values()) == {"ready", "scheduled", "leased", "parked", "done"}
     assert {row.pk: row.state for row in Job.objects.all()} == of_queue
     assert Job.objects.filter(state="scheduled").get().data == "scheduled"
     first = Job.objects.get(pk=held[0].id)
-    assert first.queue.inspect(first.pk).state == "running"
+    assert first.queue.inspect(first.pk).state == "leased"
     assert str(first) == f"{first.pk} of orders"
     assert first.enqueued_at == held[0].enqueued_at
     assert DeadLetter.objects.count() == 0

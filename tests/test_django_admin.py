@@ -84,7 +84,7 @@ def test_the_list_shows_states_and_functions_and_is_filtered(root: Client) -> No
     text = page(root, JOBS)
     assert ids(text, "job") == [done, other, scheduled, waiting]
     assert "django_project.shop.tasks.ship" in text
-    for state, found in (("waiting", [other, waiting]), ("scheduled", [scheduled]), ("done", [done]), ("leased", [])):
+    for state, found in (("ready", [other, waiting]), ("scheduled", [scheduled]), ("done", [done]), ("leased", [])):
         assert ids(page(root, f"{JOBS}?state={state}"), "job") == found
     assert ids(page(root, f"{JOBS}?queue=others"), "job") == [other]
     assert '?queue=others"' in text
@@ -124,7 +124,7 @@ def test_jobs_are_run_now_and_cancelled(root: Client) -> None:
     text = act(root, JOBS, "retry", scheduled, waiting)
     assert "1 made due now" in text
     assert "1 left as they are" in text
-    assert orders.status(scheduled) == "waiting"
+    assert orders.status(scheduled) == "ready"
     [leased] = orders.lease_many(1, "1h", block=False)
     text = act(root, JOBS, "cancel", scheduled, waiting)
     assert "2 cancelled" in text  # one of them by asking who works on it
@@ -136,7 +136,7 @@ def test_jobs_are_run_now_and_cancelled(root: Client) -> None:
 def test_dead_letters_are_revived_and_deleted(root: Client) -> None:
     made = bury()
     assert "1 put again" in act(root, DEAD, "revive", made)
-    assert queue("orders").status(made) == "waiting"
+    assert queue("orders").status(made) == "ready"
     queue("orders").clear()
     made = bury()
     assert "1 deleted" in act(root, DEAD, "purge", made)

@@ -119,7 +119,7 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
             assert await own.jobs("done") == []
             moved = [await own.put(number) for number in range(3)]
             assert (await own.move(queue, moved[:2], most=1), await own.move("q")) == (1, 2)
-            assert [each.id for each in await queue.jobs("waiting")] == moved
+            assert [each.id for each in await queue.jobs("ready")] == moved
 
     run(loop, scenario)
 

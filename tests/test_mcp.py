@@ -103,7 +103,7 @@ class Orchard:
     """A queue with a job in each state, and their ids."""
 
     queue: tasks.Queue
-    waiting: int
+    ready: int
     scheduled: int
     parked: int
     leased: int
@@ -112,7 +112,7 @@ class Orchard:
 
     @property
     def by_state(self) -> dict[str, int]:
-        states = ("waiting", "scheduled", "parked", "leased", "done", "dead")
+        states = ("ready", "scheduled", "parked", "leased", "done", "dead")
         return {state: getattr(self, state) for state in states}
 
 
@@ -200,7 +200,7 @@ def test_it_looks_and_changes_nothing(dsn: str, secret_dsn: str, orchard: Orchar
 
 def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
-        assert "queue 'other' has no job" in await refused(client, "show_job", job_id=orchard.waiting, queue="other")
+        assert "queue 'other' has no job" in await refused(client, "show_job", job_id=orchard.ready, queue="other")
         assert "has no job 4711: it never was" in await refused(client, "show_job", job_id=4711)
         assert "unknown serializer 'nothing'" in await refused(client, "peek_jobs", queue="fruit/nothing")
         assert "queue name is empty" in await refused(client, "list_queues", queue="")
@@ -208,7 +208,7 @@ def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) ->
         assert "less than or equal to 500" in await refused(client, "list_jobs", queue="fruit", limit=501)
         assert "Input should be" in await refused(client, "list_jobs", queue="fruit", states=["lost"])
         for tool in CHANGING:
-            assert f"Unknown tool: {tool}" in await refused(client, tool, queue="fruit", job_id=orchard.waiting)
+            assert f"Unknown tool: {tool}" in await refused(client, tool, queue="fruit", job_id=orchard.ready)
 
     talk(in_process(secret_dsn), conversation)
 
@@ -338,7 +338,7 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
         asked = await ask(client, "cancel_job", queue="fruit", job_id=orchard.leased, running=True)
         assert asked["outcome"] == "asked"
 
-        moved = await ask(client, "move_jobs", queue="fruit", to="basket", job_ids=[orchard.waiting])
+        moved = await ask(client, "move_jobs", queue="fruit", to="basket", job_ids=[orchard.ready])
         assert moved == {"queue": "fruit", "to": "basket", "moved": 1}
         assert (await ask(client, "move_jobs", queue="fruit", to="basket", all_jobs=True, limit=2))["moved"] == 2
         same = await refused(client, "move_jobs", queue="fruit", to="fruit", all_jobs=True)
@@ -352,7 +352,7 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
 
     talk(parameters(secret_dsn, "--allow-changes"), conversation)
     basket = {job.id for job in pq["basket"].jobs()}
-    assert orchard.waiting in basket
+    assert orchard.ready in basket
     assert len(basket) == 3
     assert basket | {job.id for job in orchard.queue.jobs()} == set(orchard.by_state.values())
     assert orchard.queue.jobs("done", "dead") == []
@@ -388,7 +388,7 @@ def test_tool_refuses_misspelt_arguments_and_changes_nothing(secret_dsn: str, or
             ("purge_finished", {"older_than": "0s", "task": "app.send"}),
             ("move_jobs", {"to": "basket", "ids": [402]}),
             ("put_job", {"data": "1", "scheduled_at": "1h"}),
-            ("cancel_job", {"job_id": orchard.waiting, "only": "scheduled"}),
+            ("cancel_job", {"job_id": orchard.ready, "only": "scheduled"}),
         ]
         for name, arguments in misspelt:
             assert "unknown argument" in await refused(client, name, queue="fruit", **arguments)
@@ -400,12 +400,12 @@ def test_tool_refuses_misspelt_arguments_and_changes_nothing(secret_dsn: str, or
 
 def test_tool_acts_on_all_jobs_only_when_told_so(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
-        for more in ({}, {"all_jobs": False}, {"all_jobs": True, "job_ids": [orchard.dead, orchard.waiting]}):
+        for more in ({}, {"all_jobs": False}, {"all_jobs": True, "job_ids": [orchard.dead, orchard.ready]}):
             purge = await refused(client, "purge_dead_letters", queue="fruit", older_than="0s", **more)
             move = await refused(client, "move_jobs", queue="fruit", to="basket", **more)
             assert "give the ids of jobs, or all_jobs as true" in purge
             assert "give the ids of jobs, or all_jobs as true" in move
-        ids = [orchard.waiting]
+        ids = [orchard.ready]
         assert "goes with all_jobs" in await refused(
             client, "move_jobs", queue="fruit", to="basket", job_ids=ids, limit=1
         )

@@ -66,7 +66,7 @@ def statements() -> Iterator[Query]:
     yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.ask_to_stop, tasks.bury, tasks.find_job)
     yield from (tasks.revive, tasks.sweep_slots, tasks.held_in_vain, tasks.parked_keys)
     upkeep = SQL.upkeep
-    yield from (upkeep.list_waiting, upkeep.list_scheduled, upkeep.list_leased, upkeep.list_parked)
+    yield from (upkeep.list_ready, upkeep.list_scheduled, upkeep.list_leased, upkeep.list_parked)
     yield from (upkeep.rerun_finished, upkeep.rerun_archived, upkeep.hasten)
 
 

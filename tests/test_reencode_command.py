@@ -68,7 +68,7 @@ def test_keys_are_changed_by_command(pq: PQ, dsn: str, backend: str) -> None:
     pq.queue("cards", serializer=Fernet(Zstd(), keys=[OLD])).put_many(range(5))
     pq.queue("cards", serializer=Fernet(Zstd(), keys=[OLD])).put("later", "1h")
     name = "cards/json+zstd+fernet"
-    before = {("waiting", "json+zstd+fernet", OLD_ID): 5, ("scheduled", "json+zstd+fernet", OLD_ID): 1}
+    before = {("ready", "json+zstd+fernet", OLD_ID): 5, ("scheduled", "json+zstd+fernet", OLD_ID): 1}
     assert counts(dsn) == before, "without a key"
     done = call(dsn, "reencode", "--queue", name, keys=NEW, backend=backend)
     assert done.exit_code == 1
@@ -88,12 +88,12 @@ def test_serializer_is_changed_by_command(pq: PQ, dsn: str) -> None:
     done = call(dsn, "reencode", "--queue", "orders/msgpack", "--accept", "json")
     assert done.exit_code == 0, done.output
     assert "2 rows were written" in done.output
-    assert counts(dsn) == {("waiting", "msgpack", ""): 3}
+    assert counts(dsn) == {("ready", "msgpack", ""): 3}
     done = call(dsn, "reencode", "--queue", "orders", "--accept", "msgpack")
     assert done.exit_code == 1, "JSON has no bytes"
     [refused] = [one.id for one in pq["orders/msgpack"].peek(3) if one.serializer == "msgpack"]
     assert f"job {refused}: queue 'orders': json cannot encode a builtins.bytes" in done.output
-    assert counts(dsn) == {("waiting", "msgpack", ""): 1, ("waiting", "json", ""): 2}
+    assert counts(dsn) == {("ready", "msgpack", ""): 1, ("ready", "json", ""): 2}
     assert [job.data for job in pq["orders/msgpack"].get_many(3)] == [{"a": 1}, {"b": [None]}, b"bytes"]
 
 
@@ -113,7 +113,7 @@ def test_plain_queue_is_not_decrypted_by_a_forgotten_name(pq: PQ, dsn: str) -> N
     pq.queue("cards", serializer=Fernet(keys=[OLD])).put("secret")
     done = call(dsn, "reencode", "--queue", "cards", keys=OLD)
     assert done.exit_code == 1
-    assert counts(dsn) == {("waiting", "json+fernet", OLD_ID): 1}
+    assert counts(dsn) == {("ready", "json+fernet", OLD_ID): 1}
 
 
 def test_command_says_what_is_missing(pq: PQ, dsn: str) -> None:
@@ -141,7 +141,7 @@ def test_module_that_registers_serializers_is_imported(
     assert found["level"] == "ok"
     done = call(dsn, "reencode", "--queue", "q", "--accept", "own-of-a-module", "--import", "registers_own")
     assert done.exit_code == 0, done.output
-    assert counts(dsn) == {("waiting", "json", ""): 3}
+    assert counts(dsn) == {("ready", "json", ""): 3}
 
 
 def test_doctor_warns_of_keys_that_nobody_holds(pq: PQ, dsn: str) -> None:

@@ -112,7 +112,7 @@ def test_a_producer_puts_and_sees_nothing(users: Users) -> None:
         lambda: queue.lease(block=False),
         queue.peek,
         queue.clear,
-        lambda: queue.jobs("waiting"),
+        lambda: queue.jobs("ready"),
         lambda: queue.cancel(first),
         lambda: queue.update(first, 1),
         lambda: queue.inspect(first),

@@ -158,7 +158,7 @@ def test_a_second_signal_ends_at_once(dsn: str, pq: PQ, folder: Path) -> None:
         assert supervisor.wait() == 0
         assert "told to stop: 1 workers are to end at once" in supervisor.log
         gone(holder)
-    assert pq["apples"].status(job_id) == "waiting"
+    assert pq["apples"].status(job_id) == "ready"
 
 
 @pytest.mark.parametrize("function", ["stick", "spin"])

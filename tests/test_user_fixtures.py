@@ -502,7 +502,7 @@ def test_enqueued_tells_what_waits(pqcore_jobs: Jobs, queue: Queue) -> None:
     assert queue.lease().data == "leased"  # type: ignore[union-attr]
     first, second, third = pqcore_jobs.enqueued(queue)
     assert (first.id, first.queue, first.task) == (1, "emails", f"{__name__}.{send.__qualname__}")  # type: ignore[attr-defined]
-    assert (first.args, first.kwargs, first.state) == (("ann",), {"urgent": True}, "waiting")
+    assert (first.args, first.kwargs, first.state) == (("ann",), {"urgent": True}, "ready")
     assert (first.headers["trace"], first.group, first.schedule_at) == (1, "ann", None)
     assert (second.state, second.dedup_key, second.attempts, second.failures) == ("scheduled", "bob", 0, 0)
     assert second.schedule_at is not None
@@ -632,7 +632,7 @@ def test_a_failure_tells_what_is_there(pqcore_jobs: Jobs, queue: Queue) -> None:
         pqcore_jobs.assert_enqueued(times=3, within="1m")
     assert str(caught.value) == (
         "3 jobs with within='1m' wanted, 1 found. Enqueued there: \n"
-        f"  emails #1: {send.task.path}('bob', urgent=True), waiting\n"
+        f"  emails #1: {send.task.path}('bob', urgent=True), ready\n"
         "  emails #2: {'plain': 1}, scheduled at 2100-01-01 00:00:00"
     )
 
@@ -727,7 +727,7 @@ def test_drain_raises_the_first_exception_once_it_is_stored(pqcore_jobs: Jobs, q
     with pytest.raises(LookupError, match="first"):
         pqcore_jobs.drain(queue)
     waiting = {job.args: (job.failures, job.state) for job in pqcore_jobs.enqueued()}
-    assert waiting == {("first",): (1, "scheduled"), ("second",): (0, "waiting")}
+    assert waiting == {("first",): (1, "scheduled"), ("second",): (0, "ready")}
     assert [run.outcome for run in pqcore_jobs.drain(queue, raise_errors=False)] == ["retry"]
     pqcore_jobs.assert_enqueued(fail, schedule_at="10m", within="1m", times=2)
     pqcore_jobs.travel("11m")
@@ -834,7 +834,7 @@ def test_a_job_that_puts_itself_again_ends_somewhere(pqcore_jobs: Jobs, queue: Q
     with pytest.raises(PQError, match=r"3 jobs were run, and there are more, as of .*again"):
         pqcore_jobs.drain(queue, at_most=3)
     [left] = pqcore_jobs.enqueued()
-    assert (left.id, left.state) == (4, "waiting")
+    assert (left.id, left.state) == (4, "ready")
     assert queue.lease().crashes == 0  # type: ignore[union-attr]
 
 
@@ -847,7 +847,7 @@ def test_an_interrupt_is_not_held_against_the_job(pqcore_jobs: Jobs, queue: Queu
     with pytest.raises(pytest.fail.Exception, match="seen in the function"):
         pqcore_jobs.drain(queue)
     [left] = pqcore_jobs.enqueued()
-    assert (left.state, left.failures) == ("waiting", 0)
+    assert (left.state, left.failures) == ("ready", 0)
     with pytest.raises(PQError, match="no job"):
         current()
 
@@ -864,7 +864,7 @@ def test_what_ends_programs_ends_a_drain_and_is_not_held_against_the_job(
     with pytest.raises(kind):
         pqcore_jobs.drain(queue, raise_errors=False)
     [left] = pqcore_jobs.enqueued()
-    assert (left.state, left.failures) == ("waiting", 0)
+    assert (left.state, left.failures) == ("ready", 0)
 
 
 @pytest.mark.parametrize("kind", [GeneratorExit, asyncio.CancelledError, BaseException])
@@ -1518,7 +1518,7 @@ def test_whichever_backend_is_chosen(tmp_path: Path, pqcore_server: str, backend
         "    asyncio.run(main())\n"
         "    pqcore_jobs.assert_enqueued(1)\n"
         "    pqcore_jobs.travel('2h')\n"
-        "    assert pqcore_jobs.enqueued()[0].state == 'waiting'\n"
+        "    assert pqcore_jobs.enqueued()[0].state == 'ready'\n"
     )
     done = run_pytest(tmp_path, PQCORE_TEST_DSN=pqcore_server, PQCORE_BACKEND=backend)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -146,7 +146,7 @@ def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) ->
         page = client.get(path("queue", name="apples")).text
         assert tiles(page)["Ready"] == "2"
         assert "orchard.pick" in page
-        for job_id, state in ((leased, "leased"), (waiting, "waiting"), (scheduled, "scheduled"), (parked, "parked")):
+        for job_id, state in ((leased, "leased"), (waiting, "ready"), (scheduled, "scheduled"), (parked, "parked")):
             row = re.search(rf">{job_id}</a></th>\s*<td><span class=\"chip (\w+)\"", page)
             assert row is not None, state
             assert row[1] == state
@@ -157,7 +157,7 @@ def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) ->
         assert f">{waiting}</a>" not in page
 
         page = client.get(path("job", id=waiting)).text
-        for text in ("waiting", "key of it", "group of it", "head of it", "&#34;n&#34;: 1"):
+        for text in ("ready", "key of it", "group of it", "head of it", "&#34;n&#34;: 1"):
             assert text in page, text
         for job_id, text in ((leased, "Lease ends"), (scheduled, "Wanted by"), (parked, "group:group of it"),
             (done, "Finished"), (dead, "Traceback of it"), (9000, "the archive"), (pears, "pickle")):  # fmt: skip
@@ -410,9 +410,9 @@ def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
         assert done.status_code == 303
         after = client.get(done.headers["location"]).text
         assert "The job is due now" in after
-        assert queue.status(dead[0]) == "waiting"
+        assert queue.status(dead[0]) == "ready"
         assert change("retry", scheduled).status_code == 303
-        assert queue.status(scheduled) == "waiting"
+        assert queue.status(scheduled) == "ready"
         assert change("retry", scheduled).status_code == 409
         assert change("cancel", waiting).status_code == 303
         assert change("cancel", waiting).status_code == 409

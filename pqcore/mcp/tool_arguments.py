@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-State: TypeAlias = Literal["leased", "waiting", "scheduled", "parked", "done", "dead"]
+State: TypeAlias = Literal["leased", "ready", "scheduled", "parked", "done", "dead"]
 
 QueueName: TypeAlias = Annotated[str, Field(description="The queue's name, as list_queues gives it.")]
 JobId: TypeAlias = Annotated[int, Field(ge=1, lt=2**63, description="The job's id.")]

@@ -16,7 +16,7 @@ from pqcore.rows import StoredJobRow
 from pqcore.settings import QueueSettings
 from pqcore.times import UtcDatetime, seconds
 
-UNFINISHED = ("leased", "waiting", "scheduled", "parked")
+UNFINISHED = ("leased", "ready", "scheduled", "parked")
 STATES = (*UNFINISHED, "done", "dead")
 """Where a job can be. Those that are done are listed as far as their rows are kept, or archived."""
 MOST = 100_000

@@ -63,7 +63,7 @@ class Encoding:
 
     Attributes:
         queue: The queue that reads the data.
-        place: ``waiting``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state; ``dead``, ``archive``
+        place: ``ready``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state; ``dead``, ``archive``
             or ``results``; ``chains``: calls that are to follow, and results that a call was given, in headers;
             ``batches``: calls that follow a batch.
         serializer: What the data are stored as; empty for rows of pq's, which do not say.

@@ -33,8 +33,8 @@ class JobInfo:
 
     Attributes:
         id: Its id.
-        state: ``waiting``, ``scheduled``, ``parked`` (for a limit or group), ``running`` (or
-            leased), ``done``, ``dead``; of a job that is gone and whose result is kept, also
+        state: ``ready``, ``scheduled``, ``parked`` (for a limit or group), ``leased``,
+            ``done``, ``dead``; of a job that is gone and whose result is kept, also
             ``failed``, ``cancelled`` or ``discarded``.
         attempts: How often it was taken.
         failures: How often it failed with an exception.

@@ -131,10 +131,10 @@ class UpkeepStatements:
     def __init__(self, compiled: Compile) -> None:
         # Listing. A filter is applied to what an index gives in order, so one that fits few jobs reads many.
         due, out = f"{DUE_AT} <= {_NOW}", f"{VISIBLE_AT} <= {_NOW}"
-        self.list_waiting = compiled(
-            "list_waiting",
+        self.list_ready = compiled(
+            "list_ready",
             _listed(
-                "waiting",
+                "ready",
                 ORDER,
                 (IS_URGENT, URGENT_ORDER),
                 (f"{IS_READY} AND {due}", READY_ORDER),
@@ -189,7 +189,7 @@ ORDER BY found.id DESC""",
         # All of one job, wherever it is; of the three tables at most one has it.
         state = (
             f"CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
-            f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END"
+            f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
         )
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         self.find_row = compiled(

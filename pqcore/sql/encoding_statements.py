@@ -33,7 +33,7 @@ _MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, 
 _HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
 _STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
-    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END"
+    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
 )
 _LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"
 _HAS_DATA = "(data IS NOT NULL OR payload IS NOT NULL)"

@@ -451,7 +451,7 @@ DELETE FROM {{dead}} WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE
             "find_job",
             f"""
 SELECT CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'
-    WHEN leased_until > {_NOW} THEN 'running' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'waiting' END,
+    WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END,
   {found} FROM {{table}} {wanted}
 UNION ALL SELECT 'dead', {found} FROM {{dead}} {wanted}
 UNION ALL SELECT 'done', {found} FROM {{archive}} {wanted}

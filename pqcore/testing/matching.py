@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENQUEUED = f"""
 SELECT {JOB}, q_name, dedup_key, group_key,
   CASE WHEN parked_on IS NOT NULL THEN 'parked' WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled'
-    ELSE 'waiting' END
+    ELSE 'ready' END
 FROM {{table}} WHERE q_name = :q_name::text AND dequeued_at IS NULL
   AND (parked_on IS NULL AND leased_until > statement_timestamp()) IS NOT TRUE ORDER BY id"""
 NAMES = "SELECT q_name FROM {table} UNION SELECT q_name FROM {dead} ORDER BY 1"
@@ -45,7 +45,7 @@ class Enqueued:
         expected_at: By when it is wanted.
         enqueued_at: When it was put.
         headers: What travels beside the data.
-        state: ``waiting``, ``scheduled``, or ``parked`` for a limit or group.
+        state: ``ready``, ``scheduled``, or ``parked`` for a limit or group.
         attempts: How often it was taken.
         failures: How often it failed.
         dedup_key: The key that it holds.
@@ -62,7 +62,7 @@ class Enqueued:
     expected_at: datetime | None
     enqueued_at: datetime
     headers: dict[str, Any]
-    state: Literal["waiting", "scheduled", "parked"]
+    state: Literal["ready", "scheduled", "parked"]
     attempts: int = 0
     failures: int = 0
     dedup_key: str | None = None

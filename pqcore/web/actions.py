@@ -146,7 +146,7 @@ _POSSIBLE = {
     "dead": ("retry", "purge"),
     "done": ("retry",),
     "scheduled": ("retry", "cancel"),
-    "waiting": ("cancel",),
+    "ready": ("cancel",),
     "parked": ("cancel",),
     "leased": ("cancel",),
 }

@@ -171,9 +171,9 @@ def land(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
 def _land_from_high(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
     queue, ids = pq["grouped"], flight.ids
     [lease] = flight.leases[2:]  # of the first; the second was parked when it was looked at
-    assert (queue.status(ids["first"]), queue.status(ids["second"])) == ("running", "parked")
+    assert (queue.status(ids["first"]), queue.status(ids["second"])) == ("leased", "parked")
     queue.ack(lease)
-    assert queue.status(ids["second"]) == "waiting"
+    assert queue.status(ids["second"]) == "ready"
     assert [job.data for job in older["grouped"].get_many(9)] == ["second"]
     for each in (queue, older["grouped"]):
         assert each.put("again", dedup=Dedup("held", until=3600)) == ids["held"]
@@ -182,4 +182,4 @@ def _land_from_high(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
     [letter] = pq["tasks"].dead.list()
     assert (letter.id, letter.failures, letter.reason) == (ids["dead"], 1, "failed")
     assert older["tasks"].dead.retry(letter.id) == 1
-    assert pq["tasks"].status(letter.id) == "waiting"
+    assert pq["tasks"].status(letter.id) == "ready"

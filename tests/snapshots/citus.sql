@@ -743,7 +743,7 @@ PREPARE "close_batch" AS
 -- count_encoded_table $1 after
 /*NO LOAD BALANCE*/ PREPARE "count_encoded_table" AS
   SELECT max(id), q_name,
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, coalesce(headers::text ~ '"(then|previous)"', false) AS linked, count(*) FILTER (WHERE (data IS NOT NULL
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END AS state, serializer, coalesce(CASE WHEN substr(payload, 1, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 1, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 14, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 14, 13), 'escape') END || coalesce(CASE WHEN substr(payload, 27, 4) = decode('6b65793a', 'hex') THEN encode(substr(payload, 27, 13), 'escape') END, ''), ''), '') AS marks, coalesce(headers::text ~ '"(then|previous)"', false) AS linked, count(*) FILTER (WHERE (data IS NOT NULL
       OR payload IS NOT NULL)), count(*)
   FROM (SELECT *
     FROM "queue"
@@ -1060,7 +1060,7 @@ PREPARE "fill" AS
 -- find_job $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_job" AS
   SELECT
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'running' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END, error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue"
   WHERE id = $1::bigint
   AND q_name = $2::text
@@ -1126,7 +1126,7 @@ PREPARE "fill" AS
 -- find_row $1 most, $2 id, $3 q_name, $4 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_row" AS
   SELECT id, q_name,
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'waiting' END, serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1948,63 +1948,9 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT $5::bigint;
 
--- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
-/*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
-  SELECT id, q_name, 'scheduled', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
-  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN parked_on IS NULL THEN
-  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
-  FROM ((SELECT *
-      FROM "queue"
-      WHERE q_name = $1::text
-      AND dequeued_at IS NULL
-      AND leased_until IS NULL
-      AND expected_at IS NULL
-      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
-      AND ($2::text IS NULL
-        OR left(data::text, 2000) ~ $2::text)
-      AND ($3::float8 IS NULL
-        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
-      AND ($4::int = 0
-        OR coalesce(failures, 0) > 0)
-      ORDER BY coalesce(schedule_at, enqueued_at), id
-      LIMIT $5::bigint)
-    UNION ALL (SELECT *
-      FROM "queue"
-      WHERE q_name = $1::text
-      AND dequeued_at IS NULL
-      AND (leased_until IS NOT NULL
-        OR (schedule_at IS NOT NULL
-          AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) < 'infinity'
-      AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
-      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
-      AND ($2::text IS NULL
-        OR left(data::text, 2000) ~ $2::text)
-      AND ($3::float8 IS NULL
-        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
-      AND ($4::int = 0
-        OR coalesce(failures, 0) > 0)
-      ORDER BY coalesce(leased_until, schedule_at), id
-      LIMIT $5::bigint)) AS job
-  ORDER BY coalesce(schedule_at, enqueued_at), id
-  LIMIT $5::bigint;
-
--- list_ticks $1 n
-/*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
-  SELECT q_name, name,
-  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
-  FROM "queue_ticks"
-  ORDER BY q_name, name
-  LIMIT $1::bigint;
-
--- list_waiting $1 q_name, $2 task, $3 age, $4 failed, $5 n
-/*NO LOAD BALANCE*/ PREPARE "list_waiting" AS
-  SELECT id, q_name, 'waiting', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+-- list_ready $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_ready" AS
+  SELECT id, q_name, 'ready', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2060,6 +2006,60 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       LIMIT $5::bigint)) AS job
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT $5::bigint;
+
+-- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
+/*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
+  SELECT id, q_name, 'scheduled', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN parked_on IS NULL THEN
+  CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
+  FROM ((SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT $5::bigint)
+    UNION ALL (SELECT *
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+      AND ($2::text IS NULL
+        OR left(data::text, 2000) ~ $2::text)
+      AND ($3::float8 IS NULL
+        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+      AND ($4::int = 0
+        OR coalesce(failures, 0) > 0)
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT $5::bigint)) AS job
+  ORDER BY coalesce(schedule_at, enqueued_at), id
+  LIMIT $5::bigint;
+
+-- list_ticks $1 n
+/*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
+  SELECT q_name, name,
+  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
+  FROM "queue_ticks"
+  ORDER BY q_name, name
+  LIMIT $1::bigint;
 
 -- listening
 /*NO LOAD BALANCE*/ PREPARE "listening" AS

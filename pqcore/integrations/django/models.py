@@ -76,7 +76,7 @@ class JobManager(RowManager):
             When(parked_on__isnull=False, then=Value("parked")),
             When(leased_until__gt=Now(), then=Value("leased")),
             When(_due__gt=Now(), then=Value("scheduled")),
-            default=Value("waiting"),
+            default=Value("ready"),
             output_field=models.TextField(),
         )
         return super().get_queryset().alias(_due=due).annotate(state=state)

@@ -131,7 +131,7 @@ def test_a_retried_dead_letter_is_the_same_job_with_a_clean_record(harness: Harn
     assert queue.dead.retry(int(job)) == 1
     assert (queue.dead.count(), queue.count()) == (0, 1)
     info = queue.inspect(job)
-    assert (info.state, info.failures, info.error) == ("waiting", 0, {})
+    assert (info.state, info.failures, info.error) == ("ready", 0, {})
     harness.drain(queue)  # with as many retries as before, and no crashes held against it
     assert seen == [(job, 1), (job, 2)] * 2
     [letter] = queue.dead.list()
@@ -248,7 +248,7 @@ def test_the_result_of_a_job_that_is_retried_is_that_of_its_second_life(harness:
     assert caught.value.error == queue.dead.list()[0].error
     queue.state["broken"] = False
     queue.dead.retry_all()
-    assert job.status() == "waiting"
+    assert job.status() == "ready"
     with pytest.raises(TimeoutError):
         job.result(timeout=0.01)
     harness.drain(queue)

@@ -55,9 +55,9 @@ def test_a_result_is_not_that_of_an_older_job_with_the_id(harness: Harness, rete
     harness.sql(f"TRUNCATE {beside(harness, '_archive')}", rows=False)
     new = kept("of the new one")
     assert int(new) == int(old)
-    with pytest.raises(ResultTimeout, match="was waiting"):
+    with pytest.raises(ResultTimeout, match="was ready"):
         new.result(0)
-    assert (new.status(), new.progress()) == ("waiting", None)
+    assert (new.status(), new.progress()) == ("ready", None)
     harness.drain(queue)
     assert new.result(1) == "of the new one"
 
@@ -89,7 +89,7 @@ def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harnes
     core = unwrapped(queue)
     harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
     assert new.progress() == 75
-    with pytest.raises(ResultTimeout, match="was running"):
+    with pytest.raises(ResultTimeout, match="was leased"):
         new.result(0)
 
 
@@ -153,7 +153,7 @@ def test_handle_refuses_an_older_dead_letter_with_its_id(harness: Harness) -> No
     harness.drain(queue)
     begin_again(harness)
     new = give("well")
-    assert (old.status(), new.status()) == ("dead", "waiting")
+    assert (old.status(), new.status()) == ("dead", "ready")
     harness.drain(queue)
     with pytest.raises(JobNotFound, match="another job has its id"):
         new.status()
@@ -177,7 +177,7 @@ def test_handle_finds_its_job_after_a_retry(harness: Harness) -> None:
         harness.drain(queue)
         assert handle.status() == ("dead" if number == 1 else "done")
         assert queue.dead.retry(handle) == 1 if number == 1 else queue.retry(handle)
-        assert handle.status() == "waiting"
+        assert handle.status() == "ready"
         gate.append("open")
         harness.drain(queue)
         assert handle.result(1) == number
@@ -191,7 +191,7 @@ def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: 
     new = give("new")
     job, core = queue.lease(60), unwrapped(queue)
     harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
-    assert (new.progress(), new.status()) == (75, "running")
+    assert (new.progress(), new.status()) == (75, "leased")
     for ask in (old.progress, old.status):
         with pytest.raises(JobNotFound, match="another job has its id"):
             ask()
@@ -275,7 +275,7 @@ def test_an_archived_job_whose_id_is_taken_elsewhere_is_retried_under_a_new_one(
     new = task(other)("new")
     assert queue.retry(int(new))
     assert len(ids(harness)) == 2
-    assert (ids(harness, "_archive"), new.status()) == ([], "waiting")
+    assert (ids(harness, "_archive"), new.status()) == ([], "ready")
 
 
 @pytest.mark.parametrize("way", ["put", "put_many", "key", "batch", "calls"])

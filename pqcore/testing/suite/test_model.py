@@ -77,10 +77,10 @@ class Model:
 
     def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
         """The ids of the jobs in each state."""
-        found: dict[str, set[int]] = {"waiting": set(self.ready(queue, now)), "scheduled": set(), "leased": set()}
+        found: dict[str, set[int]] = {"ready": set(self.ready(queue, now)), "scheduled": set(), "leased": set()}
         found["done"] = {job_id for job_id, row in self.rows.items() if row.queue == queue and row.done}
         for job_id, row in self.rows.items():
-            if row.queue == queue and not row.done and job_id not in found["waiting"]:
+            if row.queue == queue and not row.done and job_id not in found["ready"]:
                 held = row.leased_until is not None and row.leased_until > now
                 found["leased" if held else "scheduled"].add(job_id)
         return found
@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
         states = self.states(source, now)
         candidates = {
             job_id
-            for job_id in states["waiting"] | states["scheduled"]
+            for job_id in states["ready"] | states["scheduled"]
             if self.model.rows[job_id].leased_until is None  # one whose lease ran out is still somebody's, maybe
         }
         moved = self.pq[source].move(target, sorted(candidates)[:most])
@@ -348,7 +348,7 @@ class Machine(RuleBasedStateMachine):
             expected = self.model.ready(name, now)
             assert [job.id for job in queue.peek(100)] == expected
             assert queue.count() == len(expected)
-            found: dict[str, set[int]] = {"waiting": set(), "scheduled": set(), "leased": set(), "done": set()}
+            found: dict[str, set[int]] = {"ready": set(), "scheduled": set(), "leased": set(), "done": set()}
             for job in queue.jobs(*found):
                 found[job.state].add(job.id)
             assert found == self.states(name, now)

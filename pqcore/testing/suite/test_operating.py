@@ -17,10 +17,10 @@ def test_jobs_are_listed_by_state(harness: Harness) -> None:
     assert queue.get().id == done
     assert queue.lease(60).id == leased
     later, second, first = queue.put(1, "1h"), queue.put(2), queue.put(3, expected_at="1s")
-    assert [job.id for job in queue.jobs("waiting")] == [first, second]
-    assert [job.id for job in queue.jobs("scheduled", "waiting")] == [later, first, second]
+    assert [job.id for job in queue.jobs("ready")] == [first, second]
+    assert [job.id for job in queue.jobs("scheduled", "ready")] == [later, first, second]
     assert {job.id for job in queue.jobs()} == {leased, later, first, second}
-    assert [job.id for job in queue.jobs("waiting", n=1)] == [first]
+    assert [job.id for job in queue.jobs("ready", n=1)] == [first]
     [found] = queue.jobs("done")
     assert isinstance(found, StoredJob)
     assert (found.id, found.state, found.attempts, found.queue) == (done, "done", 1, "q")

@@ -106,7 +106,7 @@ def test_all_data_are_re_encoded_wherever_they_lie(harness: Harness, change: str
     done = new.queue.reencode(wait=0)
     places = {one.place for one in done.before if one.queue == "q"}
     assert places == {
-        "waiting", "scheduled", "leased", "parked", "done", "dead", "archive", "results", "chains", "batches",
+        "ready", "scheduled", "leased", "parked", "done", "dead", "archive", "results", "chains", "batches",
     }  # fmt: skip
     assert not [one for one in done.before if one.key == NEW_ID]
     assert (done.failed, done.errors, done.in_use) == (0, [], 1), "the chain under a lease is as its holder read it"
@@ -162,9 +162,9 @@ def test_key_that_is_gone_is_told_of_its_rows_alone(harness: Harness) -> None:
         pq.queue("q", **signed(key)).put_many([1, 2])
     pq["other"].put("plain")
     assert set(pq.encodings()) == {
-        Encoding("other", "waiting", "json", "", 1),
-        Encoding("q", "waiting", "signed-pickle", key_id(lost.encode()), 2),
-        Encoding("q", "waiting", "signed-pickle", OLD_ID, 2),
+        Encoding("other", "ready", "json", "", 1),
+        Encoding("q", "ready", "signed-pickle", key_id(lost.encode()), 2),
+        Encoding("q", "ready", "signed-pickle", OLD_ID, 2),
     }
     queue = pq.queue("q", **signed(NEW, OLD))
     for rewritten in (2, 0):

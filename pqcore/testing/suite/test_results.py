@@ -174,11 +174,11 @@ def test_who_waits_is_woken_by_a_notification(
 def test_a_result_that_is_not_there_in_time(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.add(1, 2)
     for timeout in (0, 0.01, timedelta(milliseconds=10)):
-        with pytest.raises(ResultTimeout, match="waiting") as caught:
+        with pytest.raises(ResultTimeout, match="ready") as caught:
             job.result(timeout)
         assert isinstance(caught.value, TimeoutError)
     queue.lease()
-    with pytest.raises(ResultTimeout, match="running"):
+    with pytest.raises(ResultTimeout, match="leased"):
         job.result(0)
     for wrong in (-1, "soon", float("nan")):
         with pytest.raises(ValueError):
@@ -207,7 +207,7 @@ def test_a_result_of_what_was_discarded(harness: Harness, queue: Any, kept: Task
     assert job.status() == "discarded"
 
 
-@pytest.mark.parametrize("state", ["waiting", "scheduled", "parked", "a lease that ran out"])
+@pytest.mark.parametrize("state", ["ready", "scheduled", "parked", "a lease that ran out"])
 def test_a_result_of_what_was_cancelled(harness: Harness, queue: Any, kept: Tasks, state: str) -> None:
     task = queue.task(keep_result="1h", limits={"l": 1})(kept.add)
     if state == "parked":
@@ -239,7 +239,7 @@ def test_a_cancellation_that_is_rolled_back_has_no_result(harness: Harness, queu
 
     with pytest.raises(Undo), queue:
         undone()
-    assert job.status() == "waiting"
+    assert job.status() == "ready"
     harness.drain(queue)
     assert job.result(1) == 3
 
@@ -338,7 +338,7 @@ def test_progress_is_seen_while_a_job_runs(harness: Harness, queue: Any) -> None
     with harness.working(queue):
         harness.eventually(lambda: job.progress() == {"done": 1, "of": [2, "…"]})
         assert queue.inspect(job).progress == {"done": 1, "of": [2, "…"]}
-        assert (job.status(), queue.progress(int(job))) == ("running", {"done": 1, "of": [2, "…"]})
+        assert (job.status(), queue.progress(int(job))) == ("leased", {"done": 1, "of": [2, "…"]})
         with pytest.raises(ResultTimeout):
             job.result(0)
         go_on.set()
@@ -567,7 +567,7 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
     for job in jobs:
         with pytest.raises(DatabaseError, match="no"):
             finish(job)
-    assert [first.status(), batch.jobs[0].status()] == ["running"] * 2
+    assert [first.status(), batch.jobs[0].status()] == ["leased"] * 2
     assert (count(harness, "_results"), count(harness, "_batches"), queue.dead.count()) == (0, 1, 0)
     harness.sql("DROP TRIGGER refuse ON {table}", rows=False)
     for job in jobs:
@@ -608,7 +608,7 @@ def ending_together(queue: Any) -> Any:
 def test_a_batch_ends_with_its_callback(harness: Harness, queue: Any, kept: Tasks) -> None:
     batch = queue.batch(*[kept.add.call(number, 1) for number in range(5)], then=kept.note.call())
     assert (len(batch.jobs), count(harness), count(harness, "_batches")) == (5, 5, 1)
-    assert [job.status() for job in batch.jobs] == ["waiting"] * 5
+    assert [job.status() for job in batch.jobs] == ["ready"] * 5
     harness.drain(queue)
     assert kept.previous == [{"batch": batch.id, "total": 5, "failed": 0}]
     assert [job.result(1) for job in batch.jobs] == [1, 2, 3, 4, 5]
@@ -794,7 +794,7 @@ def test_what_follows_an_acknowledged_job_is_of_its_transaction(harness: Harness
     caller.begin()
     job = queue.lease()
     queue.ack(job, connection=caller.raw)
-    assert (first.status(), count(harness)) == ("running", 1)
+    assert (first.status(), count(harness)) == ("leased", 1)
     caller.rollback()
     with queue:
         job.ack()

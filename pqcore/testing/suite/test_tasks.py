@@ -343,7 +343,7 @@ def test_calls_put_together(harness: Harness) -> None:
     calls = [task.call(1), task.call(2), other.call(3), task.call(4), other.call(5), other.call(6)]
     ids = pq["a"].put_calls(*calls)
     assert ids == sorted(ids)
-    assert [job.status() for job in ids[:2]] == ["waiting"] * 2
+    assert [job.status() for job in ids[:2]] == ["ready"] * 2
     found = harness.sql("SELECT id, q_name, group_key, schedule_at IS NOT NULL FROM {table} ORDER BY id")
     assert [row[1:] for row in found] == [
         ("a", None, False) if number in (1, 2, 4) else ("b", "g", True) for number in range(1, 7)
