@@ -355,11 +355,11 @@ RETURNING id, pg_notify(:channel::text, '')::text""",
         taken = f"id = :id::bigint AND attempts = :token::int AND {OF_QUEUE}"
         self.bury_taken: dict[Retention, Query] = {
             "keep": compiled(
-                "bury_kept",
+                "bury_taken_keep",
                 _buried(f"DELETE FROM {{table}} WHERE {taken} AND num_nulls(dequeued_at) = 0 RETURNING *"),
             ),
-            "archive": compiled("bury_archived", _buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")),
-            "delete": compiled("bury_deleted", _buried(_TAKEN)),
+            "archive": compiled("bury_taken_archive", _buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")),
+            "delete": compiled("bury_taken_delete", _buried(_TAKEN)),
         }
         self.dead_letters = compiled(
             "dead_letters",

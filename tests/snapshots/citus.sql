@@ -585,8 +585,8 @@ PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
   SELECT id
   FROM gone;
 
--- bury_archived $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
-PREPARE "bury_archived" AS WITH gone AS (DELETE FROM "queue_archive"
+-- bury_taken_archive $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+PREPARE "bury_taken_archive" AS WITH gone AS (DELETE FROM "queue_archive"
     WHERE id = $1::bigint
     AND attempts = $2::int
     AND q_name = $3::text
@@ -596,8 +596,8 @@ PREPARE "bury_archived" AS WITH gone AS (DELETE FROM "queue_archive"
   SELECT id
   FROM gone;
 
--- bury_deleted $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 token, $8 serializer, $9 payload, $10 stored_headers, $11 failures, $12 excused, $13 headers, $14 failed, $15 error, $16 reason
-PREPARE "bury_deleted" AS WITH gone AS (SELECT $1::bigint AS id, $2::text AS q_name, $3::timestamptz AS enqueued_at, $4::timestamptz AS expected_at, $5::timestamptz AS schedule_at, $6::text::json AS data, $7::int AS attempts, $8::text AS serializer, $9::bytea AS payload, $10::text::json AS headers, $11::int AS failures, $12::int AS excused
+-- bury_taken_delete $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 token, $8 serializer, $9 payload, $10 stored_headers, $11 failures, $12 excused, $13 headers, $14 failed, $15 error, $16 reason
+PREPARE "bury_taken_delete" AS WITH gone AS (SELECT $1::bigint AS id, $2::text AS q_name, $3::timestamptz AS enqueued_at, $4::timestamptz AS expected_at, $5::timestamptz AS schedule_at, $6::text::json AS data, $7::int AS attempts, $8::text AS serializer, $9::bytea AS payload, $10::text::json AS headers, $11::int AS failures, $12::int AS excused
     WHERE NOT EXISTS (SELECT
       FROM "queue"
       WHERE id = $1::bigint
@@ -612,8 +612,8 @@ PREPARE "bury_deleted" AS WITH gone AS (SELECT $1::bigint AS id, $2::text AS q_n
   SELECT id
   FROM gone;
 
--- bury_kept $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
-PREPARE "bury_kept" AS WITH gone AS (DELETE FROM "queue"
+-- bury_taken_keep $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+PREPARE "bury_taken_keep" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = $1::bigint
     AND attempts = $2::int
     AND q_name = $3::text
