@@ -47,14 +47,6 @@ FROM (SELECT count(*) FROM gone) AS done
 ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id"""
 
 
-def _excluded(template: str) -> str:
-    # The times of the row that was to be inserted.
-    head, do_update, tail = template.partition("DO UPDATE SET")
-    for column in ("schedule_at", "expected_at"):
-        tail = re.sub(rf"{column} = coalesce\(.*?'1 second'\)", f"{column} = excluded.{column}", tail, count=1)
-    return head + do_update + tail
-
-
 def _drawn(template: str) -> str:
     head, update, tail = template.partition("UPDATE {rates} AS kept")
     head = head.replace("SELECT q_name, tokens,", "SELECT q_name, tokens, clock_timestamp() AS now,")
@@ -79,7 +71,7 @@ _REWORDED: dict[str, Callable[[str], str]] = {
     "retry": _beside,
     "snooze": _beside,
     "replace": _replaced,
-    "put_replacing": _excluded,
+    "put_replacing": _replaced,
     "claim_key": lambda _: _CLAIM,
     "draw": _drawn,
     "keep_result": _of_queue,

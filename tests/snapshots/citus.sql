@@ -2565,9 +2565,10 @@ PREPARE "put_off" AS
     OR coalesce(CASE WHEN error->>'type' = $2::text::json->>'type' THEN (error->>'since')::float8 END, extract(epoch FROM statement_timestamp())) > extract(epoch FROM statement_timestamp()) - $6::float8)
   RETURNING id;
 
--- put_replacing $1 data, $2 payload, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 q_name, $11 dedup_key
+-- put_replacing $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 q_name, $11 dedup_key
 PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
-    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = clock.new_schedule_at, expected_at = clock.new_expected_at, headers = $4::text::json, group_key = $5::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') AS new_schedule_at, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second') AS new_expected_at) AS clock
     WHERE q_name = $10::text
     AND dedup_key = $11::text
     AND dequeued_at IS NULL
@@ -2575,7 +2576,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     AND (leased_until IS NULL
       OR parked_on IS NOT NULL)
     RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), added AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
-    SELECT $10::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text, $11::text
+    SELECT $10::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $4::text::json, $5::text, $11::text
     WHERE NOT EXISTS (SELECT
       FROM replaced)
     ON CONFLICT (q_name, dedup_key)
