@@ -27,7 +27,8 @@ from psycopg import sql
 
 from pqcore import PQ
 from pqcore.scan_position import ScanPosition
-from pqcore.sql.dialect import REACH, Dialect
+from pqcore.sql.dialect import Dialect
+from pqcore.sql.fetch_statements import REACH
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 from pqcore_backends.embedded import EmbeddedServer
@@ -561,9 +562,10 @@ The situations:
 
 {situations}
 
-`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see `pqcore/sql/dialect.py`
-for the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more than {WHOLE:,} rows. Only the last
-statements of the first table, which tell about any number of rows or remove them, may have such.
+`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see
+`pqcore/sql/fetch_statements.py` for the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more
+than {WHOLE:,} rows. Only the last statements of the first table, which tell about any number of rows or remove them,
+may have such.
 
 ## Custom and generic plans
 

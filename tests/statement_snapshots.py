@@ -13,11 +13,13 @@ from __future__ import annotations
 import re
 from difflib import unified_diff
 from pathlib import Path
+from typing import get_args
 
 from pqcore.schema import RECORD, migrations
 from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.fetch_statements import Finish, Pick
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
 
@@ -36,15 +38,11 @@ _INSIDE = frozenset({"epoch", "DISTINCT", "DO", "DELETE", "FOR", "LEFT", "CROSS"
 
 def queries(dialect: Dialect) -> dict[str, Query]:
     """All statements of a dialect by name; of those for a number of rows, those for two."""
-    found: list[object] = []
-    for statements in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings):
-        for value in vars(statements).values():
-            found += value.values() if isinstance(value, dict) else [value]
-    for finish in ("keep", "delete", "archive", "lease"):
-        for pick in ("ordered", "bounded", "unguarded", "merged"):
-            found.append(dialect.take(pick, finish, 2))
+    found = [query for each in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings) for query in each.queries()]
+    for finish in get_args(Finish):
+        found += [dialect.take(pick, finish, 2) for pick in get_args(Pick)]
     found.append(dialect.peek(2))
-    return {query.name: query for query in found if isinstance(query, Query)}
+    return {query.name: query for query in found}
 
 
 def laid_out(sql: str) -> str:
@@ -68,7 +66,7 @@ def snapshot(kind: type[Dialect]) -> str:
     parts = [f"-- The statements of the dialect {kind.name}. python -m tests.statement_snapshots writes them."]
     for number, version in enumerate([(RECORD,), *migrations()]):
         for statement in version:
-            made = [each.format_map(places).strip().rstrip(";") for each in dialect.declared(statement)]
+            made = [each.format_map(places).strip().rstrip(";") for each in dialect.migration(statement)]
             parts += [f"-- migration {number}\n{each};" for each in made]
     for name, query in sorted(queries(dialect).items()):
         notes = [*(["hot"] if query.hot else []), *([] if query.rows else ["no rows"])]

@@ -1,9 +1,11 @@
-"""Dialects: how one is chosen, what it changes, and that what is reworded means the same."""
+"""Dialects: how one is chosen, what it changes, and that a statement that is rewritten means the same."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import resources
 from typing import Any, ClassVar
 
 import psycopg
@@ -20,7 +22,9 @@ from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
+from pqcore.sql.rewrite import Rewrite, replace, split, substitute
 from pqcore.sql.statement import plain
+from pqcore.sql.statement_set import read_statements
 from pqcore.testing.harness import Harness
 from pqcore.testing.suite import test_dedup, test_limits, test_results
 
@@ -30,8 +34,8 @@ class CitusHere(Citus):
 
     name = "citus-here"
 
-    def declared(self, statement: str) -> Iterable[str]:
-        return (each for each in super().declared(statement) if "create_distributed_table" not in each)
+    def rewrite_migration(self, statement: str) -> Iterable[str]:
+        return (each for each in super().rewrite_migration(statement) if "create_distributed_table" not in each)
 
 
 class CockroachHere(CockroachDB):
@@ -39,8 +43,8 @@ class CockroachHere(CockroachDB):
 
     name = "cockroachdb-here"
 
-    def declared(self, statement: str) -> Iterable[str]:
-        return (each for each in super().declared(statement) if "serial_normalization" not in each)
+    def rewrite_migration(self, statement: str) -> Iterable[str]:
+        return (each for each in super().rewrite_migration(statement) if "serial_normalization" not in each)
 
 
 class Shouting(Dialect):
@@ -49,7 +53,7 @@ class Shouting(Dialect):
     name = "shouting"
     missing: ClassVar[Mapping[Capability, str]] = {Capability.LISTEN: "it is too loud"}
 
-    def reworded(self, name: str, template: str) -> str:
+    def rewrite(self, name: str, template: str) -> str:
         return template + " /* LOUD */" if name == "put" else template
 
 
@@ -74,6 +78,67 @@ def of(name: str) -> Dialect:
 def test_statements_of_a_dialect_match_its_snapshot(dialect: type[Dialect]) -> None:
     changed = difference(dialect)
     assert not changed, f"the statements have changed; if that is meant: python -m tests.statement_snapshots\n{changed}"
+
+
+def texts(dialect: type[Dialect]) -> dict[str, str]:
+    return {name: query.sql for name, query in queries(dialect(TableName("queue"), "numeric_dollar")).items()}
+
+
+def affected(dialect: type[Dialect], rewrites: Mapping[str, str | Rewrite]) -> list[str]:
+    """The statements that are others with these rewrites, or the one that is refused."""
+    try:
+        found = texts(type("Changed", (dialect,), {"rewrites": rewrites}))
+    except PluginError as exc:
+        return re.findall(r"in the statement '(\w+)'", str(exc))
+    return [name for name, text in texts(dialect).items() if found[name] != text]
+
+
+def test_a_rewrite_that_does_not_fit_the_statement_is_an_error() -> None:
+    class Misses(Dialect):
+        name = "misses"
+        rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
+            "nack": lambda template: replace(template, "now()", ""),
+            "beat": lambda template: substitute(template, "now[(]", ""),
+            "draw": lambda template: split(template, "now()")[0],
+            "fill": "SELECT 1",
+        }
+
+    sql = Misses(TableName("queue"), "numeric_dollar")
+    with pytest.raises(PluginError, match=r"'misses' cannot rewrite the statement 'nack': 'now\(\)' does not occur"):
+        _ = sql.nack
+    with pytest.raises(PluginError, match="cannot rewrite the statement 'beat'"):
+        _ = sql.tasks.beat
+    with pytest.raises(PluginError, match="cannot rewrite the statement 'draw'"):
+        _ = sql.tasks.draw
+    assert sql.tasks.fill.numbered.endswith("SELECT 1")
+    assert sql.tasks.retry.sql == of("postgresql").tasks.retry.sql
+
+
+def test_a_rewrite_of_no_statement_is_refused() -> None:
+    with pytest.raises(PluginError, match="dialect 'typo' rewrites nakc: pqcore has no statement of this name"):
+        type("Typo", (Dialect,), {"name": "typo", "rewrites": {"nakc": "SELECT 1"}})
+
+
+def test_a_statement_with_a_word_that_the_engine_does_not_know_is_not_sent(dsn: str) -> None:
+    class Forgetful(Dialect):
+        name = "forgetful"
+        unknown_words = ("pg_notify", "fillfactor")
+
+    sql = Forgetful(TableName("queue"), "numeric_dollar")
+    with pytest.raises(PluginError, match="dialect 'forgetful' leaves 'pg_notify' in the statement 'nack'"):
+        _ = sql.nack
+    assert sql.put.name == "put"
+    with pytest.raises(PluginError, match="dialect 'forgetful' leaves 'pg_notify' in the migration"):
+        [each for version in migrations() for statement in version for each in sql.migration(statement)]
+
+
+def test_each_statement_of_a_file_is_declared_and_explained() -> None:
+    files = [file for file in resources.files("pqcore.sql").iterdir() if file.name.endswith(".sql")]
+    assert len(files) > 6
+    for file in files:
+        heads = re.findall(r"(?m)^-- name: (\w+)\n(.*)", file.read_text("utf-8"))
+        assert [name for name, line in heads if not line.startswith("-- ")] == []
+        assert {name for name, _ in heads} == read_statements(file.name).keys() <= set(Dialect.all_names()), file.name
 
 
 def test_the_snapshot_of_postgresql_can_be_given_to_psql(dsn: str) -> None:
@@ -140,7 +205,7 @@ def test_nothing_is_left_that_the_engine_has_not(name: str) -> None:
     texts = {name: query.sql for name, query in queries(dialect).items()}
     assert len(texts) > 110
     assert [each for each, text in texts.items() if "pg_notify" in text] == []
-    ddl = [each for version in migrations() for statement in version for each in dialect.declared(statement)]
+    ddl = [each for version in migrations() for statement in version for each in dialect.migration(statement)]
     assert [each for each in ddl if "TRIGGER" in each or "pg_notify" in each] == []
     if name == "cockroachdb":
         unknown = ("advisory", "hashtext", "DISCARD", "pg_is_in_recovery", "pg_control", "pg_listening", "set_config")
@@ -203,8 +268,8 @@ def test_what_cannot_be_done_is_said(here: type[Dialect], dsn: str) -> None:
     assert PQ("postgresql://nowhere", dialect=here.name).engine.dialect.missing[Capability.LISTEN]
 
 
-REWORDED = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
-"""Where in the suite the statements are used that each rewords most."""
+REWRITTEN = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
+"""Where in the suite the statements are used that each rewrites most."""
 UNLIKE = {
     "test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_postponed",
     "test_a_worker_does_not_wait_for_a_transaction_that_has_locked_a_key",
@@ -215,7 +280,7 @@ UNLIKE = {
 
 def scenarios() -> Iterator[Any]:
     """Of those, what needs no more than a harness."""
-    for dialect, modules in REWORDED.items():
+    for dialect, modules in REWRITTEN.items():
         for module in modules:
             for name, scenario in vars(module).items():
                 if (
@@ -229,7 +294,7 @@ def scenarios() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("dialect", "scenario"), list(scenarios()))
-def test_what_is_reworded_means_the_same(
+def test_a_rewritten_statement_means_the_same(
     dialect: type[Dialect],
     scenario: Callable[[Harness], None],
     pqcore_server: str,

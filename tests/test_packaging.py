@@ -115,7 +115,12 @@ def test_the_wheel_holds_all_of_the_packages_and_nothing_else(built: Built) -> N
         assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
     expected = {str(path) for path in installed(built).values()}
     assert found == expected
-    assert {"pqcore/py.typed", "pqcore_backends/py.typed", "pqcore/schema/0001_table.sql"} <= found
+    assert {
+        "pqcore/py.typed",
+        "pqcore_backends/py.typed",
+        "pqcore/schema/0001_table.sql",
+        "pqcore/sql/citus.sql",
+    } <= found
     for kind in ("*.tmpl", "*.html", "*.css", "*.js"):
         assert any(PurePosixPath(name).match(kind) for name in found), kind
 

@@ -25,7 +25,7 @@ from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.rows import JobRow, job_rows
 from pqcore.settings import QueueSettings
-from pqcore.sql.dialect import Finish
+from pqcore.sql.fetch_statements import Finish
 from pqcore.times import seconds
 
 logger = logging.getLogger("pqcore")

@@ -91,11 +91,6 @@ def _query(names: TableName, name: str, template: str, *, rows: bool = True, con
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
-def _worded(session: Session, name: str, sql: str) -> Query:
-    """A statement without parameters, as the dialect has it."""
-    return plain(name, session.sql.reworded(name, sql))
-
-
 async def version(session: Session, names: TableName) -> int | None:
     """The version of the table; 0 for one of pq's, None if there is none.
 
@@ -209,15 +204,15 @@ async def create(
         return
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
-    lock = f"hashtextextended({literal('pqcore ' + str(names))}, 0)"
-    locking = _worded(session, "lock_migrations", f"SELECT pg_try_advisory_lock({lock})")
+    key = literal(f"pqcore {names}")
+    locking = session.sql.schema_statement("lock_migrations", key=key)
     while (await session.execute(locking))[0][0] is not True:
         await sleep(0.05)
     try:
         await _migrate(session, names, sleep, wanted)
     finally:
         if session.usable():
-            await session.execute(_worded(session, "unlock_migrations", f"SELECT pg_advisory_unlock({lock})"))
+            await session.execute(session.sql.schema_statement("unlock_migrations", key=key))
 
 
 async def _migrate(
@@ -308,8 +303,8 @@ async def _lock_schema(session: Session, names: TableName) -> None:
 
     What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
     """
-    lock = f"hashtextextended({literal('pqcore ' + names.beside('pqcore_migrations'))}, 0)"
-    await session.execute(_worded(session, "lock_schema", f"SELECT pg_advisory_xact_lock({lock}) IS NULL"))
+    key = literal("pqcore " + names.beside("pqcore_migrations"))
+    await session.execute(session.sql.schema_statement("lock_schema", key=key))
 
 
 async def _apply_alone(session: Session, names: TableName, number: int) -> None:
@@ -319,12 +314,7 @@ async def _apply_alone(session: Session, names: TableName, number: int) -> None:
 
 async def _partitions(session: Session, names: TableName) -> Partitions:
     """The partitions of a table that is there; none if it has none."""
-    sql = (
-        "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass("
-        f"{literal(str(names))})) AS part JOIN pg_class AS c ON c.oid = part.relid"
-        " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE part.isleaf AND c.relispartition ORDER BY c.relname"
-    )
-    found = await session.execute(_worded(session, "partitions", sql))
+    found = await session.execute(session.sql.schema_statement("partitions", table_name=literal(str(names))))
     return Partitions(tuple(name for (name,) in found), made=True)
 
 
@@ -350,7 +340,7 @@ async def _apply(session: Session, names: TableName, number: int, partitions: Pa
     if number == INDEXES:
         await _drop_invalid(session, names)
     for statement in migrations()[number - 1]:
-        for each in (each for part in partitions.statements(statement) for each in session.sql.declared(part)):
+        for each in (each for part in partitions.statements(statement) for each in session.sql.migration(part)):
             await session.execute(_query(names, f"migration {number}", each, rows=False))
     await _record(session, names, number)
 

@@ -1,14 +1,11 @@
-"""The statements of operators: listing jobs, running them again, moving them.
+"""The statements of operators that are composed: listing jobs, running them again, moving them.
 
-As those of `pqcore.sql.dialect`, and under the same rules.  None is on the way of a job that
-is put and taken, so they are compiled when the first of them is used.  What lists
-jobs takes no lock.  What changes them changes a slice of rows a statement, and skips
-those that somebody has locked: who holds one is working on it.
+`admin_statements.sql` has those that are run as they are written.  The rules are those of `pqcore.sql.dialect`.  A
+statement that lists jobs takes no lock.  One that changes them changes a slice of rows, and skips those that another
+session has locked: it works on them.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from pqcore.sql.fragments import (
     AFTER_WAY,
@@ -28,9 +25,7 @@ from pqcore.sql.fragments import (
     VISIBLE_AT,
     come_back,
 )
-
-if TYPE_CHECKING:
-    from pqcore.sql.statement import Compile
+from pqcore.sql.statement_set import StatementSet, composed, family, from_file
 
 SLICE = 10_000
 """Rows that one statement looks at where no index leads to those that are wanted."""
@@ -88,6 +83,10 @@ def _columns(
     return ", ".join(columns)
 
 
+def _dead_columns(*, whole: bool = False) -> str:
+    return _columns(_DEAD, finished="died_at", reason="reason", table=False, whole=whole)
+
+
 def _some(condition: str, order: str) -> str:
     return f"(SELECT * FROM {{table}} WHERE {OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
 
@@ -111,6 +110,12 @@ KINDS = ("ready", "urgent", "hidden", "parked")
 """The classes of jobs that can be moved, each through its own index; ``ids`` are those that are named."""
 
 
+_STATE = (
+    "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
+    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
+)
+
+
 def _picked(kind: str, columns: str = "id") -> str:
     condition, order = _MOVABLE[kind]
     last = "" if kind == "ids" else " AND id <= :last::bigint"
@@ -121,51 +126,63 @@ def _picked(kind: str, columns: str = "id") -> str:
     )
 
 
-class UpkeepStatements:
-    """The statements, in one driver's paramstyle.
+def _forgotten(again: str) -> str:
+    """End a statement that has jobs run again, so that their results go.
 
     Args:
-        compiled: Compiles a template.
+        again: The CTE that has the ids of the jobs.
     """
+    return f""", forgotten AS (
+  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM {again})) AND q_name = :q_name::text
+)
+SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
 
-    def __init__(self, compiled: Compile) -> None:
-        # Listing. A filter is applied to what an index gives in order, so one that fits few jobs reads many.
-        due, out = f"{DUE_AT} <= {_NOW}", f"{VISIBLE_AT} <= {_NOW}"
-        self.list_ready = compiled(
-            "list_ready",
-            _listed(
-                "ready",
-                ORDER,
-                (IS_URGENT, URGENT_ORDER),
-                (f"{IS_READY} AND {due}", READY_ORDER),
-                (f"{IS_DEFERRED} AND {out} AND {due}", HIDDEN_ORDER),
-            ),
+
+class UpkeepStatements(StatementSet):
+    """The statements of operators."""
+
+    file = "admin_statements.sql"
+
+    # Listing, which only reads. A filter is applied to what an index gives in order: if few jobs fit, many are read.
+
+    @composed()
+    def list_ready(self) -> str:
+        """List the jobs due."""
+        due = f"{DUE_AT} <= {_NOW}"
+        return _listed(
+            "ready",
+            ORDER,
+            (IS_URGENT, URGENT_ORDER),
+            (f"{IS_READY} AND {due}", READY_ORDER),
+            (f"{IS_DEFERRED} AND {VISIBLE_AT} <= {_NOW} AND {due}", HIDDEN_ORDER),
         )
-        self.list_scheduled = compiled(
-            "list_scheduled",
-            _listed(
-                "scheduled",
-                f"{DUE_AT}, id",
-                (f"{IS_READY} AND {DUE_AT} > {_NOW}", READY_ORDER),
-                (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE} AND {DUE_AT} > {_NOW}", HIDDEN_ORDER),
-            ),
+
+    @composed()
+    def list_scheduled(self) -> str:
+        """List the jobs that are due later."""
+        later = f"{DUE_AT} > {_NOW}"
+        return _listed(
+            "scheduled",
+            READY_ORDER,
+            (f"{IS_READY} AND {later}", READY_ORDER),
+            (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE} AND {later}", HIDDEN_ORDER),
         )
-        self.list_leased = compiled(
-            "list_leased",
-            _listed(
-                "leased",
-                "leased_until, id",
-                (
-                    f"{IS_DEFERRED} AND {VISIBLE_AT} > {_NOW} AND {VISIBLE_AT} < 'infinity' AND leased_until > {_NOW}",
-                    HIDDEN_ORDER,
-                ),
-            ),
-        )
-        self.list_parked = compiled("list_parked", _listed("parked", _PARKED_ORDER, (_PARKED, _PARKED_ORDER)))
-        # Finished rows are in no index but that of the ids: a slice of those is read, from the last put on.
-        self.list_finished = compiled(
-            "list_finished",
-            f"""
+
+    @composed()
+    def list_leased(self) -> str:
+        """List the jobs under a lease."""
+        leased = f"{IS_DEFERRED} AND {VISIBLE_AT} > {_NOW} AND {VISIBLE_AT} < 'infinity' AND leased_until > {_NOW}"
+        return _listed("leased", "leased_until, id", (leased, HIDDEN_ORDER))
+
+    @composed()
+    def list_parked(self) -> str:
+        """List the parked jobs."""
+        return _listed("parked", _PARKED_ORDER, (_PARKED, _PARKED_ORDER))
+
+    @composed()
+    def list_finished(self) -> str:
+        """List finished jobs in a slice of ids, from the last put on: they are in no index but that of the ids."""
+        return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
 ), found AS (
@@ -173,115 +190,121 @@ WITH slice AS (
     AND num_nulls(dequeued_at) = 0{_FILTERS} ORDER BY id DESC LIMIT :n::bigint
 )
 SELECT edge.id, found.* FROM (SELECT min(id) AS id FROM slice) AS edge LEFT JOIN found ON true
-ORDER BY found.id DESC""",
-        )
-        self.list_archived = compiled(
-            "list_archived",
+ORDER BY found.id DESC"""
+
+    @composed()
+    def list_archived(self) -> str:
+        """List archived jobs, the latest first."""
+        return (
             f"SELECT {_columns(_DONE, table=False)} FROM {{archive}} WHERE {OF_QUEUE}{_FILTERS}"
-            " ORDER BY dequeued_at DESC LIMIT :n::bigint",
+            " ORDER BY dequeued_at DESC LIMIT :n::bigint"
         )
-        of_dead: dict[str, Any] = {"finished": "died_at", "reason": "reason", "table": False}
-        self.list_dead = compiled(
-            "list_dead",
-            f"SELECT {_columns(_DEAD, **of_dead)} FROM {{dead}}"
-            f" WHERE {OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC LIMIT :n::bigint",
+
+    @composed()
+    def list_dead(self) -> str:
+        """List dead letters, the latest first."""
+        return (
+            f"SELECT {_dead_columns()} FROM {{dead}}"
+            f" WHERE {OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC LIMIT :n::bigint"
         )
-        # All of one job, wherever it is; of the three tables at most one has it.
-        state = (
-            f"CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
-            f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
-        )
+
+    @composed()
+    def find_row(self) -> str:
+        """Give all of one job, wherever it is: of the three tables at most one has it."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
-        self.find_row = compiled(
-            "find_row",
-            f"""
-SELECT {_columns(state, whole=True)}, 'table' FROM {{table}} {wanted}
+        return f"""
+SELECT {_columns(_STATE, whole=True)}, 'table' FROM {{table}} {wanted}
 UNION ALL
-SELECT {_columns(_DEAD, whole=True, **of_dead)}, 'dead' FROM {{dead}} {wanted}
+SELECT {_dead_columns(whole=True)}, 'dead' FROM {{dead}} {wanted}
 UNION ALL
 SELECT {_columns(_DONE, table=False, whole=True)}, 'archive' FROM {{archive}} {wanted}
-LIMIT 1""",
-        )
-        self.dead_by_queue = compiled(
-            "dead_by_queue", "SELECT q_name, count(*) FROM {dead} GROUP BY q_name ORDER BY q_name"
-        )
-        # No index leads to what was finished last: of the jobs that were put last, so many are looked at.
+LIMIT 1"""
+
+    dead_by_queue = from_file()
+
+    @composed()
+    def recent_completions(self) -> str:
+        """Tell how many jobs were finished lately, and how long they took.
+
+        No index leads to what was finished last: of the jobs that were put last, a slice is looked at.
+        """
         took = f"(extract(epoch FROM dequeued_at) - extract(epoch FROM {DUE_AT}))::float8"
-        lately = "count(*) FILTER (WHERE dequeued_at > {} - interval '{}')"
+        lately = f"count(*) FILTER (WHERE dequeued_at > {_NOW} - interval '{{}}')"
         last = f"SELECT q_name, dequeued_at, schedule_at, enqueued_at FROM {{}} ORDER BY id DESC LIMIT {SLICE}"
-        self.recent_completions = compiled(
-            "recent_completions",
-            f"""
+        return f"""
 WITH slice AS (
   ({last.format("{table}")}) UNION ALL ({last.format("{archive}")})
 ), finished AS (
   SELECT q_name, dequeued_at, {took} AS took, dequeued_at > {_NOW} - interval '1 minute' AS just FROM slice
   WHERE dequeued_at > {_NOW} - interval '1 hour'
 )
-SELECT q_name, {lately.format(_NOW, "1 minute")}, {lately.format(_NOW, "1 hour")},
+SELECT q_name, {lately.format("1 minute")}, {lately.format("1 hour")},
   percentile_disc(0.5) WITHIN GROUP (ORDER BY took) FILTER (WHERE just),
   percentile_disc(0.95) WITHIN GROUP (ORDER BY took) FILTER (WHERE just)
-FROM finished GROUP BY q_name""",
-        )
-        self.list_ticks = compiled(
-            "list_ticks", f"SELECT q_name, name, {_time('tick')} FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
-        )
+FROM finished GROUP BY q_name"""
 
-        # Running again. A finished row is changed by nobody but a purge: the UPDATE waits for that, and finds it
-        # gone; of two that come at once the second finds it unfinished.
-        forgotten = """, forgotten AS (
-  DELETE FROM {{results}} WHERE job_id = ANY (ARRAY(SELECT id FROM {again})) AND q_name = :q_name::text
-)
-SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
-        self.rerun_finished = compiled(
-            "rerun_finished",
-            f"""
+    @composed()
+    def list_ticks(self) -> str:
+        """List the last ticks of periodic tasks."""
+        return f"SELECT q_name, name, {_time('tick')} FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
+
+    # Running again. A finished row is changed only by a purge: the UPDATE waits for that, and finds it gone; of two
+    # sessions that come together, the second finds it unfinished.
+
+    @composed()
+    def rerun_finished(self) -> str:
+        """Have a finished job run again."""
+        return f"""
 WITH again AS (
   UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, schedule_at = {_NOW}, failures = NULL,
     excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL,
     headers = coalesce(:headers::text::json, headers)
   WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id
-){forgotten.format(again="again")}""",
-        )
-        # It goes from one table to the other in one statement; whose DELETE finds it has it.
-        self.rerun_archived = compiled(
-            "rerun_archived",
-            f"""
+){_forgotten("again")}"""
+
+    @composed()
+    def rerun_archived(self) -> str:
+        """Have an archived job run again. It moves in one statement; the session whose DELETE finds it has it."""
+        return f"""
 WITH gone AS (
   DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE} RETURNING *
 ), risen AS (
   SELECT {COLUMNS.replace("headers", "coalesce(:headers::text::json, headers) AS headers")} FROM gone
-), {come_back("risen")}{forgotten.format(again="same")}
-UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered""",
-        )
-        # One that is scheduled, or waits for its next attempt.
-        self.hasten = compiled(
-            "hasten",
-            f"""
+), {come_back("risen")}{_forgotten("same")}
+UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered"""
+
+    @composed()
+    def hasten(self) -> str:
+        """Have a job run now that is scheduled, or waits for its next attempt. A locked row is skipped."""
+        return f"""
 WITH free AS (
   SELECT id FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 1
     AND {_FREE} AND {DUE_AT} > {_NOW} FOR UPDATE SKIP LOCKED
 )
 UPDATE {{table}} SET schedule_at = {_NOW} WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE}
-RETURNING id, pg_notify(:channel::text, '')::text""",
+RETURNING id, pg_notify(:channel::text, '')::text"""
+
+    # Moving.
+
+    last_id = from_file()
+
+    @family("gates_of_{}", _MOVABLE)
+    def gates(self, kind: str) -> str:
+        """Give the headers with limits and groups of the jobs that `move` would move. Reads only."""
+        return (
+            f"SELECT DISTINCT headers::text FROM ({_picked(kind, 'headers')}) AS picked"
+            " WHERE headers::text LIKE '%\"gate\"%'"
         )
 
-        # Moving. What waits is locked, and is in the other queue at the end of the statement: there is no moment at
-        # which it is in neither, or in both. One whose dedup key is taken there stays; if the key is taken at
-        # this moment, the unique index has the statement fail, and it is run again.
-        self.last_id = compiled("last_id", "SELECT max(id) FROM {table}")
-        self.gates = {
-            kind: compiled(
-                f"gates_of_{kind}",
-                f"SELECT DISTINCT headers::text FROM ({_picked(kind, 'headers')}) AS picked"
-                " WHERE headers::text LIKE '%\"gate\"%'",
-            )
-            for kind in _MOVABLE
-        }
-        self.move = {
-            kind: compiled(
-                f"move_{kind}",
-                f"""
+    @family("move_{}", _MOVABLE)
+    def move(self, kind: str) -> str:
+        """Move waiting jobs to another queue.
+
+        A job is locked, and is in the other queue at the end of the statement: there is no moment at which it is in
+        neither, or in both.  A job whose dedup key is taken there stays.  If the key is taken at this moment, the
+        unique index has the statement fail, and it is run again.
+        """
+        return f"""
 WITH picked AS (
   {_picked(kind)} FOR UPDATE SKIP LOCKED
 ), moved AS (
@@ -291,14 +314,12 @@ WITH picked AS (
 ), told AS (
   UPDATE {{results}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved)) AND {OF_QUEUE}
 )
-SELECT id, headers::text, pg_notify(:channel::text, '')::text FROM moved""",
-            )
-            for kind in _MOVABLE
-        }
-        # A slice of ids a statement, as purge_kept.
-        self.archive_kept = compiled(
-            "archive_kept",
-            f"""
+SELECT id, headers::text, pg_notify(:channel::text, '')::text FROM moved"""
+
+    @composed()
+    def archive_kept(self) -> str:
+        """Move finished jobs to the archive, in a slice of ids as `purge_kept`."""
+        return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}
 ), gone AS (
@@ -308,5 +329,4 @@ WITH slice AS (
 ){MADE_WAY["archive"]}, kept AS (
   INSERT INTO {{archive}} ({COLUMNS}) SELECT {COLUMNS} FROM gone{AFTER_WAY}
 )
-SELECT max(id), (SELECT count(*) FROM gone) FROM slice""",
-        )
+SELECT max(id), (SELECT count(*) FROM gone) FROM slice"""

@@ -15,46 +15,26 @@ from typing import ClassVar
 from pqcore.backend import Capability
 from pqcore.hookspecs import hookimpl
 from pqcore.sql.dialect import Dialect
-from pqcore.sql.rewrite import of_unique_ids, quiet
+from pqcore.sql.rewrite import (
+    NOTIFICATION,
+    RENUMBERING,
+    Rewrite,
+    substitute,
+    without_notification,
+    without_renumbering,
+)
+from pqcore.sql.statement_set import read_statements
 
-_LOCKS = "pqcore locks"
-"""The queue under whose name keys are locked."""
-_NOW = "statement_timestamp()"
 
-_REWORDED: dict[str, str] = {
-    # Instead of an advisory lock, a row: who inserts or updates it has it locked until the transaction ends. There is
-    # no trying, so admission waits.
-    "lock_keys": f"""
-INSERT INTO {{dedup}} (q_name, dedup_key, job_id, until)
-SELECT '{_LOCKS}', gate.lock::text, 0, {_NOW} FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until RETURNING 'read committed', job_id""",
-    "try_keys": f"""
-INSERT INTO {{dedup}} (q_name, dedup_key, job_id, until)
-SELECT '{_LOCKS}', gate.lock::text, 0, {_NOW} FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until
-RETURNING dedup_key::bigint, true, 'read committed'""",
-    "sweep_dedup": f"""
-DELETE FROM {{dedup}} WHERE (q_name = :q_name::text AND until <= {_NOW})
-  OR (q_name = '{_LOCKS}' AND until <= {_NOW} - interval '1 hour')""",
-    # Migrations are not kept apart: run them one at a time.
-    "lock_migrations": "SELECT true",
-    "unlock_migrations": "SELECT true",
-    "lock_schema": "SELECT true",
-    "partitions": "SELECT NULL::text WHERE false",
-    "replan": "SELECT 1",
-    # Never run, as nobody listens.
-    "register": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
-    "unregister": "SELECT NULL::text WHERE false AND :channels::text[] IS NULL",
-    "notification_usage": "SELECT 0",
-    "listening": "SELECT NULL::text WHERE false",
-    "notify_always": "SELECT NULL::text WHERE false",
-    "session_settings": (
-        "SELECT NULL::text WHERE false AND :names::text[] IS NULL AND :values::text[] IS NULL AND :mild::bool[] IS NULL"
-    ),
-    "notify_waiters": "SELECT NULL::text WHERE false",
-}
-_ALL_MATCHES = re.compile(r"\(regexp_matches\((headers, '.*?'), 'g'\)\)\[1\]")
-_STANDBY = re.compile(r"\nUNION ALL SELECT NULL, .* WHERE pg_is_in_recovery\(\)")
+def _first_number(template: str) -> str:
+    # Of several numbers in the headers of a row, the first.
+    return substitute(template, r"\(regexp_matches\((headers, '.*?'), 'g'\)\)\[1\]", r"substring(\1)")
+
+
+def _without_standby(template: str) -> str:
+    return substitute(template, r"\nUNION ALL SELECT NULL, .* WHERE pg_is_in_recovery\(\)", "")
+
+
 _LEFT_OUT = re.compile(
     r"ALTER TABLE \{table\} SET \(|DO \$do\$|INSERT INTO \{table\} |DELETE FROM \{table\} |DROP TRIGGER|CREATE TRIGGER"
     r"|CREATE OR REPLACE FUNCTION"
@@ -71,16 +51,35 @@ class CockroachDB(Dialect):
     }
     unsupported: ClassVar[Mapping[str, str]] = {"partitions": "it divides tables into ranges by itself"}
 
-    def reworded(self, name: str, template: str) -> str:
-        """A statement without what CockroachDB has not."""
-        if name in _REWORDED:
-            return _REWORDED[name]
-        if name == "live_batches":  # of several numbers in the headers of a row the first
-            template = _ALL_MATCHES.sub(r"substring(\1)", template)
-        return _STANDBY.sub("", of_unique_ids(quiet(template)))
+    rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
+        **read_statements("cockroachdb.sql"),
+        "live_batches": _first_number,
+        "stats": _without_standby,
+        "stats_all": _without_standby,
+    }
+    unknown_words = (
+        *NOTIFICATION,
+        *RENUMBERING,
+        "TRIGGER",
+        "DISCARD",
+        "DO $",
+        "advisory",
+        "autovacuum",
+        "hashtext",
+        "pg_control",
+        "pg_is_in_recovery",
+        "pg_listening",
+        "plpgsql",
+        "regexp_matches",
+        "set_config",
+    )
 
-    def declared(self, statement: str) -> Iterable[str]:
-        """Ids of a sequence, as groups go by the order of ids; no trigger, and no settings for vacuum."""
+    def rewrite(self, name: str, template: str) -> str:
+        """Return a statement without what CockroachDB has not."""
+        return without_renumbering(without_notification(super().rewrite(name, template)))
+
+    def rewrite_migration(self, statement: str) -> Iterable[str]:
+        """Yield tables with ids of a sequence, as groups go by the order of ids; no trigger, no settings for vacuum."""
         if statement.startswith("CREATE TABLE") and "bigserial" in statement:
             yield "SET serial_normalization = 'sql_sequence'"
         if not _LEFT_OUT.match(statement):

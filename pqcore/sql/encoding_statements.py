@@ -1,18 +1,13 @@
 """The statements that look at how data are encoded, and that store re-encoded data.
 
-As those of `pqcore.sql.dialect`, and under the same rules; compiled when the first of them is used.  A table is read in
-slices, in the order of its ids, without locks.  A row is changed by itself, and only if nobody has changed it since it
-was read, and nobody has locked it.
+The rules are those of `pqcore.sql.dialect`.  A table is read in slices, in the order of its ids,
+without locks.  A row is changed by itself, and only if no session has changed it since it was read, or has it locked.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pqcore.sql.fragments import DUE_AT, OF_QUEUE
-
-if TYPE_CHECKING:
-    from pqcore.sql.statement import Compile
+from pqcore.sql.statement_set import StatementSet, composed, family
 
 SLICE = 10_000
 """Rows that one statement looks at."""
@@ -57,99 +52,92 @@ def _slice(place: str) -> str:
     )
 
 
-class EncodingStatements:
-    """The statements, in one driver's paramstyle.
+class EncodingStatements(StatementSet):
+    """The statements that count and re-encode data."""
 
-    Args:
-        compiled: Compiles a template.
-    """
+    @family("count_encoded_{}", ROWS)
+    def count(self, place: str) -> str:
+        """Count what a slice of ids holds, by queue, state, serializer and key. Reads only.
 
-    def __init__(self, compiled: Compile) -> None:
-        # Reads only. What a slice of ids holds, by queue, state, serializer and key; the keys are read from the marks
-        # before the bytes, so that no key is needed. The sum of the last column is the length of the slice.
-        self.count = {
-            place: compiled(
-                f"count_encoded_{place}",
-                f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
-                f" {_linked(place)} AS linked, count(*) FILTER (WHERE {_HAS_DATA}), count(*)"
-                f" FROM {_slice(place)} GROUP BY q_name, state, serializer, marks, linked",
-            )
-            for place in ROWS
-        }
-        # Reads only. The rows of a slice that may have to be re-encoded, and about how many bytes each has.
-        self.list = {
-            place: compiled(
-                f"list_encoded_{place}",
-                f"SELECT {_key(place)}, q_name, serializer, {_MARKS}, {_linked(place)},"
-                " (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint"
-                f" FROM {{{place}}} WHERE {_key(place)} > :after::bigint AND {_key(place)} <= :last::bigint"
-                f" AND ((q_name = ANY (:names::text[]) AND {_HAS_DATA}) OR {_linked(place)}) ORDER BY {_key(place)}",
-            )
-            for place in ROWS
-        }
-        # Reads only. The headers of a slice that carry calls, which are counted one by one.
-        self.headers = {
-            place: compiled(
-                f"headers_of_{place}",
-                f"SELECT q_name, headers::text FROM {{{place}}}"
-                f" WHERE id > :after::bigint AND id <= :last::bigint AND {_LINKED} ORDER BY id",
-            )
-            for place in ("table", "dead", "archive")
-        }
-        # Reads only. Some rows of a queue, whole.
-        self.read = {
-            place: compiled(
-                f"read_encoded_{place}",
-                f"SELECT {_key(place)}, serializer, data::text, payload,"
-                f" {'NULL::text' if place == 'results' else 'headers::text'},"
-                f" {_HELD if place == 'table' else 'false'}"
-                f" FROM {{{place}}} WHERE {_key(place)} = ANY (:ids::bigint[]) AND {OF_QUEUE} ORDER BY {_key(place)}",
-            )
-            for place in ROWS
-        }
-        # The row is locked if it is as it was read, and nobody has it locked: a row that somebody works on is skipped,
-        # so this waits for nobody, and is in no deadlock. Under a lease the data may change: the holder has read them.
-        # What the holder puts as the job ends are the calls in the headers as they were read, so those stay while the
-        # lease lasts. After it has run out, nobody can finish under it (see LEASE_HELD in pqcore.sql.fragments).
-        same = (
+        The keys are read from the marks before the bytes, so that no key is needed.  The sum of the last column is the
+        length of the slice.
+        """
+        return (
+            f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
+            f" {_linked(place)} AS linked, count(*) FILTER (WHERE {_HAS_DATA}), count(*)"
+            f" FROM {_slice(place)} GROUP BY q_name, state, serializer, marks, linked"
+        )
+
+    @family("list_encoded_{}", ROWS)
+    def list(self, place: str) -> str:
+        """List the rows of a slice that may have to be re-encoded, and about how many bytes each has. Reads only."""
+        return (
+            f"SELECT {_key(place)}, q_name, serializer, {_MARKS}, {_linked(place)},"
+            " (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint"
+            f" FROM {{{place}}} WHERE {_key(place)} > :after::bigint AND {_key(place)} <= :last::bigint"
+            f" AND ((q_name = ANY (:names::text[]) AND {_HAS_DATA}) OR {_linked(place)}) ORDER BY {_key(place)}"
+        )
+
+    @family("headers_of_{}", ("table", "dead", "archive"))
+    def headers(self, place: str) -> str:
+        """Give the headers of a slice that carry calls, which are counted one by one. Reads only."""
+        return (
+            f"SELECT q_name, headers::text FROM {{{place}}}"
+            f" WHERE id > :after::bigint AND id <= :last::bigint AND {_LINKED} ORDER BY id"
+        )
+
+    @family("read_encoded_{}", ROWS)
+    def read(self, place: str) -> str:
+        """Give some rows of a queue, whole. Reads only."""
+        return (
+            f"SELECT {_key(place)}, serializer, data::text, payload,"
+            f" {'NULL::text' if place == 'results' else 'headers::text'},"
+            f" {_HELD if place == 'table' else 'false'}"
+            f" FROM {{{place}}} WHERE {_key(place)} = ANY (:ids::bigint[]) AND {OF_QUEUE} ORDER BY {_key(place)}"
+        )
+
+    @family("write_encoded_{}", ROWS)
+    def write(self, place: str) -> str:
+        """Store re-encoded data in a row.
+
+        The row is locked if it is as it was read, and no other session has it locked: a row that a session works on is
+        skipped, so this waits for nobody, and is in no deadlock.  Under a lease the data may change: the holder has
+        read them.  What the holder puts as the job ends are the calls in the headers as they were read, so those stay
+        while the lease lasts.  After it has run out, nobody can finish under it (see `LEASE_HELD`).
+        """
+        condition = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
             " AND serializer IS NOT DISTINCT FROM :old_serializer::text"
         )
-        new = "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text"
-        self.write = {}
-        for place in ROWS:
-            condition, changes = same, new
-            if place != "results":
-                condition += " AND headers::text IS NOT DISTINCT FROM :old_headers::text"
-                changes += ", headers = :headers::text::json"
-            if place == "table":
-                condition += f" AND NOT (:linked::boolean AND {_HELD})"
-                changes += (
-                    ", leased_until = CASE WHEN :linked::boolean AND parked_on IS NULL THEN NULL ELSE leased_until END"
-                )
-            self.write[place] = compiled(
-                f"write_encoded_{place}",
-                f"""
+        changes = "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text"
+        if place != "results":
+            condition += " AND headers::text IS NOT DISTINCT FROM :old_headers::text"
+            changes += ", headers = :headers::text::json"
+        if place == "table":
+            condition += f" AND NOT (:linked::boolean AND {_HELD})"
+            changes += (
+                ", leased_until = CASE WHEN :linked::boolean AND parked_on IS NULL THEN NULL ELSE leased_until END"
+            )
+        return f"""
 WITH free AS (
   SELECT {_key(place)} FROM {{{place}}} WHERE {_key(place)} = :id::bigint AND {OF_QUEUE}{condition}
   FOR UPDATE SKIP LOCKED
 )
 UPDATE {{{place}}} SET {changes}
-WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE} RETURNING {_key(place)}""",
-            )
-        # Reads only. What follows batches that are open.
-        self.callbacks = compiled(
-            "callbacks",
-            f"SELECT id, q_name, callback::text FROM {{batches}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}",
-        )
-        # As above: a batch that a job of its own counts down at this moment is skipped.
-        self.write_callback = compiled(
-            "write_callback",
-            f"""
+WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE} RETURNING {_key(place)}"""
+
+    @composed()
+    def callbacks(self) -> str:
+        """List what follows batches that are open. Reads only."""
+        return f"SELECT id, q_name, callback::text FROM {{batches}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}"
+
+    @composed()
+    def write_callback(self) -> str:
+        """Store a re-encoded callback, as `write`: a batch that a job counts down at this moment is skipped."""
+        return f"""
 WITH free AS (
   SELECT id FROM {{batches}} WHERE id = :id::bigint AND {OF_QUEUE}
     AND callback::text IS NOT DISTINCT FROM :old_callback::text FOR UPDATE SKIP LOCKED
 )
 UPDATE {{batches}} SET callback = :callback::text::json
-WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE} RETURNING id""",
-        )
+WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE} RETURNING id"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DUE_AT = "coalesce(schedule_at, enqueued_at)"
-# The three classes of waiting rows, each of an index; see pqcore.sql.dialect.
+# The three classes of waiting rows, each of an index; see pqcore.sql.fetch_statements.
 IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
 IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
 IS_DEFERRED = (
@@ -100,3 +100,10 @@ WHERE id = ANY (:ids::bigint[]) AND {LEASE_HELD} AND (
 ) IS TRUE"""
 HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
 HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {OF_QUEUE}"
+
+# The classes of a queue's waiting rows.
+QUEUE_READY, QUEUE_URGENT, QUEUE_DEFERRED = (f"{OF_QUEUE} AND {kind}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED))
+READY_NOW = f"{QUEUE_READY} AND {DUE_AT} <= statement_timestamp()"
+VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
+# The first one by order, not any: then the planner has no reason to try its luck with a scan.
+FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"

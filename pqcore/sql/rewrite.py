@@ -1,22 +1,83 @@
-"""What several dialects do to a statement's template."""
+"""What dialects do to the template of a statement."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+from pqcore.errors import PluginError
 from pqcore.sql.fragments import AFTER_WAY, COLUMNS, MADE_WAY, RESET_COLUMNS, come_back
+
+Rewrite = Callable[[str], str]
+"""Makes of a statement's template that of a dialect."""
+
+NOTIFICATION = ("pg_notify",)
+"""The `pqcore.sql.dialect.Dialect.unknown_words` of a dialect that uses `without_notification`."""
+RENUMBERING = ("made_way", "renumbered")
+"""Those of a dialect that uses `without_renumbering`."""
 
 _NOTIFIED = ", pg_notify(:channel::text, '')::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
+_KEYED_BY_QUEUE = re.compile(r"PRIMARY KEY \([^)]*\bq_name\b|\bq_name\s+text\s+PRIMARY KEY")
 
 
-def quiet(template: str) -> str:
-    """The same, and nobody is notified."""
+class RewriteMiss(PluginError):
+    """A template does not contain the text that a dialect replaces: the statement was changed, and the dialect was not.
+
+    Args:
+        wanted: The text, or the pattern.
+        template: The template.
+    """
+
+    def __init__(self, wanted: str, template: str) -> None:
+        super().__init__(f"{wanted!r} does not occur in {template!r}")
+
+
+def replace(template: str, old: str, new: str, count: int = -1) -> str:
+    """Replace a text in a template, as `str.replace` does.
+
+    Raises:
+        RewriteMiss: The template does not contain the text.
+    """
+    if old not in template:
+        raise RewriteMiss(old, template)
+    return template.replace(old, new, count)
+
+
+def substitute(template: str, pattern: str, new: str, count: int = 0) -> str:
+    """Replace what matches a pattern in a template, as `re.sub` does.
+
+    Raises:
+        RewriteMiss: Nothing matches.
+    """
+    changed, found = re.subn(pattern, new, template, count=count)
+    if not found:
+        raise RewriteMiss(pattern, template)
+    return changed
+
+
+def split(template: str, separator: str) -> tuple[str, str]:
+    """Split a template at the first separator into what stands before and after it.
+
+    Raises:
+        RewriteMiss: The template does not contain the separator.
+    """
+    head, found, tail = template.partition(separator)
+    if not found:
+        raise RewriteMiss(separator, template)
+    return head, tail
+
+
+def without_notification(template: str) -> str:
+    """Remove the notification from a statement, if it has one."""
     return template.replace(_NOTIFIED, "").replace("RETURNING pg_notify(:channel::text, '')::text", "RETURNING 1")
 
 
-def of_unique_ids(template: str) -> str:
-    """The same, for an engine that takes one change of a table in a statement: no id is held to come again."""
+def without_renumbering(template: str) -> str:
+    """Remove what gives rows new ids from a statement, if it has that.
+
+    For an engine that takes one change of a table in a statement.  No id must come again there.
+    """
     for made_way in MADE_WAY.values():
         template = template.replace(made_way, "")
     same = (
@@ -30,9 +91,17 @@ def of_unique_ids(template: str) -> str:
 
 
 def keyed_by_queue(statement: str) -> str:
-    """The declaration of a table whose primary key names the queue beside the id."""
+    """Make the declaration of a table one whose primary key names the queue beside the id.
+
+    A table whose key names the queue already stays as it is.
+
+    Raises:
+        RewriteMiss: The table has another key, or none.
+    """
     found = _KEYED_BY_ID.search(statement)
     if found is None:
+        if not _KEYED_BY_QUEUE.search(statement):
+            raise RewriteMiss(_KEYED_BY_ID.pattern, statement)
         return statement
     column = found[1].split()[0]
     declared = statement[: found.start()] + found[1].rstrip() + " NOT NULL," + statement[found.end() :]

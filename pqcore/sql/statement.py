@@ -13,6 +13,7 @@ Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
 """How a driver wants placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
 Retention: TypeAlias = Literal["keep", "delete", "archive"]
 """What becomes of the row of a finished job."""
+RETENTIONS: tuple[Retention, ...] = ("keep", "delete", "archive")
 
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _TO_PRIMARY = "/*NO LOAD BALANCE*/ "

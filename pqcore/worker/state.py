@@ -12,7 +12,7 @@ from pqcore.events import JobEvent
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.complete import Outcome, Refusals
 from pqcore.queue import Queue
-from pqcore.sql.dialect import SIZES
+from pqcore.sql.fetch_statements import SIZES
 from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run

@@ -19,7 +19,7 @@ from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
 from pqcore.operations import concurrency_limits
 from pqcore.put_options import MAX_KEY
-from pqcore.sql.dialect import ADMISSION
+from pqcore.sql.fetch_statements import ADMISSION
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness

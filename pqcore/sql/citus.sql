@@ -1,0 +1,17 @@
+-- Statements that Citus runs instead of those of the same names.
+
+-- name: claim_key
+-- Claim a key for a time; no row if it is held. A key whose time is over is given up first. Of two sessions that come
+-- together, ON CONFLICT has one wait for the other, and find the key held.
+WITH gone AS (
+  DELETE FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text AND until <= statement_timestamp()
+  RETURNING job_id
+)
+INSERT INTO {dedup} AS held (q_name, dedup_key, job_id, until)
+SELECT :q_name::text, :dedup_key::text, 0, clock_timestamp() + :period::float8 * interval '1 second'
+FROM (SELECT count(*) FROM gone) AS done
+ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id;
+
+-- name: sweep_results
+-- Delete results whose time is over, on all nodes.
+DELETE FROM {results} WHERE expires_at <= statement_timestamp();

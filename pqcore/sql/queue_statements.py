@@ -1,0 +1,258 @@
+"""The statements of a queue that are composed: putting, finishing under a lease, counting.
+
+`queue_statements.sql` has those that are run as they are written.  Those that fetch jobs are in
+`pqcore.sql.fetch_statements`.
+"""
+
+from __future__ import annotations
+
+from pqcore.sql.fragments import (
+    AFTER_WAY,
+    COLUMNS,
+    DUE_AT,
+    EXPRESSIBLE,
+    FIRST_DEFERRED,
+    HELD_ONE,
+    HELD_ONES,
+    HIDDEN_ORDER,
+    IDENTITY,
+    IS_DEFERRED,
+    IS_READY,
+    IS_URGENT,
+    MADE_WAY,
+    OF_QUEUE,
+    QUEUE_DEFERRED,
+    QUEUE_READY,
+    QUEUE_URGENT,
+    READY_NOW,
+    READY_ORDER,
+    TIMES,
+    URGENT_ORDER,
+    VISIBLE_AT,
+    VISIBLE_NOW,
+)
+from pqcore.sql.statement import RETENTIONS, Retention
+from pqcore.sql.statement_set import StatementSet, composed, family, from_file
+
+_PUT_COLUMNS = "q_name, data, payload, serializer, enqueued_at"
+_PUT_VALUES = ":q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp()"
+_PUT = f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) RETURNING"
+_PUT_TIMED = (
+    f"INSERT INTO {{table}} ({_PUT_COLUMNS}, schedule_at, expected_at) VALUES ({_PUT_VALUES}, {TIMES}) RETURNING"
+)
+
+# Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
+# The row keeps its id and its place.
+_RESTORED = f"""
+INSERT INTO {{table}} ({COLUMNS}, group_key)
+VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
+  :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea,
+  :headers::text::json, :failures::int, :excused::int, NULL, :headers::text::json #>> '{{{{gate,group}}}}')
+ON CONFLICT DO NOTHING RETURNING id"""
+
+# On a standby, seconds since the last commit that it has replayed was made, by its own clock: what is older it has.
+# If it has replayed none since it was started, it has at least what its last checkpoint had.
+_STALE = (
+    "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
+    "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
+)
+
+
+def _put_many(stored: str, items: str) -> str:
+    return (
+        "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
+        f" headers, group_key) SELECT :q_name::text, {stored}, :serializer::text, statement_timestamp(), {TIMES},"
+        " :headers::text::json, :group_key::text"
+        f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
+        # As text, since asyncpg reads the elements of other arrays by the application's codecs.
+        # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
+        " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
+        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END,"
+        " date_part('epoch', statement_timestamp()) FROM put"
+    )
+
+
+def _stats(which: str) -> str:
+    # One class of waiting rows a term, each through its own index: a table of finished rows is not read.
+    # Only a standby gives a row without a name: how old the others may be.
+    columns = (
+        f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
+        f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due,"
+        " parked_on"
+    )
+    classes = " UNION ALL ".join(
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED)
+    )
+    return f"""
+SELECT q_name,
+  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held),
+  count(*) FILTER (WHERE held AND parked_on IS NULL),
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
+  count(*) FILTER (WHERE parked_on IS NOT NULL)
+FROM ({classes}) AS waiting GROUP BY q_name
+UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
+ORDER BY q_name"""
+
+
+class QueueStatements(StatementSet):
+    """The statements of a queue."""
+
+    file = "queue_statements.sql"
+
+    # Putting.
+
+    @composed(hot=True)
+    def put(self) -> str:
+        """Insert a job. Inserting takes no lock that another insert waits for."""
+        return f"{_PUT} id"
+
+    @composed(hot=True)
+    def put_timed(self) -> str:
+        """Insert a job with times; see `put`."""
+        return f"{_PUT_TIMED} id"
+
+    @composed(hot=True)
+    def put_call(self) -> str:
+        """Insert a job, and give all that a handle needs; see `put`."""
+        return f"{_PUT} {IDENTITY}"
+
+    @composed(hot=True)
+    def put_call_timed(self) -> str:
+        """Insert a job with times, and give all that a handle needs; see `put`."""
+        return f"{_PUT_TIMED} {IDENTITY}"
+
+    @composed(hot=True)
+    def put_many(self) -> str:
+        """Insert jobs; as `put`, this waits for no other insert.
+
+        All rows are in one text, a JSON array.  All ids are in one value, NULL where no id is left out between the
+        first and the last: a driver takes longer over 5,000 values than the server over splitting them.  Ids are
+        drawn in order: a column default is computed above the Sort.
+        """
+        return _put_many("item.value, NULL", "json_array_elements(:items::text::json)")
+
+    @composed(hot=True)
+    def put_many_encoded(self) -> str:
+        """Insert jobs from strings, each of which is read by itself: bytes, or text that may not be JSON."""
+        return _put_many(
+            "CASE WHEN NOT :binary::boolean THEN item.value::json END,"
+            " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END",
+            "json_array_elements_text(:items::text::json)",
+        )
+
+    # Waiting.
+
+    @composed(hot=True)
+    def next_due_probe(self) -> str:
+        """Tell why a fetch came back empty, and in how many seconds to look again. Reads only."""
+        return f"""
+SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(epoch FROM least(
+  (SELECT {DUE_AT} FROM {{table}} WHERE {QUEUE_READY} AND {DUE_AT} > statement_timestamp()
+   ORDER BY {DUE_AT}, id LIMIT 1),
+  (SELECT {VISIBLE_AT} FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} > statement_timestamp()
+   ORDER BY {VISIBLE_AT}, id LIMIT 1)
+)) - extract(epoch FROM statement_timestamp()))::float8"""
+
+    @composed()
+    def ready_queues(self) -> str:
+        """Give those of a list of queues that have a job. Reads only: the fetches decide which waiter gets it.
+
+        The probes are scalar subqueries, which the planner makes no join or hash of: it looks once into each index for
+        each name.
+        """
+        classes = ((QUEUE_URGENT, URGENT_ORDER), (READY_NOW, READY_ORDER), (VISIBLE_NOW, HIDDEN_ORDER))
+        probes = ", ".join(
+            f"(SELECT true FROM {{table}} WHERE {condition.replace(OF_QUEUE, 'q_name = waited.name')}"
+            f" ORDER BY {order} LIMIT 1)"
+            for condition, order in classes
+        )
+        return f"SELECT name FROM unnest(:names::text[]) AS waited (name) WHERE coalesce({probes}, false)"
+
+    # Jobs under a lease, and those that were fetched for good.
+
+    @family("ack_{}", RETENTIONS, hot=True)
+    def ack(self, retention: Retention) -> str:
+        """Finish leased jobs. The token is checked on the row as it is locked; see `LEASE_HELD`."""
+        if retention == "keep":
+            return (
+                f"UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HELD_ONES}"
+                " RETURNING id, attempts"
+            )
+        if retention == "delete":
+            return f"DELETE FROM {{table}}{HELD_ONES} RETURNING id, attempts"
+        return f"""
+WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}, kept AS (
+  INSERT INTO {{archive}} ({COLUMNS})
+  SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM gone{AFTER_WAY}
+)
+SELECT id, attempts FROM gone"""
+
+    @family("restore_{}", RETENTIONS)
+    def restore(self, retention: Retention) -> str:
+        """Put back a job that was fetched for good. ON CONFLICT leaves a job whose id was taken meanwhile."""
+        if retention == "keep":
+            return f"""
+UPDATE {{table}} SET dequeued_at = NULL, attempts = :attempts::int, dedup_key = NULL
+WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, '')::text"""
+        if retention == "delete":
+            return _RESTORED
+        return f"WITH taken AS (DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE}) {_RESTORED}"
+
+    @composed()
+    def nack(self) -> str:
+        """Give up a lease; see `LEASE_HELD`.
+
+        Without a delay the job returns to its place, and waiters are notified.  With a delay it is scheduled, and
+        waiters learn the time from `next_due_probe`.
+        """
+        return (
+            "UPDATE {table} SET leased_until = NULL,"
+            " schedule_at = coalesce(statement_timestamp() + :delay::float8 * interval '1 second', schedule_at)"
+            f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text"
+        )
+
+    @composed(hot=True)
+    def extend(self) -> str:
+        """Extend a lease; see `LEASE_HELD`."""
+        return (
+            "UPDATE {table} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
+            f" WHERE {HELD_ONE} RETURNING id"
+        )
+
+    update = from_file()
+
+    @composed()
+    def cancel(self) -> str:
+        """Delete a job that waits. A locked row is skipped (SKIP LOCKED): another session works on that job."""
+        return (
+            "DELETE FROM {table} WHERE q_name = :q_name::text AND id = (SELECT id FROM {table}"
+            " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
+            " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
+            f" FOR UPDATE SKIP LOCKED) RETURNING id, headers::text, {EXPRESSIBLE.format('enqueued_at')}"
+        )
+
+    # All jobs of a queue.
+
+    clear = from_file()
+
+    @composed()
+    def count(self) -> str:
+        """Count the jobs due, one class of rows a term, so that each is counted through its own index. Reads only."""
+        return (
+            f"SELECT (SELECT count(*) FROM {{table}} WHERE {QUEUE_URGENT})"
+            f" + (SELECT count(*) FROM {{table}} WHERE {READY_NOW})"
+            f" + (SELECT count(*) FROM {{table}} WHERE {VISIBLE_NOW} AND {DUE_AT} <= statement_timestamp())"
+        )
+
+    @composed()
+    def stats(self) -> str:
+        """Count the jobs of a queue by state. Reads only."""
+        return _stats(f" AND {OF_QUEUE}")
+
+    @composed()
+    def stats_all(self) -> str:
+        """Count the jobs of each queue by state. Reads only."""
+        return _stats("")
+
+    purge_kept = from_file()
+    purge_archive = from_file()
