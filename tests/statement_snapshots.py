@@ -18,10 +18,11 @@ from typing import get_args
 from pqcore.schema import RECORD, migrations
 from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
-from pqcore.sql.dialect import Dialect
+from pqcore.sql.dialect import SCHEMA_STATEMENTS, Dialect
 from pqcore.sql.fetch_statements import Finish, Pick
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
+from pqcore.sql.statement_set import read_statements
 
 FOLDER = Path(__file__).parent / "snapshots"
 DIALECTS: tuple[type[Dialect], ...] = (Dialect, Citus, CockroachDB)
@@ -42,6 +43,8 @@ def queries(dialect: Dialect) -> dict[str, Query]:
     for finish in get_args(Finish):
         found += [dialect.take(pick, finish, 2) for pick in get_args(Pick)]
     found.append(dialect.peek(2))
+    places = {"key": "'pqcore \"queue\"'", "table_name": "'\"queue\"'"}
+    found += [dialect.schema_statement(name, **places) for name in read_statements(SCHEMA_STATEMENTS)]
     return {query.name: query for query in found}
 
 

@@ -93,6 +93,14 @@ def affected(dialect: type[Dialect], rewrites: Mapping[str, str | Rewrite]) -> l
     return [name for name, text in texts(dialect).items() if found[name] != text]
 
 
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_each_rewrite_of_a_dialect_is_needed(dialect: type[Dialect]) -> None:
+    for name in dialect.rewrites:
+        assert affected(dialect, {other: dialect.rewrites[other] for other in dialect.rewrites if other != name}) == [
+            name
+        ]
+
+
 def test_a_rewrite_that_does_not_fit_the_statement_is_an_error() -> None:
     class Misses(Dialect):
         name = "misses"

@@ -2100,6 +2100,14 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   SELECT current_setting('transaction_isolation'), count(pg_advisory_xact_lock(gate.lock)::text)
   FROM unnest($1::text::bigint[]) AS gate (lock);
 
+-- lock_migrations
+/*NO LOAD BALANCE*/ PREPARE "lock_migrations" AS
+  SELECT pg_try_advisory_lock(hashtextextended('pqcore "queue"', 0));
+
+-- lock_schema
+/*NO LOAD BALANCE*/ PREPARE "lock_schema" AS
+  SELECT pg_advisory_xact_lock(hashtextextended('pqcore "queue"', 0)) IS NULL;
+
 -- move_hidden $1 q_name, $2 last, $3 target, $4 n
 PREPARE "move_hidden" AS WITH picked AS (SELECT id
     FROM "queue" AS job
@@ -2375,6 +2383,18 @@ PREPARE "park_again" AS WITH again AS (UPDATE "queue"
     LIMIT 1)
   FROM found
   WHERE parked_on IS NOT NULL;
+
+-- partitions
+/*NO LOAD BALANCE*/ PREPARE "partitions" AS
+  SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+  FROM pg_partition_tree(to_regclass('"queue"')) AS part
+  JOIN pg_class AS c
+  ON c.oid = part.relid
+  JOIN pg_namespace AS n
+  ON n.oid = c.relnamespace
+  WHERE part.isleaf
+  AND c.relispartition
+  ORDER BY c.relname;
 
 -- peek_2 $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
@@ -2998,6 +3018,10 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
 /*NO LOAD BALANCE*/ PREPARE "try_keys" AS
   SELECT gate.lock, pg_try_advisory_xact_lock(gate.lock), current_setting('transaction_isolation')
   FROM unnest($1::text::bigint[]) AS gate (lock);
+
+-- unlock_migrations
+/*NO LOAD BALANCE*/ PREPARE "unlock_migrations" AS
+  SELECT pg_advisory_unlock(hashtextextended('pqcore "queue"', 0));
 
 -- unpark $1 q_name, $2 key, $3 places
 PREPARE "unpark" AS WITH next AS (SELECT id

@@ -2021,6 +2021,14 @@ PREPARE "lock_keys" AS
   SET until = excluded.until
   RETURNING 'read committed', job_id;
 
+-- lock_migrations
+/*NO LOAD BALANCE*/ PREPARE "lock_migrations" AS
+  SELECT true;
+
+-- lock_schema
+/*NO LOAD BALANCE*/ PREPARE "lock_schema" AS
+  SELECT true;
+
 -- move_hidden $1 q_name, $2 last, $3 target, $4 n
 PREPARE "move_hidden" AS WITH picked AS (SELECT id
     FROM "queue" AS job
@@ -2294,6 +2302,11 @@ PREPARE "park_again" AS WITH again AS (UPDATE "queue"
     LIMIT 1)
   FROM found
   WHERE parked_on IS NOT NULL;
+
+-- partitions
+/*NO LOAD BALANCE*/ PREPARE "partitions" AS
+  SELECT NULL::text
+  WHERE false;
 
 -- peek_2 $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
@@ -2916,6 +2929,10 @@ PREPARE "try_keys" AS
   ON CONFLICT (q_name, dedup_key) DO UPDATE
   SET until = excluded.until
   RETURNING dedup_key::bigint, true, 'read committed';
+
+-- unlock_migrations
+/*NO LOAD BALANCE*/ PREPARE "unlock_migrations" AS
+  SELECT true;
 
 -- unpark $1 q_name, $2 key, $3 places
 PREPARE "unpark" AS WITH next AS (SELECT id
