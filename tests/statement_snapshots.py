@@ -39,7 +39,7 @@ _INSIDE = frozenset({"epoch", "DISTINCT", "DO", "DELETE", "FOR", "LEFT", "CROSS"
 
 def queries(dialect: Dialect) -> dict[str, Query]:
     """All statements of a dialect by name; of those for a number of rows, those for two."""
-    found = [query for each in (dialect, dialect.tasks, dialect.upkeep, dialect.encodings) for query in each.queries()]
+    found = [query for each in (dialect, dialect.tasks, dialect.admin, dialect.encodings) for query in each.queries()]
     for finish in get_args(Finish):
         found += [dialect.take(pick, finish, 2) for pick in get_args(Pick)]
     found.append(dialect.peek(2))

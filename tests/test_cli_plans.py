@@ -16,7 +16,7 @@ from pqcore.sql.statement import Query
 
 ROWS = 20_000
 N = 100
-SQL = Dialect(TableName("queue"), "numeric_dollar").upkeep
+SQL = Dialect(TableName("queue"), "numeric_dollar").admin
 KINDS = (
     ("enqueued_at, dequeued_at", "now() - interval '1 hour', now()"),
     ("enqueued_at", "now() - interval '1 hour'"),
@@ -38,7 +38,7 @@ BOUNDED: list[tuple[Query, int]] = [
     (SQL.recent_completions, 10_000),
     (SQL.rerun_finished, 3),
     (SQL.rerun_archived, 3),
-    (SQL.hasten, 3),
+    (SQL.run_now, 3),
     (SQL.last_id, 3),
     *((query, 5 * N) for query in SQL.gates.values()),
     *((query, 5 * N) for query in SQL.move.values()),

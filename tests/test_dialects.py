@@ -106,19 +106,19 @@ def test_a_rewrite_that_does_not_fit_the_statement_is_an_error() -> None:
         name = "misses"
         rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
             "nack": lambda template: replace(template, "now()", ""),
-            "beat": lambda template: substitute(template, "now[(]", ""),
-            "draw": lambda template: split(template, "now()")[0],
-            "fill": "SELECT 1",
+            "heartbeat": lambda template: substitute(template, "now[(]", ""),
+            "take_tokens": lambda template: split(template, "now()")[0],
+            "create_bucket": "SELECT 1",
         }
 
     sql = Misses(TableName("queue"), "numeric_dollar")
     with pytest.raises(PluginError, match=r"'misses' cannot rewrite the statement 'nack': 'now\(\)' does not occur"):
         _ = sql.nack
-    with pytest.raises(PluginError, match="cannot rewrite the statement 'beat'"):
-        _ = sql.tasks.beat
-    with pytest.raises(PluginError, match="cannot rewrite the statement 'draw'"):
-        _ = sql.tasks.draw
-    assert sql.tasks.fill.numbered.endswith("SELECT 1")
+    with pytest.raises(PluginError, match="cannot rewrite the statement 'heartbeat'"):
+        _ = sql.tasks.heartbeat
+    with pytest.raises(PluginError, match="cannot rewrite the statement 'take_tokens'"):
+        _ = sql.tasks.take_tokens
+    assert sql.tasks.create_bucket.numbered.endswith("SELECT 1")
     assert sql.tasks.retry.sql == of("postgresql").tasks.retry.sql
 
 

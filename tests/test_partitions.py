@@ -60,14 +60,14 @@ def statements() -> Iterator[Query]:
     yield from (*SQL.ack.values(), *SQL.restore.values())
     yield from (SQL.peek(1), SQL.next_due_probe, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
     yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace, tasks.group_heads, tasks.park)
-    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.set_aside, tasks.count_slots)
+    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.put_back_later, tasks.count_slots)
     yield from (tasks.free_places, tasks.unpark, tasks.park_again, tasks.unpark_head)
     yield from (tasks.retry, tasks.snooze)
-    yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.ask_to_stop, tasks.bury, tasks.find_job)
-    yield from (tasks.revive, tasks.sweep_slots, tasks.held_in_vain, tasks.parked_keys)
-    upkeep = SQL.upkeep
-    yield from (upkeep.list_ready, upkeep.list_scheduled, upkeep.list_leased, upkeep.list_parked)
-    yield from (upkeep.rerun_finished, upkeep.rerun_archived, upkeep.hasten)
+    yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.request_stop, tasks.bury, tasks.find_job)
+    yield from (tasks.revive, tasks.sweep_slots, tasks.slots_of_parked, tasks.parked_keys)
+    admin = SQL.admin
+    yield from (admin.list_ready, admin.list_scheduled, admin.list_leased, admin.list_parked)
+    yield from (admin.rerun_finished, admin.rerun_archived, admin.run_now)
 
 
 VALUES: dict[str, Any] = dict.fromkeys(

@@ -433,7 +433,7 @@ class Engine:
     async def execute(
         self, statement: str, values: Mapping[str, object], *, protect: bool = True, patient: bool = False
     ) -> Sequence[Row]:
-        """Run an operation that is a single statement, named as `Dialect` names it (``tasks.beat``)."""
+        """Run an operation that is a single statement, named as `Dialect` names it (``tasks.heartbeat``)."""
 
         async def work(session: Session) -> Sequence[Row]:
             query: Query = attrgetter(statement)(session.sql)

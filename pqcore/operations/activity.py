@@ -76,7 +76,7 @@ class Tick:
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
     """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
-    rows = await engine.execute("upkeep.recent_completions", {}, protect=False, patient=True)
+    rows = await engine.execute("admin.recent_completions", {}, protect=False, patient=True)
     return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
 
@@ -87,7 +87,7 @@ async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
         engine: Where.
         n: Of how many tasks, at most.
     """
-    rows = await engine.execute("upkeep.list_ticks", {"n": n}, protect=False)
+    rows = await engine.execute("admin.list_ticks", {"n": n}, protect=False)
     return [Tick(queue, name, last) for queue, name, tick in rows if (last := UtcDatetime.of(tick)) is not None]
 
 

@@ -68,7 +68,7 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
 
     async def work(s: Session) -> bool:
         values = {"id": number, "q_name": queue.name, "channel": control_channel(queue.name), "put_at": put_at}
-        find, stop = s.sql.tasks.find_headers, s.sql.tasks.ask_to_stop
+        find, stop = s.sql.tasks.find_headers, s.sql.tasks.request_stop
         found = await s.execute(find, find.bind(values))
         if not found:
             return False

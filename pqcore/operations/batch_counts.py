@@ -217,7 +217,7 @@ async def end_lost(engine: Engine, queue: QueueSettings) -> int:
 
 async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: int) -> None:
     async def work(s: Session) -> bool:
-        query = s.sql.tasks.end_lost
+        query = s.sql.tasks.end_lost_batch
         async with atomic(s):
             rows = await s.execute(query, query.bind({"id": batch, "q_name": queue.name, "pending": pending}))
             for row in rows:

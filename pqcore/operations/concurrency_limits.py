@@ -192,7 +192,7 @@ async def put_back(s: Session, queue: QueueSettings, rows: Sequence[JobRow], del
         "tokens": [token for _, token, _ in ones],
         "excuses": [excused for _, _, excused in ones],
     }
-    query = s.sql.tasks.put_back if delay is None else s.sql.tasks.set_aside
+    query = s.sql.tasks.put_back if delay is None else s.sql.tasks.put_back_later
     await s.execute(query, query.bind({**values, "q_name": queue.name, "channel": queue.channel, "delay": delay}))
 
 
@@ -548,7 +548,9 @@ async def sweep(engine: Engine, queue: QueueSettings, s: Session) -> None:
     """
     tasks = s.sql.tasks
     await s.execute(tasks.sweep_slots, tasks.sweep_slots.bind({"q_name": queue.name}))
-    circle = _deadlocked_slots(await s.execute(tasks.held_in_vain, tasks.held_in_vain.bind({"q_name": queue.name})))
+    circle = _deadlocked_slots(
+        await s.execute(tasks.slots_of_parked, tasks.slots_of_parked.bind({"q_name": queue.name}))
+    )
     rows = await s.execute(tasks.parked_keys, tasks.parked_keys.bind({"q_name": queue.name}))
     for key, headers in rows:
         places = _places_of(headers, key)

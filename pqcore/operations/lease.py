@@ -154,7 +154,7 @@ async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[t
     Returns:
         Those that are held, by id and token: whether the job was asked to stop.
     """
-    rows = await engine.execute("tasks.beat", {**pairs(jobs), "lease": length})
+    rows = await engine.execute("tasks.heartbeat", {**pairs(jobs), "lease": length})
     return {(job, token): bool(stops) for job, token, stops in rows}
 
 

@@ -161,19 +161,19 @@ async def listed(
         if state == "done":
             found += await _finished(engine, values, n - len(found))
         else:
-            rows = await engine.execute(f"upkeep.list_{state}", values, protect=False, patient=True)
+            rows = await engine.execute(f"admin.list_{state}", values, protect=False, patient=True)
             found += [StoredJob(**_fields(StoredJobRow._make(row))) for row in rows]
     return found
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
     """Rows that are archived, and those that are kept, found by looking through the table from its end."""
-    archived = await engine.execute("upkeep.list_archived", values, protect=False, patient=True)
+    archived = await engine.execute("admin.list_archived", values, protect=False, patient=True)
     kept: list[StoredJobRow] = []
     before = _LAST
     while len(kept) < n:
         slice_ = await engine.execute(
-            "upkeep.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False, patient=True
+            "admin.list_finished", {**values, "n": n - len(kept), "before": before}, protect=False, patient=True
         )
         edge = next(edge for edge, *_ in slice_)
         if edge is None:
@@ -201,7 +201,7 @@ async def get_full_job(
     """
     name = None if queue is None else queue.name
     values = {"id": int(job_id), "q_name": name, "most": most, "put_at": put_time(engine, job_id)}
-    rows = await engine.execute("upkeep.find_row", values, protect=False, patient=True)
+    rows = await engine.execute("admin.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
         raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
@@ -219,5 +219,5 @@ async def get_full_job(
 
 async def dead_by_queue(engine: Engine) -> dict[str, int]:
     """How many dead letters each queue has that has any."""
-    rows = await engine.execute("upkeep.dead_by_queue", {}, protect=False, patient=True)
+    rows = await engine.execute("admin.dead_by_queue", {}, protect=False, patient=True)
     return {queue: int(number) for queue, number in rows}

@@ -62,7 +62,7 @@ async def move(
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ConfigurationError(f"most is {most!r}; give a number of jobs, at least 1")
     chosen = None if ids is None else list(dict.fromkeys(ids))
-    [[last]] = await engine.execute("upkeep.last_id", {}, protect=False)
+    [[last]] = await engine.execute("admin.last_id", {}, protect=False)
     if last is None:
         return 0
     values: dict[str, object] = {
@@ -89,7 +89,7 @@ async def move(
 
 async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: dict[str, object]) -> int:
     async def work(s: Session) -> int:
-        find, query = s.sql.upkeep.gates[kind], s.sql.upkeep.move[kind]
+        find, query = s.sql.admin.gates[kind], s.sql.admin.move[kind]
         async with atomic(s):
             # Keys are locked before rows, as everywhere: so nobody waits for us who is waited for by us.
             before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := limits_of(headers))]
@@ -121,4 +121,4 @@ async def archive(engine: Engine, queue: QueueSettings, older_than: str | float 
         queue: Whose.
         older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
     """
-    return await in_slices(engine, "upkeep.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})
+    return await in_slices(engine, "admin.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})

@@ -62,7 +62,7 @@ async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick
 async def begin(engine: Engine, queue: QueueSettings, line: Line, moment: datetime) -> None:
     """Count the ticks of a task from a moment on, if the task is new, or its expression or time zone has changed."""
     values = {"q_name": queue.name, "name": line.name, "cron": line.cron, "tz": line.tz, "tick": moment}
-    await engine.execute("tasks.begin_ticking", values)
+    await engine.execute("tasks.register_periodic", values)
 
 
 async def since(engine: Engine, queue: QueueSettings, line: Line, before: datetime | None) -> tuple[datetime, datetime]:

@@ -223,7 +223,7 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
         if not rows:
             raise await not_stored(engine, s, "put")
         job, _ = identity(rows[0])
-        await s.execute(tasks.name_holder, tasks.name_holder.bind({**values, "id": job}))
+        await s.execute(tasks.set_key_holder, tasks.set_key_holder.bind({**values, "id": job}))
     return rows
 
 

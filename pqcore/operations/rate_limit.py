@@ -17,7 +17,7 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
     values = {"q_name": queue.name, "n": n, "capacity": capacity, "rate": rate}
 
     async def work(s: Session) -> tuple[int, float]:
-        query, fill = s.sql.tasks.draw, s.sql.tasks.fill
+        query, fill = s.sql.tasks.take_tokens, s.sql.tasks.create_bucket
         rows = await s.execute(query, query.bind(values))
         if not rows:  # the first time
             await s.execute(fill, fill.bind(values))
@@ -33,4 +33,4 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
 async def refund(engine: Engine, queue: QueueSettings, n: int) -> None:
     """Give tokens back that were not used."""
     if n > 0:
-        await engine.execute("tasks.refund", {"q_name": queue.name, "n": n})
+        await engine.execute("tasks.return_tokens", {"q_name": queue.name, "n": n})

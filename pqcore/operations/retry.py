@@ -42,9 +42,9 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
         return Retried(job.id, job.state, done=bool(await dead_letters.revive(engine, queue, [job.id])))
     if job.state == "done":
         values["headers"] = without_batch(job.headers)
-        statement = "upkeep.rerun_archived" if job.place == "archive" else "upkeep.rerun_finished"
+        statement = "admin.rerun_archived" if job.place == "archive" else "admin.rerun_finished"
     elif job.state == "scheduled":
-        statement = "upkeep.hasten"
+        statement = "admin.run_now"
     else:
         return Retried(job.id, job.state, done=False)
     rows = await with_free_ids(lambda: engine.execute(statement, values))

@@ -21,6 +21,7 @@ from pqcore.sql.fragments import (
     OF_QUEUE,
     ORDER,
     READY_ORDER,
+    STATE,
     URGENT_ORDER,
     VISIBLE_AT,
     come_back,
@@ -110,12 +111,6 @@ KINDS = ("ready", "urgent", "hidden", "parked")
 """The classes of jobs that can be moved, each through its own index; ``ids`` are those that are named."""
 
 
-_STATE = (
-    "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
-    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
-)
-
-
 def _picked(kind: str, columns: str = "id") -> str:
     condition, order = _MOVABLE[kind]
     last = "" if kind == "ids" else " AND id <= :last::bigint"
@@ -138,7 +133,7 @@ def _forgotten(again: str) -> str:
 SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
 
 
-class UpkeepStatements(StatementSet):
+class AdminStatements(StatementSet):
     """The statements of operators."""
 
     file = "admin_statements.sql"
@@ -213,7 +208,7 @@ ORDER BY found.id DESC"""
         """Give all of one job, wherever it is: of the three tables at most one has it."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         return f"""
-SELECT {_columns(_STATE, whole=True)}, 'table' FROM {{table}} {wanted}
+SELECT {_columns(STATE, whole=True)}, 'table' FROM {{table}} {wanted}
 UNION ALL
 SELECT {_dead_columns(whole=True)}, 'dead' FROM {{dead}} {wanted}
 UNION ALL
@@ -274,7 +269,7 @@ WITH gone AS (
 UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered"""
 
     @composed()
-    def hasten(self) -> str:
+    def run_now(self) -> str:
         """Have a job run now that is scheduled, or waits for its next attempt. A locked row is skipped."""
         return f"""
 WITH free AS (

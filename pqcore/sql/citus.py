@@ -92,7 +92,7 @@ class Citus(Dialect):
         "snooze": _beside,
         "replace": _replaced,
         "put_replacing": _replaced,
-        "draw": _drawn,
+        "take_tokens": _drawn,
         "keep_result": _of_queue,
         "report_progress": _of_queue,
     }

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from pqcore.backend import Capability
 from pqcore.errors import PluginError
-from pqcore.sql.admin_statements import UpkeepStatements
+from pqcore.sql.admin_statements import AdminStatements
 from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template
 from pqcore.sql.identifiers import TableName
@@ -99,9 +99,9 @@ class Dialect(QueueStatements, SessionStatements):
         return TaskStatements(self._compile_template)
 
     @cached_property
-    def upkeep(self) -> UpkeepStatements:
+    def admin(self) -> AdminStatements:
         """The statements of operators."""
-        return UpkeepStatements(self._compile_template)
+        return AdminStatements(self._compile_template)
 
     @cached_property
     def encodings(self) -> EncodingStatements:
@@ -150,7 +150,7 @@ class Dialect(QueueStatements, SessionStatements):
     @classmethod
     def all_names(cls) -> Iterator[str]:
         """The names of all statements, but for those that have a number of rows in their names."""
-        for statements in (cls, TaskStatements, UpkeepStatements, EncodingStatements):
+        for statements in (cls, TaskStatements, AdminStatements, EncodingStatements):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)
 

@@ -6,7 +6,7 @@ without locks.  A row is changed by itself, and only if no session has changed i
 
 from __future__ import annotations
 
-from pqcore.sql.fragments import DUE_AT, OF_QUEUE
+from pqcore.sql.fragments import OF_QUEUE, STATE
 from pqcore.sql.statement_set import StatementSet, composed, family
 
 SLICE = 10_000
@@ -26,10 +26,6 @@ def _mark(place: int) -> str:
 # again. Only the head of a long value is fetched. A regular expression would take ten times as long.
 _MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, ''), ''), '')"
 _HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
-_STATE = (
-    "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
-    f" WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END"
-)
 _LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"
 _HAS_DATA = "(data IS NOT NULL OR payload IS NOT NULL)"
 
@@ -39,7 +35,7 @@ def _key(place: str) -> str:
 
 
 def _state(place: str) -> str:
-    return _STATE if place == "table" else f"'{place}'"
+    return STATE if place == "table" else f"'{place}'"
 
 
 def _linked(place: str) -> str:

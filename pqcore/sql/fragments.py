@@ -13,6 +13,12 @@ VISIBLE_AT = "coalesce(leased_until, schedule_at)"
 READY_ORDER = f"{DUE_AT}, id"
 URGENT_ORDER = "expected_at, enqueued_at, id"
 HIDDEN_ORDER = f"{VISIBLE_AT}, id"
+# The state of a job in the queue's table.
+STATE = (
+    "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
+    " WHEN leased_until > statement_timestamp() THEN 'leased'"
+    f" WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled' ELSE 'ready' END"
+)
 # The order of a get.
 ORDER = f"expected_at, {DUE_AT}, id"
 

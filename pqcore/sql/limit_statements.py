@@ -75,7 +75,7 @@ class LimitStatements(StatementSet):
         )
 
     @composed(rows=False)
-    def set_aside(self) -> str:
+    def put_back_later(self) -> str:
         """Put jobs back for later. Wakes nobody: fetches find them when the time is up, as leases that ran out."""
         return f"UPDATE {{table}} SET leased_until = {_IN.format('delay')}, {_AS_BEFORE}{HELD_ONES}"
 
@@ -108,7 +108,7 @@ FROM freed ORDER BY {ORDER}"""
     park_again = from_file(rows=False)
     unpark_head = from_file()
     sweep_slots = from_file(rows=False)
-    held_in_vain = from_file()
+    slots_of_parked = from_file()
 
     @composed()
     def parked_keys(self) -> str:

@@ -69,7 +69,7 @@ RETURNING id, pg_notify(:channel::text, '')::text;
 DELETE FROM {slots} AS slot WHERE slot.q_name = :q_name::text
   AND (SELECT num_nulls(dequeued_at) = 1 FROM {table} WHERE id = slot.job_id AND q_name = :q_name::text) IS NOT TRUE;
 
--- name: held_in_vain
+-- name: slots_of_parked
 -- Reads only. Give the places that parked jobs hold.
 SELECT slot.key, slot.job_id, job.parked_on FROM {slots} AS slot
 CROSS JOIN LATERAL (

@@ -9,7 +9,6 @@ from pqcore.rows import DEAD_LETTER
 from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
-    DUE_AT,
     HELD_ANYWHERE,
     HELD_ONE,
     HELD_ONES,
@@ -22,6 +21,7 @@ from pqcore.sql.fragments import (
     OF_QUEUE,
     ONE_MORE,
     PUT_AT,
+    STATE,
     TIMES,
     come_back,
 )
@@ -129,7 +129,7 @@ WITH replaced AS (
         return f"SELECT {IDENTITY} FROM {{table}} WHERE {_HOLDER}"
 
     claim_key = from_file()
-    name_holder = from_file(rows=False)
+    set_key_holder = from_file(rows=False)
     sweep_dedup = from_file(rows=False)
 
     @composed()
@@ -189,7 +189,7 @@ WITH put (id, put_at) AS (
         return f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')}{HELD_ONES} {_TOLD}"
 
     @composed(hot=True)
-    def beat(self) -> str:
+    def heartbeat(self) -> str:
         """Extend leases of any queues, and tell which jobs are asked to stop."""
         return (
             f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ANYWHERE}"
@@ -211,8 +211,8 @@ WITH put (id, put_at) AS (
             f" AND num_nulls(dequeued_at) = 1 AND {OF_PUT}"
         )
 
-    ask_to_stop = from_file()
-    asked_to_stop = from_file()
+    request_stop = from_file()
+    find_stop_requests = from_file()
 
     # Dead letters.
 
@@ -316,9 +316,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
         found = f"error::text, attempts, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         return f"""
-SELECT CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'
-    WHEN leased_until > {_NOW} THEN 'leased' WHEN {DUE_AT} > {_NOW} THEN 'scheduled' ELSE 'ready' END,
-  {found} FROM {{table}} {wanted}
+SELECT {STATE}, {found} FROM {{table}} {wanted}
 UNION ALL SELECT 'dead', {found} FROM {{dead}} {wanted}
 UNION ALL SELECT 'done', {found} FROM {{archive}} {wanted}
 LIMIT 1"""
@@ -347,7 +345,7 @@ LIMIT 1"""
             f"::bigint AS number FROM ({classes}) AS unfinished) AS found WHERE found.number = ANY (:ids::bigint[])"
         )
 
-    end_lost = from_file()
+    end_lost_batch = from_file()
     close_batch = from_file(rows=False)
 
     # Periodic tasks.
@@ -373,12 +371,12 @@ SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_N
   :dedup_key::text
 FROM won {_CONFLICT} DO NOTHING RETURNING id"""
 
-    begin_ticking = from_file()
+    register_periodic = from_file()
     set_tick_back = from_file()
     last_tick = from_file()
 
     # Rate limits.
 
-    draw = from_file()
-    fill = from_file(rows=False)
-    refund = from_file(rows=False)
+    take_tokens = from_file()
+    create_bucket = from_file(rows=False)
+    return_tokens = from_file(rows=False)

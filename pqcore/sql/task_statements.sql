@@ -13,7 +13,7 @@ ON CONFLICT (q_name, dedup_key) DO UPDATE SET job_id = excluded.job_id, until = 
   WHERE held.until <= clock_timestamp()
 RETURNING job_id;
 
--- name: name_holder
+-- name: set_key_holder
 -- Note which job holds a key. The claimant has the row locked.
 UPDATE {dedup} SET job_id = :id::bigint WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text;
 
@@ -30,13 +30,13 @@ SELECT id, attempts, leased_until IS NULL FROM {table} WHERE id = ANY (:ids::big
 UNION ALL SELECT id, attempts, true FROM {archive} WHERE id = ANY (:ids::bigint[]) AND q_name = :q_name::text
 UNION ALL SELECT id, attempts, true FROM {dead} WHERE id = ANY (:ids::bigint[]) AND q_name = :q_name::text;
 
--- name: ask_to_stop
+-- name: request_stop
 -- Mark a running job, and notify its worker. A job whose lease ended meanwhile is checked again once it is unlocked.
 UPDATE {table} SET cancelling = true WHERE id = :id::bigint AND q_name = :q_name::text
   AND dequeued_at IS NULL AND parked_on IS NULL AND leased_until > statement_timestamp()
 RETURNING id, pg_notify(:channel::text, '')::text;
 
--- name: asked_to_stop
+-- name: find_stop_requests
 -- Reads only. Give those jobs that are marked.
 SELECT id FROM {table} WHERE id = ANY (:ids::bigint[]) AND cancelling;
 
@@ -101,14 +101,14 @@ WHERE id = :id::bigint AND token IS NOT DISTINCT FROM :token::text;
 -- name: open_batches
 -- Reads only. Find batches of which no job may be left: those were deleted in SQL, or popped by a process that died.
 -- The batches are read before their jobs. A job that ended in between has changed what is pending, so the UPDATE of
--- `end_lost`, which checks that on the row as locked, finds nothing.
+-- `end_lost_batch`, which checks that on the row as locked, finds nothing.
 SELECT id, pending FROM {batches} WHERE q_name = :q_name::text AND pending > 0 ORDER BY id LIMIT 1000;
 
 -- name: held_batches
 -- Reads only. Give those batches that are held open.
 SELECT id FROM {batches} WHERE id = ANY (:ids::bigint[]) AND held_until > statement_timestamp();
 
--- name: end_lost
+-- name: end_lost_batch
 -- End a batch whose jobs are gone, if it is as `open_batches` found it.
 UPDATE {batches} SET pending = 0, failed = failed + pending
 WHERE id = :id::bigint AND q_name = :q_name::text AND pending = :pending::int
@@ -120,7 +120,7 @@ DELETE FROM {batches} WHERE id = :id::bigint;
 
 -- Periodic tasks.
 
--- name: begin_ticking
+-- name: register_periodic
 -- Note a periodic task, or its new expression: then its tick is moved to now. The row is locked, so the second worker
 -- that comes finds the same expression, and changes nothing.
 INSERT INTO {ticks} AS last (q_name, name, tick, cron, tz)
@@ -142,7 +142,7 @@ WHERE q_name = :q_name::text AND name = :name::text;
 
 -- Rate limits: a token bucket a queue.
 
--- name: draw
+-- name: take_tokens
 -- Draw tokens. The row is locked, and read as locked (FOR UPDATE), before it is changed.
 WITH bucket AS (
   SELECT q_name, tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
@@ -156,11 +156,11 @@ UPDATE {rates} AS kept SET tokens = available - number, refilled_at = clock_time
 FROM granted WHERE kept.q_name = granted.q_name
 RETURNING number, (greatest(1 - (available - number), 0) / :rate::float8)::float8;
 
--- name: fill
+-- name: create_bucket
 -- Make a queue's bucket, full; another session's stays as it is.
 INSERT INTO {rates} (q_name, tokens, refilled_at) VALUES (:q_name::text, :capacity::float8, clock_timestamp())
 ON CONFLICT DO NOTHING;
 
--- name: refund
+-- name: return_tokens
 -- Give back tokens that were drawn in vain. The sum is of the row as locked.
 UPDATE {rates} SET tokens = tokens + :n::int WHERE q_name = :q_name::text;

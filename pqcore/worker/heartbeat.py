@@ -72,7 +72,7 @@ class Heartbeat:
         ids = [held.job.id for held in queue_state.held.values() if not held.ended]
         if not ids:
             return
-        rows = await queue_state.bridge.run(queue_state.bridge.engine.execute, "tasks.asked_to_stop", {"ids": ids})
+        rows = await queue_state.bridge.run(queue_state.bridge.engine.execute, "tasks.find_stop_requests", {"ids": ids})
         asked = {job_id for [job_id] in rows}
         for held in list(queue_state.held.values()):
             if held.job.id in asked:

@@ -571,24 +571,6 @@ PREPARE "archive_kept" AS WITH slice AS (SELECT id
     FROM gone)
   FROM slice;
 
--- ask_to_stop $1 id, $2 q_name, $3 channel
-PREPARE "ask_to_stop" AS
-  UPDATE "queue"
-  SET cancelling = true
-  WHERE id = $1::bigint
-  AND q_name = $2::text
-  AND dequeued_at IS NULL
-  AND parked_on IS NULL
-  AND leased_until > statement_timestamp()
-  RETURNING id, pg_notify($3::text, '')::text;
-
--- asked_to_stop $1 ids
-/*NO LOAD BALANCE*/ PREPARE "asked_to_stop" AS
-  SELECT id
-  FROM "queue"
-  WHERE id = ANY ($1::text::bigint[])
-  AND cancelling;
-
 -- batch_progress $1 done, $2 failed, $3 id, $4 token
 PREPARE "batch_progress" AS
   UPDATE "queue_batches"
@@ -596,28 +578,6 @@ PREPARE "batch_progress" AS
   WHERE id = $3::bigint
   AND token IS NOT DISTINCT FROM $4::text
   RETURNING pending, total, failed, callback::text;
-
--- beat [hot] $1 lease, $2 ids, $3 tokens
-PREPARE "beat" AS
-  UPDATE "queue"
-  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
-  WHERE id = ANY ($2::text::bigint[])
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND ((id, attempts) IN (SELECT job, token
-      FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
-  RETURNING id, attempts, coalesce(cancelling, false);
-
--- begin_ticking $1 q_name, $2 name, $3 tick, $4 cron, $5 tz
-PREPARE "begin_ticking" AS
-  INSERT INTO "queue_ticks" AS last (q_name, name, tick, cron, tz)
-  VALUES ($1::text, $2::text, $3::timestamptz, $4::text, $5::text)
-  ON CONFLICT (q_name, name) DO UPDATE
-  SET cron = excluded.cron, tz = excluded.tz, tick =
-  CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
-  WHERE last.cron IS DISTINCT FROM excluded.cron
-  OR last.tz IS DISTINCT FROM excluded.tz
-  RETURNING name;
 
 -- bury $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
 PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
@@ -832,6 +792,12 @@ PREPARE "close_batch" AS
     LIMIT 1) IS NOT NULL
   FROM unnest($2::text[]) AS gate (key);
 
+-- create_bucket [no rows] $1 q_name, $2 capacity
+PREPARE "create_bucket" AS
+  INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
+  VALUES ($1::text, $2::float8, clock_timestamp())
+  ON CONFLICT DO NOTHING;
+
 -- dead_by_queue
 /*NO LOAD BALANCE*/ PREPARE "dead_by_queue" AS
   SELECT q_name, count(*)
@@ -1041,19 +1007,6 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
--- draw $1 q_name, $2 capacity, $3 rate, $4 n
-PREPARE "draw" AS WITH bucket AS (SELECT q_name, tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
-    FROM "queue_rates"
-    WHERE q_name = $1::text
-    FOR UPDATE), filled AS (SELECT q_name, least($2::float8, tokens + elapsed * $3::float8) AS available
-    FROM bucket), granted AS (SELECT q_name, available, least($4::int, floor(available))::int AS number
-    FROM filled)
-  UPDATE "queue_rates" AS kept
-  SET tokens = available - number, refilled_at = clock_timestamp()
-  FROM granted
-  WHERE kept.q_name = granted.q_name
-  RETURNING number, (greatest(1 - (available - number), 0) / $3::float8)::float8;
-
 -- drop $1 id, $2 token, $3 q_name
 PREPARE "drop" AS
   DELETE FROM "queue"
@@ -1064,8 +1017,8 @@ PREPARE "drop" AS
   AND q_name = $3::text
   RETURNING id;
 
--- end_lost $1 id, $2 q_name, $3 pending
-PREPARE "end_lost" AS
+-- end_lost_batch $1 id, $2 q_name, $3 pending
+PREPARE "end_lost_batch" AS
   UPDATE "queue_batches"
   SET pending = 0, failed = failed + pending
   WHERE id = $1::bigint
@@ -1083,12 +1036,6 @@ PREPARE "extend" AS
   AND num_nulls(dequeued_at, parked_on) = 2
   AND q_name = $4::text
   RETURNING id;
-
--- fill [no rows] $1 q_name, $2 capacity
-PREPARE "fill" AS
-  INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
-  VALUES ($1::text, $2::float8, clock_timestamp())
-  ON CONFLICT DO NOTHING;
 
 -- find_duplicate $1 q_name, $2 dedup_key
 /*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
@@ -1228,6 +1175,13 @@ PREPARE "fill" AS
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
   LIMIT 1;
 
+-- find_stop_requests $1 ids
+/*NO LOAD BALANCE*/ PREPARE "find_stop_requests" AS
+  SELECT id
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND cancelling;
+
 -- free_places [no rows] $1 keys, $2 ids, $3 q_name
 PREPARE "free_places" AS
   DELETE FROM "queue_slots" AS slot USING unnest($1::text[], $2::text::bigint[]) AS place (key, job)
@@ -1356,23 +1310,6 @@ PREPARE "free_slots" AS
     ORDER BY id
     LIMIT 1) AS head;
 
--- hasten $1 id, $2 q_name, $3 channel
-PREPARE "hasten" AS WITH free AS (SELECT id
-    FROM "queue"
-    WHERE id = $1::bigint
-    AND q_name = $2::text
-    AND num_nulls(dequeued_at) = 1
-    AND (leased_until IS NULL
-      OR leased_until <= statement_timestamp())
-    AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
-    FOR UPDATE SKIP LOCKED)
-  UPDATE "queue"
-  SET schedule_at = statement_timestamp()
-  WHERE id = ANY (ARRAY(SELECT id
-      FROM free))
-  AND q_name = $2::text
-  RETURNING id, pg_notify($3::text, '')::text;
-
 -- headers_of_archive $1 after, $2 last
 /*NO LOAD BALANCE*/ PREPARE "headers_of_archive" AS
   SELECT q_name, headers::text
@@ -1400,24 +1337,23 @@ PREPARE "hasten" AS WITH free AS (SELECT id
   AND coalesce(headers::text ~ '"(then|previous)"', false)
   ORDER BY id;
 
+-- heartbeat [hot] $1 lease, $2 ids, $3 tokens
+PREPARE "heartbeat" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
+  WHERE id = ANY ($2::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+  RETURNING id, attempts, coalesce(cancelling, false);
+
 -- held_batches $1 ids
 /*NO LOAD BALANCE*/ PREPARE "held_batches" AS
   SELECT id
   FROM "queue_batches"
   WHERE id = ANY ($1::text::bigint[])
   AND held_until > statement_timestamp();
-
--- held_in_vain $1 q_name
-/*NO LOAD BALANCE*/ PREPARE "held_in_vain" AS
-  SELECT slot.key, slot.job_id, job.parked_on
-  FROM "queue_slots" AS slot
-  CROSS JOIN LATERAL (SELECT parked_on
-    FROM "queue"
-    WHERE id = slot.job_id
-    AND q_name = $1::text
-    AND num_nulls(parked_on) = 0
-    LIMIT 1) AS job
-  WHERE slot.q_name = $1::text;
 
 -- hold_batch [no rows] $1 hold, $2 id, $3 token
 PREPARE "hold_batch" AS
@@ -2321,13 +2257,6 @@ PREPARE "nack" AS
   AND q_name = $4::text
   RETURNING id, pg_notify($5::text, '')::text;
 
--- name_holder [no rows] $1 id, $2 q_name, $3 dedup_key
-PREPARE "name_holder" AS
-  UPDATE "queue_dedup"
-  SET job_id = $1::bigint
-  WHERE q_name = $2::text
-  AND dedup_key = $3::text;
-
 -- next_due_probe [hot] $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "next_due_probe" AS
   SELECT coalesce((SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -2579,6 +2508,19 @@ PREPARE "put_back" AS
   AND q_name = $4::text
   RETURNING id, pg_notify($5::text, '')::text;
 
+-- put_back_later [no rows] $1 delay, $2 ids, $3 excuses, $4 tokens, $5 q_name
+PREPARE "put_back_later" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = (SELECT given.excused
+    FROM unnest($2::text::bigint[], $3::text::int[]) AS given (job, excused)
+    WHERE given.job = id)
+  WHERE id = ANY ($2::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($2::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $5::text;
+
 -- put_call [hot] $1 q_name, $2 data, $3 payload, $4 serializer
 PREPARE "put_call" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
@@ -2756,18 +2698,23 @@ PREPARE "put_timed" AS
   FROM finished
   GROUP BY q_name;
 
--- refund [no rows] $1 n, $2 q_name
-PREPARE "refund" AS
-  UPDATE "queue_rates"
-  SET tokens = tokens + $1::int
-  WHERE q_name = $2::text;
-
 -- register $1 channels
 /*NO LOAD BALANCE*/ PREPARE "register" AS
   SELECT pg_advisory_lock_shared(hashtextextended(channel, 7071))::text
   FROM pg_listening_channels() AS channel
   JOIN unnest($1::text[]) AS wanted
   ON wanted = channel;
+
+-- register_periodic $1 q_name, $2 name, $3 tick, $4 cron, $5 tz
+PREPARE "register_periodic" AS
+  INSERT INTO "queue_ticks" AS last (q_name, name, tick, cron, tz)
+  VALUES ($1::text, $2::text, $3::timestamptz, $4::text, $5::text)
+  ON CONFLICT (q_name, name) DO UPDATE
+  SET cron = excluded.cron, tz = excluded.tz, tick =
+  CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
+  WHERE last.cron IS DISTINCT FROM excluded.cron
+  OR last.tz IS DISTINCT FROM excluded.tz
+  RETURNING name;
 
 -- release $1 ids, $2 tokens, $3 q_name, $4 channel
 PREPARE "release" AS
@@ -2811,6 +2758,17 @@ PREPARE "report_progress" AS
   CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.serializer END, error =
   CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.error END, put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = greatest(CASE WHEN NOT coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN kept.expires_at END, excluded.expires_at)
   RETURNING pg_notify($6::text, '')::text;
+
+-- request_stop $1 id, $2 q_name, $3 channel
+PREPARE "request_stop" AS
+  UPDATE "queue"
+  SET cancelling = true
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND dequeued_at IS NULL
+  AND parked_on IS NULL
+  AND leased_until > statement_timestamp()
+  RETURNING id, pg_notify($3::text, '')::text;
 
 -- rerun_archived $1 id, $2 q_name, $3 headers, $4 channel
 PREPARE "rerun_archived" AS WITH gone AS (DELETE FROM "queue_archive"
@@ -2885,6 +2843,12 @@ PREPARE "retry" AS
   AND q_name = $5::text
   RETURNING id, pg_notify($6::text, '')::text;
 
+-- return_tokens [no rows] $1 n, $2 q_name
+PREPARE "return_tokens" AS
+  UPDATE "queue_rates"
+  SET tokens = tokens + $1::int
+  WHERE q_name = $2::text;
+
 -- revive $1 q_name, $2 ids, $3 reason
 PREPARE "revive" AS WITH picked AS (SELECT id
     FROM "queue_dead"
@@ -2918,6 +2882,23 @@ PREPARE "revive" AS WITH picked AS (SELECT id
     FROM same) + (SELECT count(*)
     FROM renumbered);
 
+-- run_now $1 id, $2 q_name, $3 channel
+PREPARE "run_now" AS WITH free AS (SELECT id
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at) = 1
+    AND (leased_until IS NULL
+      OR leased_until <= statement_timestamp())
+    AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue"
+  SET schedule_at = statement_timestamp()
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND q_name = $2::text
+  RETURNING id, pg_notify($3::text, '')::text;
+
 -- session_settings $1 names, $2 values, $3 mild
 /*NO LOAD BALANCE*/ PREPARE "session_settings" AS
   SELECT set_config(name, value, false)
@@ -2926,18 +2907,12 @@ PREPARE "revive" AS WITH picked AS (SELECT id
   AND (NOT mild
     OR current_setting(name, true) = '0');
 
--- set_aside [no rows] $1 delay, $2 ids, $3 excuses, $4 tokens, $5 q_name
-PREPARE "set_aside" AS
-  UPDATE "queue"
-  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = (SELECT given.excused
-    FROM unnest($2::text::bigint[], $3::text::int[]) AS given (job, excused)
-    WHERE given.job = id)
-  WHERE id = ANY ($2::text::bigint[])
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND ((id, attempts) IN (SELECT job, token
-      FROM unnest($2::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
-  AND q_name = $5::text;
+-- set_key_holder [no rows] $1 id, $2 q_name, $3 dedup_key
+PREPARE "set_key_holder" AS
+  UPDATE "queue_dedup"
+  SET job_id = $1::bigint
+  WHERE q_name = $2::text
+  AND dedup_key = $3::text;
 
 -- set_tick_back $1 now, $2 q_name, $3 name, $4 tick
 PREPARE "set_tick_back" AS
@@ -2954,6 +2929,18 @@ PREPARE "set_tick_back" AS
   FROM "queue_slots"
   WHERE q_name = $1::text
   AND job_id = ANY ($2::text::bigint[]);
+
+-- slots_of_parked $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "slots_of_parked" AS
+  SELECT slot.key, slot.job_id, job.parked_on
+  FROM "queue_slots" AS slot
+  CROSS JOIN LATERAL (SELECT parked_on
+    FROM "queue"
+    WHERE id = slot.job_id
+    AND q_name = $1::text
+    AND num_nulls(parked_on) = 0
+    LIMIT 1) AS job
+  WHERE slot.q_name = $1::text;
 
 -- snooze $1 delay, $2 id, $3 token, $4 q_name, $5 channel
 PREPARE "snooze" AS
@@ -3068,6 +3055,19 @@ PREPARE "take_slots" AS
   SELECT $1::text, place.key, place.job
   FROM unnest($2::text[], $3::text::bigint[]) AS place (key, job)
   ON CONFLICT DO NOTHING;
+
+-- take_tokens $1 q_name, $2 capacity, $3 rate, $4 n
+PREPARE "take_tokens" AS WITH bucket AS (SELECT q_name, tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
+    FROM "queue_rates"
+    WHERE q_name = $1::text
+    FOR UPDATE), filled AS (SELECT q_name, least($2::float8, tokens + elapsed * $3::float8) AS available
+    FROM bucket), granted AS (SELECT q_name, available, least($4::int, floor(available))::int AS number
+    FROM filled)
+  UPDATE "queue_rates" AS kept
+  SET tokens = available - number, refilled_at = clock_timestamp()
+  FROM granted
+  WHERE kept.q_name = granted.q_name
+  RETURNING number, (greatest(1 - (available - number), 0) / $3::float8)::float8;
 
 -- tick $1 q_name, $2 name, $3 tick, $4 ahead, $5 data, $6 payload, $7 serializer, $8 expected_at, $9 expected_in, $10 headers, $11 group_key, $12 dedup_key
 PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, tick)
