@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pqcore.job import BaseJob
+from pqcore.operations.complete import is_continued
 
 if TYPE_CHECKING:
     from pqcore.rows import JobRow
@@ -96,3 +97,11 @@ def popped_jobs(job: BaseJob) -> PoppedJobs | None:
     """Return where a job is remembered, if it was taken from a queue that performs jobs."""
     found: Any = getattr(job.settings, "popped", None)
     return found if isinstance(found, PoppedJobs) else None
+
+
+def claim_owed(job: BaseJob) -> bool:
+    """Claim what follows from a job that was taken with `get`; False if it has followed already."""
+    if not is_continued(job.raw_headers):
+        return True
+    popped = popped_jobs(job)
+    return popped is not None and popped.claim(job.id)

@@ -275,10 +275,21 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
     return path if isinstance(path, str) else ""
 
 
-def waited(job: BaseJob, ago: float = 0.0) -> float:
-    """Seconds from when a job was due until ``ago`` seconds ago, by this machine's clock."""
+def seconds_waited(job: BaseJob, ago: float = 0.0) -> float:
+    """Return the seconds from when a job was due until ``ago`` seconds ago, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
+
+
+def warn_of_lost_lease(outcome: Outcome) -> None:
+    """Log that another worker has a job, so that its outcome is not stored."""
+    job = outcome.job
+    logger.warning(
+        "job %d of %r was given to another worker meanwhile, or its end was stored before an answer was lost;"
+        " the job may run twice",
+        job.id,
+        job.settings.name,
+    )
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
@@ -349,5 +360,5 @@ def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result:
 
 
 def caller(run: Run) -> Callable[[], Any]:
-    """What makes the call."""
+    """Return a function without arguments that makes the call."""
     return lambda: run.task.function(run.job.id, *run.args, **run.kwargs)

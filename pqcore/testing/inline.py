@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
 import sys
-import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from pqcore import queue as core
 from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
-from pqcore.events import FAILURES, OUTCOME_HOOKS, REASONS, JobEvent, JobHook
-from pqcore.hook_dispatch import call_hook, run_wrapped
+from pqcore.events import FAILURES
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations import batch_counts, complete, fetch, results
 from pqcore.operations.complete import Outcome, OutcomeKind
 from pqcore.tasks import Retry
-from pqcore.tasks.context import JobContext, enter_job, leave_job
+from pqcore.tasks.context import JobContext
 from pqcore.tasks.fetched_jobs import given_up_jobs
-from pqcore.tasks.outcomes import Run, as_failure, caller, completed, conclude, path_of, prepare, waited
+from pqcore.tasks.job_events import Attempt, find_job_events
+from pqcore.tasks.outcomes import Run, path_of
 from pqcore.tasks.registry import TaskDeclarations
+from pqcore.tasks.run_job import Runner, run_job
 from pqcore.testing.matching import is_call
-
-if TYPE_CHECKING:
-    from pqcore.db.engine import Engine
-
-T = TypeVar("T")
 
 LEASE = 86_400.0
 """Seconds for which a job is held: it is not to be lost in a debugger."""
@@ -91,12 +85,11 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             if sum([await batch_counts.end_lost(queue.engine, queue) for queue in queues]):
                 continue
             return ran
-        performance = _Performance(queue, job, suspends=suspends)
         if len(ran) >= at_most:
-            await performance.give_back()
+            await complete.finish(queue.engine, queue, [Outcome(job, "snooze")])
             msg = f"{at_most} jobs were run, and there are more, as of {path_of(job)}: does one put itself again?"
             raise PQError(msg)
-        ran.append(await performance.run(raise_errors=raise_errors))
+        ran.append(await _Drainer(queue, job, suspends=suspends).run(raise_errors=raise_errors))
 
 
 async def _next(queue: Any) -> BaseJob | None:
@@ -114,107 +107,84 @@ async def _next(queue: Any) -> BaseJob | None:
             return None
 
 
-class _Performance:
-    """One run of one job."""
+class _Drainer(Runner[Attempt]):
+    """Runs one job where the test runs, and stores its outcome before it goes on.
+
+    Args:
+        queue: The job's queue.
+        job: The job.
+        suspends: Whether functions are awaited in the test's event loop.
+    """
 
     def __init__(self, queue: Any, job: BaseJob, *, suspends: bool) -> None:
-        self._queue = queue
-        self._engine: Engine = queue.engine
-        self._job = job
-        self._suspends = suspends
-        self._event = JobEvent(queue.name, job, path_of(job), waited(job))
+        super().__init__(find_job_events(blocking=not suspends), suspends=suspends)
+        self._attempt = Attempt(queue, job)
+        self._misuse: ConfigurationError | None = None
 
     async def run(self, *, raise_errors: bool) -> Ran:
-        run = prepare(self._queue, self._queue, self._job)
-        if isinstance(run, Outcome):
-            await self._end(run)
-            if raise_errors:
-                self._say_why(run)
-            return self._ran(run, (), {})
-        if not self._suspends and run.task.is_coroutine and in_loop():
-            await self.give_back()
-            msg = f"{run.task.path} is to be awaited, within an event loop: await jobs.adrain(queue)"
-            raise ConfigurationError(msg)
-        outcome = await self._outcome(run)
-        await self._end(outcome)
-        error = self._event.error
-        if raise_errors and outcome.unkept is not None:
+        """Run the job; see `drain`."""
+        attempt = self._attempt
+        outcome = await run_job(self, attempt, JobContext(attempt.queue, attempt.job, self._leaves))
+        assert outcome is not None
+        if raise_errors:
+            self._raise(outcome)
+        event = self.events.event(attempt)
+        args, kwargs = ((), {}) if attempt.run is None else (tuple(attempt.run.args), dict(attempt.run.kwargs))
+        return Ran(
+            id=attempt.job.id,
+            queue=event.queue,
+            task=event.task,
+            args=args,
+            kwargs=kwargs,
+            result=outcome.result,
+            outcome=outcome.kind,
+            error=attempt.error,
+            reason=outcome.reason,
+            attempt=event.attempt,
+        )
+
+    async def decode(self, attempt: Attempt) -> Run | Outcome:
+        """Read the job; refuse a coroutine function that nothing here can await."""
+        run = await super().decode(attempt)
+        if not isinstance(run, Outcome) and run.task.is_coroutine and not self._suspends and in_loop():
+            attempt.run = None  # no plugin hears of it
+            msg = f"{run.task.path} must be awaited, within an event loop: await jobs.adrain(queue)"
+            self._misuse = ConfigurationError(msg)
+            raise self._misuse
+        return run
+
+    async def end(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        """Store the progress that the function reported, then the outcome."""
+        if attempt.context is not None and (progress := attempt.context.take_progress()) is not None:
+            await results.report(attempt.queue.engine, attempt.queue, attempt.job, progress)
+        await super().end(attempt, outcome)
+
+    def _leaves(self, error: BaseException) -> bool:
+        """Return whether an exception ends the drain, and is no failure of the job."""
+        return error is self._misuse or leaves(error) or _is_the_tests(error, suspends=self._suspends)
+
+    def _raise(self, outcome: Outcome) -> None:
+        """Raise what the function raised, if it is a mistake, or what kept the job from running."""
+        attempt, error = self._attempt, self._attempt.error
+        if attempt.run is None:
+            self._raise_why_not_run(outcome)
+        if outcome.unkept is not None:
             raise ResultNotStored(f"the result cannot be stored: {outcome.unkept['message']}", outcome.unkept)
         meant = isinstance(error, Retry) and outcome.kind == "retry"
-        if error is not None and raise_errors and outcome.kind in FAILURES and not meant:
+        if error is not None and outcome.kind in FAILURES and not meant:
             raise error
-        return self._ran(outcome, tuple(run.args), dict(run.kwargs))
 
-    async def give_back(self) -> None:
-        """Put the job back to its place: it was not to blame."""
-        await complete.finish(self._engine, self._queue, [Outcome(self._job, "snooze")])
-
-    async def _outcome(self, run: Run) -> Outcome:
-        job, queue = self._job, self._queue
-        context = JobContext(queue, job)
-        token = enter_job(context)
-        began = time.perf_counter()
-        try:
-            await self._tell("pqcore_job_started")
-            with run_wrapped("pqcore_around_run", self._event):
-                result = await self._call(run)
-            outcome = completed(queue, job, result, finished=context.finished)
-        except BaseException as exc:
-            if leaves(exc) or _is_the_tests(exc, suspends=self._suspends):
-                await self.give_back()
-                raise
-            self._event.error = as_failure(exc)
-            outcome = conclude(queue, run, self._event.error)
-        finally:
-            self._event.duration = time.perf_counter() - began
-            leave_job(token)
-        if (progress := context.take_progress()) is not None:
-            await results.report(self._engine, queue, job, progress)
-        return outcome
-
-    async def _call(self, run: Run) -> Any:
-        result = caller(run)()
-        if not inspect.isawaitable(result):
-            return result
-        return await result if self._suspends else asyncio.run(_awaited(result))
-
-    async def _end(self, outcome: Outcome) -> None:
-        self._event.delay, self._event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.kind, "")
-        if self._event.error is not None and outcome.kind in FAILURES:
-            await self._tell("pqcore_job_failed")
-        ended = await complete.finish_one(self._engine, self._queue, outcome)
-        hook = "pqcore_job_lost" if ended is None else OUTCOME_HOOKS[ended.kind]
-        await self._tell(hook)
-
-    async def _tell(self, hook: JobHook) -> None:
-        await call_hook(hook, self._event, blocking=not self._suspends)
-
-    def _say_why(self, outcome: Outcome) -> None:
-        """Raise what kept the job from being run, if it is a mistake."""
+    def _raise_why_not_run(self, outcome: Outcome) -> None:
+        queue, job = self._attempt.queue, self._attempt.job
         if outcome.reason == "unknown":
-            self._queue.find_task(path_of(self._job))
+            queue.find_task(path_of(job))
         elif outcome.reason == "unreadable":
-            self._job.decode()
+            job.decode()
         elif outcome.reason == "invalid":
-            data = self._job.decode()
+            data = job.decode()
             if not is_call(data):
-                msg = f"job {self._job.id} of queue {self._queue.name!r} is no call of a function: {data!r}"
+                msg = f"job {job.id} of queue {queue.name!r} is no call of a function: {data!r}"
                 raise UnknownTask(msg)
-
-    def _ran(self, outcome: Outcome, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ran:
-        event = self._event
-        return Ran(
-            self._job.id,
-            event.queue,
-            event.task,
-            args,
-            kwargs,
-            outcome.result,
-            outcome.kind,
-            event.error,
-            outcome.reason,
-            event.attempt,
-        )
 
 
 def _is_the_tests(error: BaseException, *, suspends: bool) -> bool:
@@ -223,10 +193,6 @@ def _is_the_tests(error: BaseException, *, suspends: bool) -> bool:
         task = asyncio.current_task()
         return sys.version_info < (3, 11) or (task is not None and task.cancelling() > 0)
     return any(kind.__module__ == "_pytest.outcomes" for kind in type(error).__mro__)
-
-
-async def _awaited(result: Awaitable[T]) -> T:
-    return await result
 
 
 def in_loop() -> bool:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
-from pqcore.events import OUTCOME_HOOKS
 from pqcore.locked_keys import PROBE
 from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings, Outcome, Refusals
-from pqcore.worker.job_events import JobEvents
+from pqcore.tasks.job_events import JobEvents
+from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -166,21 +166,13 @@ class Completer:
         queue_state.telling = True
         try:
             for outcome in outcomes:
-                job = outcome.job
-                held = queue_state.held.pop((job.id, job.attempts), None)
-                end = endings.stored(outcome) if endings.buried else outcome
-                hook = OUTCOME_HOOKS[end.kind]
-                if id(outcome) in lost:
-                    hook = "pqcore_job_lost"
-                    logger.warning(
-                        "job %d of %r was given to another meanwhile, or its end was stored before an answer was lost",
-                        job.id,
-                        queue_state.queue.name,
-                    )
-                if held is not None and (
-                    held.run is not None or end.kind in ("dead", "drop") or end.reason in complete.PUT_OFF
-                ):
-                    await self._job_events.tell(hook, queue_state, held, end)
+                held = queue_state.held.pop((outcome.job.id, outcome.job.attempts), None)
+                is_lost = id(outcome) in lost
+                if is_lost:
+                    warn_of_lost_lease(outcome)
+                if held is not None and self._job_events.hooks:
+                    end = endings.stored(outcome) if endings.buried else outcome
+                    await self._job_events.call_for_outcome(held, end, lost=is_lost)
         finally:
             queue_state.telling = False
         self._worker_state.changes += 1

@@ -8,30 +8,17 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
-from pqcore.events import FAILURES
-from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.complete import Outcome
-from pqcore.tasks.context import JobCancelled, JobContext, enter_job
-from pqcore.tasks.outcomes import (
-    Run,
-    as_failure,
-    caller,
-    completed,
-    conclude,
-    job_logger,
-    keeps_result,
-    not_stored,
-    prepare,
-    put_off,
-)
-from pqcore.worker.job_events import JobEvents
-from pqcore.worker.pools import Processes, ResultNotSent, Threads, WorkerProcessDied, default_processes
+from pqcore.tasks.context import JobContext
+from pqcore.tasks.job_events import JobEvents
+from pqcore.tasks.outcomes import Run, caller, completed, keeps_result, prepare, put_off
+from pqcore.tasks.run_job import Runner, run_job
+from pqcore.worker.pools import Processes, Threads, default_processes
 from pqcore.worker.serializer_threads import Coding
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
@@ -39,11 +26,9 @@ logger = logging.getLogger("pqcore.tasks")
 
 TURNS = 3
 """Turns of the event loop in which a worker that is cancelled together with its jobs has noticed it."""
-CRASH_PAUSE = 1.0
-"""Seconds until a job is tried again whose process died; twice as many each time."""
 
 
-class Execution:
+class Executor(Runner[ActiveJob]):
     """Runs jobs, as many at once as there are places.
 
     Args:
@@ -60,9 +45,9 @@ class Execution:
         run_in: Literal["thread", "process"],
         patience: float = 20.0,
     ) -> None:
+        super().__init__(job_events, suspends=True)
         self._patience = patience
         self._worker_state = worker_state
-        self._job_events = job_events
         self._run_in = run_in
         self._places = worker_state.free
         self._context = contextvars.copy_context()
@@ -75,7 +60,7 @@ class Execution:
         worker_state = self._worker_state
         while not worker_state.draining.is_set() and (queue_state := worker_state.next()) is not None:
             if queue_state.buffer:
-                self._begin(queue_state, queue_state.buffer.popleft())
+                self._begin(queue_state.buffer.popleft())
             else:
                 queue_state.asking, queue_state.reserved = False, 1
         worker_state.room.set()
@@ -144,165 +129,81 @@ class Execution:
             await asyncio.wait(tasks, timeout=1.0)
         await self._threads.ended(calls=False)
 
-    def _begin(self, queue_state: QueueState, held: ActiveJob) -> None:
-        queue_state.started += 1
-        if queue_state.queue.reads_quickly(held.job.serializer, held.job.raw):
-            run = self._prepared(queue_state, held)
+    def _begin(self, attempt: ActiveJob) -> None:
+        attempt.queue_state.started += 1
+        if attempt.queue.reads_quickly(attempt.job.serializer, attempt.job.raw):
+            run = self._prepare(attempt)
             if isinstance(run, Outcome):
-                queue_state.decide(held, run)
+                attempt.queue_state.decide(attempt, run)
                 return
-            held.run = run
-        held.context = JobContext(queue_state.queue, held.job, self._leaves)
-        held.began = time.perf_counter()
+            attempt.run = run
+        context = attempt.context = JobContext(attempt.queue, attempt.job, self._leaves)
+        attempt.began = time.perf_counter()
         self._worker_state.free -= 1
-        # In a context like the worker's: a job begun by one that ends is not to see the variables that it set.
-        begin, coroutine = asyncio.get_running_loop().create_task, self._execute(queue_state, held, held.context)
-        held.task = self._context.copy().run(begin, coroutine)
+        # In a context like the worker's: a job begun by one that ends must not see the variables that it set.
+        attempt.task = self._context.copy().run(asyncio.get_running_loop().create_task, run_job(self, attempt, context))
 
-    def _prepared(self, queue_state: QueueState, held: ActiveJob) -> Run | Outcome:
-        """Read a job; a run of it, or how it ends without one."""
+    def _prepare(self, attempt: ActiveJob) -> Run | Outcome:
+        """Read a job; the call of its function, or how it ends without one."""
         try:
-            return prepare(queue_state.queue, queue_state.queue, held.job)
+            return prepare(attempt.queue, attempt.queue, attempt.job)
         except BaseException as exc:
             if self._worker_state.interruptible:
                 raise
-            return put_off(queue_state.queue, held.job, exc, "unknown")  # no signal raises here: it is the job's own
+            return put_off(attempt.queue, attempt.job, exc, "unknown")  # no signal raises here: it is the job's own
 
-    async def _execute(self, queue_state: QueueState, held: ActiveJob, context: JobContext) -> None:
-        enter_job(context)  # in this task's own context, which ends with it
-        outcome: Outcome | None
-        try:
-            run = held.run or await self._decoded(queue_state, held)
-            if held.run is not None and self._job_events.hears("pqcore_job_started"):
-                await call_hook("pqcore_job_started", self._job_events.event(queue_state, held))
-            context.check()  # it could not be cancelled until now
-            if isinstance(run, Outcome):
-                outcome = run
-            else:
-                result = await self._call(queue_state, held, run)
-                if held.job.raw_headers is None:
-                    outcome = completed(queue_state.queue, held.job, result, finished=context.finished)
-                else:
-                    outcome = await self._completed(queue_state, held, result, finished=context.finished)
-        except (asyncio.CancelledError, JobCancelled) as exc:
-            held.error = exc
-            if not context.stop_reason:
-                await self._hear_of_shutdown(context)
-            outcome = self._stopped(queue_state, held, context.stop_reason)
-        except ResultNotSent as exc:
-            if context.finished or not keeps_result(held.job):
-                outcome = Outcome(held.job, "done", finished=context.finished)
-            else:
-                outcome = not_stored(queue_state.queue, held.job, exc)
-        except WorkerProcessDied as exc:
-            held.error = exc
-            job_logger.error("job %d of %r: %s", held.job.id, queue_state.queue.name, exc)
-            outcome = Outcome(held.job, "crash", delay=CRASH_PAUSE * 2 ** min(held.job.crashes, 10), reason="crashed")
-        except BaseException as exc:  # noqa: BLE001 - whatever a task raises is the job's failure
-            held.error = exc
-            if isinstance(exc, KeyboardInterrupt) and context.leaves(exc):
-                self._worker_state.interrupt(exc)  # raised here, it would end the event loop before jobs are given back
-                outcome = Outcome(held.job, "snooze", reason="shutdown")
-            elif held.run is None:
-                outcome = put_off(queue_state.queue, held.job, exc, "unreadable")
-            else:
-                outcome = conclude(queue_state.queue, held.run, exc)
-        finally:
-            held.cancellable = False  # it is over: what comes is ours
-            if held.timer is not None:
-                held.timer.cancel()
-            held.took = 0.0 if held.run is None else time.perf_counter() - held.began
-            self._worker_state.free += 1
-        if not held.ended:  # else it was given up meanwhile
-            held.ended = True
-            if outcome is None:
-                await self._job_events.tell("pqcore_job_lost", queue_state, held)
-                queue_state.held.pop(held.key, None)
-                self._worker_state.look_quiet()
-            else:
-                if outcome.kind in FAILURES and held.run is not None:
-                    await self._job_events.tell("pqcore_job_failed", queue_state, held, outcome)
-                queue_state.decide(held, outcome)
-        self.fill()
+    # What `run_job` asks for
 
-    async def _decoded(self, queue_state: QueueState, held: ActiveJob) -> Run | Outcome:
+    async def decode(self, attempt: ActiveJob) -> Run | Outcome:
         """Read a job in a thread: decoding it may take long, and leases are lengthened meanwhile."""
 
         def read() -> Run | Outcome:
-            held.thread = threading.get_ident()
-            return self._prepared(queue_state, held)
+            attempt.thread = threading.get_ident()
+            return self._prepare(attempt)
 
-        name = held.job.serializer or queue_state.queue.serializer_name
-        held.cancellable = True
+        name = attempt.job.serializer or attempt.queue.serializer_name
+        attempt.cancellable = True
         await self._coding.turn(name)
-        held.cancellable = False
+        attempt.cancellable = False
         try:
-            run = await self._coding.run(name, f"decoding job {held.job.id} of {queue_state.queue.name!r}", read)
+            run = await self._coding.run(name, f"decoding job {attempt.job.id} of {attempt.queue.name!r}", read)
         finally:
-            held.thread = None
+            attempt.thread = None
         if not isinstance(run, Outcome):
-            held.run, held.began = run, time.perf_counter()
+            attempt.run, attempt.began = run, time.perf_counter()
         return run
 
-    async def _completed(self, queue_state: QueueState, held: ActiveJob, result: Any, *, finished: bool) -> Outcome:
-        """How a job ends whose function returned; its result is encoded in a thread if that may take long."""
-        queue, job = queue_state.queue, held.job
+    async def call(self, attempt: ActiveJob, run: Run) -> Any:
+        """Call the function: on the loop, in a thread, or in a process."""
+        if run.task.is_coroutine:
+            self._start_clock(attempt, run)
+            attempt.cancellable = True
+            with self.events.around(attempt):
+                return await run.task.function(run.job.id, *run.args, **run.kwargs)
+        if attempt.context is not None:
+            attempt.context.leaves = _never  # no signal raises in another thread or process
+        if (run.task.options.run_in or self._run_in) == "process":
+            return await self._call_in_process(attempt, run)
+        self._start_clock(attempt, run)
+        result = await self._threads.run(partial(self._call_here, attempt, run))
+        if inspect.isawaitable(result):  # from a function that is none of `async def`
+            attempt.cancellable = True
+            return await result
+        return result
+
+    async def complete(self, attempt: ActiveJob, result: Any, *, finished: bool) -> Outcome:
+        """Return the outcome of a job whose function returned; a thread encodes the result if that may take long."""
+        queue, job = attempt.queue, attempt.job
         end = partial(completed, queue, job, result, finished=finished)
         if finished or not keeps_result(job) or queue.writes_quickly(result):
             return end()
-        held.cancellable = False  # it was done
+        attempt.cancellable = False  # it was done
         await self._coding.turn(queue.serializer_name)
         return await self._coding.run(
             queue.serializer_name, f"encoding the result of job {job.id} of {queue.name!r}", end
         )
 
-    async def _call(self, queue_state: QueueState, held: ActiveJob, run: Run) -> Any:
-        if run.task.is_coroutine:
-            self._start_clock(held, run)
-            held.cancellable = True
-            with self._surrounding(queue_state, held):
-                return await run.task.function(run.job.id, *run.args, **run.kwargs)
-        if held.context is not None:
-            held.context.leaves = _never  # no signal raises in another thread or process
-        if (run.task.options.run_in or self._run_in) == "process":
-            return await self._in_process(queue_state, held, run)
-        self._start_clock(held, run)
-        result = await self._threads.run(self._caller(queue_state, held, run))
-        if inspect.isawaitable(result):  # from a function that is none of `async def`
-            held.cancellable = True
-            return await result
-        return result
-
-    async def _in_process(self, queue_state: QueueState, held: ActiveJob, run: Run) -> Any:
-        if self._processes is None:
-            self._processes = Processes(min(self._places, default_processes()))
-        assert held.context is not None  # noqa: S101 - for the type checker
-        held.cancellable = True
-        async with self._processes.place() as process:
-            self._start_clock(held, run)  # it waited for the process, too
-            with self._surrounding(queue_state, held):
-                return await process.run(run, held.context)
-
-    def _caller(self, queue_state: QueueState, held: ActiveJob, run: Run) -> Callable[[], Any]:
-        def call() -> Any:
-            held.thread = threading.get_ident()
-            with self._surrounding(queue_state, held):  # in the thread that makes the call
-                return caller(run)()
-
-        return call
-
-    def _surrounding(self, queue_state: QueueState, held: ActiveJob) -> AbstractContextManager[None]:
-        """What plugins put around a run; nothing, if there is none."""
-        if not self._job_events.surrounds:
-            return nullcontext()
-        return run_wrapped("pqcore_around_run", self._job_events.event(queue_state, held))
-
-    def _start_clock(self, held: ActiveJob, run: Run) -> None:
-        held.began = time.perf_counter()
-        if run.timeout is not None:
-            held.timer = asyncio.get_running_loop().call_later(run.timeout, self.stop, held, "timeout")
-
-    async def _hear_of_shutdown(self, context: JobContext) -> None:
+    async def notice_shutdown(self, context: JobContext) -> None:
         """Learn whether all of the worker is being cancelled, as `asyncio.run` does when its loop is interrupted."""
         for _ in range(TURNS):
             if self._worker_state.at_once.is_set():
@@ -311,22 +212,50 @@ class Execution:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
 
-    def _stopped(self, queue_state: QueueState, held: ActiveJob, reason: str) -> Outcome | None:
-        """What becomes of a job whose function was stopped."""
-        job, run = held.job, held.run
-        if reason == "lost":
-            return None
-        if reason == "cancelled":
-            path = "not decoded yet" if run is None else run.task.path
-            logger.info("job %d of %r (%s) was cancelled", job.id, queue_state.queue.name, path)
-            return Outcome(job, "drop", reason="cancelled")
-        if reason == "shutdown":
-            return Outcome(job, "snooze", reason="shutdown")
-        assert held.error is not None  # noqa: S101 - for the type checker
-        if run is None:  # cancelled from within, as its decoder was
-            return put_off(queue_state.queue, job, held.error, "unreadable")
-        held.error = as_failure(held.error, late=job if reason == "timeout" else None)
-        return conclude(queue_state.queue, run, held.error)
+    def release(self, attempt: ActiveJob) -> bool:
+        """Free the slot; False if the job was given up while its function ran."""
+        attempt.cancellable = False  # the function has ended: nothing can stop the rest
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        self._worker_state.free += 1
+        is_open = not attempt.ended
+        attempt.ended = True
+        self.fill()
+        return is_open
+
+    async def end(self, attempt: ActiveJob, outcome: Outcome | None) -> None:
+        """Have the completer store the outcome, with others, and call its hook."""
+        if outcome is not None:
+            attempt.queue_state.decide(attempt, outcome)
+            return
+        await self.events.call("pqcore_job_lost", attempt)
+        attempt.queue_state.held.pop(attempt.key, None)
+        self._worker_state.look_quiet()
+
+    def leave(self, error: BaseException) -> None:
+        """Have the worker raise this, once it has given its jobs back: raised here, it would end the event loop."""
+        self._worker_state.interrupt(error)
+
+    async def _call_in_process(self, attempt: ActiveJob, run: Run) -> Any:
+        if self._processes is None:
+            self._processes = Processes(min(self._places, default_processes()))
+        assert attempt.context is not None  # noqa: S101 - for the type checker
+        attempt.cancellable = True
+        async with self._processes.place() as process:
+            self._start_clock(attempt, run)  # it waited for the process, too
+            with self.events.around(attempt):
+                return await process.run(run, attempt.context)
+
+    def _call_here(self, attempt: ActiveJob, run: Run) -> Any:
+        """Call the function in this thread."""
+        attempt.thread = threading.get_ident()
+        with self.events.around(attempt):
+            return caller(run)()
+
+    def _start_clock(self, attempt: ActiveJob, run: Run) -> None:
+        attempt.began = time.perf_counter()
+        if run.timeout is not None:
+            attempt.timer = asyncio.get_running_loop().call_later(run.timeout, self.stop, attempt, "timeout")
 
     def _leaves(self, error: BaseException) -> bool:
         """Return whether Ctrl-C was pressed, and the event loop's thread had it: a function may raise no such thing."""

@@ -15,8 +15,8 @@ from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, complete, fetch
 from pqcore.tasks.fetched_jobs import given_up_jobs
-from pqcore.worker.executor import Execution
-from pqcore.worker.state import ActiveJob, QueueState, WorkerState
+from pqcore.worker.executor import Executor
+from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -30,7 +30,7 @@ class Fetcher:
     Args:
         worker_state: What the worker's parts share.
         queue_state: The queue.
-        execution: Who runs them.
+        executor: Who runs them.
         lease: Seconds for which jobs are leased.
         poll_interval: Seconds after which it looks, woken or not.
         prefetch: Jobs fetched ahead, at most.
@@ -41,7 +41,7 @@ class Fetcher:
         self,
         worker_state: WorkerState,
         queue_state: QueueState,
-        execution: Execution,
+        executor: Executor,
         *,
         lease: float,
         poll_interval: float,
@@ -50,7 +50,7 @@ class Fetcher:
     ) -> None:
         self._worker_state = worker_state
         self._queue_state = queue_state
-        self._execution = execution
+        self._executor = executor
         self._lease = lease
         self._poll_interval = poll_interval
         self._prefetch = prefetch
@@ -128,7 +128,7 @@ class Fetcher:
 
     def _accept(self, rows: Sequence[Any], leased_at: float) -> None:
         queue_state = self._queue_state
-        ones = [ActiveJob(queue_state.job(row), leased_at) for row in rows]
+        ones = [queue_state.lease(row, leased_at) for row in rows]
         if ones:
             self._worker_state.changes += 1
             queue_state.held.update((held.key, held) for held in ones)
@@ -136,7 +136,7 @@ class Fetcher:
                 queue_state.hand_back(ones)
             else:
                 queue_state.buffer.extend(ones)
-        self._execution.fill()
+        self._executor.fill()
 
     def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
         """Accept jobs that arrive when this was cancelled: they are given back."""

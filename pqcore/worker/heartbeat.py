@@ -10,7 +10,7 @@ from pqcore.errors import PQError
 from pqcore.operations import lease as leasing
 from pqcore.operations import results
 from pqcore.operations.complete import Outcome
-from pqcore.worker.executor import Execution
+from pqcore.worker.executor import Executor
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -32,13 +32,13 @@ class Heartbeat:
 
     Args:
         queue_state: The queue.
-        execution: Who runs them.
+        executor: Who runs them.
         lease: Seconds for which jobs are leased.
     """
 
-    def __init__(self, queue_state: QueueState, execution: Execution, lease: float) -> None:
+    def __init__(self, queue_state: QueueState, executor: Executor, lease: float) -> None:
         self._queue_state = queue_state
-        self._execution = execution
+        self._executor = executor
         self._lease = lease
 
     async def run(self) -> None:
@@ -99,7 +99,7 @@ class Heartbeat:
                     queue_state.buffer.remove(held)
                     queue_state.held.pop(held.key)
                 else:
-                    self._execution.stop(held, "lost")
+                    self._executor.stop(held, "lost")
 
     async def _report(self, now: float) -> None:
         queue_state = self._queue_state
@@ -118,7 +118,7 @@ class Heartbeat:
             self._queue_state.buffer.remove(held)
             self._queue_state.decide(held, Outcome(held.job, "drop", reason="cancelled"))
         else:
-            self._execution.stop(held, "cancelled")
+            self._executor.stop(held, "cancelled")
 
 
 async def watch_stalls(worker_state: WorkerState) -> None:

@@ -16,18 +16,11 @@ from typing import Any
 
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run
+from pqcore.tasks.run_job import ResultNotSent, WorkerProcessDied
 from pqcore.worker import process_main
 
 LAST_CALLS = 2.0
 """Seconds for which threads are waited for that were told to end."""
-
-
-class WorkerProcessDied(Exception):
-    """The process that ran the function died: killed, out of memory, or by its own exit."""
-
-
-class ResultNotSent(Exception):
-    """The function returned in its process, and what it returned cannot be pickled, or not be read here."""
 
 
 class Threads:

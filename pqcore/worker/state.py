@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pqcore.events import JobEvent
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.complete import Outcome, Refusals
 from pqcore.queue import Queue
 from pqcore.sql.fetch_statements import SIZES
 from pqcore.sql.identifiers import control_channel
-from pqcore.tasks.context import JobContext
-from pqcore.tasks.outcomes import Run
+from pqcore.tasks.job_events import Attempt
 from pqcore.worker.bridge import Bridge
 
 PACE = 0.02
@@ -27,43 +25,31 @@ Key: TypeAlias = tuple[int, int]
 """A lease: the job's id, and the token. The worker may be given a job again that it has lost."""
 
 
-@dataclass(eq=False, slots=True)
-class ActiveJob:
-    """A job that the worker holds under a lease.
+@dataclass(eq=False, slots=True, kw_only=True)
+class ActiveJob(Attempt):
+    """A job that the worker holds under a lease, and its attempt to run it.
 
     Attributes:
-        job: The job.
+        queue_state: The state of the job's queue.
         leased_at: When the lease began, by the monotonic clock.
-        run: Its call, once it is decoded.
-        context: What the function sees of it.
-        task: What executes it.
+        task: The asyncio task that runs it.
         timer: What stops it when its time is up.
         thread: The identifier of the thread that calls the function, if it is one.
-        began: When it was begun, by the performance counter.
-        ended: Whether its end is decided: then nothing can stop it.
+        ended: Whether its outcome is decided: then nothing can stop it.
         cancellable: Whether cancelling ``task`` stops the function.
         reported: When its progress was stored last, by the monotonic clock.
-        error: What the function raised.
-        took: Seconds that it took, once it has ended.
-        event: What plugins are told of it.
-        doubtful: Whether the answer to an attempt to store its end was lost.
-        refusals: Those of the server to store its end; None before the first.
+        doubtful: Whether the answer to an attempt to store its outcome was lost.
+        refusals: Those of the server to store its outcome; None before the first.
     """
 
-    job: BaseJob
+    queue_state: QueueState
     leased_at: float
-    run: Run | None = None
-    context: JobContext | None = None
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[Any] | None = None
     timer: asyncio.TimerHandle | None = None
     thread: int | None = None
-    began: float = 0.0
     ended: bool = False
     cancellable: bool = False
     reported: float = 0.0
-    error: BaseException | None = None
-    took: float = 0.0
-    event: JobEvent | None = None
     doubtful: bool = False
     refusals: Refusals | None = None
 
@@ -121,9 +107,10 @@ class QueueState:
         self.control = control_channel(self.queue.name)
         self._job: type[BaseJob] = Job if isinstance(self.queue, Queue) else AsyncJob
 
-    def job(self, row: Any) -> BaseJob:
-        """The job of a row that was leased."""
-        return self._job(self.queue, row, leased=True)
+    def lease(self, row: Any, leased_at: float) -> ActiveJob:
+        """Return the active job of a row that was leased."""
+        job = self._job(self.queue, row, leased=True)
+        return ActiveJob(self.queue, job, queue_state=self, leased_at=leased_at)
 
     def measure(self, now: float) -> None:
         """Reckon the pace anew, if there is enough to go by."""
@@ -171,7 +158,7 @@ class WorkerState:
         at_once: Set when functions that run must stop, too.
         over: Whether the worker itself ends its parts; before, it is the event loop that cancels them.
         interruptible: Whether Ctrl-C may raise KeyboardInterrupt within a coroutine function.
-        interrupted: The KeyboardInterrupt that did so.
+        interrupted: What did so.
         quiet: Set when no job is held.
         changes: Rises when jobs came, and when their ends were stored.
         coding: The names of serializers that decode or encode in threads, one each time.
@@ -186,7 +173,7 @@ class WorkerState:
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
     over: bool = False
     interruptible: bool = False
-    interrupted: KeyboardInterrupt | None = None
+    interrupted: BaseException | None = None
     changes: int = 0
     coding: list[str] = field(default_factory=list)
     coded: set[str] = field(default_factory=set)
@@ -208,7 +195,7 @@ class WorkerState:
                 return queue_state
         return None
 
-    def interrupt(self, interrupt: KeyboardInterrupt) -> None:
+    def interrupt(self, interrupt: BaseException) -> None:
         """Have the worker stop immediately, and raise this."""
         self.interrupted = interrupt
         self.at_once.set()

@@ -3,7 +3,7 @@
 It is asynchronous inside, over any backend.  These go on beside one another:
 
 * `Fetcher` (one a queue) leases as many jobs as there are free places, and some ahead if they go fast;
-* `Execution` runs them: coroutine functions on the loop, others in threads or processes;
+* `Executor` runs them: coroutine functions on the loop, others in threads or processes;
 * `Completer` (one a queue) stores how they ended;
 * `Heartbeat` (one a queue) holds on to leases, hears what is to be cancelled, and stores progress;
 * `watch` gives back what was fetched ahead and waits for too long;
@@ -27,14 +27,14 @@ from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
 from pqcore.operations import lease as leasing
+from pqcore.tasks.job_events import find_job_events
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import seconds
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.completer import Completer
-from pqcore.worker.executor import Execution
+from pqcore.worker.executor import Executor
 from pqcore.worker.fetcher import Fetcher
 from pqcore.worker.heartbeat import Heartbeat, watch_stalls
-from pqcore.worker.job_events import JobEvents
 from pqcore.worker.maintenance import Maintenance
 from pqcore.worker.state import QueueState, WorkerState
 
@@ -138,31 +138,31 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._signalled)
         logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
-        job_events = JobEvents()
-        execution = Execution(worker_state, job_events, self._run_in, self._stall_timeout)
-        supplies = _started(*(self._supply(queue_state, execution).run() for queue_state in worker_state.queue_states))
+        job_events = find_job_events()
+        executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout)
+        supplies = _started(*(self._supply(queue_state, executor).run() for queue_state in worker_state.queue_states))
         chores = _started(
             *(Maintenance(queue_state).run() for queue_state in worker_state.queue_states if not self.burst)
         )
         watching = _started(self._kept(partial(watch_stalls, worker_state)))
         beside = []
         for queue_state in worker_state.queue_states:
-            tending = Heartbeat(queue_state, execution, self._lease)
+            tending = Heartbeat(queue_state, executor, self._lease)
             storing = Completer(worker_state, queue_state, job_events, self._lease)
             beside += _started(self._kept(storing.run), tending.run(), tending.hear())
         try:
             try:
                 await self._until_told(supplies, [*beside, *watching, *chores])
-                await self._drain(execution, supplies, chores)
+                await self._drain(executor, supplies, chores)
             except BaseException:  # what runs is given back all the same
                 worker_state.at_once.set()
-                await self._drain(execution, supplies, chores)
+                await self._drain(executor, supplies, chores)
                 raise
             if worker_state.interrupted is not None:
                 raise worker_state.interrupted
         finally:
             worker_state.over = True
-            await self._end([*supplies, *chores, *beside], execution)
+            await self._end([*supplies, *chores, *beside], executor)
             for bridge in bridges.values():
                 await bridge.close()
             await _ended(watching)  # to here, so that nothing above waits for an answer that does not come
@@ -202,11 +202,11 @@ class Worker:
                 bridges[id(engine)] = Bridge(engine, 2 + 6 * len(self._queues), self._stall_timeout)
         return bridges
 
-    def _supply(self, queue_state: QueueState, execution: Execution) -> Fetcher:
+    def _supply(self, queue_state: QueueState, executor: Executor) -> Fetcher:
         return Fetcher(
             self._worker_state,
             queue_state,
-            execution,
+            executor,
             lease=self._lease,
             poll_interval=self._poll_interval,
             prefetch=self._prefetch,
@@ -224,7 +224,7 @@ class Worker:
         finally:
             told.cancel()
 
-    async def _drain(self, execution: Execution, supplies: Tasks, chores: Tasks) -> None:
+    async def _drain(self, executor: Executor, supplies: Tasks, chores: Tasks) -> None:
         worker_state = self._worker_state
         worker_state.draining.set()
         worker_state.room.set()
@@ -242,13 +242,13 @@ class Worker:
         ):
             await self._quiet_or_at_once(left)
         for queue_state in worker_state.queue_states:
-            execution.give_up(queue_state)
+            executor.give_up(queue_state)
         # What was given back, and what ended because of it, is stored; for as long as it takes to hear from the server.
         begun = time.monotonic()
         while worker_state.in_hand() and (passed := time.monotonic() - begun) < LAST_WORDS + self._stall_timeout:
             if passed > LAST_WORDS:
                 for queue_state in worker_state.queue_states:
-                    execution.give_up(queue_state, at_once=True)
+                    executor.give_up(queue_state, at_once=True)
             worker_state.quiet.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(worker_state.quiet.wait(), 0.1)
@@ -276,12 +276,12 @@ class Worker:
                 if self._worker_state.over:
                     raise
 
-    async def _end(self, tasks: Tasks, execution: Execution) -> None:
+    async def _end(self, tasks: Tasks, executor: Executor) -> None:
         for task in tasks:
             task.cancel()
         for queue_state in self._worker_state.queue_states:
             queue_state.bridge.engine.wake(queue_state.control)  # threads that listen are to end
-        await execution.close()
+        await executor.close()
         await _ended(tasks)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
-from pqcore.tasks import JobCancelled, current
+from pqcore.tasks import JobCancelled, current, run_job
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
-from pqcore.worker import Worker, executor, heartbeat
+from pqcore.worker import Worker, heartbeat
 
 LEASE = 0.9
 """Seconds: short, so that it runs out while a job runs, unless it is lengthened."""
@@ -349,7 +349,7 @@ def test_functions_in_processes_return_their_results(harness: Harness) -> None:
 
 
 def test_a_process_that_dies_takes_its_job_alone_with_it(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "CRASH_PAUSE", 0.01)
+    monkeypatch.setattr(run_job, "CRASH_PAUSE", 0.01)
     queue = harness.task_queue()
     add = queue.task(keep_result="1h")(workers.add)
     exit_at_once = queue.task(max_crashes=2)(workers.exit_at_once)

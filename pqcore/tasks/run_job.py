@@ -1,0 +1,229 @@
+"""Running one job, from its row to its outcome: `run_job`, for every program that runs jobs.
+
+A worker, `Queue.perform` and the test kit each have a `Runner`.  It says where functions are called and how outcomes
+are stored.  The order of plugins' hooks and the treatment of exceptions are written here alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from typing import Any, Generic, TypeVar
+
+from pqcore.errors import PQError
+from pqcore.events import FAILURES
+from pqcore.operations import complete
+from pqcore.operations.complete import Outcome
+from pqcore.tasks.context import JobCancelled, JobContext, enter_job, leave_job
+from pqcore.tasks.job_events import Attempt, JobEvents
+from pqcore.tasks.outcomes import (
+    Run,
+    as_failure,
+    caller,
+    completed,
+    conclude,
+    job_logger,
+    keeps_result,
+    not_stored,
+    prepare,
+    put_off,
+    warn_of_lost_lease,
+)
+
+logger = logging.getLogger("pqcore.tasks")
+
+CRASH_PAUSE = 1.0
+"""Seconds until a job is tried again whose process died; twice as many each time."""
+
+
+class WorkerProcessDied(Exception):
+    """The process that ran the function died: killed, out of memory, or by its own exit."""
+
+
+class ResultNotSent(Exception):
+    """The function returned in its process, and its result cannot be pickled there, or not be read here."""
+
+
+A = TypeVar("A", bound=Attempt)
+
+
+class Runner(Generic[A]):
+    """Where a job's function is called, and how its outcome is stored.
+
+    This class calls the function where `run_job` is awaited, and stores the outcome before it goes on.
+
+    Args:
+        events: Calls the hooks of plugins.
+        suspends: Whether `run_job` is awaited in an event loop; else it must not suspend.
+
+    Attributes:
+        events: Calls the hooks of plugins.
+    """
+
+    def __init__(self, events: JobEvents, *, suspends: bool = False) -> None:
+        self.events = events
+        self._suspends = suspends
+
+    async def decode(self, attempt: A) -> Run | Outcome:
+        """Read a job; the call of its function, or how the job ends without one."""
+        run = prepare(attempt.queue, attempt.queue, attempt.job)
+        if not isinstance(run, Outcome):
+            attempt.run = run
+        return run
+
+    async def start(self, attempt: A) -> None:
+        """Call the hook of a job that is about to run; not called if no plugin has it."""
+        await self.events.call("pqcore_job_started", attempt)
+
+    async def call(self, attempt: A, run: Run) -> Any:
+        """Call the function, with `JobEvents.around` it, and return its result."""
+        attempt.began = time.perf_counter()
+        with self.events.around(attempt):
+            result = caller(run)()
+            if not inspect.isawaitable(result):
+                return result
+            return await result if self._suspends else asyncio.run(_await(result))
+
+    async def complete(self, attempt: A, result: Any, *, finished: bool) -> Outcome:
+        """Return the outcome of a job with headers whose function returned."""
+        return completed(attempt.queue, attempt.job, result, finished=finished)
+
+    async def notice_shutdown(self, context: JobContext) -> None:
+        """Stop the context if the function was cancelled together with all that runs jobs here."""
+
+    def release(self, attempt: A) -> bool:
+        """Note that the function has ended; False if the outcome is decided already."""
+        return True
+
+    async def end(self, attempt: A, outcome: Outcome | None) -> None:
+        """Store the outcome, and call its hook.
+
+        Args:
+            attempt: The attempt.
+            outcome: The outcome; None if the lease is known to be lost.
+
+        Raises:
+            PQError: It cannot be stored.
+        """
+        if outcome is not None:
+            stored = await complete.finish_one(attempt.queue.engine, attempt.queue, outcome)
+            if stored is None:
+                warn_of_lost_lease(outcome)
+            await self.events.call_for_outcome(attempt, stored or outcome, lost=stored is None)
+
+    def leave(self, error: BaseException) -> None:
+        """End the program, or what runs jobs, once the job that it interrupted was given back."""
+        raise error
+
+
+async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome | None:
+    """Run a job, and store its outcome.
+
+    The order, wherever a job runs: it is decoded; ``pqcore_job_started``; the function, within
+    ``pqcore_around_run``; ``pqcore_job_failed``, if it failed; its outcome is stored; the hook of the outcome.
+
+    Whatever the function raises is the failure of the job, of whatever class. The exception is what
+    `JobContext.leaves` takes for the end of the program: the job is given back, and the attempt does not count.
+
+    Args:
+        runner: Where the function is called, and how the outcome is stored.
+        attempt: The attempt; its ``run`` is set if the job is decoded already.
+        context: What the function sees of the job.
+
+    Returns:
+        The outcome; None if the lease was lost, or the outcome was decided while the function ran.
+
+    Raises:
+        BaseException: What ends the program, from `Runner.leave`.
+        PQError: The outcome cannot be stored, from `Runner.end`.
+    """
+    attempt.context = context
+    token = enter_job(context)
+    leaving: BaseException | None = None
+    outcome: Outcome | None
+    try:
+        run = attempt.run or await runner.decode(attempt)
+        if attempt.run is not None and "pqcore_job_started" in runner.events.hooks:
+            await runner.start(attempt)
+        context.check()  # until now nothing else could stop it
+        if isinstance(run, Outcome):
+            outcome = run
+        else:
+            result = await runner.call(attempt, run)
+            attempt.duration = time.perf_counter() - attempt.began
+            if attempt.job.raw_headers is None:
+                outcome = completed(attempt.queue, attempt.job, result, finished=context.finished)
+            else:
+                outcome = await runner.complete(attempt, result, finished=context.finished)
+    except BaseException as exc:  # noqa: BLE001 - whatever the function raises is judged
+        attempt.error = exc
+        if attempt.run is not None and attempt.began and not attempt.duration:
+            attempt.duration = time.perf_counter() - attempt.began
+        try:
+            outcome = await _outcome_of_error(runner, attempt, context, exc)
+        except BaseException as left:  # noqa: BLE001 - it is raised again, once the job was given back
+            leaving = left
+            outcome = Outcome(attempt.job, "snooze", reason="shutdown", finished=context.finished)
+    leave_job(token)
+    if not runner.release(attempt):
+        return None
+    if outcome is not None and outcome.kind in FAILURES and attempt.run is not None:
+        await runner.events.call("pqcore_job_failed", attempt, outcome)
+    if leaving is None:
+        await runner.end(attempt, outcome)
+        return outcome
+    try:
+        await runner.end(attempt, outcome)
+    except PQError as exc:  # what ends the program goes on
+        logger.warning("%r: cannot give %r back: %s", attempt.queue.name, attempt.job, exc)
+    runner.leave(leaving)
+    return outcome
+
+
+async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, error: BaseException) -> Outcome | None:
+    """Return the outcome of a job for what its function raised, or for what kept it from running; None if it is lost.
+
+    Raises:
+        BaseException: What ends the program.
+    """
+    queue, job, run = attempt.queue, attempt.job, attempt.run
+    if context.leaves(error):
+        raise error
+    if isinstance(error, (asyncio.CancelledError, JobCancelled)):
+        if not context.stop_reason:
+            await runner.notice_shutdown(context)
+        return _outcome_of_stop(attempt, context.stop_reason, error)
+    if isinstance(error, ResultNotSent):
+        attempt.error = None  # the function returned
+        if context.finished or not keeps_result(job):
+            return Outcome(job, "done", finished=context.finished)
+        return not_stored(queue, job, error)
+    if isinstance(error, WorkerProcessDied):
+        job_logger.error("job %d of %r: %s", job.id, queue.name, error)
+        return Outcome(job, "crash", delay=CRASH_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
+    if run is None:
+        return put_off(queue, job, error, "unreadable")
+    return conclude(queue, run, error)
+
+
+def _outcome_of_stop(attempt: Attempt, reason: str, error: BaseException) -> Outcome | None:
+    """Return the outcome of a job whose function was stopped, or cancelled itself; None if the lease was lost."""
+    queue, job, run = attempt.queue, attempt.job, attempt.run
+    if reason == "lost":
+        return None
+    if reason == "cancelled":
+        path = "not decoded yet" if run is None else run.task.path
+        logger.info("job %d of %r (%s) was cancelled", job.id, queue.name, path)
+        return Outcome(job, "drop", reason="cancelled")
+    if reason == "shutdown":
+        return Outcome(job, "snooze", reason="shutdown")
+    if run is None:  # cancelled from within, as its decoder was
+        return put_off(queue, job, error, "unreadable")
+    failure = attempt.error = as_failure(error, late=job if reason == "timeout" else None)
+    return conclude(queue, run, failure)
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
