@@ -6,12 +6,12 @@ words here: its primary key has the column that it is partitioned by, and each p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pqcore.errors import ConfigurationError
+from pqcore.sql.rewrite import replace, substitute
 
 if TYPE_CHECKING:
     from pqcore.sql.identifiers import TableName
@@ -68,13 +68,15 @@ class Partitions:
             yield from (statement.replace("{table}", part, 1) for part in parts)
         elif "generate_series" in statement and statement.startswith("INSERT INTO {table} "):
             if not self.made:  # else nobody knows which names they are for
-                found = statement.replace("'-', 'none'", "number::text, 'none'")
-                yield found.replace(f"generate_series(1, {_PADDING})", f"generate_series(1, {rows})")
+                found = replace(statement, "'-', 'none'", "number::text, 'none'")
+                yield replace(found, f"generate_series(1, {_PADDING})", f"generate_series(1, {rows})")
+        elif statement.startswith("DELETE FROM {table} WHERE id BETWEEN "):
+            yield replace(statement, f"BETWEEN -{_PADDING} AND -1", f"BETWEEN -{rows} AND -1")
         else:
-            yield statement.replace(f"BETWEEN -{_PADDING} AND -1", f"BETWEEN -{rows} AND -1")
+            yield statement
 
 
 def _keyed(statement: str) -> str:
     """The table's declaration, with a primary key that names the queue; the id comes first, as ids are looked up."""
-    columns = re.sub(r"(bigserial\s+)PRIMARY KEY", r"\1NOT NULL", statement, count=1)
+    columns = substitute(statement, r"(bigserial\s+)PRIMARY KEY", r"\1NOT NULL", 1)
     return columns.rpartition(")")[0].rstrip() + ",\n  PRIMARY KEY (id, q_name)\n) PARTITION BY HASH (q_name)"
