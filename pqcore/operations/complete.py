@@ -38,7 +38,7 @@ from pqcore.locked_keys import WAITS
 from pqcore.operations import lease as leasing
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down, without_batch
-from pqcore.operations.concurrency_limits import give_up, limits_of, lock_gates, try_gates
+from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots, try_lock_limits
 from pqcore.operations.dead_letters import described
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.lease import ack_rows
@@ -422,16 +422,16 @@ async def _complete_batch(
     buried: dict[int, Outcome],
     later: list[Outcome] | None = None,
 ) -> list[Outcome]:
-    gates = {o.job.id: gate for o in outcomes if (gate := limits_of(o.job.raw_headers)) is not None}
+    limits_by_job = {o.job.id: limits for o in outcomes if (limits := limits_of(o.job.raw_headers)) is not None}
 
     async def work(s: Session) -> tuple[list[Outcome], list[Outcome]]:
         async with atomic(s):
-            if later is None or not gates:
-                await lock_gates(engine, queue, s, gates.values())
+            if later is None or not limits_by_job:
+                await lock_limits(engine, queue, s, limits_by_job.values())
                 busy = []
             else:
-                locked = await try_gates(engine, queue, s, gates)
-                busy = [outcome for outcome in outcomes if outcome.job.id in gates.keys() - locked]
+                locked = await try_lock_limits(engine, queue, s, limits_by_job)
+                busy = [outcome for outcome in outcomes if outcome.job.id in limits_by_job.keys() - locked]
             begun = [outcome for outcome in outcomes if outcome not in busy]
             for outcome in begun:
                 buried.pop(id(outcome), None)  # of an attempt that was undone
@@ -503,8 +503,8 @@ async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int, 
     """Delete a job that waits, and do what follows from that; whether it did wait."""
     query = s.sql.cancel
     async with atomic(s):
-        if (gate := limits_of(headers)) is not None:
-            await lock_gates(engine, queue, s, [gate])
+        if (limits := limits_of(headers)) is not None:
+            await lock_limits(engine, queue, s, [limits])
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
         for _, found, put_at in rows:
             row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
@@ -516,9 +516,9 @@ async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int, 
 async def _follow(
     engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome], *, locked: bool = False
 ) -> None:
-    gates = {outcome.job.id: limits_of(outcome.job.raw_headers) for outcome in ended}
-    freed = {job: gate for job, gate in gates.items() if gate is not None}
-    await give_up(engine, queue, s, freed, locked=locked)
+    limits_by_job = {outcome.job.id: limits_of(outcome.job.raw_headers) for outcome in ended}
+    freed = {job: limits for job, limits in limits_by_job.items() if limits is not None}
+    await release_slots(engine, queue, s, freed, locked=locked)
     await go_on(engine, queue, s, ended)
 
 

@@ -1,16 +1,16 @@
 """Concurrency limits and FIFO groups: which leased jobs may run, and which wait their turn.
 
-A job that was put under a limit or in a group is *gated*.  The take that leases it holds nothing against it
+A job that was put under a limit or in a group is *limited*.  The take that leases it holds nothing against it
 yet: the lease is short, and the attempt is excused.  Then the job is *admitted* here: it gets its places, the lease
 its full length, and the attempt counts.  Without a place the job is parked: leased without an end, to nobody.  When a
 place is given up, the next parked job gets it, and is due again.
 A job's place outlasts its worker: the next worker that leases the job finds its place held.
 
 All is decided under an advisory lock of each key, so it is exact however many
-workers there are.  Jobs that are not gated cost nothing of this.
+workers there are.  Jobs that are not limited cost nothing of this.
 
 If the server refuses an admission, its jobs are put back.  If it refuses the next one too, they are set aside for
-some time, and takes go on behind them: jobs that are not gated do not wait for those that cannot be admitted.
+some time, and takes go on behind them: jobs that are not limited do not wait for those that cannot be admitted.
 
 Admission waits for nobody.  While another transaction holds the lock of a key, the first job of that key is
 postponed for `PROBE` seconds, and the others are parked.  The job that was postponed finds the lock free
@@ -65,23 +65,23 @@ class NotAdmittedError(Exception):
         self.left = left
 
 
-def is_gated(headers: str | None) -> bool:
-    """Return whether a row with these headers may have a gate: takes tell so by the same text."""
+def is_limited(headers: str | None) -> bool:
+    """Return whether a job with these headers may be limited: takes tell so by the same text."""
     return headers is not None and _MARK in headers
 
 
 def limits_of(headers: str | None) -> dict[str, Any] | None:
-    """The gate of a row with these headers, if it has one."""
-    if not is_gated(headers):
+    """Return the limits and the group of a job with these headers, as ``put`` wrote them; None without any."""
+    if not is_limited(headers):
         return None
     return read_headers(headers)[0].get("gate")
 
 
-def _keys(gate: dict[str, Any]) -> Keys:
+def _keys(limits: dict[str, Any]) -> Keys:
     """The keys that a job needs a place under, and how many places each has; in the order they are waited for."""
-    keys = [(int(places), _LIMIT + key) for key, places in gate.get("limits", {}).items()]
-    if "group" in gate:
-        keys.append((1, _GROUP + gate["group"]))
+    keys = [(int(places), _LIMIT + key) for key, places in limits.get("limits", {}).items()]
+    if "group" in limits:
+        keys.append((1, _GROUP + limits["group"]))
     return {key: places for places, key in sorted(keys)}
 
 
@@ -149,7 +149,7 @@ async def acquire_slots(
 ) -> Sequence[JobRow]:
     """Of rows just leased, those that may run; the others are parked, or come again later.
 
-    Where nothing is gated this is a look at each row's headers.
+    Where nothing is limited this is a look at each row's headers.
 
     Args:
         engine: Where.
@@ -162,15 +162,15 @@ async def acquire_slots(
         NotAdmittedError: The server refused it; some rows have to be put back.
         NotSupported: The transaction is the caller's, and above READ COMMITTED; no row that may run was leased.
     """
-    gated = [row for row in rows if is_gated(row.headers)]
-    if not gated:
+    limited = [row for row in rows if is_limited(row.headers)]
+    if not limited:
         return rows
-    admission = _Admission(engine, queue, s, gated, lease)
+    admission = _Admission(engine, queue, s, limited, lease)
     if s.in_transaction():
-        await admission.join(only=len(gated) == len(rows))
+        await admission.join(only=len(limited) == len(rows))
     else:
         try:
-            await admission.run(others=len(gated) < len(rows))
+            await admission.run(others=len(limited) < len(rows))
         except PQError as exc:
             raise NotAdmittedError(admission.allowed(rows), list(admission.undecided.values())) from exc
         queue.contention.admitted()
@@ -197,7 +197,7 @@ async def put_back(s: Session, queue: QueueSettings, rows: Sequence[JobRow], del
 
 
 class _Admission:
-    """Admits the gated jobs of one take.
+    """Admits the limited jobs of one take.
 
     Attributes:
         undecided: The rows of which it is not settled what becomes of them, by job.
@@ -208,8 +208,8 @@ class _Admission:
         self._queue = queue
         self._s = s
         self._lease = lease
-        self._gates = {row.id: limits_of(row.headers) or {} for row in rows}
-        self._wanted = {job: _keys(gate) for job, gate in self._gates.items()}
+        self._limits_by_job = {row.id: limits_of(row.headers) or {} for row in rows}
+        self._wanted = {job: _keys(limits) for job, limits in self._limits_by_job.items()}
         self._admitted: set[int] = set()
         self._passed_over: Sequence[JobRow] = ()  # locked by another transaction as they were to be changed
         self.undecided = {row.id: row for row in rows}
@@ -367,7 +367,7 @@ class _Admission:
             stored.update(job for (job, *_) in await s.execute(query, query.bind(values)))
 
         if decided.admitted:
-            started = [job for job in decided.admitted if "dedup" in self._gates[job]]
+            started = [job for job in decided.admitted if "dedup" in self._limits_by_job[job]]
             await change(tasks.admit, decided.admitted, lease=self._lease, started=started)
         if taken := [(key, job) for key, job in decided.taken if job in stored]:
             values = {"q_name": queue.name, "keys": [key for key, _ in taken], "ids": [job for _, job in taken]}
@@ -426,13 +426,13 @@ class _Decided:
     postponed: list[int] = field(default_factory=list)
 
 
-async def lock_gates(engine: Engine, queue: QueueSettings, s: Session, gates: Iterable[dict[str, Any]]) -> None:
-    """Lock all keys of gated jobs that are about to give up their places, before their rows are.
+async def lock_limits(engine: Engine, queue: QueueSettings, s: Session, limits: Iterable[dict[str, Any]]) -> None:
+    """Lock all keys of limited jobs that are about to give up their places, before their rows are.
 
     Raises:
         NotSupported: The transaction is the caller's, and above READ COMMITTED.
     """
-    s.late = not await _lock(engine, queue, s, {key for gate in gates for key in _keys(gate)})
+    s.late = not await _lock(engine, queue, s, {key for each in limits for key in _keys(each)})
     if s.late and s.owed is None:
         msg = (
             f"queue {queue.name!r}: the places of jobs under a limit or in a group cannot be given up in a transaction"
@@ -441,31 +441,33 @@ async def lock_gates(engine: Engine, queue: QueueSettings, s: Session, gates: It
         raise NotSupported(msg)
 
 
-async def try_gates(engine: Engine, queue: QueueSettings, s: Session, gates: dict[int, dict[str, Any]]) -> set[int]:
-    """Lock the keys of gated jobs as `lock_gates` does, but wait for no lock; the jobs of which all keys are locked."""
-    wanted = {job: _keys(gate).keys() for job, gate in gates.items()}
+async def try_lock_limits(
+    engine: Engine, queue: QueueSettings, s: Session, limits_by_job: dict[int, dict[str, Any]]
+) -> set[int]:
+    """Lock the keys of limited jobs as `lock_limits` does, but wait for no lock; return the jobs whose keys are locked."""
+    wanted = {job: _keys(limits).keys() for job, limits in limits_by_job.items()}
     locked = await _try_lock(engine, queue, s, {key for keys in wanted.values() for key in keys})
     s.late = False
     return {job for job, keys in wanted.items() if keys <= locked}
 
 
-def in_parts(gates: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
-    """Gates, by job, in parts that lock no more than `MOST_KEYS` keys."""
+def split_limits(limits_by_job: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
+    """Split limits by job into parts that lock no more than `MOST_KEYS` keys."""
     part: dict[int, dict[str, Any]] = {}
     keys: set[str] = set()
-    for job, gate in gates.items():
-        own = _keys(gate).keys()
+    for job, limits in limits_by_job.items():
+        own = _keys(limits).keys()
         if part and len(keys | own) > MOST_KEYS:
             yield part
             part, keys = {}, set()
-        part[job] = gate
+        part[job] = limits
         keys |= own
     if part:
         yield part
 
 
-async def give_up(
-    engine: Engine, queue: QueueSettings, s: Session, gates: dict[int, dict[str, Any]], *, locked: bool = False
+async def release_slots(
+    engine: Engine, queue: QueueSettings, s: Session, limits_by_job: dict[int, dict[str, Any]], *, locked: bool = False
 ) -> None:
     """Free the places of jobs, and let those run that waited for them.
 
@@ -475,23 +477,23 @@ async def give_up(
         engine: Where.
         queue: Whose jobs.
         s: A session with a transaction open.
-        gates: The gates, by job.
-        locked: Whether `lock_gates` was called before.
+        limits_by_job: What `limits_of` gave, by job.
+        locked: Whether `lock_limits` was called before.
     """
-    keys = _most_places(_keys(gate) for gate in gates.values())
+    keys = _most_places(_keys(limits) for limits in limits_by_job.values())
     if not keys:
         return
     if not locked:
-        await lock_gates(engine, queue, s, gates.values())
+        await lock_limits(engine, queue, s, limits_by_job.values())
     tasks = s.sql.tasks
-    await s.execute(tasks.free_slots, tasks.free_slots.bind({"q_name": queue.name, "ids": sorted(gates)}))
+    await s.execute(tasks.free_slots, tasks.free_slots.bind({"q_name": queue.name, "ids": sorted(limits_by_job)}))
     if s.late and s.owed is not None:
-        s.owed.append(partial(_let_in_later, engine, queue, keys))
+        s.owed.append(partial(_unpark_later, engine, queue, keys))
     else:
         await _unpark_next(queue, s, keys)
 
 
-async def _let_in_later(engine: Engine, queue: QueueSettings, keys: Keys, s: Session) -> None:
+async def _unpark_later(engine: Engine, queue: QueueSettings, keys: Keys, s: Session) -> None:
     """Let those in that waited for places which a block has given up, and committed.
 
     A key that stays locked by another transaction is left to the next admission under it, or to the sweep.

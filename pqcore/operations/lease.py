@@ -12,7 +12,7 @@ from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import give_up, in_parts, limits_of, lock_gates
+from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots, split_limits
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec, seconds
 
@@ -69,21 +69,23 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
         return []
-    gates = {
-        job.id: gate for job in jobs if job.raw_headers is not None and (gate := limits_of(job.raw_headers)) is not None
+    limits_by_job = {
+        job.id: limits
+        for job in jobs
+        if job.raw_headers is not None and (limits := limits_of(job.raw_headers)) is not None
     }
 
     async def work(s: Session) -> Sequence[Row]:
-        if not gates:
+        if not limits_by_job:
             return await ack_rows(s, queue, jobs)
-        plain = [job for job in jobs if job.id not in gates]
+        plain = [job for job in jobs if job.id not in limits_by_job]
         rows = list(await ack_rows(s, queue, plain)) if plain else []
-        for part in in_parts(gates):
+        for part in split_limits(limits_by_job):
             async with atomic(s):
-                await lock_gates(engine, queue, s, part.values())
+                await lock_limits(engine, queue, s, part.values())
                 ended = await ack_rows(s, queue, [job for job in jobs if job.id in part])
                 done = {job for job, _ in ended}
-                await give_up(engine, queue, s, {job: part[job] for job in done}, locked=True)
+                await release_slots(engine, queue, s, {job: part[job] for job in done}, locked=True)
             rows += ended
         return rows
 
@@ -108,16 +110,16 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.attempts, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
-    gate = limits_of(job.raw_headers)
+    limits = limits_of(job.raw_headers)
 
     async def work(s: Session) -> Sequence[Row]:
         query = s.sql.nack
-        if gate is None:
+        if limits is None:
             return await s.execute(query, query.bind(values))
         async with atomic(s):
-            await lock_gates(engine, queue, s, [gate])
+            await lock_limits(engine, queue, s, [limits])
             if rows := await s.execute(query, query.bind(values)):
-                await give_up(engine, queue, s, {job.id: gate}, locked=True)
+                await release_slots(engine, queue, s, {job.id: limits}, locked=True)
         return rows
 
     if not await engine.run(work, protect=False):

@@ -11,7 +11,7 @@ from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
 from pqcore.operations.admin import in_slices
 from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import give_up, limits_of, lock_gates
+from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots
 from pqcore.settings import QueueSettings
 from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds
@@ -92,11 +92,13 @@ async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: d
         find, query = s.sql.admin.gates[kind], s.sql.admin.move[kind]
         async with atomic(s):
             # Keys are locked before rows, as everywhere: so nobody waits for us who is waited for by us.
-            before = [gate for (headers,) in await s.execute(find, find.bind(values)) if (gate := limits_of(headers))]
-            await lock_gates(engine, queue, s, before)
+            before = [
+                limits for (headers,) in await s.execute(find, find.bind(values)) if (limits := limits_of(headers))
+            ]
+            await lock_limits(engine, queue, s, before)
             rows = await s.execute(query, query.bind(values))
-            gates = {job: gate for job, headers, *_ in rows if (gate := limits_of(headers)) is not None}
-            await give_up(engine, queue, s, gates, locked=_within(gates.values(), before))
+            limits_by_job = {job: limits for job, headers, *_ in rows if (limits := limits_of(headers)) is not None}
+            await release_slots(engine, queue, s, limits_by_job, locked=_within(limits_by_job.values(), before))
         return len(rows)
 
     for left in reversed(range(TRIES)):
@@ -108,9 +110,9 @@ async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: d
     return 0  # not reached
 
 
-def _within(gates: Iterable[dict[str, Any]], known: Sequence[dict[str, Any]]) -> bool:
-    """Whether all of these gates are among those whose keys are locked: the row may have been changed in between."""
-    return all(gate in known for gate in gates)
+def _within(found: Iterable[dict[str, Any]], known: Sequence[dict[str, Any]]) -> bool:
+    """Whether all limits are among those whose keys are locked: a row may have been changed in between."""
+    return all(limits in known for limits in found)
 
 
 async def archive(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:

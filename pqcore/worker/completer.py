@@ -96,7 +96,7 @@ class Completer:
             for outcome, error in endings.refused:
                 ailment = self._refused(outcome, error) or ailment
         headers = [outcome.job.raw_headers for outcome in outcomes if outcome.job.raw_headers is not None]
-        if any(map(concurrency_limits.is_gated, headers)):
+        if any(map(concurrency_limits.is_limited, headers)):
             queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # places are free, and may be given to jobs
         if endings.busy:  # another transaction has their limits or groups locked; others do not wait for that
             outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
