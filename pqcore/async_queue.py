@@ -20,8 +20,8 @@ from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
 from pqcore.operations import (
     admin,
-    burying,
     complete,
+    dead_letters,
     fetch,
     lease,
     list_jobs,
@@ -176,7 +176,7 @@ class AsyncQueue(QueueSettings):
 
     async def bury(self, job: AsyncJob, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
-        await burying.bury(self.engine, self, job, error, connection)
+        await dead_letters.bury(self.engine, self, job, error, connection)
 
     async def extend(self, job: AsyncJob, duration: str | float | timedelta) -> None:
         """Make a lease end ``duration`` from now; see `pqcore.Queue.extend`."""
@@ -204,7 +204,9 @@ class AsyncQueue(QueueSettings):
     ) -> list[StoredJob]:
         """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
         wanted = states or list_jobs.UNFINISHED
-        return await list_jobs.listed(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+        return await list_jobs.list_by_state(
+            self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed
+        )
 
     async def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pqcore.db.runtime import run_sync
 from pqcore.job import BaseJob
 from pqcore.operations import dead_letters
+from pqcore.operations.error_details import read_error
 from pqcore.times import UtcDatetime
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class DeadLetter(BaseJob):
 
     def __init__(self, queue: QueueSettings, row: DeadLetterRow) -> None:
         super().__init__(queue, row.job)
-        self.error: dict[str, str] = dead_letters.error_of(row.error)
+        self.error: dict[str, str] = read_error(row.error)
         self.reason: str = row.reason
         self.died_at: UtcDatetime = cast(UtcDatetime, UtcDatetime.of(row.died_at))
 
@@ -54,7 +55,9 @@ class DeadLetters:
 
     def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
-        return [DeadLetter(self._queue, row) for row in run_sync(dead_letters.listed(self._engine, self._queue, n))]
+        return [
+            DeadLetter(self._queue, row) for row in run_sync(dead_letters.list_latest(self._engine, self._queue, n))
+        ]
 
     def get(self, job_id: int) -> DeadLetter:
         """One, by the job's id.
@@ -62,7 +65,7 @@ class DeadLetters:
         Raises:
             JobNotFound: There is none.
         """
-        return DeadLetter(self._queue, run_sync(dead_letters.one(self._engine, self._queue, job_id)))
+        return DeadLetter(self._queue, run_sync(dead_letters.find(self._engine, self._queue, job_id)))
 
     def count(self, reason: str | None = None) -> int:
         """Return how many there are.
@@ -123,11 +126,11 @@ class AsyncDeadLetters:
 
     async def list(self, n: int = 100) -> list[DeadLetter]:
         """The latest ``n``, the latest first."""
-        return [DeadLetter(self._queue, row) for row in await dead_letters.listed(self._engine, self._queue, n)]
+        return [DeadLetter(self._queue, row) for row in await dead_letters.list_latest(self._engine, self._queue, n)]
 
     async def get(self, job_id: int) -> DeadLetter:
         """One, by the job's id; see `DeadLetters.get`."""
-        return DeadLetter(self._queue, await dead_letters.one(self._engine, self._queue, job_id))
+        return DeadLetter(self._queue, await dead_letters.find(self._engine, self._queue, job_id))
 
     async def count(self, reason: str | None = None) -> int:
         """Return how many there are; see `DeadLetters.count`."""

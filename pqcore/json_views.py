@@ -13,7 +13,7 @@ from typing import Any
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
-from pqcore.operations.counting import QueueFigures
+from pqcore.operations.admin import QueueFigures
 from pqcore.operations.list_jobs import StoredJob, WholeJob
 
 

@@ -14,8 +14,8 @@ from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job
 from pqcore.operations import (
     admin,
-    burying,
     complete,
+    dead_letters,
     fetch,
     lease,
     list_jobs,
@@ -288,7 +288,7 @@ class Queue(QueueSettings):
             LeaseLost: The lease ran out, and the job was given to another.
             JobNotFound: The job was not taken, or its row has changed since.
         """
-        run_sync(burying.bury(self.engine, self, job, error, connection))
+        run_sync(dead_letters.bury(self.engine, self, job, error, connection))
 
     def extend(self, job: Job, duration: str | float | timedelta) -> None:
         """Make a lease end ``duration`` from now.
@@ -353,7 +353,9 @@ class Queue(QueueSettings):
             ConfigurationError: A state is none, or ``n`` is out of its range.
         """
         wanted = states or list_jobs.UNFINISHED
-        return run_sync(list_jobs.listed(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed))
+        return run_sync(
+            list_jobs.list_by_state(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+        )
 
     def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.

@@ -39,7 +39,7 @@ def dead() -> None:
 def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
     """List dead letters, the latest first."""
     settings = database.queue(queue)
-    found = [DeadLetter(settings, row) for row in database.call(dead_letters.listed, settings, limit)]
+    found = [DeadLetter(settings, row) for row in database.call(dead_letters.list_latest, settings, limit)]
     if as_json:
         for letter in found:
             emit(json_views.letter(letter, queue))
@@ -65,7 +65,7 @@ def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
 def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
     """Show a dead letter: its data, and the last traceback."""
     settings = database.queue(queue)
-    letter = DeadLetter(settings, database.call(dead_letters.one, settings, job_id))
+    letter = DeadLetter(settings, database.call(dead_letters.find, settings, job_id))
     if as_json:
         emit(json_views.whole_letter(letter, queue))
         return

@@ -264,7 +264,9 @@ def list_(
     """List the jobs of a queue, by state."""
     settings = database.queue(queue)
     wanted = list_jobs.STATES if "all" in states else tuple(states) or list_jobs.UNFINISHED
-    found = database.call(list_jobs.listed, settings, wanted, limit, task=task, older_than=older_than, failed=failed)
+    found = database.call(
+        list_jobs.list_by_state, settings, wanted, limit, task=task, older_than=older_than, failed=failed
+    )
     if as_json:
         for job in found:
             emit(json_views.stored(job))

@@ -16,7 +16,7 @@ from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, printable, shown, table, write
-from pqcore.operations import admin, counting, examining
+from pqcore.operations import admin, examining
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ _COLUMNS = ("queue", ">ready", ">scheduled", ">leased", ">parked", ">dead", ">ol
 def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]:
     """What each queue has, by name: those in which something waits, or lies dead."""
     settings = None if queue is None else database.queue(queue)
-    found = database.call(counting.count, settings)
+    found = database.call(admin.count_queues, settings)
     return {name: json_views.figures(name, each) for name, each in found.items()}
 
 
@@ -67,7 +67,7 @@ def stats(database: Database, queue: str | None, as_json: bool) -> None:
         _mark(next(iter(found.values()))["stale"])
     else:
         write(f"nothing waits in table {database.table}")
-        _mark(database.call(admin.waiting, None)[1].stale)
+        _mark(database.call(admin.count_waiting, None)[1].stale)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pqcore import json_views
 from pqcore.dead_letters import DeadLetter
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import counting, dead_letters, examining, fetch, list_jobs
+from pqcore.operations import admin, dead_letters, examining, fetch, list_jobs
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Desk
@@ -35,7 +35,7 @@ class Looking:
         seconds the oldest ready job has been due. A queue with none of these is not listed, unless named.
         """
         settings = None if queue is None else self._desk.queue(queue)
-        found = await self._desk.call(counting.count, settings)
+        found = await self._desk.call(admin.count_queues, settings)
         return {"queues": self._desk.documents(json_views.figures(name, each) for name, each in found.items())}
 
     async def list_jobs(
@@ -59,7 +59,7 @@ class Looking:
         A filter that fits few jobs of a large queue is slow.
         """
         found = await self._desk.call(
-            list_jobs.listed,
+            list_jobs.list_by_state,
             self._desk.queue(queue),
             list_jobs.UNFINISHED if states is None else states,
             limit,
@@ -100,7 +100,7 @@ class Looking:
         `total` is how many there are. `show_job` shows the data of one.
         """
         settings = self._desk.queue(queue)
-        rows = await self._desk.call(dead_letters.listed, settings, limit)
+        rows = await self._desk.call(dead_letters.list_latest, settings, limit)
         found = [DeadLetter(settings, row) for row in rows]
         total = len(found) if len(found) < limit else await self._desk.call(dead_letters.count, settings)
         dead = ({**json_views.letter(each, settings.name), "error": each.error or None} for each in found)

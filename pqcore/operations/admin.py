@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +12,10 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
-from pqcore.operations import complete
+from pqcore.operations import complete, list_jobs
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down
+from pqcore.operations.follow_ups import has_follow_ups
 from pqcore.operations.results import put_time
 from pqcore.schema import sequences
 from pqcore.settings import QueueSettings
@@ -42,6 +43,17 @@ class QueueStats:
     oldest: float | None
     parked: int = 0
     stale: float | None = None
+
+
+@dataclass(frozen=True)
+class QueueFigures(QueueStats):
+    """What waits in a queue, and what lies dead.
+
+    Attributes:
+        dead: Its dead letters.
+    """
+
+    dead: int = 0
 
 
 async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -> int:
@@ -73,7 +85,7 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
         if not found:
             return False
         [[headers]] = found
-        if complete.has_followers(headers):
+        if has_follow_ups(headers):
             cancelled = await complete.cancel(engine, queue, s, number, headers)
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
@@ -102,12 +114,12 @@ async def clear(engine: Engine, queue: QueueSettings) -> None:
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
     """Count what waits, a queue; of one queue if it is named."""
-    found, nothing = await waiting(engine, name)
+    found, nothing = await count_waiting(engine, name)
     return found if name is None else {name: found.get(name, nothing)}
 
 
-async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStats], QueueStats]:
-    """What waits, a queue; beside it what is true of those in which nothing does."""
+async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStats], QueueStats]:
+    """Count what waits, by queue; return also the figures of a queue in which nothing waits."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False, patient=True)
     stale = next((age for name, _, _, _, age, _ in rows if name is None), None)
@@ -120,10 +132,24 @@ async def waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStat
     return found, nothing
 
 
+async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> dict[str, QueueFigures]:
+    """Count what waits and what lies dead in each queue that has some of it; by name, in order.
+
+    Args:
+        engine: Where.
+        queue: Only this one, which is there then whatever it has; None for all.
+    """
+    name = None if queue is None else queue.name
+    waiting, nothing = await count_waiting(engine, name)
+    dead = await list_jobs.dead_by_queue(engine)
+    names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
+    return {each: QueueFigures(**asdict(waiting.get(each, nothing)), dead=dead.get(each, 0)) for each in names}
+
+
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
     """Delete finished rows, a slice at a time; how many."""
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
-    removed = await in_slices(engine, "purge_kept", values)
+    removed = await run_in_slices(engine, "purge_kept", values)
     while True:
         [[_, gone]] = await engine.execute("purge_archive", values, patient=True)
         removed += int(gone)
@@ -131,7 +157,7 @@ async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | 
             return removed
 
 
-async def in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
+async def run_in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
     """Run a statement that goes on ``after`` an id, from slice to slice of the table; how many rows it changed."""
     changed, after = 0, 0
     while True:

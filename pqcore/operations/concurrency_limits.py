@@ -444,7 +444,7 @@ async def lock_limits(engine: Engine, queue: QueueSettings, s: Session, limits: 
 async def try_lock_limits(
     engine: Engine, queue: QueueSettings, s: Session, limits_by_job: dict[int, dict[str, Any]]
 ) -> set[int]:
-    """Lock the keys of limited jobs as `lock_limits` does, but wait for no lock; return the jobs whose keys are locked."""
+    """Lock keys of limited jobs as `lock_limits` does, but wait for no lock; return the jobs with all locked."""
     wanted = {job: _keys(limits).keys() for job, limits in limits_by_job.items()}
     locked = await _try_lock(engine, queue, s, {key for keys in wanted.values() for key in keys})
     s.late = False

@@ -1,18 +1,21 @@
-"""Dead letters: looking at them, and giving them another life or an end."""
+"""Dead letters: made of jobs that their consumer gives up, looked at, made jobs again, and purged."""
 
 from __future__ import annotations
 
-import json
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from types import TracebackType
 
+from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.interrupts import is_from_outside
 from pqcore.db.session import Session
-from pqcore.errors import ConfigurationError, JobNotFound
+from pqcore.errors import ConfigurationError, DeserializationError, JobNotFound, Unreadable
+from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic, with_free_ids
+from pqcore.operations.complete import finish
+from pqcore.operations.error_details import describe_error, error_text
+from pqcore.operations.follow_ups import dead_letter_headers, follow_up, is_continued
+from pqcore.operations.job_outcome import Outcome
+from pqcore.operations.lease import lease_lost
 from pqcore.operations.put_refusals import not_stored
 from pqcore.rows import DeadLetterRow
 from pqcore.settings import QueueSettings
@@ -22,12 +25,91 @@ MOST_REVIVED, MOST_PURGED = 1_000, 10_000
 """Dead letters: the most that one statement deals with; the limits in `pqcore.sql.task_statements`."""
 REASONS = ("failed", "crashed", "expired", "invalid", "unreadable")
 """Why jobs are dead letters."""
-MAX_TRACEBACK = 20_000
-"""Characters of a traceback that are kept: its end."""
-_LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 
 
-async def listed(engine: Engine, queue: QueueSettings, n: int) -> list[DeadLetterRow]:
+async def bury(
+    engine: Engine,
+    queue: QueueSettings,
+    job: BaseJob,
+    error: BaseException | str | None,
+    connection: object = None,
+    *,
+    owed: bool | None = None,
+) -> None:
+    """Make a dead letter of a job.
+
+    Args:
+        engine: Where.
+        queue: Whose.
+        job: The job, as it was taken.
+        error: Why.
+        connection: In whose transaction; as for `Queue.put`.
+        owed: Whether what follows from the end of a job that was taken for good did not follow yet; None if it
+            followed as the job was taken.
+
+    Raises:
+        ConfigurationError: ``error`` is neither an exception nor text.
+        JobNotFound: The job was taken for good, and its row is no longer as it was.
+        LeaseLost: The lease ran out, and the job was given to another.
+    """
+    outcome = _dead(job, error)
+    if job.leased:
+        if await finish(engine, queue, [outcome], connection):
+            raise lease_lost(queue, [job])
+        return
+    owed = not is_continued(job.raw_headers) if owed is None else owed
+    values: dict[str, object] = {
+        "id": job.id,
+        "token": job.attempts,
+        "q_name": queue.name,
+        "headers": dead_letter_headers(job, owed=owed),
+        "failed": int(outcome.reason == "failed"),
+        "error": error_text(outcome.error),
+        "reason": outcome.reason,
+    }
+    retention = job.settings.retention  # by which its row was finished
+    if retention == "delete":
+        binary = isinstance(job.raw, bytes)
+        values |= {"data": None if binary else job.raw, "payload": job.raw if binary else None}
+        values |= {"serializer": job.serializer, "stored_headers": job.raw_headers}
+        values |= {"failures": job.failures, "excused": job.excused, "enqueued_at": job.enqueued_at}
+        values |= {"schedule_at": job.schedule_at, "expected_at": job.expected_at}
+
+    async def work(s: Session) -> Sequence[Row]:
+        query = s.sql.tasks.bury_taken[retention]
+        async with atomic(s):
+            rows = await s.execute(query, query.bind(values))
+            if rows and owed:
+                await follow_up(engine, queue, s, [outcome])
+        return rows
+
+    if not await engine.run(work, connection=connection):
+        msg = (
+            f"queue {queue.name!r}: job {job.id} cannot be buried: it was not taken with get, or its row has changed "
+            "since; give the job as get, get_many or lease returned it"
+        )
+        raise JobNotFound(msg)
+
+
+def _dead(job: BaseJob, error: BaseException | str | None) -> Outcome:
+    if isinstance(error, BaseException):
+        details = describe_error(error)
+    elif error is None or isinstance(error, str):
+        details = {"type": "buried", "message": error or "its consumer gave it up", "traceback": ""}
+    else:
+        msg = f"error is {error!r}; give an exception, a text, or nothing"
+        raise ConfigurationError(msg)
+    return Outcome(job, "dead", error=details, reason=_reason_of(error))
+
+
+def _reason_of(error: object) -> str:
+    """The reason of the dead letter of a job that met this error before or while it was worked on."""
+    if isinstance(error, Unreadable):
+        return "unreadable"
+    return "invalid" if isinstance(error, DeserializationError) else "failed"
+
+
+async def list_latest(engine: Engine, queue: QueueSettings, n: int) -> list[DeadLetterRow]:
     """The rows of the latest ``n``."""
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         msg = f"n is {n!r}; give a number of dead letters, at least 1"
@@ -36,7 +118,7 @@ async def listed(engine: Engine, queue: QueueSettings, n: int) -> list[DeadLette
     return list(map(DeadLetterRow.of, rows))
 
 
-async def one(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRow:
+async def find(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRow:
     """The row of one."""
     rows = await engine.execute("tasks.dead_letter", {"q_name": queue.name, "id": job_id}, protect=False)
     if not rows:
@@ -47,12 +129,12 @@ async def one(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRo
 
 async def count(engine: Engine, queue: QueueSettings, reason: str | None = None) -> int:
     """Return how many there are, of one reason or of all."""
-    values = {"q_name": queue.name, "reason": _checked(reason)}
+    values = {"q_name": queue.name, "reason": _check_reason(reason)}
     [[number]] = await engine.execute("tasks.count_dead", values, protect=False)
     return int(number)
 
 
-def _checked(reason: str | None) -> str | None:
+def _check_reason(reason: str | None) -> str | None:
     if reason is not None and reason not in REASONS:
         msg = f"{reason!r} is no reason of a dead letter; choose of {', '.join(REASONS)}"
         raise ConfigurationError(msg)
@@ -72,7 +154,7 @@ async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None
         ConfigurationError: There is no such reason.
         NotStored: A trigger left a job out; nothing is changed.
     """
-    _checked(reason)
+    _check_reason(reason)
 
     async def rise(some: Sequence[int] | None) -> int:
         async def work(s: Session) -> int:
@@ -123,37 +205,3 @@ async def _in_slices(
         total += number
         if number < most:
             return total
-
-
-def error_of(raw: str | None) -> dict[str, str]:
-    """The last error of a row: ``type``, ``message``, ``traceback``; empty without one."""
-    return {} if raw is None else dict(json.loads(raw))
-
-
-def described(error: BaseException) -> dict[str, str]:
-    """An exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
-    kind = type(error)
-    text = "".join(traceback.format_exception(kind, error, _from_the_function(error.__traceback__)))
-    try:
-        message = str(error)
-    except BaseException as exc:
-        if is_from_outside(exc):
-            raise
-        message = f"<a {kind.__qualname__} that cannot be shown>"
-    return {
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "message": _storable(message[:MAX_TRACEBACK]),
-        "traceback": _storable(text[-MAX_TRACEBACK:]),
-    }
-
-
-def _from_the_function(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames that led to the function: those of the worker, of its threads and pools."""
-    start = trace
-    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
-        start = start.tb_next
-    return trace if start is None else start
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

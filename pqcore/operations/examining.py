@@ -21,7 +21,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, SchemaTooNew
 from pqcore.operations import reencode
-from pqcore.operations.complete import PUT_OFF
+from pqcore.operations.job_outcome import PUT_OFF
 from pqcore.operations.periodic import AHEAD
 from pqcore.operations.schema_info import ask
 from pqcore.plugins import plugins

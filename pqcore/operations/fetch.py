@@ -19,8 +19,9 @@ from pqcore.job import BaseJob
 from pqcore.locked_keys import PROBE
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, hold
-from pqcore.operations.complete import by_hand, go_on, is_continued, without_followers
 from pqcore.operations.concurrency_limits import NotAdmittedError, acquire_slots, put_back
+from pqcore.operations.follow_ups import follow_up, is_continued, without_follow_ups
+from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.rows import JobRow, job_rows
@@ -230,10 +231,10 @@ async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow], 
         if members:
             await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold(s, members))
         return
-    followed = {job.id: json.dumps(without_followers(job.headers)) for job in jobs}
+    followed = {job.id: json.dumps(without_follow_ups(job.headers)) for job in jobs}
     left = [row._replace(headers=followed.get(row.id, row.headers)) for row in rows]
     await _try_to_follow(
-        engine, queue, jobs, left, lambda s, ones: go_on(engine, queue, s, [by_hand(job) for job in ones])
+        engine, queue, jobs, left, lambda s, ones: follow_up(engine, queue, s, [done_by_hand(job) for job in ones])
     )
 
 

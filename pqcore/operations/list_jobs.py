@@ -10,7 +10,7 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
-from pqcore.operations.dead_letters import error_of
+from pqcore.operations.error_details import read_error
 from pqcore.operations.results import put_time
 from pqcore.rows import StoredJobRow
 from pqcore.settings import QueueSettings
@@ -92,7 +92,7 @@ def _fields(row: StoredJobRow) -> dict[str, Any]:
     fields = row._asdict()
     head = fields.pop("head")
     times = {name: UtcDatetime.of(fields[name]) for name in _TIMES}
-    return {**fields, **times, "error": error_of(row.error), "task": path_in(head)}
+    return {**fields, **times, "error": read_error(row.error), "task": path_in(head)}
 
 
 def path_in(head: str | None) -> str | None:
@@ -113,7 +113,7 @@ def _pattern(task: str | None) -> str | None:
     return rf'^\s*\{{\s*"function"\s*:\s*"{path}"\s*[,}}]'
 
 
-async def listed(
+async def list_by_state(
     engine: Engine,
     queue: QueueSettings,
     states: Sequence[str] = UNFINISHED,

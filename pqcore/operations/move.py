@@ -9,7 +9,7 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
-from pqcore.operations.admin import in_slices
+from pqcore.operations.admin import run_in_slices
 from pqcore.operations.atomic import atomic
 from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots
 from pqcore.settings import QueueSettings
@@ -123,4 +123,4 @@ async def archive(engine: Engine, queue: QueueSettings, older_than: str | float 
         queue: Whose.
         older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
     """
-    return await in_slices(engine, "admin.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})
+    return await run_in_slices(engine, "admin.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})

@@ -14,6 +14,7 @@ from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
 from pqcore.headers import read_headers
 from pqcore.job import BaseJob, JobId
+from pqcore.operations.error_details import read_error
 from pqcore.operations.serialize import decode
 from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import results_channel
@@ -108,7 +109,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
             job.state,
             job.attempts,
             job.failures,
-            _loaded(error),
+            read_error(error),
             progress,
             read_headers(job.headers)[0],
             UtcDatetime.of(job.enqueued_at),
@@ -116,7 +117,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
             UtcDatetime.of(job.expected_at),
         )
     if kept is not None and kept.state != "running":  # of one that ended without a result, only its progress is left
-        return JobInfo(int(job_id), kept.state, error=_loaded(kept.error), progress=progress)
+        return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)
     msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"
@@ -149,10 +150,6 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
                 " the sequence of ids was set back; pqcore doctor tells, and pqcore create --set-sequences mends it"
             )
             raise JobNotFound(msg)
-
-
-def _loaded(text: str | None) -> dict[str, Any]:
-    return {} if text is None else dict(json.loads(text))
 
 
 async def report(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
@@ -202,7 +199,7 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
     if kept.state != "done":
         raise _failed(job_id, kept.state, kept.error)
     if kept.error is not None:
-        details = _loaded(kept.error)
+        details = read_error(kept.error)
         msg = f"job {job_id} was done, and its result could not be stored: {details['type']}: {details['message']}"
         raise ResultNotStored(msg, details)
     raw = kept.data if kept.payload is None else bytes(kept.payload)
@@ -210,6 +207,6 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
 
 
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:
-    details = _loaded(error)
+    details = read_error(error)
     why = f": {details['type']}: {details['message']}" if details else ""
     return JobFailed(f"job {job_id} was not done; it is {state}{why}", details)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pqcore.db import interrupts
 from pqcore.db.runtime import run_sync
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
-from pqcore.operations.complete import Outcome, finish
+from pqcore.operations.complete import finish
 from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.job_outcome import Outcome
 from pqcore.operations.lease import lease_lost
 from pqcore.serializers import json_encode
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pqcore.job import BaseJob
-from pqcore.operations.complete import is_continued
+from pqcore.operations.follow_ups import is_continued
 
 if TYPE_CHECKING:
     from pqcore.rows import JobRow

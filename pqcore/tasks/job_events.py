@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pqcore.events import JOB_HOOKS, OUTCOME_HOOKS, REASONS, JobEvent, JobHook
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import BaseJob
-from pqcore.operations.complete import PUT_OFF, Outcome
+from pqcore.operations.job_outcome import PUT_OFF, Outcome
 from pqcore.plugins import plugins
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run, path_of, seconds_waited

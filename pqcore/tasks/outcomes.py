@@ -25,9 +25,8 @@ from pqcore.errors import (
     Unreadable,
 )
 from pqcore.job import BaseJob
-from pqcore.operations import complete
-from pqcore.operations.complete import Outcome, OutcomeKind
-from pqcore.operations.dead_letters import described
+from pqcore.operations.error_details import describe_error
+from pqcore.operations.job_outcome import Outcome, OutcomeKind, dead_letter_of
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskOptions
@@ -96,7 +95,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
         job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
-        return Outcome(job, "dead", error=described(exc), reason="invalid")
+        return Outcome(job, "dead", error=describe_error(exc), reason="invalid")
     try:
         task = declarations.find_task(path)
     except BaseException as exc:
@@ -162,7 +161,7 @@ def put_off(
     surprising = error if not isinstance(error, (UnknownTask, Unreadable)) else None
     again = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
     logger.error("job %d of %r: %s; %s", job.id, queue.name, error, again, exc_info=surprising)
-    details = {"type": reason, "message": described(error)["message"], "traceback": ""}
+    details = {"type": reason, "message": describe_error(error)["message"], "traceback": ""}
     return Outcome(job, "snooze", error=details, delay=UNKNOWN_PAUSE, reason=reason)
 
 
@@ -238,8 +237,8 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
         return Outcome(job, "snooze", delay=error.delay)
     if kind == "drop":
         job_logger.info("job %d of %r (%s) is discarded: %s", job.id, queue.name, run.task.path, error)
-        return Outcome(job, "drop", error=described(error), reason="discarded")
-    details = described(error)
+        return Outcome(job, "drop", error=describe_error(error), reason="discarded")
+    details = describe_error(error)
     if kind == "dead":
         job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")
@@ -247,7 +246,7 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
         delay = error.delay if isinstance(error, Retry) else run.retry(run.failures + 1, error)
         pause = None if delay is None else seconds(delay)
     except Discard as exc:
-        return Outcome(job, "drop", error=described(exc), reason="discarded")
+        return Outcome(job, "drop", error=describe_error(exc), reason="discarded")
     except BaseException as exc:  # a policy is users' code
         if is_from_outside(exc):
             raise
@@ -355,8 +354,8 @@ def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result:
         result: What the function returned.
     """
     job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
-    outcome = Outcome(job, "done", result, unkept=described(error))
-    return complete.dead_letter_of(outcome, error) if job.headers.get("then") else outcome
+    outcome = Outcome(job, "done", result, unkept=describe_error(error))
+    return dead_letter_of(outcome, error) if job.headers.get("then") else outcome
 
 
 def caller(run: Run) -> Callable[[], Any]:

@@ -9,7 +9,7 @@ from typing import Any, overload
 from pqcore import queue as core
 from pqcore.db.runtime import run_sync
 from pqcore.job import Job
-from pqcore.operations import batches, burying
+from pqcore.operations import batches, dead_letters
 from pqcore.operations import put as putting
 from pqcore.serializers import Serializer
 from pqcore.tasks.declaring import Call, Task, TaskOptions, call_of, stored_calls
@@ -123,7 +123,7 @@ class Queue(WorkingQueue, core.Queue):
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
         """Make a dead letter of a job; see `pqcore.Queue.bury`."""
         owed = None if job.leased else claim_owed(job)
-        run_sync(burying.bury(self.engine, self, job, error, connection, owed=owed))
+        run_sync(dead_letters.bury(self.engine, self, job, error, connection, owed=owed))
 
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""

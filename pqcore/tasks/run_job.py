@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from pqcore.errors import PQError
 from pqcore.events import FAILURES
 from pqcore.operations import complete
-from pqcore.operations.complete import Outcome
+from pqcore.operations.job_outcome import Outcome
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job, leave_job
 from pqcore.tasks.job_events import Attempt, JobEvents
 from pqcore.tasks.outcomes import (

@@ -18,9 +18,9 @@ from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
 from pqcore.events import JobHook
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batch_counts, complete, fetch
+from pqcore.operations import batch_counts, complete, fetch, follow_ups
 from pqcore.operations import put as putting
-from pqcore.operations.complete import Outcome
+from pqcore.operations.job_outcome import Outcome, Refusals, dead_letter_of, done_by_hand
 from pqcore.operations.lease import beat
 from pqcore.put_options import put_options_of
 from pqcore.settings import Encoded, QueueSettings
@@ -68,7 +68,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))
         jobs = [Job(self, row) for row in rows]
         for job, row in zip(jobs, rows, strict=True):
-            if job.raw_headers is not None and complete.is_continued(job.raw_headers):
+            if job.raw_headers is not None and follow_ups.is_continued(job.raw_headers):
                 within = self.engine.block()
                 self.popped.add(job, row, in_block=within is not None)
                 if within is not None:
@@ -78,11 +78,11 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
     async def _follow_with_block(self, job: Job, session: Session | None) -> None:
         """Do what follows from a job that a block took, and that nobody performed within the block."""
         if self.popped.claim(job.id) and session is not None:
-            await complete.go_on(self.engine, self, session, [complete.by_hand(job)])
+            await follow_ups.follow_up(self.engine, self, session, [done_by_hand(job)])
 
     def _follow_given_up(self, *, begins: bool = False) -> None:
         if self.engine.block() is None:  # else what follows might be undone with the block
-            run_sync(complete.follow_given_up(self.engine, self, self.popped.given_up(self, begins=begins)))
+            run_sync(follow_ups.complete_given_up(self.engine, self, self.popped.given_up(self, begins=begins)))
 
     def work(self, burst: bool = False) -> None:
         """Perform jobs as they come, one at a time, in this thread; with ``burst``, until there are none.
@@ -280,7 +280,7 @@ class _Performer(Runner[Attempt]):
             self._queue.logger.info("put %r again as job %d", self._job, again)
             return None
         if owed:
-            await complete.follow(self.engine, self._queue, outcome)
+            await follow_ups.run_follow_ups(self.engine, self._queue, outcome)
         return None if outcome.kind == "done" else "pqcore_job_dropped"
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
@@ -299,7 +299,7 @@ class _Performer(Runner[Attempt]):
             data = job.decoded_data  # which plugins get; None if it cannot be decoded
             queue = _as_stored(queue, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
-        headers = job.headers if owed else complete.without_followers(job.headers)
+        headers = job.headers if owed else follow_ups.without_follow_ups(job.headers)
         return await putting.put(self.engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     async def _store(self, outcome: Outcome) -> tuple[Outcome, bool] | None:
@@ -308,7 +308,7 @@ class _Performer(Runner[Attempt]):
         Returns:
             The outcome as it was stored, and whether the lease was lost; None if the outcome cannot be stored.
         """
-        refusals = complete.Refusals()
+        refusals = Refusals()
         unknown_at: float | None = None  # since when it may be stored, as an answer was lost
         while True:
             try:
@@ -330,7 +330,7 @@ class _Performer(Runner[Attempt]):
                 _pause_after(self._queue, refusal, refusals.number, f"cannot store how {self._job!r} ended")
             elif verdict == "bury":
                 self._queue.logger.error("%r cannot end as it did: %s", self._job, refusal)
-                outcome = complete.dead_letter_of(outcome, refusal)
+                outcome = dead_letter_of(outcome, refusal)
             else:
                 self._queue.logger.error("%r cannot be a dead letter: %s", self._job, refusal)
                 return None  # its lease runs out, which counts as a crash
@@ -338,7 +338,7 @@ class _Performer(Runner[Attempt]):
     async def _was_stored(self, outcome: Outcome, since: float) -> bool:
         """Whether an outcome was stored by an earlier try, of which the answer was lost."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
-        return bool(await complete.stored_before(self.engine, self._queue, [(outcome, in_time)]))
+        return bool(await complete.find_already_stored(self.engine, self._queue, [(outcome, in_time)]))
 
 
 def _pause_after(queue: WorkingQueue, error: PQError, failures: int, what: str) -> None:

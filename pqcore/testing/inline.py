@@ -14,8 +14,8 @@ from pqcore.db.interrupts import leaves
 from pqcore.errors import ConfigurationError, PQError, ResultNotStored, UnknownTask
 from pqcore.events import FAILURES
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations import batch_counts, complete, fetch, results
-from pqcore.operations.complete import Outcome, OutcomeKind
+from pqcore.operations import batch_counts, complete, fetch, follow_ups, results
+from pqcore.operations.job_outcome import Outcome, OutcomeKind
 from pqcore.tasks import Retry
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.fetched_jobs import given_up_jobs
@@ -75,7 +75,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             raise ConfigurationError(msg)
     ran: list[Ran] = []
     for queue in queues:
-        await complete.follow_given_up(queue.engine, queue, given_up_jobs(queue))
+        await follow_ups.complete_given_up(queue.engine, queue, given_up_jobs(queue))
     while True:
         for queue in queues:
             job = await _next(queue)

@@ -242,7 +242,7 @@ class Jobs:
         """The dead letters, the one that died first first."""
         found: list[DeadLetter] = []
         for queue in self._queues(queues):
-            rows = self._ask(queue, dead_letters.listed, queue, MOST_DEAD)
+            rows = self._ask(queue, dead_letters.list_latest, queue, MOST_DEAD)
             found += [DeadLetter(queue, row) for row in reversed(rows)]
         return found
 

@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from pqcore.operations import activity as watching
-from pqcore.operations import counting, examining
+from pqcore.operations import admin, examining
 from pqcore.operations.activity import Finished
-from pqcore.operations.counting import QueueFigures
+from pqcore.operations.admin import QueueFigures
 from pqcore.operations.examining import Activity
 from pqcore.web.target import Table
 
@@ -203,7 +203,7 @@ class Sampler:
     async def _take(self) -> Sample:
         begun = time.monotonic()
         call = self._table.call
-        there = await call(counting.count)
+        there = await call(admin.count_queues)
         finished = await call(watching.recent_completions)
         activity = await call(examining.activity)
         queues = {}

@@ -62,12 +62,12 @@ class Views:
         sample = await self._sampler.latest()
         n = _step(query.get("n", ""))
         states = (state,) if state in STATES else UNFINISHED
-        jobs = await self._table.call(list_jobs.listed, settings, states, n, task=task or None)
+        jobs = await self._table.call(list_jobs.list_by_state, settings, states, n, task=task or None)
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
             "charts": self._charts(name),
-            "running": await self._table.call(list_jobs.listed, settings, ("leased",), STEPS[0]),
+            "running": await self._table.call(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
             "jobs": jobs,
             "state": state if state in STATES else "",
             "states": STATES,
@@ -138,7 +138,7 @@ class Views:
     async def _listed(self, names: Sequence[str], state: str, n: int) -> list[StoredJob]:
         found: list[StoredJob] = []
         for name in names:
-            found += await self._table.call(list_jobs.listed, self._table.queue(name), (state,), n)
+            found += await self._table.call(list_jobs.list_by_state, self._table.queue(name), (state,), n)
         return found
 
     def _charts(self, name: str) -> list[Chart]:

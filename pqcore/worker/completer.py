@@ -12,7 +12,8 @@ from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.locked_keys import PROBE
 from pqcore.operations import complete, concurrency_limits
 from pqcore.operations import lease as leasing
-from pqcore.operations.complete import Endings, Outcome, Refusals
+from pqcore.operations.complete import Endings
+from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.state import QueueState, WorkerState
@@ -118,7 +119,7 @@ class Completer:
         if held is None:
             return None
         held.doubtful |= isinstance(error, OutcomeUnknown)
-        if complete.ails_server(error):
+        if ails_server(error):
             queue_state.done.append(outcome)
             return error
         held.refusals = held.refusals or Refusals()
@@ -135,7 +136,7 @@ class Completer:
             asyncio.get_running_loop().call_later(pause, self._try_again, outcome)
         elif verdict == "bury":
             logger.error("job %d of %r cannot end as it did: %s", job.id, queue_state.queue.name, error)
-            self._try_again(complete.dead_letter_of(outcome, error))
+            self._try_again(dead_letter_of(outcome, error))
         else:
             logger.error("job %d of %r cannot be a dead letter: %s", job.id, queue_state.queue.name, error)
             queue_state.held.pop(held.key)  # its lease runs out, which counts as a crash
@@ -153,7 +154,7 @@ class Completer:
         lost = {id(outcome) for outcome in endings.lost}
         if lost and (doubtful := self._doubtful(endings.lost)):
             try:
-                found = await queue_state.bridge.call(complete.stored_before, queue_state.queue, doubtful)
+                found = await queue_state.bridge.call(complete.find_already_stored, queue_state.queue, doubtful)
             except PQError as exc:
                 ailment, unknown = exc, {id(outcome) for outcome, _ in doubtful}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]

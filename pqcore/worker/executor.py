@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
-from pqcore.operations.complete import Outcome
+from pqcore.operations.job_outcome import Outcome
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import Run, caller, completed, keeps_result, prepare, put_off

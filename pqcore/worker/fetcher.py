@@ -13,7 +13,7 @@ from typing import Any
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
-from pqcore.operations import batch_counts, complete, fetch
+from pqcore.operations import batch_counts, fetch, follow_ups
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Executor
 from pqcore.worker.state import QueueState, WorkerState
@@ -82,7 +82,7 @@ class Fetcher:
         """Do what follows from jobs that were taken from the queue with `get` before, and that nobody performed."""
         queue = self._queue_state.queue
         if given_up := given_up_jobs(queue):
-            await self._queue_state.bridge.call(complete.follow_given_up, queue, given_up)
+            await self._queue_state.bridge.call(follow_ups.complete_given_up, queue, given_up)
 
     async def _room(self) -> int:
         """How many to fetch; if none, it has waited until that may have changed."""

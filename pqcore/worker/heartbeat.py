@@ -9,7 +9,7 @@ import time
 from pqcore.errors import PQError
 from pqcore.operations import lease as leasing
 from pqcore.operations import results
-from pqcore.operations.complete import Outcome
+from pqcore.operations.job_outcome import Outcome
 from pqcore.worker.executor import Executor
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 

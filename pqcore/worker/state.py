@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pqcore.job import AsyncJob, BaseJob, Job
-from pqcore.operations.complete import Outcome, Refusals
+from pqcore.operations.job_outcome import Outcome, Refusals
 from pqcore.queue import Queue
 from pqcore.sql.fetch_statements import SIZES
 from pqcore.sql.identifiers import control_channel

@@ -15,7 +15,7 @@ from django.utils.html import format_html
 from pqcore.db.runtime import run_sync
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
-from pqcore.operations import counting
+from pqcore.operations.admin import count_queues
 from pqcore.operations.list_jobs import UNFINISHED, path_in
 
 HEAD = 300
@@ -31,7 +31,7 @@ class QueueFilter(admin.SimpleListFilter):
     parameter_name = "queue"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        names = run_sync(counting.count(pqs["default"].engine))
+        names = run_sync(count_queues(pqs["default"].engine))
         return [(name, name) for name in names]
 
     def queryset(self, request: Any, queryset: Any) -> Any:

@@ -33,7 +33,7 @@ from pqcore.errors import (
 from pqcore.integrations.django.queues import DjangoPQ, pqs
 from pqcore.job import JobId
 from pqcore.operations import list_jobs
-from pqcore.operations.dead_letters import described
+from pqcore.operations.error_details import describe_error
 from pqcore.operations.list_jobs import WholeJob
 from pqcore.plugins import importable
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
@@ -318,7 +318,7 @@ class _Execution:
         end = kind_after(_RUN.options, failures, int(data.get("max_retries", 0)), failure)
         if end in ("snooze", "drop"):
             return False
-        details = described(failure)
+        details = describe_error(failure)
         self.result.errors.append(base.TaskError(exception_class_path=details["type"], traceback=details["traceback"]))
         if end == "retry":
             return False

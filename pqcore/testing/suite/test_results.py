@@ -25,6 +25,7 @@ from pqcore.errors import (
 )
 from pqcore.events import JobEvent, PutEvent
 from pqcore.operations import batch_counts, complete, results
+from pqcore.operations.job_outcome import Outcome
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
@@ -561,7 +562,7 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
     core = unwrapped(queue)
 
     def finish(job: Any) -> list[Any]:
-        outcome = complete.Outcome(unwrapped(job), "done", 3)
+        outcome = Outcome(unwrapped(job), "done", 3)
         return harness.wait_for(lambda: complete.finish(core.engine, core, [outcome]))
 
     for job in jobs:
@@ -584,7 +585,7 @@ def test_the_caller_is_told_that_the_server_refuses_what_follows(
     job = queue.lease(60)
     harness.sql("ALTER TABLE {table} ADD CHECK (headers::jsonb -> 'a' IS NULL)", rows=False)
     core = unwrapped(queue)
-    outcome = complete.Outcome(unwrapped(job), "done", 3)
+    outcome = Outcome(unwrapped(job), "done", 3)
     with pytest.raises(InvalidData):
         job.ack() if way == "ack" else harness.wait_for(lambda: complete.finish(core.engine, core, [outcome]))
     assert harness.sql("SELECT leased_until IS NULL, dequeued_at IS NULL FROM {table}") == [(False, True)]

@@ -24,7 +24,7 @@ from pqcore.errors import (
     SerializationError,
     Unreadable,
 )
-from pqcore.operations.complete import PUT_OFF
+from pqcore.operations.job_outcome import PUT_OFF
 from pqcore.serializers import Json, Wrapper
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current

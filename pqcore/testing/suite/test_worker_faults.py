@@ -17,7 +17,7 @@ from pqcore.backend import Capability
 from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
 from pqcore.events import JobEvent
-from pqcore.operations import complete
+from pqcore.operations import follow_ups, job_outcome
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.tasks import current
@@ -257,7 +257,7 @@ def test_leases_are_held_over_a_connection_that_went_silent(harness: Harness, pr
 
 def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any]) -> None:
     """Have the connection go silent between two statements of the transaction that stores an end."""
-    keep = complete._keep_result
+    keep = follow_ups._keep_result
     times = iter(range(100))
 
     async def stalled(*arguments: Any) -> None:
@@ -265,7 +265,7 @@ def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any
             stall()
         await keep(*arguments)
 
-    monkeypatch.setattr(complete, "_keep_result", stalled)
+    monkeypatch.setattr(follow_ups, "_keep_result", stalled)
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
@@ -437,7 +437,7 @@ def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
 def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
     harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(complete, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr(job_outcome, "REFUSED_FOR", 0.0)
     queue = harness.task_queue(harness.schema)
 
     @queue.task(keep_result="1h")
@@ -458,7 +458,7 @@ def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
 def test_work_gives_up_an_end_that_is_refused_for_too_long_as_a_worker_does(
     harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(complete, "REFUSED_FOR", 0.0)
+    monkeypatch.setattr(job_outcome, "REFUSED_FOR", 0.0)
     queue = harness.tasks().queue(harness.schema, timeout=0.01)
     handle = queue.task(keep_result="1h")(lambda job_id: 7)()
     refuse(harness, TableName("queue", harness.schema).related("_results"), "P0001", 10**6, "NEW.state = 'done'")

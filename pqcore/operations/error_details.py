@@ -1,0 +1,52 @@
+"""The last error of a job, as it is stored with the job: its type, message and traceback."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from types import TracebackType
+
+from pqcore.db.interrupts import is_from_outside
+
+MAX_TRACEBACK = 20_000
+"""Characters of a traceback that are kept: its end."""
+_LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
+
+
+def read_error(stored: str | None) -> dict[str, str]:
+    """Return the error that a row has: ``type``, ``message``, ``traceback``; empty without one."""
+    return {} if stored is None else dict(json.loads(stored))
+
+
+def error_text(error: dict[str, str] | None) -> str | None:
+    """Return an error as JSON text that PostgreSQL can store."""
+    return None if error is None else json.dumps(error).replace("\\u0000", "\\ufffd")
+
+
+def describe_error(error: BaseException) -> dict[str, str]:
+    """Return an exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
+    kind = type(error)
+    text = "".join(traceback.format_exception(kind, error, _traceback_of_function(error.__traceback__)))
+    try:
+        message = str(error)
+    except BaseException as exc:
+        if is_from_outside(exc):
+            raise
+        message = f"<a {kind.__qualname__} that cannot be shown>"
+    return {
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "message": _storable(message[:MAX_TRACEBACK]),
+        "traceback": _storable(text[-MAX_TRACEBACK:]),
+    }
+
+
+def _traceback_of_function(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames that led to the function: those of the worker, of its threads and pools."""
+    start = trace
+    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+        start = start.tb_next
+    return trace if start is None else start
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -1,0 +1,174 @@
+"""What follows from the end of a job: its result, the next job of its chain, the count of its batch, its slots.
+
+All of it belongs to one transaction with the end of the job: both are stored, or neither.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pqcore.db.engine import Engine
+from pqcore.db.session import Session
+from pqcore.errors import PQError
+from pqcore.job import BaseJob
+from pqcore.operations.atomic import atomic
+from pqcore.operations.batch_counts import Membership, count_down, without_batch
+from pqcore.operations.concurrency_limits import limits_of, release_slots
+from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.error_details import error_text
+from pqcore.operations.job_outcome import Outcome, done_by_hand
+from pqcore.operations.put import insert
+from pqcore.operations.serialize import encode
+from pqcore.settings import Encoded, QueueSettings
+from pqcore.sql.identifiers import results_channel
+
+logger = logging.getLogger("pqcore")
+
+_CONTINUED = ('"batch"', '"then"')
+_FOLLOWED = ('"gate"', '"keep"', *_CONTINUED)
+_OF_FOLLOW_UPS = ("batch", "batch_token", "then")
+
+
+def has_follow_ups(headers: str | None, words: Sequence[str] = _FOLLOWED) -> bool:
+    """Return whether something follows from the end of a job with these headers."""
+    return headers is not None and any(word in headers for word in words)
+
+
+def without_follow_ups(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers of a job without what has followed from it already."""
+    return {name: value for name, value in headers.items() if name not in _OF_FOLLOW_UPS}
+
+
+def is_continued(headers: str | None) -> bool:
+    """Return whether a job with these headers is part of a chain that goes on, or of a batch."""
+    return headers is not None and has_follow_ups(headers, _CONTINUED)
+
+
+async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
+    """Do what follows from the end of a job whose row is finished already: it was taken with `get`."""
+
+    async def work(s: Session) -> None:
+        async with atomic(s):
+            await release_and_follow_up(engine, queue, s, [outcome])
+
+    if has_follow_ups(outcome.job.raw_headers):
+        await engine.run(work)
+
+
+async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> None:
+    """Do what follows from jobs that were taken with `get` and that nobody performs: they count as done.
+
+    A job that waits again was taken in a transaction that was rolled back.
+    """
+
+    async def work(s: Session, job: BaseJob) -> None:
+        query = s.sql.tasks.find_headers
+        async with atomic(s):
+            values = {"id": job.id, "q_name": queue.name, "put_at": None}
+            if not await s.execute(query, query.bind(values)):
+                await follow_up(engine, queue, s, [done_by_hand(job)])
+
+    for job in jobs:
+        try:
+            await engine.run(partial(work, job=job))
+        except PQError:
+            logger.exception(
+                "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
+            )
+
+
+async def release_and_follow_up(
+    engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome], *, locked: bool = False
+) -> None:
+    """Release the slots of jobs that ended, and do what follows from the jobs.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        s: A session with a transaction open.
+        ended: How the jobs ended.
+        locked: Whether `lock_limits` was called before.
+    """
+    limits_by_job = {outcome.job.id: limits_of(outcome.job.raw_headers) for outcome in ended}
+    freed = {job: limits for job, limits in limits_by_job.items() if limits is not None}
+    await release_slots(engine, queue, s, freed, locked=locked)
+    await follow_up(engine, queue, s, ended)
+
+
+async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
+    """Keep the results of jobs that ended, put the next of their chains, and tell their batches."""
+    for outcome in ended:
+        if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
+            job = outcome.job
+            logger.error("%r: job %d ended without what its headers ask for: %s", queue.name, job.id, job.header_faults)
+        await _keep_result(engine, queue, s, outcome)
+        await _enqueue_next_in_chain(engine, queue, s, outcome)
+    await _decrement_batch(engine, queue, s, ended)
+
+
+def dead_letter_headers(job: BaseJob, *, owed: bool = True) -> str | None:
+    """Return the headers of the dead letter of a job, as JSON text; None if they can stay as they are.
+
+    They name no batch, which has counted the job, and nothing that cannot be read.
+
+    Args:
+        job: The job.
+        owed: Whether what follows from the job follows from the dead letter; else it has followed already.
+    """
+    if job.raw_headers is None:
+        return None
+    if not owed:
+        return json.dumps(without_follow_ups(job.headers)) if is_continued(job.raw_headers) else None
+    return without_batch(job.headers) or (json.dumps(job.headers) if job.header_faults else None)
+
+
+async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
+    keep = outcome.job.headers.get("keep")
+    state = {"done": "done", "dead": "failed", "drop": outcome.reason}.get(outcome.kind)
+    if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
+        return
+    encoded = outcome.encoded or Encoded(None, None)
+    if outcome.kind == "done" and outcome.encoded is None and outcome.unkept is None:
+        encoded = await encode(engine, queue, outcome.result)
+    values = {
+        "id": outcome.job.id,
+        "q_name": queue.name,
+        "state": state,
+        "data": encoded.data,
+        "payload": encoded.payload,
+        "serializer": queue.serializer_name,
+        "error": error_text(outcome.error) or error_text(outcome.unkept),
+        "keep": float(keep),
+        "put_at": outcome.job.enqueued_at,
+        "channel": results_channel(queue.name),
+    }
+    await s.execute(s.sql.tasks.keep_result, s.sql.tasks.keep_result.bind(values))
+
+
+async def _enqueue_next_in_chain(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
+    """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
+    chain = outcome.job.headers.get("then")
+    if outcome.kind == "done" and chain:
+        result = outcome.encoded or await encode(engine, queue, outcome.result)
+        following = StoredPut.from_json(chain[0]).after(queue, result, chain[1:])
+        await insert(engine, s, following.values(), None)
+
+
+async def _decrement_batch(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
+    counted = [
+        (membership, outcome.kind == "done")
+        for outcome in ended
+        if outcome.kind in ("done", "dead", "drop")
+        and not _has_chain(outcome)
+        and (membership := Membership.of(outcome.job.headers)) is not None
+    ]
+    await count_down(engine, queue, s, counted)
+
+
+def _has_chain(outcome: Outcome) -> bool:
+    # Of a chain in a batch only the last, or the one that failed, counts.
+    return outcome.kind == "done" and bool(outcome.job.headers.get("then"))

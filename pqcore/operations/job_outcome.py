@@ -1,0 +1,150 @@
+"""How the run of a job ended, and what becomes of a job whose end the server refuses to store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from pqcore.errors import (
+    AccessDenied,
+    Closed,
+    ConnectionLost,
+    DatabaseError,
+    InvalidData,
+    PayloadTooLarge,
+    PoolTimeout,
+    PQError,
+    SchemaError,
+    SerializationError,
+    StatementCancelled,
+    TransientError,
+)
+from pqcore.job import BaseJob
+from pqcore.operations.error_details import describe_error
+from pqcore.settings import Encoded
+
+OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
+PUT_OFF = {"unknown": None, "unreadable": 7 * 86_400.0}
+"""Reasons of a snooze that need another deployment: seconds after which the job is a dead letter; None for never."""
+_AILMENTS = ("25", "53", "55", "57", "58")
+"""SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
+REFUSED_FOR = 300.0
+"""Seconds for which an end is tried again that the server refuses, for a reason that may be of the job."""
+_PASSING = (TransientError, StatementCancelled, AccessDenied)
+"""Refusals that are not of the job: its end is tried again for as long as they last."""
+
+
+@dataclass(eq=False, slots=True)  # nobody changes one; but a frozen one takes ten times as long to make, for each job
+class Outcome:
+    """How a leased job ends.
+
+    Attributes:
+        job: The job.
+        kind: ``done``; ``retry``: given back, with a failure on its record; ``snooze``: given back
+            without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
+            ``drop``: deleted, as discarded or cancelled.
+        result: What the function returned.
+        encoded: The same as it is stored, if it was encoded already.
+        unkept: Why the result cannot be stored, as `describe_error`; the job is done all the same.
+        error: The last exception, as `describe_error`.
+        delay: Seconds until it is due again; None for at once, in its place.
+        finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
+        reason: Why it is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``, ``unreadable``,
+            ``discarded``, ``cancelled``, ``unknown``.
+        by_hand: Whether its function was not called: then there is no result to be kept.
+    """
+
+    job: BaseJob
+    kind: OutcomeKind
+    result: Any = None
+    encoded: Encoded | None = None
+    unkept: dict[str, str] | None = None
+    error: dict[str, str] | None = None
+    delay: float | None = None
+    reason: str = ""
+    finished: bool = False
+    by_hand: bool = False
+
+
+def done_by_hand(job: BaseJob) -> Outcome:
+    """The end of a job that a caller acknowledged, or took with `get`."""
+    return Outcome(job, "done", by_hand=True)
+
+
+def ails_server(error: PQError) -> bool:
+    """Whether an error is of the server or of the way there, and not of the job: other jobs meet it too."""
+    if isinstance(error, (ConnectionLost, PoolTimeout, Closed, SchemaError)):
+        return True
+    return type(error) is DatabaseError and (error.sqlstate or "").startswith(_AILMENTS)
+
+
+def refuses_value(error: PQError) -> bool:
+    """Whether an error says that a value cannot be stored: not now, and not later."""
+    return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
+
+
+Verdict: TypeAlias = Literal["again", "bury", "leave"]
+"""What becomes of a job whose end is refused: it is tried again, the job is a dead letter, or its lease runs out."""
+
+
+@dataclass(eq=False)
+class Refusals:
+    """Refusals to store how one job ended.
+
+    Attributes:
+        number: How many there were.
+        since: When the first one was that may be of the job, by the monotonic clock; None before.
+    """
+
+    number: int = 0
+    since: float | None = None
+
+    def judge(self, outcome: Outcome, error: PQError) -> Verdict:
+        """Count a refusal, and return what becomes of the job.
+
+        Args:
+            outcome: How the job was to end.
+            error: What the server said.
+        """
+        self.number += 1
+        if ails_server(error) or isinstance(error, _PASSING):
+            return "again"
+        now = time.monotonic()
+        if self.since is None:
+            self.since = now
+        if now - self.since < REFUSED_FOR and not refuses_value(error):
+            return "again"
+        self.number, self.since = 0, None
+        return "leave" if outcome.kind == "dead" else "bury"
+
+
+def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
+    """Return the dead letter that a job becomes whose end cannot be stored.
+
+    Args:
+        outcome: How the job was to end.
+        refusal: Why.
+    """
+    run = "it was run, but what follows from it" if outcome.kind == "done" else "how it ended"
+    error = {
+        "type": f"{type(refusal).__module__}.{type(refusal).__qualname__}",
+        "message": f"{run} cannot be stored: {refusal}",
+        "traceback": "",
+    }
+    return replace(outcome, kind="dead", result=None, encoded=None, unkept=None, error=error, reason="failed")
+
+
+def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
+    """Return how a job ends of whose end the result alone may be refused: done, with the refusal in its place.
+
+    None if it has no result, or a chain needs the result.
+
+    Args:
+        outcome: How the job was to end.
+        refusal: Why.
+    """
+    headers = outcome.job.headers
+    if outcome.kind != "done" or outcome.unkept is not None or "keep" not in headers or headers.get("then"):
+        return None
+    return replace(outcome, encoded=None, unkept=describe_error(refusal))
