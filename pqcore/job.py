@@ -90,7 +90,8 @@ class BaseJob:
         raw: The data as stored: JSON text, or bytes.
         serializer: The serializer that wrote it, or None for a row of pq's.
         failures: How often it failed with an exception before.
-        excused: How often a lease of it ended with nothing to be held against it.
+        not_counted_attempts: How often a lease of the job ended and counts neither as a failure nor as a crash: the job
+            was snoozed, parked, or given back before it ran.
         leased: Whether it is held under a lease, and to be finished.
     """
 
@@ -103,10 +104,10 @@ class BaseJob:
         "_queue",
         "_times",
         "attempts",
-        "excused",
         "failures",
         "id",
         "leased",
+        "not_counted_attempts",
         "raw",
         "raw_headers",
         "serializer",
@@ -134,7 +135,7 @@ class BaseJob:
         self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may give a view
         self._times = (enqueued_at, schedule_at, expected_at)
         self.failures = failures or 0
-        self.excused = excused or 0
+        self.not_counted_attempts = excused or 0
         self._headers: dict[str, Any] | None = None
         self._faults = ""
         self._decoded = False
@@ -179,7 +180,7 @@ class BaseJob:
     @property
     def crashes(self) -> int:
         """How often a lease of it ran out: its worker died, or was cut off."""
-        return self.attempts - 1 - self.failures - self.excused
+        return self.attempts - 1 - self.failures - self.not_counted_attempts
 
     @property
     def settings(self) -> QueueOfJob:
@@ -208,7 +209,7 @@ class BaseJob:
             *self._times,
             headers=self.raw_headers,
             failures=self.failures,
-            excused=self.excused,
+            excused=self.not_counted_attempts,
         )
 
     def decode(self) -> Any:

@@ -27,7 +27,7 @@ class JobRow(NamedTuple):
         expected_at: By when the job is wanted, naive, in UTC.
         headers: What travels with the data, as JSON text.
         failures: How often the job failed with an exception; None for never.
-        excused: The column ``excused``: how many attempts count neither as a failure nor as a crash.
+        excused: How many attempts count neither as a failure nor as a crash; `BaseJob.not_counted_attempts`.
     """
 
     id: int

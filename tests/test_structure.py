@@ -14,6 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTING = ROOT / "pqcore" / "testing"
+SUITE = TESTING / "suite"
+RETURNED = ("rows", "found", "records")
+"""What the rows are called that a statement returned."""
 PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore.benchmarks"}
 """Where each package is, and the name under which it is imported."""
 
@@ -102,6 +105,52 @@ def test_modules_reach_into_no_private_attribute_of_another_class() -> None:
         if mark in line
     ]
     assert marked == []
+
+
+def test_columns_of_rows_are_read_by_name() -> None:
+    read = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for package in ("pqcore", "pqcore_backends")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if SUITE not in path.parents
+        for line in _columns_by_number(path.read_text())
+    ]
+    assert read == []
+
+
+@pytest.mark.parametrize("text", ["row[4]", "row[5:8]", "rows[0][2]", "found[-1][1]", "(await s.execute(query))[0][0]"])
+def test_column_read_by_number_is_found(text: str) -> None:
+    assert list(_columns_by_number(f"async def read() -> None:\n    return {text}\n")) == [2]
+
+
+@pytest.mark.parametrize("text", ["row.attempts", "rows[0]", "rows[:n]", "row[name]", "places[0][0]"])
+def test_what_reads_no_column_by_number_is_left_alone(text: str) -> None:
+    assert list(_columns_by_number(text)) == []
+
+
+def _columns_by_number(source: str) -> Iterator[int]:
+    """The lines in which a column of a row is read by its position: ``row[4]``, ``rows[0][4]``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Subscript) and _is_number(node.slice) and _is_row(node.value):
+            yield node.lineno
+
+
+def _is_number(index: ast.expr) -> bool:
+    if isinstance(index, ast.Slice):
+        return any(edge is not None and _is_number(edge) for edge in (index.lower, index.upper))
+    if isinstance(index, ast.UnaryOp):
+        index = index.operand
+    return isinstance(index, ast.Constant) and isinstance(index.value, int)
+
+
+def _is_row(value: ast.expr) -> bool:
+    """Whether an expression is a row, as far as its names tell: ``row``, or one of what a statement returned."""
+    if isinstance(value, ast.Name):
+        return value.id in ("row", "record")
+    if not isinstance(value, ast.Subscript) or isinstance(value.slice, ast.Slice) or not _is_number(value.slice):
+        return False
+    several = value.value
+    return isinstance(several, ast.Await) or (isinstance(several, ast.Name) and several.id in RETURNED)
 
 
 @cache

@@ -393,9 +393,10 @@ class Session:
         if not self.usable() or self.in_transaction():
             return True
         try:
-            return not (await self.execute(self.sql.read_only))[0][0]
+            [[read_only]] = await self.execute(self.sql.read_only)
         except PQError:
             return True
+        return not read_only
 
     async def close(self) -> None:
         if self.process != os.getpid():

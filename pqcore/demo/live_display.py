@@ -56,9 +56,9 @@ class LiveBoard(PlainBoard):
         for place, column in enumerate(sheet.columns):
             numbers = any(isinstance(row[place], int) for row in sheet.rows)
             table.add_column(column, justify="right" if numbers else "left")
-        for row in sheet.rows:
-            style = {"yes": "green", "NO": "bold red"}.get(str(row[-1]), "")
-            table.add_row(*map(str, row[:-1]), Text(str(row[-1]), style))
+        for *cells, last in sheet.rows:
+            style = {"yes": "green", "NO": "bold red"}.get(str(last), "")
+            table.add_row(*map(str, cells), Text(str(last), style))
         self._print(table)
 
     def _draw(self) -> Group:

@@ -87,4 +87,4 @@ def check_all(connection: Any, jobs: int, undone: int, killed: int) -> tuple[lis
         Sheet("Killed with a job in hand", ("job", "killed", "done by"), connection.execute(HELD).fetchall()),
         Sheet("Exactly once?", ("what", "must be", "is", "holds"), rows),
     ]
-    return sheets, all(row[-1] == "yes" for row in rows)
+    return sheets, all(holds == "yes" for *_, holds in rows)

@@ -231,7 +231,8 @@ async def _dead_letter_instead(
     instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
     ailment = await _store(engine, queue, [instead], found)
     if found.refused:
-        endings.refused.append((outcome, found.refused[0][1]))
+        [(_, error)] = found.refused
+        endings.refused.append((outcome, error))
     elif found.lost:
         endings.lost.append(outcome)
     elif found.busy and endings.busy is not None:

@@ -72,7 +72,7 @@ async def bury(
         binary = isinstance(job.raw, bytes)
         values |= {"data": None if binary else job.raw, "payload": job.raw if binary else None}
         values |= {"serializer": job.serializer, "stored_headers": job.raw_headers}
-        values |= {"failures": job.failures, "excused": job.excused, "enqueued_at": job.enqueued_at}
+        values |= {"failures": job.failures, "excused": job.not_counted_attempts, "enqueued_at": job.enqueued_at}
         values |= {"schedule_at": job.schedule_at, "expected_at": job.expected_at}
 
     async def work(s: Session) -> Sequence[Row]:

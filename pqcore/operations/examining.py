@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pqcore import schema
 from pqcore.backend import Capability, Row
@@ -132,6 +132,40 @@ async def activity(engine: Engine) -> Activity:
 # The examination
 
 
+class _TableRow(NamedTuple):
+    """The columns of the statement that describes the table; of partitions the sums.
+
+    Attributes:
+        autovacuum: The server's setting.
+        track_counts: The server's setting.
+        options: The storage options of the table, each as ``name=value``.
+        live: How many live rows the server counts.
+        dead: How many dead rows.
+        changed: How many rows changed since the table was analyzed.
+        vacuumed: Seconds since the table was vacuumed; None if it never was.
+        analyzed: Seconds since the table was analyzed; None if it never was.
+        vacuums: How often the table was vacuumed.
+        main_size: Bytes of the table itself.
+        table_size: Bytes of the table with what is stored out of line.
+        index_size: Bytes of the indexes.
+        pages: How many pages the planner thinks that the table has.
+    """
+
+    autovacuum: str
+    track_counts: str
+    options: list[str] | None
+    live: int | None
+    dead: int | None
+    changed: int | None
+    vacuumed: float | None
+    analyzed: float | None
+    vacuums: int | None
+    main_size: int
+    table_size: int
+    index_size: int
+    pages: int
+
+
 @dataclass
 class _Patient:
     """What the checks look at.
@@ -145,12 +179,13 @@ class _Patient:
     engine: Engine
     s: Session
     queues: Sequence[str]
-    _table: Row | None = None
+    _table: _TableRow | None = None
 
-    async def table(self) -> Row:
+    async def table(self) -> _TableRow:
         """The figures of the table; asked for once."""
         if self._table is None:
-            [self._table] = await self.ask("table", _FIGURES)
+            [row] = await self.ask("table", _FIGURES)
+            self._table = _TableRow._make(row)
         return self._table
 
     async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
@@ -387,7 +422,8 @@ async def _is_moved(s: Session, other: Session) -> bool:
     """
 
     async def pid(session: Session) -> int:
-        return int((await session.execute(_PID))[0][0])
+        [[number]] = await session.execute(_PID)
+        return int(number)
 
     ours, others = set(), {await pid(other)}
     for _ in range(2):
@@ -567,7 +603,7 @@ async def _indexes(patient: _Patient) -> list[Finding]:
         " ON i.indrelid = ours.oid",
         **_table_names(patient),
     )
-    valid = {row[0]: row[1] for row in rows}
+    valid = {name: is_valid for name, is_valid, _, _ in rows}
     places = [name for name in patient.engine.names.substitutions() if name.endswith("_index")]
     found = []
     for place in places:
@@ -579,7 +615,7 @@ async def _indexes(patient: _Patient) -> list[Finding]:
             drop = f"DROP INDEX CONCURRENTLY {patient.engine.names.beside(name)}"
             message = f"index {name} is invalid: its build was interrupted"
             found.append(Finding("indexes", "problem", message, f"{drop}; {remedy}", {"index": name}))
-    if not any(row[2] and row[3] and row[1] for row in rows):
+    if not any(of_table and primary and is_valid for _, is_valid, primary, of_table in rows):
         advice = f"ALTER TABLE {patient.engine.names} ADD PRIMARY KEY (id)"
         found.append(Finding("indexes", "problem", "the primary key is missing", advice, {"index": "primary key"}))
     if not found:
@@ -610,7 +646,7 @@ async def _trigger(patient: _Patient) -> list[Finding]:
         " WHERE tgrelid = to_regclass(:table_name::text) AND NOT tgisinternal",
     )
     [[silenced]] = await patient.ask("notify_setting", "SELECT coalesce(current_setting('pqcore.notify', true), '')")
-    enabled = {row[0]: row[1] for row in rows}
+    enabled = {str(trigger): str(state) for trigger, state in rows}
     name = patient.bare("notify_trigger")
     found = []
     if name not in enabled:
@@ -649,17 +685,18 @@ _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuu
 
 
 async def _vacuum(patient: _Patient) -> list[Finding]:
-    row = await patient.table()
-    (running, counting, options, live, dead, changed, vacuumed, analyzed, times) = row[:9]
-    settings = dict(option.partition("=")[::2] for option in options or ())
-    live, dead, changed = int(live or 0), int(dead or 0), int(changed or 0)
+    table_row = await patient.table()
+    running, counting = table_row.autovacuum, table_row.track_counts
+    vacuumed, analyzed = table_row.vacuumed, table_row.analyzed
+    settings = dict(option.partition("=")[::2] for option in table_row.options or ())
+    live, dead, changed = int(table_row.live or 0), int(table_row.dead or 0), int(table_row.changed or 0)
     details = {
         "live": live,
         "dead": dead,
         "changed_since_analyze": changed,
         "seconds_since_vacuum": vacuumed,
         "seconds_since_analyze": analyzed,
-        "vacuums": times,
+        "vacuums": table_row.vacuums,
         "options": settings,
     }
     table = patient.engine.names
@@ -692,9 +729,9 @@ async def _vacuum(patient: _Patient) -> list[Finding]:
 
 
 async def _bloat(patient: _Patient) -> list[Finding]:
-    row = await patient.table()
-    live, dead = int(row[3] or 0), int(row[4] or 0)
-    main, whole, indexes = int(row[9]), int(row[10]), int(row[11])
+    table_row = await patient.table()
+    live, dead = int(table_row.live or 0), int(table_row.dead or 0)
+    main, whole, indexes = int(table_row.main_size), int(table_row.table_size), int(table_row.index_size)
     rows = await patient.ask(
         "index_sizes",
         "SELECT c.relname::text, pg_relation_size(c.oid), c.reltuples::float8 FROM pg_index AS i"
@@ -726,8 +763,9 @@ async def _batches(patient: _Patient) -> list[Finding]:
         " ORDER BY id LIMIT 1000",
     )
     query = patient.s.sql.tasks.live_batches
-    alive = {row[0] for row in await patient.s.execute(query, query.bind({"ids": [row[0] for row in rows]}))}
-    lost = [row for row in rows if row[0] not in alive]
+    ids = [batch for batch, _, _ in rows]
+    alive = {batch for (batch,) in await patient.s.execute(query, query.bind({"ids": ids}))}
+    lost = [(batch, queue, pending) for batch, queue, pending in rows if batch not in alive]
     if not lost:
         return [Finding("batches", "ok", f"{len(rows)} are open, and their jobs are there", details={"lost": []})]
     details = {"lost": [{"batch": batch, "queue": queue, "pending": pending} for batch, queue, pending in lost]}
@@ -850,11 +888,12 @@ async def _plans(patient: _Patient) -> list[Finding]:
     queues = list(patient.queues)
     if not queues:
         rows = await patient.s.execute(patient.s.sql.stats_all)
-        most = sorted(rows, key=lambda row: sum(row[index] for index in (1, 2, 3, 5)), reverse=True)
-        queues = [row[0] for row in most[:QUEUES] if row[0] is not None] or ["pqcore doctor"]
-    pages = (await patient.table())[12]
+        numbers = [(ready + scheduled + leased + parked, queue) for queue, ready, scheduled, leased, _, parked in rows]
+        most = sorted(numbers, key=lambda number: number[0], reverse=True)
+        queues = [queue for _, queue in most[:QUEUES] if queue is not None] or ["pqcore doctor"]
+    pages = (await patient.table()).pages
     # What is named in a plan is a partition, or an index of one.
-    whole = {row[0]: row[1] for row in await patient.ask("partitions", _WHOLE)}
+    whole = {str(part): str(name) for part, name in await patient.ask("partitions", _WHOLE)}
     found: list[Finding] = []
     takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]
     for queue in queues:

@@ -46,8 +46,8 @@ class Outcome:
             ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
         encoded: The same as it is stored, if it was encoded already.
-        unkept: Why the result cannot be stored, as `describe_error`; the job is done all the same.
-        error: The last exception, as `describe_error`.
+        unkept: Why the result cannot be stored, as `describe_error` tells it; the job is done all the same.
+        error: The last exception, as `describe_error` tells it.
         delay: Seconds until it is due again; None for at once, in its place.
         finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
         reason: Why it is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``, ``unreadable``,

@@ -508,7 +508,7 @@ async def _look_at_slice(ask: _Ask, place: str, after: int) -> _Slice:
         for last, queue, state, serializer, marks, linked, number, _ in rows
     ]
     last = max((group.last for group in groups), default=after)
-    full = sum(row[7] for row in rows) >= SLICE
+    full = sum(looked_at for *_, looked_at in rows) >= SLICE
     return _Slice(after, last, groups, last if full else None)
 
 

@@ -206,7 +206,10 @@ async def create(
     # rather than waited for: a build waits for all statements that run, such as one that waits.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
-    while (await session.execute(locking))[0][0] is not True:
+    while True:
+        [[locked]] = await session.execute(locking)
+        if locked is True:
+            break
         await sleep(0.05)
     try:
         await _migrate(session, names, sleep, wanted)

@@ -183,7 +183,7 @@ class Snapshot:
         tables = self._tables()
         if tables:
             filled = [f"SELECT {_literal(name)} WHERE EXISTS (SELECT FROM {name})" for name in tables]
-            self._kept = sorted(str(row[0]) for row in connection.sql(" UNION ALL ".join(filled)))
+            self._kept = sorted(str(name) for (name,) in connection.sql(" UNION ALL ".join(filled)))
             self._empty = [name for name in tables if name not in self._kept]
         [[kept]] = connection.sql(f"SELECT {_sizes(self._kept)}")
         self.good = kept <= MOST_KEPT
@@ -225,7 +225,7 @@ class Snapshot:
         return str(shape), list(found), int(size)
 
     def _tables(self) -> list[str]:
-        return [str(row[0]) for row in self._connection.sql(_TABLES)]
+        return [str(name) for (name,) in self._connection.sql(_TABLES)]
 
 
 def _sizes(tables: Sequence[str]) -> str:

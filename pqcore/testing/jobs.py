@@ -405,7 +405,7 @@ class Jobs:
 
     def _names(self, names: TableName) -> list[str]:
         async def work(session: Session, names: TableName) -> list[str]:
-            return [str(row[0]) for row in await session.execute(compiled(session, "names", NAMES))]
+            return [str(name) for (name,) in await session.execute(compiled(session, "names", NAMES))]
 
         return self._run(names, work)
 

@@ -68,7 +68,7 @@ class Crew:
     def kill_one(self, rng: random.Random) -> None:
         """SIGKILL one of those that have just begun a job; any, if none has."""
         latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
-        busy = {row[0] for row in self._harness.sql(latest)} & set(self._children)
+        busy = {worker for (worker,) in self._harness.sql(latest)} & set(self._children)
         self._children.pop(rng.choice(sorted(busy or self._children))).kill()
 
     # What they have run
@@ -78,11 +78,12 @@ class Crew:
         rows = self._harness.sql(
             f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
         )
-        return [(row[0], row[1], row[2], row[3]) for row in rows]
+        return [(job, attempt, worker, ended) for job, attempt, worker, ended in rows]
 
     def count(self) -> int:
         """How many runs were begun."""
-        return int(self._harness.sql(f"SELECT count(*) FROM {self.site.table('runs')}")[0][0])
+        [[number]] = self._harness.sql(f"SELECT count(*) FROM {self.site.table('runs')}")
+        return int(number)
 
     def begun(self, job_id: int, attempt: int = 1) -> int:
         """Wait until a job has been begun; the process that did."""

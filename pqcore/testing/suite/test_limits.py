@@ -341,7 +341,7 @@ def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Har
     given = []
     for _ in range(2):
         job = other.lease(60, wait=PATIENCE)
-        assert (job.attempts - job.excused, job.crashes) == (1, 0)
+        assert (job.attempts - job.not_counted_attempts, job.crashes) == (1, 0)
         given.append(job.data)
         other.ack(job)
     # Of a limit, the job that was postponed may be overtaken by one that was parked; of a group, never.
@@ -438,7 +438,10 @@ def test_a_job_whose_admission_fails_is_put_back(harness: Harness, action: str) 
         assert data(all_leased(queue)) == ["plain"]
     assert (queue.stats().ready, slots(harness)) == (2, [])
     jobs = all_leased(queue)
-    assert [(job.data, job.attempts - job.excused, job.crashes) for job in jobs] == [("a", 1, 0), ("b", 1, 0)]
+    assert [(job.data, job.attempts - job.not_counted_attempts, job.crashes) for job in jobs] == [
+        ("a", 1, 0),
+        ("b", 1, 0),
+    ]
 
 
 def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) -> None:
@@ -452,7 +455,7 @@ def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) 
         assert job.data == "plain"
         job.ack()
     jobs = [queue.lease(60, wait=PATIENCE), queue.lease(60, wait=PATIENCE)]
-    assert [(job.attempts - job.excused, job.crashes) for job in jobs] == [(1, 0)] * 2
+    assert [(job.attempts - job.not_counted_attempts, job.crashes) for job in jobs] == [(1, 0)] * 2
 
 
 def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(

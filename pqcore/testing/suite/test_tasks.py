@@ -626,7 +626,7 @@ def test_snooze_puts_off_and_counts_as_nothing(harness: Harness, queue: Any, del
     harness.drain(queue)
     assert seen == [1, 1, 1, 1]
     [letter] = queue.dead.list()
-    assert (letter.failures, letter.excused) == (1, 3)
+    assert (letter.failures, letter.not_counted_attempts) == (1, 3)
 
 
 def test_snooze_for_no_time_leaves_it_in_its_place(harness: Harness, queue: Any) -> None:
