@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 
+from pqcore.backend import Row
 from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
 from pqcore.rows import JobRow
@@ -114,11 +115,15 @@ class BaseJob:
     )
 
     _may_be_deleted: ClassVar[bool] = False
+    id: int
+    serializer: str | None
+    attempts: int
+    raw_headers: str | None
 
-    def __init__(self, queue: QueueOfJob, row: JobRow, *, leased: bool = False) -> None:
+    def __init__(self, queue: QueueOfJob, row: Row, *, leased: bool = False) -> None:
         self._queue = queue
         self.leased = leased
-        # Unpacked, as that costs less than a look at each name, and this runs for each job.
+        # The columns of a JobRow, unpacked: to name them first would take almost as long as all the rest.
         (
             self.id,
             data,
@@ -133,9 +138,9 @@ class BaseJob:
             excused,
         ) = row
         self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may give a view
-        self._times = (enqueued_at, schedule_at, expected_at)
-        self.failures = failures or 0
-        self.not_counted_attempts = excused or 0
+        self._times: tuple[datetime, datetime | None, datetime | None] = (enqueued_at, schedule_at, expected_at)
+        self.failures: int = failures or 0
+        self.not_counted_attempts: int = excused or 0
         self._headers: dict[str, Any] | None = None
         self._faults = ""
         self._decoded = False

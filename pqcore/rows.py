@@ -1,15 +1,17 @@
 """Rows of jobs as statements return them: a name for each column, with the SELECT list that gives the columns.
 
-Drivers return tuples, or records that unpack as tuples do. An operation names the columns once, as it gets a row;
-what comes after reads names, not positions.
+Drivers return tuples, or records that unpack as tuples do. Whatever reads a column of a row unpacks the row into
+names, or names its columns first. No other module knows the position of a column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pqcore.backend import Row
 from pqcore.sql.fragments import EXPRESSIBLE
 
 
@@ -58,9 +60,14 @@ JOB = (
 """The SELECT list of a `JobRow`."""
 
 
-def job_rows(rows: Iterable[Sequence[Any]]) -> list[JobRow]:
+def job_rows(rows: Iterable[Row]) -> list[JobRow]:
     """Name the columns of rows that a statement with the columns of `JOB` returned."""
     return list(map(JobRow._make, rows))
+
+
+# Of a row that is not named yet. To name each row of a `get_many` would take longer than to make a job of it.
+headers_of: Callable[[Row], str | None] = itemgetter(JobRow._fields.index("headers"))
+expected_at_of: Callable[[Row], datetime | None] = itemgetter(JobRow._fields.index("expected_at"))
 
 
 class DeadLetterRow(NamedTuple):
@@ -79,7 +86,7 @@ class DeadLetterRow(NamedTuple):
     died_at: datetime
 
     @classmethod
-    def of(cls, row: Sequence[Any]) -> DeadLetterRow:
+    def of(cls, row: Row) -> DeadLetterRow:
         """Name the columns of a row that a statement with the columns of `DEAD_LETTER` returned."""
         *job, error, reason, died_at = row
         return cls(JobRow._make(job), error, reason, died_at)

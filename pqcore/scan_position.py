@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from pqcore.rows import JobRow
+from pqcore.backend import Row
+from pqcore.rows import JobRow, expected_at_of
 
 FULL_LOOK = 1.0
 """Seconds after which a look is a full one: so long may a job stay unseen that came in before the bound."""
@@ -38,8 +39,8 @@ class ScanPosition:
     def __init__(self) -> None:
         self._taken = 0
         self._last = self._full = float("-inf")
-        self._urgent: JobRow | None = None
-        self._ready: JobRow | None = None
+        self._urgent: tuple[datetime, datetime, int] | None = None
+        self._ready: Row | None = None
         self._value = ""
         self._moves_at = 0
 
@@ -55,16 +56,17 @@ class ScanPosition:
         """Where the next look is to begin, for the statement that begins there: the keys in one text."""
         if self._taken < self._moves_at:
             return self._value
-        urgent, ready = self._urgent, self._ready
         first, second = _BEFORE_URGENT, _BEFORE_READY
-        if urgent is not None and urgent.expected_at is not None:
-            first = f"{_text(urgent.expected_at)} {_text(urgent.enqueued_at)} {urgent.id}"
-        if ready is not None:
+        if self._urgent is not None:
+            expected_at, enqueued_at, job_id = self._urgent
+            first = f"{_text(expected_at)} {_text(enqueued_at)} {job_id}"
+        if self._ready is not None:
+            ready = JobRow._make(self._ready)
             second = f"{_text(ready.due_at)} {ready.id}"
         self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
         return self._value
 
-    def advance(self, rows: Sequence[JobRow], now: float, *, full: bool) -> None:
+    def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
         """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
         self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
@@ -74,13 +76,13 @@ class ScanPosition:
         if self._taken < SUCCESSION // 2:  # not to be used soon
             return
         last = rows[-1]
-        if last.expected_at is None:
+        if expected_at_of(last) is None:
             self._ready = last
             if len(rows) == 1:
                 return
-        for row in reversed(rows):
-            if row.expected_at is not None and row.schedule_at is None:
-                self._urgent = row
+        for job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ in reversed(rows):
+            if expected_at is not None and schedule_at is None:
+                self._urgent = expected_at, enqueued_at, job_id
                 break
 
 

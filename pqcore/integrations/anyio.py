@@ -27,6 +27,7 @@ except ImportError as exc:
     msg = f"pqcore.integrations.anyio needs {exc.name}: pip install 'pqcore[trio]'"
     raise ImportError(msg) from exc
 
+from pqcore.backend import Row
 from pqcore.db import runtime
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import AFTER_CANCEL
@@ -38,7 +39,6 @@ from pqcore.operations import lease as leasing
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.reencode import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
-from pqcore.rows import JobRow
 from pqcore.settings import KEPT_QUEUES
 from pqcore.times import TimeSpec
 
@@ -68,7 +68,7 @@ class ThreadedJob(AsyncJob):
 
     __slots__ = ("_threaded",)
 
-    def __init__(self, queue: ThreadedQueue, row: JobRow, *, leased: bool = False) -> None:
+    def __init__(self, queue: ThreadedQueue, row: Row, *, leased: bool = False) -> None:
         super().__init__(queue.blocking, row, leased=leased)
         self._threaded = queue
 
@@ -198,9 +198,7 @@ class ThreadedQueue:
     async def __anext__(self) -> ThreadedJob | None:
         return await self.get()
 
-    async def _take(
-        self, n: int, *, block: bool, timeout: float | None, lease: float | None = None
-    ) -> Sequence[JobRow]:
+    async def _take(self, n: int, *, block: bool, timeout: float | None, lease: float | None = None) -> Sequence[Row]:
         return await _Attempt(self.blocking, n, block=block, timeout=timeout, lease=lease).made()
 
 
@@ -307,7 +305,7 @@ class _Attempt:
         if self._over:
             raise _BrokenOffError
 
-    async def made(self) -> Sequence[JobRow]:
+    async def made(self) -> Sequence[Row]:
         """Take rows, in a thread; if cancelled, put them back.
 
         Threads that wait are not counted among those that anyio has for calls, lest none be left for a put.
@@ -322,13 +320,13 @@ class _Attempt:
                     await run_sync(self._put_back, limiter=CapacityLimiter(1))
             raise
 
-    def _work(self) -> Sequence[JobRow]:
+    def _work(self) -> Sequence[Row]:
         with self._lock:
             if self._over:
                 return ()
             self._begun = True
         try:
-            return cast("Sequence[JobRow]", _step(fetch.get, self, self._queue, self._n, **self._options))
+            return cast("Sequence[Row]", _step(fetch.get, self, self._queue, self._n, **self._options))
         except _BrokenOffError:
             return ()
         finally:

@@ -37,7 +37,7 @@ from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.locked_keys import PROBE, WAITS
 from pqcore.operations.atomic import atomic
-from pqcore.rows import JobRow
+from pqcore.rows import JobRow, headers_of, job_rows
 from pqcore.settings import QueueSettings
 from pqcore.sql.statement import Query
 
@@ -145,8 +145,8 @@ async def _try_lock(engine: Engine, queue: QueueSettings, s: Session, keys: Iter
 
 
 async def acquire_slots(
-    engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[JobRow], lease: float
-) -> Sequence[JobRow]:
+    engine: Engine, queue: QueueSettings, s: Session, rows: Sequence[Row], lease: float
+) -> Sequence[Row]:
     """Of rows just leased, those that may run; the others are parked, or come again later.
 
     Where nothing is limited this is a look at each row's headers.
@@ -162,19 +162,20 @@ async def acquire_slots(
         NotAdmittedError: The server refused it; some rows have to be put back.
         NotSupported: The transaction is the caller's, and above READ COMMITTED; no row that may run was leased.
     """
-    limited = [row for row in rows if is_limited(row.headers)]
-    if not limited:
+    if not any(map(is_limited, map(headers_of, rows))):
         return rows
+    named = job_rows(rows)
+    limited = [row for row in named if is_limited(row.headers)]
     admission = _Admission(engine, queue, s, limited, lease)
     if s.in_transaction():
-        await admission.join(only=len(limited) == len(rows))
+        await admission.join(only=len(limited) == len(named))
     else:
         try:
-            await admission.run(others=len(limited) < len(rows))
+            await admission.run(others=len(limited) < len(named))
         except PQError as exc:
-            raise NotAdmittedError(admission.allowed(rows), list(admission.undecided.values())) from exc
+            raise NotAdmittedError(admission.allowed(named), list(admission.undecided.values())) from exc
         queue.contention.admitted()
-    return admission.allowed(rows)
+    return admission.allowed(named)
 
 
 async def put_back(s: Session, queue: QueueSettings, rows: Sequence[JobRow], delay: float | None = None) -> None:

@@ -24,7 +24,7 @@ from pqcore.operations.follow_ups import follow_up, is_continued, without_follow
 from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
-from pqcore.rows import JobRow, job_rows
+from pqcore.rows import JobRow, headers_of, job_rows
 from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import Finish
 from pqcore.times import seconds
@@ -45,7 +45,7 @@ async def get(
     lease: float | None = None,
     performed: bool = False,
     patient: bool = False,
-) -> Sequence[JobRow]:
+) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
     It looks, and if there is nothing waits for the earliest of: a notification,
@@ -86,7 +86,7 @@ async def get(
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
     if lease is None:
         for row in rows:
-            if is_continued(row.headers):
+            if is_continued(headers_of(row)):
                 await _follow(engine, queue, rows, performed=performed)
                 break
     return rows
@@ -94,7 +94,7 @@ async def get(
 
 async def look(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
-) -> tuple[Sequence[JobRow], float | None]:
+) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
     Under a lease, within the queue's rate limit, and only those that limits and groups let run.
@@ -111,7 +111,7 @@ async def look(
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
-    rows: Sequence[JobRow] = ()
+    rows: Sequence[Row] = ()
     try:
         rows, wake_in = await _take(engine, queue, granted, lease, patient=patient)
     finally:
@@ -121,46 +121,44 @@ async def look(
 
 def _take(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
-) -> Awaitable[tuple[Sequence[JobRow], float | None]]:
+) -> Awaitable[tuple[Sequence[Row], float | None]]:
     finish: Finish = queue.retention if lease is None else "lease"
     values = {"q_name": queue.name, "lease": lease}
     bound = queue.bound
 
-    async def work(s: Session) -> tuple[Sequence[JobRow], float | None]:
+    async def work(s: Session) -> tuple[Sequence[Row], float | None]:
         if engine.security is not None:
             engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
-        found: Sequence[Row] = ()
+        rows: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
             query = s.sql.take("bounded", finish, n)
-            found = await s.execute(query, query.bind({**values, "bound": bound.value()}))
-        if not found:
+            rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
+        if not rows:
             bounded = False
             query = s.sql.take("ordered", finish, n)
-            found = await s.execute(query, query.bind(values))
-        if not found:
+            rows = await s.execute(query, query.bind(values))
+        if not rows:
             [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             if something_out:
                 for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
-                    found = await s.execute(query, query.bind(values))
-                    if found:
+                    rows = await s.execute(query, query.bind(values))
+                    if rows:
                         break
-            if not found:
+            if not rows:
                 bound.advance((), time.monotonic(), full=True)
-                return (), wake_in
-        rows = job_rows(found)
-        if len(rows) > 1:
-            rows.sort(key=_place)  # RETURNING promises no order
+                return rows, wake_in
+        rows = sorted(rows, key=_place) if len(rows) > 1 else rows  # RETURNING promises no order
         bound.advance(rows, time.monotonic(), full=not bounded)
         if lease is None:
             return rows, None
         allowed = await acquire_slots(engine, queue, s, rows, lease)
         return allowed, None if allowed else 0.0  # all parked: there may be others behind them
 
-    async def undo(result: tuple[Sequence[JobRow], float | None]) -> None:
+    async def undo(result: tuple[Sequence[Row], float | None]) -> None:
         if lease is None:
             await _restore(engine, queue, result[0])
         else:
-            await give_back(engine, queue, [(row.id, row.attempts) for row in result[0]])
+            await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[0])])
 
     if lease is None:
         return engine.run(work, protect=False, undo=undo)
@@ -170,10 +168,10 @@ def _take(
 async def _admitted(
     engine: Engine,
     queue: QueueSettings,
-    take: Callable[[], Awaitable[tuple[Sequence[JobRow], float | None]]],
+    take: Callable[[], Awaitable[tuple[Sequence[Row], float | None]]],
     *,
     patient: bool,
-) -> tuple[Sequence[JobRow], float | None]:
+) -> tuple[Sequence[Row], float | None]:
     """Take under a lease; what could not be admitted is put back, over another connection if need be.
 
     Where admissions fail one after the other, it goes on behind their jobs.
@@ -219,20 +217,20 @@ async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow]
     return True
 
 
-async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow], *, performed: bool) -> None:
+async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
     """Do what follows from jobs that were taken for good; or have their batches wait for it, if the caller does it.
 
     If the caller is cancelled meanwhile, the jobs are put back, and what followed does not follow again. An error is
     logged: the jobs are taken, and the caller must have them.
     """
-    jobs = [BaseJob(queue, row) for row in rows if is_continued(row.headers)]
+    jobs = [BaseJob(queue, row) for row in rows if is_continued(headers_of(row))]
     if performed:
         members = [member for job in jobs if (member := Membership.of(job.headers)) is not None]
         if members:
             await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold(s, members))
         return
     followed = {job.id: json.dumps(without_follow_ups(job.headers)) for job in jobs}
-    left = [row._replace(headers=followed.get(row.id, row.headers)) for row in rows]
+    left = [row._replace(headers=followed.get(row.id, row.headers)) for row in job_rows(rows)]
     await _try_to_follow(
         engine, queue, jobs, left, lambda s, ones: follow_up(engine, queue, s, [done_by_hand(job) for job in ones])
     )
@@ -242,7 +240,7 @@ async def _try_to_follow(
     engine: Engine,
     queue: QueueSettings,
     jobs: Sequence[BaseJob],
-    left: Sequence[JobRow],
+    left: Sequence[Row],
     operation: Callable[[Session, Sequence[BaseJob]], Awaitable[None]],
 ) -> None:
     """Do something about jobs in one transaction, or, if that fails, in one for each.
@@ -255,12 +253,12 @@ async def _try_to_follow(
         operation: What is done.
     """
 
-    async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[JobRow], None]:
+    async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
         async with atomic(s):
             await operation(s, ones)
         return left, None
 
-    async def undo(result: tuple[Sequence[JobRow], None]) -> None:
+    async def undo(result: tuple[Sequence[Row], None]) -> None:
         await _restore(engine, queue, result[0])
 
     try:
@@ -277,19 +275,19 @@ async def _try_to_follow(
                 )
 
 
-def _place(row: JobRow) -> tuple[bool, datetime, datetime, int]:
-    """The place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
-    due = row.due_at
-    expected = row.expected_at
-    return expected is None, due if expected is None else expected, due, row.id
+def _place(row: Row) -> tuple[bool, datetime, datetime, int]:
+    """Return the place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
+    job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ = row
+    due = enqueued_at if schedule_at is None else schedule_at
+    return expected_at is None, due if expected_at is None else expected_at, due, job_id
 
 
-async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow]) -> None:
+async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
     """Put rows back that were taken for somebody who is no longer there to take them."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]
-        for row in rows:
+        for row in job_rows(rows):
             values = {**row._asdict(), "q_name": queue.name, "channel": queue.channel, "attempts": row.attempts - 1}
             for name in ("enqueued_at", "schedule_at", "expected_at"):
                 values[name] = _from_utc(values[name])
@@ -302,13 +300,13 @@ def _from_utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=timezone.utc)
 
 
-async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[JobRow]:
+async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
     """Read the next rows due."""
     _check_number(n)
 
-    async def work(s: Session) -> Sequence[JobRow]:
+    async def work(s: Session) -> Sequence[Row]:
         query = s.sql.peek(n)
-        return job_rows(await s.execute(query, query.bind({"q_name": queue.name})))
+        return await s.execute(query, query.bind({"q_name": queue.name}))
 
     return await engine.run(work, protect=False)
 

@@ -17,7 +17,7 @@ from pqcore.job import BaseJob
 from pqcore.operations.follow_ups import is_continued
 
 if TYPE_CHECKING:
-    from pqcore.rows import JobRow
+    from pqcore.backend import Row
     from pqcore.settings import QueueSettings
 
 
@@ -33,7 +33,7 @@ class _Popped:
         thread: The thread that took it.
     """
 
-    row: JobRow
+    row: Row
     job: weakref.ref[BaseJob]
     in_block: bool
     performed: bool = False
@@ -49,7 +49,7 @@ class PoppedJobs:
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    def add(self, job: BaseJob, row: JobRow, *, in_block: bool) -> None:
+    def add(self, job: BaseJob, row: Row, *, in_block: bool) -> None:
         """Remember a job until what follows from it is claimed."""
         self._jobs[job.id] = _Popped(row, weakref.ref(job), in_block)
 
