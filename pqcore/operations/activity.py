@@ -75,13 +75,13 @@ class Tick:
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
-    """What was finished lately, by queue, of the ten thousand jobs that were put last, and as many archived ones."""
+    """Count what was finished lately, by queue, among the ten thousand jobs put last, and as many archived ones."""
     rows = await engine.execute("admin.recent_completions", {}, protect=False, patient=True)
     return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
 
-async def ticks(engine: Engine, n: int = 500) -> list[Tick]:
-    """The last tick of each periodic task.
+async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
+    """List the last tick of each periodic task.
 
     Args:
         engine: Where.
@@ -111,8 +111,8 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND coalesce(back
 ORDER BY works IS NULL, waits IS NULL, pid LIMIT {MOST_SESSIONS}"""
 
 
-async def sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
-    """The sessions of the database, those first that run workers, then those that wait for jobs.
+async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
+    """List the sessions of the database, those first that run workers, then those that wait for jobs.
 
     Args:
         engine: Where.

@@ -141,7 +141,7 @@ async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> di
     """
     name = None if queue is None else queue.name
     waiting, nothing = await count_waiting(engine, name)
-    dead = await list_jobs.dead_by_queue(engine)
+    dead = await list_jobs.count_dead_by_queue(engine)
     names = sorted(waiting.keys() | dead.keys()) if name is None else [name]
     return {each: QueueFigures(**asdict(waiting.get(each, nothing)), dead=dead.get(each, 0)) for each in names}
 

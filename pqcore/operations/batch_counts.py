@@ -116,7 +116,7 @@ async def count_down(
             await _close_if_over(engine, queue, s, membership.batch, *row)
 
 
-async def hold(s: Session, memberships: Iterable[Membership]) -> None:
+async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
     """Keep batches open though a job of theirs was taken for good: it is being performed, and its end is told later."""
     query = s.sql.tasks.hold_batch
     for membership in sorted(set(memberships)):

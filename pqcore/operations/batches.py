@@ -17,7 +17,7 @@ from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import StoredPut
-from pqcore.operations.put import NO_TIMES, as_element, identity, insert, insert_many
+from pqcore.operations.put import NO_TIMES, as_element, insert, insert_many, read_identity
 from pqcore.plugins import plugins
 from pqcore.settings import Encoded, QueueSettings
 
@@ -114,7 +114,7 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
     for _, alike in groupby(rows, common):
         same = list(alike)
         if len(same) == 1:
-            ids.append(identity(await insert(engine, s, same[0], None)))
+            ids.append(read_identity(await insert(engine, s, same[0], None)))
             continue
         elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
         binary = same[0]["payload"] is not None
@@ -123,8 +123,8 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
     return ids
 
 
-def chained(calls: Sequence[StoredPut]) -> StoredPut:
-    """The first of a chain, which carries the others."""
+def chain_calls(calls: Sequence[StoredPut]) -> StoredPut:
+    """Return the first call of a chain, which carries the others."""
     if not calls:
         msg = "a chain needs at least one call"
         raise ConfigurationError(msg)

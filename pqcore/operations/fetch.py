@@ -18,7 +18,7 @@ from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
 from pqcore.locked_keys import PROBE
 from pqcore.operations.atomic import atomic
-from pqcore.operations.batch_counts import Membership, hold
+from pqcore.operations.batch_counts import Membership, hold_open
 from pqcore.operations.concurrency_limits import NotAdmittedError, acquire_slots, put_back
 from pqcore.operations.follow_ups import follow_up, is_continued, without_follow_ups
 from pqcore.operations.job_outcome import done_by_hand
@@ -227,7 +227,7 @@ async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, 
     if performed:
         members = [member for job in jobs if (member := Membership.of(job.headers)) is not None]
         if members:
-            await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold(s, members))
+            await _try_to_follow(engine, queue, jobs, rows, lambda s, _: hold_open(s, members))
         return
     followed = {job.id: json.dumps(without_follow_ups(job.headers)) for job in jobs}
     left = [row._replace(headers=followed.get(row.id, row.headers)) for row in job_rows(rows)]

@@ -96,11 +96,11 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
 async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
     """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
     query = s.sql.ack[queue.retention]
-    return await s.execute(query, query.bind({**pairs(jobs), "q_name": queue.name}))
+    return await s.execute(query, query.bind({**ids_and_tokens(jobs), "q_name": queue.name}))
 
 
-def pairs(jobs: Sequence[BaseJob]) -> dict[str, object]:
-    """The ids and tokens of jobs as the statements take them: in one order of locking for all."""
+def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
+    """Return the ids and tokens of jobs as the statements take them: in one order of locking for all."""
     held = sorted((job.id, job.attempts) for job in jobs)
     return {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
 
@@ -156,7 +156,7 @@ async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[t
     Returns:
         Those that are held, by id and token: whether the job was asked to stop.
     """
-    rows = await engine.execute("tasks.heartbeat", {**pairs(jobs), "lease": length})
+    rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
     return {(job, token): bool(stops) for job, token, stops in rows}
 
 

@@ -217,7 +217,7 @@ async def get_full_job(
     )
 
 
-async def dead_by_queue(engine: Engine) -> dict[str, int]:
-    """How many dead letters each queue has that has any."""
+async def count_dead_by_queue(engine: Engine) -> dict[str, int]:
+    """Count the dead letters of each queue that has any."""
     rows = await engine.execute("admin.dead_by_queue", {}, protect=False, patient=True)
     return {queue: int(number) for queue, number in rows}

@@ -65,8 +65,10 @@ async def begin(engine: Engine, queue: QueueSettings, line: Line, moment: dateti
     await engine.execute("tasks.register_periodic", values)
 
 
-async def since(engine: Engine, queue: QueueSettings, line: Line, before: datetime | None) -> tuple[datetime, datetime]:
-    """After which moment ticks must be put, and the time by the server's clock.
+async def tick_window(
+    engine: Engine, queue: QueueSettings, line: Line, before: datetime | None
+) -> tuple[datetime, datetime]:
+    """Return after which moment ticks must be put, and the time by the server's clock.
 
     While a new version is rolled out, workers may differ in what they know of a task. The expression of the worker
     that begins last counts. Others put the ticks that come while they run, and make up for none.

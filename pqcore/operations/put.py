@@ -17,7 +17,7 @@ from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put_refusals import causes, not_stored
+from pqcore.operations.put_refusals import find_causes, not_stored
 from pqcore.plugins import plugins
 from pqcore.put_options import Dedup, PutOptions, put_options
 from pqcore.serializers import json_encode
@@ -66,7 +66,7 @@ def put(
         options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
             ``own``, headers of pqcore's.
     """
-    return _start(_number, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    return _start(_read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 def put_call(
@@ -79,16 +79,16 @@ def put_call(
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
     """Put one row, as `put` does; its id, with the time of the put."""
-    return _start(identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    return _start(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
-def _number(row: Row) -> int:
+def _read_id(row: Row) -> int:
     number, *_ = row
     return int(number)
 
 
-def identity(row: Row) -> Identity:
-    """The id, and the time of the put, of a row that a put returned."""
+def read_identity(row: Row) -> Identity:
+    """Return the id, and the time of the put, of a row that a put returned."""
     number, put_at, *_ = row
     return number, put_at
 
@@ -120,7 +120,7 @@ async def _put_and_tell(
     event = PutEvent(queue.name, data, options.get("task"), dict(options.get("headers") or {}))
     with run_wrapped("pqcore_around_put", event):
         options["headers"] = event.headers
-        put = await _put(identity, engine, queue, data, times, connection, options)
+        put = await _put(read_identity, engine, queue, data, times, connection, options)
         number, _ = put
         event.ids = [number]
     await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
@@ -148,7 +148,7 @@ async def _put(
         values.update(times)
 
     async def plain(s: Session) -> T:
-        if read is _number:
+        if read is _read_id:
             query = s.sql.put if times is None else s.sql.put_timed
         else:
             query = s.sql.put_call if times is None else s.sql.put_call_timed
@@ -173,7 +173,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         dedup: The key.
 
     Returns:
-        The id and the time of the put, for `identity`; those of the job that has the key, if it is taken.
+        The id and the time of the put, for `read_identity`; those of the job that has the key, if it is taken.
 
     Raises:
         DuplicateJob: The key is taken, and the put was to be an error then.
@@ -198,14 +198,14 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
             return rows[0]
         if not (rows := await s.execute(find, find.bind(values))):
             continue
-        holder, _ = identity(rows[0])
+        holder, _ = read_identity(rows[0])
         if dedup.on_conflict == "error":
             msg = f"job {holder} of queue {row['q_name']!r} has the dedup key {dedup.key!r}; nothing was put"
             raise DuplicateJob(msg, holder)
         if dedup.on_conflict == "replace":  # only if it still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
         return rows[0]
-    if found := await causes(engine, s):
+    if found := await find_causes(engine, s):
         why = "; or ".join(found)
         msg = f"put: no job was put under the dedup key {dedup.key!r}, and none is seen that has it: {why}"
         raise NotStored(msg)
@@ -222,7 +222,7 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
         rows = await s.execute(tasks.put, tasks.put.bind({**values, "dedup_key": None}))
         if not rows:
             raise await not_stored(engine, s, "put")
-        job, _ = identity(rows[0])
+        job, _ = read_identity(rows[0])
         await s.execute(tasks.set_key_holder, tasks.set_key_holder.bind({**values, "id": job}))
     return rows
 
@@ -315,7 +315,7 @@ def _chunks(
         if not piece:
             break
         if together:
-            text = _encoded_together(queue, piece)
+            text = _encode_together(queue, piece)
             length = len(text)
         else:
             encoded = queue.encode_row(piece[0])
@@ -338,7 +338,7 @@ def _chunks(
         yield chunk, rows
 
 
-def _encoded_together(queue: QueueSettings, piece: list[Any]) -> str:
+def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
     """The data of some jobs in JSON, separated by commas: encoding them in one go takes a third of the time.
 
     Raises:

@@ -20,7 +20,7 @@ BALANCED = (
 )
 
 
-async def causes(engine: Engine, s: Session) -> list[str]:
+async def find_causes(engine: Engine, s: Session) -> list[str]:
     """Return what may have kept a row from being stored, or from being seen."""
     try:
         [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
@@ -40,6 +40,6 @@ async def causes(engine: Engine, s: Session) -> list[str]:
 
 async def not_stored(engine: Engine, s: Session, doing: str) -> NotStored:
     """Return the error that says so of a statement which stored fewer rows than it was given."""
-    found = await causes(engine, s)
+    found = await find_causes(engine, s)
     why = "; or ".join(found) or f"a trigger or rule of table {engine.names} left the row out"
     return NotStored(f"{doing}: the server stored nothing, and reported no error: {why}")

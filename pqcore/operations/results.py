@@ -152,7 +152,7 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
             raise JobNotFound(msg)
 
 
-async def report(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
+async def report_progress(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
     """Store the progress of a job that runs, as JSON text; for as long as its result is to be kept."""
     keep = float(job.headers.get("keep", KEEP_PROGRESS))
     values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep, "put_at": job.enqueued_at}

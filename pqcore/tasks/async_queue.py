@@ -102,7 +102,7 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
-        first = batches.chained([call.stored() for call in calls])
+        first = batches.chain_calls([call.stored() for call in calls])
         return AsyncHandle.of(self, *(await batches.put_all(self.engine, [first], connection))[0])
 
     async def batch(

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations.batches import chained
+from pqcore.operations.batches import chain_calls
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
 from pqcore.tasks.retry import Fixed, RetryPolicy, policy_to_json
@@ -245,7 +245,9 @@ def refuse_generator(function: Callable[..., Any], path: str) -> None:
 
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
     """Calls as they are put with others; a tuple of them is a chain."""
-    return [chained([link.stored() for link in call]) if isinstance(call, tuple) else call.stored() for call in calls]
+    return [
+        chain_calls([link.stored() for link in call]) if isinstance(call, tuple) else call.stored() for call in calls
+    ]
 
 
 def _in_seconds(distance: timedelta | None) -> float:

@@ -146,7 +146,7 @@ class Queue(WorkingQueue, core.Queue):
         Returns:
             The first job's id.
         """
-        first = batches.chained([call.stored() for call in calls])
+        first = batches.chain_calls([call.stored() for call in calls])
         return Handle.of(self, *run_sync(batches.put_all(self.engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:

@@ -156,7 +156,7 @@ class _Drainer(Runner[Attempt]):
     async def end(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """Store the progress that the function reported, then the outcome."""
         if attempt.context is not None and (progress := attempt.context.take_progress()) is not None:
-            await results.report(attempt.queue.engine, attempt.queue, attempt.job, progress)
+            await results.report_progress(attempt.queue.engine, attempt.queue, attempt.job, progress)
         await super().end(attempt, outcome)
 
     def _leaves(self, error: BaseException) -> bool:

@@ -101,7 +101,7 @@ class Views:
 
     async def dead(self, query: Query) -> View:
         """Dead letters, of one queue or of those that have most."""
-        counts = await self._table.call(list_jobs.dead_by_queue)
+        counts = await self._table.call(list_jobs.count_dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
         names = [chosen] if chosen else _most(counts)
@@ -122,7 +122,7 @@ class Views:
     async def workers(self, query: Query) -> View:
         """Who works, and who waits."""
         sample = await self._sampler.latest()
-        ticks = await self._table.call(activity.ticks)
+        ticks = await self._table.call(activity.list_ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
         leased = {name: figures.leased for name, figures in sample.queues.items() if figures.leased}
         running = await self._listed(_most(leased), "leased", STEPS[1])
@@ -131,7 +131,7 @@ class Views:
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
-            "sessions": await self._table.call(activity.sessions, sorted(names)),
+            "sessions": await self._table.call(activity.list_sessions, sorted(names)),
             "ticks": ticks,
         }
 

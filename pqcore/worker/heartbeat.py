@@ -109,7 +109,7 @@ class Heartbeat:
             value = held.context.take_progress()
             if value is not None:
                 held.reported = now
-                await queue_state.bridge.call(results.report, queue_state.queue, held.job, value)
+                await queue_state.bridge.call(results.report_progress, queue_state.queue, held.job, value)
 
     def _cancel(self, held: ActiveJob) -> None:
         if held.ended:

@@ -98,7 +98,7 @@ class Maintenance:
         failures = 0
         while True:
             try:
-                last, now = await bridge.call(ticking.since, queue, periodic.line, before)
+                last, now = await bridge.call(ticking.tick_window, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
                     row = await self._row(periodic)  # made each time: it may say until when it must be started

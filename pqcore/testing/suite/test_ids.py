@@ -87,7 +87,7 @@ def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harnes
     assert new.progress() is None
     job = queue.lease(60)
     core = unwrapped(queue)
-    harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
+    harness.wait_for(lambda: results.report_progress(core.engine, core, unwrapped(job), "75"))
     assert new.progress() == 75
     with pytest.raises(ResultTimeout, match="was leased"):
         new.result(0)
@@ -190,7 +190,7 @@ def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: 
     harness.sql("TRUNCATE {table} RESTART IDENTITY", rows=False)
     new = give("new")
     job, core = queue.lease(60), unwrapped(queue)
-    harness.wait_for(lambda: results.report(core.engine, core, unwrapped(job), "75"))
+    harness.wait_for(lambda: results.report_progress(core.engine, core, unwrapped(job), "75"))
     assert (new.progress(), new.status()) == (75, "leased")
     for ask in (old.progress, old.status):
         with pytest.raises(JobNotFound, match="another job has its id"):
