@@ -91,7 +91,7 @@ def _check_seconds(value: Any) -> None:
         raise ValueError(f"no number of seconds up to {LONGEST:,}")
 
 
-def _check_gate(gate: Any) -> None:
+def _check_limits(gate: Any) -> None:
     if not isinstance(gate, dict) or not isinstance(limits := gate.get("limits", {}), dict):
         raise TypeError("no object")
     for key, places in limits.items():
@@ -128,7 +128,7 @@ def _check_chain(links: Any) -> None:
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
-    "gate": _check_gate,
+    "gate": _check_limits,
     "run": _check_run,
     "keep": _check_seconds,
     "batch": _check_batch,
