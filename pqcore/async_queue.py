@@ -27,6 +27,7 @@ from pqcore.operations import (
     list_jobs,
     move,
     put,
+    put_many,
     reencode,
     results,
     retry,
@@ -122,7 +123,7 @@ class AsyncQueue(QueueSettings):
     ) -> list[int]:
         """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
         options = given(group=group, limits=limits, headers=headers)
-        return await put.put_many(self.engine, self, items, schedule_at, expected_at, connection, options)
+        return await put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:
         """Take the next job that is due; see `pqcore.Queue.get`."""

@@ -21,6 +21,7 @@ from pqcore.operations import (
     list_jobs,
     move,
     put,
+    put_many,
     reencode,
     results,
     retry,
@@ -165,7 +166,7 @@ class Queue(QueueSettings):
             The ids, in the order of ``items``.
         """
         options = given(group=group, limits=limits, headers=headers)
-        return run_sync(put.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
+        return run_sync(put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
         """Take the next job that is due; it is finished before this returns.

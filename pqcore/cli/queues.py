@@ -19,7 +19,7 @@ from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table
 from pqcore.db.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
-from pqcore.operations import admin, fetch, list_jobs
+from pqcore.operations import admin, fetch, list_jobs, put_many
 from pqcore.operations import move as moving
 from pqcore.operations import put as putting
 from pqcore.put_options import given
@@ -113,7 +113,7 @@ def put(
             if not items:
                 raise UsageError("standard input has no lines: nothing was put")
             more = given(**options)
-            ids = database.call(putting.put_many, settings, items, schedule_at, expected_at, None, more)
+            ids = database.call(put_many.put_many, settings, items, schedule_at, expected_at, None, more)
         else:
             text = _input().read() if data in (None, "-") else data
             if not text.strip():

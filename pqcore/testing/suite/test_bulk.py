@@ -13,7 +13,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, PayloadTooLarge, PQError, SerializationError
-from pqcore.operations import put
+from pqcore.operations import put_many
 from pqcore.testing.harness import Connection, Harness
 
 
@@ -32,7 +32,7 @@ def failing(block: Any) -> Iterator[None]:
 @pytest.fixture
 def chunks_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have put_many send a statement every ten rows."""
-    monkeypatch.setattr(put, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(put_many, "CHUNK_ROWS", 10)
 
 
 small_chunks = pytest.mark.usefixtures("chunks_of_ten")
@@ -116,7 +116,7 @@ def test_as_many_as_several_statements_take_go_into_one_transaction(harness: Har
 
 
 def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(put, "CHUNK_SIZE", 1_000)
+    monkeypatch.setattr(put_many, "CHUNK_SIZE", 1_000)
     queue = harness.queue()
     sizes = [400, 400, 400, 10, 5_000, 10, 2_000, 10]
     items = [character * size for character, size in zip("abcdefgh", sizes, strict=True)]
@@ -126,7 +126,7 @@ def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.Monkey
 
 
 def test_items_are_consumed_as_they_are_sent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(put, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(put_many, "CHUNK_ROWS", 10)
     held, most = 0, 0
 
     class Text(str):
@@ -277,7 +277,7 @@ def test_with_a_connection_all_or_none(harness: Harness, begun: bool) -> None:
 def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(put, "WHOLE_SIZE", 1_000)
+    monkeypatch.setattr(put_many, "WHOLE_SIZE", 1_000)
     queue, connection = harness.queue(), harness.connect()
     with pytest.raises(PayloadTooLarge, match="begin a transaction"):
         queue.put_many(itertools.repeat("x" * 100), connection=connection.raw)  # without an end

@@ -1,0 +1,201 @@
+"""Putting many jobs: all or none, some thousands with each statement."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeAlias
+
+from pqcore.db.engine import Engine
+from pqcore.db.session import Session
+from pqcore.errors import InvalidData, PayloadTooLarge
+from pqcore.events import PutEvent
+from pqcore.hook_dispatch import call_hook, run_wrapped
+from pqcore.operations.atomic import atomic
+from pqcore.operations.put import NO_TIMES, Times, checked_options, times_of
+from pqcore.operations.put_refusals import not_stored
+from pqcore.plugins import plugins
+from pqcore.serializers import json_encode
+from pqcore.serializers.plain_json import check_json
+from pqcore.settings import Encoded, QueueSettings
+from pqcore.times import TimeSpec
+
+_Chunk: TypeAlias = tuple[list[str], int]
+"""Data as `insert_many` takes it, and how many rows that is."""
+_DIVISION_BY_ZERO = "22012"
+
+CHUNK_ROWS = 5_000
+CHUNK_SIZE = 8 * 2**20
+"""put_many sends a statement for so many rows, or characters, whichever comes first."""
+WHOLE_SIZE = 2**28
+"""Characters at most of what has to be a single statement: it is held in memory, and PostgreSQL's own limit is 1 GB."""
+# Looks for no circular references: whatever it fails at is encoded again, by that which says what is wrong.
+_encode_piece = json.JSONEncoder(allow_nan=False, check_circular=False).encode
+PIECE_SIZE = 2**14
+"""Characters, about, that are encoded at a time: of what is being sent, no more than this is held twice."""
+
+
+async def put_many(
+    engine: Engine,
+    queue: QueueSettings,
+    items: Iterable[Any],
+    schedule_at: TimeSpec,
+    expected_at: TimeSpec,
+    connection: object,
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Put many rows, all or none; their ids in order.  ``options`` as for `put`, but no ``dedup``."""
+    times = times_of(schedule_at, expected_at) or NO_TIMES
+    if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
+        return await _put_many(engine, queue, items, times, connection, options or {})
+    options = dict(options or {})
+    event = PutEvent(queue.name, items, options.get("task"), dict(options.get("headers") or {}), many=True)
+    with run_wrapped("pqcore_around_put", event):
+        event.ids = await _put_many(engine, queue, items, times, connection, {**options, "headers": event.headers})
+    await call_hook("pqcore_job_put", event, blocking=not engine.runtime.suspends)
+    return event.ids
+
+
+async def _put_many(
+    engine: Engine,
+    queue: QueueSettings,
+    items: Iterable[Any],
+    times: Times,
+    connection: object,
+    options: Mapping[str, Any],
+) -> list[int]:
+    chosen = checked_options(options)
+    # Text of an encoder of ours goes into the statement as it is: others' might be two values, or none.
+    binary = None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
+    common = {
+        "q_name": queue.name,
+        "serializer": queue.serializer_name,
+        "headers": chosen.headers,
+        "group_key": chosen.group,
+        **times,
+    }
+
+    async def send(s: Session, chunk: _Chunk) -> list[int]:
+        elements, number = chunk
+        return (await insert_many(engine, s, common, elements, number, binary=binary))[0]
+
+    async def work(s: Session) -> list[int]:
+        ids: list[int] = []
+        if connection is not None and not s.in_transaction():
+            # The caller's connection is idle: whether its driver begins is its own
+            # affair, so all goes into one statement, which is atomic either way.
+            for everything in _chunks(queue, items, binary, whole=True):
+                ids = await send(s, everything)
+            return ids
+        chunks = _chunks(queue, items, binary)
+        first, second = next(chunks, None), next(chunks, None)
+        if first is None:
+            return ids
+        if second is None:
+            return await send(s, first)
+        async with atomic(s):
+            ids = await send(s, first)
+            del first
+            while second is not None:
+                ids += await send(s, second)
+                second = next(chunks, None)
+        return ids
+
+    return await engine.run(work, connection=connection)
+
+
+def _chunks(
+    queue: QueueSettings, items: Iterable[Any], binary: bool | None, *, whole: bool = False
+) -> Iterator[_Chunk]:
+    left = iter(items)
+    together = queue.encodes_as_is
+    rows_in_all = size_in_all = 0
+    chunk: list[str] = []
+    rows = size = 0
+    while True:
+        most = min(PIECE_SIZE, CHUNK_SIZE // 64) * rows_in_all // size_in_all if together and size_in_all else 1
+        piece = list(islice(left, max(min(most, CHUNK_ROWS - rows), 1)))
+        if not piece:
+            break
+        if together:
+            text = _encode_together(queue, piece)
+            length = len(text)
+        else:
+            encoded = queue.encode_row(piece[0])
+            text = encoded.raw if binary is None else as_element(encoded)  # type: ignore[assignment]
+            length = len(encoded.raw)
+        chunk.append(text)
+        rows, size = rows + len(piece), size + length
+        rows_in_all, size_in_all = rows_in_all + len(piece), size_in_all + length
+        if whole and size > WHOLE_SIZE:
+            msg = (
+                f"queue {queue.name!r}: on an idle connection of yours jobs are put with one statement, and the first"
+                f" {rows} have {size} characters, more than {WHOLE_SIZE}: begin a transaction, in which they are put"
+                " with many, or put fewer at a time"
+            )
+            raise PayloadTooLarge(msg)
+        if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):
+            yield chunk, rows
+            chunk, rows, size = [], 0, 0
+    if chunk:
+        yield chunk, rows
+
+
+def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
+    """The data of some jobs in JSON, separated by commas: encoding them in one go takes a third of the time.
+
+    Raises:
+        SerializationError, PayloadTooLarge: As `QueueSettings.encode_row` does, for the first that is at fault.
+    """
+    try:
+        text = _encode_piece(piece)[1:-1]
+        check_json(piece, text)
+        if len(text) <= queue.max_size:
+            return text
+    except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below
+        pass
+    return ",".join([str(queue.encode_row(item).data) for item in piece])
+
+
+def as_element(encoded: Encoded) -> str:
+    """What a row holds, as a string in JSON: an element of what `insert_many` takes."""
+    if encoded.payload is not None:
+        return f'"{base64.b64encode(encoded.payload).decode()}"'
+    return json_encode(encoded.data)
+
+
+async def insert_many(
+    engine: Engine,
+    s: Session,
+    common: Mapping[str, object],
+    elements: Sequence[str],
+    number: int,
+    *,
+    binary: bool | None,
+) -> tuple[list[int], float]:
+    """Insert rows that have all but their data in common; their ids in order, and when they were put, as in `JobId`.
+
+    Args:
+        engine: Where.
+        s: The session.
+        common: The other values of the statement.
+        elements: The data of each in JSON, or of several, separated by commas.
+        number: How many rows that is.
+        binary: None if the elements are the data themselves, known to be JSON; else they are those of
+            `as_element`, and this says whether they hold bytes.
+    """
+    query = s.sql.put_many if binary is None else s.sql.put_many_encoded
+    told = None if s.in_transaction() and not s.caller_owned else number  # the caller's has no savepoint
+    values = {**common, "items": f"[{','.join(elements)}]", "binary": binary, "number": told}
+    try:
+        [[first, put, ids, put_at]] = await s.execute(query, query.bind(values))
+    except InvalidData as exc:
+        if exc.sqlstate == _DIVISION_BY_ZERO:
+            raise await not_stored(engine, s, "put_many") from exc
+        raise
+    if put < number:  # which is undone with the transaction, or to a savepoint
+        raise await not_stored(engine, s, "put_many")
+    # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
+    return [*range(first, first + number)] if ids is None else sorted(map(int, ids)), put_at
