@@ -1,7 +1,7 @@
 """Rows of jobs as statements return them: a name for each column, with the SELECT list that gives the columns.
 
-Drivers return tuples, or records that unpack as tuples do. Whatever reads a column of a row unpacks the row into
-names, or names its columns first. No other module knows the position of a column.
+Drivers return tuples, or records that unpack as tuples do. Code that reads a column unpacks the row into names, or
+names the columns first. No code reads a column by its position.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def job_rows(rows: Iterable[Row]) -> list[JobRow]:
     return list(map(JobRow._make, rows))
 
 
-# Of a row that is not named yet. To name each row of a `get_many` would take longer than to make a job of it.
+# Columns of a row that has no names yet: naming each row of a `get_many` takes almost as long as making its job.
 headers_of: Callable[[Row], str | None] = itemgetter(JobRow._fields.index("headers"))
 expected_at_of: Callable[[Row], datetime | None] = itemgetter(JobRow._fields.index("expected_at"))
 

@@ -1,8 +1,7 @@
-"""How a job that was run ends: done, tried again, put off, a dead letter, or dropped; and what follows from it.
+"""Storing how jobs ended: done, tried again, put off, a dead letter, or dropped.
 
-A job that was done and of which nothing follows is finished with others like it
-in one statement.  Else all that follows from it (its result, the next of its chain, its
-batch, its places under limits) is one transaction with its end: both, or neither.
+Jobs that were done and from which nothing follows end together, in one statement. Any other job ends in one
+transaction with all that follows from it (`pqcore.operations.follow_ups`): both are stored, or neither.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ TOGETHER = 100
 """Jobs of which something follows: so many end in one transaction."""
 TRIES = 3
 """How often it is tried to store how a single job ended, after deadlocks and the like."""
-
 
 J = TypeVar("J", bound=BaseJob)
 
