@@ -24,11 +24,12 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
-from pqcore import Dedup, tasks
+from pqcore import PQ, Dedup, tasks
 from pqcore.cli.app import app
 from pqcore.errors import ConfigurationError
-from pqcore.mcp.answers import Desk
+from pqcore.mcp.answers import Redactor
 from pqcore.mcp.server import listening_address, mcp_server
+from pqcore.runner import open_async
 from pqcore.testing.commands import Command, environment, run
 from pqcore.testing.harness import PATIENCE
 
@@ -230,7 +231,7 @@ def test_where_there_is_no_table_or_server_it_says_so(secret_dsn: str) -> None:
 
 
 def in_process(dsn: str, *, changes: bool = False, **options: Any) -> Any:
-    return mcp_server(Desk(dsn, **options), changes=changes)
+    return mcp_server(open_async(dsn), changes=changes, **options)
 
 
 def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchard) -> None:
@@ -255,9 +256,9 @@ def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchar
 @pytest.mark.parametrize("dsn", ["postgresql://ann:s%40fe@h/app", "host=h user=ann password=s@fe", "postgresql://"])
 def test_passwords_are_in_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "from the environment")
-    desk = Desk(dsn)
+    redactor = Redactor(PQ(dsn).engine)
     fields = {"queue": "s@fe", "data": {"a": [f"at {dsn} as s@fe, from the environment"]}, "headers": {"s@fe": 1}}
-    shown = desk.document(fields)
+    shown = redactor.document(fields)
     assert shown["queue"] == "s@fe"  # a name, by which it is asked for again
     if dsn != "postgresql://":
         assert shown["data"] == {"a": ["at *** as ***, ***"]}
@@ -269,7 +270,7 @@ def test_passwords_are_in_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("limit", [0, -1, "9", True, 1.5])
 def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"limit is .*give a number of characters"):
-        Desk("postgresql://nowhere", limit=limit)
+        Redactor(PQ("postgresql://nowhere").engine, limit=limit)
 
 
 def test_what_is_long_is_cut_and_said_to_be(secret_dsn: str, pq: tasks.PQ) -> None:
@@ -483,10 +484,8 @@ def test_others_are_not_let_near_without_a_token(host: str) -> None:
 
 
 def test_a_token_that_can_be_guessed_is_refused(dsn: str) -> None:
-    desk = Desk(dsn)
-    with pytest.raises(ConfigurationError, match="the token has 11 characters; give at least 16"):
-        mcp_server(desk, token="open sesame")
-    asyncio.run(desk.close())
+    with PQ(dsn) as pq, pytest.raises(ConfigurationError, match="the token has 11 characters; give at least 16"):
+        mcp_server(pq, token="open sesame")
 
 
 def test_data_that_are_nested_deeply_are_cut_short(dsn: str) -> None:

@@ -40,7 +40,7 @@ from pqcore.web.charts import HEIGHT, WIDTH, chart
 from pqcore.web.rendering import MOST_SHOWN, age, shown
 from pqcore.web.sampling import QUEUES, SAMPLES, Figures, Point, Sampler
 from pqcore.web.security import POLICY, Guard
-from pqcore.web.target import Table
+from pqcore.web.target import Target
 
 EVIL = "<script>alert('&\"')</script>"
 TOKEN = "a token that is long enough"
@@ -651,8 +651,7 @@ def test_what_is_remembered_is_bounded(dsn: str, pq: PQ) -> None:
         pq[f"queue {number}"].put(number)
 
     async def look() -> Sampler:
-        table = Table(pq, {})
-        sampler = Sampler(table, 0.1)
+        sampler = Sampler(Target(pq, {}), 0.1)
         for _ in range(3):
             await sampler.latest(fresh=True)
         return sampler

@@ -28,7 +28,7 @@ def doctor(database: Database, queues: tuple[str, ...], modules: tuple[str, ...]
     names = [database.queue(name).name for name in queues]
     found = database.call(examining.examine, names)
     for one in found:
-        message, advice = database.redacted(one.message), database.redacted(one.advice)
+        message, advice = database.engine.redact(one.message), database.engine.redact(one.advice)
         if as_json:
             emit({**asdict(one), "message": message, "advice": advice})
             continue

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pqcore.async_queue import AsyncPQ
 from pqcore.cli.database import resolved
 from pqcore.cli.errors import UsageError
 from pqcore.cli.options import database_options
 from pqcore.mcp import LIMIT
-
-if TYPE_CHECKING:
-    from pqcore.mcp.answers import Desk
+from pqcore.queue import PQ
+from pqcore.runner import PQRunner, open_async
 
 
 @click.command()
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     metavar="TOKEN",
     envvar="PQCORE_MCP_TOKEN",
     show_envvar=True,
-    help="Over HTTP: let in only who shows it.",
+    help="Over HTTP: let in only clients that send it.",
 )
 @database_options
 def mcp(
@@ -54,25 +54,26 @@ def mcp(
     """
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     try:
-        from pqcore.mcp.answers import Desk
         from pqcore.mcp.server import http_server, listening_address, mcp_server
     except ImportError as exc:
         raise UsageError(f"the MCP server needs {exc.name}: pip install 'pqcore[mcp]'") from exc
     where = None if address is None else listening_address(address, token or None)
-    desk = Desk(resolved(dsn), hide_data=no_data, limit=data_limit, **options)
-    server = mcp_server(desk, changes=allow_changes, token=None if where is None else token or None)
+    pq = open_async(resolved(dsn), **options)
+    server = mcp_server(
+        pq, hide_data=no_data, limit=data_limit, changes=allow_changes, token=None if where is None else token or None
+    )
     if where is None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # else Ctrl-C would wait for what reads stdin, which does not end
-        asyncio.run(_served(desk, server.run_stdio_async()))
+        asyncio.run(_served(pq, server.run_stdio_async()))
     else:
-        asyncio.run(_served(desk, http_server(server, *where).serve()))
+        asyncio.run(_served(pq, http_server(server, *where).serve()))
 
 
-async def _served(desk: Desk, serving: Any) -> None:
+async def _served(pq: AsyncPQ | PQ, serving: Any) -> None:
     try:
         await serving
     finally:
-        await desk.close()
+        await PQRunner(pq).close()
 
 
 COMMANDS = (mcp,)

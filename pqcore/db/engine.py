@@ -597,7 +597,9 @@ class Engine:
 
     def redact(self, text: str) -> str:
         """Return a text without the DSN that the engine was given, and without the password in the DSN."""
-        return redact(text, self._given) if isinstance(self._given, str) else text
+        if not isinstance(self._given, str) or self._given.endswith("://"):  # "postgresql://" names nothing
+            return text
+        return redact(text, self._given)
 
     async def close_idle(self) -> None:
         """Close what idles of our own connections; what needs one later opens it."""

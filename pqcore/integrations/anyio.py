@@ -28,7 +28,6 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore.backend import Row
-from pqcore.db import runtime
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import AFTER_CANCEL
 from pqcore.db.session import Session
@@ -39,6 +38,7 @@ from pqcore.operations import lease as leasing
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.reencode import Encoding, Reencoded
 from pqcore.queue import PQ, Queue
+from pqcore.runner import call_sync
 from pqcore.settings import KEPT_QUEUES
 from pqcore.times import TimeSpec
 
@@ -145,7 +145,7 @@ class ThreadedQueue:
 
     async def peek(self, n: int = 1) -> list[ThreadedJob]:
         """The next ``n`` jobs that are due; see `Queue.peek`."""
-        rows = await run_sync(_step, fetch.peek, self.blocking.engine, self.blocking, n)
+        rows = await run_sync(call_sync, fetch.peek, self.blocking.engine, self.blocking, n)
         return [ThreadedJob(self, row) for row in rows]
 
     async def ack(self, job: ThreadedJob, *, connection: Any = None) -> None:
@@ -326,7 +326,7 @@ class _Attempt:
                 return ()
             self._begun = True
         try:
-            return cast("Sequence[Row]", _step(fetch.get, self, self._queue, self._n, **self._options))
+            return call_sync(fetch.get, self, self._queue, self._n, **self._options)
         except _BrokenOffError:
             return ()
         finally:
@@ -346,10 +346,6 @@ class _Attempt:
             self._ended.wait(AFTER_CANCEL)
         if self._undo is not None:
             try:
-                runtime.run_sync(cast("Any", self._undo()))
+                call_sync(self._undo)
             except PQError:  # the cancellation is not to be hidden by it
                 logger.exception("what was taken from %r for a task that was cancelled is lost", self._queue.name)
-
-
-def _step(operation: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    return runtime.run_sync(operation(*args, **options))

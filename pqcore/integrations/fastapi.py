@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import Any, TypeAlias
 
 try:
@@ -26,10 +25,10 @@ except ImportError as exc:
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin
 from pqcore.queue import PQ
+from pqcore.runner import Runner
 from pqcore.worker import Worker
 
 logger = logging.getLogger("pqcore")
@@ -59,9 +58,10 @@ def lifespan(
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(_call, pq, Engine.close_idle)
+            runner = Runner(pq.engine)
+            stack.push_async_callback(runner.call, Engine.close_idle)
             if create:
-                await _call(pq, admin.create)
+                await runner.call(admin.create)
             state = None if inner is None else await stack.enter_async_context(inner(app))
             if worker is not None:
                 await stack.enter_async_context(_beside(worker))
@@ -113,15 +113,3 @@ async def _beside(worker: Worker) -> AsyncIterator[None]:
 def _tell(running: asyncio.Task[None]) -> None:
     if not running.cancelled() and (error := running.exception()) is not None:
         logger.error("the worker beside the application has ended: %s", error, exc_info=error)
-
-
-async def _call(pq: AsyncPQ | PQ, operation: Callable[[Engine], Awaitable[object]]) -> None:
-    engine = pq.engine
-    if engine.runtime.suspends:
-        await operation(engine)
-    else:
-        await asyncio.to_thread(partial(_step, operation, engine))
-
-
-def _step(operation: Callable[[Engine], Any], engine: Engine) -> None:
-    run_sync(operation(engine))

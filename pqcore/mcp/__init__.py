@@ -1,7 +1,7 @@
-"""A Model Context Protocol server, with which a program that talks to language models looks after queues.
+"""A Model Context Protocol server, by which a program that talks to language models reads and changes queues.
 
-See docs/mcp.md. Nothing of the SDK is imported before `pqcore.mcp.server` is.
+See docs/mcp.md. Only `pqcore.mcp.server` imports the SDK.
 """
 
 LIMIT = 4_000
-"""Characters of a job's data, headers, error message and traceback that are shown, each, if nothing else is said."""
+"""Characters of a job's data, headers, error message and traceback that are shown, each, by default."""

@@ -1,30 +1,19 @@
-"""What stands between tools and the database: runs operations, and makes answers fit to be read elsewhere."""
+"""What tools answer: without secrets, and cut where it is too long."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio.to_thread
-
-from pqcore.async_queue import AsyncPQ
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import run_sync
-from pqcore.db.sources import redact
-from pqcore.errors import BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
+from pqcore.errors import ConfigurationError
 from pqcore.mcp import LIMIT
-from pqcore.queue import PQ
-from pqcore.settings import QueueSettings
-
-T = TypeVar("T")
 
 MARGIN = 1_000
 """Characters that are read beyond the limit, so that a secret at the end is whole, and found, before it is cut."""
-CONNECTIONS = 4
 DEEPEST = 100
 """Levels of objects and lists that are shown: deeper ones are more than what writes answers can follow."""
 _NAMES = frozenset(
@@ -33,71 +22,38 @@ _NAMES = frozenset(
 """Fields that are shown as they are: names, by which a queue is asked for again."""
 
 
-class Desk:
-    """One table, over the asynchronous face, or the blocking one where the backend has no other.
+class Redactor:
+    """Makes answers of what was read: JSON without secrets, cut where it is too long.
 
     Args:
-        dsn: Where it is.
-        hide_data: Whether to leave out what was put, and what errors say, which may quote it.
+        engine: The engine of the table, whose DSN is a secret.
+        hide_data: Whether to leave out the data of jobs, and what errors say, which may quote the data.
         limit: Characters of a job's data that are shown, and of its headers, error message and traceback.
-        **options: As for `AsyncPQ`.
 
     Attributes:
         reach: Characters of a job's data that are worth reading.
 
     Raises:
-        ConfigurationError: The limit is no number, or an option none; as `AsyncPQ`.
+        ConfigurationError: The limit is not a number of at least 1.
     """
 
-    def __init__(self, dsn: str, *, hide_data: bool = False, limit: int = LIMIT, **options: Any) -> None:
+    def __init__(self, engine: Engine, *, hide_data: bool = False, limit: int = LIMIT) -> None:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise ConfigurationError(f"limit is {limit!r}; give a number of characters, at least 1")
-        self._limit = limit
         self.reach = limit + MARGIN
+        self._engine = engine
+        self._limit = limit
         self._hide_data = hide_data
-        self._dsn = dsn
-        # A statement is run now and then, and there may be a pooler in between: nothing is prepared.
-        common: dict[str, Any] = {"max_connections": CONNECTIONS, "prepared": False}
-        self._pq: PQ | AsyncPQ
-        try:
-            self._pq = AsyncPQ(dsn, **common, **options)
-        except (UnknownBackend, BackendNotInstalled):  # there may be one for the other face
-            self._pq = PQ(dsn, **common, **options)
-        self._engine: Engine = self._pq.engine
 
-    def queue(self, name: str) -> QueueSettings:
-        """A queue, as ``pq[name]``."""
-        return self._pq.queue(name)
-
-    async def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> T:
-        """Run an operation of the core's; its first argument, an engine, is not given."""
-        if self._engine.runtime.suspends:
-            return await operation(self._engine, *arguments, **more)
-
-        def run() -> T:
-            made: Any = operation(self._engine, *arguments, **more)
-            result: T = run_sync(made)
-            return result
-
-        return await anyio.to_thread.run_sync(run)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        with suppress(PQError):  # they may have been lost before
-            await self.call(Engine.close)
-
-    # Answers
-
-    def redacted(self, text: str) -> str:
-        """A text without the DSN, and the password in it."""
-        if not self._dsn.endswith("://"):  # which says nothing
-            text = redact(text, self._dsn)
+    def redact(self, text: str) -> str:
+        """Return a text without the DSN, the password in the DSN, and libpq's PGPASSWORD."""
+        text = self._engine.redact(text)
         if password := os.environ.get("PGPASSWORD"):
             text = text.replace(password, "***")
         return text
 
     def document(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """An object of JSON: without secrets, and cut where it is too long, which its field ``cut`` lists."""
+        """Return an object of JSON without secrets; its field ``cut`` lists the fields that were cut."""
         found = {name: value if name in _NAMES else self._shown(value) for name, value in fields.items()}
         if self._hide_data:
             return _without_data(found)
@@ -105,18 +61,18 @@ class Desk:
         return {**found, "cut": cut} if cut else found
 
     def documents(self, each: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Many of them."""
+        """Return an object for each, as `document` does."""
         return [self.document(fields) for fields in each]
 
     def _shown(self, value: Any, depth: int = 0) -> Any:
         if depth > DEEPEST and isinstance(value, (Mapping, list, tuple)):
             return "... nested too deeply to be shown"
         if isinstance(value, str):
-            return self.redacted(value)
+            return self.redact(value)
         if isinstance(value, datetime):
             return value.isoformat()
         if isinstance(value, Mapping):
-            return {self.redacted(name): self._shown(each, depth + 1) for name, each in value.items()}
+            return {self.redact(name): self._shown(each, depth + 1) for name, each in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._shown(each, depth + 1) for each in value]
         return value
@@ -139,7 +95,7 @@ class Desk:
 
 
 def _without_data(found: dict[str, Any]) -> dict[str, Any]:
-    """A job, without what it was put with, and what may quote that."""
+    """Return a job without its data, and without what may quote the data."""
     for name in ("data", "payload", "headers", "group", "dedup_key"):
         found.pop(name, None)
     if found.get("error"):

@@ -1,4 +1,4 @@
-"""Tools that look, and change nothing."""
+"""Tools that read, and change nothing."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
 from pqcore.operations import admin, dead_letters, examining, fetch, list_jobs
 
 if TYPE_CHECKING:
-    from pqcore.mcp.answers import Desk
+    from pqcore.mcp.answers import Redactor
+    from pqcore.runner import PQRunner
 
 
-class Looking:
-    """The tools; what their docstrings say is what a model is told.
+class ReadTools:
+    """The tools; the model is told their docstrings.
 
     Args:
-        desk: Where they look.
+        runner: Runs operations on the table.
+        redactor: Makes the answers.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, runner: PQRunner, redactor: Redactor) -> None:
+        self._runner = runner
+        self._redactor = redactor
 
     async def list_queues(self, queue: QueueName | None = None) -> dict[str, Any]:
         """List the queues, with how many jobs each has.
@@ -34,9 +37,9 @@ class Looking:
         for a place under a limit or for their turn in a group, `dead` failed for good. `oldest` is for how many
         seconds the oldest ready job has been due. A queue with none of these is not listed, unless named.
         """
-        settings = None if queue is None else self._desk.queue(queue)
-        found = await self._desk.call(admin.count_queues, settings)
-        return {"queues": self._desk.documents(json_views.figures(name, each) for name, each in found.items())}
+        settings = None if queue is None else self._runner.queue(queue)
+        found = await self._runner.call(admin.count_queues, settings)
+        return {"queues": self._redactor.documents(json_views.figures(name, each) for name, each in found.items())}
 
     async def list_jobs(
         self,
@@ -58,37 +61,37 @@ class Looking:
         Those that wait come in the order in which they will be taken, those that are done or dead the latest first.
         A filter that fits few jobs of a large queue is slow.
         """
-        found = await self._desk.call(
+        found = await self._runner.call(
             list_jobs.list_by_state,
-            self._desk.queue(queue),
+            self._runner.queue(queue),
             list_jobs.UNFINISHED if states is None else states,
             limit,
             task=task,
             older_than=older_than,
             failed=failed,
         )
-        return {"jobs": self._desk.documents(map(json_views.stored, found)), "more": len(found) == limit}
+        return {"jobs": self._redactor.documents(map(json_views.stored, found)), "more": len(found) == limit}
 
     async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
         """Show all that is stored of one job, wherever it is: its state, times, data, and the last traceback.
 
         Fields that are listed in `cut` are not whole. Data that is not JSON is not decoded; `payload` has it in base64.
         """
-        settings = None if queue is None else self._desk.queue(queue)
-        job = await self._desk.call(list_jobs.get_full_job, job_id, settings, self._desk.reach)
+        settings = None if queue is None else self._runner.queue(queue)
+        job = await self._runner.call(list_jobs.get_full_job, job_id, settings, self._redactor.reach)
         fields = {**json_views.whole(job), "size": job.size}
-        if isinstance(job.raw, str) and job.size > self._desk.reach and fields["data"] is None:
+        if isinstance(job.raw, str) and job.size > self._redactor.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of it, which is no JSON
-        return self._desk.document(fields)
+        return self._redactor.document(fields)
 
     async def peek_jobs(
         self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="How many, at most.")] = 5
     ) -> dict[str, Any]:
         """Show the next jobs of a queue that are due, in order, with their data; they stay where they are."""
-        settings = self._desk.queue(queue)
-        rows = await self._desk.call(fetch.peek, settings, limit)
+        settings = self._runner.queue(queue)
+        rows = await self._runner.call(fetch.peek, settings, limit)
         jobs = (json_views.taken(BaseJob(settings, row), settings.name) for row in rows)
-        return {"jobs": self._desk.documents(jobs)}
+        return {"jobs": self._redactor.documents(jobs)}
 
     async def list_dead_letters(
         self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=100, description="How many, at most.")] = 10
@@ -99,12 +102,12 @@ class Looking:
         passed), `invalid` (it could not be read), `unreadable` (no worker had its serializer or key).
         `total` is how many there are. `show_job` shows the data of one.
         """
-        settings = self._desk.queue(queue)
-        rows = await self._desk.call(dead_letters.list_latest, settings, limit)
+        settings = self._runner.queue(queue)
+        rows = await self._runner.call(dead_letters.list_latest, settings, limit)
         found = [DeadLetter(settings, row) for row in rows]
-        total = len(found) if len(found) < limit else await self._desk.call(dead_letters.count, settings)
+        total = len(found) if len(found) < limit else await self._runner.call(dead_letters.count, settings)
         dead = ({**json_views.letter(each, settings.name), "error": each.error or None} for each in found)
-        return {"dead_letters": self._desk.documents(dead), "total": total}
+        return {"dead_letters": self._redactor.documents(dead), "total": total}
 
     async def run_doctor(
         self,
@@ -118,6 +121,6 @@ class Looking:
         Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. Statements are
         explained, and not run.
         """
-        names = [self._desk.queue(name).name for name in queues or ()]
-        found = await self._desk.call(examining.examine, names)
-        return {"findings": self._desk.documents(map(asdict, found))}
+        names = [self._runner.queue(name).name for name in queues or ()]
+        found = await self._runner.call(examining.examine, names)
+        return {"findings": self._redactor.documents(map(asdict, found))}

@@ -1,4 +1,4 @@
-"""The arguments of tools: their types, and what a model is told of each."""
+"""The arguments of tools: their types, and their descriptions for the model."""
 
 from __future__ import annotations
 

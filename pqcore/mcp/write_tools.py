@@ -1,4 +1,4 @@
-"""Tools that change jobs; there are none of them unless asked for."""
+"""Tools that change jobs; a server has them only if asked to."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from pqcore.put_options import given
 from pqcore.times import typed
 
 if TYPE_CHECKING:
-    from pqcore.mcp.answers import Desk
+    from pqcore.mcp.answers import Redactor
+    from pqcore.runner import PQRunner
 
 
-class Changing:
-    """The tools; what their docstrings say is what a model is told.
+class WriteTools:
+    """The tools; the model is told their docstrings.
 
     Args:
-        desk: Where they change something.
+        runner: Runs operations on the table.
+        redactor: Makes the answers.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, runner: PQRunner, redactor: Redactor) -> None:
+        self._runner = runner
+        self._redactor = redactor
 
     async def put_job(
         self,
@@ -41,12 +44,12 @@ class Changing:
 
         If the dedup key is taken, nothing is put, and the id is that of the job that has it.
         """
-        settings = self._desk.queue(queue)
+        settings = self._runner.queue(queue)
         value = json_views.read(data, "data")
-        job_id = await self._desk.call(
+        job_id = await self._runner.call(
             put.put, settings, value, typed(schedule_at), typed(expected_at), None, given(dedup=dedup)
         )
-        return self._desk.document({"id": job_id, "queue": settings.name})
+        return self._redactor.document({"id": job_id, "queue": settings.name})
 
     async def retry_jobs(self, queue: QueueName, job_ids: JobIds) -> dict[str, Any]:
         """Make jobs due now that are dead, done, or scheduled for later; they keep their ids.
@@ -54,10 +57,10 @@ class Changing:
         Those that were dead or done are run once more, with what follows from them. Others are left as they are:
         `was` says in which state each was, `none` that it is not there.
         """
-        settings = self._desk.queue(queue)
-        outcomes = [await self._desk.call(retry.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
+        settings = self._runner.queue(queue)
+        outcomes = [await self._runner.call(retry.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
         return {
-            "jobs": self._desk.documents(
+            "jobs": self._redactor.documents(
                 {"id": each.id, "queue": settings.name, "was": each.state, "retried": each.done} for each in outcomes
             )
         }
@@ -75,9 +78,9 @@ class Changing:
         `unreadable` ones were put off for a week by workers without the serializer or key: they can be retried once
         the right workers are deployed.
         """
-        settings = self._desk.queue(queue)
-        retried = await self._desk.call(dead_letters.revive, settings, None, reason)
-        return self._desk.document({"queue": settings.name, "reason": reason, "retried": retried})
+        settings = self._runner.queue(queue)
+        retried = await self._runner.call(dead_letters.revive, settings, None, reason)
+        return self._redactor.document({"queue": settings.name, "reason": reason, "retried": retried})
 
     async def cancel_job(
         self,
@@ -89,13 +92,13 @@ class Changing:
 
         `outcome` is `deleted`, `asked` (to stop), or `none`: it did neither.
         """
-        settings = self._desk.queue(queue)
+        settings = self._runner.queue(queue)
         outcome = "none"
-        if await self._desk.call(admin.cancel, settings, job_id, running=False):
+        if await self._runner.call(admin.cancel, settings, job_id, running=False):
             outcome = "deleted"
-        elif running and await self._desk.call(admin.cancel, settings, job_id, running=True):
+        elif running and await self._runner.call(admin.cancel, settings, job_id, running=True):
             outcome = "asked"
-        return self._desk.document({"id": job_id, "queue": settings.name, "outcome": outcome})
+        return self._redactor.document({"id": job_id, "queue": settings.name, "outcome": outcome})
 
     async def move_jobs(
         self,
@@ -118,9 +121,9 @@ class Changing:
         _say_which(job_ids, all_jobs=all_jobs)
         if job_ids and limit is not None:
             raise ConfigurationError(f"limit is {limit}; it goes with all_jobs, not with job_ids")
-        settings, target = self._desk.queue(queue), self._desk.queue(to)
-        moved = await self._desk.call(move.move, settings, target, job_ids, limit)
-        return self._desk.document({"queue": settings.name, "to": target.name, "moved": moved})
+        settings, target = self._runner.queue(queue), self._runner.queue(to)
+        moved = await self._runner.call(move.move, settings, target, job_ids, limit)
+        return self._redactor.document({"queue": settings.name, "to": target.name, "moved": moved})
 
     async def purge_finished(
         self,
@@ -128,9 +131,9 @@ class Changing:
         older_than: Annotated[Age, Field(description="Those finished so long ago, as in '14d'; '0s' for all.")],
     ) -> dict[str, Any]:
         """Delete the rows of jobs that are done, kept or archived, for good. Jobs that wait, and dead letters, stay."""
-        settings = self._desk.queue(queue)
-        purged = await self._desk.call(admin.purge, settings, older_than)
-        return self._desk.document({"queue": settings.name, "purged": purged})
+        settings = self._runner.queue(queue)
+        purged = await self._runner.call(admin.purge, settings, older_than)
+        return self._redactor.document({"queue": settings.name, "purged": purged})
 
     async def purge_dead_letters(
         self,
@@ -145,9 +148,9 @@ class Changing:
     ) -> dict[str, Any]:
         """Delete jobs that failed for good, with their errors."""
         _say_which(job_ids, all_jobs=all_jobs)
-        settings = self._desk.queue(queue)
-        purged = await self._desk.call(dead_letters.purge, settings, job_ids, older_than)
-        return self._desk.document({"queue": settings.name, "purged": purged})
+        settings = self._runner.queue(queue)
+        purged = await self._runner.call(dead_letters.purge, settings, job_ids, older_than)
+        return self._redactor.document({"queue": settings.name, "purged": purged})
 
 
 def _say_which(job_ids: list[int] | None, *, all_jobs: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pqcore.operations import admin, dead_letters, retry
 from pqcore.settings import QueueSettings
-from pqcore.web.target import Table
+from pqcore.web.target import Target
 
 
 @dataclass(frozen=True)
@@ -44,38 +44,38 @@ class Change:
     question: str
     consequence: str
     said: str
-    do: Callable[[Table, Wish], Awaitable[int]]
+    do: Callable[[Target, Wish], Awaitable[int]]
     of_job: bool = True
     dangerous: bool = False
     timed: bool = False
 
 
-async def _retry(table: Table, wish: Wish) -> int:
-    return int((await table.call(retry.retry, wish.queue, wish.id)).done)
+async def _retry(target: Target, wish: Wish) -> int:
+    return int((await target.call(retry.retry, wish.queue, wish.id)).done)
 
 
-async def _cancel(table: Table, wish: Wish) -> int:
-    return int(await table.call(admin.cancel, wish.queue, wish.id, running=True))
+async def _cancel(target: Target, wish: Wish) -> int:
+    return int(await target.call(admin.cancel, wish.queue, wish.id, running=True))
 
 
-async def _purge(table: Table, wish: Wish) -> int:
-    return await table.call(dead_letters.purge, wish.queue, [wish.id], 0)
+async def _purge(target: Target, wish: Wish) -> int:
+    return await target.call(dead_letters.purge, wish.queue, [wish.id], 0)
 
 
-async def _retry_dead(table: Table, wish: Wish) -> int:
-    return await table.call(dead_letters.revive, wish.queue, None)
+async def _retry_dead(target: Target, wish: Wish) -> int:
+    return await target.call(dead_letters.revive, wish.queue, None)
 
 
-async def _retry_unreadable(table: Table, wish: Wish) -> int:
-    return await table.call(dead_letters.revive, wish.queue, None, "unreadable")
+async def _retry_unreadable(target: Target, wish: Wish) -> int:
+    return await target.call(dead_letters.revive, wish.queue, None, "unreadable")
 
 
-async def _purge_dead(table: Table, wish: Wish) -> int:
-    return await table.call(dead_letters.purge, wish.queue, None, wish.older_than)
+async def _purge_dead(target: Target, wish: Wish) -> int:
+    return await target.call(dead_letters.purge, wish.queue, None, wish.older_than)
 
 
-async def _purge_done(table: Table, wish: Wish) -> int:
-    return await table.call(admin.purge, wish.queue, wish.older_than)
+async def _purge_done(target: Target, wish: Wish) -> int:
+    return await target.call(admin.purge, wish.queue, wish.older_than)
 
 
 CHANGES: dict[str, Change] = {

@@ -24,7 +24,7 @@ from pqcore.web import rendering, security, views
 from pqcore.web.actions import CHANGES, Wish
 from pqcore.web.sampling import Follower, Sampler
 from pqcore.web.security import Guard, Token
-from pqcore.web.target import Table
+from pqcore.web.target import Target
 from pqcore.web.views import Views
 
 SHORTEST_INTERVAL = 0.1
@@ -56,8 +56,8 @@ def application(
     if isinstance(hosts, str):
         raise ConfigurationError(f"hosts is {hosts!r}; give a list of names: [{hosts!r}]")
     known = None if token is None else Token(token)
-    table = Table(target, options)
-    site = Site(table, Sampler(table, float(interval)), changes=changes, token=known)
+    shown = Target(target, options)
+    site = Site(shown, Sampler(shown, float(interval)), changes=changes, token=known)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -65,7 +65,7 @@ def application(
             yield
         finally:
             site.sampler.stop()
-            await table.close()
+            await shown.close()
 
     made = Starlette(
         routes=site.routes(),
@@ -81,19 +81,19 @@ class Site:
     """The pages of a table.
 
     Args:
-        table: Which.
-        sampler: Who looks at it.
-        changes: Whether it can be changed.
-        token: What visitors have to know, if anything.
+        target: The table.
+        sampler: Reads the table for pages that are kept up to date.
+        changes: Whether visitors can change jobs.
+        token: The token that visitors must know; None if they need none.
 
     Attributes:
         sampler: As given.
     """
 
-    def __init__(self, table: Table, sampler: Sampler, *, changes: bool, token: Token | None) -> None:
+    def __init__(self, target: Target, sampler: Sampler, *, changes: bool, token: Token | None) -> None:
         self.sampler = sampler
-        self._table = table
-        self._views = Views(table, sampler, changes=changes)
+        self._target = target
+        self._views = Views(target, sampler, changes=changes)
         self._changes = changes
         self._token = token
         self._templates = rendering.environment()
@@ -152,7 +152,7 @@ class Site:
                             values = await view(query)
                             found = {part: self._text(request, f"{name}_{part}.html", **values) for part in last}
                         except PQError as exc:
-                            now = f"The database does not answer: {self._table.explain(exc)}"
+                            now = f"The database does not answer: {self._target.explain(exc)}"
                         if now != trouble:
                             trouble = now
                             yield _event("trouble", self._text(request, "trouble.html", trouble=trouble))
@@ -183,7 +183,7 @@ class Site:
             raise HTTPException(403, "This does not come from a form of this page: go back, reload, and try again.")
         name, wish = self._wish(form)
         try:
-            number = await CHANGES[name].do(self._table, wish)
+            number = await CHANGES[name].do(self._target, wish)
         except InvalidTimeSpec as exc:
             return await self._question(request, form, str(exc))
         if not number and CHANGES[name].of_job:
@@ -230,7 +230,7 @@ class Site:
         if number is None:
             raise HTTPException(400, f"{id_[:40]!r} is no id of a job")
         older_than = given.get("older_than", "14d") if change.timed else ""
-        return name, Wish(self._table.queue(given.get("queue", "")), number, older_than)
+        return name, Wish(self._target.queue(given.get("queue", "")), number, older_than)
 
     # The token
 
@@ -267,7 +267,7 @@ class Site:
         """Show an error of pqcore's."""
         assert isinstance(error, PQError)  # noqa: S101 - as registered
         status = 404 if isinstance(error, JobNotFound) else 400 if isinstance(error, InvalidName) else 503
-        return self._wrong(request, status, self._table.explain(error))
+        return self._wrong(request, status, self._target.explain(error))
 
     async def refused(self, request: Request, error: Exception) -> Response:
         """Show why something was refused."""
@@ -289,8 +289,8 @@ class Site:
         common = {
             "link": lambda page, **query: rendering.link(root, page, **query),
             "root": root,
-            "table": self._table.name,
-            "backend": self._table.backend,
+            "table": self._target.name,
+            "backend": self._target.backend,
             "writable": self._changes,
             "guarded": self._token is not None,
             "version": pqcore.__version__,

@@ -16,7 +16,7 @@ from pqcore.operations import admin, examining
 from pqcore.operations.activity import Finished
 from pqcore.operations.admin import QueueFigures
 from pqcore.operations.examining import Activity
-from pqcore.web.target import Table
+from pqcore.web.target import Target
 
 WINDOW = 900.0
 """Seconds that charts go back, at most."""
@@ -130,17 +130,17 @@ class Sampler:
     """Looks at the table.
 
     Args:
-        table: Which.
+        target: The table.
         interval: Seconds between two looks, at least.
 
     Attributes:
         looks: How many there were.
     """
 
-    def __init__(self, table: Table, interval: float) -> None:
+    def __init__(self, target: Target, interval: float) -> None:
         self.interval = interval
         self.looks = 0
-        self._table = table
+        self._target = target
         self._last: Sample | None = None
         self._taking: asyncio.Task[Sample] | None = None
         self._past: deque[tuple[float, dict[str, Figures]]] = deque(maxlen=SAMPLES)
@@ -202,7 +202,7 @@ class Sampler:
 
     async def _take(self) -> Sample:
         begun = time.monotonic()
-        call = self._table.call
+        call = self._target.call
         there = await call(admin.count_queues)
         finished = await call(watching.recent_completions)
         activity = await call(examining.activity)

@@ -12,7 +12,7 @@ from pqcore.web import rendering
 from pqcore.web.actions import CHANGES, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.sampling import Figures, Sample, Sampler
-from pqcore.web.target import Table
+from pqcore.web.target import Target
 
 STEPS = (25, 100, 500)
 """How many jobs are listed, at most."""
@@ -32,13 +32,13 @@ class Views:
     """The pages of a table.
 
     Args:
-        table: Which.
-        sampler: Who looks at it.
-        changes: Whether changes are allowed.
+        target: The table.
+        sampler: Reads the table for pages that are kept up to date.
+        changes: Whether visitors can change jobs.
     """
 
-    def __init__(self, table: Table, sampler: Sampler, *, changes: bool) -> None:
-        self._table = table
+    def __init__(self, target: Target, sampler: Sampler, *, changes: bool) -> None:
+        self._target = target
         self._sampler = sampler
         self._changes = changes
 
@@ -58,16 +58,16 @@ class Views:
             InvalidName: It cannot be one's name.
         """
         name, state, task = query.get("name", ""), query.get("state", ""), query.get("task", "")
-        settings = self._table.queue(name)
+        settings = self._target.queue(name)
         sample = await self._sampler.latest()
         n = _step(query.get("n", ""))
         states = (state,) if state in STATES else UNFINISHED
-        jobs = await self._table.call(list_jobs.list_by_state, settings, states, n, task=task or None)
+        jobs = await self._target.call(list_jobs.list_by_state, settings, states, n, task=task or None)
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
             "charts": self._charts(name),
-            "running": await self._table.call(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
+            "running": await self._target.call(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
             "jobs": jobs,
             "state": state if state in STATES else "",
             "states": STATES,
@@ -88,8 +88,8 @@ class Views:
         job_id = number(given)
         if job_id is None:
             raise JobNotFound(f"{given[:40]!r} is no id of a job: write a number")
-        queue = self._table.queue(query["queue"]) if query.get("queue") else None
-        job = await self._table.call(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
+        queue = self._target.queue(query["queue"]) if query.get("queue") else None
+        job = await self._target.call(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)
         return {
             "job": job,
@@ -101,7 +101,7 @@ class Views:
 
     async def dead(self, query: Query) -> View:
         """Dead letters, of one queue or of those that have most."""
-        counts = await self._table.call(list_jobs.count_dead_by_queue)
+        counts = await self._target.call(list_jobs.count_dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
         names = [chosen] if chosen else _most(counts)
@@ -122,7 +122,7 @@ class Views:
     async def workers(self, query: Query) -> View:
         """Who works, and who waits."""
         sample = await self._sampler.latest()
-        ticks = await self._table.call(activity.list_ticks)
+        ticks = await self._target.call(activity.list_ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
         leased = {name: figures.leased for name, figures in sample.queues.items() if figures.leased}
         running = await self._listed(_most(leased), "leased", STEPS[1])
@@ -131,14 +131,14 @@ class Views:
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
-            "sessions": await self._table.call(activity.list_sessions, sorted(names)),
+            "sessions": await self._target.call(activity.list_sessions, sorted(names)),
             "ticks": ticks,
         }
 
     async def _listed(self, names: Sequence[str], state: str, n: int) -> list[StoredJob]:
         found: list[StoredJob] = []
         for name in names:
-            found += await self._table.call(list_jobs.list_by_state, self._table.queue(name), (state,), n)
+            found += await self._target.call(list_jobs.list_by_state, self._target.queue(name), (state,), n)
         return found
 
     def _charts(self, name: str) -> list[Chart]:
