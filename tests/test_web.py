@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ from pqcore.web.application import MOST_FOLLOWERS
 from pqcore.web.charts import HEIGHT, WIDTH, chart
 from pqcore.web.rendering import MOST_SHOWN, age, shown
 from pqcore.web.sampling import QUEUES, SAMPLES, Figures, Point, Sampler
-from pqcore.web.security import POLICY, Guard
+from pqcore.web.security import POLICY, SESSION_LENGTH, Guard, Token
 from pqcore.web.target import Target
 
 EVIL = "<script>alert('&\"')</script>"
@@ -364,20 +365,35 @@ def test_a_token_is_asked_for_and_not_kept_by_the_browser(dsn: str, pq: PQ) -> N
         assert TOKEN not in by_link.headers["set-cookie"]
         assert client.get(by_link.headers["location"]).status_code == 200
         good = client.cookies["pqcore_web_session"]
-        expires, _, signature = good.partition(".")
+        said, signed_at, signature = good.split(".")
+        other = Token("another token, as long").session()
         for bad in (
             "",
             "x",
             ".",
-            f"{int(expires) + 1}.{signature}",
-            f"{expires}.{'0' * 64}",
-            f"{expires}.",
-            "\u0661.x",
+            f"{said}.{signed_at}A.{signature}",
+            f"{said}.{'_' * 40}.{signature}",
+            f"{said}.{signed_at}.{signature[1:]}",
+            f"{said}.{signed_at}.",
+            f"{said}.{signature}",
+            f"another.{signed_at}.{signature}",
+            other,
+            "\u0661.x.y",
         ):
             answer = httpx.get(f"{client.base_url}/", headers={b"cookie": f"pqcore_web_session={bad}".encode()})
             assert answer.status_code == 303, bad
     with pytest.raises(ConfigurationError, match="at least 16"):
         web_app(pq, token="short")
+
+
+def test_session_ends_after_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    token, begun = Token(TOKEN), time.time()
+    cookie = token.session()
+    assert cookie.isascii()
+    assert TOKEN not in cookie
+    for seconds, admitted in ((-60, False), (1, True), (SESSION_LENGTH - 60, True), (SESSION_LENGTH + 60, False)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: begun + seconds)
+        assert token.admits(cookie) is admitted
 
 
 def test_only_the_names_that_were_given_are_answered_to(dsn: str, pq: PQ) -> None:
@@ -729,7 +745,7 @@ def test_the_command_says_what_is_wrong(dsn: str, pq: PQ) -> None:
         assert f"port {port}" in refused("--port", port, code=1)
 
 
-@pytest.mark.parametrize("missing", ["starlette", "jinja2", "uvicorn"])
+@pytest.mark.parametrize("missing", ["starlette", "jinja2", "itsdangerous", "uvicorn"])
 def test_without_what_it_needs_it_says_how_to_get_it(dsn: str, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from pqcore.cli import main; sys.exit(main(['web']))"
     done = subprocess.run(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from itsdangerous import TimestampSigner
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -19,7 +19,9 @@ from pqcore.errors import ConfigurationError
 SHORTEST_TOKEN = 16
 """Characters: what is shorter can be guessed."""
 SESSION, FORM = "pqcore_web_session", "pqcore_web_form"
-"""Cookies: that the token was given; what a form has to repeat."""
+"""Cookies: the session of a visitor who gave the token; the key that forms must repeat."""
+_ADMITTED = "admitted"
+"""What a session cookie holds, beside the time and the signature."""
 SESSION_LENGTH = 12 * 3_600
 """Seconds after which the token is asked for again."""
 POLICY = (
@@ -54,27 +56,21 @@ class Token:
                 "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
             )
         self._secret = secret.encode()
-        # Cookies are signed with a key that takes long to derive: one that is stolen helps little to guess the token.
-        self._key = hashlib.scrypt(self._secret, salt=b"pqcore.web", n=2**14, r=8, p=1, maxmem=2**26)
+        # Cookies are signed with a key that takes long to derive: a stolen cookie helps little to guess the token.
+        key = hashlib.scrypt(self._secret, salt=b"pqcore.web", n=2**14, r=8, p=1, maxmem=2**26)
+        self._signer = TimestampSigner(key, salt=SESSION, key_derivation="hmac", digest_method=hashlib.sha256)
 
     def matches(self, given: str) -> bool:
         """Whether this is the token; takes as long wherever it differs."""
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._secret)
 
     def session(self) -> str:
-        """The value of a cookie that says that the token was given; it does not tell the token."""
-        expires = str(int(time.time()) + SESSION_LENGTH)
-        return f"{expires}.{self._signature(expires)}"
+        """Return the value of a session cookie: proof that the visitor gave the token, without the token."""
+        return self._signer.sign(_ADMITTED).decode()
 
     def admits(self, cookie: str) -> bool:
-        """Whether a cookie says so, and is not too old."""
-        expires, _, signature = cookie.partition(".")
-        if not hmac.compare_digest(signature.encode("utf-8", "replace"), self._signature(expires).encode()):
-            return False
-        return int(expires) > time.time()  # a number, as we signed it
-
-    def _signature(self, text: str) -> str:
-        return hmac.new(self._key, text.encode("utf-8", "replace"), "sha256").hexdigest()
+        """Whether a session cookie is signed by this token, at most `SESSION_LENGTH` seconds ago."""
+        return self._signer.validate(cookie.encode("utf-8", "replace"), SESSION_LENGTH)
 
 
 class Guard:
