@@ -35,11 +35,11 @@ from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 
 _AGAIN = ("retry", "snooze", "crash")
-"""Ends after which the job is run again."""
+"""Kinds of outcomes after which the job runs again."""
 TOGETHER = 100
-"""Jobs of which something follows: so many end in one transaction."""
+"""Jobs that end in one transaction, at most, if something follows from them."""
 TRIES = 3
-"""How often it is tried to store how a single job ended, after deadlocks and the like."""
+"""Attempts to store the outcome of a single job, after deadlocks and the like."""
 
 J = TypeVar("J", bound=BaseJob)
 

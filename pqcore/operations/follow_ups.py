@@ -39,7 +39,7 @@ def has_follow_ups(headers: str | None, words: Sequence[str] = _FOLLOWED) -> boo
 
 
 def without_follow_ups(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of a job without what has followed from it already."""
+    """Return the headers of a job without its follow-ups, which have happened already."""
     return {name: value for name, value in headers.items() if name not in _OF_FOLLOW_UPS}
 
 
@@ -49,7 +49,7 @@ def is_continued(headers: str | None) -> bool:
 
 
 async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
-    """Do what follows from the end of a job whose row is finished already: it was taken with `get`."""
+    """Do what follows from a job that was taken with `get`, so that its row is finished already."""
 
     async def work(s: Session) -> None:
         async with atomic(s):

@@ -26,16 +26,16 @@ from pqcore.settings import Encoded
 
 OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 PUT_OFF = {"unknown": None, "unreadable": 7 * 86_400.0}
-"""Reasons of a snooze that need another deployment: seconds after which the job is a dead letter; None for never."""
+"""Reasons of a snooze that only another deployment ends: seconds until the job is a dead letter; None for never."""
 _AILMENTS = ("25", "53", "55", "57", "58")
-"""SQLSTATEs, by how they begin, of what ails the server and not the job: read only, a full disk, a limit, a device."""
+"""How SQLSTATEs of the server's own troubles begin: it is read-only, a disk is full, a limit is reached, I/O fails."""
 REFUSED_FOR = 300.0
-"""Seconds for which an end is tried again that the server refuses, for a reason that may be of the job."""
+"""Seconds for which storing an outcome is tried again after refusals that the job may have caused."""
 _PASSING = (TransientError, StatementCancelled, AccessDenied)
-"""Refusals that are not of the job: its end is tried again for as long as they last."""
+"""Refusals that the job did not cause: storing its outcome is tried again while they last."""
 
 
-@dataclass(eq=False, slots=True)  # nobody changes one; but a frozen one takes ten times as long to make, for each job
+@dataclass(eq=False, slots=True)  # not frozen: a frozen one takes ten times as long to make, and each job has one
 class Outcome:
     """How a leased job ends.
 
@@ -45,14 +45,14 @@ class Outcome:
             without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
             ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
-        encoded: The same as it is stored, if it was encoded already.
+        encoded: The result as it is stored, if it was encoded already.
         unkept: Why the result cannot be stored, as `describe_error` tells it; the job is done all the same.
         error: The last exception, as `describe_error` tells it.
-        delay: Seconds until it is due again; None for at once, in its place.
-        finished: Whether the function finished the job itself (`JobContext.finish`): then it may be gone.
-        reason: Why it is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``, ``unreadable``,
-            ``discarded``, ``cancelled``, ``unknown``.
-        by_hand: Whether its function was not called: then there is no result to be kept.
+        delay: Seconds until the job is due again; None for immediately, in its old place.
+        finished: Whether the function finished the job itself (`JobContext.finish`): then the row may be gone.
+        reason: Why the job is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``,
+            ``unreadable``, ``discarded``, ``cancelled``, ``unknown``.
+        by_hand: Whether no function was called: then there is no result to keep.
     """
 
     job: BaseJob
@@ -68,24 +68,24 @@ class Outcome:
 
 
 def done_by_hand(job: BaseJob) -> Outcome:
-    """The end of a job that a caller acknowledged, or took with `get`."""
+    """Return the outcome of a job that a caller acknowledged, or took with `get`."""
     return Outcome(job, "done", by_hand=True)
 
 
 def ails_server(error: PQError) -> bool:
-    """Whether an error is of the server or of the way there, and not of the job: other jobs meet it too."""
+    """Return whether the server or the connection caused an error, and not the job: other jobs meet the error too."""
     if isinstance(error, (ConnectionLost, PoolTimeout, Closed, SchemaError)):
         return True
     return type(error) is DatabaseError and (error.sqlstate or "").startswith(_AILMENTS)
 
 
 def refuses_value(error: PQError) -> bool:
-    """Whether an error says that a value cannot be stored: not now, and not later."""
+    """Return whether an error says that a value cannot be stored: not now, and not later."""
     return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
 
 
 Verdict: TypeAlias = Literal["again", "bury", "leave"]
-"""What becomes of a job whose end is refused: it is tried again, the job is a dead letter, or its lease runs out."""
+"""What follows a refusal: storing the outcome is tried again, the job is a dead letter, or its lease runs out."""
 
 
 @dataclass(eq=False)
@@ -94,7 +94,7 @@ class Refusals:
 
     Attributes:
         number: How many there were.
-        since: When the first one was that may be of the job, by the monotonic clock; None before.
+        since: When the first refusal came that the job may have caused, by the monotonic clock; None before.
     """
 
     number: int = 0
@@ -104,7 +104,7 @@ class Refusals:
         """Count a refusal, and return what becomes of the job.
 
         Args:
-            outcome: How the job was to end.
+            outcome: The outcome that was refused.
             error: What the server said.
         """
         self.number += 1
@@ -120,10 +120,10 @@ class Refusals:
 
 
 def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
-    """Return the dead letter that a job becomes whose end cannot be stored.
+    """Return the outcome "dead letter" for a job whose own outcome cannot be stored.
 
     Args:
-        outcome: How the job was to end.
+        outcome: The outcome that was refused.
         refusal: Why.
     """
     run = "it was run, but what follows from it" if outcome.kind == "done" else "how it ended"
@@ -136,12 +136,12 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
 
 
 def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
-    """Return how a job ends of whose end the result alone may be refused: done, with the refusal in its place.
+    """Return the outcome of a job that is done, with the refusal in place of its result.
 
-    None if it has no result, or a chain needs the result.
+    None if the job has no result, or its chain needs the result.
 
     Args:
-        outcome: How the job was to end.
+        outcome: The outcome that was refused.
         refusal: Why.
     """
     headers = outcome.job.headers
