@@ -124,7 +124,7 @@ def test_column_read_by_number_is_found(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["row.attempts", "rows[0]", "rows[:n]", "row[name]", "places[0][0]"])
-def test_what_reads_no_column_by_number_is_left_alone(text: str) -> None:
+def test_subscript_of_something_else_is_left_alone(text: str) -> None:
     assert list(_columns_by_number(text)) == []
 
 
