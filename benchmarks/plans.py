@@ -237,7 +237,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     for finish in ("keep", "delete", "archive", "lease"):
         for n in (1, MANY):
             for pick in ("ordered", "bounded", "unguarded", "merged"):
-                query = DIALECT.take(pick, finish, n)
+                query = DIALECT.fetch(pick, finish, n)
                 yield Subject(query.name, query, values)
     for name, query in fixed.items():
         if name.startswith("ack"):
@@ -444,7 +444,7 @@ def _dead(connection: Connection, other: Connection, findings: Findings) -> None
         _run(connection, fill.sql(max(findings.rows, 4 * TAKES)))
     _vacuum(connection, "ANALYZE")
     _run(connection, "SET plan_cache_mode = force_generic_plan")
-    query = DIALECT.take("ordered", "keep", 1)
+    query = DIALECT.fetch("ordered", "keep", 1)
     subject = Subject(query.name, query, {"q_name": DEEP.queue})
     _prepare(connection, subject, "subject")
 

@@ -40,10 +40,10 @@ class Statements:
         self.table = str(names)
         self.put = dialect.put
         self.put_many = dialect.put_many
-        self.get = dialect.take("ordered", "delete", 1)
-        self.get_keep = dialect.take("ordered", "keep", 1)
-        self.get_many = dialect.take("ordered", "delete", many)
-        self.lease = dialect.take("ordered", "lease", many)
+        self.get = dialect.fetch("ordered", "delete", 1)
+        self.get_keep = dialect.fetch("ordered", "keep", 1)
+        self.get_many = dialect.fetch("ordered", "delete", many)
+        self.lease = dialect.fetch("ordered", "lease", many)
         self.ack = dialect.ack["delete"]
 
 

@@ -41,7 +41,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
     """All statements of a dialect by name; of those for a number of rows, those for two."""
     found = [query for each in (dialect, dialect.tasks, dialect.admin, dialect.encodings) for query in each.queries()]
     for finish in get_args(Finish):
-        found += [dialect.take(pick, finish, 2) for pick in get_args(Pick)]
+        found += [dialect.fetch(pick, finish, 2) for pick in get_args(Pick)]
     found.append(dialect.peek(2))
     places = {"key": "'pqcore \"queue\"'", "table_name": "'\"queue\"'"}
     found += [dialect.schema_statement(name, **places) for name in read_statements(SCHEMA_STATEMENTS)]

@@ -55,7 +55,7 @@ def statements() -> Iterator[Query]:
     for n in (1, 100):
         for finish in ("keep", "delete", "archive", "lease"):
             for pick in ("ordered", "unguarded", "bounded", "merged"):
-                yield SQL.take(pick, finish, n)
+                yield SQL.fetch(pick, finish, n)
     tasks = SQL.tasks
     yield from (*SQL.ack.values(), *SQL.restore.values())
     yield from (SQL.peek(1), SQL.next_due_probe, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)

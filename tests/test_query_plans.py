@@ -69,11 +69,11 @@ class Case:
 def cases() -> Iterator[Case]:
     for n, pages in ((1, 60), (100, 2_500)):
         for finish in ("keep", "delete", "archive", "lease"):
-            yield Case(SQL.take("ordered", finish, n), pages)
-            yield Case(SQL.take("unguarded", finish, n), pages)
-            yield Case(SQL.take("bounded", finish, n), pages, values=(("bound", ScanPosition().value()),))
+            yield Case(SQL.fetch("ordered", finish, n), pages)
+            yield Case(SQL.fetch("unguarded", finish, n), pages)
+            yield Case(SQL.fetch("bounded", finish, n), pages, values=(("bound", ScanPosition().value()),))
             # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
-            yield Case(SQL.take("merged", finish, n), pages + 7_000)
+            yield Case(SQL.fetch("merged", finish, n), pages + 7_000)
         yield Case(SQL.peek(n), pages + 7_000)
         for ack in SQL.ack.values():
             yield Case(ack, pages, leased=n)

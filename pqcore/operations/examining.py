@@ -895,7 +895,7 @@ async def _plans(patient: _Patient) -> list[Finding]:
     # What is named in a plan is a partition, or an index of one.
     whole = {str(part): str(name) for part, name in await patient.ask("partitions", _WHOLE)}
     found: list[Finding] = []
-    takes = [patient.s.sql.take("ordered", "keep", 1), patient.s.sql.take("ordered", "lease", 1)]
+    takes = [patient.s.sql.fetch("ordered", "keep", 1), patient.s.sql.fetch("ordered", "lease", 1)]
     for queue in queues:
         for query in (*takes, patient.s.sql.next_due_probe):
             for mode in ("custom", "generic"):

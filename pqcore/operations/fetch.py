@@ -131,16 +131,16 @@ def _take(
             engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
         rows: Sequence[Row] = ()
         if bounded := bound.usable(time.monotonic()):
-            query = s.sql.take("bounded", finish, n)
+            query = s.sql.fetch("bounded", finish, n)
             rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
         if not rows:
             bounded = False
-            query = s.sql.take("ordered", finish, n)
+            query = s.sql.fetch("ordered", finish, n)
             rows = await s.execute(query, query.bind(values))
         if not rows:
             [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             if something_out:
-                for query in (s.sql.take("merged", finish, n), s.sql.take("unguarded", finish, n)):
+                for query in (s.sql.fetch("merged", finish, n), s.sql.fetch("unguarded", finish, n)):
                     rows = await s.execute(query, query.bind(values))
                     if rows:
                         break

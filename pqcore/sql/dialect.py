@@ -68,7 +68,7 @@ class Dialect(QueueStatements, SessionStatements):
         self._substitutions = names.substitutions()
         self._paramstyle: Paramstyle = paramstyle
         # Bounded: get_many(n) has a statement for each n.
-        self.take = lru_cache(maxsize=64)(self._take)
+        self.fetch = lru_cache(maxsize=64)(self._fetch)
 
     # What a subclass overrides.
 
@@ -160,7 +160,7 @@ class Dialect(QueueStatements, SessionStatements):
                 msg = f"dialect {self.name!r} leaves {word!r} in the {what}, which the engine does not know: {text}"
                 raise PluginError(msg)
 
-    def _take(self, pick: Pick, finish: Finish, n: int) -> Query:
+    def _fetch(self, pick: Pick, finish: Finish, n: int) -> Query:
         """See `fetch_template`."""
         return self._compile_template(f"{finish}_{n}_{pick}", fetch_template(pick, finish, n), hot=n in SIZES)
 

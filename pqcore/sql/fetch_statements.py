@@ -16,12 +16,7 @@ ends in the id, so that a row is found by reading a bounded number of pages:
 An expectation precedes none, so ``urgent`` comes before ``ready``.  A finished
 row is in none of the three.
 
-All of it runs at READ COMMITTED or above.  ``FOR UPDATE SKIP LOCKED`` makes a
-row the taker's own until its transaction ends; a row that another session
-changed between this statement's snapshot and the lock is checked again by
-PostgreSQL against the whole WHERE clause (EvalPlanQual), so a job taken a moment
-ago is not taken twice.  ``statement_timestamp()`` is the server's clock at the
-statement, not at the start of a long transaction.
+`pqcore.sql.dialect` says why it is safe that several sessions fetch concurrently.
 
 After a pick, ``id = ANY (ARRAY(...))`` looks the rows up by primary key whatever
 the statistics say.
@@ -56,11 +51,11 @@ Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
-"""Rows: for so many the statement is worth being prepared; who may choose a number chooses one of these."""
+"""Numbers of rows for which the statement is worth being prepared; a caller that is free to choose takes one."""
 ADMISSION = 10
 """Seconds for which a gated job is leased until it is admitted: if that fails, it comes again after no longer."""
 REACH = 1_000
-"""Rows: of the jobs that came out of hiding, so many are considered, the longest due first."""
+"""Rows: the most jobs that came out of hiding which one statement considers, the longest due first."""
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
@@ -73,14 +68,22 @@ def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", 
     )
 
 
-def _ordered(n: int, first: str = "", guard: str = "", urgent: str = "", ready: str = "") -> str:
+def _usual(n: int, first: str = "", urgent: str = "", ready: str = "") -> str:
+    """Pick of the two usual classes: urgent jobs, then ready ones.
+
+    Args:
+        n: Rows, at most.
+        first: A CTE before these.
+        urgent: A further condition on urgent jobs.
+        ready: A further condition on ready jobs.
+    """
     # The outer limit of the second stops pulling, and so locking, once urgent ones fill the order.
     rest = f"{n} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
-  {_head(QUEUE_URGENT + guard + urgent, URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
+  {_head(QUEUE_URGENT + urgent, URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
 ), ready AS (
-  {_head(READY_NOW + guard + ready, READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
+  {_head(READY_NOW + ready, READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
@@ -92,9 +95,11 @@ def _candidates(near: int, reach: int, columns: str) -> str:
 
 
 def _merged(n: int) -> str:
-    # Looks without locking at the heads of all three classes, then goes through them in the order of
-    # the whole and locks the first n free ones; every condition stands again beside FOR UPDATE, where
-    # it is checked against the row as it is once locked.
+    """Pick of all three classes.
+
+    Looks without locking at the heads of the classes, then goes through them in the order of the whole and locks the
+    first n free ones.  Every condition stands again beside FOR UPDATE, where it is checked against the row as locked.
+    """
     return f"""
 WITH picked AS (
   SELECT free.id FROM (
@@ -109,51 +114,56 @@ WITH picked AS (
 )"""
 
 
-# The five parts of a bound in one text: a driver takes longer over each parameter than the server over splitting one.
-_AFTER = "(string_to_array(:bound::text, ' '))"
-_PICKS: dict[Pick, Callable[[int], str]] = {
-    "ordered": lambda n: _ordered(
+def _ordered(n: int) -> str:
+    """Pick of the two usual classes, unless a hidden row came out: then nothing, and `_merged` is needed."""
+    guard = " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())"
+    return _usual(n, f"hidden AS ({FIRST_DEFERRED}), ", guard, guard)
+
+
+def _bounded(n: int) -> str:
+    """Pick from where the last look left off: what lies before is not looked at (see `pqcore.scan_position`)."""
+    # The five parts of a bound are one text: a driver takes longer over each parameter than the server over splitting.
+    part = "(string_to_array(:bound::text, ' '))"
+    return _usual(
         n,
-        f"hidden AS ({FIRST_DEFERRED}), ",
-        " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())",
-    ),
-    # Begins where the last one left off: what lies before is not looked at (see pqcore.scan_position).
-    "bounded": lambda n: _ordered(
-        n,
-        urgent=f" AND (expected_at, enqueued_at, id) > ({_AFTER}[1]::timestamptz, {_AFTER}[2]::timestamptz,"
-        f" {_AFTER}[3]::bigint)",
-        ready=f" AND ({DUE_AT}, id) > ({_AFTER}[4]::timestamptz, {_AFTER}[5]::bigint)",
-    ),
-    "unguarded": _ordered,
-    "merged": _merged,
-}
+        urgent=f" AND (expected_at, enqueued_at, id) > ({part}[1]::timestamptz, {part}[2]::timestamptz,"
+        f" {part}[3]::bigint)",
+        ready=f" AND ({DUE_AT}, id) > ({part}[4]::timestamptz, {part}[5]::bigint)",
+    )
+
 
 # How a picked row leaves the waiting ones.  Each is one statement with the pick,
-# so there is no moment at which a job is neither waiting nor taken.
+# so there is no moment at which a job is neither waiting nor fetched.
 _PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
-_FINISHES: dict[Finish, str] = {
-    "keep": f"""
+_KEEP = f"""
 UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL
-WHERE {_PICKED} RETURNING {JOB}""",
-    "delete": f"""
-DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", NEXT_ATTEMPT)}""",
-    "archive": f""", gone AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *){MADE_WAY["archive"]}, kept AS (
+WHERE {_PICKED} RETURNING {JOB}"""
+_DELETE = f"""
+DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", NEXT_ATTEMPT)}"""
+_ARCHIVE = f""", gone AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *){MADE_WAY["archive"]}, kept AS (
   INSERT INTO {{archive}} ({COLUMNS})
   SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()").replace("attempts", NEXT_ATTEMPT)}
   FROM gone{AFTER_WAY}
 )
-SELECT {JOB.replace("attempts", NEXT_ATTEMPT)} FROM gone""",
-    "lease": f"""
+SELECT {JOB.replace("attempts", NEXT_ATTEMPT)} FROM gone"""
+_LEASE = f"""
 UPDATE {{table}} SET attempts = {NEXT_ATTEMPT},
   leased_until = statement_timestamp()
     + least(:lease::float8, CASE WHEN {IS_GATED} THEN {ADMISSION} END) * interval '1 second',
   excused = CASE WHEN {IS_GATED} THEN {ONE_MORE.format("excused")} ELSE excused END
-WHERE {_PICKED} RETURNING {JOB}""",
+WHERE {_PICKED} RETURNING {JOB}"""
+
+_PICKS: dict[Pick, Callable[[int], str]] = {
+    "ordered": _ordered,
+    "bounded": _bounded,
+    "unguarded": _usual,
+    "merged": _merged,
 }
+_FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _ARCHIVE, "lease": _LEASE}
 
 
 def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
-    """The template of the statement that fetches up to ``n`` rows.
+    """Return the template of the statement that fetches up to ``n`` rows.
 
     Args:
         pick: ``ordered`` gives nothing when a hidden row came out; ``bounded`` and
@@ -165,7 +175,7 @@ def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
 
 
 def peek_template(n: int) -> str:
-    """The template of the statement that reads the next ``n`` rows due, locking nothing."""
+    """Return the template of the statement that reads the next ``n`` rows due, locking nothing."""
     return (
         f"SELECT {JOB} FROM ({_candidates(n, max(n, REACH), '*')}) AS candidates"
         f" WHERE {DUE_AT} <= statement_timestamp() ORDER BY {ORDER} LIMIT {n}"

@@ -58,7 +58,7 @@ class LimitStatements(StatementSet):
 
     @composed()
     def park(self) -> str:
-        """Park jobs: lease them without an end, to nobody. No fetch finds them; locked rows are skipped, as above."""
+        """Park jobs: lease them without an end, to nobody. No fetch finds them; locked rows are skipped."""
         return f"UPDATE {{table}} SET leased_until = 'infinity', parked_on = :key::text{_FREE_ONES} RETURNING id"
 
     @composed()

@@ -511,7 +511,7 @@ def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(h
     queue = harness.queue()
     queue.put("a", **ONE)
     core = unwrapped(queue)
-    query = core.engine.dialect(core.engine.names, harness.spec.paramstyle).take("ordered", "lease", 1)
+    query = core.engine.dialect(core.engine.names, harness.spec.paramstyle).fetch("ordered", "lease", 1)
     harness.wait_for(
         lambda: core.engine.run(lambda s: s.execute(query, query.bind({"q_name": queue.name, "lease": 3600.0})))
     )
