@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.runtime import run_sync
-from pqcore.db.sources import BackendAdapter
 from pqcore.errors import ConfigurationError
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect

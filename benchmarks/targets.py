@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any, TypeAlias
 
 from pqcore.backend import TARGETS
-from pqcore.db.sources import BackendAdapter
+from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName

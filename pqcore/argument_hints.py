@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pqcore.db.dsn_arguments import dsn_text
+from pqcore.db.dsn import dsn_text
 
 _ENGINE = "write pq_for_engine(engine), of pqcore.integrations.sqlalchemy"
 _IN_ITS_TRANSACTION = f"{_ENGINE}, and put in its transaction with queue.put(..., connection=...)"

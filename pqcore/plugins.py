@@ -26,7 +26,7 @@ from pqcore import hookspecs
 from pqcore.argument_hints import kind_of
 from pqcore.backend import PLUGIN_API, AsyncBackend, Backend, BackendSpec, Mode, layers
 from pqcore.backend_checks import check_spec
-from pqcore.db.dsn_arguments import POSTGRESQL, scheme_of
+from pqcore.db.dsn import POSTGRESQL, scheme_of
 from pqcore.errors import (
     BackendNotInstalled,
     ConfigurationError,

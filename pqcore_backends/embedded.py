@@ -30,8 +30,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, final
-from urllib.parse import quote
 
+from pqcore.db.dsn import with_database
 from pqcore.errors import EmbeddedServerError
 
 _DEADLINE = 60.0  # seconds that one step (initdb, start, stop) may take
@@ -176,7 +176,7 @@ class EmbeddedServer:
 
     def dsn(self, database: str = "postgres") -> str:
         """Return the address of a database, for libpq's drivers and for asyncpg."""
-        return f"postgresql://postgres@{self.host}:{self.port}/{quote(database, safe='')}"
+        return with_database(f"postgresql://postgres@{self.host}:{self.port}", database)
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Create a database, as a copy of a template to which no one may be connected.

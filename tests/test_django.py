@@ -30,7 +30,7 @@ from psycopg.conninfo import conninfo_to_dict
 from django_project.settings import TASKS_MODULE
 from django_project.shop.models import Order
 from pqcore import PQ, Dedup, Queue, schema
-from pqcore.db.sources import redact
+from pqcore.db.dsn import redact
 from pqcore.errors import ConfigurationError, ConnectionLost, DuplicateJob, TableMissing, TransientError
 from pqcore.integrations.django import pqs, queue
 from pqcore.integrations.django.checks import check_settings, check_tables

@@ -61,8 +61,8 @@ import psycopg
 import pytest
 from markdown_it import MarkdownIt
 
+from pqcore.db.dsn import with_database
 from pqcore.testing.commands import environment, group
-from pqcore.testing.databases import at_database
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -193,7 +193,7 @@ def run(
     def in_database(document: Path, folder: Path, name: str) -> Run:
         admin.execute(f"CREATE DATABASE {name}".encode())
         try:
-            return Run(document, folder, at_database(pqcore_server, name))
+            return Run(document, folder, with_database(pqcore_server, name))
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 

@@ -29,13 +29,12 @@ from psycopg.pq import TransactionStatus
 
 from pqcore import PQ, schema, tasks
 from pqcore.cli.app import app
+from pqcore.db.dsn import with_database, with_options
 from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
 from pqcore.testing.commands import Command, eventually
-from pqcore.testing.databases import at_database
 from pqcore.testing.harness import PATIENCE
-from pqcore.testing.server import with_options
 
 LATEST = schema.latest()
 VERSIONS = range(1, LATEST)
@@ -46,7 +45,7 @@ def database(pqcore_server: str) -> Iterator[str]:
     """The DSN of an empty database of this module's own."""
     with psycopg.connect(pqcore_server, autocommit=True) as connection:
         connection.execute("CREATE DATABASE migrations")
-        yield at_database(pqcore_server, "migrations")
+        yield with_database(pqcore_server, "migrations")
         connection.execute("DROP DATABASE migrations WITH (FORCE)")
 
 

@@ -18,7 +18,7 @@ from pqcore import PQ
 from pqcore.backend import BackendSpec
 from pqcore.db import engine
 from pqcore.db import shared_poll as shared_look
-from pqcore.db.sources import POOLED
+from pqcore.db.backend_adapter import POOLED
 from pqcore.plugins import plugins
 from pqcore.testing.harness import Harness
 

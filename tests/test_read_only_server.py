@@ -17,7 +17,7 @@ import pytest
 
 from pqcore import PQ, AsyncPQ, tasks
 from pqcore.db import listener as waiting
-from pqcore.db import sources as connections
+from pqcore.db import pool
 from pqcore.errors import DatabaseError
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker
@@ -145,7 +145,7 @@ def test_a_block_finds_the_other_server_too(pair: Pair, backend: str, face: Any)
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
 def test_who_only_reads_is_moved_as_well(pair: Pair, backend: str, face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "REPLAN", 0.1)
+    monkeypatch.setattr(pool, "REPLAN", 0.1)
     monkeypatch.setattr(waiting, "PROBE", 0.1)
 
     async def main() -> None:

@@ -46,8 +46,10 @@ CONTRACT = (
     "pqcore.sql.statement",
 )
 """What a backend may import of the core; see docs/backends.md."""
-BESIDES = {("pqcore_backends.plugin", "pqcore.serializers")}
-"""The plugin that brings the backends brings the serializers that need no library, too."""
+BESIDES = {
+    ("pqcore_backends.plugin", "pqcore.serializers"),  # it brings those that need no library, too
+    ("pqcore_backends.embedded", "pqcore.db.dsn"),  # a server, and no driver
+}
 
 
 def test_modules_import_one_another_in_no_circle() -> None:

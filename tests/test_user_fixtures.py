@@ -27,6 +27,7 @@ import pytest
 
 import pqcore
 from pqcore import hookimpl
+from pqcore.db.dsn import with_options
 from pqcore.errors import (
     AccessDenied,
     Closed,
@@ -45,7 +46,6 @@ from pqcore.tasks import PQ, AsyncPQ, Dedup, Discard, Fixed, Queue, Retry, Snooz
 from pqcore.testing.databases import OURS, Databases
 from pqcore.testing.jobs import Isolated, Jobs, Ran
 from pqcore.testing.portal import Portal
-from pqcore.testing.server import with_options
 from pqcore.worker import Worker
 
 ROOT = Path(__file__).parent.parent

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 
 from pqcore.cli.errors import remember, remember_none
+from pqcore.db.dsn import with_options
 from pqcore.runner import BlockingRunner, open_blocking
 from pqcore.settings import QueueSettings
 
@@ -26,7 +26,7 @@ def resolved(dsn: str) -> str:
     if dsn != DEFAULT_DSN:
         remember(click.get_current_context(), dsn)
     elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
-        return f"{DEFAULT_DSN}?service={quote(service, safe='')}"
+        return with_options(DEFAULT_DSN, service=service)
     else:
         remember_none(click.get_current_context())
     return dsn

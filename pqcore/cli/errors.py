@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pqcore.db.sources import redact
+from pqcore.db.dsn import redact
 from pqcore.errors import (
     BackendNotInstalled,
     ConfigurationError,

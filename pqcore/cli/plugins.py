@@ -19,7 +19,7 @@ from pqcore.backend import BackendSpec, Capability
 from pqcore.cli.errors import CommandFailed, UsageError, remember
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, printable, table, write
-from pqcore.db.sources import redact
+from pqcore.db.dsn import redact
 from pqcore.errors import ConfigurationError, PluginError, PQError
 from pqcore.instruments import GROUP as INSTRUMENTS
 from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, check_api, importable, plugins

@@ -31,7 +31,7 @@ LEISURE = 20
 
 
 class Watched(Protocol):
-    """What opens sessions, and knows those that are in use: see `pqcore.db.sources.BackendAdapter`."""
+    """What opens sessions, and knows those that are in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
 
     def sessions(self) -> Sequence[Session]: ...
 

@@ -28,7 +28,7 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore import queue as core
-from pqcore.db.dsn_arguments import dsn_text
+from pqcore.db.dsn import dsn_text
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import BlockingRuntime
 from pqcore.errors import ConfigurationError

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, overload
-from urllib.parse import quote, urlencode
 
 try:
     import sqlalchemy
@@ -22,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import BLANK_SCHEMA, CreateSchema, conv
 
 from pqcore.argument_hints import kind_of
-from pqcore.db.dsn_arguments import dsn_text
+from pqcore.db.dsn import dsn_text, url_of
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.sqlalchemy_schema import create, create_anew, run_on
 from pqcore.schema import drop
@@ -168,12 +167,13 @@ def _asyncpg_dsn(arguments: Mapping[str, Any]) -> str:
             odd["ssl"] = given["ssl"]
     if odd:
         raise _cannot_pass(odd)
-    # In the query, where there may be several, and files of sockets.
     for name in ("host", "port", "user", "password", "database"):
         if name in given:
             value = given[name]
-            query[name] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return "postgresql://?" + urlencode(query, quote_via=quote)
+            query["dbname" if name == "database" else name] = (
+                ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            )
+    return url_of(query)
 
 
 def _cannot_pass(arguments: Mapping[str, Any]) -> ConfigurationError:

@@ -18,15 +18,14 @@ from functools import cache
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
+from pqcore.db.dsn import with_database, with_options
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, run_sync
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.operations import admin
 from pqcore.sql.identifiers import TableName, quote
 from pqcore.sql.statement import plain
-from pqcore.testing.server import with_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -344,13 +343,13 @@ class Databases:
         self._bring_up_template()
         name = f"{self.mark}_{next(self._numbers)}"
         self._admin.sql(f"CREATE DATABASE {quote(name)} TEMPLATE {quote(self._template)}{self._strategy}", rows=False)
-        dsn = at_database(self._server, name)
+        dsn = with_database(self._server, name)
         connection = Connection(with_options(dsn, application_name=OURS), TableName("queue"))
         return Database(name, dsn, connection, set(self._has or ()), Snapshot(connection))
 
     def _bring_up_template(self) -> None:
         """Make the template, with all tables that were wanted so far."""
-        dsn = at_database(self._server, self._template)
+        dsn = with_database(self._server, self._template)
         if self._has is None:
             self._sweep()
             [[version, fsync]] = self._admin.sql(
@@ -412,8 +411,3 @@ def _create(dsn: str, names: TableName) -> None:
         connection.call(admin.create)
     finally:
         connection.close()
-
-
-def at_database(server: str, name: str) -> str:
-    """The DSN of another database on the same server."""
-    return urlunsplit(urlsplit(server)._replace(path="/" + name))

@@ -19,16 +19,17 @@ from typing import Any, TypeVar
 from pqcore import tasks
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import BackendSpec
+from pqcore.db.backend_adapter import BackendAdapter
+from pqcore.db.dsn import with_options
 from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
-from pqcore.db.sources import BackendAdapter
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
 from pqcore.sql.statement import Query, plain
 from pqcore.testing.databases import prepared
 from pqcore.testing.portal import Blocking, Portal, unwrapped
-from pqcore.testing.server import partitions, with_isolation, with_options
+from pqcore.testing.server import partitions, with_isolation
 from pqcore.worker import Worker
 
 T = TypeVar("T")

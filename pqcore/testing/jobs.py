@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import async_queue
 from pqcore import queue as core
-from pqcore.db.dsn_arguments import scheme_of
+from pqcore.db.dsn import scheme_of, with_options
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetter
@@ -39,7 +39,7 @@ from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing.databases import OURS, Connection, Database, Databases
 from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
 from pqcore.testing.matching import ENQUEUED, NAMES, Enqueued, Wanted, read
-from pqcore.testing.server import server, with_options
+from pqcore.testing.server import server
 from pqcore.testing.time_travel import compiled, due, set_back
 from pqcore.times import TimeSpec, parse, seconds
 

@@ -12,7 +12,8 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+
+from pqcore.db.dsn import address_of, with_address
 
 CHUNK = 65_536
 
@@ -99,8 +100,7 @@ class Proxy:
     """
 
     def __init__(self, dsn: str) -> None:
-        parts = urlsplit(dsn)
-        self._server = _address(dsn)
+        self._server = address_of(dsn)
         self._lock = threading.Lock()
         self._links: list[_Link] = []
         self._silent = False
@@ -108,8 +108,7 @@ class Proxy:
         self._pace: _Pace | None = None
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         port = self._listening.getsockname()[1]
-        user = parts.netloc.rpartition("@")[0]
-        self.dsn = urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{port}" if user else f"127.0.0.1:{port}"))
+        self.dsn = with_address(dsn, "127.0.0.1", port)
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def _accept(self) -> None:
@@ -171,7 +170,7 @@ class Proxy:
             dsn: The server's, a URL with a host and a port.
         """
         with self._lock:
-            self._server = _address(dsn)
+            self._server = address_of(dsn)
 
     def cut_at(self, marker: str, *, answered: bool, torn: bool = False) -> None:
         """End the next connection that sends a text, once.
@@ -213,8 +212,3 @@ class Proxy:
         with self._lock:
             for link in self._links:
                 link.close()
-
-
-def _address(dsn: str) -> tuple[str, int]:
-    parts = urlsplit(dsn)
-    return parts.hostname or "127.0.0.1", parts.port or 5432

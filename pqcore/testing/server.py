@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
-from urllib.parse import quote
 
+from pqcore.db.dsn import with_options
 from pqcore.errors import ConfigurationError
 
 
@@ -90,12 +90,6 @@ def _about_ryuk(said: str) -> str:
         "; testcontainers starts a container of its own first, ryuk, which removes what a killed run leaves."
         " Where the image of ryuk cannot be had, set TESTCONTAINERS_RYUK_DISABLED=true"
     )
-
-
-def with_options(dsn: str, **options: str) -> str:
-    """Add options, such as ``application_name``, to a DSN that is a URL."""
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
-    return f"{dsn}{'&' if '?' in dsn else '?'}{query}"
 
 
 def with_isolation(dsn: str, level: str) -> str:

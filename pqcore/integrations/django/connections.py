@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
 from django.db import Error, connections
 
 from pqcore.backend import bare
+from pqcore.db.dsn import url_of
 from pqcore.db.session import Session, translate
 from pqcore.db.sources import ConnectionProvider
 from pqcore.errors import ConfigurationError
@@ -77,6 +77,4 @@ class DjangoConnections(ConnectionProvider):
         if role := connection.settings_dict["OPTIONS"].get("assume_role"):
             escaped = str(role).replace("\\", "\\\\").replace(" ", "\\ ")
             parameters["options"] = f"{parameters.get('options', '')} -c role={escaped}".strip()
-        user, password, name = (quote(parameters.pop(key, ""), safe="") for key in ("user", "password", "dbname"))
-        who = f"{user}:{password}@" if password else f"{user}@" if user else ""
-        return f"postgresql://{who}/{name}?{urlencode(parameters, quote_via=quote)}"
+        return url_of(parameters)

@@ -1,0 +1,189 @@
+"""DSNs, which say where a database is: reading, writing and hiding them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+
+_SCHEME = re.compile(r"([a-z][\w+.-]*)://", re.IGNORECASE)
+_SEEKS_PRIMARY = re.compile(r"\btarget_session_attrs\s*=\s*'?(read-write|primary)\b")
+_HIDDEN = re.compile(r"://[^/@]*:\*+@")
+POSTGRESQL = ("postgresql", "postgres", "cockroachdb")
+"""The schemes of URLs that lead to PostgreSQL, or to a server like it."""
+
+# Reading
+
+
+def scheme_of(dsn: str) -> str:
+    """Return the scheme of a URL in small letters, such as ``postgresql+psycopg``; nothing for ``host=... dbname=...``.
+
+    Args:
+        dsn: The DSN.
+    """
+    match = _SCHEME.match(dsn)
+    return "" if match is None else match[1].lower()
+
+
+def of_libpq(dsn: str) -> str:
+    """Return a DSN as libpq reads it: the scheme of a URL names no driver.
+
+    Args:
+        dsn: The DSN, of a scheme that leads to PostgreSQL.
+    """
+    match = _SCHEME.match(dsn)
+    return dsn if match is None else f"postgresql://{dsn[match.end() :]}"
+
+
+def dsn_text(given: Any) -> str | None:
+    """Return the DSN that an object stands for, with its password; None if it stands for none.
+
+    Args:
+        given: Text; a URL of SQLAlchemy, pydantic, yarl, httpx or Starlette; what `urllib.parse` makes of one; or a
+            secret of pydantic's that holds one of these.
+    """
+    if isinstance(given, str):
+        return str.__str__(given).strip()
+    with suppress(Exception):  # of whatever function this is
+        if callable(reveal := getattr(given, "get_secret_value", None)):
+            return dsn_text(reveal())
+        text = _written(given)
+        if isinstance(text, str) and _SCHEME.match(text) and not _HIDDEN.search(text):
+            return text.strip()
+    return None
+
+
+def _written(given: Any) -> object:
+    render: Callable[..., object] | None = getattr(given, "render_as_string", None)
+    if callable(render):  # SQLAlchemy's: str() of it hides the password
+        return render(hide_password=False)
+    join: Callable[[], object] | None = getattr(given, "geturl", None)
+    return join() if callable(join) else str(given)
+
+
+def seeks_primary(dsn: str) -> bool:
+    """Return whether a connection leads to a server that takes writes, where a DSN names several servers.
+
+    Args:
+        dsn: The DSN.
+    """
+    said = _SEEKS_PRIMARY.search(unquote(dsn))
+    return said is not None or os.environ.get("PGTARGETSESSIONATTRS") in ("read-write", "primary")
+
+
+# Writing
+
+
+def url_of(parameters: Mapping[str, str]) -> str:
+    """Return the URL with these parameters of libpq's.
+
+    Args:
+        parameters: ``user``, ``password`` and ``dbname`` stand in their places; all others stand in the query, where
+            a host may be the folder of a socket, or several hosts.
+    """
+    said = dict(parameters)
+    user, password, name = (quote(said.pop(key, ""), safe="") for key in ("user", "password", "dbname"))
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    query = urlencode(said, quote_via=quote)
+    return f"postgresql://{login}{'/' if login or name else ''}{name}{'?' if query else ''}{query}"
+
+
+def with_options(dsn: str, **options: str) -> str:
+    """Return a URL with further parameters, such as ``application_name``.
+
+    Args:
+        dsn: The URL.
+        **options: The parameters.
+    """
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    return f"{dsn}{'&' if '?' in dsn else '?'}{query}"
+
+
+def with_database(dsn: str, name: str) -> str:
+    """Return the URL of another database on the same server.
+
+    Args:
+        dsn: The URL.
+        name: The database's name.
+    """
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{quote(name, safe='')}"))
+
+
+def with_address(dsn: str, host: str, port: int) -> str:
+    """Return a URL that leads to another address.
+
+    Args:
+        dsn: The URL.
+        host: The host's name or number.
+        port: The port.
+    """
+    parts = urlsplit(dsn)
+    login, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}:{port}"))
+
+
+def address_of(dsn: str) -> tuple[str, int]:
+    """Return the host and port of a URL; 127.0.0.1 and 5432 where it does not say.
+
+    Args:
+        dsn: The URL.
+    """
+    parts = urlsplit(dsn)
+    return parts.hostname or "127.0.0.1", parts.port or 5432
+
+
+# Hiding
+
+
+def redact(text: str, dsn: str) -> str:
+    """Remove a DSN, and the password in it, from a text.
+
+    Args:
+        text: The text.
+        dsn: The DSN.
+    """
+    secrets = [dsn]
+    for pattern in (r"://[^/@:]*:(.+)@", r"password\s*=\s*'?([^'\s&]+)"):
+        for secret in re.findall(pattern, dsn):
+            secrets += [secret, unquote(secret)]
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def has_several_at(dsn: str) -> bool:
+    """Return whether a URL has more than one @ before its path: a driver may take a part of the password for the host.
+
+    Args:
+        dsn: The DSN.
+    """
+    return re.split("[/?]", dsn.partition("://")[2], maxsplit=1)[0].count("@") > 1
+
+
+def why_unread(exc: object, dsn: str) -> str:
+    """Return the message for a DSN that a driver cannot read, without the password.
+
+    Args:
+        exc: The driver's exception, which may quote the DSN.
+        dsn: The DSN.
+    """
+    if has_several_at(dsn):
+        return "not a DSN: there are several @ before the host's name: in a user's name or password, write %40"
+    said = redact(str(exc).strip(), dsn)
+    if any(word in said for word in _secret_words(dsn)):
+        return (
+            "not a DSN, and what the driver says of it quotes what may be a password; give a URL,"
+            " postgresql://user@host/database, with what is special written as in %40, or words, host=... dbname=...,"
+            " with quotes around blanks"
+        )
+    return f"not a DSN: {said}"
+
+
+def _secret_words(dsn: str) -> set[str]:
+    """All words of a DSN that nobody can read which may be part of a password."""
+    _, _, named = dsn.partition("password")
+    user, at, _ = dsn.partition("://")[2].rpartition("@")
+    return set(re.findall(r"\w{2,}", f"{named} {user.partition(':')[2] if at else ''}"))
