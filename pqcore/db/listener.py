@@ -33,15 +33,17 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
+from pqcore.db import channels
+from pqcore.db.channels import Channels
 from pqcore.db.runtime import Background, Event, Runtime, hold_lock
-from pqcore.db.shared_poll import BLIND_POLL, Look, SharedLook, Sharer
-from pqcore.db.sources import AdoptedConnection, AdoptedPool, SessionSource, lent
-from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, PQError
+from pqcore.db.shared_poll import Look, SharedLook, Sharer
+from pqcore.db.sources import AdoptedPool, SessionSource
+from pqcore.errors import ConfigurationError, PQError
 
 if TYPE_CHECKING:
     from pqcore.db.session import Session
@@ -50,52 +52,18 @@ logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 
-SLICE = 1.0
-"""Seconds after which the listener looks whether it is still wanted."""
 PROBE = 15.0
 """Seconds of silence after which the listener asks the server whether it is still there."""
 ANSWER = 5.0
 """Seconds in which the server has to answer on the listening connection, which waits for no lock."""
-REGISTER = 1.0
-"""Seconds that a waiter waits until its channel is registered, at most; then it looks, and polls meanwhile."""
 CLOSING = 2.0
 """Seconds that the end of the listener takes, at most."""
 RETRY = 1.0
 """Seconds between attempts to open a listening connection; meanwhile waiters poll."""
-REFUSED = 15.0
-"""Seconds until it is tried again where we could not listen, though the connection was not lost."""
-SETTLE = 0.05
-"""Seconds after which a put that did not see who began to wait is committed, if it commits by itself."""
-LINGER = 5.0
-"""Seconds for which a channel stays registered after a wait: who waits again and again does it once."""
-LEFT = "its server takes no more writes"
-MOST = 4_000
-"""Channels that are registered, at most: each takes a place in the server's lock table, which all sessions share."""
-BATCH = 100
-"""Channels that are registered, or given up, in one go, at most: meanwhile no notification is passed on."""
-LISTEN_NOT_SUPPORTED = (
-    "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
-)
 
 UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
 IDLE_SESSION = "57P05"
 """The SQLSTATE of a session that the server's idle_session_timeout ended."""
-
-_tickets = itertools.count(1)
-
-
-async def _attend(session: Session, channels: Sequence[str]) -> None:
-    """Listen, and let those who put see it."""
-    for channel in channels:
-        await session.listen(channel)
-    # A statement of its own, as it asks the session whether it listens.
-    locked = await session.execute(session.sql.register, session.sql.register.bind({"channels": list(channels)}))
-    if len(locked) < len(channels):
-        raise ConnectionLost(LISTEN_NOT_SUPPORTED)
-
-
-async def _nothing(session: Session) -> None:
-    """Do nothing with a session."""
 
 
 def _told(exc: Exception) -> str:
@@ -107,88 +75,7 @@ def _unexpected(exc: Exception) -> bool:
     return not isinstance(exc, PQError)
 
 
-async def _probe(session: Session, *, listens: bool) -> None:
-    """Ask the server whether it is there, and, if this session listens, whether that is still in force."""
-    if not await session.execute(session.sql.listening) and listens:
-        raise ConnectionLost(LISTEN_NOT_SUPPORTED)
-
-
-def _refuse_left(session: Session) -> None:
-    if session.left:
-        raise ConnectionLost(LEFT)
-
-
-async def _refuse_read_only(session: Session) -> None:
-    if not await session.writes():
-        raise ConnectionLost(LEFT)
-
-
-async def _unattend(session: Session, channels: Sequence[str]) -> None:
-    """Give up the locks, and what the server and the driver keep of the channels."""
-    await session.execute(session.sql.unregister, session.sql.unregister.bind({"channels": list(channels)}))
-    await session.unlisten(channels)
-
-
-class _Channels:
-    """The channels that are registered, and the ticket of each, which changes when the channel is notified."""
-
-    def _forget(self) -> None:
-        self._channels: set[str] = set()
-        self._unsettled: dict[str, float] = {}  # when those who drew a ticket before are to look once more
-        self._waited: dict[str, float] = {}  # when the last wait ended
-        self._counts: dict[str, int] = {}
-        self._retry_at = 0.0
-        self._tidied = time.monotonic()
-
-    def snapshot(self, channel: str) -> int | None:
-        """The ticket of the channel; None if it is not registered.
-
-        To be drawn before looking at the table, and given to `wait` after.
-        """
-        count = self._counts.get(channel)  # first: if the channel goes and comes again meanwhile, it has changed
-        return count if channel in self._channels else None
-
-    def _register(self, channel: str) -> None:
-        now = self._waited[channel] = time.monotonic()
-        self._unsettled[channel] = now + SETTLE
-        self._counts[channel] = next(_tickets)
-        self._channels.add(channel)
-
-    def _settle(self, channel: str) -> None:
-        """If the channel is no longer new, void the tickets that were drawn while it was; once."""
-        at = self._unsettled.get(channel)
-        if at is not None and time.monotonic() >= at and self._unsettled.pop(channel, None) is not None:
-            self.wake_waiters(channel)
-
-    def _pause(self, channel: str, seconds: float) -> float:
-        """How long to wait, at most: while the channel is new, only as long as it is."""
-        at = self._unsettled.get(channel)
-        return seconds if at is None else max(min(seconds, at - time.monotonic()), 0.0)
-
-    def _idle(self) -> list[str]:
-        """The channels on which nobody has waited for some time, which may be in use all the same."""
-        since = time.monotonic() - LINGER
-        return [channel for channel in list(self._channels) if self._waited.get(channel, since) < since]
-
-    def _drop(self, channels: Iterable[str]) -> None:
-        """Forget channels, before their locks are given up; in this order, so that no ticket outlasts that."""
-        for channel in channels:
-            self._channels.discard(channel)
-            self.wake_waiters(channel)
-            for each in (self._counts, self._unsettled, self._waited):
-                each.pop(channel, None)
-
-    def wake_waiters(self, channel: str) -> None:
-        """Wake those who wait on a channel."""
-        if channel in self._counts:
-            self._counts[channel] = next(_tickets)
-
-    def wake(self, channel: str) -> None:
-        """Wake those who wait on a channel, or are about to."""
-        self.wake_waiters(channel)
-
-
-class Listener(_Channels):
+class Listener(Channels):
     """The listening connection of a process, or of one of its event loops, and those who wait for it.
 
     Args:
@@ -202,7 +89,7 @@ class Listener(_Channels):
         self._runtime = runtime
         self._able = able
         self._over = False
-        self._most = MOST
+        self._most = channels.MOST
         self._forget()
         self._gate = runtime.lock()
         self._session: Session | None = None
@@ -246,7 +133,7 @@ class Listener(_Channels):
             self._wishes.setdefault(channel, set()).add(event)
             if self._registrar is None:
                 self._registrar = self._runtime.start(lambda: self._register_wishes(era))
-        await event.wait(min(seconds, REGISTER))
+        await event.wait(min(seconds, channels.REGISTER))
         return channel in self._channels
 
     async def _register_wishes(self, era: object) -> None:
@@ -257,38 +144,38 @@ class Listener(_Channels):
                 if not wishes:
                     self._registrar = None
                     return
-            channels = list(wishes)
+            wanted = list(wishes)
             try:
-                for start in range(0, len(channels), BATCH):
-                    batch = channels[start : start + BATCH]
+                for start in range(0, len(wanted), channels.BATCH):
+                    batch = wanted[start : start + channels.BATCH]
                     await hold_lock(self._gate, partial(self._register_all, batch, era))
             finally:
                 for event in itertools.chain.from_iterable(wishes.values()):
                     event.set()
 
-    async def _register_all(self, channels: Sequence[str], era: object) -> None:
-        channels = [channel for channel in channels if channel not in self._channels]
-        channels = channels[: max(self._most - len(self._channels), 0)]
-        if not channels or (self._session is None and not await self._open(era)):
+    async def _register_all(self, wanted: Sequence[str], era: object) -> None:
+        wanted = [channel for channel in wanted if channel not in self._channels]
+        wanted = wanted[: max(self._most - len(self._channels), 0)]
+        if not wanted or (self._session is None and not await self._open(era)):
             return
         session = self._session
         if session is None:
             return
         try:
-            await _attend(session, channels)
+            await channels.register(session, wanted)
             # What came with the answers may not wake the thread that waits on the socket.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
             if session.usable():  # as when there are too many locks: all of ours are given up
-                self._retry_at = time.monotonic() + REFUSED
-                self._most = max((len(self._channels) + len(channels)) // 2, 1)
+                self._retry_at = time.monotonic() + channels.REFUSED
+                self._most = max((len(self._channels) + len(wanted)) // 2, 1)
             self._tell_loss(exc)
             await self._lose(session)
             return
         except BaseException:  # what was interrupted on it is not known
             await self._lose(session)
             raise
-        for channel in channels:
+        for channel in wanted:
             self._register(channel)
 
     async def wait(self, channel: str, ticket: int, seconds: float) -> None:
@@ -306,18 +193,18 @@ class Listener(_Channels):
             self._remove(channel, event)
 
     def snapshot(self, channel: str) -> int | None:
-        """See `_Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
+        """See `Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
         ticket = super().snapshot(channel)
         if ticket is None:
             now = self._paused[channel] = time.monotonic()
-            if len(self._paused) > MOST and now - self._trimmed > SLICE:
+            if len(self._paused) > channels.MOST and now - self._trimmed > channels.SLICE:
                 self._trim(now)
         return ticket
 
     def _trim(self, now: float) -> None:
         """Forget channels on which nobody waits any more."""
         self._trimmed = now
-        for channel in [name for name, when in list(self._paused.items()) if when < now - LINGER]:
+        for channel in [name for name, when in list(self._paused.items()) if when < now - channels.LINGER]:
             if channel not in self._waiters:
                 self._paused.pop(channel, None)
                 self._woken.discard(channel)
@@ -407,7 +294,7 @@ class Listener(_Channels):
             self._warn(exc)
             return False
         if session is None:
-            self._retry_at = time.monotonic() + REFUSED
+            self._retry_at = time.monotonic() + channels.REFUSED
             if isinstance(self._source, AdoptedPool):
                 self._warn(ConfigurationError(UNLIKE))
             return False
@@ -439,42 +326,42 @@ class Listener(_Channels):
         self._heard = self._tidied = time.monotonic()
         while self._session is session:
             try:
-                await session.wait(SLICE)
-                channels = await hold_lock(self._gate, lambda: self._look(session))
+                await session.wait(channels.SLICE)
+                notified = await hold_lock(self._gate, lambda: self._look(session))
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
                 if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
                     return
                 self._tell_loss(exc)
                 await hold_lock(self._gate, lambda: self._lose(session))
                 return
-            if channels:
+            if notified:
                 self._heard = time.monotonic()
-                self._pass_on(channels)
+                self._pass_on(notified)
 
     async def _look(self, session: Session) -> list[str]:
         if self._session is not session:
             return []
-        _refuse_left(session)
+        channels.refuse_left(session)
         if time.monotonic() - self._heard > PROBE:
-            await _probe(session, listens=bool(self._channels))
+            await channels.probe(session, listens=bool(self._channels))
             if self._source.seeks_primary:
-                await _refuse_read_only(session)
+                await channels.refuse_read_only(session)
             self._heard = time.monotonic()
-        if time.monotonic() - self._tidied > SLICE:
+        if time.monotonic() - self._tidied > channels.SLICE:
             await self._leave(session)
             self._tidied = time.monotonic()
         return await session.notifications()
 
-    def _pass_on(self, channels: Sequence[str]) -> None:
-        for channel in set(channels):
+    def _pass_on(self, notified: Sequence[str]) -> None:
+        for channel in set(notified):
             self.wake_waiters(channel)
 
     async def _leave(self, session: Session) -> None:
         """Give up the channels on which nobody waits any more."""
-        idle = [channel for channel in self._idle() if channel not in self._waiters][:BATCH]
+        idle = [channel for channel in self._idle() if channel not in self._waiters][: channels.BATCH]
         if idle:
             self._drop(idle)
-            await _unattend(session, idle)
+            await channels.unregister(session, idle)
 
     def wake_waiters(self, channel: str) -> None:
         super().wake_waiters(channel)
@@ -510,100 +397,3 @@ class Listener(_Channels):
             await session.close()
         except Exception:
             logger.debug("closing the listening connection failed", exc_info=True)
-
-
-class SharedConnectionListener(_Channels):
-    """Waiting on the caller's only connection, in turn with everything else on it.
-
-    Nothing runs in the background: the waiter looks at the socket itself, and
-    what arrived is read whenever the connection is given back.  The trigger does
-    not see the lock of its own session, so puts on the connection itself always
-    notify meanwhile: another task may wait on it.
-    """
-
-    def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
-        self._forget()
-        self._source = source
-        self._runtime = runtime
-        self._able = able
-        self._notifies = False  # whether it was us who had it so
-        self.crowd = 1
-        source.on_release = self._read
-
-    async def listen(self, channel: str, seconds: float) -> bool:
-        """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
-        if time.monotonic() < self._retry_at or len(self._channels) >= MOST:
-            return False
-        try:  # lending it looks whether a pooler is in between
-            return await self._lent(min(seconds, REGISTER), lambda session: self._listen(session, channel))
-        except PoolTimeout:  # another thread or task uses it
-            return False
-
-    async def _lent(self, seconds: float, work: Callable[[Session], Awaitable[T]]) -> T:
-        return await lent(self._source, work, partial(self._source.acquire_within, seconds))
-
-    async def _listen(self, session: Session, channel: str) -> bool:
-        if not self._able() or session.in_transaction():
-            return False
-        try:
-            await _attend(session, [channel])
-            self._notifies |= bool(await session.execute(session.sql.notify_always))
-        except PQError as exc:
-            if not session.usable():
-                raise
-            self._retry_at = time.monotonic() + REFUSED
-            logger.warning("cannot listen, so waiters poll: %s", exc)
-            return False
-        self._register(channel)
-        return True
-
-    async def wait(self, channel: str, ticket: int, seconds: float) -> None:
-        """See `Listener.wait`."""
-        self._settle(channel)
-        deadline = time.monotonic() + self._pause(channel, seconds)
-        session = self._source.session
-        while self._counts.get(channel) == ticket and (left := deadline - time.monotonic()) > 0:
-            if session.in_transaction():
-                await self._runtime.sleep(min(left, BLIND_POLL))
-                return
-            self._waited[channel] = time.monotonic()
-            await session.wait(min(left, SLICE))
-            try:
-                await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)  # what arrived is read at its end
-            except PoolTimeout:  # another thread or task uses it, and reads what arrived when it gives it back
-                return
-        self._settle(channel)
-
-    async def pause(self, channel: str, seconds: float) -> None:
-        """Wait for ``seconds``."""
-        await self._runtime.sleep(seconds)
-
-    async def close(self) -> None:
-        """Nothing to close: the connection is the caller's."""
-
-    async def end(self) -> None:
-        """End nothing: the connection is the caller's."""
-
-    def end_from_afar(self) -> None:
-        """End nothing: the connection is the caller's."""
-
-    async def _read(self, session: Session) -> None:
-        if not self._channels or session.in_transaction():
-            return
-        for channel in await session.notifications():
-            self.wake_waiters(channel)
-        now = time.monotonic()
-        if now - self._tidied > SLICE:
-            self._tidied = now
-            if idle := self._idle()[:BATCH]:
-                self._drop(idle)
-                await self._leave(session, idle)
-
-    async def _leave(self, session: Session, channels: list[str]) -> None:
-        try:
-            await _unattend(session, channels)
-            if self._notifies and not self._channels:
-                await session.execute(session.sql.notify_waiters)
-                self._notifies = False
-        except PQError:  # not the fault of what was done on it
-            logger.debug("what was waited on stays locked", exc_info=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
+from pqcore.db import channels
 from pqcore.db import listener as waiting
 from pqcore.db.listener import Listener
 from pqcore.errors import ConnectionLost, DatabaseError, PQError
@@ -71,7 +72,7 @@ class Waits:
             await wait(listener, channel, ticket, seconds)
 
         monkeypatch.setattr(Listener, "wait", noticed)
-        monkeypatch.setattr(waiting, "SETTLE", 10 * PATIENCE)  # that it is woken is not to be taken for another look
+        monkeypatch.setattr(channels, "SETTLE", 10 * PATIENCE)  # that it is woken is not to be taken for another look
 
     def begun(self) -> None:
         """Return when the next wait begins."""

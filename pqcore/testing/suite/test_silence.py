@@ -14,8 +14,8 @@ import pytest
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
+from pqcore.db import channels, runtime
 from pqcore.db import listener as waiting
-from pqcore.db import runtime
 from pqcore.db import session as sessions
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
 from pqcore.sql.identifiers import channel
@@ -323,8 +323,8 @@ def test_a_cancelled_task_ends_though_the_server_is_silent(
 def test_nothing_is_kept_of_queues_that_nobody_waits_on_any_more(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "SLICE", 0.02)
-    monkeypatch.setattr(waiting, "LINGER", 0.1)
+    monkeypatch.setattr(channels, "SLICE", 0.02)
+    monkeypatch.setattr(channels, "LINGER", 0.1)
     pq = harness.pq()
     names = [f"q{number}" for number in range(30)]
     harness.at_once(*(partial(pq[name].get, timeout=0.1) for name in names))
@@ -338,8 +338,8 @@ def test_nothing_is_kept_of_queues_that_nobody_waits_on_any_more(
 
 @pytest.mark.requires(Capability.LISTEN)
 def test_a_channel_that_was_forgotten_is_heard_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SLICE", 0.02)
-    monkeypatch.setattr(waiting, "LINGER", 0.05)
+    monkeypatch.setattr(channels, "SLICE", 0.02)
+    monkeypatch.setattr(channels, "LINGER", 0.05)
     pq = harness.pq(poll_interval=NEVER)
     other = harness.queue("q", create=False)
     for number in range(2):

@@ -3,7 +3,7 @@
 ``poll_interval=3600`` stands for: only a notification, or a time that was known
 beforehand, can wake this waiter.  A waiter that misses its wake-up outlasts the
 harness's patience.  So that nothing else wakes it, the look of one who has just
-begun to wait is not repeated (`waiting.SETTLE`), but where that is the matter.
+begun to wait is not repeated (`channels.SETTLE`), but where that is the matter.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from pqcore.backend import Capability
+from pqcore.db import channels, shared_connection_listener
 from pqcore.db import listener as waiting
 from pqcore.errors import ConnectionLost
 from pqcore.plugins import plugins
@@ -36,8 +37,8 @@ INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
 
 @pytest.fixture(autouse=True)
 def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SETTLE", NEVER)
-    monkeypatch.setattr(waiting, "LINGER", NEVER)
+    monkeypatch.setattr(channels, "SETTLE", NEVER)
+    monkeypatch.setattr(channels, "LINGER", NEVER)
 
 
 def listen(harness: Harness, *queues: Any) -> None:
@@ -550,7 +551,7 @@ def test_behind_a_pooler_a_waiter_polls_and_leaves_nothing_on_a_connection(harne
 def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
-    monkeypatch.setattr(waiting, "BLIND_POLL", MOMENT)
+    monkeypatch.setattr(shared_connection_listener, "BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.db.engine.BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
@@ -859,12 +860,12 @@ def test_when_one_of_two_leaves_the_other_is_woken(harness: Harness) -> None:
 @contextmanager
 def hasty_listener(linger: float = MOMENT) -> Iterator[None]:
     """Let the listener look often whether a channel is waited on."""
-    before = waiting.SLICE, waiting.LINGER
-    waiting.SLICE, waiting.LINGER = MOMENT / 2, linger
+    before = channels.SLICE, channels.LINGER
+    channels.SLICE, channels.LINGER = MOMENT / 2, linger
     try:
         yield
     finally:
-        waiting.SLICE, waiting.LINGER = before
+        channels.SLICE, channels.LINGER = before
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -931,7 +932,7 @@ def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harnes
 def test_a_put_that_did_not_see_the_waiter_is_found_soon(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
-    monkeypatch.setattr(waiting, "SETTLE", MOMENT)
+    monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
     writer = harness.connect()
     writer.begin()
@@ -958,7 +959,7 @@ def test_a_put_that_did_not_see_the_waiter_is_found_soon(
 def test_one_who_begins_to_wait_looks_again_only_once(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
-    monkeypatch.setattr(waiting, "SETTLE", MOMENT)
+    monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
     with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
         looks.reach(3)  # before it was registered, after, and when it had been so for a moment
@@ -1044,11 +1045,11 @@ def test_waits_on_several_queues_share_a_connection(harness: Harness) -> None:
 @contextmanager
 def patient_listener() -> Iterator[None]:
     """Let the listener rely on being stirred, instead of looking at each second."""
-    slice_, waiting.SLICE = waiting.SLICE, NEVER
+    slice_, channels.SLICE = channels.SLICE, NEVER
     try:
         yield
     finally:
-        waiting.SLICE = slice_
+        channels.SLICE = slice_
 
 
 @pytest.mark.requires(Capability.LISTEN)
