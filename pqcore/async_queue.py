@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pqcore.base_pq import BasePQ
+from pqcore.db.asyncio_runtime import AsyncioRuntime
 from pqcore.db.engine import Engine, Leaving
-from pqcore.db.runtime import AsyncioRuntime
 from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
 from pqcore.operations import (

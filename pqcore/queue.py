@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pqcore.base_pq import BasePQ
+from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.engine import Engine, Leaving
-from pqcore.db.runtime import BlockingRuntime, run_sync
+from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job
 from pqcore.operations import (

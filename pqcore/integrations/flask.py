@@ -28,9 +28,9 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 
 from pqcore import queue as core
+from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.dsn import dsn_text
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import BlockingRuntime
 from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent
 from pqcore.hookspecs import hookimpl

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias, cast
 import sqlalchemy
 
 from pqcore import schema
-from pqcore.db.runtime import BlockingRuntime, run_sync
+from pqcore.db.blocking_runtime import BlockingRuntime
+from pqcore.db.runtime import run_sync
 from pqcore.db.session import Defaults, Session, translate
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName

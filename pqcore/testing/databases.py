@@ -19,9 +19,11 @@ from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pqcore.db.asyncio_runtime import AsyncioRuntime
+from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.dsn import with_database, with_options
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime, run_sync
+from pqcore.db.runtime import run_sync
 from pqcore.errors import AccessDenied, BackendNotInstalled, ConfigurationError, PQError, UnknownBackend
 from pqcore.operations import admin
 from pqcore.sql.identifiers import TableName, quote

@@ -10,7 +10,8 @@ from typing import Any, cast
 from pqcore import schema
 from pqcore.backend import Row
 from pqcore.db.backend_adapter import BackendAdapter
-from pqcore.db.runtime import BlockingRuntime, run_sync
+from pqcore.db.blocking_runtime import BlockingRuntime
+from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect

@@ -1,0 +1,246 @@
+"""Time, locks and cancellation for the awaited face: tasks of an asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
+from types import AsyncGeneratorType
+from typing import Any, Generic, TypeVar, cast
+from weakref import WeakKeyDictionary, ref
+
+from pqcore.db import runtime
+from pqcore.db.runtime import Background, Event, Kept, Local, Lock
+from pqcore.errors import ConfigurationError
+
+T = TypeVar("T")
+
+NO_LOOP = (
+    "AsyncPQ needs an asyncio event loop, and none runs here: await it within one, or use PQ; "
+    "under trio, pqcore.integrations.anyio"
+)
+
+
+class _LoopEvent:
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.set = self._event.set
+
+    async def wait(self, seconds: float) -> bool:
+        if not self._event.is_set():
+            waiter = asyncio.ensure_future(self._event.wait())
+            try:
+                await asyncio.wait([waiter], timeout=seconds)
+            finally:
+                waiter.cancel()
+        return self._event.is_set()
+
+
+class _LoopGate:
+    def __init__(self) -> None:
+        lock = asyncio.Lock()  # nobody awaits anything within an operation of their own
+        self._lock = lock
+        self.enter = lock.acquire
+        self.leave = lock.release
+
+    def mine(self) -> bool:
+        return False
+
+    async def enter_within(self, seconds: float) -> bool:
+        if not self._lock.locked():
+            return await self._lock.acquire()
+        try:
+            return await asyncio.wait_for(self._lock.acquire(), seconds)
+        except asyncio.TimeoutError:
+            return False
+
+
+class _LoopLocal(Generic[T]):
+    def __init__(self) -> None:
+        self._value: ContextVar[Any] = ContextVar("pqcore_transaction", default=None)
+        self.get = self._value.get
+
+    def set(self, value: Any) -> None:
+        self._value.set(value)
+
+
+class _LoopTask:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work(), name="pqcore-listener")
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+_KEPT = "_pqcore_kept"
+"""The attribute of an event loop that has what belongs to it: kept elsewhere, it would keep the loop."""
+_parents: list[object] = []
+"""What a fork copied of the parent's event loops: not ended here, as the parent uses it."""
+
+
+class _OfLoop(Generic[T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._loops: set[ref[asyncio.AbstractEventLoop]] = set()
+        self._last: tuple[int, ref[asyncio.AbstractEventLoop], ref[T]] | None = None  # for speed: what `get` gave last
+
+    def get(self) -> T:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(NO_LOOP) from None
+        process, last = os.getpid(), self._last
+        if last is not None and last[0] == process and last[1]() is loop and (known := last[2]()) is not None:
+            return known
+        value = self._of(loop, process)
+        self._last = process, ref(loop), ref(value)
+        return value
+
+    def _of(self, loop: asyncio.AbstractEventLoop, process: int) -> T:
+        kept: WeakKeyDictionary[object, tuple[int, T]] | None = getattr(loop, _KEPT, None)
+        if kept is None:
+            setattr(loop, _KEPT, kept := WeakKeyDictionary())
+        found = kept.get(self)
+        if found is not None:
+            if found[0] == process:
+                return found[1]
+            _parents.append(found)
+            self._loops = set()
+        value = self._make()
+        kept[self] = process, value
+        self._loops.add(ref(loop, self._loops.discard))
+        return value
+
+    def made(self) -> bool:
+        return bool(self._loops)
+
+    def others(self) -> list[T]:
+        here = asyncio.get_running_loop()
+        return [getattr(loop, _KEPT)[self][1] for loop in self.loops() if loop is not here]
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        return [loop for known in self._loops.copy() if (loop := known()) is not None]
+
+
+class AsyncioRuntime:
+    """Tasks of an asyncio event loop."""
+
+    suspends = True
+
+    def __init__(self) -> None:
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    def kept(self, make: Callable[[], T]) -> Kept[T]:
+        return _OfLoop(make)
+
+    def task(self) -> object:
+        return asyncio.current_task()
+
+    def event(self) -> Event:
+        return _LoopEvent()
+
+    def lock(self) -> Lock:
+        return _LoopGate()
+
+    def context_slot(self) -> Local:
+        return _LoopLocal()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
+        return _LoopTask(work)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
+        # asyncio.run lets open asynchronous generators finish before it closes the loop.
+        kept = cast("AsyncGeneratorType[None, None]", _kept_open(cleanup))
+        await kept.__anext__()
+        return kept
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with suppress(RuntimeError):  # no loop runs any more, and what is open ends with it
+            task = asyncio.get_running_loop().create_task(work())
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def shield(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()  # tells at once; who awaits a task hears of its end a turn of the loop later
+
+        async def finish() -> T:
+            try:
+                return await work
+            finally:
+                if not over.done():
+                    over.set_result(None)
+
+        task = _begun(finish(), loop)
+        try:
+            if not task.done():
+                await over
+        except asyncio.CancelledError:
+            if not await _outlast(task, runtime.AFTER_CANCEL):
+                break_off()
+                await _end(task)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                undoing = asyncio.ensure_future(undo(task.result()))
+                if not await _outlast(undoing, runtime.UNDOING):
+                    await _end(undoing)
+            raise
+        return task.result()
+
+
+def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
+    """A task that has begun, where Python can have it begin at once, and not with the next turn of the loop."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
+
+
+async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await cleanup()
+
+
+async def _outlast(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Wait for a task to end, though the waiter is cancelled again: that cancellation is already owed.
+
+    Args:
+        task: The task.
+        seconds: For how long, at most.
+
+    Returns:
+        Whether the task ended.
+    """
+    deadline = time.monotonic() + seconds
+    while not task.done() and (left := deadline - time.monotonic()) > 0:
+        try:
+            await asyncio.wait([task], timeout=left)
+        except asyncio.CancelledError:
+            continue
+    return task.done()
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Wait for a task whose connection is broken off; cancel the task if that does not end it."""
+    if not await _outlast(task, runtime.AFTER_CANCEL):
+        task.cancel()
+        await _outlast(task, runtime.AFTER_CANCEL)
+    if not task.done():
+        task.add_done_callback(_heard)
+    else:
+        _heard(task)
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Take note of a task's exception, which asyncio would log otherwise."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,116 @@
+"""Time and locks for the blocking face: threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from pqcore.db.runtime import Background, Event, Kept, Local, Lock, run_sync
+
+T = TypeVar("T")
+
+
+class _ThreadEvent:
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.set = self._event.set
+
+    async def wait(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+
+class _ThreadGate:
+    def __init__(self) -> None:
+        lock: Any = threading.RLock()  # which knows its owner
+        self.leave = lock.release
+        self.mine = lock._is_owned  # as threading.Condition asks it
+        self._acquire = lock.acquire
+
+    async def enter(self) -> object:
+        return self._acquire()
+
+    async def enter_within(self, seconds: float) -> bool:
+        return bool(self._acquire(timeout=seconds))
+
+
+class _ThreadLocal(threading.local):
+    value: Any = None
+
+    def get(self) -> Any:
+        return self.value
+
+    def set(self, value: Any) -> None:
+        self.value = value
+
+
+class _Thread:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._thread = threading.Thread(target=lambda: run_sync(work()), name="pqcore-listener", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Nothing to do: the work ends by itself when its connection is closed."""
+
+
+class _OfProcess(Generic[T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: dict[int, T] = {}  # with the parent's, if this is a forked child
+
+    def get(self) -> T:
+        try:  # asked each time: a process that is forked in C (uWSGI) tells nobody
+            return self._values[os.getpid()]
+        except KeyError:  # threads may come here together
+            return self._values.setdefault(os.getpid(), self._make())
+
+    def made(self) -> bool:
+        return bool(self._values)
+
+    def others(self) -> list[T]:
+        return []
+
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        return []
+
+
+class BlockingRuntime:
+    """Threads."""
+
+    suspends = False
+
+    def kept(self, make: Callable[[], T]) -> Kept[T]:
+        return _OfProcess(make)
+
+    def task(self) -> object:
+        return None
+
+    def event(self) -> Event:
+        return _ThreadEvent()
+
+    def lock(self) -> Lock:
+        return _ThreadGate()
+
+    def context_slot(self) -> Local:
+        return _ThreadLocal()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
+        return _Thread(work)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
+
+    async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
+        """Nothing to do: connections are closed with the process."""
+        return None
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        run_sync(work())
+
+    async def shield(
+        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+    ) -> T:
+        return await work
