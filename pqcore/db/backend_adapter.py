@@ -11,7 +11,9 @@ from typing import Any
 from weakref import ref
 
 from pqcore.backend import session_over
-from pqcore.db.session import Defaults, Session, translate
+from pqcore.db.driver_errors import translate
+from pqcore.db.isolation import Defaults
+from pqcore.db.session import Session
 from pqcore.db.watchdog import watchdog
 from pqcore.errors import ConnectionLost, PQError
 from pqcore.sql.dialect import Dialect

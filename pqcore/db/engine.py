@@ -28,11 +28,12 @@ from weakref import ref
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.db.backend_adapter import BackendAdapter
+from pqcore.db.driver_errors import NOTIFICATIONS_FULL
 from pqcore.db.dsn import dsn_text, of_libpq, redact
 from pqcore.db.listener import Listener
 from pqcore.db.pool import Pool
 from pqcore.db.runtime import Kept, Lock, Runtime, run_sync
-from pqcore.db.session import NOTIFICATIONS_FULL, Session
+from pqcore.db.session import Session
 from pqcore.db.shared_connection_listener import SharedConnectionListener
 from pqcore.db.shared_poll import BLIND_POLL, LOOKS
 from pqcore.db.sources import (

@@ -1,8 +1,7 @@
 """A driver's session as operations see it: awaitable, raising only `PQError`.
 
 A blocking session's methods become coroutines that never suspend; an
-asynchronous one's are awaited.  What the driver raises is translated here and
-nowhere else, by SQLSTATE.
+asynchronous one's are awaited.
 """
 
 from __future__ import annotations
@@ -10,105 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
-import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from types import coroutine
 from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncDriverSession, DriverSession, Row
-from pqcore.db.runtime import AFTER_CANCEL, Lock
+from pqcore.db.bounded_call import bounded
+from pqcore.db.driver_errors import READ_ONLY, is_refusal, translate
+from pqcore.db.isolation import ABOVE, BEGIN, COMMIT, DEFAULT, LOWER, NOT_SERIALIZABLE, ON_ROWS, ROLLBACK, Defaults
+from pqcore.db.runtime import Lock
 from pqcore.errors import (
-    AccessDenied,
     ConnectionLost,
     DatabaseError,
-    IdTaken,
-    InvalidData,
     OutcomeUnknown,
     PQError,
-    SchemaOutdated,
     StatementCancelled,
-    TableMissing,
-    TransactionAborted,
-    TransientError,
 )
 from pqcore.sql.dialect import Dialect
-from pqcore.sql.statement import Query, plain, writes
+from pqcore.sql.statement import Query, writes
 
 logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]
-
-# Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
-_BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
-    ("0A000", DatabaseError, "not supported; if the types of the table's columns were changed just now, try again"),
-    ("25006", DatabaseError, "a standby, or read only: connect to the primary, as by target_session_attrs=read-write"),
-    ("25P02", TransactionAborted, "an earlier statement of this transaction failed: roll it back first"),
-    ("40", TransientError, "try the transaction again"),
-    ("55P03", TransientError, "a lock was not to be had in time: try again"),
-    ("57014", StatementCancelled, "the statement was cancelled (see statement_timeout)"),
-    ("57P", ConnectionLost, "the server ended the connection"),
-    ("08", ConnectionLost, "the connection is lost"),
-    ("53300", ConnectionLost, "the server takes no more connections (see max_connections)"),
-    ("42501", AccessDenied, "the database role may not do this: see GRANT"),
-    ("3D000", DatabaseError, "make the database, or correct its name"),
-    ("28", AccessDenied, "the server does not accept these credentials"),
-    ("22", InvalidData, "the server cannot store this value"),
-    ("23", InvalidData, "a constraint of the table forbids this value"),
-    ("54", DatabaseError, "a limit of the server is reached: make the value smaller, or ask who runs the server"),
-)
-_READ_ONLY = "25006"
-_UNIQUE = "23505"
-_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # as the detail has it, in whatever language
-_BEHIND = (
-    "a sequence is behind the ids that are there, as after logical replication, a restore, or TRUNCATE ... RESTART"
-    " IDENTITY: pqcore doctor shows it, and pqcore create --set-sequences sets it"
-)
-NOTIFICATIONS_FULL = "54000"
-"""The SQLSTATE of a `TransientError` that says that the server's queue of notifications is full."""
-_FULL = (
-    "the server's queue of notifications is full: a session that listens has been in a transaction for long;"
-    " pqcore doctor shows it. Try again"
-)
-
-
-def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exception:
-    """Turn a driver's exception into pqcore's.
-
-    Args:
-        exc: What the driver raised.
-        doing: The name of the statement, for the message.
-        lost: Whether the connection is found to be unusable.
-    """
-    sqlstate: str | None = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
-    reason = str(exc).strip() or type(exc).__name__
-    if sqlstate in ("42P01", "3F000"):
-        return TableMissing(f"{doing}: {reason}: call create() to make the queue's table")
-    if sqlstate in ("42703", "42883", "42P10"):
-        return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
-    if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
-        return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
-    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in whatever language the server speaks
-        return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
-    for prefix, kind, advice in _BY_SQLSTATE:
-        if sqlstate and sqlstate.startswith(prefix):
-            return kind(f"{doing}: {reason} ({advice})", sqlstate)
-    if isinstance(exc, UnicodeError):
-        return InvalidData(f"{doing}: {reason} (the connection's client_encoding has no such letters: set it to UTF8)")
-    if lost or isinstance(exc, OSError):
-        return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
-    return DatabaseError(f"{doing}: {reason}", sqlstate)
-
-
-def _refused(error: DatabaseError) -> bool:
-    """Whether the server refused a statement, and goes on: it has not said that it ends the connection."""
-    return error.sqlstate is not None and not error.sqlstate.startswith("57P")
-
 
 UNLISTENED = 20
 """Channels that are given up in one call, at most."""
@@ -117,41 +42,6 @@ ASKING = 5.0
 _asking = threading.BoundedSemaphore(8)  # cancel requests under way, in threads: one may hang as its connection did
 NO_ANSWER = "the server had not answered for long, and was asked to cancel it; see answer_timeout"
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
-
-# What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
-_ON_ROWS = re.compile(r"(?:/\*.*?\*/)?\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
-_NOT_SERIALIZABLE = "40001"
-_ABOVE = {
-    level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
-    for level in ("repeatable read", "serializable")
-}
-# In small letters, as the testing proxy finds the end of a transaction by the word COMMIT.
-_BEGIN = plain("begin", "BEGIN ISOLATION LEVEL read committed", rows=False)
-_COMMIT = plain("commit", "COMMIT", rows=False)
-_ROLLBACK = plain("rollback", "ROLLBACK", rows=False)
-_LOWER = plain("isolation", "SET default_transaction_isolation = 'read committed'", rows=False)
-_DEFAULT = plain("isolation", "SELECT current_setting('default_transaction_isolation')")
-
-
-@dataclass(eq=False)
-class Defaults:
-    """What the settings of the server, the database, the role or the DSN give to each connection of one kind.
-
-    Attributes:
-        isolation: The isolation level of transactions, where it was found to be above READ COMMITTED.
-    """
-
-    isolation: str | None = None
-
-    def learn(self, level: str) -> None:
-        """Remember the value of ``default_transaction_isolation``, which is lower once pqcore has lowered it."""
-        if level in _ABOVE:
-            self.isolation = level
-
-
-def is_above(isolation: str) -> bool:
-    """Return whether an isolation level, as the server names it, is above READ COMMITTED."""
-    return isolation in _ABOVE
 
 
 class Session:
@@ -256,7 +146,7 @@ class Session:
         try:
             rows: Any = self.driver.execute(query, parameters)
             if self._bounds:
-                rows = await _bounded(rows, self)
+                rows = await bounded(rows, self)
             elif self._suspends:
                 rows = await rows
         except PQError:
@@ -279,20 +169,20 @@ class Session:
 
         At READ COMMITTED no single statement has a serialization failure, but for one that a trigger raises.
         """
-        if getattr(error, "sqlstate", None) != _NOT_SERIALIZABLE or not self.autocommit or self.in_transaction():
+        if getattr(error, "sqlstate", None) != NOT_SERIALIZABLE or not self.autocommit or self.in_transaction():
             return False
-        [[level]] = await self._call("isolation", self.driver.execute, _DEFAULT, ())
+        [[level]] = await self._call("isolation", self.driver.execute, DEFAULT, ())
         self.defaults.learn(level)
         self.lowered = None
-        return level in _ABOVE
+        return level in ABOVE
 
     async def _at_read_committed(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a statement that commits by itself, where the default isolation level is above READ COMMITTED."""
         if self.lasting:
             self.lowered = self.defaults.isolation
-            await self._call("isolation", self.driver.execute, _LOWER, ())
+            await self._call("isolation", self.driver.execute, LOWER, ())
             return await self.execute(query, parameters)
-        if _ON_ROWS.match(query.sql) is None:
+        if ON_ROWS.match(query.sql) is None:
             rows: Sequence[Row] = await self._call(query.name, self.driver.execute, query, parameters)
             return rows
         await self.begin_own()
@@ -331,7 +221,7 @@ class Session:
 
     async def _begin_at(self, level: str) -> None:
         await self._call("begin", self.driver.begin)
-        await self._call("begin", self.driver.execute, _ABOVE[level], ())
+        await self._call("begin", self.driver.execute, ABOVE[level], ())
 
     async def begin_own(self) -> None:
         """Begin a transaction that holds statements of pqcore's only: at READ COMMITTED, whatever the settings.
@@ -340,13 +230,13 @@ class Session:
         """
         self.autocommit = False
         self.own = True
-        await self._call("begin", self.driver.execute, _BEGIN, ())
+        await self._call("begin", self.driver.execute, BEGIN, ())
 
     async def commit(self) -> None:
         self.autocommit = True
         if self.own:
             self.own = False
-            await self._call("commit", self.driver.execute, _COMMIT, ())
+            await self._call("commit", self.driver.execute, COMMIT, ())
         else:
             await self._call("commit", self.driver.commit)
         self.last_reply_at = time.monotonic()
@@ -355,7 +245,7 @@ class Session:
         self.autocommit = True
         if self.own:
             self.own = False
-            await self._call("rollback", self.driver.execute, _ROLLBACK, ())
+            await self._call("rollback", self.driver.execute, ROLLBACK, ())
         else:
             await self._call("rollback", self.driver.rollback)
 
@@ -526,14 +416,14 @@ class Session:
         """
         usable = self.usable()
         error = translate(exc, doing, lost=not usable)
-        if isinstance(error, DatabaseError) and error.sqlstate == _READ_ONLY:
+        if isinstance(error, DatabaseError) and error.sqlstate == READ_ONLY:
             self.state_unknown = self.read_only = True
         if self._asked is not None:
             self._asked = None
             self.state_unknown = True  # the cancel request may reach the next statement
             if isinstance(error, StatementCancelled):
                 error = StatementCancelled(f"{error}: {NO_ANSWER}", error.sqlstate)
-        if commits and isinstance(error, ConnectionLost) and not (usable and _refused(error)):
+        if commits and isinstance(error, ConnectionLost) and not (usable and is_refusal(error)):
             return OutcomeUnknown(f"{error}: {UNKNOWN}", error.sqlstate)
         return error
 
@@ -543,7 +433,7 @@ class Session:
         try:
             result: Any = method(*arguments)
             if self._bounds:
-                result = await _bounded(result, self)
+                result = await bounded(result, self)
             elif self._suspends:
                 result = await result
         except PQError:  # which may be an OSError too
@@ -555,46 +445,3 @@ class Session:
         if self._asked is not None:
             self._answered_late(doing, commits=began == self._asked and doing == "commit")
         return result
-
-
-def _still_cancelled() -> bool:
-    """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
-    task = asyncio.current_task()
-    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
-
-
-@coroutine
-def _bounded(call: Awaitable[T], session: Session) -> Generator[Any, Any, T]:
-    """Await a driver's call; if it is cancelled it has `AFTER_CANCEL` seconds, then its connection is broken off.
-
-    Drivers ask the server to cancel the statement, and some wait for what it says, with no bound.
-    It passes on what the call yields: a task for each call would cost more than many a statement.
-    """
-    steps = call.__await__()
-    cancelled: BaseException | None = None
-    timer: asyncio.TimerHandle | None = None
-    since = session.busy_since
-    try:
-        waited_for = next(steps)
-        while True:
-            try:
-                sent = yield waited_for
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as exc:  # noqa: BLE001 - passed on to the call
-                cancelled = exc
-                if timer is None:
-                    timer = asyncio.get_running_loop().call_later(AFTER_CANCEL, session.abort_if_busy, since)
-                waited_for = steps.throw(exc)
-            else:
-                waited_for = steps.send(sent)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    except Exception as exc:
-        if cancelled is None or not session.state_unknown or not _still_cancelled():
-            raise  # a driver's own timeout cancels the task, too, and takes that back
-        raise cancelled from exc
-    finally:
-        if timer is not None:
-            timer.cancel()

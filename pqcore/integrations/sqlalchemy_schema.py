@@ -12,8 +12,10 @@ import sqlalchemy
 
 from pqcore import schema
 from pqcore.db.blocking_runtime import BlockingRuntime
+from pqcore.db.driver_errors import translate
+from pqcore.db.isolation import Defaults
 from pqcore.db.runtime import run_sync
-from pqcore.db.session import Defaults, Session, translate
+from pqcore.db.session import Session
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query

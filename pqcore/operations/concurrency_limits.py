@@ -32,7 +32,8 @@ from typing import Any, TypeAlias
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.session import Session, is_above
+from pqcore.db.isolation import is_above
+from pqcore.db.session import Session
 from pqcore.errors import NotSupported, PQError
 from pqcore.headers import read_headers
 from pqcore.locked_keys import PROBE, WAITS

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+from pqcore.db.isolation import Defaults
 from pqcore.db.runtime import run_sync
-from pqcore.db.session import Defaults, Session
+from pqcore.db.session import Session
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query

@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 from django.db import Error, connections
 
 from pqcore.backend import bare
+from pqcore.db.driver_errors import translate
 from pqcore.db.dsn import url_of
-from pqcore.db.session import Session, translate
+from pqcore.db.session import Session
 from pqcore.db.sources import ConnectionProvider
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.unwrap import refuse_broken_atomic

@@ -16,7 +16,6 @@ from pqcore.async_queue import AsyncPQ
 from pqcore.backend import Capability
 from pqcore.db import channels, runtime
 from pqcore.db import listener as waiting
-from pqcore.db import session as sessions
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
 from pqcore.sql.identifiers import channel
 from pqcore.sql.statement import Query
@@ -293,8 +292,7 @@ async def _block(queue: Any) -> None:
 def test_a_cancelled_task_ends_though_the_server_is_silent(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (runtime, sessions):
-        monkeypatch.setattr(module, "AFTER_CANCEL", SHORT)
+    monkeypatch.setattr(runtime, "AFTER_CANCEL", SHORT)
     harness.pq()
 
     async def scenario() -> None:

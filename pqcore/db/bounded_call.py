@@ -1,0 +1,65 @@
+"""Calls of a driver that go on when they are cancelled: for a time that has a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Generator
+from types import coroutine
+from typing import Any, Protocol, TypeVar
+
+from pqcore.db import runtime
+
+T = TypeVar("T")
+
+
+class CallingSession(Protocol):
+    """The session that calls its driver: see `pqcore.db.session.Session`."""
+
+    busy_since: float | None
+    state_unknown: bool
+
+    def abort_if_busy(self, since: float | None) -> None: ...
+
+
+def _still_cancelled() -> bool:
+    """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
+
+
+@coroutine
+def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, T]:
+    """Await a driver's call; if it is cancelled it has `AFTER_CANCEL` seconds, then its connection is broken off.
+
+    Drivers ask the server to cancel the statement, and some wait for what it says, with no bound.
+    It passes on what the call yields: a task for each call would cost more than many a statement.
+    """
+    steps = call.__await__()
+    cancelled: BaseException | None = None
+    timer: asyncio.TimerHandle | None = None
+    since = session.busy_since
+    try:
+        waited_for = next(steps)
+        while True:
+            try:
+                sent = yield waited_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as exc:  # noqa: BLE001 - passed on to the call
+                cancelled = exc
+                if timer is None:
+                    timer = asyncio.get_running_loop().call_later(runtime.AFTER_CANCEL, session.abort_if_busy, since)
+                waited_for = steps.throw(exc)
+            else:
+                waited_for = steps.send(sent)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    except Exception as exc:
+        if cancelled is None or not session.state_unknown or not _still_cancelled():
+            raise  # a driver's own timeout cancels the task, too, and takes that back
+        raise cancelled from exc
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,84 @@
+"""Drivers' exceptions as pqcore's: translated here and nowhere else, by SQLSTATE."""
+
+from __future__ import annotations
+
+import re
+
+from pqcore.errors import (
+    AccessDenied,
+    ConnectionLost,
+    DatabaseError,
+    IdTaken,
+    InvalidData,
+    SchemaOutdated,
+    StatementCancelled,
+    TableMissing,
+    TransactionAborted,
+    TransientError,
+)
+
+# Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
+    ("0A000", DatabaseError, "not supported; if the types of the table's columns were changed just now, try again"),
+    ("25006", DatabaseError, "a standby, or read only: connect to the primary, as by target_session_attrs=read-write"),
+    ("25P02", TransactionAborted, "an earlier statement of this transaction failed: roll it back first"),
+    ("40", TransientError, "try the transaction again"),
+    ("55P03", TransientError, "a lock was not to be had in time: try again"),
+    ("57014", StatementCancelled, "the statement was cancelled (see statement_timeout)"),
+    ("57P", ConnectionLost, "the server ended the connection"),
+    ("08", ConnectionLost, "the connection is lost"),
+    ("53300", ConnectionLost, "the server takes no more connections (see max_connections)"),
+    ("42501", AccessDenied, "the database role may not do this: see GRANT"),
+    ("3D000", DatabaseError, "make the database, or correct its name"),
+    ("28", AccessDenied, "the server does not accept these credentials"),
+    ("22", InvalidData, "the server cannot store this value"),
+    ("23", InvalidData, "a constraint of the table forbids this value"),
+    ("54", DatabaseError, "a limit of the server is reached: make the value smaller, or ask who runs the server"),
+)
+READ_ONLY = "25006"
+"""The SQLSTATE of a statement that a server refuses as it takes no writes."""
+_UNIQUE = "23505"
+_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # as the detail has it, in whatever language
+_BEHIND = (
+    "a sequence is behind the ids that are there, as after logical replication, a restore, or TRUNCATE ... RESTART"
+    " IDENTITY: pqcore doctor shows it, and pqcore create --set-sequences sets it"
+)
+NOTIFICATIONS_FULL = "54000"
+"""The SQLSTATE of a `TransientError` that says that the server's queue of notifications is full."""
+_FULL = (
+    "the server's queue of notifications is full: a session that listens has been in a transaction for long;"
+    " pqcore doctor shows it. Try again"
+)
+
+
+def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exception:
+    """Turn a driver's exception into pqcore's.
+
+    Args:
+        exc: What the driver raised.
+        doing: The name of the statement, for the message.
+        lost: Whether the connection is found to be unusable.
+    """
+    sqlstate: str | None = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
+    reason = str(exc).strip() or type(exc).__name__
+    if sqlstate in ("42P01", "3F000"):
+        return TableMissing(f"{doing}: {reason}: call create() to make the queue's table")
+    if sqlstate in ("42703", "42883", "42P10"):
+        return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
+    if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
+        return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
+    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in whatever language the server speaks
+        return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
+    for prefix, kind, advice in _BY_SQLSTATE:
+        if sqlstate and sqlstate.startswith(prefix):
+            return kind(f"{doing}: {reason} ({advice})", sqlstate)
+    if isinstance(exc, UnicodeError):
+        return InvalidData(f"{doing}: {reason} (the connection's client_encoding has no such letters: set it to UTF8)")
+    if lost or isinstance(exc, OSError):
+        return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
+    return DatabaseError(f"{doing}: {reason}", sqlstate)
+
+
+def is_refusal(error: DatabaseError) -> bool:
+    """Whether the server refused a statement, and goes on: it has not said that it ends the connection."""
+    return error.sqlstate is not None and not error.sqlstate.startswith("57P")

@@ -1,0 +1,43 @@
+"""Isolation levels: pqcore's own transactions run at READ COMMITTED, whatever the settings say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pqcore.sql.statement import plain
+
+# What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
+ON_ROWS = re.compile(r"(?:/\*.*?\*/)?\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
+NOT_SERIALIZABLE = "40001"
+ABOVE = {
+    level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
+    for level in ("repeatable read", "serializable")
+}
+# In small letters, as the testing proxy finds the end of a transaction by the word COMMIT.
+BEGIN = plain("begin", "BEGIN ISOLATION LEVEL read committed", rows=False)
+COMMIT = plain("commit", "COMMIT", rows=False)
+ROLLBACK = plain("rollback", "ROLLBACK", rows=False)
+LOWER = plain("isolation", "SET default_transaction_isolation = 'read committed'", rows=False)
+DEFAULT = plain("isolation", "SELECT current_setting('default_transaction_isolation')")
+
+
+@dataclass(eq=False)
+class Defaults:
+    """What the settings of the server, the database, the role or the DSN give to each connection of one kind.
+
+    Attributes:
+        isolation: The isolation level of transactions, where it was found to be above READ COMMITTED.
+    """
+
+    isolation: str | None = None
+
+    def learn(self, level: str) -> None:
+        """Remember the value of ``default_transaction_isolation``, which is lower once pqcore has lowered it."""
+        if level in ABOVE:
+            self.isolation = level
+
+
+def is_above(isolation: str) -> bool:
+    """Return whether an isolation level, as the server names it, is above READ COMMITTED."""
+    return isolation in ABOVE
