@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .load_generators import Client, ClientReport, Go, clock
+from .operations import DATA
 
-DATA: dict[str, Any] = {"order": 12345, "to": "ann@example.com"}
-"""What a job holds."""
 WARM = 10
 """Operations before those that count: drivers prepare a statement after some."""
 

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.backend import BackendSpec, Mode
-from pqcore.db.runtime import run_sync
 from pqcore.errors import BackendNotInstalled
 from pqcore.plugins import plugins
 from pqcore.tasks import PQ, AsyncPQ
+
+from .coroutines import run_sync
 
 T = TypeVar("T")
 METHODS = ("put", "put_many", "get", "get_many", "lease_many", "ack_many", "put_calls", "count")

@@ -6,9 +6,8 @@ import io
 import json
 from typing import Any
 
-from .actions import DATA
 from .baseline import COLUMNS, BareLoop
-from .measurement import QUEUE
+from .operations import DATA, QUEUE
 from .statements import Statements, values
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import psycopg
 
-from .actions import DATA
 from .baseline import BareLoop, SwitchesAutocommit
-from .measurement import QUEUE
+from .operations import DATA, QUEUE
 from .statements import Statements, values
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import psycopg2.extras
 
-from .actions import DATA
 from .baseline import COLUMNS, BareLoop, SwitchesAutocommit
-from .measurement import QUEUE
+from .operations import DATA, QUEUE
 from .statements import Statements, values
 
 

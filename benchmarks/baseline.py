@@ -16,10 +16,9 @@ from typing import Any
 
 from pqcore.errors import ConfigurationError
 
-from .actions import DATA
 from .backends import Contender
-from .measurement import QUEUE
-from .statements import MANY, Statements, expect, values
+from .operations import DATA, MANY, QUEUE
+from .statements import Statements, expect, values
 
 __all__ = ["COLUMNS", "DATA", "MANY", "QUEUE", "BareLoop", "Statements", "SwitchesAutocommit", "values"]
 

@@ -1,7 +1,8 @@
 """One of two builds that are measured side by side: a process that does what comes through its standard input.
 
-Each line is an object of JSON, and each answer too. The functions of `Side` say what can be asked. Both builds are
-measured by the same code, this one: see `compare_builds`.
+Each line is an object of JSON, and each answer too. The public methods of `BuildProcess` say what can be asked. Both
+builds are measured by the same code, this one: see `compare_builds`. So this module, and what it imports of the
+benchmarks, use pqcore's public names alone: the other build may have been laid out otherwise.
 """
 
 from __future__ import annotations
@@ -11,19 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pqcore
-from pqcore.db.runtime import run_sync
-from pqcore.errors import PQError
 
-from . import load_generators, presets
-from .backends import closed, contenders
-from .measurement import QUEUE, Bench, Table, dropped
-from .observer import Observer, named
-from .targets import OPERATIONS, PairedRun, calls
-from .worker_workloads import drain, noop, per_job, put_calls
+from .backends import Location, closed, contenders
+from .coroutines import run_sync
+from .operations import OPERATIONS, QUEUE, awaited, calls, stepped
+from .worker_calls import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
 
@@ -33,48 +29,55 @@ class BuildProcess:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._bench: Bench | None = None
-        self._table: Table | None = None
-        self._paired_run: PairedRun | None = None
         self._pq: Any = None
 
     def backends(self, names: list[str]) -> dict[str, Any]:
         """Return the labels of the backends of these names; of all that are installed, if there are none."""
         return {"backends": [each.label for each in contenders(names)]}
 
-    def open(self, backend: str, dsn: str, schema: str, scale: str) -> dict[str, Any]:
-        """Create a table over a backend, given by its label, in a schema of its own."""
+    def open(self, backend: str, dsn: str, schema: str, table: str) -> dict[str, Any]:
+        """Create a table over a backend, given by its label."""
         [self._contender] = [each for each in contenders() if each.label == backend]
-        server_observer = Observer(self._contender, dsn)
-        self._bench = Bench(
-            dsn, named(dsn), schema, server_observer, presets.SCALES[scale], load_generators.ClientProcesses()
-        )
-        self._table = self._bench.table(self._contender)
+        self._place = Location(dsn, schema, table)
+        self._run(self._create())
         return {}
 
+    async def _create(self) -> None:
+        pq = self._contender.open(self._place)
+        try:
+            creating = pq.create()
+            if not self._contender.blocking:
+                await creating
+        finally:
+            await closed(self._contender, pq)
+
     def begin(self, operation: str) -> dict[str, Any]:
-        """Connect, and run an operation until it is warm; return the seconds of a call."""
-        assert self._bench is not None
-        assert self._table is not None
-        self._table.empty()
+        """Connect, to do an operation; the table is empty."""
         self._name = operation
         self._taken: list[int] = []
         self._put: list[int] = []
-        self._pq = self._contender.open(self._table.place)
+        self._pq = self._contender.open(self._place)
         if operation == "worker":
             self._pq[QUEUE].task()(noop)
         else:
-            self._paired_run = PairedRun(self._bench, self._contender, operation, self._table)
-            self._call = calls(self._contender, self._pq[QUEUE], self._paired_run.taken)[operation]
-        number = max(20 // OPERATIONS[operation].jobs, 3)
-        return {"seconds": [self.slice(number)["seconds"] / number for _ in range(2)][1]}
+            self._call = calls(self._pq[QUEUE], self._taken, blocking=self._contender.blocking)[operation]
+        return {}
 
-    def slice(self, number: int) -> dict[str, Any]:
-        """Run an operation some times, or have a worker do the jobs of so many; return the seconds that it took."""
+    def slice(self, ahead: int, number: int) -> dict[str, Any]:
+        """Do an operation some times, or have a worker do the jobs of some; return the seconds that it took.
+
+        Args:
+            ahead: Calls before those that are timed; none for a worker.
+            number: Calls that are timed.
+        """
         if self._name == "worker":
             return {"seconds": self._loop.run_until_complete(self._worked(number * OPERATIONS["worker"].jobs))}
-        assert self._paired_run is not None
-        return {"seconds": self._run(self._paired_run.timed(self._call, number))}
+        return {"seconds": self._run(self._called(ahead, number))}
+
+    async def _called(self, ahead: int, number: int) -> float:
+        timed = stepped if self._contender.blocking else awaited
+        await timed(self._call, ahead)
+        return await timed(self._call, number)
 
     async def _worked(self, number: int) -> float:
         self._put += await put_calls(self._pq[QUEUE], noop, number)
@@ -83,28 +86,10 @@ class BuildProcess:
         return per_job(done, OPERATIONS["worker"].jobs) * number
 
     def end(self) -> dict[str, Any]:
-        """Disconnect; return how many jobs were lost, and how many came twice."""
-        assert self._table is not None
-        self._run(closed(self._contender, self._pq))
-        if self._name != "worker":
-            assert self._paired_run is not None
-            lost, twice = self._paired_run.losses(self._paired_run.taken)
-        else:
-            distinct = len(set(self._taken))
-            lost, twice = len(self._put) - distinct - self._table.count(), len(self._taken) - distinct
-        assert self._bench is not None
-        losses, self._bench.losses = self._bench.losses, []
-        return {"lost": lost, "twice": twice, "losses": losses}
-
-    def close(self) -> dict[str, Any]:
-        """Drop the schema."""
-        bench, self._bench = self._bench, None
-        if bench is not None:
-            with suppress(PQError):
-                dropped(bench.server_observer, bench.schema)
-            with suppress(PQError):
-                bench.server_observer.close()
-        return {}
+        """Disconnect; return the ids of the jobs that were taken, and of those that were put for a worker."""
+        pq, self._pq = self._pq, None
+        self._run(closed(self._contender, pq))
+        return {"put": self._put, "taken": self._taken}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return run_sync(work) if self._contender.blocking else self._loop.run_until_complete(work)
@@ -114,14 +99,13 @@ def main() -> None:
     """Answer until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anybody prints is no answer
-    side = BuildProcess()
+    process = BuildProcess()
     print(json.dumps({"version": pqcore.__version__, "file": pqcore.__file__}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         answer: dict[str, Any]
         try:
-            answer = getattr(side, asked.pop("do"))(**asked)
+            answer = getattr(process, asked.pop("do"))(**asked)
         except Exception as exc:  # noqa: BLE001 - told to the process that asked
             answer = {"error": f"{type(exc).__name__}: {exc}"}
         print(json.dumps(answer), file=answers, flush=True)
-    side.close()

@@ -11,7 +11,7 @@ from pqcore.errors import ConfigurationError
 
 from . import compare as comparing
 from . import compare_builds as comparing_builds
-from . import presets, run, targets, text_tables, update_docs
+from . import operations, presets, run, targets, text_tables, update_docs
 from .backends import contenders
 from .terminal import Terminal
 from .verdicts import Failure, Rules, failures, named
@@ -100,14 +100,14 @@ def _compare(terminal: Terminal, paths: tuple[str, str], fail_under: float | Non
 
 def _operations(scenarios: tuple[str, ...]) -> list[str]:
     """Return the operations that are chosen; all, if none is."""
-    known = {run.TARGETS: list(targets.OPERATIONS)}
-    for name in targets.OPERATIONS:
+    known = {run.TARGETS: list(operations.OPERATIONS)}
+    for name in operations.OPERATIONS:
         known |= {name: [name], f"{run.TARGETS}:{name}": [name]}
     if unknown := sorted(set(scenarios) - set(known)):
-        msg = f"--against measures {', '.join(targets.OPERATIONS)}, and not {', '.join(unknown)}"
+        msg = f"--against measures {', '.join(operations.OPERATIONS)}, and not {', '.join(unknown)}"
         raise ConfigurationError(msg)
     chosen = {operation for name in scenarios or (run.TARGETS,) for operation in known[name]}
-    return [name for name in targets.OPERATIONS if name in chosen]
+    return [name for name in operations.OPERATIONS if name in chosen]
 
 
 def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: float | None) -> list[Failure]:
@@ -123,7 +123,7 @@ def _list(terminal: Terminal, chosen: list[Any]) -> None:
     rows: list[tuple[str, ...]] = list(run.scenarios().items())
     terminal.show(text_tables.Grid("scenarios", ("name", ""), rows))
     made = text_tables.Grid(
-        "backends, and their targets", ("name", "mode", *(f">{name}" for name in targets.OPERATIONS)), []
+        "backends, and their targets", ("name", "mode", *(f">{name}" for name in operations.OPERATIONS)), []
     )
     for contender in chosen:
         wanted = targets.targets_of(contender).values()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,11 +25,16 @@ from typing import Any
 from pqcore.errors import ConfigurationError, PQError
 
 from . import environment
+from .backends import Location, contenders
 from .compare import Change, Comparison
-from .measurement import schema_name
+from .measurement import Table, dropped, schema_name
+from .observer import Observer, named
+from .operations import OPERATIONS
+from .presets import SCALES
 from .run import Listener
+from .stock import Stock
 from .summary import Figure
-from .targets import OPERATIONS
+from .targets import AHEAD
 from .verdicts import Failure
 
 ROUNDS = 20
@@ -42,6 +47,7 @@ WORKER_TURNS = 4
 """Turns of each build in a round of a worker: they are long, as it has to start."""
 WORKER_CALLS = 25
 """Calls of a worker's turn, at least."""
+TABLE = "queue"
 PATIENCE = 120.0
 """Seconds that an answer may take."""
 _BOOT = """
@@ -118,7 +124,7 @@ class Build:
             raise
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer to a question; see `side.Side`.
+        """Return the answer to a question; see `build_process.BuildProcess`.
 
         Raises:
             BuildFailed: The build raised an error, ended, or did not answer for `PATIENCE` seconds.
@@ -151,7 +157,7 @@ class Build:
         return answer
 
     def close(self) -> None:
-        """Have the process drop its schema, and end it."""
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -215,55 +221,91 @@ def _builds(other: Path) -> Iterator[list[Build]]:
         yield builds
 
 
+@dataclass(frozen=True)
+class _Side:
+    """A build, and the table that it works on."""
+
+    build: Build
+    table: Table
+
+
 def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, listener: Listener) -> list[Cell]:
     """Measure all operations over one backend."""
     cells = [Cell(backend, operation) for operation in request.operations]
     listener.begin(f"{backend}: two builds side by side", request.rounds * len(cells))
+    [contender] = [each for each in contenders() if each.label == backend]
+    schemas = [schema_name(f"{os.getpid()}_{number}_{time.time_ns() % 10**9}") for number in range(len(builds))]
+    server_observer = Observer(contender, dsn)
     try:
-        for number, build in enumerate(builds):
-            schema = schema_name(f"{os.getpid()}_{number}_{time.time_ns() % 10**9}")
-            build.ask("open", backend=backend, dsn=dsn, schema=schema, scale=request.scale)
+        sides = []
+        for build, schema in zip(builds, schemas, strict=True):
+            place = Location(named(dsn), schema, TABLE)
+            build.ask("open", backend=backend, dsn=place.dsn, schema=place.schema, table=place.table)
+            sides.append(_Side(build, Table(server_observer, place)))
         for number in range(request.rounds):
             for cell in cells:
                 listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
                 if not cell.error:
-                    _round(builds, cell, number)
+                    _round(sides, cell, number, SCALES[request.scale].backlog)
     except BuildFailed as exc:
         for cell in cells:
             cell.error = cell.error or str(exc)
     finally:
-        for build in builds:
-            with _unless_ended():
-                build.ask("close")
+        with suppress(PQError):
+            for schema in schemas:
+                dropped(server_observer, schema)
+        server_observer.close()
     return cells
 
 
-@contextmanager
-def _unless_ended() -> Iterator[None]:
-    try:
-        yield
-    except BuildFailed:
-        return
+class _Part:
+    """What one build does in a round."""
+
+    def __init__(self, side: _Side, operation: str, backlog: int) -> None:
+        self._build = side.build
+        self._table = side.table
+        jobs = OPERATIONS[operation].jobs
+        self._ahead = AHEAD if jobs == 1 else 0
+        self._stock = None if operation == "worker" else Stock(side.table, operation, backlog)
+        side.table.empty()
+        side.build.ask("begin", operation=operation)
+        number = max(20 // jobs, 3)
+        self.seconds = [self.slice(number) / number for _ in range(2)][1]
+
+    def slice(self, number: int) -> float:
+        """Return the seconds of some calls, for which the jobs, or the room, are there."""
+        if self._stock is not None:
+            self._stock.prepare(self._ahead + number)
+            self._stock.use(self._ahead + number)
+        return float(self._build.ask("slice", ahead=self._ahead, number=number)["seconds"])
+
+    def end(self) -> int:
+        """Have the build disconnect; return how many jobs were lost, or came twice."""
+        done = self._build.ask("end")
+        if self._stock is not None:
+            return sum(self._stock.losses(done["taken"])) + len(self._stock.take_missing())
+        distinct = len(set(done["taken"]))
+        return len(done["put"]) - distinct - self._table.count() + len(done["taken"]) - distinct
 
 
-def _round(builds: Sequence[Build], cell: Cell, number: int) -> None:
+def _round(sides: Sequence[_Side], cell: Cell, number: int, backlog: int) -> None:
     """Have both builds connect, run an operation in turns, and disconnect."""
     try:
-        slowest = max(build.ask("begin", operation=cell.operation)["seconds"] for build in builds)
+        parts = [_Part(side, cell.operation, backlog) for side in sides]
         turns, least = (WORKER_TURNS, WORKER_CALLS) if cell.operation == "worker" else (TURNS, 1)
-        calls = max(round(SLICE / slowest), least)
+        calls = max(round(SLICE / max(part.seconds for part in parts)), least)
         times: tuple[list[float], list[float]] = ([], [])
         for turn in range(turns):
             for side in (0, 1) if (turn + number) % 2 else (1, 0):
-                times[side].append(builds[side].ask("slice", number=calls)["seconds"] / calls)
-        _, own = (build.ask("end") for build in builds)
+                times[side].append(parts[side].slice(calls) / calls)
+        _, lost = (part.end() for part in parts)
     except BuildFailed as exc:
         cell.error = str(exc)
         return
     jobs = OPERATIONS[cell.operation].jobs
     ratio = median(old / new for old, new in zip(*times, strict=True))
     cell.rounds.append((jobs / median(times[0]), jobs / median(times[1]), ratio))
-    cell.lost += own["lost"] + own["twice"] + len(own["losses"])
+    cell.lost += lost
 
 
 def _change(cell: Cell) -> Change:

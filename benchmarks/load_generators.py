@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
-from pqcore.db.runtime import run_sync
 from pqcore.errors import PQError
 
 from .backends import Contender, Location, awaitable, closed
+from .coroutines import run_sync
 
 Kind: TypeAlias = Literal["one", "together", "processes"]
 """One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""

@@ -11,9 +11,8 @@ from pqcore.sql.identifiers import TableName, quote
 from .backends import Contender, Location, closed
 from .load_generators import ClientProcesses, ClientReport, ClientRole, Kind, run_clients
 from .observer import Counters, Observer
+from .operations import QUEUE
 from .presets import Scale
-
-QUEUE = "jobs"
 
 
 @dataclass

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.db.backend_adapter import BackendAdapter
-from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
@@ -18,6 +17,7 @@ from pqcore.sql.statement import plain
 from pqcore.testing.portal import Portal
 
 from .backends import Contender
+from .coroutines import run_sync
 
 T = TypeVar("T")
 APPLICATION = "pqcore-bench"

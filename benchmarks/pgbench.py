@@ -19,7 +19,8 @@ from pqcore.sql.statement import Query
 from .environment import programs
 from .measurement import Bench, Measurement, Table
 from .observer import Counters
-from .statements import MANY, PLACES, VALUES, Statements, names
+from .operations import MANY, PLACES
+from .statements import VALUES, Statements, names
 
 LABEL = "pgbench"
 DATA = '{"order": 12345, "to": "ann@example.com"}'

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from pqcore.errors import ConfigurationError, PQError
 
-from . import environment, load_generators, pgbench, targets
+from . import environment, load_generators, operations, pgbench, targets
 from .backends import Contender
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Measurement, Table, dropped, schema_name
@@ -99,7 +99,7 @@ class Request:
 
     def operations(self) -> list[str]:
         """Those that are compared with bare loops."""
-        return [name for name in targets.OPERATIONS if self.wants(TARGETS) or f"{TARGETS}:{name}" in self.chosen]
+        return [name for name in operations.OPERATIONS if self.wants(TARGETS) or f"{TARGETS}:{name}" in self.chosen]
 
 
 def run(request: Request, listener: Listener) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
     Raises:
         ConfigurationError: There is nothing to be run, or no server.
     """
-    single = {f"{TARGETS}:{name}" for name in targets.OPERATIONS}
+    single = {f"{TARGETS}:{name}" for name in operations.OPERATIONS}
     if unknown := sorted(set(request.chosen) - set(scenarios()) - single):
         msg = f"unknown scenario {', '.join(unknown)}; there are {', '.join(scenarios())}"
         raise ConfigurationError(msg)
@@ -216,7 +216,7 @@ def _targets(
     program = pgbench.find()
     for operation in request.operations():
         for contender in chosen:
-            listener.step(f"{targets.OPERATIONS[operation].title}, {contender.label}")
+            listener.step(f"{operations.OPERATIONS[operation].title}, {contender.label}")
             row: dict[str, Any]
             try:
                 target = targets.compare(bench, contender, operation, tables[contender], program)

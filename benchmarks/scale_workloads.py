@@ -9,8 +9,9 @@ from typing import Any
 from . import actions
 from .backends import Contender
 from .load_generators import ClientReport, ClientRole, run_clients
-from .measurement import QUEUE, Bench, Measurement, Table, at_work, observe
+from .measurement import Bench, Measurement, Table, at_work, observe
 from .observer import Observer
+from .operations import QUEUE
 from .workloads import Common, Metric, Options, Variant, crowds
 
 

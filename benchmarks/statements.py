@@ -10,12 +10,8 @@ from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query
 
 from .backends import Location
-from .measurement import QUEUE
+from .operations import MANY, QUEUE
 
-MANY = 100
-"""Jobs that are taken, or leased, at once."""
-PLACES = 20
-"""Jobs that the worker of the targets runs together: the default of `Worker`, which fetches none ahead there."""
 LEASE = 60.0
 """Seconds: what `lease_many` takes if not told otherwise."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
@@ -25,15 +25,15 @@ from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 
 from . import pgbench
-from .actions import DATA
 from .backends import Contender, closed
 from .baseline import BareLoop, opened
-from .measurement import QUEUE, Bench, Table
-from .statements import MANY, PLACES, Statements
+from .measurement import Bench, Table
+from .operations import MANY, OPERATIONS, PLACES, QUEUE, Call, awaited, calls, stepped
+from .statements import Statements
+from .stock import Stock
 from .summary import FEWEST, Figure, rounded
-from .worker_workloads import drain, noop, per_job, put_calls
+from .worker_calls import drain, noop, per_job, put_calls
 
-Call: TypeAlias = Callable[[], Any]
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
 Turns: TypeAlias = list[tuple[float, float | None]]
 """Seconds of a call through pqcore, and of one of the bare loop where there is one."""
@@ -46,36 +46,6 @@ WARM = 12
 """Calls before those that count."""
 CLOSE = 2.5
 """Times the seconds of a cell that it may take if the verdict is close."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What is compared.
-
-    Attributes:
-        title: What it is.
-        jobs: Jobs that one call moves. They are few, so that the time of a statement shows.
-        takes: Whether jobs have to be there.
-        floor: The least share of pgbench's rate; see docs/benchmarks.md.
-        script: The script of `pgbench.SCRIPTS` that does the same.
-    """
-
-    title: str
-    jobs: int
-    takes: bool
-    floor: float
-    script: str
-
-
-OPERATIONS: Mapping[str, Operation] = {
-    "put": Operation("put one", 1, takes=False, floor=0.25, script="put"),
-    "get": Operation("get one", 1, takes=True, floor=0.25, script="get"),
-    "transactional_get": Operation("get one in a transaction", 1, True, floor=0.25, script="transactional_get"),
-    "put_many": Operation(f"put {MANY} together", MANY, takes=False, floor=0.3, script="put_many"),
-    "get_many": Operation(f"get {MANY} together", MANY, takes=True, floor=0.2, script="get_many"),
-    "lease_ack": Operation(f"lease {MANY} and acknowledge them", MANY, takes=True, floor=0.2, script="lease_ack"),
-    "worker": Operation(f"a worker's no-op jobs, {PLACES} together", PLACES, True, floor=0.15, script="worker"),
-}
 
 
 @dataclass(frozen=True)
@@ -172,84 +142,6 @@ def compare(bench: Bench, contender: Contender, operation: str, table: Table, pr
     return replace(target, pgbench=mean(rates) if rates else None)
 
 
-# What pqcore does in a turn
-
-
-def _blocking(queue: Any, taken: list[int]) -> dict[str, Call]:
-    def keep(jobs: Any) -> None:
-        for job in jobs:
-            taken.append(job.id)
-            _ = job.data
-
-    def transactional_get() -> None:
-        with queue:
-            keep([queue.get()])
-
-    def lease_ack() -> None:
-        jobs = queue.lease_many(MANY)
-        queue.ack_many(jobs)
-        keep(jobs)
-
-    return {
-        "put": lambda: queue.put(DATA),
-        "put_many": lambda: queue.put_many([DATA] * MANY),
-        "get": lambda: keep([queue.get()]),
-        "transactional_get": transactional_get,
-        "get_many": lambda: keep(queue.get_many(MANY)),
-        "lease_ack": lease_ack,
-    }
-
-
-def _asynchronous(queue: Any, taken: list[int]) -> dict[str, Call]:
-    def keep(jobs: Any) -> None:
-        for job in jobs:
-            taken.append(job.id)
-            _ = job.data
-
-    async def get() -> None:
-        keep([await queue.get()])
-
-    async def transactional_get() -> None:
-        async with queue:
-            keep([await queue.get()])
-
-    async def get_many() -> None:
-        keep(await queue.get_many(MANY))
-
-    async def lease_ack() -> None:
-        jobs = await queue.lease_many(MANY)
-        await queue.ack_many(jobs)
-        keep(jobs)
-
-    return {
-        "put": lambda: queue.put(DATA),
-        "put_many": lambda: queue.put_many([DATA] * MANY),
-        "get": get,
-        "transactional_get": transactional_get,
-        "get_many": get_many,
-        "lease_ack": lease_ack,
-    }
-
-
-def calls(contender: Contender, queue: Any, taken: list[int]) -> dict[str, Call]:
-    """Return a function for each operation but a worker's, which notes the ids of jobs that it takes."""
-    return (_blocking if contender.blocking else _asynchronous)(queue, taken)
-
-
-async def _stepped(call: Call, number: int) -> float:
-    began = time.perf_counter()
-    for _ in range(number):
-        call()
-    return time.perf_counter() - began
-
-
-async def _awaited(call: Call, number: int) -> float:
-    began = time.perf_counter()
-    for _ in range(number):
-        await call()
-    return time.perf_counter() - began
-
-
 class PairedRun:
     """Two sides, on one table.
 
@@ -263,13 +155,12 @@ class PairedRun:
         self._name = operation
         self._operation = OPERATIONS[operation]
         self._table = table
-        self._slice: Slice = _stepped if contender.blocking else _awaited
+        self._slice: Slice = stepped if contender.blocking else awaited
         self._jobs = self._operation.jobs
         self._ahead = AHEAD if self._jobs == 1 else 0
         self._target = targets_of(contender)[operation]
         self.taken: list[int] = []
-        self._put = 0  # by us, or before us
-        self._stock = 0
+        self._stock = Stock(table, operation, bench.scale.backlog)
         self._bare: BareLoop | None = None
 
     async def measure(self) -> Target:
@@ -277,7 +168,7 @@ class PairedRun:
         self._table.empty()
         pq = contender.open(self._table.place)
         try:
-            ours = calls(contender, pq[QUEUE], self.taken)[self._name]
+            ours = calls(pq[QUEUE], self.taken, blocking=contender.blocking)[self._name]
             bare = self._bare = await self._beside(pq)
             if bare is not None and self._name == "put_many":
                 await self._choose(bare)
@@ -288,7 +179,7 @@ class PairedRun:
         if bare is not None:
             taken = [*taken, *bare.taken]
             how = bare.how if self._name != "put_many" else f"{bare.how.partition(',')[0]}, {bare.chosen}"
-        return _target(contender, self._name, self._jobs, turns, how, *self.losses(taken))
+        return _target(contender, self._name, self._jobs, turns, how, *self._losses(taken))
 
     async def _beside(self, pq: Any) -> BareLoop | None:
         """Return the bare loop, over the connection that pqcore has by then, and uses in its own turns."""
@@ -337,17 +228,8 @@ class PairedRun:
         ratio = Figure.of(ratios)
         return not ratio.low < self._target <= ratio.high
 
-    async def timed(self, call: Call, number: int) -> float:
-        """Return the seconds of some calls, for which the jobs, or the room, are there."""
-        await self._restock(self._ahead + number)
-        return await self._turn(call, number)
-
     async def _turn(self, call: Call, number: int) -> float:
-        jobs = (self._ahead + number) * self._jobs
-        if self._operation.takes:
-            self._stock -= jobs
-        else:
-            self._put += jobs
+        self._stock.use(self._ahead + number)
         bare = self._bare if getattr(call, "__self__", None) is self._bare else None
         if bare is not None:
             await self._made(bare.enter(self._name))
@@ -363,38 +245,16 @@ class PairedRun:
 
     async def _restock(self, calls: int) -> None:
         """See that there are jobs for so many calls, or room."""
-        jobs = calls * self._jobs
-        if self._operation.takes and self._stock < jobs:
-            more = max(jobs, self._bench.scale.backlog * (1 if self._jobs == 1 else 5))
-            self._put += len(self._table.fill(more))
-            self._stock += more
-        elif not self._operation.takes and self._put > max(20_000, 10 * self._jobs):
-            self._check()
-            self._table.empty()
-            self._put = 0
-        else:
-            return
+        changed = self._stock.prepare(calls)
+        self._bench.losses += [f"{self._contender.label}, {each}" for each in self._stock.take_missing()]
         # Both begin from the table as it is by now; pqcore's own connections do so every ten seconds.
-        if self._bare is not None:
+        if changed and self._bare is not None:
             await self._made(self._bare.replan())
 
-    def _check(self) -> None:
-        """See that all that was put is there."""
-        if (there := self._table.count()) != self._put:
-            loss = f"{self._contender.label}, {self._name}: {self._put:,} jobs were put, {there:,} are there"
-            self._bench.losses.append(loss)
-
-    def losses(self, taken: list[int]) -> tuple[int, int]:
-        """Return how many jobs were lost, and how many came twice.
-
-        Args:
-            taken: Ids of the jobs that were taken.
-        """
-        if not self._operation.takes:
-            self._check()
-            return 0, 0
-        distinct = len(set(taken))
-        return self._put - distinct - self._table.count(), len(taken) - distinct
+    def _losses(self, taken: list[int]) -> tuple[int, int]:
+        lost, twice = self._stock.losses(taken)
+        self._bench.losses += [f"{self._contender.label}, {each}" for each in self._stock.take_missing()]
+        return lost, twice
 
 
 # Workers
@@ -435,7 +295,7 @@ async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
 
     async def leased(bare: BareLoop) -> float:
         await filled()
-        seconds = await (_stepped if contender.blocking else _awaited)(bare.lease_ack, number // PLACES)
+        seconds = await (stepped if contender.blocking else awaited)(bare.lease_ack, number // PLACES)
         return seconds / number
 
     try:

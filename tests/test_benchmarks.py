@@ -33,6 +33,7 @@ from pqcore.benchmarks import (
     environment,
     load_generators,
     observer,
+    operations,
     pgbench,
     presets,
     run,
@@ -1118,7 +1119,7 @@ def test_an_unknown_backend_is_told_as_elsewhere() -> None:
 
 def test_the_targets_of_the_built_in_backends_are_the_default() -> None:
     for contender in backends.contenders():
-        assert targets.targets_of(contender) == TARGETS == dict.fromkeys(targets.OPERATIONS) | dict(TARGETS)
+        assert targets.targets_of(contender) == TARGETS == dict.fromkeys(operations.OPERATIONS) | dict(TARGETS)
 
 
 def test_reports_are_the_same_once_written_and_read(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ BESIDES = {
     ("pqcore_backends.plugin", "pqcore.serializers"),  # it brings those that need no library, too
     ("pqcore_backends.embedded", "pqcore.db.dsn"),  # a server, and no driver
 }
+PUBLIC = ("pqcore", "pqcore.backend", "pqcore.errors", "pqcore.plugins", "pqcore.tasks", "pqcore.worker")
+"""What documents name, so that other builds have it, too."""
 
 
 def test_modules_import_one_another_in_no_circle() -> None:
@@ -82,6 +84,18 @@ def test_backends_import_the_contract_alone() -> None:
         if module.startswith("pqcore_backends.") and target.startswith("pqcore.") and not _within(target, CONTRACT)
     }
     assert sorted(found - BESIDES) == []
+
+
+def test_process_that_measures_another_build_imports_public_names_alone() -> None:
+    within = "pqcore.benchmarks"
+    left, seen = [f"{within}.build_process"], set()
+    while left:
+        module = left.pop()
+        seen.add(module)
+        left += [each for each in _imports()[module] - seen if _within(each, [within])]
+    assert len(seen) > 3
+    found = {target for module in seen for target in _imports()[module] if not _within(target, [within])}
+    assert sorted(found - {*PUBLIC}) == []
 
 
 def test_circle_of_annotations_is_found() -> None:
