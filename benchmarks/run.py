@@ -190,7 +190,6 @@ def _tables(request: Request, bench: Bench, broken: Broken) -> dict[Contender, T
         if contender in broken:
             continue
         try:
-            targets.targets_of(contender)
             made[contender] = bench.table(contender)
         except Exception as exc:  # noqa: BLE001 - whatever one backend raises, the others are measured
             broken[contender] = exc

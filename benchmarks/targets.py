@@ -12,21 +12,21 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
 from typing import Any, TypeAlias
 
-from pqcore.backend import TARGETS
 from pqcore.db.backend_adapter import BackendAdapter
+from pqcore.errors import ConfigurationError
 from pqcore.plugins import plugins
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 
 from . import pgbench
 from .backends import Contender, closed
-from .baseline import BareLoop, opened
+from .baseline import BareLoop, loop_class, opened
 from .measurement import Bench, Table
 from .operations import MANY, OPERATIONS, PLACES, QUEUE, Call, awaited, calls, stepped
 from .statements import Statements
@@ -38,6 +38,16 @@ Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
 Turns: TypeAlias = list[tuple[float, float | None]]
 """Seconds of a call through pqcore, and of one of the bare loop where there is one."""
 
+TARGETS: Mapping[str, float] = {
+    "put": 0.85,
+    "get": 0.85,
+    "transactional_get": 0.85,
+    "put_many": 0.85,
+    "get_many": 0.85,
+    "lease_ack": 0.85,
+    "worker": 0.25,
+}
+"""The least speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
 SLICE = 0.008
 """Seconds of a turn, about."""
 AHEAD = 3
@@ -113,8 +123,24 @@ def _target(contender: Contender, operation: str, jobs: int, turns: Turns, how: 
 
 
 def targets_of(contender: Contender) -> dict[str, float]:
-    """What a backend is held to; its spec names no other operations, as the core checked when it was registered."""
-    return {name: float({**TARGETS, **contender.spec.targets}[name]) for name in OPERATIONS}
+    """Return what a backend is held to: `TARGETS`, and what its bare loop says instead (`BareLoop.targets`).
+
+    Raises:
+        ConfigurationError: The bare loop cannot be imported, or its targets are none.
+    """
+    kind = loop_class(contender)
+    own = {} if kind is None else kind.targets
+    if not isinstance(own, Mapping) or not all(_is_target(*each) for each in own.items()):
+        msg = (
+            f"backend {contender.name!r}: the targets of its bare loop are {own!r};"
+            f" give numbers above 0 for {', '.join(TARGETS)}, as in {{'put': 0.8}}"
+        )
+        raise ConfigurationError(msg)
+    return {name: float({**TARGETS, **own}[name]) for name in OPERATIONS}
+
+
+def _is_target(operation: object, share: object) -> bool:
+    return operation in TARGETS and isinstance(share, (int, float)) and share > 0
 
 
 def compare(bench: Bench, contender: Contender, operation: str, table: Table, program: str | None) -> Target:

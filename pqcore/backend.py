@@ -36,16 +36,6 @@ _S = TypeVar("_S")
 Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
 """A row, by position."""
-TARGETS: Mapping[str, float] = {
-    "put": 0.85,
-    "get": 0.85,
-    "transactional_get": 0.85,
-    "put_many": 0.85,
-    "get_many": 0.85,
-    "lease_ack": 0.85,
-    "worker": 0.25,
-}
-"""The least speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
 
 
 class Capability(enum.Enum):
@@ -79,7 +69,6 @@ class BackendSpec:
         schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
         lowest: The lowest versions that work of the distributions that it uses, such as ``{"psycopg": "3.2"}``;
             of one that is not installed it says nothing.
-        targets: What the benchmarks hold it to, where that is not `TARGETS`: ``{"put": 0.8}``.
         api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
             where it is installed.
         bare_loop: Where the driver's bare loop is, as ``"package.module:Class"``: a subclass of
@@ -98,7 +87,6 @@ class BackendSpec:
     pools: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     lowest: Mapping[str, str] = field(default_factory=dict)
-    targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
     api: int = 1
     bare_loop: str = ""
 

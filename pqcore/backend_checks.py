@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
-from pqcore.backend import TARGETS, BackendSpec, Capability, Mode
+from pqcore.backend import BackendSpec, Capability, Mode
 from pqcore.errors import PluginError
 from pqcore.sql.statement import Paramstyle
 
@@ -57,8 +57,6 @@ def check_spec(spec: Any) -> None:
     lowest = spec.lowest.items() if isinstance(spec.lowest, Mapping) else [(None, None)]
     if not all(_matches(_NAME, name) and re.match(r"\d", str(version)) for name, version in lowest):
         raise _wrong(spec, "lowest", "versions of distributions, as in {'asyncpg': '0.29'}")
-    if not isinstance(spec.targets, Mapping) or not all(_is_target(*each) for each in spec.targets.items()):
-        raise _wrong(spec, "targets", f"numbers above 0 for {', '.join(TARGETS)}, as in {{'put': 0.8}}")
 
 
 def _check_capabilities(spec: BackendSpec) -> None:
@@ -74,10 +72,6 @@ def _check_capabilities(spec: BackendSpec) -> None:
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _is_target(operation: object, share: object) -> bool:
-    return operation in TARGETS and isinstance(share, (int, float)) and share > 0
 
 
 def _wrong(spec: BackendSpec, field: str, wanted: str) -> PluginError:

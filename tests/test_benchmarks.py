@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +24,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pqcore import hookimpl
-from pqcore.backend import TARGETS, BackendSpec
+from pqcore.backend import BackendSpec
 from pqcore.benchmarks import (
     actions,
     backends,
@@ -126,8 +126,15 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         def pqcore_register_backends(self, register: Callable[[BackendSpec], None]) -> None:
             register(self._spec)
 
-    def add(name: str, like: BackendSpec, kind: type, **changes: Any) -> None:
+    def add(
+        name: str, like: BackendSpec, kind: type, targets: Mapping[str, object] | None = None, **changes: Any
+    ) -> None:
         load = f"{__name__}:{kind.__name__}"
+        if targets is not None:
+            module, _, loop = like.bare_loop.partition(":")
+            own = type(loop, (getattr(importlib.import_module(module), loop),), {"targets": targets})
+            monkeypatch.setitem(globals(), f"{name}_loop", own)
+            changes["bare_loop"] = f"{__name__}:{name}_loop"
         plugin = Brings(dataclasses.replace(like, name=name, load=load, connections=(), pools=(), **changes))
         plugins.register(plugin)
         registered.append(plugin)
@@ -239,7 +246,7 @@ def test_everything_is_measured_over_both_faces_of_a_backend(pqcore_server: str)
     report = measured(pqcore_server, ["psycopg"])
     check_structure(report, {"psycopg", "psycopg-async"})
     found = {(row["backend"], row["operation"]) for row in report["targets"]}
-    assert found == {(label, name) for label in ("psycopg", "psycopg-async") for name in TARGETS}
+    assert found == {(label, name) for label in ("psycopg", "psycopg-async") for name in targets.TARGETS}
     everything = text_tables.by_scenario(report["workloads"])
     assert [run.TARGETS, *everything] == list(run.scenarios())
     assert {row["variant"] for row in everything["queues"]} == {"1 queue", "20 queues"}
@@ -283,7 +290,7 @@ def test_other_backends_are_measured_too(pqcore_server: str, name: str) -> None:
     chosen = ("targets", "put", "transactional_get", "lease_ack", "worker", "pickup", "horizon")
     report = measured(pqcore_server, [name], chosen)
     check_structure(report, {name})
-    assert {row["operation"] for row in report["targets"]} == set(TARGETS)
+    assert {row["operation"] for row in report["targets"]} == set(targets.TARGETS)
     [bulk] = (row["how"] for row in report["targets"] if row["operation"] == "put_many")
     assert bulk.partition(", ")[2] in {"COPY", "COPY of text", "COPY by rows", "the statement", "execute_values"}
 
@@ -322,12 +329,12 @@ class ForeignAsyncBackend(AsyncpgBackend):
 def test_a_backend_without_a_bare_loop_is_measured_beside_pgbench_and_not_judged_by_itself(
     pqcore_server: str, register: Callable[..., None], like: BackendSpec, kind: type
 ) -> None:
-    register("foreign", like, kind, targets={"put": 7.5}, bare_loop="")
+    register("foreign", like, kind, bare_loop="")
     report = measured(pqcore_server, ["foreign"], ["targets", "get"])
     check_structure(report, {"foreign"})
     assert all("ratio" not in row for row in report["targets"])
     wanted = {row["operation"]: row["target"] for row in report["targets"]}
-    assert wanted == {**TARGETS, "put": 7.5}
+    assert wanted == targets.TARGETS
     [put] = [row for row in report["targets"] if row["operation"] == "put"]
     assert verdicts.verdict({**put, "of_pgbench": put["floor"]}, RULES) == "not judged"
     low = {**put, "of_pgbench": put["floor"] * 0.99}
@@ -346,6 +353,16 @@ def test_a_backends_own_targets_are_what_its_ratio_is_judged_by(
     [short] = verdicts.failures(report, verdicts.Rules(floors=False))
     assert str(short).startswith("foreign, put FALLS SHORT: ")
     assert str(short).endswith("target 7.5")
+
+
+@pytest.mark.parametrize("own", [{"puts": 0.8}, {"put": "fast"}, {"put": 0}, 0.8], ids=repr)
+def test_targets_of_a_bare_loop_that_are_none_are_told(
+    pqcore_server: str, register: Callable[..., None], own: Any
+) -> None:
+    register("foreign", PSYCOPG2, ForeignBackend, targets=own)
+    report = measured(pqcore_server, ["foreign"], ["targets:put"])
+    [failure] = verdicts.failures(report, RULES)
+    assert f"the targets of its bare loop are {own!r}; give numbers above 0 for put, get, " in str(failure)
 
 
 @pytest.mark.parametrize("where", ["pqcore.benchmarks.nowhere:Loop", "pqcore.benchmarks.baseline:Nothing"])
@@ -408,14 +425,15 @@ def test_a_slowed_copy_of_the_example_falls_short_at_every_operation_and_the_exa
     pqcore_server: str, register: Callable[..., None], example: BackendSpec, sure: None
 ) -> None:
     # On a busy machine each turn of a worker waits for its threads, which a bare loop has not.
-    register("honest", example, ExampleBackend, targets={**dict.fromkeys(TARGETS, 0.2), "worker": 0.05})
-    register("slowed", example, SlowedBackend, targets=dict.fromkeys(TARGETS, 0.2))
+    register("honest", example, ExampleBackend, targets={**dict.fromkeys(targets.TARGETS, 0.2), "worker": 0.05})
+    register("slowed", example, SlowedBackend, targets=dict.fromkeys(targets.TARGETS, 0.2))
     report = measured(pqcore_server, ["honest", "slowed"], ["targets"])
     check_structure(report, {"honest", "slowed"})
     rules = verdicts.Rules(floors=False)  # and targets that are far from both: the machine may be busy
     found = {(row["backend"], row["operation"]): verdicts.verdict(row, rules) for row in report["targets"]}
-    assert {name for name, said in found.items() if said == "FALLS SHORT"} == {("slowed", name) for name in TARGETS}
-    assert all(found["honest", name] in ("pass", "undecided") for name in TARGETS)
+    short = {name for name, said in found.items() if said == "FALLS SHORT"}
+    assert short == {("slowed", name) for name in targets.TARGETS}
+    assert all(found["honest", name] in ("pass", "undecided") for name in targets.TARGETS)
 
 
 @pytest.mark.skipif(pgbench.find() is None, reason="there is no pgbench")
@@ -425,7 +443,7 @@ def test_a_slowed_copy_without_a_bare_loop_falls_short_of_the_floor_at_every_ope
     register("slowed", example, SlowedBackend, bare_loop="")
     report = measured(pqcore_server, ["slowed"], ["targets"])
     said = [(failure.name, str(failure)) for failure in verdicts.failures(report, RULES)]
-    assert [name for name, _ in said] == [f"slowed, {name}" for name in TARGETS]
+    assert [name for name, _ in said] == [f"slowed, {name}" for name in targets.TARGETS]
     assert all("of pgbench's rate" in text for _, text in said)
 
 
@@ -1083,7 +1101,7 @@ def test_the_command_is_found_wherever_it_is_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pqcore", "bench", "--list"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for name in (*run.scenarios(), *TARGETS, "asyncpg", "psycopg-async"):
+    for name in (*run.scenarios(), *targets.TARGETS, "asyncpg", "psycopg-async"):
         assert name in done.stdout
 
 
@@ -1119,7 +1137,11 @@ def test_an_unknown_backend_is_told_as_elsewhere() -> None:
 
 def test_the_targets_of_the_built_in_backends_are_the_default() -> None:
     for contender in backends.contenders():
-        assert targets.targets_of(contender) == TARGETS == dict.fromkeys(operations.OPERATIONS) | dict(TARGETS)
+        assert (
+            targets.targets_of(contender)
+            == targets.TARGETS
+            == dict.fromkeys(operations.OPERATIONS) | dict(targets.TARGETS)
+        )
 
 
 def test_reports_are_the_same_once_written_and_read(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pqcore import backend as contract
+from pqcore.benchmarks.targets import TARGETS
 from pqcore.testing.commands import run
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +93,7 @@ def test_it_has_all_methods_of_the_contract(tmp_path: Path, mode: str) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--mode", mode)
     [module] = [path for path in (folder / "pqcore_acme").iterdir() if path.name in PROTOCOLS]
     bare = methods(folder / "pqcore_acme" / {"backend.py": "bare.py", "aio.py": "bare_aio.py"}[module.name], "Bare")
-    for name in ("replan", *contract.TARGETS):
+    for name in ("replan", *TARGETS):
         if name != "worker":
             assert isinstance(bare[name], ast.AsyncFunctionDef) == (mode == "async")
     for name, protocol in zip(("Session", "Backend"), PROTOCOLS[module.name], strict=True):

@@ -848,8 +848,6 @@ def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_pat
         ({"missing": dict.fromkeys(Capability, "")}, "lacks LISTEN, POOL, PREPARED and gives no reason"),
         ({"lowest": "1.0"}, "lowest is '1.0'; give versions of distributions"),
         ({"lowest": {"acme": "latest"}}, "lowest is"),
-        ({"targets": {"puts": 0.8}}, "targets is"),
-        ({"targets": {"put": "fast"}}, "targets is"),
     ],
 )
 def test_what_a_backend_declares_is_checked_when_it_is_registered(changes: dict[str, Any], says: str) -> None:
