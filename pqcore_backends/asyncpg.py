@@ -251,9 +251,6 @@ class AsyncpgBackend:
         classes = {"connection_class": pool._connection_class, "record_class": pool._record_class}
         return self.wrap(bare(await connect(*pool._connect_args, loop=pool._loop, **classes, **pool._connect_kwargs)))
 
-    async def make_pool(self, dsn: str, size: int) -> Any:
-        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, **self._options)
-
     async def close_connection(self, connection: Any) -> None:
         await connection.close()
 

@@ -504,9 +504,6 @@ class PsycopgBackend(_Pooled):
         conninfo, kwargs = (each() if callable(each) else each for each in said)  # as the pool asks for each connection
         return self.wrap(bare(pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
 
-    def make_pool(self, dsn: str, size: int) -> Any:
-        return psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=size, open=True)
-
     def close_connection(self, connection: Any) -> None:
         connection.close()
 
@@ -551,11 +548,6 @@ class AsyncPsycopgBackend(_Pooled):
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said
         return self.wrap(bare(await pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
-
-    async def make_pool(self, dsn: str, size: int) -> Any:
-        pool = psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=size, open=False)
-        await pool.open()
-        return pool
 
     async def close_connection(self, connection: Any) -> None:
         await connection.close()

@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import List
 from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, InvalidSqlStatementName
-from psycopg2.pool import PoolError, ThreadedConnectionPool
+from psycopg2.pool import PoolError
 
 from pqcore.backend import (
     ABORTED,
@@ -316,9 +316,6 @@ class Psycopg2Backend:
         connection = bare(psycopg2.connect(*args, **{**kwargs, **connect_timeout_default(said)}))
         connection.autocommit = True
         return self.wrap(connection)
-
-    def make_pool(self, dsn: str, size: int) -> Any:
-        return ThreadedConnectionPool(1, size, dsn)
 
     def close_connection(self, connection: Any) -> None:
         connection.close()

@@ -28,6 +28,7 @@ from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
 from pqcore.sql.statement import Query, plain
 from pqcore.testing.databases import prepared
+from pqcore.testing.pools import open_pool
 from pqcore.testing.portal import Blocking, Portal, unwrapped
 from pqcore.testing.server import partitions, with_isolation
 from pqcore.worker import Worker
@@ -255,7 +256,7 @@ class Harness:
 
     def pool(self, size: int = 4, dsn: str | None = None) -> Any:
         """A pool of the driver's own, closed at the end (capability POOL)."""
-        pool = self.wait_for(lambda: self.opener.call("make_pool", dsn or self.dsn, size))
+        pool = self.wait_for(lambda: open_pool(self.spec, dsn or self.dsn, size))
         self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))
         return pool
 
