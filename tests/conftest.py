@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from pqcore.plugins import importable
+from pqcore.backend_registry import importable
 from pqcore.testing.commands import MARK, left_over
 
 # Django 5 has no tasks of its own; django-tasks is a package.

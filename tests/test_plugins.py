@@ -20,11 +20,12 @@ import pytest
 import pqcore
 from pqcore import PQ, AsyncJob, AsyncPQ, AsyncQueue, AsyncQueueIterator, Job, Queue, QueueIterator, hookimpl
 from pqcore.backend import PLUGIN_API, BackendSpec, Capability, Mode
+from pqcore.backend_registry import PREFERENCE
 from pqcore.db.runtime import run_sync
 from pqcore.errors import BackendNotInstalled, PluginError, UnknownBackend, UnknownSerializer
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook
-from pqcore.plugins import PREFERENCE, Plugins, plugins
+from pqcore.plugins import Plugins, plugins
 
 DRIVERS = {"psycopg2", "psycopg", "psycopg_pool", "asyncpg", "sqlalchemy", "django"}
 CORE = Path(pqcore.__file__).parent

@@ -13,10 +13,11 @@ from string import Template
 
 import click
 
+from pqcore.backend_registry import importable
 from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, write
-from pqcore.plugins import importable, plugins
+from pqcore.plugins import plugins
 
 MODES = {"blocking": ("blocking",), "async": ("async",), "both": ("blocking", "async")}
 LONGEST = 30

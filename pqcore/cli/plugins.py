@@ -16,13 +16,15 @@ import click
 from click.shell_completion import CompletionItem
 
 from pqcore.backend import BackendSpec, Capability
+from pqcore.backend_registry import BACKENDS, importable
 from pqcore.cli.errors import CommandFailed, UsageError, remember
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, printable, table, write
 from pqcore.db.dsn import redact
 from pqcore.errors import ConfigurationError, PluginError, PQError
 from pqcore.instruments import GROUP as INSTRUMENTS
-from pqcore.plugins import BACKENDS, PLUGINS, SERIALIZERS, check_api, importable, plugins
+from pqcore.plugin_loader import PLUGINS, check_api
+from pqcore.plugins import SERIALIZERS, plugins
 from pqcore.serializers.protocol import is_wrapper
 
 GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)

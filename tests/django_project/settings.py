@@ -7,7 +7,7 @@ import sys
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pqcore.plugins import importable
+from pqcore.backend_registry import importable
 
 if "DJANGO_TEST_WITHOUT_TASKS" in os.environ:
     for name in ("django.tasks", "django_tasks"):

@@ -20,6 +20,7 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 from django.utils.timezone import now
 
+from pqcore.backend_registry import importable
 from pqcore.db.runtime import run_sync
 from pqcore.errors import (
     ConfigurationError,
@@ -35,7 +36,6 @@ from pqcore.job import JobId
 from pqcore.operations import list_jobs
 from pqcore.operations.error_details import describe_error
 from pqcore.operations.list_jobs import WholeJob
-from pqcore.plugins import importable
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.declaring import call_of, refuse_generator
 from pqcore.tasks.outcomes import failure_of, kind_after
