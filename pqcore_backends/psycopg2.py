@@ -20,7 +20,7 @@ from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, Invalid
 from psycopg2.pool import PoolError
 
 from pqcore.backend import (
-    ABORTED,
+    AutocommitSession,
     Row,
     bare,
     connect_timeout_default,
@@ -94,8 +94,10 @@ class _Aborted(InFailedSqlTransaction):
     pgcode = "25P02"  # which psycopg2 sets only on what the server sent
 
 
-class Psycopg2Session:
+class Psycopg2Session(AutocommitSession):
     """One connection."""
+
+    aborted = _Aborted
 
     def __init__(self, connection: Any, *, prepared: bool, reach: Callable[[], Any] | None = None) -> None:
         self.connection = connection
@@ -103,9 +105,6 @@ class Psycopg2Session:
         self.cursor = connection.cursor
         self._prepares = prepared
         self._calls: dict[str, str | None] = {}
-        self._switched = False
-        self._begun = False
-        self._flipped = False  # by begin, until it is switched back
         self._listening: set[str] = set()
         self._proxy = connection
         self.lent = connection  # what a pool gave, and takes back
@@ -127,18 +126,11 @@ class Psycopg2Session:
         own.string_types = _TYPECASTERS
         return cursor
 
-    def enter(self) -> None:
-        if not self.connection.autocommit and not self.in_transaction():
-            self._switched = True  # first: an interrupt may come in between
-            self.connection.autocommit = True
-
-    def leave(self) -> None:
-        if self._switched:
-            self.connection.autocommit = False
-            self._switched = False
-
     def in_transaction(self) -> bool:
         return self._begun or self.connection.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE
+
+    def _failed(self) -> bool:
+        return bool(self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR)
 
     def usable(self) -> bool:
         return bool(self.connection.closed == 0)
@@ -178,35 +170,6 @@ class Psycopg2Session:
             call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
         self._calls[query.sql] = call  # only now that it is there
         return call
-
-    def begin(self) -> None:
-        self._begun = self._flipped = True  # first: an interrupt may come in between
-        self.connection.autocommit = False  # psycopg2 sends BEGIN with the next statement
-
-    def commit(self) -> None:
-        self._begun = False
-        failed = self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
-        try:
-            self.connection.commit()
-            self.connection.autocommit = True
-            self._flipped = False
-        except BaseException:
-            self._end()
-            raise
-        if failed:
-            raise _Aborted(ABORTED)
-
-    def rollback(self) -> None:
-        self._begun = False
-        try:
-            self.connection.rollback()
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        if self._flipped and self.usable() and not self.in_transaction():
-            self.connection.autocommit = True
-            self._flipped = False
 
     def listen(self, channel: str) -> None:
         self._listening.add(channel)

@@ -15,7 +15,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import get_args
 
-from pqcore.schema import RECORD, migrations
+from pqcore.schema.scripts import RECORD, migrations
 from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import SCHEMA_STATEMENTS, Dialect

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from pqcore.errors import EmbeddedServerError
-from pqcore_backends import embedded
+from pqcore_backends import embedded, embedded_setup
 from pqcore_backends.embedded import EmbeddedServer
 
 PARENT = """
@@ -203,7 +203,7 @@ def test_a_given_data_directory_is_kept() -> None:
 
 def test_takes_another_port_when_its_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = embedded._free_port()
+        free = embedded_setup.free_port()
         ports = iter([taken.getsockname()[1], free])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
         with EmbeddedServer() as server:

@@ -21,19 +21,33 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import lru_cache, partial
-from importlib import resources
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
 from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
+from pqcore.schema.scripts import RECORD, latest, migrations, needs
 from pqcore.sql.identifiers import literal, unquoted
 from pqcore.sql.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
     from pqcore.db.session import Session
     from pqcore.sql.identifiers import TableName
+
+__all__ = [
+    "ATTEMPTS",
+    "LOCK_TIMEOUT",
+    "check_version",
+    "create",
+    "drop",
+    "forget",
+    "in_short_transactions",
+    "latest",
+    "migrations",
+    "needs",
+    "version",
+]
 
 T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -47,39 +61,6 @@ More than the server's ``deadlock_timeout``, after which an autovacuum that is i
 """
 ATTEMPTS = 5
 """How often a migration waits for the table, with as long a pause between, before it is given up."""
-RECORD = (
-    "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
-    " applied_at timestamptz NOT NULL DEFAULT now(), needs integer, PRIMARY KEY (table_name, version))"
-)
-"""The table in which versions are recorded, as a template."""
-
-
-@lru_cache(maxsize=1)
-def _scripts() -> tuple[str, ...]:
-    folder = resources.files(__name__)
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
-    return tuple((folder / name).read_text("utf-8") for name in names)
-
-
-@lru_cache(maxsize=1)
-def migrations() -> tuple[tuple[str, ...], ...]:
-    """The statements of each version, as templates."""
-    return tuple(_statements(script) for script in _scripts())
-
-
-def needs(number: int) -> int | None:
-    """The oldest version whose code works on a table of this one; None where that is not told: itself."""
-    found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
-    return found and int(found[1])
-
-
-def latest() -> int:
-    """The version that this pqcore makes and needs."""
-    return len(migrations())
-
-
-def _statements(script: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in re.split(r"(?m)^(?:---.*\n)+", script)[1:])
 
 
 def _query(names: TableName, name: str, template: str, *, rows: bool = True, concurrently: bool = False) -> Query:

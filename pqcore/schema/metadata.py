@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 from pqcore.errors import SchemaError
-from pqcore.schema import RECORD, migrations
+from pqcore.schema.scripts import RECORD, migrations
 from pqcore.sql.identifiers import TableName, unquoted
 
 _TABLE = re.compile(r"(?s)CREATE TABLE IF NOT EXISTS \{(\w+)\} \((.*)\)")

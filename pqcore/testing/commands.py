@@ -89,7 +89,7 @@ def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
 
 MARK = "TEST_RUN_OF"
 """The variable of the environment by which the processes of a test run are known; its value is the run's process id."""
-_LASTING = ("multiprocessing.resource_tracker", "_guard(")
+_LASTING = ("multiprocessing.resource_tracker", "def guard(")
 """What ends together with the run's process: the tracker of Python's own, and the guard of an embedded server."""
 _FORK_SERVER = "multiprocessing.forkserver"
 """In the command of Python's fork server, which ends with the process that started it, and of what the server forks."""

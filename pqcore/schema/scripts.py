@@ -1,0 +1,41 @@
+"""The migrations, as they stand in the files: see `pqcore.schema`."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import resources
+
+RECORD = (
+    "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
+    " applied_at timestamptz NOT NULL DEFAULT now(), needs integer, PRIMARY KEY (table_name, version))"
+)
+"""The table in which versions are recorded, as a template."""
+
+
+@lru_cache(maxsize=1)
+def _scripts() -> tuple[str, ...]:
+    folder = resources.files(__package__)
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return tuple((folder / name).read_text("utf-8") for name in names)
+
+
+@lru_cache(maxsize=1)
+def migrations() -> tuple[tuple[str, ...], ...]:
+    """Return the statements of each version, as templates."""
+    return tuple(_statements(script) for script in _scripts())
+
+
+def needs(number: int) -> int | None:
+    """Return the oldest version whose code works on a table of this one; None where that is not told: itself."""
+    found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
+    return found and int(found[1])
+
+
+def latest() -> int:
+    """Return the version that this pqcore makes and needs."""
+    return len(migrations())
+
+
+def _statements(script: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split(r"(?m)^(?:---.*\n)+", script)[1:])

