@@ -37,6 +37,7 @@ from pqcore.integrations.django.checks import check_settings, check_tables
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.operations import MigrateTables
 from pqcore.testing.harness import PATIENCE
+from pqcore.testing.undo import Undo
 
 PQ_TABLE = """
 CREATE TABLE queue (
@@ -47,10 +48,6 @@ INSERT INTO queue (q_name, data) VALUES ('orders', '1'), ('orders', '2');
 """
 
 DRIVER, dsn, point_to, project = fixtures.DRIVER, fixtures.dsn, fixtures.point_to, fixtures.project
-
-
-class Undo(Exception):
-    """What rolls transactions of these tests back."""
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from django_project.shop import background
 from pqcore.integrations.django import queue
 from pqcore.integrations.django.tasks import PQCoreBackend, TaskResultDoesNotExist, TaskResultStatus, signals
 from pqcore.tasks import Dedup
+from pqcore.testing.undo import Undo
 
-work, manage, Undo = fixtures.work, fixtures.manage, fixtures.Undo
+work, manage = fixtures.work, fixtures.manage
 dsn, project = fixtures.dsn, fixtures.project
 
 

@@ -24,6 +24,7 @@ from django.test import override_settings
 from django_project.shop import tasks
 from django_project.shop.models import Order
 from pqcore.integrations.django import queue
+from pqcore.testing.undo import Undo
 
 DRIVER, SECRET, dsn, point_to, project = (
     fixtures.DRIVER,
@@ -32,7 +33,7 @@ DRIVER, SECRET, dsn, point_to, project = (
     fixtures.point_to,
     fixtures.project,
 )
-manage, work, Undo = fixtures.manage, fixtures.work, fixtures.Undo
+manage, work = fixtures.manage, fixtures.work
 
 
 # The command

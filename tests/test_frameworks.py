@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConfigurationError, TransactionAborted
+from pqcore.testing.undo import Undo
 
 NOTE = sqlalchemy.text("INSERT INTO notes VALUES ('written')")
 
@@ -308,9 +309,6 @@ def test_django_commits_and_rolls_back_the_job(pq: PQ, dsn: str) -> None:
     connections.settings["default"] = connections.configure_settings({"default": database})["default"]
     connection = connections["default"]
     queue = pq["q"]
-
-    class Undo(Exception):
-        pass
 
     try:
         with suppress(Undo), transaction.atomic():

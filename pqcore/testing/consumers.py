@@ -23,6 +23,7 @@ from pqcore.errors import LeaseLost
 from pqcore.queue import PQ
 from pqcore.testing.history import History
 from pqcore.testing.portal import Blocking, Portal
+from pqcore.testing.undo import Undo
 from pqcore.worker.parent_death import end_with_parent
 
 Way: TypeAlias = Literal["get", "get_many", "block", "lease", "lease_many"]
@@ -58,10 +59,6 @@ class Place:
 
     async def _made(self) -> AsyncPQ:
         return AsyncPQ(self.dsn, schema=self.schema, backend=self.backend)
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 def consume(queue: Any, way: Way, history: History, rng: random.Random, share: float = 0.1) -> None:

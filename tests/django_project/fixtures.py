@@ -99,10 +99,6 @@ MANAGE = Path(__file__).parent / "manage.py"
 SECRET = "s3cr%t w/rd"
 
 
-class Undo(Exception):
-    """What rolls transactions of these tests back."""
-
-
 def work(*names: str, **options: Any) -> None:
     """Have a worker do what there is to do, in this process."""
     asyncio.run(Worker(*map(queue, names), burst=True, **options).run())

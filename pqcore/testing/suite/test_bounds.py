@@ -9,12 +9,9 @@ import pytest
 
 from pqcore import scan_position
 from pqcore.testing.harness import Harness
+from pqcore.testing.undo import Undo
 
 SUPPLY = 4_000
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 @pytest.fixture(autouse=True)

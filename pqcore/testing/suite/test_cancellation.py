@@ -27,6 +27,7 @@ from pqcore.db.sources import lent
 from pqcore.errors import TransactionAborted
 from pqcore.sql.identifiers import channel, quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently
+from pqcore.testing.undo import Undo
 
 NEVER = 3600.0
 RETENTIONS = ["keep", "delete", "archive"]
@@ -779,9 +780,6 @@ def test_tasks_started_in_a_block_share_its_transaction(harness: Harness) -> Non
             assert harness.connections() == 1
         assert harness.sql("SELECT count(*) FROM {table} WHERE dequeued_at IS NULL") == [(2,)]
 
-        class Undo(Exception):
-            pass
-
         async def undone() -> None:
             async with queue:
                 await asyncio.gather(*(queue.get() for _ in range(1)), *(queue.put(number) for number in range(5)))
@@ -821,9 +819,6 @@ def test_other_tasks_are_not_in_the_transaction(harness: Harness) -> None:
 @pytest.mark.only("async")
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_task_that_outlives_the_block_is_no_longer_in_it(harness: Harness, end: str) -> None:
-    class Undo(Exception):
-        pass
-
     async def later(queue: Any, started: asyncio.Event, over: asyncio.Event) -> None:
         await queue.put("within")
         started.set()

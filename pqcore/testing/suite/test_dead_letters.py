@@ -15,14 +15,11 @@ from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
 from pqcore.times import UtcDatetime
+from pqcore.testing.undo import Undo
 
 
 class Broken(Exception):
     """What tasks here raise."""
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 def age(harness: Harness, time: str) -> None:

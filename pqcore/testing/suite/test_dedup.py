@@ -15,14 +15,11 @@ from pqcore.errors import ConfigurationError, DuplicateJob, InvalidTimeSpec, PQE
 from pqcore.put_options import MAX_KEY, Dedup
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.undo import Undo
 
 PUTTERS = 25
 UNTIL = ["finished", "started", "1h"]
 CONFLICTS = ["keep", "replace", "error"]
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 def undo(*truths: bool) -> None:

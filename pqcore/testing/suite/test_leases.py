@@ -14,10 +14,7 @@ import pytest
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.sql.identifiers import TableName
 from pqcore.testing.harness import PATIENCE, Harness
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
+from pqcore.testing.undo import Undo
 
 
 def undo(*results: object) -> None:

@@ -25,12 +25,9 @@ from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.testing.probes import Notes
+from pqcore.testing.undo import Undo
 
 ONE = {"limits": {"one": 1}}
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 def sweep(harness: Harness, queue: Any) -> None:

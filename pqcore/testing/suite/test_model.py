@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from pqcore.errors import JobNotFound, LeaseLost
 from pqcore.testing.harness import Harness
+from pqcore.testing.undo import Undo
 
 EXAMPLES = int(os.environ.get("PQCORE_MODEL_EXAMPLES", "7"))
 STEPS = 30
@@ -88,10 +89,6 @@ class Model:
 
 def written(hours: int | None) -> str | None:
     return None if hours is None else f"{hours}h"
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 class Machine(RuleBasedStateMachine):

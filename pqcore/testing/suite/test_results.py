@@ -31,14 +31,11 @@ from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.undo import Undo
 
 
 class Broken(Exception):
     """What tasks here raise."""
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 ALONE = {"concurrency": 1, "prefetch": 0}

@@ -41,6 +41,7 @@ from pqcore.tasks import (
 from pqcore.tasks.outcomes import UNKNOWN_PAUSE
 from pqcore.testing.harness import PATIENCE, Harness, statement
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.undo import Undo
 
 
 class Broken(Exception):
@@ -49,10 +50,6 @@ class Broken(Exception):
 
 class Worse(Broken):
     """Likewise."""
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 @pytest.fixture

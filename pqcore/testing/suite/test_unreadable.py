@@ -33,6 +33,7 @@ from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.suite.test_serializers import Backwards
+from pqcore.testing.undo import Undo
 from pqcore.worker import serializer_threads
 
 LEASE = 0.9
@@ -48,10 +49,6 @@ class Unspeakable(BaseException):
 
     def __str__(self) -> str:
         raise Panic
-
-
-class Undo(Exception):
-    """Ends a transaction block."""
 
 
 class Slow(Json):
