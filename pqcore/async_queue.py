@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pqcore.base_pq import BasePQ
 from pqcore.db.asyncio_runtime import AsyncioRuntime
-from pqcore.db.engine import Engine, Leaving
+from pqcore.db.blocks import Leaving
+from pqcore.db.engine import Engine
 from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
 from pqcore.operations import (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pqcore.base_pq import BasePQ
 from pqcore.db.blocking_runtime import BlockingRuntime
-from pqcore.db.engine import Engine, Leaving
+from pqcore.db.blocks import Leaving
+from pqcore.db.engine import Engine
 from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job

@@ -16,8 +16,7 @@ import pytest
 from pooler import pooler
 from pqcore import PQ
 from pqcore.backend import BackendSpec
-from pqcore.db import engine
-from pqcore.db import shared_poll as shared_look
+from pqcore.db import shared_poll, waiting
 from pqcore.db.backend_adapter import POOLED
 from pqcore.plugins import plugins
 from pqcore.testing.harness import Harness
@@ -146,7 +145,7 @@ def test_a_worker_that_frees_a_place_looks_for_the_next_job_of_the_limit(
         ran.append(job_id)
 
     ids = [int(limited()) for _ in range(20)]
-    for module in (engine, shared_look):
+    for module in (waiting, shared_poll):
         monkeypatch.setattr(module, "BLIND_POLL", 60.0)  # else a look that is due anyway would find the jobs
     with harness.working(tasks, poll_interval=60):
         harness.eventually(lambda: len(ran) == len(ids))

@@ -50,6 +50,28 @@ BESIDES = {
     ("pqcore_backends.plugin", "pqcore.serializers"),  # it brings those that need no library, too
     ("pqcore_backends.embedded", "pqcore.db.dsn"),  # a server, and no driver
 }
+LONGEST = 400
+"""Lines of a module, at most; scenarios of the conformance suite stand together by subject, however many they are."""
+LONGER = {
+    "benchmarks/peers/measuring.py": "one measurement, from its databases to its row",
+    "benchmarks/peers/runner.py": "what drives each peer: read beside it, a file per peer",
+    "benchmarks/plans.py": "a table and its plans: mostly statements",
+    "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
+    "pqcore/db/session.py": "one class: a connection, and what is known of it",
+    "pqcore/operations/complete.py": "the ends of jobs, which share their statements",
+    "pqcore/operations/concurrency_limits.py": "one protocol: admission, parking and deadlocks",
+    "pqcore/operations/examining.py": "checks of `pqcore doctor`, one after the other",
+    "pqcore/operations/put.py": "all ways to put, which share their preparation",
+    "pqcore/operations/reencode.py": "one pass over every place that holds data",
+    "pqcore/queue.py": "the blocking face: mostly docstrings",
+    "pqcore/sql/dialect.py": "statements, with a note on each",
+    "pqcore/sql/task_statements.py": "statements, with a note on each",
+    "pqcore/tasks/queue.py": "the blocking face of tasks",
+    "pqcore/testing/databases.py": "databases of a run of tests, and looking at them",
+    "pqcore/testing/harness.py": "one class: what a scenario sees of a backend",
+    "pqcore/testing/jobs.py": "one class: the fixture `pqcore_jobs`",
+}
+"""Modules that are longer, each with the reason."""
 PUBLIC = ("pqcore", "pqcore.backend", "pqcore.errors", "pqcore.plugins", "pqcore.tasks", "pqcore.worker")
 """What documents name, so that other builds have it, too."""
 
@@ -96,6 +118,16 @@ def test_process_that_measures_another_build_imports_public_names_alone() -> Non
     assert len(seen) > 3
     found = {target for module in seen for target in _imports()[module] if not _within(target, [within])}
     assert sorted(found - {*PUBLIC}) == []
+
+
+def test_module_has_no_more_lines_than_fit_a_head() -> None:
+    long = {
+        str(file.relative_to(ROOT)): lines
+        for folder in PACKAGES
+        for file in (ROOT / folder).rglob("*.py")
+        if file.parent.name != "suite" and (lines := len(file.read_text().splitlines())) > LONGEST
+    }
+    assert {name: lines for name, lines in long.items() if name not in LONGER} == {}
 
 
 def test_circle_of_annotations_is_found() -> None:

@@ -552,7 +552,7 @@ def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(shared_connection_listener, "BLIND_POLL", MOMENT)
-    monkeypatch.setattr("pqcore.db.engine.BLIND_POLL", MOMENT)
+    monkeypatch.setattr("pqcore.db.waiting.BLIND_POLL", MOMENT)
     monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", MOMENT)
     queue = unpolled(harness, one=one)
     source = queue.engine.source

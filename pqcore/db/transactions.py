@@ -1,0 +1,387 @@
+"""The transaction blocks of threads and tasks.  We never commit what we did not begin.
+
+Within ``with queue``, and on a connection of the caller's with a transaction open, an operation joins, and a failure
+is undone to a savepoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache, partial
+from threading import get_ident
+from typing import Any, TypeVar
+from weakref import ref
+
+from pqcore.db.blocks import Block, OpenTransaction, entered
+from pqcore.db.driver_errors import NOTIFICATIONS_FULL
+from pqcore.db.runtime import Runtime, run_sync
+from pqcore.db.session import Session
+from pqcore.db.sources import Loan, SessionSource
+from pqcore.errors import DatabaseError, PQError, TransactionAborted, TransactionOrderError, TransientError
+from pqcore.sql.statement import Query, plain
+
+logger = logging.getLogger("pqcore")
+
+T = TypeVar("T")
+
+NOT_SUPPORTED = "0A000"
+"""The SQLSTATE of a prepared statement whose result has got other types since, among others."""
+SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
+FORKED = (
+    "this transaction block was begun by process {}, of which this one is a fork: it is left to that process;"
+    " end a forked child within the block, with os._exit()"
+)
+
+
+@lru_cache(maxsize=64)
+def savepoint_query(verb: str, name: str) -> Query:
+    """Return a statement about a savepoint, such as ``RELEASE pq_1``."""
+    sql = f"{verb} {name}"
+    return plain(sql.lower(), sql, rows=False)
+
+
+class Transactions(ABC):
+    """The transaction blocks of threads and tasks over one source of sessions.
+
+    Args:
+        runtime: How to wait.
+
+    Attributes:
+        runtime: The same.
+        source: Lends sessions.
+    """
+
+    source: SessionSource
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._blocks = runtime.context_slot()
+        self._open: set[Block] = set()  # by whatever thread or task
+        self._checked = False  # whether the table is there
+
+    @abstractmethod
+    async def _check(self, session: Session) -> None:
+        """See that the table is there, if that was not seen before."""
+
+    async def enter(self, options: Mapping[str, Any]) -> Any:
+        """Begin a block; what it gives to the user, a cursor mostly.
+
+        Args:
+            options: For the cursor.
+        """
+        statement = entered()
+        transaction = self._current()
+        if transaction is None:
+            return await self._enter_first(options, statement)
+        savepoint = f"pq_{len(transaction.blocks)}"
+        query = savepoint_query("SAVEPOINT", savepoint)
+        block = Block(transaction, savepoint, first=False)
+        try:
+            await self._run_in_block(transaction, lambda s: s.execute(query), protect=False)
+            handle = transaction.session.driver.cursor(**options)
+            self._opened(block, statement)
+            return handle  # noqa: TRY300 - an interrupt may come to this line, too
+        except BaseException:
+            if block in transaction.blocks:
+                self._cut_off(block)
+            raise
+
+    async def _enter_first(self, options: Mapping[str, Any], statement: object) -> Any:
+        source, loan = self.source, Loan()
+        block: Block | None = None
+        try:
+            await source.acquire(loan)
+            begin = self._begin(loan)
+            if source.may_have_open_transaction:  # else, if interrupted, it costs a connection of our own
+                savepoint = await self.runtime.shield(begin, partial(self._abandon, loan), loan.abort)
+            else:
+                savepoint = await begin
+            task = None
+            if self.runtime.suspends:
+                task = self.runtime.task()
+                if loan.session.lock is None:
+                    loan.session.lock = self.runtime.lock()
+            else:
+                loan.session.block_of = get_ident()
+            block = Block(OpenTransaction(loan, loan.session.lock, task), savepoint, first=True)
+            handle = loan.session.driver.cursor(**options)
+            self._opened(block, statement)
+            return handle  # noqa: TRY300 - an interrupt may come to this line, too
+        except BaseException as exc:
+            if block is None:
+                await self._failed(loan, exc)
+            else:
+                block.statement = None
+                self._open.discard(block)
+                await self._abandon(loan, block.savepoint)
+            raise
+
+    def _opened(self, block: Block, statement: object) -> None:
+        if statement is not None:
+            block.statement = ref(statement, lambda _: self._cut_off(block))
+        block.transaction.blocks.append(block)
+        self._open.add(block)
+        self._blocks.set((*self._here(), block))
+
+    async def leave(self, *, failed: bool) -> None:
+        """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
+        blocks = self._here()
+        if not blocks:
+            msg = "no transaction block is open here"
+            raise TransactionOrderError(msg)
+        block = blocks[-1]
+        try:
+            self._blocks.set(blocks[:-1])
+            self._open.discard(block)
+            if self._ends(block, failed=failed):
+                finish = self._finish(block.transaction, block, failed=failed)
+                # Let finish whatever happens, so that it is known whether it was committed.
+                await (
+                    self.runtime.shield(finish, keep_result, block.transaction.loan.abort)
+                    if self.runtime.suspends
+                    else finish
+                )
+        except BaseException as exc:
+            if is_interrupt(exc) and not self.runtime.suspends:
+                self._cut_off(block)
+            block.statement = None
+            raise
+        block.statement = None
+
+    def _ends(self, block: Block, *, failed: bool) -> bool:
+        """Take a block out of its transaction; whether there is something to do for that."""
+        transaction = block.transaction
+        if transaction.process != os.getpid():
+            if failed:
+                return False
+            raise TransactionOrderError(FORKED.format(transaction.process))
+        if not transaction.blocks or transaction.blocks[-1] is not block:
+            if block in transaction.blocks:
+                transaction.blocks.remove(block)  # the last one to end gives the connection back
+            msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
+            raise TransactionOrderError(msg)
+        transaction.blocks.pop()
+        return True
+
+    def in_block(self) -> bool:
+        """Whether the running thread or task is within ``with queue``."""
+        return self._current() is not None
+
+    def block(self) -> Block | None:
+        """The innermost block that the running thread or task has open."""
+        transaction = self._current()
+        return None if transaction is None else transaction.blocks[-1]
+
+    def _here(self) -> tuple[Block, ...]:
+        """The blocks that the running thread or task is in."""
+        blocks: tuple[Block, ...] = self._blocks.get() or ()
+        for block in blocks:
+            if block.statement is not None and block.statement() is None:
+                self._cut_off(block)  # if an interrupt came to that, too
+        return tuple(block for block in blocks if block in self._open)
+
+    def _current(self) -> OpenTransaction | None:
+        if not self._open:
+            return None
+        blocks = self._here()
+        if blocks and blocks[-1].transaction.process == os.getpid():
+            return blocks[-1].transaction
+        return None
+
+    def _cut_off(self, block: Block) -> None:
+        """End a block of which the ``with`` statement is over, though it was not left: it was interrupted."""
+        transaction = block.transaction
+        block.statement = None
+        self._open.discard(block)
+        if transaction.process != os.getpid():
+            return
+        if not block.first:
+            if block in transaction.blocks:
+                transaction.blocks.remove(block)
+                if self.runtime.suspends:
+                    transaction.abort_only = True
+                elif transaction.loan.held:
+                    run_sync(self._undo(transaction.session, block.savepoint))
+            return
+        transaction.blocks.clear()
+        loan = transaction.loan
+        if not self.source.lose(loan):
+            try:
+                self.runtime.finish(lambda: self._abandon(loan, block.savepoint))
+            except PQError as exc:
+                logger.warning("a block that was interrupted could not be rolled back: %s", exc)
+
+    async def _failed(self, loan: Loan, exc: BaseException) -> None:
+        interrupted = is_interrupt(exc)
+        for session in loan.held:
+            session.state_unknown = session.state_unknown or interrupted
+            if not interrupted:
+                await make_room(session, exc)
+            if (
+                loan.idle
+                and self.source.may_have_open_transaction
+                and session.usable()
+                and (interrupted or session.in_transaction())
+            ):
+                await self._undo(session, None)  # what we began
+        try:
+            await self.source.release(loan)
+        except PQError as error:
+            if not interrupted:
+                raise
+            logger.warning("giving back a connection after an interrupt failed: %s", error)
+
+    async def _run_in_block(
+        self, transaction: OpenTransaction, operation: Callable[[Session], Awaitable[T]], *, protect: bool
+    ) -> T:
+        gate = transaction.lock
+        if gate is not None:
+            await gate.enter()
+        try:
+            if transaction.abort_only:
+                raise TransactionAborted(SPOILT)
+            if protect:
+                return await self._in_savepoint(transaction.session, operation)
+            return await operation(transaction.session)
+        finally:
+            if gate is not None:
+                gate.leave()
+
+    async def _begin(self, loan: Loan) -> str | None:
+        try:
+            session = loan.session
+            if not self._checked:
+                await self._check(session)
+            if self.source.may_have_open_transaction and session.in_transaction():  # the caller's own
+                session.autocommit = False
+                await session.execute(savepoint_query("SAVEPOINT", "pq_0"))
+                return "pq_0"
+            loan.idle = True
+            await session.begin()
+            session.owed = []
+        except BaseException as exc:
+            await self._failed(loan, exc)
+            raise
+        return None
+
+    async def _abandon(self, loan: Loan, savepoint: str | None) -> None:
+        try:
+            if loan.held:
+                await self._undo(loan.session, savepoint)
+        finally:
+            await self.source.release(loan)
+
+    async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
+        gate = transaction.lock
+        try:
+            if gate is not None:
+                await gate.enter()
+            try:
+                undone = failed or transaction.abort_only
+                if block.at_end:
+                    await self._end_with(transaction.session, block, undone=undone)
+                if undone:
+                    await self._undo(transaction.session, block.savepoint)
+                    transaction.abort_only = False
+                elif block.savepoint is None:
+                    try:
+                        await transaction.session.commit()
+                    except TransientError as exc:
+                        await make_room(transaction.session, exc)
+                        raise
+                    await self._pay(transaction.session)
+                else:
+                    await transaction.session.execute(savepoint_query("RELEASE", block.savepoint))
+            finally:
+                if gate is not None:
+                    gate.leave()
+            if not transaction.blocks:
+                transaction.session.block_of = None
+                await self.source.release(transaction.loan, sound=not undone)
+        except BaseException as exc:
+            if not transaction.blocks:
+                await self._failed(transaction.loan, exc)
+            raise
+        if undone and not failed:
+            raise TransactionAborted(SPOILT)
+
+    async def _pay(self, session: Session) -> None:
+        """Do what a block left for after its commit."""
+        owed, session.owed = session.owed or (), None
+        for work in owed:
+            try:
+                await work(session)
+            except PQError as exc:  # the block is committed: nothing may hide that
+                logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
+
+    async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
+        """Run the operations that a block has for its end."""
+        try:
+            for operation in block.at_end:
+                await operation(None if undone else session)
+        except BaseException:
+            if session.usable():
+                await self._undo(session, block.savepoint)
+            raise
+
+    async def _in_savepoint(
+        self, session: Session, operation: Callable[[Session], Awaitable[T]], *, again: bool = True
+    ) -> T:
+        await session.execute(savepoint_query("SAVEPOINT", "pq_op"))
+        try:
+            result = await operation(session)
+        except BaseException as exc:
+            if session.usable():
+                await self._undo(session, "pq_op")
+                # Refused, as a prepared statement's result has got other types: its session has forgotten it by now.
+                if again and isinstance(exc, DatabaseError) and exc.sqlstate == NOT_SUPPORTED:
+                    return await self._in_savepoint(session, operation, again=False)
+            raise
+        await session.execute(savepoint_query("RELEASE", "pq_op"))
+        return result
+
+    async def _undo(self, session: Session, savepoint: str | None) -> None:
+        try:  # the user's exception is under way: it is not to be hidden by another
+            if savepoint is None:
+                session.owed = None
+                await session.rollback()
+            else:
+                await session.execute(savepoint_query("ROLLBACK TO", savepoint))
+                await session.execute(savepoint_query("RELEASE", savepoint))
+        except PQError as exc:
+            logger.warning("rolling back failed; the server does so when the connection ends: %s", exc)
+
+
+def is_interrupt(exc: BaseException) -> bool:
+    """Return whether an exception may have come at any line, so that nobody knows what was done.
+
+    Drivers' exceptions are translated. What is left is a cancellation, or what a signal's handler raises: of any class.
+    """
+    return not isinstance(exc, PQError)
+
+
+async def make_room(session: Session, error: BaseException) -> None:
+    """Have a full queue of notifications emptied of what everybody has read: the server does so when it is asked."""
+    if not isinstance(error, TransientError) or error.sqlstate != NOTIFICATIONS_FULL:
+        return
+    if session.usable() and not session.in_transaction():
+        with suppress(PQError):
+            await session.execute(session.sql.notification_usage)
+
+
+async def keep_result(result: object) -> None:
+    """Undo nothing: what was begun is as good to others."""
+
+
+def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
+    """Return an operation whose statements have a bound that is this many times as long; no bound, if None."""
+
+    async def work(session: Session) -> T:
+        with session.limited(None if times is None or session.limit is None else session.limit * times):
+            return await operation(session)
+
+    return work
