@@ -94,66 +94,91 @@ class BackendSpec:
 class DriverSession(Protocol):
     """One connection of a blocking driver.
 
-    Attributes:
-        connection: The driver's connection.
-
     Between `enter` and `leave` every statement commits by itself, unless the
     caller's own transaction is open or `begin` was called.
+
+    Attributes:
+        connection: The driver's connection.
     """
 
     connection: Any
 
     def enter(self) -> None:
-        """Start to use the connection: switch it to autocommit if it is idle."""
+        """Start to use the connection.
+
+        If the driver begins transactions by itself, switch an idle connection to autocommit, and remember that. Leave
+        one with an open transaction as it is: that is the caller's.
+        """
 
     def leave(self) -> None:
-        """Stop using it: put back what `enter` switched."""
+        """Stop using the connection: put back what `enter` switched."""
 
     def in_transaction(self) -> bool:
-        """Whether a transaction is open (failed ones too); asks the driver, not the server."""
+        """Return whether a transaction is open, also one that failed; asks the driver, not the server.
+
+        True after `begin`, even where the driver sends BEGIN later.
+        """
 
     def usable(self) -> bool:
-        """Whether the driver still holds the connection to be open; no round trip."""
+        """Return whether the driver still holds the connection to be open; no round trip.
+
+        Where the driver never notices that it is not: close it in `execute` after an error that is not the server's
+        answer (network, an interrupt, half a message).
+        """
 
     def alive(self) -> bool:
-        """Whether an idle connection still works: may look at the socket, or ask the server."""
+        """Return whether a connection that idled still works, or raise the driver's error.
+
+        `wait_readable` tells cheaply whether there is anything to look at; only then ask the server: ``SELECT 1``.
+        """
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run one statement and return its rows, or nothing unless ``query.rows``.
+        """Run one statement and return its rows, as sequences; nothing unless ``query.rows``.
 
-        ``parameters`` stand in the order of the placeholders of ``query.sql``.
-        They are None, str, int, float, bytes, aware datetimes, or lists of
-        these.  Rows hold the same, times naive, whatever adapters or codecs
-        the application has registered on its connection or for the process.
+        As the driver's own cursor would: on a connection that is not in autocommit, it begins a transaction. The
+        adapters, codecs and row types that the application has registered change nothing.
+
+        Args:
+            query: ``query.sql`` is the text, in the paramstyle of the spec. ``query.hot`` says that it runs often:
+                prepare it on the server (capability PREPARED), unless the backend was made with ``prepared=False``.
+            parameters: In the order of the placeholders: None, str, int, float, bytes, aware datetimes, or lists
+                of these. Rows hold str, int, float, bool, bytes, naive datetimes and None; JSON is text.
         """
 
-    def begin(self) -> None: ...
-    def rollback(self) -> None: ...
+    def begin(self) -> None:
+        """Begin a transaction in the driver's own way, so that its users' code works in it."""
 
     def commit(self) -> None:
-        """Commit; raise an error with SQLSTATE 25P02 if the transaction had failed before.
+        """Commit in the driver's own way.
 
-        The server then rolls back, and says so in a place that few drivers look at.
+        If a statement had failed, the server rolls back instead, and says so in a place that few drivers look at:
+        raise the driver's error for SQLSTATE 25P02 then, with the text `ABORTED`.
         """
 
+    def rollback(self) -> None:
+        """Roll back in the driver's own way."""
+
     def cursor(self, **options: Any) -> Any:
-        """What ``with queue as cursor`` gives the user to run statements of their own."""
+        """Return what ``with queue as cursor`` gives the user: whatever users of the driver run SQL with."""
 
     def listen(self, channel: str) -> None:
-        """LISTEN to a channel (capability LISTEN); the name is any text up to 63 bytes."""
+        """LISTEN to a channel (capability LISTEN), any text up to 63 bytes: see `pqcore.sql.identifiers.quote`."""
 
     def unlisten(self, channels: Sequence[str]) -> None:
         """UNLISTEN from channels, and forget them.  May be left out: then they are listened to until the end."""
 
     def wait(self, seconds: float) -> None:
-        """Return when a notification may have arrived, at the latest after ``seconds``.
+        """Return when a notification may have arrived, at the latest after ``seconds`` (capability LISTEN).
 
-        Must not hold the connection: others may run statements meanwhile.
+        Immediately, if something was read already. Must not hold the connection: others may run statements meanwhile.
+        Over a blocking driver `wait_readable` does that, over an asynchronous one an event that the driver's callback
+        sets.
         """
 
     def notifications(self) -> list[str]:
-        """The channels of `listen` notified since the last call, without waiting; they are forgotten.
+        """Return the channels of `listen` notified since the last call, without waiting; they are forgotten.
 
+        Those too that were read while statements ran. Raises the driver's error if the connection is lost.
         Notifications on other channels belong to the caller, and may come over the same connection: they stay where
         the driver's users look for them.
         """
@@ -164,7 +189,8 @@ class DriverSession(Protocol):
         It prepares nothing to find it out.  May be left out where the driver does not know what it was told.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection."""
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement under way: a cancel request, on a connection of its own.
@@ -188,10 +214,10 @@ class DriverSession(Protocol):
         """
 
     def abort(self) -> None:
-        """Break the connection off at once, from another thread, while a call on it may be waiting.
+        """Break the connection off immediately, from another thread, while a call on it may be waiting.
 
-        That call is to fail. Sends nothing and waits for nothing: the other side may be gone.  A method ``drop`` may
-        be there too: it closes a connection that nobody uses, without waiting, from whatever thread.
+        That call must fail. Sends nothing and waits for nothing, as the other side may be gone: see `shutdown_socket`.
+        A method ``drop`` may be there too: it closes a connection that nobody uses, without waiting, from any thread.
         """
 
 
@@ -234,31 +260,52 @@ class Backend(Protocol):
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """What the driver raises; translated by SQLSTATE into pqcore's errors."""
+        """What the driver raises: its base class, and what escapes that; OSError need not be named.
+
+        They are told apart by SQLSTATE, in an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere,
+        set the attribute. ``str()`` of one is shown to users. A class attribute does as well.
+        """
 
     def connect(self, dsn: str) -> DriverSession:
-        """Open a connection; ``dsn`` is a libpq URL or keyword string.
+        """Open a connection.
 
-        Gives up after `CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says otherwise.
+        Gives up after `CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says otherwise; for libpq,
+        `connect_timeout_default` has what to add.
+
+        Args:
+            dsn: A URL, percent-encoded (``postgresql://user:password@host:port/database?application_name=...``),
+                or a keyword string, as libpq reads them.
+
+        Raises:
+            ValueError: It cannot be read; the message must not have a password in it.
         """
 
     def wrap(self, connection: Any) -> DriverSession:
         """Use a connection that the caller handed over, once or for long.
 
-        It is the driver's own. Where the caller's is a proxy around that, see `DriverSession.through`.
+        What must last, such as names of prepared statements, belongs to the connection. It is the driver's own. Where
+        the caller's is a proxy around that, see `DriverSession.through`.
         """
 
     def acquire(self, pool: Any) -> DriverSession:
-        """Borrow a connection of the caller's pool (capability POOL)."""
+        """Borrow a connection of the caller's pool (capability POOL).
+
+        Raises:
+            pqcore.errors.PoolTimeout: There is none to be had.
+            pqcore.errors.Closed: The pool is closed.
+        """
 
     def release(self, pool: Any, session: DriverSession) -> None:
-        """Give it back, also when it broke."""
+        """Give a connection back to the pool, also when it broke (capability POOL)."""
 
     def connect_like(self, pool: Any) -> DriverSession | None:
-        """Open one beside the pool, with the pool's parameters, to listen on; None if they are unknown."""
+        """Open one beside the pool, with its parameters, to listen on; None if they are unknown (capability POOL)."""
 
-    def close_connection(self, connection: Any) -> None: ...
-    def close_pool(self, pool: Any) -> None: ...
+    def close_connection(self, connection: Any) -> None:
+        """Close a connection of the driver's, whoever opened it."""
+
+    def close_pool(self, pool: Any) -> None:
+        """Close a pool (capability POOL)."""
 
 
 class AsyncBackend(Protocol):

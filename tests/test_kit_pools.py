@@ -24,8 +24,8 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = "acme = acme_pools:open_pool\nacme-async = acme_pools:open_pool_async\n"
     (about / "entry_points.txt").write_text(f"[pqcore.testing.pools]\n{points}")
     (tmp_path / "acme_pools.py").write_text(
-        "def open_pool(dsn, size):\n    return 'blocking', dsn, size\n\n\n"
-        "async def open_pool_async(dsn, size):\n    return 'async', dsn, size\n"
+        "def open_pool(dsn, size, prepared):\n    return 'blocking', dsn, size\n\n\n"
+        "async def open_pool_async(dsn, size, prepared):\n    return 'async', dsn, size\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 

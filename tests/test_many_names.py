@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pqcore import PQ, AsyncPQ, settings, tasks
+from pqcore.db import channels as registered
 from pqcore.db import shared_poll as shared_look
 from pqcore.sql.identifiers import channel
 from pqcore.testing.harness import PATIENCE, patiently
@@ -66,7 +67,7 @@ def test_a_put_to_any_of_many_queues_that_a_pq_waits_on_is_heard(
     """Queues beyond the number of channels share a look, in statements of bounded length; then nothing is kept."""
     monkeypatch.setattr(shared_look, "CHUNK", 100)
     monkeypatch.setattr(shared_look, "OWN_LOOK", 3600.0)
-    monkeypatch.setattr(channels, "MOST", channels or 20)
+    monkeypatch.setattr(registered, "MOST", channels or 20)
     number = 300
     asked: list[int] = []
 
@@ -97,7 +98,7 @@ def test_a_put_to_any_of_many_queues_that_a_pq_waits_on_is_heard(
             await asyncio.gather(*waits, return_exceptions=True)
             assert listener._waiters == {}
             assert not listener._shared._sharers
-            monkeypatch.setattr(channels, "LINGER", 0.0)
+            monkeypatch.setattr(registered, "LINGER", 0.0)
             listener._trimmed = 0.0
             assert await pq["another"].get(timeout=0.01) is None
             assert set(listener._paused) <= {channel("another")}
