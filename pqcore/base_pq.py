@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from pqcore.backend import Mode
+from pqcore.db.asyncio_runtime import AsyncioRuntime
+from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.engine import Engine
-from pqcore.db.runtime import AsyncioRuntime, BlockingRuntime
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.sql.identifiers import TableName

@@ -24,7 +24,7 @@ LAYERS = (
     ("pqcore.sql",),
     ("pqcore.db", "pqcore.schema"),
     ("pqcore.operations",),
-    ("pqcore.queue", "pqcore.async_queue", "pqcore.dead_letters", "pqcore.tasks"),
+    ("pqcore.base_pq", "pqcore.queue", "pqcore.async_queue", "pqcore.dead_letters", "pqcore.runner", "pqcore.tasks"),
     (
         "pqcore.benchmarks",
         "pqcore.cli",

@@ -14,8 +14,8 @@ from pqcore.put_options import Dedup
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
-from pqcore.times import UtcDatetime
 from pqcore.testing.undo import Undo
+from pqcore.times import UtcDatetime
 
 
 class Broken(Exception):
