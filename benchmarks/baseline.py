@@ -75,15 +75,18 @@ class BareLoop:
         return None
 
     def put(self) -> Any:
-        """Put one job, with `DATA` encoded as JSON, and read its id."""
+        """Put one job with ``(QUEUE, json.dumps(DATA), None, "json")``, and read its id."""
         raise NotImplementedError
 
     def put_many(self) -> Any:
-        """Put ``batch`` jobs in the way that ``chosen`` names; no ids are needed."""
+        """Put ``batch`` jobs in the way that ``chosen`` names; no ids are needed.
+
+        The statement takes ``values(statements.put_many, items=self.items())``; `copy` and `text` are for COPY.
+        """
         raise NotImplementedError
 
     def get(self) -> Any:
-        """Take one job."""
+        """Take one job with `queue` as parameters, and call `keep` with the rows."""
         raise NotImplementedError
 
     def transactional_get(self) -> Any:
@@ -91,11 +94,11 @@ class BareLoop:
         raise NotImplementedError
 
     def get_many(self) -> Any:
-        """Take `MANY` jobs with one statement."""
+        """Take `MANY` jobs with one statement, with `queue` as parameters, and call `keep` with the rows."""
         raise NotImplementedError
 
     def lease_ack(self) -> Any:
-        """Lease `MANY` jobs with one statement, and acknowledge them with another."""
+        """Lease `MANY` jobs with `lease` as parameters, acknowledge them with those of `held`, and `keep` the rows."""
         raise NotImplementedError
 
     def replan(self) -> Any:

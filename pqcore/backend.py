@@ -129,7 +129,8 @@ class DriverSession(Protocol):
     def alive(self) -> bool:
         """Return whether a connection that idled still works, or raise the driver's error.
 
-        `wait_readable` tells cheaply whether there is anything to look at; only then ask the server: ``SELECT 1``.
+        `pqcore.backend.wait_readable` tells cheaply whether there is anything to look at; only then ask the server:
+        ``SELECT 1``.
         """
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
@@ -152,7 +153,7 @@ class DriverSession(Protocol):
         """Commit in the driver's own way.
 
         If a statement had failed, the server rolls back instead, and says so in a place that few drivers look at:
-        raise the driver's error for SQLSTATE 25P02 then, with the text `ABORTED`.
+        raise the driver's error for SQLSTATE 25P02 then, with the text `pqcore.backend.ABORTED`.
         """
 
     def rollback(self) -> None:
@@ -171,8 +172,8 @@ class DriverSession(Protocol):
         """Return when a notification may have arrived, at the latest after ``seconds`` (capability LISTEN).
 
         Immediately, if something was read already. Must not hold the connection: others may run statements meanwhile.
-        Over a blocking driver `wait_readable` does that, over an asynchronous one an event that the driver's callback
-        sets.
+        Over a blocking driver `pqcore.backend.wait_readable` does that, over an asynchronous one an event that the
+        driver's callback sets.
         """
 
     def notifications(self) -> list[str]:
@@ -216,7 +217,8 @@ class DriverSession(Protocol):
     def abort(self) -> None:
         """Break the connection off immediately, from another thread, while a call on it may be waiting.
 
-        That call must fail. Sends nothing and waits for nothing, as the other side may be gone: see `shutdown_socket`.
+        That call must fail. Sends nothing and waits for nothing, as the other side may be gone: see
+        `pqcore.backend.shutdown_socket`.
         A method ``drop`` may be there too: it closes a connection that nobody uses, without waiting, from any thread.
         """
 
@@ -269,8 +271,8 @@ class Backend(Protocol):
     def connect(self, dsn: str) -> DriverSession:
         """Open a connection.
 
-        Gives up after `CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says otherwise; for libpq,
-        `connect_timeout_default` has what to add.
+        Gives up after `pqcore.backend.CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says
+        otherwise; for libpq, `pqcore.backend.connect_timeout_default` has what to add.
 
         Args:
             dsn: A URL, percent-encoded (``postgresql://user:password@host:port/database?application_name=...``),
@@ -284,7 +286,7 @@ class Backend(Protocol):
         """Use a connection that the caller handed over, once or for long.
 
         What must last, such as names of prepared statements, belongs to the connection. It is the driver's own. Where
-        the caller's is a proxy around that, see `DriverSession.through`.
+        the caller's is a proxy around that, see `pqcore.backend.DriverSession.through`.
         """
 
     def acquire(self, pool: Any) -> DriverSession:

@@ -271,11 +271,11 @@ def test_pip_is_not_to_install_a_module_of_the_standard_library(tmp_path: Path) 
         assert f"\ndependencies = {dependencies}\n" in (folder / "pyproject.toml").read_text("utf-8")
 
 
-def test_the_templates_are_in_the_wheel(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+def test_installed_command_writes_what_the_checkout_writes(tmp_path: Path) -> None:
+    copy, site = tmp_path / "copy", tmp_path / "site"
     copy.mkdir()
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("pqcore", "pqcore_backends", "benchmarks"):
+    for name in ("pqcore", "pqcore_backends", "benchmarks", "examples"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -283,6 +283,32 @@ def test_the_templates_are_in_the_wheel(tmp_path: Path) -> None:
     done = tool(*command, str(tmp_path / "wheels"), str(copy), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     [wheel] = (tmp_path / "wheels").iterdir()
-    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "pqcore" / "templates").rglob("*") if path.is_file()}
-    assert len(wanted) > 5
-    assert wanted <= set(zipfile.ZipFile(wheel).namelist())
+    zipfile.ZipFile(wheel).extractall(site)
+    arguments = ("-m", "pqcore", "new-backend", "acme", "--mode", "both", "--directory")
+    made = subprocess.run(
+        [sys.executable, *arguments, str(tmp_path / "installed")],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    here = new_backend(tmp_path / "checkout", "acme", "--mode", "both")
+    assert _texts(tmp_path / "installed") == _texts(here)
+    assert (site / "pqcore" / "example_backend" / "pyproject.toml").is_file()
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()}
+
+
+def test_example_and_the_project_have_the_same_shape(tmp_path: Path) -> None:
+    folder = new_backend(tmp_path / "made", "acme")
+    example = {
+        str(path.relative_to(EXAMPLE.parent)).replace("pg8000", "acme")
+        for path in EXAMPLE.parent.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    own = {"LICENSE", "pqcore_acme/dsn.py", "tests/test_acme_dsn.py"}  # of the example alone
+    assert {name for name in example if ".egg-info" not in name and "cache" not in name} - own == _texts(folder).keys()

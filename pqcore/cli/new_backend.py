@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import keyword
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -17,16 +19,13 @@ from pqcore.backend_registry import importable
 from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import json_option
 from pqcore.cli.output import emit, write
+from pqcore.cli.skeleton import Face, bare_module, example, plugin_module, session_module
 from pqcore.plugins import plugins
 
 MODES = {"blocking": ("blocking",), "async": ("async",), "both": ("blocking", "async")}
 LONGEST = 30
 """Characters of a backend's name, at most; it comes back in names of files and packages."""
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_WAITING = {
-    "blocking": "`pqcore.backend.readable(fileno, seconds)` does that.",
-    "async": "An `asyncio.Event` does that, which the driver's callback sets.",
-}
 
 
 @click.command("new-backend")
@@ -71,7 +70,7 @@ def _check_name(name: str) -> None:
     """Refuse a name that would make a bad package, or hide one that is there.
 
     Raises:
-        Wrong: It would.
+        UsageError: It would.
     """
     if not _NAME.fullmatch(name):
         advice = "lower-case letters and digits, beginning with a letter, parts joined by hyphens, as in 'my-driver'"
@@ -96,58 +95,65 @@ def render(name: str, mode: str, driver: str) -> dict[str, str]:
         mode: A key of `MODES`.
         driver: The module that the driver is imported as; it need not be installed.
     """
-    package, modes = _package(name), MODES[mode]
-    dependencies = ["pqcore", *_distributions(driver)]
-    values = {
-        "name": name,
-        "package": package,
-        "distribution": f"pqcore-{name}",
-        "driver": driver,
-        "dependencies": ", ".join(f'"{each}"' for each in dependencies),
-        "uses": "\n".join(f'    {"AsyncPQ" if each == "async" else "PQ"}(dsn, backend="{name}")' for each in modes),
-        "modes": ", ".join(f'"{each}"' for each in modes),
-    }
-    faces = [{**values, **_face(each)} for each in modes]
-    values["specs"] = "\n".join(_fill("spec.py", face) for face in faces)
-    values["registered"] = ", ".join(face["constant"] for face in faces) + ("," if len(faces) == 1 else "")
-    values["modules"] = "\n".join(f"    {package}/{face['module']}.py" for face in faces)
+    package = _package(name)
+    faces = [Face(each, name, package, driver) for each in MODES[mode]]
+    source = example()
+    named = ", ".join(f'"{face.mode}"' for face in faces)
+    check = source.renamed("tests/test_plugin.py", name, package).replace(f'CHECK, "{name}"', f'CHECK, "{driver}"')
     return {
-        "pyproject.toml": _fill("pyproject.toml", values),
-        "README.md": _fill("README.md", values),
-        ".gitignore": _fill("gitignore", values),
-        f"{package}/__init__.py": _fill("init.py", values),
+        "pyproject.toml": _pyproject(name, package, driver),
+        "README.md": _readme(name, package, driver, faces),
+        ".gitignore": source.text(".gitignore"),
+        f"{package}/__init__.py": f'"""{driver} as a backend of pqcore."""\n',
         f"{package}/py.typed": "",
-        f"{package}/plugin.py": _fill("plugin.py", values),
-        **{f"{package}/{face['module']}.py": _fill("session.py", face) for face in faces},
-        **{f"{package}/{face['bare']}.py": _fill("bare.py", face) for face in faces},
-        "tests/test_plugin.py": _fill("test_plugin.py", values),
+        f"{package}/plugin.py": plugin_module(faces),
+        **{f"{package}/{face.module}.py": session_module(face) for face in faces},
+        **{f"{package}/{face.bare}.py": bare_module(face) for face in faces},
+        "tests/test_plugin.py": _set(check, "MODES", f"{{{named}}}"),
     }
+
+
+def _pyproject(name: str, package: str, driver: str) -> str:
+    """The example's, with the names and the driver of the project."""
+    text = example().renamed("pyproject.toml", name, package)
+    text = re.sub(r"(?m)^(license|license-files|filterwarnings) = .*\n", "", text)
+    text = _set(text, "description", f'"{driver} as a backend of pqcore"')
+    text = _set(text, "dependencies", json.dumps(_distributions(driver)))
+    return f"""{text.rstrip()}
+
+[tool.mypy]
+strict = true
+files = ["{package}", "tests"]
+
+[[tool.mypy.overrides]]
+module = ["{driver}.*"]
+ignore_missing_imports = true
+
+[tool.ruff]
+line-length = 120
+"""
+
+
+def _set(text: str, name: str, value: str) -> str:
+    """A text in which a name is set to another value."""
+    return re.sub(rf"(?m)^{name} = .*$", lambda _: f"{name} = {value}", text)
+
+
+def _readme(name: str, package: str, driver: str, faces: Sequence[Face]) -> str:
+    return Template((files("pqcore") / "templates" / "new_backend.md").read_text("utf-8")).substitute(
+        name=name,
+        driver=driver,
+        uses="\n".join(f'    {"AsyncPQ" if face.is_async else "PQ"}(dsn, backend="{name}")' for face in faces),
+        modules="\n".join(f"    {package}/{face.module}.py" for face in faces),
+    )
 
 
 def _distributions(driver: str) -> list[str]:
-    """What pip is to install for a driver: nothing for a module of the standard library, a guess if it is not there."""
+    """What pip has to install: for a driver that is not there a guess, for one of the standard library nothing."""
     if driver in sys.stdlib_module_names:
-        return []
-    return (importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")])[:1]
-
-
-def _face(mode: str) -> dict[str, str]:
-    """What differs between a blocking backend and an asynchronous one."""
-    is_async = mode == "async"
-    return {
-        "mode": mode,
-        "constant": mode.upper(),
-        "module": "aio" if is_async else "backend",
-        "bare": "bare_aio" if is_async else "bare",
-        "async_": "async " if is_async else "",
-        "await_": "await " if is_async else "",
-        "waiting": _WAITING[mode],
-    }
-
-
-def _fill(template: str, values: dict[str, str]) -> str:
-    folder = files("pqcore") / "templates" / "backend"
-    return Template((folder / f"{template}.tmpl").read_text("utf-8")).substitute(values)
+        return ["pqcore"]
+    known = importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")]
+    return ["pqcore", known[0]]
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
