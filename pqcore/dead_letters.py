@@ -37,6 +37,11 @@ class DeadLetter(BaseJob):
         self.died_at: UtcDatetime = cast(UtcDatetime, UtcDatetime.of(row.died_at))
 
     @property
+    def crashes(self) -> int:
+        """How often a lease of it ran out: its worker died, or was cut off."""
+        return max(self.attempts - self.failures, 0)  # no attempt is under way
+
+    @property
     def data(self) -> Any:
         """The data that was put.
 

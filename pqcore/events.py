@@ -87,7 +87,7 @@ class JobEvent:
     @property
     def attempt(self) -> int:
         """1 for the first time that the job is run, 2 for the second..."""
-        return self.job.attempts - self.job.not_counted_attempts
+        return self.job.attempts
 
 
 @dataclass

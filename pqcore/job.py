@@ -86,13 +86,12 @@ class BaseJob:
 
     Attributes:
         id: The row's id.
-        attempts: How often the job has been taken, this time included; under a
-            lease also the fencing token.
+        token: The fencing token: each time the job is taken, it is one more.
         raw: The data as stored: JSON text, or bytes.
         serializer: The serializer that wrote it, or None for a row of pq's.
         failures: How often it failed with an exception before.
-        not_counted_attempts: How often a lease of the job ended and counts neither as a failure nor as a crash: the job
-            was snoozed, parked, or given back before it ran.
+        not_counted_attempts: How often the job was taken and that was no attempt: it was parked, snoozed, or given
+            back before it ran.
         leased: Whether it is held under a lease, and to be finished.
     """
 
@@ -104,7 +103,6 @@ class BaseJob:
         "_headers",
         "_queue",
         "_times",
-        "attempts",
         "failures",
         "id",
         "leased",
@@ -112,12 +110,13 @@ class BaseJob:
         "raw",
         "raw_headers",
         "serializer",
+        "token",
     )
 
     _may_be_deleted: ClassVar[bool] = False
     id: int
     serializer: str | None
-    attempts: int
+    token: int
     raw_headers: str | None
 
     def __init__(self, queue: QueueOfJob, row: Row, *, leased: bool = False) -> None:
@@ -129,7 +128,7 @@ class BaseJob:
             data,
             payload,
             self.serializer,
-            self.attempts,
+            self.token,
             enqueued_at,
             schedule_at,
             expected_at,
@@ -183,9 +182,14 @@ class BaseJob:
         return self._faults
 
     @property
+    def attempts(self) -> int:
+        """How often the job was run, this time included."""
+        return max(self.token - self.not_counted_attempts, 0)  # the token begins again with 1 after 2,147,483,647
+
+    @property
     def crashes(self) -> int:
         """How often a lease of it ran out: its worker died, or was cut off."""
-        return self.attempts - 1 - self.failures - self.not_counted_attempts
+        return self.token - 1 - self.failures - self.not_counted_attempts
 
     @property
     def settings(self) -> QueueOfJob:
@@ -210,7 +214,7 @@ class BaseJob:
             None if binary else self.raw,
             self.raw if binary else None,
             self.serializer,
-            self.attempts,
+            self.token,
             *self._times,
             headers=self.raw_headers,
             failures=self.failures,

@@ -23,13 +23,13 @@ class JobRow(NamedTuple):
         data: JSON text; None if the data is in ``payload``.
         payload: Bytes, for which a driver may give a view of memory; None if the data is in ``data``.
         serializer: The serializer that wrote the data; None for a row of pq's.
-        attempts: How often the job was taken; under a lease also the fencing token.
+        attempts: The column ``attempts``: the fencing token, which counts how often the job was taken.
         enqueued_at: When the job was put, naive, in UTC.
         schedule_at: Before when the job must not be taken, naive, in UTC.
         expected_at: By when the job is wanted, naive, in UTC.
         headers: What travels with the data, as JSON text.
         failures: How often the job failed with an exception; None for never.
-        excused: How many attempts count neither as a failure nor as a crash; `BaseJob.not_counted_attempts`.
+        excused: The column ``excused``: how often the job was taken and that was no attempt.
     """
 
     id: int
@@ -104,7 +104,7 @@ class StoredJobRow(NamedTuple):
         queue: The name of its queue.
         state: One of `pqcore.operations.list_jobs.STATES`.
         serializer: The serializer that wrote the data; None for a row of pq's.
-        attempts: How often the job was taken.
+        attempts: How often the job was run, the run under way included.
         failures: How often the job failed with an exception.
         error: The last exception, as JSON text.
         reason: Why the job is dead; None otherwise.

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from parked_job import lease_after_parking
 
 from pqcore import PQ, json_views, schema, tasks
 from pqcore.cli.app import app
@@ -161,13 +162,13 @@ def test_migrate_and_adopt_take_over_a_table_of_pqs(dsn: str) -> None:
     execute(dsn, PQ_TABLE)
     before = shape(dsn)
     [found] = objects("adopt", "--check", dsn=dsn)
-    expected = {"rows": 3, "waiting": 2, "queues": 2, "more": False, "trigger": True, "adopted": False}
+    expected = {"rows": 3, "unfinished": 2, "queues": 2, "more": False, "trigger": True, "adopted": False}
     assert found.items() >= expected.items()
     assert found["indexes"] == ["priority_idx_", "queue_pkey"]
     assert shape(dsn) == before
     done = call("adopt", dsn=dsn)
     assert done.exit_code == 0
-    assert "3 rows, 2 of them waiting, in 2 queues" in done.stdout
+    assert "3 rows, 2 of them unfinished, in 2 queues" in done.stdout
     assert call("migrate", "--check", dsn=dsn).exit_code == 0
     assert "pqcore's already" in line(call("adopt", dsn=dsn), 1)
     assert call("get", "--queue", "b", dsn=dsn).stdout == "3\n"
@@ -377,6 +378,24 @@ def test_jobs_are_listed_by_state(dsn: str, pq: PQ, backend: str) -> None:
     assert jobs[ids["done"]]["finished_at"] is not None
     assert jobs[777]["error"] == {"type": "E", "message": "no"}
     assert jobs[777]["reason"] == "failed"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_commands_show_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ, backend: str) -> None:
+    job_id = lease_after_parking(pq["a"]).id
+    where = ("--backend", backend)
+    for command in (("list", "--queue", "a"), ("show", str(job_id)), ("status", str(job_id), "--queue", "a")):
+        [job] = objects(*command, *where, dsn=dsn)
+        assert (job["attempts"], job["state"]) == (1, "leased"), command
+        assert "taken" not in call(*command, *where, dsn=dsn).stdout
+    assert re.search(r"^ *attempts: +1, failed 0$", call("show", str(job_id), *where, dsn=dsn).stdout, re.MULTILINE)
+    execute(dsn, "UPDATE queue SET leased_until = now()")
+    job = pq["a"].lease()
+    assert job is not None
+    job.bury("it is of no use")
+    for command in (("dead", "list"), ("dead", "show", str(job_id))):
+        [letter] = objects(*command, "--queue", "a", *where, dsn=dsn)
+        assert letter["attempts"] == 2, command
 
 
 def test_lists_are_filtered_and_limited(dsn: str, pq: PQ) -> None:

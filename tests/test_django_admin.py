@@ -14,9 +14,11 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from parked_job import lease_after_parking
 
 from django_project.shop import tasks
 from pqcore.integrations.django import queue
+from pqcore.integrations.django.models import Job
 from pqcore.worker import Worker
 
 JOBS, DEAD = "/admin/pqcore/job/", "/admin/pqcore/deadletter/"
@@ -116,6 +118,14 @@ def test_a_dead_letter_is_shown_with_its_traceback(root: Client) -> None:
     assert "Traceback (most recent call last)" in text
     assert "RuntimeError: the &lt;b&gt;reason&lt;/b&gt;" in text
     assert "django_project.shop.tasks.fail" in text
+
+
+def test_admin_shows_the_runs_of_a_job_as_its_attempts(root: Client) -> None:
+    job = lease_after_parking(queue("orders"))
+    assert re.search(r'field-attempts">1</td>', page(root, f"{JOBS}?q={job.id}"))
+    assert Job.objects.get(pk=job.id).attempts == Job.objects.get(attempts=1, token=2).attempts == 1
+    job.bury("it is of no use")
+    assert re.search(r'field-attempts">1</td>', page(root, DEAD))
 
 
 def test_jobs_are_run_now_and_cancelled(root: Client) -> None:

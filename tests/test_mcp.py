@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
+from parked_job import lease_after_parking
 
 from pqcore import PQ, Dedup, tasks
 from pqcore.cli.app import app
@@ -197,6 +198,16 @@ def test_it_looks_and_changes_nothing(dsn: str, secret_dsn: str, orchard: Orchar
 
     with unchanged(dsn):
         talk(parameters(secret_dsn, "--backend", backend), conversation)
+
+
+def test_mcp_tools_show_the_runs_of_a_job_as_its_attempts(secret_dsn: str, pq: tasks.PQ) -> None:
+    async def conversation(client: Client) -> None:
+        assert (await ask(client, "show_job", job_id=job_id))["attempts"] == 1
+        [job] = (await ask(client, "list_jobs", queue="a"))["jobs"]
+        assert job["attempts"] == 1
+
+    job_id = lease_after_parking(pq["a"]).id
+    talk(in_process(secret_dsn), conversation)
 
 
 def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) -> None:

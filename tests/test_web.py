@@ -23,6 +23,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
+from parked_job import lease_after_parking
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -186,6 +187,15 @@ def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) ->
         assert client.get(path("queue", name="x\0")).status_code == 400
     if isinstance(target, PQ):
         target.close()
+
+
+def test_web_page_shows_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ) -> None:
+    job_id = lease_after_parking(pq["a"]).id
+    with visiting(web_app(pq)) as client:
+        assert re.search(r"<dt>Attempts</dt><dd>1</dd>", client.get(path("job", id=job_id)).text)
+        row = re.search(rf">{job_id}</a></th>.*?</tr>", client.get(path("queue", name="a")).text, re.DOTALL)
+        assert row is not None
+        assert '<td class="number">1</td>' in row[0]
 
 
 def test_an_empty_table_and_an_unknown_queue_are_shown(dsn: str, pq: PQ) -> None:

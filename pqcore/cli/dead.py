@@ -76,7 +76,7 @@ def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
         "put": shown(letter.enqueued_at),
         "not before": shown(letter.schedule_at),
         "wanted by": shown(letter.expected_at),
-        "taken": f"{letter.attempts} times, failed {letter.failures}",
+        "attempts": f"{letter.attempts}, failed {letter.failures}",
         "headers": json.dumps(letter.headers) if letter.headers else "",
         "data": letter.raw if isinstance(letter.raw, str) else f"{letter.size} bytes of {letter.serializer}",
         "error": described(letter.error),

@@ -32,7 +32,7 @@ def status(database: Database, job_id: int, queue: str, as_json: bool) -> None:
         "put": shown(info.enqueued_at),
         "not before": shown(info.schedule_at),
         "wanted by": shown(info.expected_at),
-        "taken": f"{info.attempts} times, failed {info.failures}" if info.attempts else "",
+        "attempts": f"{info.attempts}, failed {info.failures}" if info.attempts else "",
         "progress": "" if info.progress is None else json.dumps(info.progress),
         "last error": described(info.error),
     }
@@ -88,7 +88,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "waits for": job.parked_on,
         "ended": shown(job.finished_at),
         "reason": job.reason,
-        "taken": f"{job.attempts} times, failed {job.failures}" if job.attempts else "",
+        "attempts": f"{job.attempts}, failed {job.failures}" if job.attempts else "",
         "group": job.group,
         "dedup key": job.dedup_key,
         "headers": json.dumps(job.headers) if job.headers else "",

@@ -178,7 +178,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "table": table,
         "rows": pqs.rows,
-        "waiting": pqs.waiting,
+        "unfinished": pqs.unfinished,
         "queues": pqs.queues,
         "more": pqs.more,
         "trigger": pqs.trigger,
@@ -186,7 +186,9 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     }
     if not as_json:
         more = "more than " if pqs.more else ""
-        write(f"table {table} is pq's: {more}{pqs.rows} rows, {pqs.waiting} of them waiting, in {pqs.queues} queues")
+        write(
+            f"table {table} is pq's: {more}{pqs.rows} rows, {pqs.unfinished} of them unfinished, in {pqs.queues} queues"
+        )
         write(f"  its indexes stay: {', '.join(pqs.indexes) or 'none'}")
         if pqs.trigger:
             write("  its trigger pq_insert is replaced by one that tells waiters once a statement")

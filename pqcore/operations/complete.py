@@ -155,9 +155,9 @@ async def find_already_stored(
 
     def is_stored(outcome: Outcome, *, in_time: bool) -> bool:
         job = outcome.job
-        if (job.id, job.attempts) in ended:
+        if (job.id, job.token) in ended:
             return True
-        return in_time and (outcome.kind in _AGAIN or last.get(job.id, 0) < job.attempts)
+        return in_time and (outcome.kind in _AGAIN or last.get(job.id, 0) < job.token)
 
     return [outcome for outcome, in_time in doubtful if is_stored(outcome, in_time=in_time)]
 
@@ -336,7 +336,7 @@ async def _end_rows(
     done = [outcome for outcome in outcomes if outcome.kind == "done"]
     if done:
         held = {(job, token) for job, token in await ack_rows(s, queue, [outcome.job for outcome in done])}
-        ended += [outcome for outcome in done if (outcome.job.id, outcome.job.attempts) in held]
+        ended += [outcome for outcome in done if (outcome.job.id, outcome.job.token) in held]
     tasks = s.sql.tasks
     statements = {
         "retry": tasks.retry,
@@ -353,7 +353,7 @@ async def _end_rows(
         query = tasks.put_off if put_off else statements[outcome.kind]
         values = {
             "id": outcome.job.id,
-            "token": outcome.job.attempts,
+            "token": outcome.job.token,
             "delay": outcome.delay,
             "error": error_text(outcome.error),
             "reason": outcome.reason,

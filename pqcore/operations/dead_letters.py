@@ -60,7 +60,7 @@ async def bury(
     owed = not is_continued(job.raw_headers) if owed is None else owed
     values: dict[str, object] = {
         "id": job.id,
-        "token": job.attempts,
+        "token": job.token,
         "q_name": queue.name,
         "headers": dead_letter_headers(job, owed=owed),
         "failed": int(outcome.reason == "failed"),

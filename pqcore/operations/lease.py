@@ -90,7 +90,7 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
         return rows
 
     done = {(job, token) for job, token in await engine.run(work, connection=connection, protect=False)}
-    return [job for job in jobs if (job.id, job.attempts) not in done]
+    return [job for job in jobs if (job.id, job.token) not in done]
 
 
 async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
@@ -101,14 +101,14 @@ async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) ->
 
 def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
     """Return the ids and tokens of jobs as the statements take them: in one order of locking for all."""
-    held = sorted((job.id, job.attempts) for job in jobs)
+    held = sorted((job.id, job.token) for job in jobs)
     return {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
 
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
-    values: dict[str, object] = {"id": job.id, "token": job.attempts, "delay": pause}
+    values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
     limits = limits_of(job.raw_headers)
 
@@ -144,7 +144,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
     """Let a lease end ``duration`` from now."""
-    values: dict[str, object] = {"id": job.id, "token": job.attempts, "lease": lease_time(duration)}
+    values: dict[str, object] = {"id": job.id, "token": job.token, "lease": lease_time(duration)}
     values["q_name"] = queue.name
     if not await engine.execute("extend", values, protect=False):
         raise lease_lost(queue, [job])

@@ -33,7 +33,7 @@ class StoredJob:
         queue: The name of its queue.
         state: One of `STATES`.
         serializer: What wrote the data; None for a row of pq's.
-        attempts: How often it was taken.
+        attempts: How often it was run, the run under way included; see `pqcore.Job.attempts`.
         failures: How often it failed with an exception.
         error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
         reason: Why it is dead; None otherwise.

@@ -37,7 +37,7 @@ class JobInfo:
         state: ``ready``, ``scheduled``, ``parked`` (for a limit or group), ``leased``,
             ``done``, ``dead``; of a job that is gone and whose result is kept, also
             ``failed``, ``cancelled`` or ``discarded``.
-        attempts: How often it was taken.
+        attempts: How often it was run, the run under way included; see `pqcore.Job.attempts`.
         failures: How often it failed with an exception.
         error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
         progress: What it reported last; None if nothing.

@@ -58,7 +58,7 @@ class PQTable:
 
     Attributes:
         rows: How many it has, up to `COUNTED`.
-        waiting: Of these, those that are not finished.
+        unfinished: Of these, those that are not finished.
         queues: Of these, how many queues they are in.
         more: Whether it has more than `COUNTED`.
         trigger: Whether pq's own trigger is there, which tells waiters row by row.
@@ -66,7 +66,7 @@ class PQTable:
     """
 
     rows: int
-    waiting: int
+    unfinished: int
     queues: int
     more: bool
     trigger: bool
@@ -101,7 +101,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
         ]
         if wrong:
             raise SchemaError(f"table {engine.names} is no table of pq's ({', '.join(wrong)}): nothing is changed")
-        [[rows, waiting, queues]] = await ask(
+        [[rows, unfinished, queues]] = await ask(
             engine,
             s,
             "head",
@@ -124,7 +124,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
         )
         return PQTable(
             min(int(rows), COUNTED),
-            int(waiting),
+            int(unfinished),
             int(queues),
             int(rows) > COUNTED,
             bool(trigger),

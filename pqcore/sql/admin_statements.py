@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pqcore.sql.fragments import (
     AFTER_WAY,
+    ATTEMPTS,
     COLUMNS,
     DUE_AT,
     EXPRESSIBLE,
@@ -60,7 +61,7 @@ def _columns(
         "q_name",
         state,
         "serializer",
-        "attempts",
+        ATTEMPTS,
         "coalesce(failures, 0)",
         "error::text",
         reason,

@@ -46,6 +46,8 @@ RESET_COLUMNS = (
 # One more, of a number that PostgreSQL can count no further: a job is not to hold up its queue for that.  The number of
 # attempts begins again, as it has to differ from that of the last lease; others stay as they are.
 NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
+# How often a job was run: the column `attempts` is the fencing token, which counts every lease.
+ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
 # Ids come again after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore: none carries the sequence.
 # A row of the archive, or a dead letter, whose id comes again makes way: it gets a negative id, of no sequence.  An

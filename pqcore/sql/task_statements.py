@@ -8,6 +8,7 @@ from __future__ import annotations
 from pqcore.rows import DEAD_LETTER
 from pqcore.sql.fragments import (
     AFTER_WAY,
+    ATTEMPTS,
     COLUMNS,
     HELD_ANYWHERE,
     HELD_ONE,
@@ -74,12 +75,15 @@ _TOLD = "RETURNING id, pg_notify(:channel::text, '')::text"
 def _buried(gone: str) -> str:
     """Return a statement that makes a dead letter of a row, and gives its id.
 
+    A job that did not fail was buried before it was run: the lease was no attempt.
+
     Args:
         gone: What takes the row from where it was.
     """
     columns = (
         _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
         .replace("failures", "least(coalesce(failures, 0), 2147483646) + :failed::int")
+        .replace("excused", "least(coalesce(excused, 0), 2147483646) + 1 - :failed::int")
         .replace("error", ":error::text::json")
     )
     return f"""
@@ -313,7 +317,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
     def find_job(self) -> str:
         """Tell where a job is. Reads only: of the three tables it can be in at most one has it unfinished."""
         times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
-        found = f"error::text, attempts, headers::text, coalesce(failures, 0), {times}"
+        found = f"error::text, {ATTEMPTS}, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         return f"""
 SELECT {STATE}, {found} FROM {{table}} {wanted}

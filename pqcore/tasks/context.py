@@ -59,7 +59,7 @@ class JobContext:
     @property
     def attempt(self) -> int:
         """1 for the first time that it is run, 2 for the second..."""
-        return self.job.attempts - self.job.not_counted_attempts
+        return self.job.attempts
 
     @property
     def previous(self) -> Any:

@@ -88,13 +88,13 @@ def _get(queue: Any, history: History, rng: random.Random, share: float) -> bool
         job = queue.get(block=False)
         if job is None:
             return False
-        op.job, op.token = job.id, job.attempts
+        op.job, op.token = job.id, job.token
         return True
 
 
 def _get_many(queue: Any, history: History, rng: random.Random, share: float) -> bool:
     with history.record("get") as op:
-        op.jobs = [(job.id, job.attempts) for job in queue.get_many(BATCH, block=False)]
+        op.jobs = [(job.id, job.token) for job in queue.get_many(BATCH, block=False)]
         return bool(op.jobs)
 
 
@@ -104,7 +104,7 @@ def _block(queue: Any, history: History, rng: random.Random, share: float) -> bo
             job = queue.get(block=False)
             if job is None:
                 return False
-            op.job, op.token = job.id, job.attempts
+            op.job, op.token = job.id, job.token
             if rng.random() < share:
                 op.outcome = "undone"
                 raise Undo
@@ -117,11 +117,11 @@ def _lease(queue: Any, history: History, rng: random.Random, share: float) -> bo
         job = queue.lease("1h", block=False)
         if job is None:
             return False
-        op.job, op.token = job.id, job.attempts
+        op.job, op.token = job.id, job.token
     if rng.random() < share:
         return True
     back = rng.random() < share
-    with suppress(LeaseLost), history.record("nack" if back else "ack", token=job.attempts) as op:
+    with suppress(LeaseLost), history.record("nack" if back else "ack", token=job.token) as op:
         op.job = job.id
         if back:
             job.nack()
@@ -133,12 +133,12 @@ def _lease(queue: Any, history: History, rng: random.Random, share: float) -> bo
 def _lease_many(queue: Any, history: History, rng: random.Random, share: float) -> bool:
     with history.record("lease") as op:
         jobs = queue.lease_many(BATCH, "1h", block=False)
-        op.jobs = [(job.id, job.attempts) for job in jobs]
+        op.jobs = [(job.id, job.token) for job in jobs]
     if rng.random() < share:
         return bool(jobs)
     with history.record("ack") as op:
         lost = {job.id for job in queue.ack_many(jobs)}
-        op.jobs = [(job.id, job.attempts) for job in jobs if job.id not in lost]
+        op.jobs = [(job.id, job.token) for job in jobs if job.id not in lost]
     return bool(jobs)
 
 

@@ -41,7 +41,7 @@ class Operation:
         begin: Nanoseconds; the operation took effect after this,
         end: and before this.
         job: The job's id; None if it is not known, as of a put that failed.
-        token: The job's ``attempts`` under which it was taken, or finished.
+        token: The job's ``token`` under which it was taken, or finished.
         key: What jobs share that are to be taken in the order they were put.
         outcome: ``undone``: rolled back.  ``lost``: refused, as the lease was lost.
             ``unknown``: it failed, and may have happened or not.
@@ -67,7 +67,7 @@ class Recording:
 
     Attributes:
         job: The job's id.
-        token: Its ``attempts``.
+        token: Its fencing token.
         jobs: Instead, the (id, token) of each job of a batch.
         outcome: To be set where it is known better than by the exception:
             ``"undone"``, before a transaction is rolled back.

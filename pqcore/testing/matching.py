@@ -46,7 +46,7 @@ class Enqueued:
         enqueued_at: When it was put.
         headers: What travels beside the data.
         state: ``ready``, ``scheduled``, or ``parked`` for a limit or group.
-        attempts: How often it was taken.
+        attempts: How often it was run; see `pqcore.Job.attempts`.
         failures: How often it failed.
         dedup_key: The key that it holds.
         group: Its FIFO group.

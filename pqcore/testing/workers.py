@@ -84,12 +84,12 @@ async def _sql(text: str, *, rows: bool = False) -> Sequence[Row]:
 
 
 async def _begin(job_id: int) -> None:
-    runs, attempt = _here[0][0].table("runs"), current().job.attempts
+    runs, attempt = _here[0][0].table("runs"), current().job.token
     await _sql(f"INSERT INTO {runs} (job, attempt, worker) VALUES ({job_id}, {attempt}, {os.getpid()})")
 
 
 async def _end(job_id: int, how: str) -> None:
-    runs, attempt = _here[0][0].table("runs"), current().job.attempts
+    runs, attempt = _here[0][0].table("runs"), current().job.token
     await _sql(f"UPDATE {runs} SET ended = '{how}' WHERE job = {job_id} AND attempt = {attempt}")
 
 

@@ -108,14 +108,14 @@ class Completer:
     def _keep(self, outcomes: Sequence[Outcome]) -> None:
         """Have ends stored by the next try, which may have been stored."""
         for outcome in outcomes:
-            if (held := self._queue_state.held.get((outcome.job.id, outcome.job.attempts))) is not None:
+            if (held := self._queue_state.held.get((outcome.job.id, outcome.job.token))) is not None:
                 held.doubtful = True
                 self._queue_state.done.append(outcome)
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
         """Have an end stored later that was not stored now; returns the error if it is of the server."""
         queue_state, job = self._queue_state, outcome.job
-        held = queue_state.held.get((job.id, job.attempts))
+        held = queue_state.held.get((job.id, job.token))
         if held is None:
             return None
         held.doubtful |= isinstance(error, OutcomeUnknown)
@@ -167,7 +167,7 @@ class Completer:
         queue_state.telling = True
         try:
             for outcome in outcomes:
-                held = queue_state.held.pop((outcome.job.id, outcome.job.attempts), None)
+                held = queue_state.held.pop((outcome.job.id, outcome.job.token), None)
                 is_lost = id(outcome) in lost
                 if is_lost:
                     warn_of_lost_lease(outcome)
@@ -185,7 +185,7 @@ class Completer:
         queue_state, now = self._queue_state, time.monotonic()
         found = []
         for outcome in lost:
-            held = queue_state.held.get((outcome.job.id, outcome.job.attempts))
+            held = queue_state.held.get((outcome.job.id, outcome.job.token))
             if held is not None and held.doubtful:
                 found.append((outcome, now < held.leased_at + self._lease))
         return found

@@ -61,7 +61,7 @@ class ActiveJob(Attempt):
     @property
     def key(self) -> Key:
         """Which lease it is held under."""
-        return self.job.id, self.job.attempts
+        return self.job.id, self.job.token
 
 
 @dataclass(eq=False)

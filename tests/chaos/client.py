@@ -359,7 +359,7 @@ class Client:
 
         def told(jobs: Sequence[Any]) -> dict[str, Any]:
             for job in jobs:  # before it is written that the act ended: a process may be killed in between
-                self._tell("leased", "ok", tokens=[job.data], attempt=job.attempts)
+                self._tell("leased", "ok", tokens=[job.data], attempt=job.token)
             return {}
 
         _, jobs = self._try("lease", lambda: queue.lease_many(n, LEASE, wait=0.05), told, n=n)
@@ -388,7 +388,7 @@ class Client:
 
         def record(*, over: bool) -> None:
             with self._pq["transaction"] as cursor:
-                self._sql(cursor, RECORD, job.id, job.attempts, place, over)
+                self._sql(cursor, RECORD, job.id, job.token, place, over)
 
         self._try("record", lambda: record(over=False))
         time.sleep(self._rng.choice([0.0, 0.01]))
@@ -397,7 +397,7 @@ class Client:
 
     def _end(self, act: str, jobs: Sequence[Any], do: Callable[[Any], Any]) -> None:
         for job in jobs:
-            facts = {"tokens": [job.data], "attempt": job.attempts}
+            facts = {"tokens": [job.data], "attempt": job.token}
             for _ in range(2):  # again, if it is unknown whether it took effect
                 self._tell(act, "begun", **facts)
                 outcome, _ = self._try(act, lambda job=job: do(job), **facts)  # type: ignore[misc]
@@ -405,7 +405,7 @@ class Client:
                     break
 
     def _ack_all(self, queue: Any, jobs: Sequence[Any]) -> None:
-        facts = [{"tokens": [job.data], "attempt": job.attempts} for job in jobs]
+        facts = [{"tokens": [job.data], "attempt": job.token} for job in jobs]
         for each in facts:
             self._tell("ack", "begun", **each)
         outcome, lost = self._try("ack_many", lambda: [job.data for job in queue.ack_many(jobs)])

@@ -68,7 +68,7 @@ def grouped(job_id: int, token: str, group: str) -> None:
 
 def _record(job_id: int, place: str, *, over: bool) -> None:
     with _here[0] as cursor:
-        cursor.execute(RECORD.format(*["%s"] * 4), [job_id, current().job.attempts, place, over])
+        cursor.execute(RECORD.format(*["%s"] * 4), [job_id, current().job.token, place, over])
 
 
 async def work_async(job_id: int, token: str) -> None:
@@ -96,7 +96,7 @@ async def grouped_async(job_id: int, token: str, group: str) -> None:
 
 async def _record_async(job_id: int, place: str, *, over: bool) -> None:
     async with _here[0] as connection:
-        await connection.execute(RECORD.format("$1", "$2", "$3", "$4"), job_id, current().job.attempts, place, over)
+        await connection.execute(RECORD.format("$1", "$2", "$3", "$4"), job_id, current().job.token, place, over)
 
 
 def kept(job_id: int, token: str) -> str:
@@ -157,7 +157,7 @@ class Watcher:
         self._log = log
 
     def _tell(self, outcome: str, event: JobEvent) -> None:
-        self._log.write({"act": "told", "outcome": outcome, "job": event.job.id, "attempt": event.job.attempts})
+        self._log.write({"act": "told", "outcome": outcome, "job": event.job.id, "attempt": event.job.token})
 
     @hookimpl
     def pqcore_job_succeeded(self, event: JobEvent) -> None:

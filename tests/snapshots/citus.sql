@@ -540,7 +540,7 @@ PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     AND num_nulls(dequeued_at, parked_on) = 2
     AND q_name = $3::text
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
-    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
     FROM gone)
   SELECT id
   FROM gone;
@@ -551,7 +551,7 @@ PREPARE "bury_taken_archive" AS WITH gone AS (DELETE FROM "queue_archive"
     AND attempts = $2::int
     AND q_name = $3::text
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
-    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
     FROM gone)
   SELECT id
   FROM gone;
@@ -567,7 +567,7 @@ PREPARE "bury_taken_delete" AS WITH gone AS (SELECT $1::bigint AS id, $2::text A
       WHERE id = $1::bigint
       AND q_name = $2::text
       AND enqueued_at = $3::timestamptz)), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
-    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($13::text::json, headers), least(coalesce(failures, 0), 2147483646) + $14::int, excused, $15::text::json, $16::text
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($13::text::json, headers), least(coalesce(failures, 0), 2147483646) + $14::int, least(coalesce(excused, 0), 2147483646) + 1 - $14::int, $15::text::json, $16::text
     FROM gone)
   SELECT id
   FROM gone;
@@ -579,7 +579,7 @@ PREPARE "bury_taken_keep" AS WITH gone AS (DELETE FROM "queue"
     AND q_name = $3::text
     AND num_nulls(dequeued_at) = 0
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
-    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, excused, $6::text::json, $7::text
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
     FROM gone)
   SELECT id
   FROM gone;
@@ -1005,21 +1005,21 @@ PREPARE "extend" AS
 -- find_job $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_job" AS
   SELECT
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue"
   WHERE id = $1::bigint
   AND q_name = $2::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'dead', error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE id = $1::bigint
   AND q_name = $2::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'done', error::text, attempts, headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue_archive"
   WHERE id = $1::bigint
   AND q_name = $2::text
@@ -1071,7 +1071,7 @@ PREPARE "extend" AS
 -- find_row $1 most, $2 id, $3 q_name, $4 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_row" AS
   SELECT id, q_name,
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1085,7 +1085,7 @@ PREPARE "extend" AS
   AND ($4::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT id, q_name, 'dead', serializer, attempts, coalesce(failures, 0), error::text, reason,
+  SELECT id, q_name, 'dead', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, reason,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1098,7 +1098,7 @@ PREPARE "extend" AS
   AND ($4::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1712,7 +1712,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_archived" AS
-  SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1731,7 +1731,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_dead $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_dead" AS
-  SELECT id, q_name, 'dead', serializer, attempts, coalesce(failures, 0), error::text, reason,
+  SELECT id, q_name, 'dead', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, reason,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1801,7 +1801,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
     FROM "queue"
     WHERE id < $1::bigint
     ORDER BY id DESC
-    LIMIT 10000), found AS (SELECT id, q_name, 'done', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+    LIMIT 10000), found AS (SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
     CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1830,7 +1830,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_leased $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_leased" AS
-  SELECT id, q_name, 'leased', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'leased', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1860,7 +1860,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_parked $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_parked" AS
-  SELECT id, q_name, 'parked', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'parked', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1884,7 +1884,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_ready $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_ready" AS
-  SELECT id, q_name, 'ready', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'ready', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -1943,7 +1943,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
 
 -- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
-  SELECT id, q_name, 'scheduled', serializer, attempts, coalesce(failures, 0), error::text, NULL::text,
+  SELECT id, q_name, 'scheduled', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,

@@ -93,6 +93,11 @@ class RowAdmin(admin.ModelAdmin):
     def _may(self, request: Any, verb: str) -> bool:
         return bool(request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename(verb, self.opts)}"))
 
+    @admin.display(description="attempts", ordering="attempts")
+    def attempts(self, row: Any) -> int:
+        """How often it was run."""
+        return int(row.attempts)
+
     @admin.display(description="function")
     def task(self, row: Any) -> str:
         """The path of its function, if it is a call of one."""
@@ -148,7 +153,7 @@ class JobAdmin(RowAdmin):
         *("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at", "expected_at"),
         *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "beside", "last_error"),
     )
-    readonly_fields = ("state", "task", "stored", "beside", "last_error")
+    readonly_fields = ("state", "attempts", "task", "stored", "beside", "last_error")
     actions = ("retry", "cancel")
 
     @admin.display(description="state", ordering="state")
@@ -179,7 +184,7 @@ class DeadLetterAdmin(RowAdmin):
         *("id", "queue_name", "reason", "task", "attempts", "failures", "died_at", "enqueued_at", "schedule_at"),
         *("expected_at", "stored", "beside", "last_error"),
     )
-    readonly_fields = ("task", "stored", "beside", "last_error")
+    readonly_fields = ("attempts", "task", "stored", "beside", "last_error")
     actions = ("revive", "purge")
 
     @admin.action(description="Run selected jobs again, with a clean record", permissions=["operate"])

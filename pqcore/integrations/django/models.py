@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, NoReturn
 
 from django.db import models
-from django.db.models import Case, Value, When
-from django.db.models.functions import Coalesce, Now
+from django.db.models import Case, F, Value, When
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.django.configuration import configured
@@ -59,11 +59,12 @@ class ReadOnlyQuerySet(models.QuerySet):
 
 
 class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Rows of the database that the table is in, unless another is named."""
+    """Rows of the database that the table is in, unless another is named; with their ``attempts``."""
 
     def get_queryset(self) -> Any:
         found = super().get_queryset()
-        return found if self._db is not None else found.using(configured()["default"].database)
+        found = found if self._db is not None else found.using(configured()["default"].database)
+        return found.annotate(attempts=Greatest(F("token") - Coalesce("excused", 0), 0))
 
 
 class JobManager(RowManager):
@@ -96,7 +97,8 @@ class Row(models.Model):
     payload = models.BinaryField(null=True)
     serializer = models.TextField(null=True)
     headers = StoredJSON(null=True)
-    attempts = models.IntegerField("taken")
+    token = models.IntegerField(db_column="attempts")
+    excused = models.IntegerField(null=True)
     failures = models.IntegerField("failed", null=True)
     error = StoredJSON(null=True)
 

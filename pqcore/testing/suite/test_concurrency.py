@@ -146,7 +146,7 @@ def test_producers_and_consumers_at_once_keep_each_producers_order(harness: Harn
             with histories[index].record("get") as op:
                 job = queue.get(timeout=0.05)
                 if job is not None:
-                    op.job, op.token = job.id, job.attempts
+                    op.job, op.token = job.id, job.token
             if job is None and done:
                 return
 

@@ -52,7 +52,7 @@ def test_a_job_that_fails_for_good_is_a_dead_letter(harness: Harness, queue: Any
     harness.drain(queue)
     [letter] = queue.dead.list()
     assert isinstance(letter, DeadLetter)
-    assert (letter.id, letter.reason, letter.failures, letter.attempts, letter.crashes) == (job, "failed", 3, 3, -1)
+    assert (letter.id, letter.reason, letter.failures, letter.attempts, letter.crashes) == (job, "failed", 3, 3, 0)
     assert letter.error["type"] == f"{__name__}.Broken"
     assert letter.error["message"] == "why…"
     assert "in fails" in letter.error["traceback"]
@@ -312,6 +312,7 @@ def test_a_poison_job_ends_as_a_dead_letter(harness: Harness, queue: Any) -> Non
     assert queue.state["done"] == [(other, "good")]
     [letter] = queue.dead.list()
     assert (letter.id, letter.reason, letter.failures) == (job, "crashed", 0)
+    assert (letter.attempts, letter.crashes) == (3, 3)  # the lease that found it poisonous is no attempt
     assert letter.error["type"] == "crash"
     assert "3 times" in letter.error["message"]
     with pytest.raises(JobFailed):

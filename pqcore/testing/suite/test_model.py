@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
     def holds(self, job: Any) -> Row | None:
         """The row, if the job's lease was given to nobody else since."""
         row = self.model.rows.get(job.id)
-        held = row is not None and not row.done and row.leased_until is not None and row.attempts == job.attempts
+        held = row is not None and not row.done and row.leased_until is not None and row.attempts == job.token
         return row if held else None
 
     @rule(

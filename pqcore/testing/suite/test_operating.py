@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 
@@ -24,6 +25,36 @@ def test_jobs_are_listed_by_state(harness: Harness) -> None:
     [found] = queue.jobs("done")
     assert isinstance(found, StoredJob)
     assert (found.id, found.state, found.attempts, found.queue) == (done, "done", 1, "q")
+
+
+def test_attempts_of_a_job_that_was_parked_count_its_runs_only(harness: Harness) -> None:
+    queue = harness.queue()
+    first, second = queue.put_many([1, 2], limits={"one": 1})
+    leased = queue.lease()
+    for _ in range(2):
+        assert queue.lease(block=False) is None
+    assert (queue.inspect(second).attempts, [job.attempts for job in queue.jobs("parked")]) == (0, [0])
+    leased.ack()
+    job = queue.lease()
+    assert (job.id, job.attempts, job.token > 1) == (second, 1, True)
+    assert (queue.inspect(second).attempts, [job.attempts for job in queue.jobs("leased")]) == (1, [1])
+    job.nack()
+    again = queue.lease()
+    assert (again.attempts, queue.inspect(second).attempts) == (2, 2)
+    again.bury("it is of no use")
+    [letter] = queue.dead.list()
+    assert (letter.attempts, queue.inspect(second).attempts, queue.jobs("dead")[0].attempts) == (2, 2, 2)
+    assert (queue.inspect(first).attempts, queue.jobs("done")[0].attempts) == (1, 1)
+    queue.dead.retry(second)
+    assert (queue.inspect(second).attempts, queue.lease().attempts) == (0, 1)
+
+
+def test_attempts_of_a_job_that_expired_unrun_are_none(harness: Harness) -> None:
+    queue = harness.task_queue()
+    queue.task(deadline=timedelta(seconds=-1))(lambda job_id: None)()
+    harness.drain(queue)
+    [letter] = queue.dead.list()
+    assert (letter.reason, letter.attempts, letter.crashes, queue.jobs("dead")[0].attempts) == ("expired", 0, 0, 0)
 
 
 def test_a_list_of_jobs_refuses_what_it_does_not_know(harness: Harness) -> None:

@@ -164,7 +164,7 @@ def test_its_leases_are_told_apart(harness: Harness) -> None:
         leases.append(queue.lease(60))
         harness.expire()
     assert [lease.id for lease in leases] == [job] * 3
-    assert [lease.attempts for lease in leases] == [MOST, 1, 2]
+    assert [lease.token for lease in leases] == [MOST, 1, 2]
     for late in leases[:2]:
         with pytest.raises(LeaseLost):
             late.ack()

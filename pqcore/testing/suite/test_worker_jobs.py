@@ -359,7 +359,7 @@ def test_a_process_that_dies_takes_its_job_alone_with_it(harness: Harness, monke
         assert [handle.result(PATIENCE)[0] for handle in others] == list(range(1, 11))
         harness.eventually(lambda: queue.dead.count() == 1)
     letter = queue.dead.get(poison)
-    assert (letter.reason, letter.attempts, letter.failures) == ("crashed", 3, 0)
+    assert (letter.reason, letter.attempts, letter.failures) == ("crashed", 2, 0)
     assert {handle.status() for handle in others} == {"done"}
 
 
