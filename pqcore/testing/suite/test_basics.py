@@ -11,7 +11,7 @@ import pytest
 from pqcore.testing.harness import Harness
 
 
-def test_what_was_put_is_got(harness: Harness) -> None:
+def test_put_data_are_returned_by_get(harness: Harness) -> None:
     queue = harness.queue()
     job_id = queue.put({"kind": "Cox"})
     assert isinstance(job_id, int)
@@ -36,14 +36,14 @@ def test_tuples_come_back_as_lists(harness: Harness) -> None:
     assert queue.get().data == [1, [2]]
 
 
-def test_queues_are_apart(harness: Harness) -> None:
+def test_queues_of_different_names_are_separate(harness: Harness) -> None:
     pq = harness.pq()
     pq["apples"].put(1)
     assert pq["pears"].get(block=False) is None
     assert pq["apples"].get().data == 1
 
 
-def test_the_same_name_is_the_same_queue(harness: Harness) -> None:
+def test_pq_returns_the_same_queue_for_the_same_name(harness: Harness) -> None:
     pq = harness.pq()
     assert pq["apples"] == pq["apples"]
     pq["apples"].timeout = 0.5
@@ -64,7 +64,7 @@ def test_length_counts_what_is_due(harness: Harness) -> None:
     assert len(queue) == 3
 
 
-def test_clear_deletes_every_row_of_the_queue_alone(harness: Harness) -> None:
+def test_clear_deletes_every_row_of_its_queue_only(harness: Harness) -> None:
     pq = harness.pq()
     pq["a"].put(1)
     pq["a"].get()
@@ -87,7 +87,7 @@ def test_iteration_yields_jobs_then_none(harness: Harness) -> None:
     assert next(iterator).data == 3
 
 
-def test_the_iterator_has_a_timeout_of_its_own(harness: Harness) -> None:
+def test_iterator_has_its_own_timeout(harness: Harness) -> None:
     queue = harness.queue(timeout=3600)
     iterator = iter(queue)
     iterator.timeout = 0.05
@@ -100,7 +100,7 @@ def test_options_become_attributes_of_the_queues(harness: Harness) -> None:
     assert pq["a"].flavour == "sweet"
 
 
-def test_a_job_tells_about_itself(harness: Harness) -> None:
+def test_job_attributes_and_repr_show_its_row(harness: Harness) -> None:
     queue = harness.queue()
     before = datetime.now(timezone.utc)
     queue.put({"kind": "Cox"}, schedule_at="0s", expected_at=datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc))
@@ -117,7 +117,7 @@ def test_a_job_tells_about_itself(harness: Harness) -> None:
     assert re.fullmatch(pattern, repr(job)), repr(job)
 
 
-def test_times_that_were_not_given_are_none(harness: Harness) -> None:
+def test_job_times_that_were_not_given_are_none(harness: Harness) -> None:
     queue = harness.queue()
     queue.put(1)
     job = queue.get()
@@ -155,7 +155,7 @@ def test_peek_shows_the_next_jobs_and_leaves_them(harness: Harness) -> None:
     assert queue.get().data == "first"
 
 
-def test_stats_tell_what_waits(harness: Harness) -> None:
+def test_stats_count_jobs_by_state(harness: Harness) -> None:
     pq = harness.pq()
     assert pq.stats() == {}
     queue = pq["q"]
@@ -184,7 +184,7 @@ def test_cancel_deletes_a_waiting_job(harness: Harness) -> None:
     assert queue.get(block=False) is None
 
 
-def test_cancel_is_for_the_queue_that_has_the_job(harness: Harness) -> None:
+def test_cancel_leaves_jobs_of_other_queues(harness: Harness) -> None:
     pq = harness.pq()
     job_id = pq["a"].put(1)
     assert pq["b"].cancel(job_id) is False

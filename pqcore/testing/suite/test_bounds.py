@@ -40,14 +40,14 @@ def takes_until(queue: Any, data: str) -> int:
     raise AssertionError(data)
 
 
-def test_a_job_put_before_the_bound_is_found(harness: Harness) -> None:
+def test_scan_position_finds_a_job_put_before_it(harness: Harness) -> None:
     queue = in_succession(harness)
     queue.put("early", schedule_at="0s")
     harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
     takes_until(queue, "early")
 
 
-def test_what_follows_it_is_taken_next(harness: Harness) -> None:
+def test_scan_position_takes_jobs_before_it_in_order(harness: Harness) -> None:
     queue = in_succession(harness)
     queue.put_many([f"early {number}" for number in range(50)], schedule_at="0s")
     harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
@@ -55,7 +55,7 @@ def test_what_follows_it_is_taken_next(harness: Harness) -> None:
     assert [queue.get(block=False).data for _ in range(49)] == [f"early {number}" for number in range(1, 50)]
 
 
-def test_a_job_that_was_rolled_back_behind_the_bound_is_found(harness: Harness) -> None:
+def test_scan_position_finds_a_job_rolled_back_behind_it(harness: Harness) -> None:
     queue = in_succession(harness)
     other = harness.queue(retention="delete", create=False)
     with suppress(Undo), other:
@@ -73,7 +73,7 @@ def test_a_job_that_was_rolled_back_behind_the_bound_is_found(harness: Harness) 
     assert len(queue) > 0
 
 
-def test_a_prioritised_job_overtakes_within_the_time(harness: Harness) -> None:
+def test_scan_position_takes_a_prioritised_job_soon(harness: Harness) -> None:
     queue = in_succession(harness)
     queue.put("later", expected_at="2h")
     takes_until(queue, "later")
@@ -82,7 +82,7 @@ def test_a_prioritised_job_overtakes_within_the_time(harness: Harness) -> None:
     takes_until(queue, "sooner")
 
 
-def test_with_nothing_after_the_bound_what_is_before_it_is_found_at_once(harness: Harness) -> None:
+def test_scan_position_at_the_end_finds_jobs_before_it_immediately(harness: Harness) -> None:
     queue = in_succession(harness)
     queue.put("early", schedule_at="0s")
     harness.sql("UPDATE {table} SET schedule_at = now() - interval '1 day' WHERE schedule_at IS NOT NULL", rows=False)
@@ -91,7 +91,7 @@ def test_with_nothing_after_the_bound_what_is_before_it_is_found_at_once(harness
     assert queue.get(block=False) is None
 
 
-def test_a_lease_that_ran_out_behind_the_bound_is_found(harness: Harness) -> None:
+def test_scan_position_finds_an_expired_lease_behind_it(harness: Harness) -> None:
     queue = in_succession(harness)
     lost = queue.lease("1h", block=False)
     for _ in range(5):
@@ -108,7 +108,7 @@ def test_a_lease_that_ran_out_behind_the_bound_is_found(harness: Harness) -> Non
     assert (job.id, job.attempts) == (lost.id, 2)
 
 
-def test_a_pause_ends_the_succession(harness: Harness) -> None:
+def test_scan_position_is_dropped_after_a_pause(harness: Harness) -> None:
     queue = in_succession(harness)
     harness.eventually(lambda: not harness.bounded(queue))
     queue.put("early", schedule_at="0s")
@@ -116,7 +116,7 @@ def test_a_pause_ends_the_succession(harness: Harness) -> None:
     assert queue.get(block=False).data == "early"
 
 
-def test_all_are_taken_once_by_several_in_succession(harness: Harness) -> None:
+def test_scan_positions_of_several_consumers_take_each_job_once(harness: Harness) -> None:
     queue = in_succession(harness)
     others = [harness.queue(retention="delete", create=False) for _ in range(3)]
     left = len(queue)

@@ -64,7 +64,7 @@ def statements(harness: Harness) -> list[int]:
 
 
 @small_chunks
-def test_ids_come_in_the_order_of_the_items(harness: Harness) -> None:
+def test_put_many_returns_ids_in_the_order_of_the_items(harness: Harness) -> None:
     queue = harness.queue()
     for number in (1, 2, 9, 10, 11, 20, 35):
         items = [{"place": place} for place in range(number)]
@@ -76,7 +76,7 @@ def test_ids_come_in_the_order_of_the_items(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("items", [[], (), iter([]), {}, ""], ids=repr)
-def test_nothing_to_put_gives_no_ids(harness: Harness, items: Any) -> None:
+def test_put_many_of_nothing_returns_no_ids(harness: Harness, items: Any) -> None:
     queue, connection = harness.queue(), harness.connect()
     assert queue.put_many(items) == []
     assert queue.put_many(items, "1h", "2h") == []
@@ -88,13 +88,13 @@ def test_nothing_to_put_gives_no_ids(harness: Harness, items: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter, dict.fromkeys, lambda items: (item for item in items)])
-def test_items_may_be_any_iterable(harness: Harness, kind: Callable[[Any], Any]) -> None:
+def test_put_many_accepts_any_iterable(harness: Harness, kind: Callable[[Any], Any]) -> None:
     queue = harness.queue()
     ids = queue.put_many(kind(["a", "b", "c"]))
     assert stored(harness) == dict(zip(ids, "abc", strict=True))
 
 
-def test_values_of_all_kinds_keep_their_place(harness: Harness) -> None:
+def test_put_many_keeps_the_order_of_values_of_all_kinds(harness: Harness) -> None:
     queue = harness.queue()
     items = [None, "", 'quote " \\ {} , NULL', "nul \x00", "…æøå!", [], {}, 0, False, 2**70, [None], {"a": "}"}, "null"]
     ids = queue.put_many(items)
@@ -104,7 +104,7 @@ def test_values_of_all_kinds_keep_their_place(harness: Harness) -> None:
     assert [type(job.data) for job in jobs] == [type(item) for item in items]
 
 
-def test_as_many_as_several_statements_take_go_into_one_transaction(harness: Harness) -> None:
+def test_put_many_of_several_statements_is_one_transaction(harness: Harness) -> None:
     queue = harness.queue()
     ids = queue.put_many(number for number in range(12_001))
     assert len(set(ids)) == 12_001
@@ -115,7 +115,7 @@ def test_as_many_as_several_statements_take_go_into_one_transaction(harness: Har
     assert [job.data for job in jobs] == list(range(12_001))
 
 
-def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_many_splits_chunks_by_size(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(put_many, "CHUNK_SIZE", 1_000)
     queue = harness.queue()
     sizes = [400, 400, 400, 10, 5_000, 10, 2_000, 10]
@@ -125,7 +125,7 @@ def test_chunks_are_cut_by_size_too(harness: Harness, monkeypatch: pytest.Monkey
     assert statements(harness) == [3, 2, 2, 1]
 
 
-def test_items_are_consumed_as_they_are_sent(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_many_reads_items_as_it_sends_them(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(put_many, "CHUNK_ROWS", 10)
     held, most = 0, 0
 
@@ -160,7 +160,7 @@ def test_items_are_consumed_as_they_are_sent(harness: Harness, monkeypatch: pyte
 
 @small_chunks
 @pytest.mark.parametrize("wrong", ["generator", "unencodable", "too large"])
-def test_items_that_break_off_write_nothing(harness: Harness, wrong: str) -> None:
+def test_put_many_writes_nothing_when_its_items_raise(harness: Harness, wrong: str) -> None:
     queue = harness.queue(max_size=50)
     error = Boom("mine")
 
@@ -183,7 +183,7 @@ def test_items_that_break_off_write_nothing(harness: Harness, wrong: str) -> Non
 
 
 @small_chunks
-def test_items_that_break_off_are_undone_to_where_the_block_was(harness: Harness) -> None:
+def test_put_many_whose_items_raise_is_undone_within_the_block(harness: Harness) -> None:
     queue = harness.queue()
     with queue:
         queue.put("before")
@@ -196,7 +196,7 @@ def test_items_that_break_off_are_undone_to_where_the_block_was(harness: Harness
 
 
 @small_chunks
-def test_a_row_that_the_server_refuses_undoes_all(harness: Harness) -> None:
+def test_put_many_is_undone_when_the_server_refuses_a_row(harness: Harness) -> None:
     queue = harness.queue()
     harness.sql("ALTER TABLE {table} ADD CHECK (data::text <> '25')", rows=False)
     with pytest.raises(PQError) as caught:
@@ -213,7 +213,7 @@ def test_a_row_that_the_server_refuses_undoes_all(harness: Harness) -> None:
 
 
 @small_chunks
-def test_in_a_block_the_block_decides(harness: Harness) -> None:
+def test_put_many_in_a_block_ends_with_the_block(harness: Harness) -> None:
     queue = harness.queue()
     with failing(queue):
         assert len(queue.put_many(range(25))) == 25
@@ -229,7 +229,7 @@ def test_in_a_block_the_block_decides(harness: Harness) -> None:
 
 
 @small_chunks
-def test_on_a_connection_of_the_callers_all_or_none(harness: Harness) -> None:
+def test_put_many_on_the_callers_connection_puts_all_or_none(harness: Harness) -> None:
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     before = getattr(connection.raw, "autocommit", None)
@@ -250,7 +250,7 @@ def test_on_a_connection_of_the_callers_all_or_none(harness: Harness) -> None:
 
 @small_chunks
 @pytest.mark.parametrize("begun", [False, True])
-def test_with_a_connection_all_or_none(harness: Harness, begun: bool) -> None:
+def test_put_many_with_connection_argument_puts_all_or_none(harness: Harness, begun: bool) -> None:
     queue, connection = harness.queue(), harness.connect()
 
     def idle() -> Connection:
@@ -274,7 +274,7 @@ def test_with_a_connection_all_or_none(harness: Harness, begun: bool) -> None:
     assert stored(harness) == dict(zip(ids, range(25), strict=True))
 
 
-def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
+def test_put_many_refuses_a_statement_that_would_be_too_large(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(put_many, "WHOLE_SIZE", 1_000)
@@ -289,7 +289,7 @@ def test_what_would_be_too_large_a_statement_is_refused_before_it_is_held(
 
 
 @small_chunks
-def test_times_apply_to_all(harness: Harness) -> None:
+def test_put_many_applies_times_to_all_items(harness: Harness) -> None:
     queue = harness.queue()
     moment = datetime(2030, 1, 2, 3, 4, 5, 678, timezone.utc)
     queue.put_many(range(25), "2m", moment)
@@ -310,7 +310,9 @@ def test_times_apply_to_all(harness: Harness) -> None:
 @pytest.mark.only("blocking")  # a generator cannot await
 @pytest.mark.parametrize("over", ["DSN", "connection"])
 @pytest.mark.parametrize("block", [False, True], ids=["alone", "block"])
-def test_items_that_come_from_another_queue_are_moved_or_refused(harness: Harness, over: str, block: bool) -> None:
+def test_put_many_of_items_read_from_another_queue_moves_or_is_refused(
+    harness: Harness, over: str, block: bool
+) -> None:
     # The generator runs in the midst of put_many: on the only connection it must not wait for put_many to end.
     pq = harness.pq(None if over == "DSN" else harness.connect().raw)
     pq["from"].put_many(range(25))
@@ -338,7 +340,7 @@ def test_items_that_come_from_another_queue_are_moved_or_refused(harness: Harnes
         assert [job.data for job in pq["from"].get_many(99, block=False)] == list(range(25))
 
 
-def test_many_wake_one_who_waits(harness: Harness) -> None:
+def test_put_many_wakes_a_waiting_get_many(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     with harness.thread(lambda: queue.get_many(10, timeout=3600)) as join:
         other.put_many([1, 2, 3])
@@ -349,7 +351,7 @@ def test_many_wake_one_who_waits(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_get_many_takes_up_to_so_many_in_order(harness: Harness, retention: str) -> None:
+def test_get_many_takes_up_to_n_jobs_in_order(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put("last")
     ids = queue.put_many(range(10), timedelta(hours=-1))
@@ -365,7 +367,7 @@ def test_get_many_takes_up_to_so_many_in_order(harness: Harness, retention: str)
     assert [job.data for job in queue.get_many(1, block=False)] == []
 
 
-def test_get_many_waits_for_the_first_only(harness: Harness) -> None:
+def test_get_many_waits_for_the_first_job_only(harness: Harness) -> None:
     queue = harness.queue()
     queue.put(1)
     with harness.thread(lambda: queue.get_many(10, timeout=3600)) as join:
@@ -373,7 +375,7 @@ def test_get_many_waits_for_the_first_only(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_get_many_that_waited_takes_all_there_is(harness: Harness) -> None:
+def test_get_many_takes_all_due_jobs_after_waiting(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     with harness.thread(lambda: queue.get_many(3, timeout=3600)) as join:
         harness.eventually(harness.listening)
@@ -382,7 +384,7 @@ def test_get_many_that_waited_takes_all_there_is(harness: Harness) -> None:
     assert [job.data for job in queue.get_many(3)] == [4]
 
 
-def test_get_many_gives_an_empty_list_in_the_end(harness: Harness) -> None:
+def test_get_many_returns_an_empty_list_after_its_timeout(harness: Harness) -> None:
     queue = harness.queue(timeout=0.01)
     queue.put("later", "1h")
     assert queue.get_many(3) == []
@@ -392,7 +394,7 @@ def test_get_many_gives_an_empty_list_in_the_end(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1, 10**6, True, False, 1.0, "x", "1", None, [1]], ids=repr)
-def test_a_bad_number_is_refused(harness: Harness, n: Any) -> None:
+def test_number_of_jobs_that_is_invalid_is_refused(harness: Harness, n: Any) -> None:
     queue = harness.queue()
     queue.put("job")
     for operation in (queue.get_many, queue.lease_many, queue.peek):
@@ -402,14 +404,14 @@ def test_a_bad_number_is_refused(harness: Harness, n: Any) -> None:
     assert queue.get(block=False).data == "job"
 
 
-def test_a_large_number_takes_what_there_is(harness: Harness) -> None:
+def test_number_of_jobs_larger_than_the_queue_gets_all_jobs(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(range(5))
     assert [job.data for job in queue.peek(100_000)] == list(range(5))
     assert [job.data for job in queue.get_many(100_000)] == list(range(5))
 
 
-def test_many_in_a_block_come_back_if_it_fails(harness: Harness) -> None:
+def test_get_many_is_undone_with_a_failed_block(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     ids = queue.put_many(range(10))
     with failing(queue):
@@ -426,7 +428,7 @@ def test_many_in_a_block_come_back_if_it_fails(harness: Harness) -> None:
 
 @pytest.mark.parametrize("way", ["get_many", "get_many in blocks", "lease_many"])
 @pytest.mark.parametrize("retention", ["keep", "delete"])
-def test_consumers_never_overlap(harness: Harness, way: str, retention: str) -> None:
+def test_get_many_consumers_never_take_the_same_job(harness: Harness, way: str, retention: str) -> None:
     queue = harness.queue(retention=retention)
     ids = queue.put_many(range(100)) + queue.put_many(range(100), timedelta(hours=-1), "1h")
     ids += queue.put_many(range(100), None, "1h")
@@ -454,7 +456,7 @@ def test_consumers_never_overlap(harness: Harness, way: str, retention: str) -> 
     assert harness.connections() <= 4
 
 
-def test_two_who_wait_share_what_comes(harness: Harness) -> None:
+def test_waiting_get_many_calls_share_new_jobs(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
 
     def consume() -> list[int]:

@@ -170,7 +170,7 @@ async def drained(queue: Any) -> list[Any]:
 @pytest.mark.only("async")
 @pytest.mark.parametrize(("retention", "times"), [*[(retention, 1) for retention in RETENTIONS], ("keep", 3)])
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_what_a_cancelled_take_took_is_put_back(harness: Harness, retention: str, take: Take, times: int) -> None:
+def test_cancelled_get_puts_its_jobs_back(harness: Harness, retention: str, take: Take, times: int) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         ids = [
@@ -201,7 +201,9 @@ def test_what_a_cancelled_take_took_is_put_back(harness: Harness, retention: str
 @pytest.mark.only("async")
 @pytest.mark.parametrize("retention", RETENTIONS)
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_in_a_transaction_that_goes_on_it_is_put_back_too(harness: Harness, retention: str, take: Take) -> None:
+def test_cancelled_get_puts_its_jobs_back_in_a_transaction_that_continues(
+    harness: Harness, retention: str, take: Take
+) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         ids = [await queue.put(number) for number in range(3)]
@@ -222,7 +224,7 @@ def test_in_a_transaction_that_goes_on_it_is_put_back_too(harness: Harness, rete
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_a_block_whose_own_task_was_cancelled_in_a_take_is_rolled_back(harness: Harness, take: Take) -> None:
+def test_block_rolls_back_when_its_own_task_was_cancelled_in_a_get(harness: Harness, take: Take) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         ids = [await queue.put(number) for number in range(3)]
@@ -254,7 +256,7 @@ def test_a_block_whose_own_task_was_cancelled_in_a_take_is_rolled_back(harness: 
 
 
 @pytest.mark.only("async")
-def test_a_transaction_that_is_cancelled_is_rolled_back(harness: Harness) -> None:
+def test_cancelled_transaction_is_rolled_back(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         await queue.put("a")
@@ -278,7 +280,7 @@ def test_a_transaction_that_is_cancelled_is_rolled_back(harness: Harness) -> Non
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("retention", RETENTIONS)
-def test_over_one_connection_it_is_put_back(harness: Harness, retention: str) -> None:
+def test_cancelled_get_puts_its_job_back_over_one_connection(harness: Harness, retention: str) -> None:
     async def scenario(_: AsyncPQ) -> None:
         connection = (await harness.opener.call("connect", harness.dsn)).connection
         pq = opened(harness, connection, retention=retention)
@@ -308,7 +310,7 @@ def test_over_one_connection_it_is_put_back(harness: Harness, retention: str) ->
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("take", ["get", "lease"])
 @pytest.mark.parametrize("retention", RETENTIONS)
-def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: str) -> None:
+def test_job_put_back_by_a_cancelled_get_wakes_another_waiter(harness: Harness, retention: str, take: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         await listen(queue)
@@ -331,7 +333,7 @@ def test_what_is_put_back_wakes_another(harness: Harness, retention: str, take: 
 
 
 @pytest.mark.only("async")
-def test_a_cancelled_waiter_leaves_the_others_waiting(harness: Harness) -> None:
+def test_cancelled_waiter_leaves_other_waiters_waiting(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         tasks = [asyncio.create_task(queue.get(timeout=NEVER)) for _ in range(4)]
@@ -358,7 +360,7 @@ def without_probes() -> Iterator[None]:
 
 
 @pytest.mark.only("async")
-def test_a_cancelled_put_leaves_its_connection_in_order(harness: Harness) -> None:
+def test_cancelled_put_leaves_its_connection_usable(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         await queue.put("first")
@@ -381,7 +383,7 @@ def test_a_cancelled_put_leaves_its_connection_in_order(harness: Harness) -> Non
 
 
 @pytest.mark.only("async")
-def test_a_cancelled_commit_leaves_its_connection_in_order(harness: Harness) -> None:
+def test_cancelled_commit_leaves_its_connection_usable(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         # The commit of anything put takes a lock, which somebody else holds.
@@ -416,7 +418,7 @@ def test_a_cancelled_commit_leaves_its_connection_in_order(harness: Harness) -> 
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("when", ["while it waits", "when its turn comes"])
-def test_who_is_cancelled_while_waiting_for_a_connection_takes_none(harness: Harness, when: str) -> None:
+def test_task_cancelled_while_waiting_for_a_connection_takes_none(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         for _ in range(3):
@@ -449,7 +451,7 @@ def test_who_is_cancelled_while_waiting_for_a_connection_takes_none(harness: Har
 
 
 @pytest.mark.only("async")
-def test_a_wait_does_not_block_the_event_loop(harness: Harness) -> None:
+def test_waiting_get_does_not_block_the_event_loop(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         await queue.put("a", "1h")
@@ -566,7 +568,7 @@ async def interrupted(make: Callable[[], Coroutine[Any, Any, Any]], when: str) -
 @pytest.mark.parametrize("retention", RETENTIONS)
 @pytest.mark.parametrize("kind", [*TAKES, "block"])
 @pytest.mark.parametrize("when", ["sent", "answered"])
-def test_at_each_suspension_nothing_is_lost(harness: Harness, retention: str, kind: str, when: str) -> None:
+def test_cancellation_at_each_suspension_loses_no_job(harness: Harness, retention: str, kind: str, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         everything = set(await queue.put_many(range(300)))
@@ -590,7 +592,7 @@ def test_at_each_suspension_nothing_is_lost(harness: Harness, retention: str, ki
 @pytest.mark.parametrize("when", ["sent", "answered"])
 # Tasks are wrapped here, and asyncpg cancels one of its own that has not begun.
 @pytest.mark.filterwarnings("ignore:coroutine 'Connection._cancel' was never awaited:RuntimeWarning")
-def test_at_each_suspension_a_connection_that_is_opened_is_closed_too(harness: Harness, when: str) -> None:
+def test_cancellation_at_each_suspension_closes_an_opened_connection(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         async def borrow() -> None:
             clone = pq.engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
@@ -608,7 +610,7 @@ def test_at_each_suspension_a_connection_that_is_opened_is_closed_too(harness: H
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("when", ["sent", "answered"])
-def test_at_each_suspension_a_put_is_whole_or_not_at_all(harness: Harness, when: str) -> None:
+def test_cancellation_at_each_suspension_puts_all_or_none(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         many = pq["many"]
         acknowledged: list[int] = []
@@ -629,7 +631,7 @@ def test_at_each_suspension_a_put_is_whole_or_not_at_all(harness: Harness, when:
 @pytest.mark.only("async")
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("when", ["sent", "answered"])
-def test_who_is_cancelled_while_it_begins_to_listen_deafens_nobody(harness: Harness, when: str) -> None:
+def test_cancellation_while_beginning_to_listen_leaves_other_waiters_listening(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         await listen(pq["a"])
         Plan.install()
@@ -677,7 +679,7 @@ def accounted(
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("kind", [*TAKES, "block"])
-def test_at_any_instant_nothing_is_lost(harness: Harness, kind: str) -> None:
+def test_cancellation_at_any_time_loses_no_job(harness: Harness, kind: str) -> None:
     rng = random.Random(kind)
     [retention] = rng.sample(RETENTIONS, 1)
 
@@ -708,7 +710,7 @@ def test_at_any_instant_nothing_is_lost(harness: Harness, kind: str) -> None:
 
 
 @pytest.mark.only("async")
-def test_at_any_instant_of_the_first_wait(harness: Harness) -> None:
+def test_cancellation_at_any_time_of_the_first_wait_leaks_no_connection(harness: Harness) -> None:
     rng = random.Random(7)
 
     async def scenario(unused: AsyncPQ) -> None:
@@ -730,7 +732,7 @@ def test_at_any_instant_of_the_first_wait(harness: Harness) -> None:
 
 
 @pytest.mark.only("async")
-def test_with_wait_for_nothing_is_lost(harness: Harness) -> None:
+def test_wait_for_around_a_get_loses_no_job(harness: Harness) -> None:
     rng = random.Random(11)
 
     async def scenario(pq: AsyncPQ) -> None:
@@ -794,7 +796,7 @@ def test_tasks_started_in_a_block_share_its_transaction(harness: Harness) -> Non
 
 
 @pytest.mark.only("async")
-def test_other_tasks_are_not_in_the_transaction(harness: Harness) -> None:
+def test_block_does_not_include_operations_of_other_tasks(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
         inside, done = asyncio.Event(), asyncio.Event()
@@ -818,7 +820,7 @@ def test_other_tasks_are_not_in_the_transaction(harness: Harness) -> None:
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_task_that_outlives_the_block_is_no_longer_in_it(harness: Harness, end: str) -> None:
+def test_block_does_not_include_a_task_that_outlives_it(harness: Harness, end: str) -> None:
     async def later(queue: Any, started: asyncio.Event, over: asyncio.Event) -> None:
         await queue.put("within")
         started.set()
@@ -867,7 +869,7 @@ async def use(harness: Harness, pq: AsyncPQ) -> None:
 
 
 @pytest.mark.only("async")
-def test_event_loops_one_after_the_other(harness: Harness) -> None:
+def test_pq_works_in_one_event_loop_after_another(harness: Harness) -> None:
     prepare(harness)
 
     def loops() -> None:
@@ -890,7 +892,7 @@ def test_event_loops_one_after_the_other(harness: Harness) -> None:
 
 
 @pytest.mark.only("async")
-def test_an_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None:
+def test_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None:
     prepare(harness)
 
     def left() -> int:
@@ -907,7 +909,7 @@ def test_an_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None
 
 
 @pytest.mark.only("async")
-def test_a_block_that_waits_for_its_connection_when_the_loop_ends_gives_it_back(harness: Harness) -> None:
+def test_block_waiting_for_its_connection_returns_it_when_the_loop_ends(harness: Harness) -> None:
     async def block(queue: Any, left: asyncio.Event) -> None:
         async with queue:
             other = asyncio.create_task(queue.put("within"))

@@ -99,7 +99,7 @@ def test_threads_that_share_a_queue_take_each_job_once(harness: Harness, way: Wa
 
 
 @pytest.mark.parametrize("way", ["lease", "lease_many"])
-def test_leases_that_run_out_while_others_take_them(harness: Harness, way: Way) -> None:
+def test_expired_leases_are_taken_once_by_concurrent_consumers(harness: Harness, way: Way) -> None:
     queue = harness.queue()
     made, histories = History(), [History() for _ in range(4)]
     number = JOBS // 2
@@ -128,7 +128,7 @@ def test_leases_that_run_out_while_others_take_them(harness: Harness, way: Way) 
     assert max(o.token or 0 for history in histories for o in history.operations) > 1
 
 
-def test_producers_and_consumers_at_once_keep_each_producers_order(harness: Harness) -> None:
+def test_concurrent_producers_and_consumers_keep_each_producers_order(harness: Harness) -> None:
     queue = harness.queue()
     histories = [History() for _ in range(6)]
     number = JOBS // 5
@@ -163,7 +163,7 @@ def test_producers_and_consumers_at_once_keep_each_producers_order(harness: Harn
     assert check(History.merged(histories)) == []
 
 
-def test_processes_that_take_in_every_way_take_each_job_once(harness: Harness) -> None:
+def test_processes_that_take_by_every_operation_take_each_job_once(harness: Harness) -> None:
     queue = harness.queue()
     made = History()
     ids = put(queue, made)
@@ -187,7 +187,7 @@ def test_processes_that_take_in_every_way_take_each_job_once(harness: Harness) -
     assert sum(1 for history in histories if taken([history])) > 1
 
 
-def test_a_process_that_is_killed_loses_no_job(harness: Harness) -> None:
+def test_killed_process_loses_no_job(harness: Harness) -> None:
     queue = harness.queue(poll_interval=0.05)
     ids = queue.put_many(range(2))
     with children((holder, place(harness), "block"), (holder, place(harness), "lease")) as spawned:
@@ -210,7 +210,7 @@ def test_a_process_that_is_killed_loses_no_job(harness: Harness) -> None:
         assert (job.id, job.attempts) == (ids[1], 2)
 
 
-def test_what_is_locked_is_passed_over(harness: Harness) -> None:
+def test_get_skips_locked_jobs(harness: Harness) -> None:
     pq, other = harness.pq(), harness.pq(create=False)
     pq["q"].put_many(range(5))
     with pq["q"], other["q"]:
@@ -220,7 +220,7 @@ def test_what_is_locked_is_passed_over(harness: Harness) -> None:
     assert [job.data for job in pq["q"].get_many(10)] == [4]
 
 
-def test_a_commit_that_is_refused_leaves_its_connection_in_order(harness: Harness) -> None:
+def test_refused_commit_leaves_its_connection_usable(harness: Harness) -> None:
     pq = harness.pq()
     queue, schema = pq["q"], quote(harness.schema)
     harness.sql(

@@ -46,7 +46,7 @@ def queue(harness: Harness) -> Any:
     return made
 
 
-def test_a_job_that_fails_for_good_is_a_dead_letter(harness: Harness, queue: Any) -> None:
+def test_job_that_fails_for_good_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     job = queue.task(max_retries=2, retry_in=None, headers={"a": 1}, expected_at="1h")(queue.fails)("why…")
     before = harness.sql("SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0][0]
     harness.drain(queue)
@@ -69,7 +69,7 @@ def test_a_job_that_fails_for_good_is_a_dead_letter(harness: Harness, queue: Any
     assert letter.id == queue.dead.get(job).id
 
 
-def test_what_is_no_dead_letter_is_none(harness: Harness, queue: Any) -> None:
+def test_dead_letter_operations_ignore_jobs_that_are_none(harness: Harness, queue: Any) -> None:
     waiting = queue.fails()
     assert queue.dead.list() == []
     assert queue.dead.count() == 0
@@ -81,7 +81,7 @@ def test_what_is_no_dead_letter_is_none(harness: Harness, queue: Any) -> None:
     assert queue.count() == 1
 
 
-def test_the_latest_come_first(harness: Harness, queue: Any) -> None:
+def test_dead_letters_are_listed_latest_first(harness: Harness, queue: Any) -> None:
     ids = []
     for number in range(5):
         ids.append(int(queue.fails(str(number))))
@@ -95,7 +95,7 @@ def test_the_latest_come_first(harness: Harness, queue: Any) -> None:
     assert [letter.id for letter in queue.dead.list()] == ids[::-1]
 
 
-def test_dead_letters_are_of_a_queue(harness: Harness) -> None:
+def test_dead_letters_belong_to_their_queue(harness: Harness) -> None:
     pq = harness.tasks()
 
     def fails(job_id: int) -> None:
@@ -114,7 +114,7 @@ def test_dead_letters_are_of_a_queue(harness: Harness) -> None:
 # Another life
 
 
-def test_a_retried_dead_letter_is_the_same_job_with_a_clean_record(harness: Harness, queue: Any) -> None:
+def test_retried_dead_letter_is_the_same_job_with_cleared_counts(harness: Harness, queue: Any) -> None:
     seen = []
 
     @queue.task(max_retries=1, retry_in=None)
@@ -135,7 +135,7 @@ def test_a_retried_dead_letter_is_the_same_job_with_a_clean_record(harness: Harn
     assert (letter.id, letter.failures, letter.reason) == (job, 2, "failed")
 
 
-def test_a_retried_dead_letter_is_due_at_once_behind_what_is_due(harness: Harness, queue: Any) -> None:
+def test_retried_dead_letter_is_due_immediately_behind_due_jobs(harness: Harness, queue: Any) -> None:
     later = queue.fails("first", _schedule_at="0s")
     harness.drain(queue)
     queue.state["broken"] = False
@@ -145,7 +145,7 @@ def test_a_retried_dead_letter_is_due_at_once_behind_what_is_due(harness: Harnes
     assert [text for _, text in queue.state["done"]] == ["second", "first"]
 
 
-def test_what_was_wanted_of_a_job_is_wanted_of_it_again(harness: Harness, queue: Any) -> None:
+def test_retried_dead_letter_keeps_the_options_of_its_job(harness: Harness, queue: Any) -> None:
     task = queue.task(
         max_retries=0,
         timeout=77,
@@ -166,7 +166,7 @@ def test_what_was_wanted_of_a_job_is_wanted_of_it_again(harness: Harness, queue:
 
 
 @pytest.mark.parametrize("which", ["all", "some"])
-def test_many_are_retried(harness: Harness, queue: Any, which: str) -> None:
+def test_dead_letters_are_retried_together(harness: Harness, queue: Any, which: str) -> None:
     ids = [int(queue.fails(str(number))) for number in range(10)]
     harness.drain(queue)
     queue.state["broken"] = False
@@ -179,7 +179,7 @@ def test_many_are_retried(harness: Harness, queue: Any, which: str) -> None:
     assert sorted(job for job, _ in queue.state["done"]) == (ids if which == "all" else ids[:3])
 
 
-def test_more_than_one_statement_deals_with_are_retried_and_purged(harness: Harness) -> None:
+def test_dead_letters_beyond_one_statement_are_retried_and_purged(harness: Harness) -> None:
     queue = harness.queue()
     number = 2_345
     harness.sql(
@@ -195,7 +195,7 @@ def test_more_than_one_statement_deals_with_are_retried_and_purged(harness: Harn
     assert harness.sql(f"SELECT count(*) FROM {dead(harness)}") == [(0,)]
 
 
-def test_a_worker_hears_of_a_dead_letter_that_is_retried(harness: Harness, queue: Any) -> None:
+def test_retried_dead_letter_wakes_a_worker(harness: Harness, queue: Any) -> None:
     job = queue.fails("x")
     harness.drain(queue)
     queue.state["broken"] = False
@@ -206,7 +206,7 @@ def test_a_worker_hears_of_a_dead_letter_that_is_retried(harness: Harness, queue
     assert queue.state["done"] == [(job, "x")]
 
 
-def test_a_retry_and_a_purge_are_undone_with_their_transaction(harness: Harness, queue: Any) -> None:
+def test_dead_letter_retry_and_purge_are_undone_with_their_transaction(harness: Harness, queue: Any) -> None:
     job = int(queue.fails())
     harness.drain(queue)
 
@@ -222,14 +222,14 @@ def test_a_retry_and_a_purge_are_undone_with_their_transaction(harness: Harness,
         assert queue.count() == 0
 
 
-def test_no_ids_are_none_of_them(harness: Harness, queue: Any) -> None:
+def test_dead_letter_retry_and_purge_without_ids_change_nothing(harness: Harness, queue: Any) -> None:
     queue.fails()
     harness.drain(queue)
     assert queue.dead.retry() == queue.dead.purge() == 0
     assert queue.dead.count() == 1
 
 
-def test_several_that_retry_at_once_retry_each_once(harness: Harness, queue: Any) -> None:
+def test_dead_letters_retried_concurrently_are_retried_once_each(harness: Harness, queue: Any) -> None:
     ids = [int(queue.fails()) for _ in range(30)]
     harness.drain(queue)
     numbers = harness.at_once(*[lambda: queue.dead.retry_all()] * 5)
@@ -237,7 +237,7 @@ def test_several_that_retry_at_once_retry_each_once(harness: Harness, queue: Any
     assert [job for [job] in harness.sql("SELECT id FROM {table} ORDER BY id")] == ids
 
 
-def test_the_result_of_a_job_that_is_retried_is_that_of_its_second_life(harness: Harness, queue: Any) -> None:
+def test_retried_dead_letter_replaces_its_result(harness: Harness, queue: Any) -> None:
     job = queue.task(keep_result="1h")(queue.fails)("x")
     harness.drain(queue)
     with pytest.raises(JobFailed, match="Broken: x") as caught:
@@ -256,7 +256,7 @@ def test_the_result_of_a_job_that_is_retried_is_that_of_its_second_life(harness:
 # Keys, limits, groups
 
 
-def test_a_dead_letter_gives_its_key_up_and_does_not_take_it_back(harness: Harness, queue: Any) -> None:
+def test_dead_letter_gives_up_its_dedup_key_and_does_not_retake_it(harness: Harness, queue: Any) -> None:
     task = queue.task(dedup="key")(queue.fails)
     first = task("a")
     harness.drain(queue)
@@ -269,7 +269,7 @@ def test_a_dead_letter_gives_its_key_up_and_does_not_take_it_back(harness: Harne
     assert queue.count() == 2
 
 
-def test_a_dead_letter_lets_its_group_go_on_and_goes_first_again(harness: Harness, queue: Any) -> None:
+def test_dead_letter_lets_its_group_continue_and_goes_first_when_retried(harness: Harness, queue: Any) -> None:
     task = queue.task(group="g", limit=1)(queue.fails)
     first = task("a")
     harness.drain(queue)
@@ -287,7 +287,7 @@ def test_a_dead_letter_lets_its_group_go_on_and_goes_first_again(harness: Harnes
     assert [text for _, text in queue.state["done"]] == ["a", "c"]
 
 
-def test_what_dies_frees_its_places(harness: Harness, queue: Any) -> None:
+def test_dead_letters_free_their_slots(harness: Harness, queue: Any) -> None:
     task = queue.task(limit=1)(queue.fails)
     for _ in range(4):
         task()
@@ -299,7 +299,7 @@ def test_what_dies_frees_its_places(harness: Harness, queue: Any) -> None:
 # Why
 
 
-def test_a_poison_job_ends_as_a_dead_letter(harness: Harness, queue: Any) -> None:
+def test_poison_job_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     queue.state["broken"] = False
     task = queue.task(max_crashes=3, max_retries=5, keep_result="1h")(queue.fails)
     job, other = task("poison"), task("good")
@@ -323,7 +323,7 @@ def test_a_poison_job_ends_as_a_dead_letter(harness: Harness, queue: Any) -> Non
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
-def test_crashes_are_counted_apart_from_failures_and_what_is_excused(harness: Harness, queue: Any, most: int) -> None:
+def test_crashes_are_counted_separately_from_failures_and_parkings(harness: Harness, queue: Any, most: int) -> None:
     task = queue.task(max_crashes=most, max_retries=10, retry_in=None)(queue.fails)
     job = task()
     for _ in range(3):  # given back unrun, as a worker that stops does, or by hand
@@ -337,7 +337,7 @@ def test_crashes_are_counted_apart_from_failures_and_what_is_excused(harness: Ha
     assert [(letter.id, letter.reason) for letter in queue.dead.list()] == [(job, "crashed")]
 
 
-def test_failures_are_no_crashes(harness: Harness, queue: Any) -> None:
+def test_failures_count_no_crash(harness: Harness, queue: Any) -> None:
     task = queue.task(max_crashes=1, max_retries=4, retry_in=None)(queue.fails)
     task()
     harness.drain(queue)
@@ -345,7 +345,7 @@ def test_failures_are_no_crashes(harness: Harness, queue: Any) -> None:
     assert (letter.reason, letter.failures) == ("failed", 5)
 
 
-def test_a_job_whose_deadline_passed_is_a_dead_letter_unrun(harness: Harness, queue: Any) -> None:
+def test_job_past_its_deadline_becomes_a_dead_letter_without_a_run(harness: Harness, queue: Any) -> None:
     queue.state["broken"] = False
     late = queue.task(deadline=timedelta(seconds=-1))(queue.fails)("late")
     in_time = queue.fails("in time", _deadline="1h")
@@ -366,7 +366,7 @@ INVALID: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_a_row_that_is_no_call_is_a_dead_letter(harness: Harness, queue: Any, name: str) -> None:
+def test_row_that_is_no_call_becomes_a_dead_letter(harness: Harness, queue: Any, name: str) -> None:
     queue.state["broken"] = False
     job = queue.put(INVALID[name])
     good = queue.fails("good")
@@ -376,7 +376,7 @@ def test_a_row_that_is_no_call_is_a_dead_letter(harness: Harness, queue: Any, na
     assert (letter.id, letter.reason, letter.data) == (job, "invalid", INVALID[name])
 
 
-def test_a_row_that_cannot_be_read_is_a_dead_letter(harness: Harness, queue: Any) -> None:
+def test_row_that_cannot_be_decoded_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     queue.accept = ("pickle",)
     harness.sql("INSERT INTO {table} (q_name, payload, serializer) VALUES ('q', '\\x00ff', 'pickle')", rows=False)
     harness.drain(queue)
@@ -386,7 +386,7 @@ def test_a_row_that_cannot_be_read_is_a_dead_letter(harness: Harness, queue: Any
         letter.data  # noqa: B018
 
 
-def test_headers_that_are_not_pqcores_are_a_dead_letter(harness: Harness, queue: Any) -> None:
+def test_job_with_invalid_reserved_headers_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     queue.state["broken"] = False
     job, good = queue.fails("bad"), queue.fails("good")
     harness.sql(f'UPDATE {{table}} SET headers = \'{{"run": {{"retry": 5}}}}\' WHERE id = {int(job)}', rows=False)
@@ -413,7 +413,7 @@ ODD: dict[str, BaseException] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_whatever_is_raised_is_kept(harness: Harness, queue: Any, name: str) -> None:
+def test_dead_letter_keeps_any_exception_that_a_job_raises(harness: Harness, queue: Any, name: str) -> None:
     @queue.task(keep_result="1h", max_retries=1, retry_in=None, retry_on=BaseException)
     def odd(job_id: int) -> None:
         raise ODD[name]
@@ -431,7 +431,7 @@ def test_whatever_is_raised_is_kept(harness: Harness, queue: Any, name: str) -> 
 # Purging
 
 
-def test_purging_deletes_for_good(harness: Harness, queue: Any) -> None:
+def test_dead_letter_purge_deletes_permanently(harness: Harness, queue: Any) -> None:
     ids = [int(queue.fails()) for _ in range(5)]
     harness.drain(queue)
     assert queue.dead.purge(*ids[:2]) == 2
@@ -443,7 +443,7 @@ def test_purging_deletes_for_good(harness: Harness, queue: Any) -> None:
 
 
 @pytest.mark.parametrize("older_than", ["2h", timedelta(hours=2), 7200])
-def test_only_the_old_are_purged(harness: Harness, queue: Any, older_than: Any) -> None:
+def test_dead_letter_purge_deletes_only_letters_older_than_asked(harness: Harness, queue: Any, older_than: Any) -> None:
     for _ in range(2):
         queue.fails()
     harness.drain(queue)
@@ -455,7 +455,7 @@ def test_only_the_old_are_purged(harness: Harness, queue: Any, older_than: Any) 
 
 
 @pytest.mark.parametrize("older_than", [-1, "x", None])
-def test_what_is_no_age(harness: Harness, queue: Any, older_than: Any) -> None:
+def test_dead_letter_purge_refuses_an_invalid_age(harness: Harness, queue: Any, older_than: Any) -> None:
     queue.fails()
     harness.drain(queue)
     with pytest.raises(ValueError):
@@ -464,7 +464,7 @@ def test_what_is_no_age(harness: Harness, queue: Any, older_than: Any) -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "x", None, True])
-def test_what_is_no_number_of_dead_letters(queue: Any, n: Any) -> None:
+def test_dead_letter_list_refuses_an_invalid_number(queue: Any, n: Any) -> None:
     with pytest.raises(ConfigurationError):
         queue.dead.list(n)
 

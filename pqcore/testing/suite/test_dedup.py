@@ -74,7 +74,7 @@ def test_concurrent_puts_under_one_dedup_key_store_one_job(harness: Harness, unt
 
 
 @pytest.mark.parametrize("until", UNTIL)
-def test_many_keys_at_once_are_one_job_each(harness: Harness, until: str) -> None:
+def test_dedup_keys_put_concurrently_store_one_job_each(harness: Harness, until: str) -> None:
     queue = harness.queue(max_connections=8)
 
     def work(seed: int) -> list[int]:
@@ -88,7 +88,7 @@ def test_many_keys_at_once_are_one_job_each(harness: Harness, until: str) -> Non
 
 
 @pytest.mark.parametrize("until", ["finished", "started"])
-def test_puts_and_takes_at_once_lose_no_key(harness: Harness, until: str) -> None:
+def test_concurrent_puts_and_gets_lose_no_dedup_key(harness: Harness, until: str) -> None:
     queue = harness.queue(max_connections=12)
     seen: list[int] = []
     over = threading.Event()
@@ -119,7 +119,7 @@ def test_puts_and_takes_at_once_lose_no_key(harness: Harness, until: str) -> Non
 
 @pytest.mark.parametrize("on_conflict", ["keep", "replace"])
 @pytest.mark.parametrize("until", UNTIL)
-def test_the_id_is_that_of_the_job_that_has_the_key(harness: Harness, until: str, on_conflict: Any) -> None:
+def test_dedup_put_returns_the_id_of_the_job_that_holds_the_key(harness: Harness, until: str, on_conflict: Any) -> None:
     queue = harness.queue()
     dedup = Dedup("key", until, on_conflict)
     first = queue.put("a", dedup=dedup)
@@ -129,7 +129,7 @@ def test_the_id_is_that_of_the_job_that_has_the_key(harness: Harness, until: str
 
 
 @pytest.mark.parametrize("until", UNTIL)
-def test_an_error_tells_whose_the_key_is(harness: Harness, until: str) -> None:
+def test_duplicate_job_error_names_the_holder_of_the_key(harness: Harness, until: str) -> None:
     queue = harness.queue()
     first = queue.put("a", dedup=Dedup("key", until))
     with pytest.raises(DuplicateJob, match="key") as caught:
@@ -139,7 +139,7 @@ def test_an_error_tells_whose_the_key_is(harness: Harness, until: str) -> None:
     assert contents(harness) == [(first, '"a"')]
 
 
-def test_a_string_is_held_until_finished(harness: Harness) -> None:
+def test_dedup_given_as_a_string_holds_until_finished(harness: Harness) -> None:
     queue = harness.queue()
     first = queue.put("a", dedup="key")
     job = queue.lease()
@@ -148,7 +148,7 @@ def test_a_string_is_held_until_finished(harness: Harness) -> None:
     assert queue.put("c", dedup="key") > first
 
 
-def test_other_queues_and_keys_are_others(harness: Harness) -> None:
+def test_dedup_keys_of_other_queues_and_other_spellings_are_distinct(harness: Harness) -> None:
     pq = harness.pq()
     ids = [
         pq[name].put(1, dedup=Dedup(key, until)) for name in ("a", "b") for key in ("k", "K", "k ") for until in UNTIL
@@ -169,7 +169,7 @@ ENDS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 @pytest.mark.parametrize("end", ENDS)
-def test_a_finished_job_gives_its_key_up(harness: Harness, end: str, retention: str) -> None:
+def test_finished_job_gives_up_its_dedup_key(harness: Harness, end: str, retention: str) -> None:
     queue = harness.queue(retention=retention)
     ids = []
     for _ in range(3):
@@ -200,7 +200,7 @@ STILL_HELD: dict[str, Callable[[Harness, Any], Any]] = {
 
 @pytest.mark.parametrize("way", STILL_HELD)
 @pytest.mark.parametrize("on_conflict", ["keep", "error"])
-def test_until_finished_means_so(harness: Harness, way: str, on_conflict: Any) -> None:
+def test_dedup_until_finished_holds_the_key_until_the_job_ends(harness: Harness, way: str, on_conflict: Any) -> None:
     queue = harness.queue()
     first = queue.put("a", dedup="key")
     STILL_HELD[way](harness, queue)
@@ -209,7 +209,7 @@ def test_until_finished_means_so(harness: Harness, way: str, on_conflict: Any) -
 
 
 @pytest.mark.parametrize("way", ["lease", "lease_many", "get"])
-def test_until_started_means_until_it_is_taken(harness: Harness, way: str) -> None:
+def test_dedup_until_started_holds_the_key_until_the_job_is_fetched(harness: Harness, way: str) -> None:
     queue = harness.queue()
     dedup = Dedup("key", "started", "error")
     first = queue.put("a", dedup=dedup)
@@ -228,7 +228,7 @@ def test_until_started_means_until_it_is_taken(harness: Harness, way: str) -> No
     assert sorted(job.id for job in queue.lease_many(5)) == ([second] if way == "get" else [first, second])
 
 
-def test_a_lease_that_is_rolled_back_gives_the_key_back(harness: Harness) -> None:
+def test_rolled_back_lease_takes_its_dedup_key_back(harness: Harness) -> None:
     queue = harness.queue()
     dedup = Dedup("key", "started")
     first = queue.put("a", dedup=dedup)
@@ -237,7 +237,7 @@ def test_a_lease_that_is_rolled_back_gives_the_key_back(harness: Harness) -> Non
     assert queue.put("b", dedup=dedup) == first
 
 
-def test_a_job_that_waits_for_a_place_is_not_started(harness: Harness) -> None:
+def test_parked_job_keeps_a_dedup_key_held_until_started(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("first", limits={"l": 1})
     dedup = Dedup("key", "started", "error")
@@ -252,7 +252,7 @@ def test_a_job_that_waits_for_a_place_is_not_started(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("end", ["get", "ack", "cancel", "clear"])
-def test_a_key_for_a_time_is_held_whatever_becomes_of_the_job(harness: Harness, end: str) -> None:
+def test_dedup_key_for_a_period_is_held_after_the_job_ends(harness: Harness, end: str) -> None:
     queue = harness.queue(retention="delete")
     dedup = Dedup("key", "1h")
     first = queue.put("a", dedup=dedup)
@@ -267,7 +267,7 @@ def test_a_key_for_a_time_is_held_whatever_becomes_of_the_job(harness: Harness, 
     assert put(queue, "d", Dedup("key", timedelta(hours=1), "error"))[0] == "refused"
 
 
-def test_a_time_that_ran_out_frees_the_key_though_the_job_waits(harness: Harness) -> None:
+def test_dedup_key_whose_period_ended_is_free_while_its_job_waits(harness: Harness) -> None:
     queue = harness.queue()
     first = queue.put("a", dedup=Dedup("key", "1h"))
     [[left]] = harness.sql(
@@ -283,7 +283,7 @@ def test_a_time_that_ran_out_frees_the_key_though_the_job_waits(harness: Harness
 # Replacing
 
 
-def test_replace_gives_new_data_and_times(harness: Harness) -> None:
+def test_dedup_replace_stores_new_data_and_times(harness: Harness) -> None:
     queue = harness.queue()
     dedup = Dedup("key", on_conflict="replace")
     first = queue.put("a", "2h", "3h", dedup=dedup, headers={"n": 1})
@@ -295,7 +295,7 @@ def test_replace_gives_new_data_and_times(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("until", UNTIL)
-def test_replace_reschedules(harness: Harness, until: str) -> None:
+def test_dedup_replace_reschedules(harness: Harness, until: str) -> None:
     queue = harness.queue()
     dedup = Dedup("key", until, "replace")
     first = queue.put("a", dedup=dedup)
@@ -308,7 +308,7 @@ def test_replace_reschedules(harness: Harness, until: str) -> None:
 
 @pytest.mark.parametrize("until", ["finished", "1h"])
 @pytest.mark.parametrize("end", ["leased", "finished"])
-def test_what_does_not_wait_is_not_replaced(harness: Harness, until: str, end: str) -> None:
+def test_dedup_replace_leaves_a_job_that_is_not_waiting(harness: Harness, until: str, end: str) -> None:
     queue = harness.queue()
     dedup = Dedup("key", until, "replace")
     first = queue.put("a", dedup=dedup)
@@ -325,7 +325,7 @@ def test_what_does_not_wait_is_not_replaced(harness: Harness, until: str, end: s
             job.ack()
 
 
-def test_replacing_changes_the_serializer_with_the_data(harness: Harness) -> None:
+def test_dedup_replace_changes_the_serializer_with_the_data(harness: Harness) -> None:
     pq = harness.pq()
     dedup = Dedup("key", on_conflict="replace")
     first = pq["q"].put("a", dedup=dedup)
@@ -334,7 +334,7 @@ def test_replacing_changes_the_serializer_with_the_data(harness: Harness) -> Non
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_hears_of_a_job_that_is_replaced_by_one_that_is_due(harness: Harness) -> None:
+def test_dedup_replace_with_a_due_job_wakes_a_waiter(harness: Harness) -> None:
     queue = harness.queue(poll_interval=3600)
     dedup = Dedup("key", on_conflict="replace")
     first = queue.put("a", "30d", dedup=dedup)
@@ -346,7 +346,7 @@ def test_a_waiter_hears_of_a_job_that_is_replaced_by_one_that_is_due(harness: Ha
 
 @pytest.mark.parametrize("until", ["finished", "1h"])
 @pytest.mark.parametrize("gates", [({"group": "a"}, {"group": "b"}), ({"limits": {"a": 1}}, {"limits": {"b": 1}})])
-def test_a_parked_job_that_is_replaced_waits_for_what_the_new_one_would(
+def test_dedup_replace_of_a_parked_job_waits_for_the_new_jobs_limits(
     harness: Harness, until: str, gates: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     queue = harness.queue()
@@ -366,7 +366,7 @@ def test_a_parked_job_that_is_replaced_waits_for_what_the_new_one_would(
     assert (job.id, job.data) == (moved, "b")
 
 
-def test_a_parked_job_that_is_replaced_may_be_put_off(harness: Harness) -> None:
+def test_dedup_replace_of_a_parked_job_can_postpone_it(harness: Harness) -> None:
     queue = harness.queue()
     dedup = Dedup("key", on_conflict="replace")
     queue.put("first", limits={"l": 1})
@@ -380,7 +380,7 @@ def test_a_parked_job_that_is_replaced_may_be_put_off(harness: Harness) -> None:
     assert queue.lease(block=False).data == "next"
 
 
-def test_a_parked_job_that_is_replaced_may_be_free(harness: Harness) -> None:
+def test_dedup_replace_of_a_parked_job_can_remove_its_limit(harness: Harness) -> None:
     queue = harness.queue()
     dedup = Dedup("key", on_conflict="replace")
     queue.put("first", limits={"l": 1})
@@ -395,7 +395,7 @@ def test_a_parked_job_that_is_replaced_may_be_free(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("until", UNTIL)
-def test_a_put_that_is_rolled_back_leaves_the_key_free(harness: Harness, until: str) -> None:
+def test_rolled_back_put_leaves_the_dedup_key_free(harness: Harness, until: str) -> None:
     queue, caller = harness.queue(), harness.connect()
     caller.begin()
     undone = queue.put("a", dedup=Dedup("key", until), connection=caller.raw)
@@ -410,7 +410,9 @@ def test_a_put_that_is_rolled_back_leaves_the_key_free(harness: Harness, until: 
 
 @pytest.mark.parametrize("commits", [True, False])
 @pytest.mark.parametrize("until", UNTIL)
-def test_who_comes_second_waits_for_the_transaction_of_the_first(harness: Harness, until: str, commits: bool) -> None:
+def test_dedup_put_waits_for_the_transaction_that_put_the_key_first(
+    harness: Harness, until: str, commits: bool
+) -> None:
     queue, caller = harness.queue(), harness.connect()
     caller.begin()
     first = queue.put("a", dedup=Dedup("key", until), connection=caller.raw)
@@ -429,7 +431,7 @@ def test_who_comes_second_waits_for_the_transaction_of_the_first(harness: Harnes
     assert contents(harness) == ([(first, '"a"')] if commits else [(second(), '"b"')])
 
 
-def test_an_error_within_a_transaction_does_not_spoil_it(harness: Harness) -> None:
+def test_duplicate_job_error_leaves_its_transaction_usable(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a", dedup="key")
     with queue:
@@ -439,7 +441,7 @@ def test_an_error_within_a_transaction_does_not_spoil_it(harness: Harness) -> No
     assert [data for _, data in contents(harness)] == ['"a"', '"c"']
 
 
-def test_a_take_and_a_put_of_its_key_are_undone_together(harness: Harness) -> None:
+def test_get_and_put_of_one_dedup_key_are_undone_together(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a", dedup="key")
     with pytest.raises(Undo), queue:
@@ -452,7 +454,7 @@ def test_a_take_and_a_put_of_its_key_are_undone_together(harness: Harness) -> No
 
 
 @pytest.mark.parametrize("key", ["", "\0", "a\0b", "\ud800", 5, None, b"key", "k" * (MAX_KEY + 1), "…" * MAX_KEY])
-def test_what_cannot_be_a_key(harness: Harness, key: Any) -> None:
+def test_dedup_key_of_a_bad_value_is_refused(harness: Harness, key: Any) -> None:
     with pytest.raises((PQError, ValueError)):
         Dedup(key)
     if key is not None:
@@ -462,7 +464,7 @@ def test_what_cannot_be_a_key(harness: Harness, key: Any) -> None:
 
 @pytest.mark.parametrize("key", ["k" * MAX_KEY, "'; --", "{}", ":key", "%s", "…æøå", " "])
 @pytest.mark.parametrize("until", UNTIL)
-def test_what_can_be_a_key(harness: Harness, key: str, until: str) -> None:
+def test_dedup_key_may_be_any_valid_text(harness: Harness, key: str, until: str) -> None:
     queue = harness.queue()
     first = queue.put(1, dedup=Dedup(key, until))
     assert queue.put(2, dedup=Dedup(key, until)) == first
@@ -471,19 +473,19 @@ def test_what_can_be_a_key(harness: Harness, key: str, until: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"until": "never"}, {"until": -1}, {"until": None}, {"on_conflict": "ignore"}])
-def test_what_cannot_be_said_of_a_key(options: dict[str, Any]) -> None:
+def test_dedup_options_that_are_invalid_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, InvalidTimeSpec)):
         Dedup("key", **options)
 
 
-def test_many_at_once_have_no_key(harness: Harness) -> None:
+def test_put_many_takes_no_dedup_key(harness: Harness) -> None:
     queue = harness.queue()
     with pytest.raises(TypeError):
         queue.put_many([1, 2], dedup="key")
     assert contents(harness) == []
 
 
-def test_replacing_in_an_open_transaction_holds_up_no_job_that_runs(harness: Harness) -> None:
+def test_dedup_replace_in_an_open_transaction_blocks_no_running_job(harness: Harness) -> None:
     queue, caller = harness.queue(), harness.connect()
     queue.put("old", dedup="key")
     queue.put("plain")

@@ -75,7 +75,7 @@ def chain(exc: BaseException) -> str:
 # The family
 
 
-def test_every_error_is_of_the_family_and_explained(harness: Harness) -> None:
+def test_error_classes_are_all_pqerrors_with_docstrings(harness: Harness) -> None:
     found = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
     assert len(found) > 30
     more: dict[type, tuple[Any, ...]] = {DuplicateJob: (7,), JobFailed: ({},)}
@@ -90,7 +90,7 @@ def test_every_error_is_of_the_family_and_explained(harness: Harness) -> None:
 # What the caller passed in
 
 
-def test_an_unknown_backend_is_refused(harness: Harness) -> None:
+def test_unknown_backend_is_refused(harness: Harness) -> None:
     with pytest.raises(UnknownBackend, match=r"'nonsense'.*installed: ") as caught:
         harness.pq(backend="nonsense", create=False)
     assert harness.spec.name in str(caught.value)
@@ -98,7 +98,7 @@ def test_an_unknown_backend_is_refused(harness: Harness) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_backend_of_the_other_kind_is_refused_by_name(harness: Harness) -> None:
+def test_backend_of_the_other_mode_is_refused_by_name(harness: Harness) -> None:
     class Elsewhere:
         @hookimpl
         def pqcore_register_backends(self, register: Callable[[BackendSpec], None]) -> None:
@@ -126,14 +126,14 @@ def test_a_backend_of_the_other_kind_is_refused_by_name(harness: Harness) -> Non
             plugins._specs.pop(("elsewhere", mode), None)
 
 
-def test_a_connection_of_the_other_kind_is_refused(harness: Harness) -> None:
+def test_connection_of_the_other_mode_is_refused(harness: Harness) -> None:
     face = "AsyncPQ" if harness.mode == "async" else "PQ"
     with pytest.raises(UnknownBackend, match=f"{harness.mode}: give it to {face}$"):
         other_face(harness)(harness.connect().raw)
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_of_the_other_kind_is_refused(harness: Harness) -> None:
+def test_pool_of_the_other_mode_is_refused(harness: Harness) -> None:
     face = "AsyncPQ" if harness.mode == "async" else "PQ"
     with pytest.raises(UnknownBackend, match=f"{harness.mode}: give it to {face}$"):
         other_face(harness)(pool=harness.pool())
@@ -142,7 +142,7 @@ def test_a_pool_of_the_other_kind_is_refused(harness: Harness) -> None:
 @pytest.mark.parametrize(
     "target", [5, 0, b"dbname=postgres", object(), ["dsn"], {"dbname": "x"}, object, False], ids=repr
 )
-def test_what_is_no_connection_is_refused(harness: Harness, target: Any) -> None:
+def test_target_that_is_no_connection_is_refused(harness: Harness, target: Any) -> None:
     kind = type(target).__qualname__
     for options in ({"target": target}, {"pool": target}):
         with pytest.raises(ConfigurationError, match=f"not a DSN, connection or pool.*{kind}"):
@@ -151,7 +151,7 @@ def test_what_is_no_connection_is_refused(harness: Harness, target: Any) -> None
             harness.pq(create=False, backend=None, **options)
 
 
-def test_either_a_connection_or_a_pool_is_needed(harness: Harness) -> None:
+def test_pq_needs_either_a_connection_or_a_pool(harness: Harness) -> None:
     with pytest.raises(ConfigurationError, match="not both"):
         harness.pq(harness.dsn, pool=object(), create=False)
     with pytest.raises(ConfigurationError, match="give PQ a DSN, a connection or a pool"):
@@ -161,7 +161,7 @@ def test_either_a_connection_or_a_pool_is_needed(harness: Harness) -> None:
 # No server, or none that wants us
 
 
-def test_a_server_that_is_not_there_is_told(harness: Harness) -> None:
+def test_unreachable_server_raises_connection_lost(harness: Harness) -> None:
     pq = harness.pq(f"postgresql://user@127.0.0.1:{closed_port()}/db", create=False)
     queue = pq["q"]
     for attempt in (lambda: queue.put(1), queue.get, queue.count, pq.create):
@@ -172,7 +172,7 @@ def test_a_server_that_is_not_there_is_told(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("part", ["role", "database"])
-def test_a_role_or_database_that_is_not_there_is_told(harness: Harness, part: str) -> None:
+def test_missing_role_or_database_raises_an_error_that_names_it(harness: Harness, part: str) -> None:
     parts = urlsplit(harness.dsn)
     name = f"nobody_{harness.schema}"
     if part == "role":
@@ -231,7 +231,7 @@ def refusing_server() -> Iterator[int]:
             thread.join(PATIENCE)
 
 
-def test_a_wrong_password_is_told_and_not_shown(harness: Harness) -> None:
+def test_wrong_password_raises_an_error_without_the_password(harness: Harness) -> None:
     password = f"wrong-{harness.schema}"
     with refusing_server() as port:
         pq = harness.pq(f"postgresql://user:{password}@127.0.0.1:{port}/db", create=False)
@@ -247,7 +247,7 @@ def test_a_wrong_password_is_told_and_not_shown(harness: Harness) -> None:
     ["postgresql://user:{}@127.0.0.1:{}/db", "host=127.0.0.1 user=user dbname=db password='{}' port={}"],
     ids=["URL", "keywords"],
 )
-def test_the_password_is_not_shown(harness: Harness, dsn: str) -> None:
+def test_password_is_not_in_errors_and_reprs(harness: Harness, dsn: str) -> None:
     password = f"secret-{harness.schema}"
     pq = harness.pq(dsn.format(password, closed_port()), create=False)
     queue = pq["q"]
@@ -270,7 +270,7 @@ def test_the_password_is_not_shown(harness: Harness, dsn: str) -> None:
         "host=127.0.0.1 password='{}",
     ],
 )
-def test_a_malformed_dsn_is_told_and_its_password_not_shown(harness: Harness, dsn: str) -> None:
+def test_malformed_dsn_raises_an_error_without_the_password(harness: Harness, dsn: str) -> None:
     password = f"secret-{harness.schema}"
 
     def attempt() -> None:
@@ -282,14 +282,14 @@ def test_a_malformed_dsn_is_told_and_its_password_not_shown(harness: Harness, ds
 
 
 @pytest.mark.parametrize("password", ["server", "the", "e", "127.0.0.1"])
-def test_a_password_of_common_words_changes_no_error(harness: Harness, password: str) -> None:
+def test_password_of_common_words_keeps_the_error_unchanged(harness: Harness, password: str) -> None:
     queue = harness.pq(f"postgresql://{password}:{password}@127.0.0.1:{closed_port()}/db", create=False)["q"]
     with pytest.raises(ConnectionLost) as caught:
         queue.put(1)
     assert isinstance(caught.value.__cause__, drivers(harness))
 
 
-def test_what_was_closed_is_told(harness: Harness) -> None:
+def test_closed_pq_and_connection_raise_errors(harness: Harness) -> None:
     pq = harness.pq()
     pq.close()
     with pytest.raises(Closed):
@@ -302,7 +302,7 @@ def test_what_was_closed_is_told(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_that_was_closed_is_told(harness: Harness) -> None:
+def test_closed_pool_raises_closed(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool())
     pq["q"].put(1)
     pq.close()
@@ -334,7 +334,7 @@ SQLSTATES: dict[str, type[DatabaseError]] = {
 }
 
 
-def test_errors_go_by_sqlstate(harness: Harness) -> None:
+def test_errors_are_chosen_by_sqlstate(harness: Harness) -> None:
     queue = harness.queue()
     schema = quote(harness.schema)
     attempts = (partial(queue.put, 1), partial(queue.put_many, [1, 2]), partial(queue.put, 1, "1h"))
@@ -373,7 +373,7 @@ def test_full_notify_queue_raises_transient_error_that_names_the_cause(harness: 
         assert caught.value.sqlstate == "54000"
 
 
-def test_a_statement_timeout_is_told(harness: Harness) -> None:
+def test_statement_timeout_raises_an_error_with_its_sqlstate(harness: Harness) -> None:
     harness.needs_sessions()
     connection, blocker = harness.connect(), harness.connect()
     queue = harness.pq(connection.raw)["q"]
@@ -389,7 +389,7 @@ def test_a_statement_timeout_is_told(harness: Harness) -> None:
     assert queue.count() == 0
 
 
-def test_a_lock_timeout_is_transient(harness: Harness) -> None:
+def test_lock_timeout_raises_transient_error(harness: Harness) -> None:
     harness.needs_sessions()
     connection, blocker = harness.connect(), harness.connect()
     queue = harness.pq(connection.raw)["q"]
@@ -404,7 +404,7 @@ def test_a_lock_timeout_is_transient(harness: Harness) -> None:
     assert queue.get().data == "new"
 
 
-def test_a_deadlock_is_transient(harness: Harness) -> None:
+def test_deadlock_raises_transient_error(harness: Harness) -> None:
     harness.needs_sessions()
     mine, theirs = harness.connect(), harness.connect()
     mine.sql("SET deadlock_timeout = '10ms'", rows=False)
@@ -439,7 +439,7 @@ def test_a_deadlock_is_transient(harness: Harness) -> None:
     assert [job.data for job in queue.get_many(2)] == ["theirs", "theirs"]
 
 
-def test_a_serialization_failure_is_transient(harness: Harness) -> None:
+def test_serialization_failure_raises_transient_error(harness: Harness) -> None:
     harness.needs_sessions()
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
@@ -453,7 +453,7 @@ def test_a_serialization_failure_is_transient(harness: Harness) -> None:
     assert queue.get().data == "theirs"
 
 
-def test_a_role_without_rights_is_told(harness: Harness) -> None:
+def test_role_without_privileges_raises_access_denied(harness: Harness) -> None:
     harness.needs_sessions()
     role = f"{harness.schema}_role"
     connection = harness.connect()
@@ -507,11 +507,11 @@ def expect_recovery(pq: Any) -> None:
     assert queue.get().data == "after"
 
 
-def test_a_failure_does_not_poison_our_connection(harness: Harness) -> None:
+def test_failed_statement_leaves_the_pqs_connection_usable(harness: Harness) -> None:
     expect_recovery(harness.pq(max_connections=1))
 
 
-def test_a_failure_does_not_poison_the_callers_connection(harness: Harness) -> None:
+def test_failed_statement_leaves_the_callers_connection_usable(harness: Harness) -> None:
     connection = harness.connect()
     pq = harness.pq(connection.raw)
     expect_recovery(pq)
@@ -522,11 +522,11 @@ def test_a_failure_does_not_poison_the_callers_connection(harness: Harness) -> N
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_failure_does_not_poison_a_pools_connections(harness: Harness) -> None:
+def test_failed_statement_leaves_the_pools_connections_usable(harness: Harness) -> None:
     expect_recovery(harness.pq(pool=harness.pool(1)))
 
 
-def test_a_transaction_that_failed_before_is_told(harness: Harness) -> None:
+def test_failed_transaction_of_the_caller_raises_transaction_aborted(harness: Harness) -> None:
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     with transaction(connection):

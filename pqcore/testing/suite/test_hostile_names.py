@@ -80,7 +80,7 @@ def brief(exc: PQError) -> None:
 @example(names=["x" * 70 + "1", "x" * 70 + "2"])
 @example(names=["a", "A", CYRILLIC_A, WIDE_A])
 @example(names=["a", "a/" + "n" * 10_000])
-def test_any_name_is_a_queue_of_its_own_or_none(harness: Harness, names: list[str]) -> None:
+def test_queue_name_of_any_text_is_its_own_queue_or_is_refused(harness: Harness, names: list[str]) -> None:
     pq = opened(harness)
     taken = []
     for number, name in enumerate(names):
@@ -104,7 +104,7 @@ def test_any_name_is_a_queue_of_its_own_or_none(harness: Harness, names: list[st
 @given(key=TEXTS, group=TEXTS, limit=TEXTS, headers=st.dictionaries(TEXTS, JSON, max_size=2))
 @example(key="\u00e9", group="e\u0301", limit="%s", headers={"x": "\ud83c\udf4e"})
 @example(key="k", group="g", limit="l", headers={"x": "\ud83c"})
-def test_any_key_and_header_comes_back_or_is_refused(
+def test_keys_and_headers_of_any_text_come_back_or_are_refused(
     harness: Harness, key: str, group: str, limit: str, headers: dict[str, Any]
 ) -> None:
     queue = opened(harness)["q"]
@@ -130,7 +130,7 @@ def test_any_key_and_header_comes_back_or_is_refused(
 @example(data={"\ud800": 1})
 @example(data=float("nan"))
 @example(data=10**400)
-def test_any_data_comes_back_or_is_refused(harness: Harness, data: Any) -> None:
+def test_data_of_any_json_value_come_back_or_are_refused(harness: Harness, data: Any) -> None:
     queue = opened(harness)["q"]
     try:
         queue.put(data)
@@ -154,7 +154,7 @@ def opened(harness: Harness) -> Any:
 
 
 @pytest.mark.only("blocking")  # the kit's own wrapper goes through what it hands over
-def test_what_is_nested_too_deeply_is_refused(harness: Harness) -> None:
+def test_data_nested_too_deeply_are_refused(harness: Harness) -> None:
     queue = opened(harness)["q"]
     nested: Any = []
     for _ in range(100_000):

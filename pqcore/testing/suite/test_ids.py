@@ -45,7 +45,7 @@ def task(queue: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_result_is_not_that_of_an_older_job_with_the_id(harness: Harness, retention: str) -> None:
+def test_result_is_not_that_of_an_older_job_with_the_same_id(harness: Harness, retention: str) -> None:
     queue = harness.tasks().queue("q", retention=retention)
     kept = task(queue, keep_result="1h")
     old = kept("of the old one")
@@ -62,7 +62,7 @@ def test_a_result_is_not_that_of_an_older_job_with_the_id(harness: Harness, rete
     assert new.result(1) == "of the new one"
 
 
-def test_a_job_whose_result_is_not_kept_has_none_of_an_older_job(harness: Harness) -> None:
+def test_result_that_is_not_kept_is_not_that_of_an_older_job(harness: Harness) -> None:
     queue = harness.task_queue()
     task(queue, keep_result="1h")("of the old one")
     harness.drain(queue)
@@ -75,7 +75,7 @@ def test_a_job_whose_result_is_not_kept_has_none_of_an_older_job(harness: Harnes
     assert new.status() == "done"
 
 
-def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harness: Harness) -> None:
+def test_progress_and_result_are_not_those_of_an_older_job(harness: Harness) -> None:
     queue = harness.task_queue()
     kept = task(queue, keep_result="1h")
     old = kept("of the old one")
@@ -93,7 +93,7 @@ def test_progress_is_not_that_of_an_older_job_nor_is_its_result_behind_it(harnes
         new.result(0)
 
 
-def test_a_result_is_found_though_the_servers_clock_was_set_back(harness: Harness) -> None:
+def test_result_is_found_after_the_servers_clock_was_set_back(harness: Harness) -> None:
     queue = harness.task_queue()
     job_id = int(task(queue, keep_result="1h")("mine"))
     harness.sql("UPDATE {table} SET enqueued_at = enqueued_at + interval '1 day', schedule_at = now()", rows=False)
@@ -183,7 +183,7 @@ def test_handle_finds_its_job_after_a_retry(harness: Harness) -> None:
         assert handle.result(1) == number
 
 
-def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: Harness) -> None:
+def test_handle_does_not_see_the_progress_of_a_newer_job(harness: Harness) -> None:
     queue = harness.task_queue()
     give = task(queue, keep_result="1h")
     old = give("old")
@@ -200,7 +200,7 @@ def test_progress_of_a_newer_job_is_not_told_to_the_handle_of_an_older(harness: 
 
 
 @pytest.mark.parametrize("way", ["get", "get_many", "ack", "worker", "move"])
-def test_an_archived_job_makes_way_for_one_with_its_id(harness: Harness, way: str) -> None:
+def test_archived_job_makes_way_for_a_new_job_with_its_id(harness: Harness, way: str) -> None:
     queue = harness.tasks().queue("q", retention="keep" if way == "move" else "archive")
     give = task(queue)
 
@@ -230,7 +230,7 @@ def test_an_archived_job_makes_way_for_one_with_its_id(harness: Harness, way: st
     assert queue.status(1) == "done"
 
 
-def test_a_dead_letter_makes_way_for_one_with_its_id_and_can_be_retried(harness: Harness) -> None:
+def test_dead_letter_makes_way_for_a_new_job_with_its_id(harness: Harness) -> None:
     queue = harness.task_queue()
     give = task(queue, keep_result="1h")
     give("broken")
@@ -249,7 +249,7 @@ def test_a_dead_letter_makes_way_for_one_with_its_id_and_can_be_retried(harness:
 
 
 @pytest.mark.parametrize("way", ["some", "all"])
-def test_a_dead_letter_whose_id_is_taken_is_retried_under_a_new_one(harness: Harness, way: str) -> None:
+def test_dead_letter_whose_id_is_taken_is_retried_under_a_new_id(harness: Harness, way: str) -> None:
     queue = harness.task_queue()
     give = task(queue, keep_result="1h")
     give("broken")
@@ -266,7 +266,7 @@ def test_a_dead_letter_whose_id_is_taken_is_retried_under_a_new_one(harness: Har
     assert queue.dead.count() == 2
 
 
-def test_an_archived_job_whose_id_is_taken_elsewhere_is_retried_under_a_new_one(harness: Harness) -> None:
+def test_archived_job_whose_id_is_taken_is_retried_under_a_new_id(harness: Harness) -> None:
     pq = harness.tasks()
     queue, other = pq.queue("q", retention="archive"), pq.queue("other")
     task(queue)("old")
@@ -279,7 +279,7 @@ def test_an_archived_job_whose_id_is_taken_elsewhere_is_retried_under_a_new_one(
 
 
 @pytest.mark.parametrize("way", ["put", "put_many", "key", "batch", "calls"])
-def test_an_id_that_is_taken_is_told_until_the_sequences_are_set(harness: Harness, way: str) -> None:
+def test_put_of_a_taken_id_says_to_set_the_sequences(harness: Harness, way: str) -> None:
     pq = harness.tasks()
     queue = pq["q"]
     call = task(queue).call("x")
@@ -308,7 +308,7 @@ def test_an_id_that_is_taken_is_told_until_the_sequences_are_set(harness: Harnes
     assert batch.id == 1
 
 
-def test_what_follows_a_job_waits_until_an_id_is_free(harness: Harness) -> None:
+def test_follow_up_whose_id_is_taken_waits_for_a_free_id(harness: Harness) -> None:
     queue = harness.task_queue()
     give = task(queue)
     first = queue.chain(give.call("first"), give.call("second"))

@@ -52,7 +52,7 @@ DONE = (True, False, 1, 0, 0)
 
 
 @pytest.mark.parametrize("way", ["thread", "coroutine", "process"])
-def test_whatever_a_job_raises_is_its_failure(harness: Harness, way: str) -> None:
+def test_interrupt_raised_by_a_job_is_its_failure(harness: Harness, way: str) -> None:
     queue = harness.task_queue()
     seen = Notes()
     if way == "coroutine":
@@ -66,7 +66,7 @@ def test_whatever_a_job_raises_is_its_failure(harness: Harness, way: str) -> Non
     expect_failed(queue, ids)
 
 
-def test_a_worker_that_handles_signals_outlives_its_jobs_interrupts(harness: Harness) -> None:
+def test_worker_with_signal_handlers_survives_interrupts_raised_by_jobs(harness: Harness) -> None:
     with Crew(harness, lease="1h") as crew:
         poison = crew.queue.task()(workers.interrupt_async)
         neighbour = crew.tasks["hold"]()
@@ -82,7 +82,7 @@ def test_a_worker_that_handles_signals_outlives_its_jobs_interrupts(harness: Har
 
 
 @pytest.mark.only("blocking")
-def test_a_worker_that_handles_none_gives_all_back_before_it_is_interrupted(harness: Harness) -> None:
+def test_worker_without_signal_handlers_returns_its_jobs_when_interrupted(harness: Harness) -> None:
     queue = harness.task_queue()
     begun = asyncio.Event()
 
@@ -104,7 +104,7 @@ def test_a_worker_that_handles_none_gives_all_back_before_it_is_interrupted(harn
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("kind", ENDING)
-def test_a_worker_whose_event_loop_is_ended_gives_its_jobs_back(harness: Harness, kind: str) -> None:
+def test_worker_whose_event_loop_ends_returns_its_jobs(harness: Harness, kind: str) -> None:
     queue = harness.task_queue()
     begun = asyncio.Event()
 
@@ -134,7 +134,7 @@ def test_a_worker_whose_event_loop_is_ended_gives_its_jobs_back(harness: Harness
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("function", [workers.interrupt, workers.interrupt_async])
 @pytest.mark.parametrize("kind", ENDING)
-def test_work_ends_by_what_ends_programs_and_gives_the_job_back(
+def test_work_ends_at_an_interrupt_and_returns_the_job(
     harness: Harness, kind: str, function: Callable[..., Any]
 ) -> None:
     queue = harness.task_queue()
@@ -148,7 +148,7 @@ def test_work_ends_by_what_ends_programs_and_gives_the_job_back(
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("way", ["get", "lease"])
-def test_perform_gives_a_job_back_that_is_interrupted(harness: Harness, way: str) -> None:
+def test_perform_returns_an_interrupted_job(harness: Harness, way: str) -> None:
     queue = harness.task_queue()
     job = queue.task(max_retries=3)(workers.interrupt)("KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
@@ -162,7 +162,7 @@ def test_perform_gives_a_job_back_that_is_interrupted(harness: Harness, way: str
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("function", [workers.interrupt, workers.interrupt_async])
-def test_work_goes_on_after_whatever_else_a_job_raises(harness: Harness, function: Callable[..., Any]) -> None:
+def test_work_continues_after_other_exceptions_of_a_job(harness: Harness, function: Callable[..., Any]) -> None:
     queue = harness.task_queue(timeout=0.01)
     task = queue.task()(function)
     ids = [int(task(kind)) for kind in OTHERS]
@@ -171,7 +171,7 @@ def test_work_goes_on_after_whatever_else_a_job_raises(harness: Harness, functio
 
 
 @pytest.mark.only("blocking")
-def test_work_in_another_thread_goes_on_whatever_a_job_raises(harness: Harness) -> None:
+def test_work_in_another_thread_continues_after_any_exception_of_a_job(harness: Harness) -> None:
     queue = harness.task_queue(timeout=0.01)
     task = queue.task()(workers.interrupt)
     ids = [int(task(kind)) for kind in INTERRUPTS]
@@ -205,7 +205,7 @@ def waits(harness: Harness) -> bool:
 
 
 @pytest.mark.only("blocking")
-def test_an_interrupt_while_a_job_runs_gives_it_back(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_a_job_runs_returns_the_job(harness: Harness, crew: Crew) -> None:
     child = crew.at_work(crew.hire_one())
     job = crew.tasks["hold"]()
     crew.begun(job)
@@ -215,7 +215,7 @@ def test_an_interrupt_while_a_job_runs_gives_it_back(harness: Harness, crew: Cre
 
 
 @pytest.mark.only("blocking")
-def test_an_interrupt_while_work_waits_ends_it(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_work_waits_ends_work(harness: Harness, crew: Crew) -> None:
     child = crew.at_work(crew.hire_one())
     harness.eventually(harness.listening)
     interrupt(child)
@@ -223,7 +223,7 @@ def test_an_interrupt_while_work_waits_ends_it(harness: Harness, crew: Crew) -> 
 
 
 @pytest.mark.only("blocking")
-def test_an_interrupt_while_a_job_is_taken_gives_it_back(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_a_job_is_fetched_returns_the_job(harness: Harness, crew: Crew) -> None:
     harness.needs_sessions()
     job = crew.tasks["run"]()
     blocker = harness.connect()
@@ -238,7 +238,7 @@ def test_an_interrupt_while_a_job_is_taken_gives_it_back(harness: Harness, crew:
 
 
 @pytest.mark.only("blocking")
-def test_a_second_interrupt_ends_what_hangs(harness: Harness, crew: Crew) -> None:
+def test_second_interrupt_ends_a_hanging_statement(harness: Harness, crew: Crew) -> None:
     harness.needs_sessions()
     crew.tasks["run"]()
     blocker = harness.connect()
@@ -255,7 +255,7 @@ def test_a_second_interrupt_ends_what_hangs(harness: Harness, crew: Crew) -> Non
 
 
 @pytest.mark.only("blocking")
-def test_an_interrupt_while_the_end_of_a_job_is_stored_does_not_undo_it(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_a_job_is_completed_keeps_the_completion(harness: Harness, crew: Crew) -> None:
     harness.needs_sessions()
     child = crew.at_work(crew.hire_one())
     first = crew.tasks["hold"]()
@@ -293,7 +293,7 @@ END $$"""
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("sqlstate", ["40P01", "57014", "53200"])
-def test_work_outlives_what_passes(harness: Harness, sqlstate: str) -> None:
+def test_work_continues_after_a_transient_error(harness: Harness, sqlstate: str) -> None:
     queue = harness.task_queue(timeout=0.01)
     seen = Notes()
     job = queue.task()(lambda job_id: seen.add("run"))()
@@ -311,7 +311,7 @@ def test_work_outlives_what_passes(harness: Harness, sqlstate: str) -> None:
 
 
 @pytest.mark.only("blocking")
-def test_work_outlives_the_loss_of_its_connections_and_ends_when_they_are_closed(harness: Harness) -> None:
+def test_work_survives_lost_connections_and_ends_when_the_pq_is_closed(harness: Harness) -> None:
     queue = harness.task_queue(timeout=60)
     seen = Notes()
     task = queue.task()(lambda job_id: seen.add("run"))
@@ -325,7 +325,7 @@ def test_work_outlives_the_loss_of_its_connections_and_ends_when_they_are_closed
 
 
 @pytest.mark.only("blocking")
-def test_work_ends_where_the_only_connection_is_lost(harness: Harness) -> None:
+def test_work_ends_when_its_only_connection_is_lost(harness: Harness) -> None:
     connection = harness.connect()
     queue = harness.tasks(connection.raw)["q"]
     with harness.thread(lambda: expect_end(queue, ConnectionLost)):
@@ -334,6 +334,6 @@ def test_work_ends_where_the_only_connection_is_lost(harness: Harness) -> None:
 
 
 @pytest.mark.only("blocking")
-def test_work_ends_where_the_table_is_missing(harness: Harness) -> None:
+def test_work_ends_when_the_table_is_missing(harness: Harness) -> None:
     queue = harness.tasks(create=False)["q"]
     expect_end(queue, TableMissing)

@@ -140,7 +140,7 @@ ACTS = [put, nested, take]
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
-def test_an_interrupt_at_any_line_leaves_no_block_open_and_costs_no_connection(
+def test_interrupt_at_any_line_leaves_no_block_open_and_no_connection_lost(
     harness: Harness, act: Callable[[Any], None]
 ) -> None:
     harness.needs_sessions()
@@ -158,7 +158,7 @@ def test_an_interrupt_at_any_line_leaves_no_block_open_and_costs_no_connection(
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
-def test_an_interrupt_at_any_line_leaves_the_callers_connection_as_it_was(
+def test_interrupt_at_any_line_leaves_the_callers_connection_unchanged(
     harness: Harness, act: Callable[[Any], None]
 ) -> None:
     connection = harness.connect()
@@ -173,7 +173,7 @@ def test_an_interrupt_at_any_line_leaves_the_callers_connection_as_it_was(
 
 @pytest.mark.requires(Capability.POOL)
 @pytest.mark.parametrize("act", [put, nested], ids=lambda act: act.__name__)
-def test_an_interrupt_at_any_line_costs_the_callers_pool_no_connection(
+def test_interrupt_at_any_line_returns_connections_to_the_callers_pool(
     harness: Harness, act: Callable[[Any], None]
 ) -> None:
     queue = harness.pq(pool=harness.pool(PLACES), pool_timeout=PATIENCE)["q"]
@@ -185,7 +185,7 @@ def test_an_interrupt_at_any_line_costs_the_callers_pool_no_connection(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_an_interrupt_at_any_line_of_a_wait_lets_others_wait(harness: Harness) -> None:
+def test_interrupt_at_any_line_of_a_wait_leaves_other_waiters_working(harness: Harness) -> None:
     queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE, poll_interval=3600)
     for number, _ in enumerate(interrupted(harness, lambda: queue.get(timeout=0.001))):
         if number % 8 == 0:
@@ -196,7 +196,7 @@ def test_an_interrupt_at_any_line_of_a_wait_lets_others_wait(harness: Harness) -
     harness.eventually(lambda: harness.connections() == 0)
 
 
-def test_a_block_interrupted_within_another_is_undone_alone(harness: Harness) -> None:
+def test_interrupt_in_an_inner_block_undoes_only_that_block(harness: Harness) -> None:
     queue = harness.queue()
     for _ in interrupted(harness, lambda: outer(queue)):
         assert [job.data for job in queue.peek(10)] in ([], ["outer"], ["outer", "inner"])

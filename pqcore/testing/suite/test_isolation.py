@@ -79,7 +79,7 @@ def transaction(connection: Connection) -> Iterator[None]:
         connection.rollback()
 
 
-def test_own_statements_run_at_read_committed_whatever_the_default(harness: Harness, dsn: str, level: str) -> None:
+def test_statements_of_pqcore_run_at_read_committed_under_any_default(harness: Harness, dsn: str, level: str) -> None:
     harness.pq()
     watch(harness)
     for make in targets(harness, dsn, level):
@@ -96,7 +96,7 @@ def test_own_statements_run_at_read_committed_whatever_the_default(harness: Harn
         assert seen(harness) == {"read committed"}
 
 
-def test_gets_that_meet_do_not_fail_whatever_the_default(harness: Harness, dsn: str, level: str) -> None:
+def test_concurrent_gets_succeed_under_any_default_isolation(harness: Harness, dsn: str, level: str) -> None:
     queue = harness.pq(dsn, max_connections=4)["q"]
     taken: list[int] = []
 
@@ -109,7 +109,7 @@ def test_gets_that_meet_do_not_fail_whatever_the_default(harness: Harness, dsn: 
     assert sorted(taken) == ids
 
 
-def test_a_limit_holds_whatever_the_default_isolation(harness: Harness, dsn: str) -> None:
+def test_concurrency_limit_holds_under_any_default_isolation(harness: Harness, dsn: str) -> None:
     queue = harness.pq(dsn, max_connections=6)["q"]
     ids = queue.put_many(range(30), limits={"two": 2})
     held = most = 0
@@ -135,7 +135,7 @@ def test_a_limit_holds_whatever_the_default_isolation(harness: Harness, dsn: str
     assert queue.stats().parked == 0
 
 
-def test_workers_do_all_jobs_whatever_the_default_isolation(harness: Harness, dsn: str, level: str) -> None:
+def test_workers_run_all_jobs_under_any_default_isolation(harness: Harness, dsn: str, level: str) -> None:
     pq = harness.tasks(dsn)
     queue = pq["q"]
     ran: list[int] = []
@@ -155,7 +155,7 @@ def test_workers_do_all_jobs_whatever_the_default_isolation(harness: Harness, ds
     assert [queue.result(job_id, 0) for job_id in ids] == list(range(12))
 
 
-def test_a_block_keeps_the_level_of_the_settings(harness: Harness, dsn: str, level: str) -> None:
+def test_block_runs_at_the_isolation_level_of_the_session(harness: Harness, dsn: str, level: str) -> None:
     show = "SELECT current_setting('transaction_isolation')"
     for make in targets(harness, dsn, level):
         queue = make()["q"]
@@ -166,7 +166,7 @@ def test_a_block_keeps_the_level_of_the_settings(harness: Harness, dsn: str, lev
             assert queue.get().data == 1  # an operation by itself, between two blocks
 
 
-def test_a_block_at_the_usual_default_is_read_committed(harness: Harness) -> None:
+def test_block_runs_at_read_committed_by_default(harness: Harness) -> None:
     queue = harness.queue(target=harness.committed_dsn())
     with queue:
         assert harness.sql_within(queue, "SELECT current_setting('transaction_isolation')") == [("read committed",)]
@@ -194,7 +194,7 @@ def test_serializable_blocks_that_cannot_be_ordered_do_not_both_put(harness: Har
     assert queue.count() == 1
 
 
-def test_a_place_given_up_in_a_block_goes_to_one_job_only(harness: Harness, dsn: str) -> None:
+def test_slot_released_in_a_block_goes_to_one_job_only(harness: Harness, dsn: str) -> None:
     queue = harness.pq(dsn)["q"]
     queue.put_many("abcd", limits={"two": 2})
     [first] = queue.lease_many(1, "1h", block=False)
@@ -209,7 +209,7 @@ def test_a_place_given_up_in_a_block_goes_to_one_job_only(harness: Harness, dsn:
     assert [job.data for job in queue.lease_many(4, "1h", block=False)] == ["d"]
 
 
-def test_a_place_given_up_in_a_block_that_is_undone_is_held(harness: Harness, dsn: str) -> None:
+def test_slot_released_in_a_block_that_is_undone_stays_held(harness: Harness, dsn: str) -> None:
     queue = harness.pq(dsn)["q"]
     queue.put_many("ab", **ONE)
     [first] = queue.lease_many(2, "1h", block=False)
@@ -225,7 +225,7 @@ def test_a_place_given_up_in_a_block_that_is_undone_is_held(harness: Harness, ds
     assert [job.data for job in queue.lease_many(2, "1h", block=False)] == ["b"]
 
 
-def test_a_gated_job_is_not_leased_in_a_block_above_read_committed(harness: Harness, dsn: str, level: str) -> None:
+def test_limited_job_is_not_leased_in_a_block_above_read_committed(harness: Harness, dsn: str, level: str) -> None:
     queue = harness.pq(dsn)["q"]
     queue.put("gated", **ONE)
     with queue:
@@ -237,9 +237,7 @@ def test_a_gated_job_is_not_leased_in_a_block_above_read_committed(harness: Harn
     assert (job.data, job.attempts, job.crashes) == ("gated", 1, 0)
 
 
-def test_a_gated_job_is_not_finished_in_a_callers_transaction_above_read_committed(
-    harness: Harness, level: str
-) -> None:
+def test_limited_job_is_not_acked_in_a_callers_transaction_above_read_committed(harness: Harness, level: str) -> None:
     harness.needs_sessions()
     queue, caller = harness.queue(), harness.connect()
     caller.sql(f"SET default_transaction_isolation = '{level}'", rows=False)
@@ -253,7 +251,7 @@ def test_a_gated_job_is_not_finished_in_a_callers_transaction_above_read_committ
     assert [job.data for job in queue.lease_many(2, "1h", block=False)] == ["b"]
 
 
-def test_a_default_that_is_raised_later_is_found(harness: Harness, level: str) -> None:
+def test_isolation_default_that_is_raised_later_is_noticed(harness: Harness, level: str) -> None:
     harness.needs_sessions()
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]

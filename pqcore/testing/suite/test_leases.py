@@ -52,7 +52,7 @@ def drain(queue: Any) -> list[Any]:
     return taken
 
 
-def test_a_leased_job_is_hidden_from_others(harness: Harness) -> None:
+def test_leased_job_is_hidden_from_others(harness: Harness) -> None:
     queue = harness.queue()
     job_id = queue.put("a")
     job = queue.lease()
@@ -65,7 +65,7 @@ def test_a_leased_job_is_hidden_from_others(harness: Harness) -> None:
     assert (len(other), other.stats().ready, other.stats().leased) == (0, 0, 1)
 
 
-def test_no_job_to_lease(harness: Harness) -> None:
+def test_lease_of_an_empty_queue_returns_none_after_its_wait(harness: Harness) -> None:
     queue = harness.queue(timeout=3600)
     began = time.monotonic()
     assert queue.lease(wait=0.05) is None
@@ -77,7 +77,7 @@ def test_no_job_to_lease(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_ack_finishes_as_retention_says(harness: Harness, retention: str) -> None:
+def test_ack_finishes_the_row_by_its_retention(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     acked, waiting = queue.put("a", "0s", "1h"), queue.put("b", "1h")
     assert queue.ack(queue.lease()) is None
@@ -95,7 +95,7 @@ def test_ack_finishes_as_retention_says(harness: Harness, retention: str) -> Non
 
 
 @pytest.mark.parametrize("length", [300, 300.0, "5m", timedelta(minutes=5)])
-def test_a_lease_has_the_length_asked_for(harness: Harness, length: Any) -> None:
+def test_lease_and_extend_last_as_long_as_asked(harness: Harness, length: Any) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease(length)
@@ -105,7 +105,7 @@ def test_a_lease_has_the_length_asked_for(harness: Harness, length: Any) -> None
     assert 300 - PATIENCE < left(harness) <= 300
 
 
-def test_a_lease_lasts_a_minute_by_default(harness: Harness) -> None:
+def test_lease_lasts_60_s_by_default(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     queue.lease()
@@ -161,7 +161,7 @@ def test_lease_without_a_length_is_refused(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("times", [(), (None, "1h")], ids=["plain", "expected"])
-def test_an_expired_lease_is_given_again_in_its_old_place(harness: Harness, times: tuple[Any, ...]) -> None:
+def test_expired_lease_returns_its_job_to_its_old_position(harness: Harness, times: tuple[Any, ...]) -> None:
     queue = harness.queue()
     for name in "abc":
         queue.put(name, *times)
@@ -176,7 +176,7 @@ def test_an_expired_lease_is_given_again_in_its_old_place(harness: Harness, time
     assert drain(queue) == ["b", "c"]
 
 
-def test_expired_leases_are_given_in_the_order_of_all(harness: Harness) -> None:
+def test_expired_leases_are_taken_in_the_queues_order(harness: Harness) -> None:
     queue = harness.queue()
     for name in "bdf":
         queue.put(name, expected_at="1h")
@@ -190,7 +190,7 @@ def test_expired_leases_are_given_in_the_order_of_all(harness: Harness) -> None:
     assert [job.data for job in queue.get_many(10)] == ["e", "b", "d", "f", "z"]
 
 
-def test_attempts_count_every_lease(harness: Harness) -> None:
+def test_token_increments_with_every_lease(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     for attempt in range(1, 8):
@@ -215,7 +215,9 @@ LATE: dict[str, Callable[[Any, Any], object]] = {
 
 
 @pytest.mark.parametrize("late", LATE.values(), ids=LATE)
-def test_with_an_overtaken_lease_nothing_can_be_done(harness: Harness, late: Callable[[Any, Any], object]) -> None:
+def test_overtaken_lease_raises_lease_lost_for_every_operation(
+    harness: Harness, late: Callable[[Any, Any], object]
+) -> None:
     queue = harness.queue()
     queue.put("a")
     old = queue.lease()
@@ -236,7 +238,7 @@ def test_with_an_overtaken_lease_nothing_can_be_done(harness: Harness, late: Cal
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_the_overtaken_cannot_finish_whatever_the_retention(harness: Harness, retention: str) -> None:
+def test_overtaken_lease_cannot_ack_under_any_retention(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put("a")
     old = queue.lease()
@@ -253,7 +255,7 @@ def test_the_overtaken_cannot_finish_whatever_the_retention(harness: Harness, re
     assert len(rows(harness) + rows(harness, "_archive")) == (0 if retention == "delete" else 1)
 
 
-def test_an_ack_is_accepted_until_the_job_is_given_to_another(harness: Harness) -> None:
+def test_expired_lease_can_be_acked_until_the_job_is_leased_again(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -263,7 +265,7 @@ def test_an_ack_is_accepted_until_the_job_is_given_to_another(harness: Harness) 
     assert queue.get(block=False) is None
 
 
-def test_a_lease_that_ran_out_can_be_extended_until_the_job_is_given_to_another(harness: Harness) -> None:
+def test_expired_lease_can_be_extended_until_the_job_is_leased_again(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -284,7 +286,7 @@ def test_extend_moves_the_end_of_the_lease(harness: Harness) -> None:
     job.ack()
 
 
-def test_nack_puts_back_in_the_old_place(harness: Harness) -> None:
+def test_nack_returns_the_job_to_its_old_position(harness: Harness) -> None:
     queue = harness.queue()
     for name in "abc":
         queue.put(name)
@@ -300,7 +302,7 @@ def test_nack_puts_back_in_the_old_place(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("expected", [None, "2h"])
-def test_nack_with_a_delay_schedules(harness: Harness, expected: str | None) -> None:
+def test_nack_with_a_delay_schedules_the_job(harness: Harness, expected: str | None) -> None:
     queue = harness.queue()
     queue.put("a", expected_at=expected)
     queue.lease().nack("1h")
@@ -318,7 +320,7 @@ def test_nack_with_a_delay_schedules(harness: Harness, expected: str | None) -> 
 
 
 @pytest.mark.parametrize("delay", [-1, "x", timedelta(seconds=-1), float("nan")])
-def test_a_delay_must_be_one(harness: Harness, delay: Any) -> None:
+def test_nack_refuses_an_invalid_delay(harness: Harness, delay: Any) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -329,7 +331,7 @@ def test_a_delay_must_be_one(harness: Harness, delay: Any) -> None:
     job.ack()
 
 
-def test_after_nack_the_token_is_void(harness: Harness) -> None:
+def test_nack_makes_the_token_invalid(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -341,7 +343,7 @@ def test_after_nack_the_token_is_void(harness: Harness) -> None:
     assert rows(harness) == before
 
 
-def test_a_popped_job_has_no_lease(harness: Harness) -> None:
+def test_popped_job_has_no_lease(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.get()
@@ -352,7 +354,7 @@ def test_a_popped_job_has_no_lease(harness: Harness) -> None:
     assert rows(harness) == before
 
 
-def test_an_ack_counts_once(harness: Harness) -> None:
+def test_ack_succeeds_only_once(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -363,7 +365,7 @@ def test_an_ack_counts_once(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_ack_many_finishes_and_returns_the_lost(harness: Harness, retention: str) -> None:
+def test_ack_many_finishes_jobs_and_returns_lost_leases(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put_many(range(20))
     jobs = queue.lease_many(20)
@@ -380,7 +382,7 @@ def test_ack_many_finishes_and_returns_the_lost(harness: Harness, retention: str
     assert queue.ack_many([]) == []
 
 
-def test_ack_many_tells_the_old_lease_of_a_job_from_its_new_one(harness: Harness) -> None:
+def test_ack_many_distinguishes_an_old_lease_from_a_new_one(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     old = queue.lease()
@@ -389,7 +391,7 @@ def test_ack_many_tells_the_old_lease_of_a_job_from_its_new_one(harness: Harness
     assert queue.ack_many([old, new]) == [old]
 
 
-def test_a_leased_job_is_not_cancelled(harness: Harness) -> None:
+def test_cancel_refuses_a_leased_job(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -398,7 +400,7 @@ def test_a_leased_job_is_not_cancelled(harness: Harness) -> None:
     assert queue.cancel(job.id) is False
 
 
-def test_a_job_is_cancelled_when_its_lease_ran_out(harness: Harness) -> None:
+def test_cancel_deletes_a_job_whose_lease_expired(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -409,7 +411,7 @@ def test_a_job_is_cancelled_when_its_lease_ran_out(harness: Harness) -> None:
     assert rows(harness) == []
 
 
-def test_a_lease_taken_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
+def test_lease_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     with pytest.raises(Undo), queue:
@@ -422,7 +424,7 @@ def test_a_lease_taken_in_a_transaction_is_undone_with_it(harness: Harness) -> N
     job.ack()
 
 
-def test_an_ack_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
+def test_ack_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -435,7 +437,7 @@ def test_an_ack_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
     assert harness.sql("SELECT dequeued_at IS NOT NULL FROM {table}") == [(True,)]
 
 
-def test_an_ack_in_the_callers_transaction_is_the_callers(harness: Harness) -> None:
+def test_ack_on_the_callers_connection_commits_with_the_callers_transaction(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a")
     job = queue.lease()
@@ -452,7 +454,7 @@ def test_an_ack_in_the_callers_transaction_is_the_callers(harness: Harness) -> N
     assert harness.sql("SELECT dequeued_at IS NOT NULL FROM {table}") == [(True,)]
 
 
-def test_a_consumer_that_dies_loses_nothing(harness: Harness) -> None:
+def test_dead_consumer_loses_no_job(harness: Harness) -> None:
     consumer, other = harness.queue(), harness.queue(create=False)
     ids = consumer.put_many(range(5))
     consumer.lease_many(3)
@@ -464,7 +466,7 @@ def test_a_consumer_that_dies_loses_nothing(harness: Harness) -> None:
     assert other.ack_many(again) == []
 
 
-def test_an_expired_lease_is_given_to_one_of_many(harness: Harness) -> None:
+def test_expired_lease_is_given_to_one_of_many_consumers(harness: Harness) -> None:
     queue = harness.queue()
     ids = queue.put_many(range(40))
     assert len(queue.lease_many(40)) == 40
@@ -486,7 +488,7 @@ def test_an_expired_lease_is_given_to_one_of_many(harness: Harness) -> None:
     assert taken + Counter(left_over) == {(job, 2): 1 for job in ids}
 
 
-def test_ends_of_leases_in_a_block_are_no_subtransactions(harness: Harness) -> None:
+def test_ack_in_a_block_starts_no_subtransaction(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(range(90))
     jobs = queue.lease_many(90, block=False)

@@ -96,7 +96,7 @@ class Gauge:
 # Limits
 
 
-def test_a_limit_of_three_under_eight_that_lease(harness: Harness) -> None:
+def test_concurrency_limit_of_three_holds_under_eight_consumers(harness: Harness) -> None:
     queue = harness.queue(max_connections=8)
     ids = [queue.put(number, limits={"three": 3}) for number in range(30)]
     free = queue.put_many(range(10))
@@ -125,7 +125,7 @@ def test_a_limit_of_three_under_eight_that_lease(harness: Harness) -> None:
     assert queue.stats().parked == 0
 
 
-def test_a_limit_of_three_under_workers(harness: Harness) -> None:
+def test_concurrency_limit_of_three_holds_under_workers(harness: Harness) -> None:
     queue = harness.task_queue()
     gauge = Gauge(task=3)
 
@@ -147,7 +147,7 @@ def test_a_limit_of_three_under_workers(harness: Harness) -> None:
     assert slots(harness) == []
 
 
-def test_a_limit_of_three_of_functions_in_threads(harness: Harness) -> None:
+def test_concurrency_limit_of_three_holds_for_functions_in_threads(harness: Harness) -> None:
     queue = harness.task_queue()
     gauge, pause = Gauge(task=3), threading.Event()
 
@@ -165,7 +165,7 @@ def test_a_limit_of_three_of_functions_in_threads(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_so_many_are_leased_and_no_more(harness: Harness, n: int) -> None:
+def test_concurrency_limit_leases_as_many_jobs_as_it_has_slots(harness: Harness, n: int) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     queue.put_many(range(10), limits={"l": n})
     leased = all_leased(queue, 1) + all_leased(queue)
@@ -180,7 +180,7 @@ def test_so_many_are_leased_and_no_more(harness: Harness, n: int) -> None:
     assert data(all_leased(queue)) == list(range(n + 1, min(2 * n, 10)))
 
 
-def test_what_has_no_limit_goes_by(harness: Harness) -> None:
+def test_concurrency_limit_lets_other_jobs_pass(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b", "c"], **ONE)
     queue.put("free")
@@ -190,7 +190,7 @@ def test_what_has_no_limit_goes_by(harness: Harness) -> None:
     assert queue.stats().parked == 2
 
 
-def test_keys_are_of_a_queue(harness: Harness) -> None:
+def test_limit_keys_belong_to_their_queue(harness: Harness) -> None:
     pq = harness.pq()
     for name in ("a", "b"):
         pq[name].put(1, **ONE)
@@ -200,14 +200,14 @@ def test_keys_are_of_a_queue(harness: Harness) -> None:
     assert other.lease(block=False) is not None
 
 
-def test_a_limit_and_a_group_of_one_name_are_two(harness: Harness) -> None:
+def test_concurrency_limit_and_group_of_one_name_are_distinct(harness: Harness) -> None:
     queue = harness.queue()
     queue.put(1, limits={"x": 1})
     queue.put(2, group="x")
     assert data(all_leased(queue)) == [1, 2]
 
 
-def test_parked_jobs_go_on_in_the_order_of_all(harness: Harness) -> None:
+def test_parked_jobs_continue_in_the_queues_order(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("first", **ONE)
     running = queue.lease(block=False)
@@ -224,7 +224,7 @@ def test_parked_jobs_go_on_in_the_order_of_all(harness: Harness) -> None:
     assert order == ["first", "a", "b", "c", "d"]
 
 
-def test_a_newer_job_does_not_get_a_place_that_was_given_to_an_older(harness: Harness) -> None:
+def test_slot_assigned_to_an_older_job_is_not_given_to_a_newer(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("first", **ONE)
     first = queue.lease(block=False)
@@ -235,7 +235,7 @@ def test_a_newer_job_does_not_get_a_place_that_was_given_to_an_older(harness: Ha
     assert data(all_leased(queue)) == ["old"]
 
 
-def test_a_place_outlasts_the_lease(harness: Harness) -> None:
+def test_slot_outlasts_an_expired_lease(harness: Harness) -> None:
     queue = harness.queue()
     ids = queue.put_many(["a", "b"], **ONE)
     first = queue.lease(block=False)
@@ -259,7 +259,7 @@ GIVE_UP: dict[str, Callable[[Any, Any], object]] = {
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 @pytest.mark.parametrize("way", GIVE_UP)
-def test_who_is_through_lets_the_next_in(harness: Harness, way: str, retention: str) -> None:
+def test_ended_job_releases_its_slot_to_the_next(harness: Harness, way: str, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put_many(range(4), **ONE)
     for number in range(4):
@@ -270,7 +270,7 @@ def test_who_is_through_lets_the_next_in(harness: Harness, way: str, retention: 
     assert queue.stats().scheduled == (4 if way == "nack" else 0)
 
 
-def test_a_job_given_back_goes_to_the_end_of_those_that_wait_for_the_place(harness: Harness) -> None:
+def test_nacked_job_goes_behind_the_jobs_parked_for_its_slot(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b"], **ONE)
     [job] = all_leased(queue)
@@ -280,7 +280,7 @@ def test_a_job_given_back_goes_to_the_end_of_those_that_wait_for_the_place(harne
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_hears_that_a_place_is_free(harness: Harness) -> None:
+def test_released_slot_wakes_a_waiter(harness: Harness) -> None:
     queue = harness.queue(poll_interval=3600)
     queue.put_many(["a", "b"], **ONE)
     first = queue.lease()
@@ -290,7 +290,7 @@ def test_a_waiter_hears_that_a_place_is_free(harness: Harness) -> None:
         assert second().data == "b"
 
 
-def test_a_place_given_up_in_the_callers_transaction_is_free_when_that_commits(harness: Harness) -> None:
+def test_slot_released_in_the_callers_transaction_is_free_after_its_commit(harness: Harness) -> None:
     queue, caller = harness.queue(), harness.connect(harness.committed_dsn())
     queue.put_many(["a", "b"], **ONE)
     [job] = all_leased(queue)
@@ -306,7 +306,7 @@ def test_a_place_given_up_in_the_callers_transaction_is_free_when_that_commits(h
     assert data(all_leased(queue)) == ["b"]
 
 
-def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
+def test_rolled_back_lease_holds_no_slot(harness: Harness) -> None:
     queue = harness.queue(target=harness.committed_dsn())
     queue.put_many(["a", "b", "c"], **ONE)
 
@@ -323,7 +323,7 @@ def test_a_lease_that_is_rolled_back_held_no_place(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
-def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Harness, gate: Any) -> None:
+def test_admission_does_not_wait_for_a_transaction_that_locks_the_key(harness: Harness, gate: Any) -> None:
     queue, other = harness.queue(target=harness.committed_dsn()), harness.queue(create=False)
     queue.put_many(["a", "b", "c"], **gate)
     queue.put("other key", limits={"other": 1})
@@ -345,7 +345,7 @@ def test_admission_waits_for_no_transaction_that_has_locked_the_key(harness: Har
     assert (sorted(given) if gate is ONE else given) == ["b", "c"]
 
 
-def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_postponed(harness: Harness) -> None:
+def test_job_parked_while_its_limit_key_was_locked_is_unparked_later(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     queue.put_many(["a", "b", "c"], limits={"two": 2})
     first = queue.lease(60, wait=0)
@@ -356,7 +356,7 @@ def test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_pos
     assert {other.lease(60, wait=PATIENCE).data, other.lease(60, wait=PATIENCE).data} == {"b", "c"}
 
 
-def test_a_worker_does_not_wait_for_a_transaction_that_has_locked_a_key(harness: Harness) -> None:
+def test_worker_does_not_wait_for_a_transaction_that_locks_a_limit_key(harness: Harness) -> None:
     queue, held = harness.task_queue(), harness.connect(harness.committed_dsn())
     done: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
@@ -423,7 +423,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("action", REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_job_whose_admission_fails_is_put_back(harness: Harness, action: str) -> None:
+def test_job_whose_admission_fails_is_put_back(harness: Harness, action: str) -> None:
     harness.needs_sessions()
     queue = harness.queue()
     queue.put_many(["a", "b"], limits={"two": 2})
@@ -438,7 +438,7 @@ def test_a_job_whose_admission_fails_is_put_back(harness: Harness, action: str) 
     assert [(job.data, job.attempts, job.crashes) for job in jobs] == [("a", 1, 0), ("b", 1, 0)]
 
 
-def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) -> None:
+def test_jobs_behind_jobs_that_cannot_be_admitted_are_leased(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(range(5), limits={"two": 2})
     queue.put("plain")
@@ -452,7 +452,7 @@ def test_jobs_behind_those_that_cannot_be_admitted_are_leased(harness: Harness) 
     assert [(job.attempts, job.crashes) for job in jobs] == [(1, 0)] * 2
 
 
-def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(
+def test_worker_runs_jobs_behind_jobs_that_cannot_be_admitted(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locked_keys, "ASIDE", 0.5)
@@ -481,7 +481,7 @@ def test_a_worker_runs_jobs_behind_those_that_cannot_be_admitted(
 
 
 @pytest.mark.only("blocking")
-def test_work_performs_jobs_behind_those_that_cannot_be_admitted_and_then_those(harness: Harness) -> None:
+def test_work_performs_jobs_behind_jobs_that_cannot_be_admitted_first(harness: Harness) -> None:
     queue = harness.task_queue(timeout=0.01)
     seen, others = Notes(), Notes()
 
@@ -501,7 +501,7 @@ def test_work_performs_jobs_behind_those_that_cannot_be_admitted_and_then_those(
     assert len(seen.items) == 3
 
 
-def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(harness: Harness) -> None:
+def test_worker_death_before_admission_counts_no_crash(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a", **ONE)
     core = unwrapped(queue)
@@ -516,7 +516,7 @@ def test_nothing_is_held_against_a_job_whose_worker_dies_before_it_is_admitted(h
     assert (job.token, job.attempts, job.crashes) == (2, 1, 0)
 
 
-def test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time(harness: Harness) -> None:
+def test_limit_keys_are_locked_few_at_a_time(harness: Harness) -> None:
     queue, place = harness.queue(), TableName("queue", harness.schema).related("_slots")
     number, schema = 2 * concurrency_limits.MOST_KEYS + 50, quote(harness.schema)
     harness.sql(f"CREATE TABLE {schema}.counted (locks bigint)", rows=False)
@@ -544,7 +544,7 @@ def test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time(harnes
     assert slots(harness) == []
 
 
-def test_a_larger_limit_lets_newer_jobs_in(harness: Harness) -> None:
+def test_larger_limit_on_a_key_admits_newer_jobs(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b"], **ONE)
     queue.put_many(["c", "d"], limits={"one": 2})
@@ -560,7 +560,7 @@ def test_a_larger_limit_lets_newer_jobs_in(harness: Harness) -> None:
     assert sorted(done) == ["b", "d"]
 
 
-def test_get_does_not_look_at_limits(harness: Harness) -> None:
+def test_get_ignores_concurrency_limits(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(range(3), **ONE)
     assert data(queue.get_many(5)) == [0, 1, 2]
@@ -569,7 +569,7 @@ def test_get_does_not_look_at_limits(harness: Harness) -> None:
 @pytest.mark.parametrize(
     "limits", [{"a": 0}, {"a": -1}, {"a": 1.5}, {"a": True}, {"a": "3"}, {"a": None}, {"": 1}, {5: 1}, {"\0": 1}]
 )
-def test_what_cannot_be_a_limit(harness: Harness, limits: Any) -> None:
+def test_concurrency_limit_of_a_bad_value_is_refused(harness: Harness, limits: Any) -> None:
     queue = harness.queue()
     for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
         with pytest.raises((ConfigurationError, InvalidName)):
@@ -578,7 +578,7 @@ def test_what_cannot_be_a_limit(harness: Harness, limits: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["'; --", "{}", ":key", "%s", "…æøå", " ", "a" * MAX_KEY, 'gate"', '"gate"', "limit:"])
-def test_what_can_be_a_limit_or_group(harness: Harness, key: str) -> None:
+def test_concurrency_limit_and_group_may_be_any_valid_text(harness: Harness, key: str) -> None:
     queue = harness.queue()
     for gate in ({"limits": {key: 1}}, {"group": key}):
         queue.put_many([1, 2], **gate)
@@ -593,7 +593,7 @@ def test_what_can_be_a_limit_or_group(harness: Harness, key: str) -> None:
 # Several limits
 
 
-def test_a_job_needs_all_of_its_places(harness: Harness) -> None:
+def test_job_under_several_limits_needs_all_its_slots(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("x", limits={"x": 1})
     queue.put("xy", limits={"x": 1, "y": 1})
@@ -611,7 +611,7 @@ def test_a_job_needs_all_of_its_places(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("keys", [("x", "y"), ("y", "x")])
-def test_jobs_do_not_wait_for_one_another_in_a_circle(harness: Harness, keys: tuple[str, str]) -> None:
+def test_jobs_under_several_limits_do_not_deadlock(harness: Harness, keys: tuple[str, str]) -> None:
     queue = harness.queue()
     one, two = keys
     queue.put(one, limits={one: 1})
@@ -634,7 +634,7 @@ def test_jobs_do_not_wait_for_one_another_in_a_circle(harness: Harness, keys: tu
     assert sorted(done) == sorted(["both", "both too"] + ([two] if on_two_again is None else []))
 
 
-def test_a_place_that_is_scarce_is_kept_and_one_that_is_not_is_given_to_others(harness: Harness) -> None:
+def test_scarce_slot_is_kept_and_plentiful_slot_is_given_to_others(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("all", limits={"all": 2})
     queue.put("all, too", limits={"all": 2})
@@ -651,7 +651,7 @@ def test_a_place_that_is_scarce_is_kept_and_one_that_is_not_is_given_to_others(h
     assert data(all_leased(queue)) == ["of a"]
 
 
-def test_a_circle_of_jobs_that_were_put_under_other_limits_is_broken_by_the_sweep(harness: Harness) -> None:
+def test_deadlocked_slots_of_different_limits_are_freed_by_the_sweep(harness: Harness) -> None:
     queue = harness.queue()
     # They do not agree on which key is the scarcer.  Each was given what the others wait for: none can go on.
     ids = queue.put_many([1, 2], limits={"x": 1, "y": 2}) + queue.put_many([3, 4], limits={"x": 2, "y": 1})
@@ -673,7 +673,7 @@ def test_a_circle_of_jobs_that_were_put_under_other_limits_is_broken_by_the_swee
     assert slots(harness) == []
 
 
-def test_many_under_several_limits_get_through(harness: Harness) -> None:
+def test_jobs_under_several_limits_all_run_within_them(harness: Harness) -> None:
     queue = harness.queue(max_connections=6)
     chance = random.Random(7)
     limits = {"a": 1, "b": 1, "c": 2, "d": 3}
@@ -720,7 +720,7 @@ def parked(harness: Harness) -> tuple[Any, Any, list[int]]:
 Parked = tuple[Any, Any, list[int]]
 
 
-def test_a_parked_job_is_seen(harness: Harness, parked: Parked) -> None:
+def test_parked_job_is_in_stats_and_inspect(harness: Harness, parked: Parked) -> None:
     queue, _, ids = parked
     stats = queue.stats()
     assert (stats.ready, stats.scheduled, stats.leased, stats.oldest, stats.parked) == (0, 0, 1, None, 3)
@@ -729,7 +729,7 @@ def test_a_parked_job_is_seen(harness: Harness, parked: Parked) -> None:
     assert (queue.inspect(ids[0]).state, queue.inspect(ids[0]).attempts) == ("parked", 0)
 
 
-def test_a_parked_job_counts_no_crash(parked: Parked) -> None:
+def test_parked_job_counts_no_crash(parked: Parked) -> None:
     queue, first, _ = parked
     for _ in range(3):
         assert all_leased(queue) == []
@@ -739,14 +739,14 @@ def test_a_parked_job_counts_no_crash(parked: Parked) -> None:
     assert (job.attempts, job.token) == (1, 2)
 
 
-def test_nobody_takes_a_parked_job(harness: Harness, parked: Parked) -> None:
+def test_parked_job_is_never_fetched(harness: Harness, parked: Parked) -> None:
     queue, _, _ = parked
     harness.expire()
     assert [job.data for job in queue.get_many(10, block=False)] == ["first"]
     assert queue.get(block=False) is None
 
 
-def test_a_parked_job_is_cancelled(harness: Harness, parked: Parked) -> None:
+def test_parked_job_can_be_cancelled(harness: Harness, parked: Parked) -> None:
     queue, first, ids = parked
     assert queue.cancel(ids[0]) is True
     assert queue.cancel(ids[0]) is False
@@ -758,14 +758,14 @@ def test_a_parked_job_is_cancelled(harness: Harness, parked: Parked) -> None:
     assert (slots(harness), queue.stats().parked) == ([], 0)
 
 
-def test_a_parked_job_is_changed(parked: Parked) -> None:
+def test_parked_job_can_be_updated(parked: Parked) -> None:
     queue, first, ids = parked
     queue.update(ids[0], "new")
     first.ack()
     assert data(all_leased(queue)) == ["new"]
 
 
-def test_parked_jobs_are_cleared(harness: Harness, parked: Parked) -> None:
+def test_parked_jobs_are_deleted_by_clear(harness: Harness, parked: Parked) -> None:
     queue, _, _ = parked
     queue.clear()
     assert (slots(harness), queue.stats().parked, queue.stats().leased) == ([], 0, 0)
@@ -789,7 +789,7 @@ GONE: dict[str, Callable[[Harness, Any, Any], object]] = {
 
 @pytest.mark.parametrize("way", GONE)
 @pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
-def test_the_sweep_frees_the_place_of_a_job_that_is_gone(harness: Harness, way: str, gate: Any) -> None:
+def test_sweep_frees_the_slot_of_a_job_that_is_gone(harness: Harness, way: str, gate: Any) -> None:
     queue = harness.queue()
     queue.put_many(["first", "second", "third"], **gate)
     [first] = all_leased(queue)
@@ -805,7 +805,7 @@ def test_the_sweep_frees_the_place_of_a_job_that_is_gone(harness: Harness, way: 
     assert data(all_leased(queue)) == ["third"]
 
 
-def test_the_sweep_lets_in_whom_nobody_told(harness: Harness, parked: Parked) -> None:
+def test_sweep_unparks_jobs_whose_slot_row_was_lost(harness: Harness, parked: Parked) -> None:
     queue, first, _ = parked
     harness.sql(f"DELETE FROM {TableName('queue', harness.schema).related('_slots')}", rows=False)
     sweep(harness, queue)
@@ -813,14 +813,14 @@ def test_the_sweep_lets_in_whom_nobody_told(harness: Harness, parked: Parked) ->
     first.ack()
 
 
-def test_the_sweep_of_nothing(harness: Harness) -> None:
+def test_sweep_without_parked_jobs_changes_nothing(harness: Harness) -> None:
     queue = harness.queue()
     queue.put(1)
     sweep(harness, queue)
     assert queue.get().data == 1
 
 
-def test_the_sweep_looks_after_its_own_queue_only(harness: Harness) -> None:
+def test_sweep_changes_only_its_own_queue(harness: Harness) -> None:
     pq = harness.pq()
     for name in ("a", "b"):
         pq[name].put_many([1, 2], **ONE)
@@ -832,7 +832,7 @@ def test_the_sweep_looks_after_its_own_queue_only(harness: Harness) -> None:
     assert all_leased(pq["b"]) == []
 
 
-def test_cancelling_who_has_a_place_lets_the_next_in(harness: Harness) -> None:
+def test_cancelled_running_job_releases_its_slot(harness: Harness) -> None:
     queue = harness.queue()
     ids = queue.put_many(["a", "b", "c"], **ONE)
     [first] = all_leased(queue)
@@ -842,7 +842,7 @@ def test_cancelling_who_has_a_place_lets_the_next_in(harness: Harness) -> None:
     assert slots(harness) == [("limit:one", ids[1])]
 
 
-def test_a_cancellation_that_is_rolled_back_lets_nobody_in(harness: Harness, parked: Parked) -> None:
+def test_rolled_back_cancellation_unparks_no_job(harness: Harness, parked: Parked) -> None:
     queue, first, ids = parked
 
     def undone() -> None:
@@ -855,7 +855,7 @@ def test_a_cancellation_that_is_rolled_back_lets_nobody_in(harness: Harness, par
     assert data(all_leased(queue)) == ["a"]
 
 
-def test_a_job_that_somebody_else_holds_locked_stands_in_nobodys_way(harness: Harness, parked: Parked) -> None:
+def test_parked_job_locked_by_another_transaction_is_skipped(harness: Harness, parked: Parked) -> None:
     queue, first, ids = parked
     caller = harness.connect()
     caller.begin()
@@ -868,7 +868,7 @@ def test_a_job_that_somebody_else_holds_locked_stands_in_nobodys_way(harness: Ha
     assert data(all_leased(queue)) == ["a"]
 
 
-def test_many_that_are_parked_hide_nothing(harness: Harness) -> None:
+def test_parked_jobs_hide_no_free_job(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(range(300), **ONE)
     queue.put("free")
@@ -880,7 +880,7 @@ def test_many_that_are_parked_hide_nothing(harness: Harness) -> None:
 # Groups
 
 
-def test_a_group_goes_in_order_one_at_a_time(harness: Harness) -> None:
+def test_group_runs_in_order_one_job_concurrently(harness: Harness) -> None:
     queue = harness.queue()
     for number in range(5):
         queue.put(number, group="g")
@@ -891,7 +891,7 @@ def test_a_group_goes_in_order_one_at_a_time(harness: Harness) -> None:
     assert slots(harness) == []
 
 
-def test_groups_do_not_wait_for_one_another(harness: Harness) -> None:
+def test_groups_run_independently(harness: Harness) -> None:
     queue = harness.queue()
     for _ in range(3):
         for group in "abc":
@@ -900,7 +900,7 @@ def test_groups_do_not_wait_for_one_another(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["a", "b", "c", "free"]
 
 
-def test_a_group_goes_in_the_order_of_puts_whatever_is_expected(harness: Harness) -> None:
+def test_group_runs_in_the_order_of_puts_whatever_expected_at(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("first", group="g")
     queue.put("urgent", None, "0s", group="g")
@@ -913,7 +913,7 @@ def test_a_group_goes_in_the_order_of_puts_whatever_is_expected(harness: Harness
     assert order == ["first", "urgent", "due"]
 
 
-def test_a_job_that_is_put_off_holds_up_its_group(harness: Harness) -> None:
+def test_scheduled_job_holds_up_its_group(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("later", "1h", group="g")
     queue.put("next", group="g")
@@ -928,7 +928,7 @@ def test_a_job_that_is_put_off_holds_up_its_group(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["next"]
 
 
-def test_a_lease_that_ran_out_holds_up_its_group(harness: Harness) -> None:
+def test_expired_lease_holds_up_its_group(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b"], group="g")
     [old] = all_leased(queue)
@@ -943,7 +943,7 @@ def test_a_lease_that_ran_out_holds_up_its_group(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["b"]
 
 
-def test_a_cancelled_job_lets_its_group_go_on(harness: Harness) -> None:
+def test_cancelled_job_lets_its_group_continue(harness: Harness) -> None:
     queue = harness.queue()
     ids = queue.put_many(["a", "b", "c"], group="g")
     assert queue.cancel(ids[0])
@@ -953,7 +953,7 @@ def test_a_cancelled_job_lets_its_group_go_on(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["c"]
 
 
-def test_a_job_of_an_older_transaction_goes_before_those_that_wait(harness: Harness) -> None:
+def test_group_runs_a_job_of_an_older_transaction_before_parked_jobs(harness: Harness) -> None:
     queue, caller = harness.queue(), harness.connect()
     caller.begin()
     old = queue.put("old", group="g", connection=caller.raw)
@@ -970,7 +970,7 @@ def test_a_job_of_an_older_transaction_goes_before_those_that_wait(harness: Harn
     assert data(all_leased(queue)) == ["c"]
 
 
-def test_a_group_in_order_whatever_happens_to_its_jobs(harness: Harness) -> None:
+def test_group_stays_in_order_through_every_end_of_its_jobs(harness: Harness) -> None:
     queue = harness.queue(max_connections=6)
     groups = {name: [queue.put(name, group=name) for _ in range(15)] for name in "abc"}
     number = sum(map(len, groups.values()))
@@ -1016,7 +1016,7 @@ class Expiring:
             )
 
 
-def test_a_group_in_order_under_workers_that_retry_and_give_up(harness: Harness) -> None:
+def test_group_stays_in_order_under_workers_with_retries_and_dead_letters(harness: Harness) -> None:
     pq = harness.tasks()
     queue = pq["q"]
     gauges = {name: Gauge() for name in "ab"}
@@ -1050,7 +1050,7 @@ def test_a_group_in_order_under_workers_that_retry_and_give_up(harness: Harness)
 
 
 @pytest.mark.parametrize("group", ["", 5, b"g", "\0", "\ud800", "g" * (MAX_KEY + 1)])
-def test_what_cannot_be_a_group(harness: Harness, group: Any) -> None:
+def test_group_of_a_bad_value_is_refused(harness: Harness, group: Any) -> None:
     queue = harness.queue()
     for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
         with pytest.raises((ConfigurationError, InvalidName)):
@@ -1070,7 +1070,7 @@ def age(harness: Harness, time: str) -> None:
     harness.sql(f"UPDATE {rates(harness)} SET refilled_at = refilled_at - interval '{time}'", rows=False)
 
 
-def test_so_many_are_leased_in_a_time(harness: Harness) -> None:
+def test_rate_limit_leases_its_number_per_period(harness: Harness) -> None:
     queue, other = harness.queue(rate="5/1h"), harness.queue(rate="5/1h", create=False)
     queue.put_many(range(30))
     assert data(all_leased(queue, 3) + all_leased(other) + all_leased(queue)) == [0, 1, 2, 3, 4]
@@ -1084,7 +1084,7 @@ def test_so_many_are_leased_in_a_time(harness: Harness) -> None:
     assert all_leased(other) == []
 
 
-def test_a_rate_is_of_a_queue_and_of_leases(harness: Harness) -> None:
+def test_rate_limit_applies_to_one_queue_and_to_leases_only(harness: Harness) -> None:
     pq = harness.pq()
     limited, free = pq.queue("a", rate="1/1h"), pq.queue("b")
     for queue in (limited, free):
@@ -1094,7 +1094,7 @@ def test_a_rate_is_of_a_queue_and_of_leases(harness: Harness) -> None:
     assert len(limited.get_many(5, block=False)) == 4
 
 
-def test_what_is_not_used_is_not_used_up(harness: Harness) -> None:
+def test_rate_limit_charges_nothing_for_jobs_not_leased(harness: Harness) -> None:
     queue = harness.queue(rate="3/1h")
     for _ in range(5):
         assert all_leased(queue) == []
@@ -1106,7 +1106,7 @@ def test_what_is_not_used_is_not_used_up(harness: Harness) -> None:
     assert data(all_leased(queue)) == ["c", "d"]
 
 
-def test_a_rate_is_not_exceeded_by_many_at_once(harness: Harness) -> None:
+def test_rate_limit_holds_under_concurrent_consumers(harness: Harness) -> None:
     size, number = 40, 90
     queue = harness.queue(rate=f"{size}/1s", max_connections=8)
     queue.put_many(range(number))
@@ -1131,7 +1131,7 @@ def test_a_rate_is_not_exceeded_by_many_at_once(harness: Harness) -> None:
             assert last - first + 1 <= size + (moments[last] - moments[first] + 0.25) * size + 1
 
 
-def test_who_waits_is_given_a_job_when_the_rate_allows_it(harness: Harness) -> None:
+def test_rate_limited_waiter_gets_a_job_when_the_rate_allows_it(harness: Harness) -> None:
     queue = harness.queue(rate="10/1s", poll_interval=3600)
     queue.put_many(range(12))
     assert len(all_leased(queue)) >= 10
@@ -1139,6 +1139,6 @@ def test_who_waits_is_given_a_job_when_the_rate_allows_it(harness: Harness) -> N
 
 
 @pytest.mark.parametrize("rate", ["", "5", "5/", "/1s", "0/1s", "-1/1s", "1.5/1s", "5/0s", "5/x", "x/1s", 5, "5/1s/2"])
-def test_what_cannot_be_a_rate(harness: Harness, rate: Any) -> None:
+def test_rate_limit_of_a_bad_value_is_refused(harness: Harness, rate: Any) -> None:
     with pytest.raises(ConfigurationError):
         harness.queue(rate=rate)

@@ -52,7 +52,7 @@ def running_loop() -> Iterator[Run]:
         loop.close()
 
 
-def test_loops_that_take_turns_keep_their_connections(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loops_that_alternate_keep_their_connections(harness: Harness, pq: AsyncPQ) -> None:
     with running_loop() as first, running_loop() as second:
         for number in range(10):
             first(pq["q"].put(number))
@@ -62,7 +62,7 @@ def test_loops_that_take_turns_keep_their_connections(harness: Harness, pq: Asyn
     assert asyncio.run(pq["q"].count()) == 20
 
 
-def test_each_loop_has_its_own_limit_of_connections(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loops_have_separate_connection_limits(harness: Harness, pq: AsyncPQ) -> None:
     async def many() -> None:
         await asyncio.gather(*(pq["q"].put(number) for number in range(10)))
 
@@ -74,7 +74,7 @@ def test_each_loop_has_its_own_limit_of_connections(harness: Harness, pq: AsyncP
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_each_loop_listens_for_itself(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loops_listen_separately(harness: Harness, pq: AsyncPQ) -> None:
     pq["q"].poll_interval = 3600
     with running_loop() as first, running_loop() as second:
         for run in (first, second, first, second):
@@ -86,7 +86,7 @@ def test_each_loop_listens_for_itself(harness: Harness, pq: AsyncPQ) -> None:
     harness.eventually(lambda: harness.connections() == 0)
 
 
-def test_close_ends_the_connections_of_other_loops_too(harness: Harness, pq: AsyncPQ) -> None:
+def test_close_ends_the_connections_of_other_event_loops(harness: Harness, pq: AsyncPQ) -> None:
     with running_loop() as first, running_loop() as second:
         for run in (first, second):
             run(pq["q"].put("a"))
@@ -96,7 +96,7 @@ def test_close_ends_the_connections_of_other_loops_too(harness: Harness, pq: Asy
         harness.eventually(lambda: harness.connections() == 0)
 
 
-def test_nothing_is_kept_of_loops_that_ended(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loop_that_ended_is_not_referenced(harness: Harness, pq: AsyncPQ) -> None:
     loops: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 
     async def use() -> None:
@@ -113,7 +113,7 @@ def test_nothing_is_kept_of_loops_that_ended(harness: Harness, pq: AsyncPQ) -> N
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_loop_that_is_closed_without_ceremony_leaves_no_connection(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loop_closed_without_shutdown_leaves_no_connection(harness: Harness, pq: AsyncPQ) -> None:
     known: list[ref[asyncio.AbstractEventLoop]] = []
     for _ in range(3):
         loop = asyncio.new_event_loop()
@@ -126,7 +126,7 @@ def test_a_loop_that_is_closed_without_ceremony_leaves_no_connection(harness: Ha
     assert [loop() for loop in known] == [None] * 3
 
 
-def test_a_loop_that_has_ended_its_generators_can_be_used_again(harness: Harness, pq: AsyncPQ) -> None:
+def test_event_loop_whose_generators_were_shut_down_can_be_used_again(harness: Harness, pq: AsyncPQ) -> None:
     loop = asyncio.new_event_loop()
     try:
         for _ in range(2):

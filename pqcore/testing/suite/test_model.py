@@ -352,7 +352,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete"])
-def test_a_queue_does_as_its_model(harness: Harness, retention: str) -> None:
+def test_queue_behaves_as_its_model(harness: Harness, retention: str) -> None:
     class Bound(Machine):
         pass
 

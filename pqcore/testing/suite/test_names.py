@@ -88,7 +88,7 @@ def dropped(harness: Harness, schema: str) -> Iterator[None]:
 # Queues
 
 
-def test_a_queue_may_have_any_name(harness: Harness) -> None:
+def test_queue_name_may_be_any_text(harness: Harness) -> None:
     pq = harness.pq()
     pq["q"].put("another's")
     for name in QUEUES.values():
@@ -123,7 +123,7 @@ def check_queue(harness: Harness, pq: Any, name: str) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_is_woken_on_a_queue_of_any_name(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_of_any_name_wakes_its_waiter(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, wait = threading.Event(), Listener.wait
 
     async def noticed(*arguments: Any) -> None:
@@ -143,7 +143,7 @@ def test_a_waiter_is_woken_on_a_queue_of_any_name(harness: Harness, monkeypatch:
         assert time.monotonic() - began < 5, name  # woken, and not because it was time to look
 
 
-def test_an_injected_statement_is_not_run(harness: Harness) -> None:
+def test_queue_name_with_injected_sql_is_not_run(harness: Harness) -> None:
     pq = harness.pq(retention="archive")
     table = pq["q"].table
     for name in (
@@ -164,7 +164,7 @@ def test_an_injected_statement_is_not_run(harness: Harness) -> None:
     assert names(harness) == []
 
 
-def test_names_that_look_alike_are_different_queues(harness: Harness) -> None:
+def test_queue_names_that_look_alike_are_different_queues(harness: Harness) -> None:
     pq = harness.pq()
     alike = ["\u00e9", "e\u0301", "\u00c5", "\u212b", "A\u030a", "%", "_"]
     alike += ["apple", "Apple", "apple ", " apple", "\uff41pple", "apple\u200b", "\u0430pple"]
@@ -177,7 +177,7 @@ def test_names_that_look_alike_are_different_queues(harness: Harness) -> None:
         assert pq[name].get(block=False) is None
 
 
-def test_the_last_slash_names_the_serializer(harness: Harness) -> None:
+def test_queue_name_suffix_after_the_last_slash_names_the_serializer(harness: Harness) -> None:
     pq = harness.pq()
     assert pq["a/json"].name == "a"
     assert pq["a/b/json"].name == "a/b"
@@ -190,7 +190,7 @@ def test_the_last_slash_names_the_serializer(harness: Harness) -> None:
         pq["a/b"]
 
 
-def test_an_escaped_slash_belongs_to_the_name(harness: Harness) -> None:
+def test_queue_name_keeps_an_escaped_slash(harness: Harness) -> None:
     pq = harness.pq()
     for written, name in [("a\\/b", "a/b"), ("a\\/b/json", "a/b"), ("\\/", "/"), ("a\\/b\\/c/pickle", "a/b/c")]:
         assert pq[written].name == name
@@ -199,7 +199,7 @@ def test_an_escaped_slash_belongs_to_the_name(harness: Harness) -> None:
     assert names(harness) == ["a/b", "a/b", "/", "a/b/c"]
 
 
-def test_a_name_is_taken_as_it_is_if_the_serializer_is_named_apart(harness: Harness) -> None:
+def test_queue_name_is_taken_literally_with_a_serializer_argument(harness: Harness) -> None:
     pq = harness.pq()
     for name in ("a/b", "a/json", "a\\/b", "/", "json/"):
         queue = pq.queue(name, serializer="json")
@@ -210,7 +210,7 @@ def test_a_name_is_taken_as_it_is_if_the_serializer_is_named_apart(harness: Harn
 
 
 @pytest.mark.parametrize("retention", ["keep", "archive"])
-def test_the_longest_name_fits_all_indexes(harness: Harness, retention: str) -> None:
+def test_queue_name_of_maximum_length_fits_all_indexes(harness: Harness, retention: str) -> None:
     queue = harness.queue(LONGEST, retention=retention)
     queue.put(1, "1h", "1h")
     queue.put(2, expected_at="1h")
@@ -230,7 +230,7 @@ def test_the_longest_name_fits_all_indexes(harness: Harness, retention: str) -> 
     assert queue.stats().parked == 2
 
 
-def test_the_longest_name_may_have_a_serializer_behind(harness: Harness) -> None:
+def test_queue_name_of_maximum_length_may_have_a_serializer_suffix(harness: Harness) -> None:
     assert harness.pq(create=False)[LONGEST + "/pickle"].name == LONGEST
 
 
@@ -239,7 +239,7 @@ def test_the_longest_name_may_have_a_serializer_behind(harness: Harness) -> None
     ["", "\0", "a\0b", "\ud800", "a\udfffb", "x" * 2_001, "é" * 1_001, None, 5, b"bytes", ("a",), "/json", "\0/json"],
     ids=repr,
 )
-def test_a_bad_name_is_refused_before_anything_is_sent(harness: Harness, name: Any) -> None:
+def test_queue_name_of_a_bad_value_is_refused_before_connecting(harness: Harness, name: Any) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(InvalidName, match="queue name") as caught:
         pq[name]
@@ -255,7 +255,7 @@ def test_a_bad_name_is_refused_before_anything_is_sent(harness: Harness, name: A
 
 
 @each_table
-def test_a_table_may_be_called(harness: Harness, name: str) -> None:
+def test_table_name_may_be_any_text(harness: Harness, name: str) -> None:
     pq = harness.pq(table=name, retention="archive")
     pq.create()
     queue = pq["q"]
@@ -273,7 +273,7 @@ def test_a_table_may_be_called(harness: Harness, name: str) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete"])
-def test_a_nasty_table_leaves_its_neighbours_alone(harness: Harness, retention: str) -> None:
+def test_table_name_with_injected_sql_leaves_other_tables_unchanged(harness: Harness, retention: str) -> None:
     neighbour = harness.queue()
     neighbour.put("untouched")
     for name in ('queue"; DROP TABLE queue; --', "queue; DELETE FROM queue", "queue AS q", "queue --", "queue*"):
@@ -285,7 +285,7 @@ def test_a_nasty_table_leaves_its_neighbours_alone(harness: Harness, retention: 
 
 
 @each_table
-def test_a_schema_may_be_called(harness: Harness, name: str) -> None:
+def test_schema_name_may_be_any_text(harness: Harness, name: str) -> None:
     with dropped(harness, name):
         pq = harness.pq(schema=name)
         pq.create()
@@ -296,7 +296,7 @@ def test_a_schema_may_be_called(harness: Harness, name: str) -> None:
         assert tables(harness) == set()
 
 
-def test_a_table_and_its_schema_may_both_be_nasty(harness: Harness) -> None:
+def test_table_and_schema_names_may_both_need_quoting(harness: Harness) -> None:
     for name, schema in [('"."', harness.schema + '"."'), ("it's", harness.schema + " it's \\ {table} %s")]:
         with dropped(harness, schema):
             queue = harness.queue(table=name, schema=schema)
@@ -305,7 +305,7 @@ def test_a_table_and_its_schema_may_both_be_nasty(harness: Harness) -> None:
             assert name in tables(harness, schema)
 
 
-def test_a_table_may_be_qualified(harness: Harness) -> None:
+def test_table_name_may_be_qualified_with_a_schema(harness: Harness) -> None:
     queue = harness.queue(table=f"{harness.schema}.apples", schema=None)
     queue.put(1)
     assert queue.get().data == 1
@@ -313,7 +313,7 @@ def test_a_table_may_be_qualified(harness: Harness) -> None:
     assert harness.pq(table="apples", create=False)["q"].stats().ready == 0  # the same table
 
 
-def test_a_dot_is_part_of_the_table_if_the_schema_is_named_apart(harness: Harness) -> None:
+def test_table_name_keeps_its_dot_with_a_schema_argument(harness: Harness) -> None:
     queue = harness.queue(table="green.apples")
     queue.put(1)
     assert queue.get().data == 1
@@ -323,7 +323,7 @@ def test_a_dot_is_part_of_the_table_if_the_schema_is_named_apart(harness: Harnes
 @pytest.mark.parametrize(
     "name", ["", "\0", "a\0b", "\ud800", "t" * 64, "é" * 32, 5, b"bytes", "{table}" * 10], ids=repr
 )
-def test_a_bad_table_or_schema_is_refused(harness: Harness, name: Any) -> None:
+def test_table_and_schema_names_of_bad_values_are_refused(harness: Harness, name: Any) -> None:
     with pytest.raises(InvalidName, match="table name") as caught:
         harness.pq(table=name, create=False)
     assert isinstance(caught.value, ValueError)
@@ -333,12 +333,12 @@ def test_a_bad_table_or_schema_is_refused(harness: Harness, name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "a.", ".a", f"{'s' * 64}.a", f"a.{'t' * 64}"])
-def test_a_badly_qualified_table_is_refused(harness: Harness, name: str) -> None:
+def test_table_name_with_a_bad_qualification_is_refused(harness: Harness, name: str) -> None:
     with pytest.raises(InvalidName):
         harness.pq(table=name, schema=None, create=False)
 
 
-def test_tables_alike_in_their_first_60_bytes_keep_apart(harness: Harness) -> None:
+def test_table_names_equal_in_their_first_60_bytes_are_separate_tables(harness: Harness) -> None:
     alike = ["t" * 60 + end for end in ("aaa", "bbb", "é", "")]
     queues = {name: harness.queue(table=name, retention="archive") for name in alike}
     for name, queue in queues.items():
@@ -366,7 +366,7 @@ def test_tables_alike_in_their_first_60_bytes_keep_apart(harness: Harness) -> No
 # Data
 
 
-def test_nasty_data_is_data(harness: Harness) -> None:
+def test_data_with_sql_syntax_come_back_unchanged(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq["q"]
     data = list(QUEUES.values())

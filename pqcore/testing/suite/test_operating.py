@@ -57,7 +57,7 @@ def test_attempts_of_a_job_that_expired_unrun_are_none(harness: Harness) -> None
     assert (letter.reason, letter.attempts, letter.crashes, queue.jobs("dead")[0].attempts) == ("expired", 0, 0, 0)
 
 
-def test_a_list_of_jobs_refuses_what_it_does_not_know(harness: Harness) -> None:
+def test_job_list_refuses_bad_arguments(harness: Harness) -> None:
     queue = harness.queue()
     with pytest.raises(ConfigurationError, match="'lost' is no state"):
         queue.jobs("lost")
@@ -67,7 +67,7 @@ def test_a_list_of_jobs_refuses_what_it_does_not_know(harness: Harness) -> None:
         queue.jobs(older_than="soon")
 
 
-def test_a_job_is_run_again_whatever_has_become_of_it(harness: Harness) -> None:
+def test_retry_runs_finished_and_scheduled_jobs_again(harness: Harness) -> None:
     queue = harness.queue()
     done, later, waits = queue.put("done"), queue.put("later", "1h"), None
     assert queue.get().id == done
@@ -95,7 +95,7 @@ def test_jobs_are_moved_to_another_queue(harness: Harness) -> None:
     assert [job.id for job in queue.jobs()] == [leased]
 
 
-def test_a_move_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
+def test_move_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq["q"]
     job_id = queue.put(1)
@@ -105,7 +105,7 @@ def test_a_move_in_a_transaction_is_undone_with_it(harness: Harness) -> None:
     assert queue.get().id == job_id
 
 
-def test_a_move_names_another_queue_of_the_same_table(harness: Harness) -> None:
+def test_move_needs_another_queue_of_the_same_table(harness: Harness) -> None:
     queue = harness.queue()
     with pytest.raises(ConfigurationError, match="name another"):
         queue.move("q")

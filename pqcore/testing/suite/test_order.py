@@ -100,13 +100,13 @@ every_way = pytest.mark.parametrize(
 
 
 @every_way
-def test_of_plain_jobs_the_first_put_is_the_first_taken(harness: Harness, taken: Taking) -> None:
+def test_plain_jobs_are_taken_in_the_order_of_puts(harness: Harness, taken: Taking) -> None:
     queue = harness.queue()
     ids = [queue.put(number) for number in range(9)]
     assert taken(queue) == ids
 
 
-def test_the_earlier_is_expected_the_sooner_it_is_taken_and_last_what_is_not(harness: Harness) -> None:
+def test_expected_at_orders_jobs_before_plain_jobs(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("none")
     queue.put("late", expected_at="2h")
@@ -115,14 +115,14 @@ def test_the_earlier_is_expected_the_sooner_it_is_taken_and_last_what_is_not(har
     assert drained(queue) == ["overdue", "soon", "late", "none"]
 
 
-def test_an_unscheduled_job_does_not_starve_one_that_was_scheduled(harness: Harness) -> None:
+def test_scheduled_job_that_is_due_goes_before_a_plain_job(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("now")
     queue.put("due for an hour", timedelta(hours=-1))
     assert queue.get().data == "due for an hour"
 
 
-def test_scheduled_jobs_do_not_starve_one_that_waits_for_longer(harness: Harness) -> None:
+def test_scheduled_jobs_do_not_starve_an_older_waiting_job(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("due for a minute", timedelta(minutes=-1))
     waiting = queue.put("put an hour ago")
@@ -130,7 +130,7 @@ def test_scheduled_jobs_do_not_starve_one_that_waits_for_longer(harness: Harness
     assert queue.get().data == "put an hour ago"
 
 
-def test_an_expectation_goes_before_the_time_due(harness: Harness) -> None:
+def test_expected_at_goes_before_schedule_at(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("due for a day", timedelta(days=-1))
     queue.put("expected in a year", expected_at="365d")
@@ -142,7 +142,7 @@ def test_an_expectation_goes_before_the_time_due(harness: Harness) -> None:
     ]
 
 
-def test_of_equal_expectations_the_longest_due_comes_first(harness: Harness) -> None:
+def test_equal_expected_at_is_ordered_by_due_time(harness: Harness) -> None:
     queue = harness.queue()
     put = {
         "now": queue.put("now", None, SECOND),
@@ -155,7 +155,7 @@ def test_of_equal_expectations_the_longest_due_comes_first(harness: Harness) -> 
 
 
 @every_way
-def test_equal_ones_come_by_id(harness: Harness, taken: Taking) -> None:
+def test_jobs_of_equal_order_are_taken_by_id(harness: Harness, taken: Taking) -> None:
     pq = harness.pq()
     ids = {
         "ready": pq["ready"].put_many(range(8), SECOND),
@@ -176,7 +176,7 @@ def test_equal_ones_come_by_id(harness: Harness, taken: Taking) -> None:
     assert {kind: taken(pq[names.get(kind, kind)]) for kind in ids} == ids
 
 
-def test_what_is_scheduled_and_expected_joins_the_order_once_due(harness: Harness) -> None:
+def test_scheduled_job_with_expected_at_joins_the_order_when_due(harness: Harness) -> None:
     queue = harness.queue()
     first = queue.put("first", "1h", FIRST)
     queue.put("second", None, SECOND)
@@ -188,7 +188,7 @@ def test_what_is_scheduled_and_expected_joins_the_order_once_due(harness: Harnes
     assert drained(queue) == ["first", "second", "third", "fourth"]
 
 
-def test_a_lapsed_lease_takes_its_place_in_the_order(harness: Harness) -> None:
+def test_expired_lease_returns_its_job_to_the_order(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("second", expected_at=SECOND)
     queue.put("fourth")
@@ -204,7 +204,7 @@ def test_a_lapsed_lease_takes_its_place_in_the_order(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("taken", [by_get, by_get_many, by_get_many_at_once])
-def test_the_order_of_putting_does_not_matter(harness: Harness, taken: Taking) -> None:
+def test_order_does_not_depend_on_the_order_of_puts(harness: Harness, taken: Taking) -> None:
     pq = harness.pq()
     hour = timedelta(hours=-1)
     kinds: list[tuple[Any, Any]] = [(None, FIRST), (hour, SECOND), (hour, None), (None, None)]
@@ -215,7 +215,7 @@ def test_the_order_of_putting_does_not_matter(harness: Harness, taken: Taking) -
 
 
 @every_way
-def test_a_mix_of_everything_comes_in_order(harness: Harness, taken: Taking) -> None:
+def test_mixed_jobs_are_taken_in_order(harness: Harness, taken: Taking) -> None:
     seed = 1009
     dice = random.Random(seed)
     queue = harness.queue()
@@ -244,7 +244,7 @@ def test_a_mix_of_everything_comes_in_order(harness: Harness, taken: Taking) -> 
 
 
 @every_way
-def test_what_is_not_due_is_never_taken(harness: Harness, taken: Taking) -> None:
+def test_scheduled_leased_and_finished_jobs_are_never_taken(harness: Harness, taken: Taking) -> None:
     queue = harness.queue()
     queue.put("scheduled", "1h")
     queue.put("scheduled and expected", "1h", FIRST)
@@ -257,7 +257,7 @@ def test_what_is_not_due_is_never_taken(harness: Harness, taken: Taking) -> None
     assert taken(queue) == [due]
 
 
-def test_the_order_is_that_of_the_queue(harness: Harness) -> None:
+def test_order_is_separate_per_queue(harness: Harness) -> None:
     pq = harness.pq()
     for number in range(3):
         pq["a"].put(number, expected_at=FIRST)
@@ -273,7 +273,9 @@ def test_the_order_is_that_of_the_queue(harness: Harness) -> None:
 
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("expected", [None, FIRST])
-def test_a_job_past_many_that_others_hold_is_found(harness: Harness, expected: datetime | None, hidden: bool) -> None:
+def test_get_finds_a_job_behind_many_that_others_hold(
+    harness: Harness, expected: datetime | None, hidden: bool
+) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     queue.put_many(range(300), None, expected)
     if hidden:
@@ -305,7 +307,7 @@ DISTANCES: list[tuple[Any, timedelta]] = [
 ]
 
 
-def test_a_distance_is_added_to_the_clock_of_the_server(harness: Harness) -> None:
+def test_relative_time_is_added_to_the_servers_clock(harness: Harness) -> None:
     # A client's clock could not agree to the microsecond with the server's, which gave enqueued_at.
     queue = harness.queue()
     model: list[tuple[Any, Any]] = []
@@ -336,7 +338,7 @@ MOMENTS = [
 ]
 
 
-def test_a_moment_is_kept_as_it_is_and_naive_means_utc(harness: Harness) -> None:
+def test_absolute_time_is_stored_unchanged_and_naive_means_utc(harness: Harness) -> None:
     queue = harness.queue()
     for moment, _ in MOMENTS:
         queue.put("scheduled", moment)
@@ -352,7 +354,7 @@ def test_a_moment_is_kept_as_it_is_and_naive_means_utc(harness: Harness) -> None
 
 
 @pytest.mark.parametrize("moment", [datetime.min, datetime.max])
-def test_the_first_and_the_last_datetime_stay_finite_or_are_refused(harness: Harness, moment: datetime) -> None:
+def test_extreme_datetimes_stay_finite_or_are_refused(harness: Harness, moment: datetime) -> None:
     # Some drivers take them for the server's -infinity and infinity, which other drivers cannot read.
     queue = harness.queue()
     try:
@@ -364,7 +366,7 @@ def test_the_first_and_the_last_datetime_stay_finite_or_are_refused(harness: Har
     assert queue.get(block=False).expected_at.year == moment.year
 
 
-def test_what_is_scheduled_for_the_past_is_due_at_once(harness: Harness) -> None:
+def test_schedule_at_in_the_past_is_due_immediately(harness: Harness) -> None:
     queue = harness.queue()
     specs = ["0s", timedelta(0), timedelta(days=-1), timedelta(microseconds=-1), FIRST]
     for place, spec in enumerate(specs):
@@ -374,7 +376,7 @@ def test_what_is_scheduled_for_the_past_is_due_at_once(harness: Harness) -> None
         assert [job.data for job in queue.get_many(9, block=False)] == [place, place]
 
 
-def test_the_clock_of_the_server_decides_what_is_due(harness: Harness) -> None:
+def test_servers_clock_decides_whether_a_job_is_due(harness: Harness) -> None:
     queue = harness.queue()
     [[now]] = harness.sql("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
     queue.put("due", now)
@@ -383,7 +385,7 @@ def test_the_clock_of_the_server_decides_what_is_due(harness: Harness) -> None:
     assert drained(queue) == ["due"]
 
 
-def test_a_day_has_24_hours_whatever_the_time_zone_of_the_session(harness: Harness) -> None:
+def test_day_has_24_hours_in_any_session_time_zone(harness: Harness) -> None:
     # Whatever the season, the clocks of Berlin change within one of these.
     distances = [timedelta(days=days) for days in (91, 182, 273)]
     queue = harness.queue()
@@ -400,7 +402,7 @@ def test_a_day_has_24_hours_whatever_the_time_zone_of_the_session(harness: Harne
 
 
 @pytest.mark.parametrize("distance", [timedelta(days=-800_000), timedelta(days=-366 * 5_000)])
-def test_a_time_before_the_first_datetime_is_refused_or_loses_no_job(harness: Harness, distance: timedelta) -> None:
+def test_time_before_the_first_datetime_is_refused_or_keeps_the_job(harness: Harness, distance: timedelta) -> None:
     queue = harness.queue()
     try:
         queue.put("expected", None, distance)
@@ -415,7 +417,7 @@ def test_a_time_before_the_first_datetime_is_refused_or_loses_no_job(harness: Ha
     ("schedule", "expected"),
     [("-infinity", None), (None, "-infinity"), (None, "infinity"), ("4000-01-01 BC", None), (None, "20000-01-01")],
 )
-def test_a_job_is_not_lost_for_a_time_that_no_datetime_can_hold(
+def test_time_outside_datetimes_range_keeps_the_job(
     harness: Harness, schedule: str | None, expected: str | None
 ) -> None:
     # Written by others: the server can hold it.
@@ -433,7 +435,7 @@ def test_a_job_is_not_lost_for_a_time_that_no_datetime_can_hold(
 
 
 @pytest.mark.parametrize("expected", [None, FIRST])
-def test_a_job_parked_at_infinity_does_no_harm(harness: Harness, expected: datetime | None) -> None:
+def test_schedule_at_infinity_leaves_other_jobs_unaffected(harness: Harness, expected: datetime | None) -> None:
     # Servers before PostgreSQL 17 cannot say how long it is until infinity.
     queue = harness.queue()
     queue.put("parked", "1h", expected)
@@ -477,7 +479,7 @@ BAD = [
 ]
 
 
-def test_what_is_not_a_time_is_refused_and_nothing_written(harness: Harness) -> None:
+def test_time_of_a_bad_value_is_refused_and_writes_nothing(harness: Harness) -> None:
     queue = harness.queue()
     for spec in BAD:
         for put, data in ((queue.put, 1), (queue.put_many, [1, 2])):
@@ -492,7 +494,7 @@ def test_what_is_not_a_time_is_refused_and_nothing_written(harness: Harness) -> 
     assert rows(harness) == 1
 
 
-def test_a_bad_time_is_refused_before_the_items_are_looked_at(harness: Harness) -> None:
+def test_time_of_a_bad_value_is_refused_before_items_are_read(harness: Harness) -> None:
     queue = harness.queue()
     items = iter([1, 2])
     with pytest.raises(InvalidTimeSpec):

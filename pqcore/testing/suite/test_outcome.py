@@ -27,7 +27,7 @@ def put_in_a_block(queue: Any) -> None:
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
-def test_a_commit_that_is_not_answered_was_done_or_not(harness: Harness, proxy: Proxy, answered: bool) -> None:
+def test_unanswered_commit_raises_outcome_unknown(harness: Harness, proxy: Proxy, answered: bool) -> None:
     queue = harness.pq(proxy.dsn)["q"]
     assert queue.count() == 0
     proxy.cut_at("COMMIT", answered=answered)
@@ -39,7 +39,7 @@ def test_a_commit_that_is_not_answered_was_done_or_not(harness: Harness, proxy: 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("put", [lambda q: q.put("mark"), lambda q: q.put_many(["mark"] * 2)], ids=["put", "put_many"])
-def test_a_put_that_is_not_answered_was_done_or_not(
+def test_unanswered_put_raises_outcome_unknown(
     harness: Harness, proxy: Proxy, put: Callable[[Any], object], answered: bool
 ) -> None:
     queue = harness.pq(proxy.dsn)["q"]
@@ -50,7 +50,7 @@ def test_a_put_that_is_not_answered_was_done_or_not(
     assert (queue.count() > 0) is answered
 
 
-def test_a_statement_in_a_transaction_that_is_lost_was_not_done(harness: Harness, proxy: Proxy) -> None:
+def test_unanswered_statement_in_a_transaction_raises_connection_lost(harness: Harness, proxy: Proxy) -> None:
     queue = harness.pq(proxy.dsn)["q"]
     assert queue.count() == 0
     proxy.cut_at('"second"', answered=True)
@@ -60,7 +60,7 @@ def test_a_statement_in_a_transaction_that_is_lost_was_not_done(harness: Harness
     assert queue.count() == 0
 
 
-def test_what_only_reads_has_no_outcome(harness: Harness, proxy: Proxy) -> None:
+def test_unanswered_read_raises_connection_lost(harness: Harness, proxy: Proxy) -> None:
     queue = harness.pq(proxy.dsn)["named"]
     queue.put(1)
     assert len(queue.peek()) == 1
@@ -70,7 +70,7 @@ def test_what_only_reads_has_no_outcome(harness: Harness, proxy: Proxy) -> None:
     assert not isinstance(caught.value, OutcomeUnknown)
 
 
-def test_a_get_that_is_not_answered_took_a_job_or_not(harness: Harness, proxy: Proxy) -> None:
+def test_unanswered_get_raises_outcome_unknown(harness: Harness, proxy: Proxy) -> None:
     queue = harness.pq(proxy.dsn)["named"]
     queue.put(1)
     queue.put(2)
@@ -82,9 +82,7 @@ def test_a_get_that_is_not_answered_took_a_job_or_not(harness: Harness, proxy: P
 
 @pytest.mark.requires(Capability.PREPARED)
 @pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
-def test_an_acknowledgement_that_is_not_answered_can_be_sent_again(
-    harness: Harness, proxy: Proxy, answered: bool
-) -> None:
+def test_unanswered_ack_can_be_repeated(harness: Harness, proxy: Proxy, answered: bool) -> None:
     queue = harness.pq(proxy.dsn)["q"]
     queue.put_many(range(5))
     for _ in range(4):

@@ -33,7 +33,7 @@ def test_hot_statements_are_prepared(harness: Harness) -> None:
     assert any("SKIP LOCKED" in text for text in statements)
 
 
-def test_nothing_is_prepared_where_it_must_not_be(harness: Harness) -> None:
+def test_statements_are_not_prepared_where_preparing_is_not_allowed(harness: Harness) -> None:
     assert prepared(harness, allowed=False) == []
 
 
@@ -58,14 +58,14 @@ def use(queue: Any) -> None:
         leased.ack()
 
 
-def test_columns_that_get_other_types_stop_no_statement(harness: Harness) -> None:
+def test_changed_column_types_stop_no_statement(harness: Harness) -> None:
     queue = harness.queue(max_connections=1)
     for _ in range(3):
         use(queue)
         other_types(harness)
 
 
-def test_columns_that_get_other_types_stop_no_put_of_a_block(harness: Harness) -> None:
+def test_changed_column_types_stop_no_put_in_a_block(harness: Harness) -> None:
     queue = harness.queue(max_connections=1)
     for _ in range(3):
         use(queue)
@@ -77,7 +77,7 @@ def test_columns_that_get_other_types_stop_no_put_of_a_block(harness: Harness) -
         assert queue.get(block=False).data == "put"
 
 
-def test_columns_that_get_other_types_fail_one_get_of_a_block_at_most(harness: Harness) -> None:
+def test_changed_column_types_fail_at_most_one_get_in_a_block(harness: Harness) -> None:
     queue = harness.queue(max_connections=1)
     use(queue)
     queue.put("waits")
@@ -90,7 +90,7 @@ def test_columns_that_get_other_types_fail_one_get_of_a_block_at_most(harness: H
     assert queue.count() == 0
 
 
-def test_columns_that_get_other_types_stop_nothing_on_a_connection_of_the_callers(harness: Harness) -> None:
+def test_changed_column_types_stop_no_operation_on_the_callers_connection(harness: Harness) -> None:
     connection = harness.connect()
     queue, lent = harness.pq(connection.raw)["q"], harness.queue()
     for _ in range(3):

@@ -122,7 +122,7 @@ def expect_all_replaced(harness: Harness, pq: Any) -> None:
     assert pq["q"].count() == 5
 
 
-def test_all_of_many_lost_connections_are_replaced(harness: Harness) -> None:
+def test_lost_connections_of_the_pqs_pool_are_all_replaced(harness: Harness) -> None:
     pq = harness.pq(max_connections=3)
     hold_at_once(harness, pq, 3)
     assert harness.connections() == 3
@@ -130,7 +130,7 @@ def test_all_of_many_lost_connections_are_replaced(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_all_of_many_lost_connections_of_a_pool_are_replaced(harness: Harness) -> None:
+def test_lost_connections_of_the_callers_pool_are_all_replaced(harness: Harness) -> None:
     expect_all_replaced(harness, harness.pq(pool=harness.pool(3)))
 
 
@@ -163,17 +163,17 @@ def expect_rollback(harness: Harness, pq: Any) -> None:
     assert queue.get(block=False) is None
 
 
-def test_a_transaction_whose_connection_is_lost_is_undone(harness: Harness) -> None:
+def test_lost_connection_undoes_its_transaction(harness: Harness) -> None:
     expect_rollback(harness, harness.pq())
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_transaction_whose_connection_of_a_pool_is_lost_is_undone(harness: Harness) -> None:
+def test_lost_connection_of_a_pool_undoes_its_transaction(harness: Harness) -> None:
     expect_rollback(harness, harness.pq(pool=harness.pool()))
 
 
 @pytest.mark.parametrize("statement", [False, True])
-def test_the_users_error_is_not_hidden_by_a_lost_connection(harness: Harness, statement: bool) -> None:
+def test_lost_connection_does_not_hide_the_users_error(harness: Harness, statement: bool) -> None:
     pq = harness.pq(max_connections=1)
 
     def fail() -> None:
@@ -191,7 +191,7 @@ def test_the_users_error_is_not_hidden_by_a_lost_connection(harness: Harness, st
     assert pq["q"].get().data == "after"
 
 
-def test_a_lost_savepoint_ends_the_whole_transaction(harness: Harness) -> None:
+def test_lost_connection_in_an_inner_block_ends_the_whole_transaction(harness: Harness) -> None:
     pq = harness.pq(max_connections=1)
 
     def lose() -> None:
@@ -212,7 +212,7 @@ def test_a_lost_savepoint_ends_the_whole_transaction(harness: Harness) -> None:
 # The caller's connection
 
 
-def test_a_lost_connection_of_the_callers_is_told_with_advice(harness: Harness) -> None:
+def test_lost_connection_of_the_caller_raises_an_error_with_advice(harness: Harness) -> None:
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     queue.put("kept")
@@ -228,7 +228,7 @@ def test_a_lost_connection_of_the_callers_is_told_with_advice(harness: Harness) 
     assert harness.queue().get().data == "kept"
 
 
-def test_a_transaction_of_the_callers_that_is_lost_is_told(harness: Harness) -> None:
+def test_lost_transaction_of_the_caller_raises_connection_lost(harness: Harness) -> None:
     connection = harness.connect()
     queue = harness.pq(connection.raw)["q"]
     connection.begin()
@@ -241,7 +241,7 @@ def test_a_transaction_of_the_callers_that_is_lost_is_told(harness: Harness) -> 
     assert harness.sql("SELECT FROM {table}") == []
 
 
-def test_a_waiter_on_the_callers_connection_is_told(harness: Harness) -> None:
+def test_waiter_on_the_callers_lost_connection_raises_connection_lost(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.pq(harness.connect().raw, poll_interval=PATIENCE)["q"]
     looked = f"FROM pg_stat_activity WHERE application_name = '{harness.application}' AND query_start > "
@@ -275,20 +275,20 @@ def expect_survival(harness: Harness, pq: Any, waits: Waits) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_survives_the_loss_of_its_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiter_survives_the_loss_of_its_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     expect_survival(harness, harness.pq(), Waits(monkeypatch))
 
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.requires(Capability.POOL)
-def test_a_waiter_survives_the_loss_of_a_pools_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiter_survives_the_loss_of_a_pools_connections(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     pq = harness.pq(pool=harness.pool())
     expect_survival(harness, pq, Waits(monkeypatch))
     pq.close()
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_survives_many_losses_and_listens_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiter_survives_repeated_losses_and_listens_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "RETRY", 0)
     queue = harness.queue(poll_interval=PATIENCE)
     waits = Waits(monkeypatch)

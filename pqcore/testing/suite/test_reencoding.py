@@ -74,7 +74,7 @@ def serializers(harness: Harness) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_all_data_are_re_encoded_wherever_they_lie(harness: Harness, change: str) -> None:
+def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, change: str) -> None:
     before, meanwhile, afterwards = CHANGES[change]
     ran = Notes()
     old = Program(harness, before, ran)
@@ -142,7 +142,7 @@ def table_of(harness: Harness, suffix: str) -> str:
     return TableName("queue", harness.schema).related(suffix)
 
 
-def test_dead_letter_carries_its_chain_under_the_new_key(harness: Harness) -> None:
+def test_reencode_rewrites_the_chain_of_a_dead_letter(harness: Harness) -> None:
     old = Program(harness, signed(OLD), Notes())
     old.queue.chain(old.fail.call(), old.note.call("after"))
     harness.drain(old.queue)
@@ -155,7 +155,7 @@ def test_dead_letter_carries_its_chain_under_the_new_key(harness: Harness) -> No
     assert ran.items == [("after", "mended")]
 
 
-def test_key_that_is_gone_is_told_of_its_rows_alone(harness: Harness) -> None:
+def test_reencode_names_only_the_rows_of_a_missing_key(harness: Harness) -> None:
     pq = harness.pq()
     lost = "a key that nobody has kept, of thirty-two bytes"
     for key in (lost, OLD):
@@ -179,7 +179,7 @@ def test_key_that_is_gone_is_told_of_its_rows_alone(harness: Harness) -> None:
         jobs[0].data  # noqa: B018
 
 
-def test_row_that_is_locked_is_come_back_to(harness: Harness) -> None:
+def test_reencode_returns_to_a_locked_row(harness: Harness) -> None:
     old = harness.queue(**signed(OLD))
     old.put_many(["locked", "free"])
     new = harness.queue(**signed(NEW, OLD))
@@ -209,7 +209,7 @@ class Interrupting(SignedPickle):
         return super().rekey(raw)
 
 
-def test_run_that_is_interrupted_goes_on_where_it_was(harness: Harness) -> None:
+def test_reencode_continues_where_it_was_interrupted(harness: Harness) -> None:
     harness.queue(**signed(OLD)).put_many(range(20))
     pq = harness.pq()
     with pytest.raises(Interrupted):
@@ -221,7 +221,7 @@ def test_run_that_is_interrupted_goes_on_where_it_was(harness: Harness) -> None:
     assert [job.data for job in pq.queue("q", **signed(NEW)).get_many(20)] == list(range(20))
 
 
-def test_jobs_are_re_encoded_while_others_put_and_take(harness: Harness) -> None:
+def test_reencode_runs_beside_puts_and_gets(harness: Harness) -> None:
     number = 300
     old = harness.queue(**signed(OLD))
     old.put_many(range(number))
@@ -249,7 +249,7 @@ def test_jobs_are_re_encoded_while_others_put_and_take(harness: Harness) -> None
     assert serializers(harness) == {("signed-pickle", NEW_ID)}
 
 
-def test_chain_goes_through_queues_that_are_encoded_each_in_its_way(harness: Harness) -> None:
+def test_chain_continues_through_queues_with_different_serializers(harness: Harness) -> None:
     pq = harness.tasks()
     ran = Notes()
 
@@ -273,7 +273,7 @@ def test_chain_goes_through_queues_that_are_encoded_each_in_its_way(harness: Har
     assert ran.items == [(1, None), (2, 1), (3, 2)]
 
 
-def test_holder_of_a_lease_that_has_run_out_puts_no_call_of_before(harness: Harness) -> None:
+def test_expired_lease_puts_no_follow_up_with_an_old_encoding(harness: Harness) -> None:
     old = Program(harness, signed(OLD), Notes())
     old.queue.chain(old.note.call(1), old.note.call(2))
     job = old.queue.lease("1h")
@@ -303,7 +303,7 @@ class Stamped:
         return json.loads(raw)
 
 
-def test_every_row_is_written_if_that_is_asked_for(harness: Harness) -> None:
+def test_reencode_with_every_rewrites_each_row(harness: Harness) -> None:
     queue = harness.queue(serializer=Stamped())
     queue.put_many([1, 2, 3])
     assert queue.reencode().rewritten == 0
@@ -329,7 +329,7 @@ class Unnamed:
         return json.loads(raw[len(key) :])
 
 
-def test_keys_that_a_serializer_does_not_name_are_changed_too(harness: Harness) -> None:
+def test_reencode_changes_keys_that_rows_do_not_name(harness: Harness) -> None:
     pq = harness.pq()
     pq.queue("q", serializer=Unnamed(b"old")).put_many([1, 2])
     pq.queue("q", serializer=Unnamed(b"lost")).put(3)
@@ -339,7 +339,7 @@ def test_keys_that_a_serializer_does_not_name_are_changed_too(harness: Harness) 
     assert pq.queue("q", serializer=Unnamed(b"new", b"lost")).reencode().complete
 
 
-def test_rows_that_nobody_put_hold_nothing_up(harness: Harness) -> None:
+def test_reencode_continues_past_foreign_rows(harness: Harness) -> None:
     queue = harness.queue(**signed(NEW, OLD), accept=("json",))
     forged = json.dumps(FORGED).replace("'", "''")
     for headers in (forged, '"then"', '{"then": 7}', '{"previous": []}'):
@@ -363,7 +363,7 @@ def test_rows_that_nobody_put_hold_nothing_up(harness: Harness) -> None:
         (lambda pq, q: q.reencode(wait="soon"), "soon"),
     ],
 )
-def test_run_that_cannot_be_made_is_refused(harness: Harness, wrong: Callable[..., Any], told: str) -> None:
+def test_reencode_refuses_bad_arguments(harness: Harness, wrong: Callable[..., Any], told: str) -> None:
     pq = harness.pq()
     queue = pq.queue("q")
     with pytest.raises(PQError, match=told):

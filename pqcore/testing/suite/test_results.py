@@ -110,7 +110,7 @@ def kept(queue: Any) -> Tasks:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_result_is_what_was_returned(harness: Harness, retention: str) -> None:
+def test_result_is_the_returned_value(harness: Harness, retention: str) -> None:
     queue = harness.task_queue(retention=retention)
     values: list[Any] = [None, 0, "…", [1, {"a": None}], 1.5, True, {"b": [[]]}]
 
@@ -130,7 +130,7 @@ def test_a_result_is_what_was_returned(harness: Harness, retention: str) -> None
     assert {job.status() for job in jobs} == {"done"}
 
 
-def test_a_result_goes_through_the_queues_serializer(harness: Harness) -> None:
+def test_result_is_encoded_by_the_queues_serializer(harness: Harness) -> None:
     pq = harness.tasks()
     moment = datetime(2020, 2, 29, tzinfo=timezone.utc)
     job = pq["q/pickle"].task(keep_result="1h")(lambda job_id: {moment})()
@@ -140,7 +140,7 @@ def test_a_result_goes_through_the_queues_serializer(harness: Harness) -> None:
         pq["q"].result(int(job))
 
 
-def test_a_result_is_waited_for(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_waits_until_the_job_ends(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.add(1, 2)
     with harness.thread(lambda: job.result(PATIENCE)) as result:
         if Capability.LISTEN in harness.spec.capabilities:
@@ -150,7 +150,7 @@ def test_a_result_is_waited_for(harness: Harness, queue: Any, kept: Tasks) -> No
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_who_waits_is_woken_by_a_notification(
+def test_result_waiter_is_woken_by_a_notification(
     harness: Harness, queue: Any, kept: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "POLL", 3600)
@@ -169,7 +169,7 @@ def test_who_waits_is_woken_by_a_notification(
             assert result() == 3 or "was not done" in result()
 
 
-def test_a_result_that_is_not_there_in_time(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_raises_result_timeout_when_late(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.add(1, 2)
     for timeout in (0, 0.01, timedelta(milliseconds=10)):
         with pytest.raises(ResultTimeout, match="ready") as caught:
@@ -183,7 +183,7 @@ def test_a_result_that_is_not_there_in_time(harness: Harness, queue: Any, kept: 
             job.result(wrong)
 
 
-def test_a_result_of_what_failed_says_why(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_of_a_failed_job_raises_job_failed_with_the_reason(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.fail("why…")
     harness.drain(queue)
     with pytest.raises(JobFailed, match=r"Broken: why…") as caught:
@@ -197,7 +197,7 @@ def test_a_result_of_what_failed_says_why(harness: Harness, queue: Any, kept: Ta
     assert queue.inspect(job).error == error
 
 
-def test_a_result_of_what_was_discarded(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_of_a_discarded_job_raises_job_failed(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.discard()
     harness.drain(queue)
     with pytest.raises(JobFailed, match=r"discarded.*not wanted"):
@@ -206,7 +206,7 @@ def test_a_result_of_what_was_discarded(harness: Harness, queue: Any, kept: Task
 
 
 @pytest.mark.parametrize("state", ["ready", "scheduled", "parked", "a lease that ran out"])
-def test_a_result_of_what_was_cancelled(harness: Harness, queue: Any, kept: Tasks, state: str) -> None:
+def test_result_of_a_cancelled_job_raises_job_failed(harness: Harness, queue: Any, kept: Tasks, state: str) -> None:
     task = queue.task(keep_result="1h", limits={"l": 1})(kept.add)
     if state == "parked":
         task(1, 2)
@@ -228,7 +228,7 @@ def test_a_result_of_what_was_cancelled(harness: Harness, queue: Any, kept: Task
     assert job.cancel() is False
 
 
-def test_a_cancellation_that_is_rolled_back_has_no_result(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_rolled_back_cancellation_stores_no_result(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.add(1, 2)
 
     def undone() -> None:
@@ -242,7 +242,7 @@ def test_a_cancellation_that_is_rolled_back_has_no_result(harness: Harness, queu
     assert job.result(1) == 3
 
 
-def test_what_has_no_result(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_result_that_is_not_kept_raises_job_not_found(harness: Harness, queue: Any, tasks: Tasks) -> None:
     waiting, done, failed = tasks.note(_schedule_at="1h"), tasks.add(1, 2), tasks.fail("x")
     with pytest.raises(JobNotFound, match="keep_result"):
         done.result(PATIENCE)  # it need not wait to know that
@@ -261,7 +261,9 @@ def test_what_has_no_result(harness: Harness, queue: Any, tasks: Tasks) -> None:
 
 
 @pytest.mark.parametrize("way", ["ack", "get", "clear"])
-def test_a_result_of_what_was_finished_otherwise(harness: Harness, queue: Any, kept: Tasks, way: str) -> None:
+def test_result_of_a_job_finished_without_perform_raises_job_not_found(
+    harness: Harness, queue: Any, kept: Tasks, way: str
+) -> None:
     job = kept.add(1, 2)
     if way == "ack":
         queue.lease().ack()
@@ -273,7 +275,7 @@ def test_a_result_of_what_was_finished_otherwise(harness: Harness, queue: Any, k
         job.result(PATIENCE)
 
 
-def test_a_result_is_kept_for_as_long_as_was_asked(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_is_kept_for_the_time_asked(harness: Harness, queue: Any, kept: Tasks) -> None:
     jobs = {length: kept.add(1, length, _keep_result=length) for length in (60, 7200)}
     harness.drain(queue)
     found = harness.sql(
@@ -291,7 +293,7 @@ def test_a_result_is_kept_for_as_long_as_was_asked(harness: Harness, queue: Any,
     assert jobs[7200].result(1) == 7201
 
 
-def test_a_result_is_there_when_the_job_is_finished_and_not_before(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_result_is_stored_only_by_the_run_that_finishes_the_job(harness: Harness, queue: Any, kept: Tasks) -> None:
     """A job that is lost while it runs leaves no result; who took it over does."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -321,7 +323,7 @@ def test_a_result_is_there_when_the_job_is_finished_and_not_before(harness: Harn
 # Progress
 
 
-def test_progress_is_seen_while_a_job_runs(harness: Harness, queue: Any) -> None:
+def test_progress_is_visible_while_a_job_runs(harness: Harness, queue: Any) -> None:
     go_on = threading.Event()
 
     @queue.task(keep_result="1h")
@@ -344,7 +346,7 @@ def test_progress_is_seen_while_a_job_runs(harness: Harness, queue: Any) -> None
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_progress_of_a_job_without_a_result(harness: Harness, retention: str) -> None:
+def test_progress_works_without_a_kept_result(harness: Harness, retention: str) -> None:
     queue = harness.task_queue(retention=retention)
     go_on = threading.Event()
 
@@ -367,7 +369,7 @@ def test_progress_of_a_job_without_a_result(harness: Harness, retention: str) ->
         assert (job.status(), job.progress()) == ("done", 1)
 
 
-def test_progress_of_what_never_was(queue: Any) -> None:
+def test_progress_of_an_unknown_job_raises_job_not_found(queue: Any) -> None:
     with pytest.raises(JobNotFound):
         queue.progress(999)
 
@@ -375,7 +377,7 @@ def test_progress_of_what_never_was(queue: Any) -> None:
 # Chains
 
 
-def test_a_chain_goes_on_with_what_was_returned(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_chain_passes_each_result_to_the_next_job(harness: Harness, queue: Any, kept: Tasks) -> None:
     first = queue.chain(kept.add.call(1, 2), kept.more.call(10), kept.more.call(100), kept.note.call())
     assert count(harness) == 1
     harness.drain(queue)
@@ -385,7 +387,7 @@ def test_a_chain_goes_on_with_what_was_returned(harness: Harness, queue: Any, ke
     assert (count(harness), queue.result(kept.ids[0])) == (0, 113)
 
 
-def test_each_of_a_chain_has_its_own_options(harness: Harness) -> None:
+def test_chain_members_keep_their_own_options(harness: Harness) -> None:
     pq = harness.tasks()
     note = pq["b/pickle"].task(headers={"own": 1}, group="g", max_retries=3)(lambda job_id: current().previous)
     add = Tasks(pq["a"]).add
@@ -405,7 +407,7 @@ def test_each_of_a_chain_has_its_own_options(harness: Harness) -> None:
     assert (name, json.loads(headers)["run"]) == ("a", {"timeout": 5.0})
 
 
-def test_a_chain_waits_with_its_dead_letter_and_goes_on_with_it(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_waits_with_its_dead_letter_and_continues_after_retry(harness: Harness, queue: Any, tasks: Tasks) -> None:
     broken = [True]
 
     @queue.task()
@@ -424,7 +426,7 @@ def test_a_chain_waits_with_its_dead_letter_and_goes_on_with_it(harness: Harness
     assert tasks.previous == ["mended"]
 
 
-def test_a_job_that_is_tried_again_or_snoozed_goes_on_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_continues_once_after_retries_and_snoozes(harness: Harness, queue: Any, tasks: Tasks) -> None:
     ends: list[BaseException] = [Broken(), Snooze(None)]
 
     @queue.task(max_retries=1, retry_in=None)
@@ -438,7 +440,7 @@ def test_a_job_that_is_tried_again_or_snoozed_goes_on_once(harness: Harness, que
     assert tasks.previous == ["done"]
 
 
-def test_a_chain_ends_with_what_is_discarded_or_cancelled(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_ends_with_a_discarded_or_cancelled_job(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.chain(tasks.discard.call(), tasks.note.call())
     cancelled = queue.chain(tasks.note.call(), tasks.note.call())
     assert cancelled.cancel()
@@ -446,7 +448,7 @@ def test_a_chain_ends_with_what_is_discarded_or_cancelled(harness: Harness, queu
     assert (tasks.ids, count(harness), queue.dead.count()) == ([], 0, 0)
 
 
-def test_a_chain_of_one_and_of_none(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_of_one_job_runs_and_of_none_is_refused(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.chain(tasks.note.call())
     with pytest.raises(ConfigurationError):
         queue.chain()
@@ -454,14 +456,14 @@ def test_a_chain_of_one_and_of_none(harness: Harness, queue: Any, tasks: Tasks) 
     assert tasks.previous == [None]
 
 
-def test_what_cannot_be_passed_on_is_a_failure(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_member_whose_result_cannot_be_encoded_fails(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.chain(queue.task()(lambda job_id: object()).call(), tasks.note.call())
     harness.drain(queue)
     assert (tasks.ids, queue.dead.count()) == ([], 1)
 
 
 @pytest.mark.parametrize("way", ["chain", "batch"])
-def test_together_with_the_callers_transaction(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+def test_chain_and_batch_join_the_callers_transaction(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
     caller = harness.connect()
 
     def put(**options: Any) -> None:
@@ -495,7 +497,7 @@ def test_together_with_the_callers_transaction(harness: Harness, queue: Any, tas
     assert (count(harness), count(harness, "_batches")) == (0, 0)
 
 
-def test_what_cannot_be_put_leaves_nothing(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_chain_and_batch_with_bad_arguments_put_nothing(harness: Harness, queue: Any, tasks: Tasks) -> None:
     for attempt in (queue.chain, queue.batch, queue.put_calls):
         with pytest.raises(TypeError):
             attempt(tasks.add.call(1, 2), tasks.add.call(object(), 2))
@@ -505,7 +507,7 @@ def test_what_cannot_be_put_leaves_nothing(harness: Harness, queue: Any, tasks: 
 
 
 @pytest.mark.parametrize("way", ["put_calls", "batch"])
-def test_calls_of_which_the_server_refuses_one_leave_nothing(
+def test_calls_with_one_refused_by_the_server_leave_nothing(
     harness: Harness, queue: Any, tasks: Tasks, way: str
 ) -> None:
     forbid(harness, "")
@@ -521,7 +523,7 @@ def forbid(harness: Harness, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "_results"])
-def test_a_job_of_which_the_server_refuses_what_follows_is_a_dead_letter(
+def test_job_whose_follow_up_the_server_refuses_becomes_a_dead_letter(
     harness: Harness, queue: Any, kept: Tasks, suffix: str
 ) -> None:
     def word(job_id: int) -> str:
@@ -545,7 +547,7 @@ def test_a_job_of_which_the_server_refuses_what_follows_is_a_dead_letter(
         first.result(1)
 
 
-def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_job_and_its_follow_up_are_stored_together_or_not_at_all(harness: Harness, queue: Any, kept: Tasks) -> None:
     first = queue.chain(kept.add.call(1, 2), kept.note.call())
     batch = queue.batch(kept.add.call(3, 4), then=kept.note.call())
     jobs = queue.lease_many(5)
@@ -574,7 +576,7 @@ def test_a_job_ends_with_what_follows_or_not_at_all(harness: Harness, queue: Any
 
 
 @pytest.mark.parametrize("way", ["ack", "finish"])
-def test_the_caller_is_told_that_the_server_refuses_what_follows(
+def test_refused_follow_up_raises_for_the_caller_and_keeps_the_job(
     harness: Harness, queue: Any, kept: Tasks, way: str
 ) -> None:
     """And the job is as it was: no dead letter takes the place of an end that the caller wanted stored."""
@@ -603,7 +605,7 @@ def ending_together(queue: Any) -> Any:
     return last
 
 
-def test_a_batch_ends_with_its_callback(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_batch_ends_with_its_callback(harness: Harness, queue: Any, kept: Tasks) -> None:
     batch = queue.batch(*[kept.add.call(number, 1) for number in range(5)], then=kept.note.call())
     assert (len(batch.jobs), count(harness), count(harness, "_batches")) == (5, 5, 1)
     assert [job.status() for job in batch.jobs] == ["ready"] * 5
@@ -614,7 +616,7 @@ def test_a_batch_ends_with_its_callback(harness: Harness, queue: Any, kept: Task
     assert queue.result(kept.ids[0]) == kept.previous[0]
 
 
-def test_a_batch_counts_what_did_not_end_well(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_counts_failed_discarded_expired_and_cancelled_jobs(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(
         tasks.add.call(1, 2),
         tasks.fail.call(),
@@ -628,7 +630,7 @@ def test_a_batch_counts_what_did_not_end_well(harness: Harness, queue: Any, task
     assert tasks.previous == [{"batch": batch.id, "total": 5, "failed": 4}]
 
 
-def test_the_last_of_a_batch_may_be_cancelled(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_ends_when_its_last_job_is_cancelled(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
     harness.drain(queue)
     assert (tasks.previous, count(harness, "_batches")) == ([], 1)
@@ -645,7 +647,7 @@ def test_the_last_of_a_batch_may_be_cancelled(harness: Harness, queue: Any, task
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
 
-def test_a_batch_waits_for_what_is_tried_again(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_waits_for_retried_and_snoozed_jobs(harness: Harness, queue: Any, tasks: Tasks) -> None:
     seen = []
 
     @queue.task(max_retries=2, retry_in=None)
@@ -662,7 +664,7 @@ def test_a_batch_waits_for_what_is_tried_again(harness: Harness, queue: Any, tas
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_chains_in_a_batch_count_once_each(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_counts_each_chain_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(
         (tasks.add.call(1, 2), tasks.more.call(3), tasks.add.call(0, 0)),
         tasks.add.call(1, 1),
@@ -676,7 +678,7 @@ def test_chains_in_a_batch_count_once_each(harness: Harness, queue: Any, tasks: 
     assert count(harness, "_batches") == 0
 
 
-def test_a_dead_letter_that_is_retried_counts_no_more(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_counts_a_retried_dead_letter_only_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch((tasks.fail.call(), tasks.fail.call()), tasks.add.call(1, 2), then=tasks.note.call())
     harness.drain(queue)
     for _ in range(2):
@@ -685,7 +687,7 @@ def test_a_dead_letter_that_is_retried_counts_no_more(harness: Harness, queue: A
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
 
-def test_a_retried_dead_letter_does_not_end_a_batch_for_another(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_is_not_ended_early_by_a_retried_dead_letter(harness: Harness, queue: Any, tasks: Tasks) -> None:
     broken = [True]
 
     @queue.task()
@@ -704,7 +706,7 @@ def test_a_retried_dead_letter_does_not_end_a_batch_for_another(harness: Harness
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
 
-def test_a_row_without_the_token_of_a_batch_is_not_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_ignores_a_row_without_its_token(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
     for headers in ({"batch": batch.id}, {"batch": batch.id, "batch_token": "guessed"}):
         forged = tasks.add(1, 2)
@@ -716,7 +718,7 @@ def test_a_row_without_the_token_of_a_batch_is_not_counted(harness: Harness, que
     assert tasks.previous == [{"batch": batch.id, "total": 1, "failed": 0}]
 
 
-def test_a_batch_of_older_code_is_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_of_older_code_without_token_is_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
     """Older code gives neither the batch nor its jobs a token, in a chain neither."""
     batch = queue.batch(tasks.add.call(1, 2), (tasks.add.call(1, 2), tasks.fail.call()), then=tasks.note.call())
     harness.sql(f"UPDATE {beside(harness, '_batches')} SET token = NULL", rows=False)
@@ -746,7 +748,7 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_batch_counts_jobs_that_end_by_hand(harness: Harness, retention: str) -> None:
+def test_batch_counts_jobs_finished_by_hand(harness: Harness, retention: str) -> None:
     pq = harness.tasks()
     queues = {way: pq.queue(way, retention=retention) for way in BY_HAND}
     tasks = {way: Tasks(queue) for way, queue in queues.items()}
@@ -764,7 +766,7 @@ def test_a_batch_counts_jobs_that_end_by_hand(harness: Harness, retention: str) 
 
 
 @pytest.mark.parametrize("way", BY_HAND)
-def test_a_chain_goes_on_behind_a_job_that_ends_by_hand(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+def test_chain_continues_behind_a_job_finished_by_hand(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
     batch = queue.batch((tasks.fail.call(), tasks.note.call()), then=tasks.note.call())
     BY_HAND[way](queue)
     harness.drain(queue)
@@ -773,7 +775,7 @@ def test_a_chain_goes_on_behind_a_job_that_ends_by_hand(harness: Harness, queue:
 
 @pytest.mark.parametrize("data", ["{", "NaN", "", '"\x01"', "1 2"])
 @pytest.mark.parametrize("way", BY_HAND)
-def test_forged_chain_that_cannot_be_stored_is_left_out_when_its_job_ends_by_hand(
+def test_forged_chain_that_cannot_be_stored_is_skipped_when_its_job_is_acked(
     harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture, way: str, data: str
 ) -> None:
     link: dict[str, Any] = {"queue": "q", "serializer": "json", "data": data, "payload": None, "headers": {}}
@@ -786,7 +788,7 @@ def test_forged_chain_that_cannot_be_stored_is_left_out_when_its_job_ends_by_han
     assert "ended without what its headers ask for: header 'then'" in caplog.text
 
 
-def test_what_follows_an_acknowledged_job_is_of_its_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
+def test_follow_up_of_an_acked_job_belongs_to_the_acks_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
     first = queue.chain(kept.add.call(1, 2), kept.note.call())
     caller = harness.connect()
     caller.begin()
@@ -802,7 +804,7 @@ def test_what_follows_an_acknowledged_job_is_of_its_transaction(harness: Harness
         first.result(1)
 
 
-def test_of_jobs_whose_lease_was_lost_nothing_follows(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_follow_up_is_not_put_for_a_lost_lease(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(*[tasks.add.call(number, 1) for number in range(2)], then=tasks.note.call())
     stale = queue.lease()
     harness.expire()
@@ -814,7 +816,7 @@ def test_of_jobs_whose_lease_was_lost_nothing_follows(harness: Harness, queue: A
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_a_batch_counts_jobs_that_a_block_took_if_it_is_committed(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_counts_jobs_taken_in_a_block_when_it_commits(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(tasks.add.call(1, 2), (tasks.add.call(1, 2), tasks.note.call()), then=tasks.note.call())
 
     def undone() -> None:
@@ -831,7 +833,7 @@ def test_a_batch_counts_jobs_that_a_block_took_if_it_is_committed(harness: Harne
     assert tasks.previous == [None, {"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_a_batch_counts_what_is_cleared(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_counts_cleared_jobs_as_failed(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(
         tasks.add.call(1, 2),
         tasks.add.call(1, 2, _schedule_at="1h"),
@@ -848,7 +850,7 @@ def test_a_batch_counts_what_is_cleared(harness: Harness, queue: Any, tasks: Tas
     assert (tasks.previous, count(harness)) == ([{"batch": batch.id, "total": 4, "failed": 3}], 0)
 
 
-def test_a_queue_is_cleared_with_its_batches_or_not_at_all(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_clear_deletes_a_queue_with_its_batches_or_not_at_all(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
 
     def undone() -> None:
@@ -864,7 +866,7 @@ def delete_first(harness: Harness) -> None:
     harness.sql("DELETE FROM {table} WHERE id = (SELECT min(id) FROM {table} WHERE dequeued_at IS NULL)", rows=False)
 
 
-def test_a_batch_whose_jobs_were_deleted_ends_with_a_worker_that_stops(
+def test_batch_whose_jobs_were_deleted_is_ended_by_a_stopping_worker(
     harness: Harness, queue: Any, tasks: Tasks
 ) -> None:
     batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
@@ -875,7 +877,7 @@ def test_a_batch_whose_jobs_were_deleted_ends_with_a_worker_that_stops(
     assert harness.sql(f"SELECT id FROM {beside(harness, '_batches')}") == [(alive.id,)]
 
 
-def test_a_batch_whose_jobs_were_deleted_ends_under_a_worker(
+def test_batch_whose_jobs_were_deleted_is_ended_by_a_running_worker(
     harness: Harness, queue: Any, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pqcore.worker.maintenance.SWEEP", 0.02)
@@ -887,7 +889,7 @@ def test_a_batch_whose_jobs_were_deleted_ends_under_a_worker(
 
 
 @pytest.mark.only("blocking")
-def test_a_batch_whose_jobs_were_deleted_ends_under_work(harness: Harness, tasks: Tasks) -> None:
+def test_batch_whose_jobs_were_deleted_is_ended_by_work(harness: Harness, tasks: Tasks) -> None:
     queue = harness.task_queue(timeout=0.01)
     batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
     delete_first(harness)
@@ -895,7 +897,7 @@ def test_a_batch_whose_jobs_were_deleted_ends_under_work(harness: Harness, tasks
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 1}]
 
 
-def test_a_batch_is_not_lost_while_its_jobs_are_anywhere(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_is_kept_while_its_jobs_exist_in_any_table(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.batch(tasks.add.call(1, 2), then=tasks.note.call())
     core = unwrapped(queue)
     watch = batch_counts.Watch()
@@ -919,7 +921,7 @@ def test_a_batch_is_not_lost_while_its_jobs_are_anywhere(harness: Harness, queue
 
 
 @pytest.mark.only("blocking")
-def test_a_batch_waits_for_a_job_that_is_being_performed(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_waits_for_a_popped_job_that_is_being_performed(harness: Harness, queue: Any, tasks: Tasks) -> None:
     """A worker of another process finds no job of the batch, and does not end it."""
     batch = queue.batch(tasks.add.call(1, 2), tasks.fail.call(), then=tasks.note.call())
     popped = queue.get_many(2)
@@ -938,7 +940,7 @@ def test_a_batch_waits_for_a_job_that_is_being_performed(harness: Harness, queue
 
 
 @pytest.mark.only("blocking")
-def test_what_follows_a_popped_job_that_is_tried_again_follows_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_popped_job_that_is_retried_is_followed_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
     broken = [True, False]
 
     @queue.task(max_retries=1, retry_in=None)
@@ -957,7 +959,7 @@ def test_what_follows_a_popped_job_that_is_tried_again_follows_once(harness: Har
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_that_nobody_performs_any_more_is_done(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_popped_job_that_is_never_performed_counts_as_done(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.chain(tasks.add.call(1, 2), tasks.note.call())
     job = queue.get()
     assert queue.get(block=False) is None, "it may still be performed"
@@ -968,7 +970,7 @@ def test_a_popped_job_that_nobody_performs_any_more_is_done(harness: Harness, qu
 
 
 @pytest.mark.only("blocking")
-def test_a_job_that_is_performed_behind_its_block_is_followed_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_popped_job_performed_after_its_block_is_followed_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batch = queue.batch(tasks.fail.call(), tasks.add.call(1, 2), then=tasks.note.call())
     with queue:
         job = queue.get()
@@ -980,7 +982,7 @@ def test_a_job_that_is_performed_behind_its_block_is_followed_once(harness: Harn
 
 @pytest.mark.only("async")
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_get_that_is_cancelled_as_its_batch_is_told_puts_the_jobs_back(
+def test_cancelled_get_during_its_batch_update_puts_the_jobs_back(
     harness: Harness, queue: Any, tasks: Tasks, n: int
 ) -> None:
     batch = queue.batch(tasks.add.call(1, 2), tasks.add.call(1, 2), then=tasks.note.call())
@@ -1008,7 +1010,7 @@ def test_a_get_that_is_cancelled_as_its_batch_is_told_puts_the_jobs_back(
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_a_job_of_which_nothing_can_follow_is_taken_all_the_same(
+def test_popped_job_whose_follow_up_is_refused_is_returned_nonetheless(
     harness: Harness, queue: Any, tasks: Tasks, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = queue.batch((tasks.add.call(1, 2), tasks.note.call("forbidden")), tasks.add.call(1, 2))
@@ -1018,7 +1020,7 @@ def test_a_job_of_which_nothing_can_follow_is_taken_all_the_same(
     assert harness.sql(f"SELECT id, pending FROM {beside(harness, '_batches')}") == [(batch.id, 1)]
 
 
-def test_a_batch_without_a_callback(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_without_a_callback_leaves_no_row(harness: Harness, queue: Any, tasks: Tasks) -> None:
     queue.batch(tasks.add.call(1, 2), tasks.fail.call())
     with pytest.raises(ConfigurationError):
         queue.batch()
@@ -1026,7 +1028,7 @@ def test_a_batch_without_a_callback(harness: Harness, queue: Any, tasks: Tasks) 
     assert (count(harness), count(harness, "_batches")) == (0, 0)
 
 
-def test_a_callback_may_begin_another_batch(harness: Harness) -> None:
+def test_batch_callback_may_put_another_batch(harness: Harness) -> None:
     pq = harness.tasks()
     first, second = Tasks(pq["a"]), Tasks(pq["b"])
     put = threading.Event()
@@ -1044,7 +1046,7 @@ def test_a_callback_may_begin_another_batch(harness: Harness) -> None:
     assert second.previous == [{"batch": nested.id, "total": 1, "failed": 0}]
 
 
-def test_the_last_two_that_end_at_once_put_the_callback_once(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_whose_last_jobs_end_concurrently_puts_one_callback(harness: Harness, queue: Any, tasks: Tasks) -> None:
     for _ in range(TIMES):
         last = ending_together(queue)
         queue.batch(last.call(), last.call(), then=tasks.note.call())
@@ -1055,7 +1057,9 @@ def test_the_last_two_that_end_at_once_put_the_callback_once(harness: Harness, q
     assert count(harness, "_batches") == 0
 
 
-def test_of_the_last_two_one_waits_for_the_transaction_of_the_other(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batch_whose_last_job_waits_for_a_transaction_puts_one_callback(
+    harness: Harness, queue: Any, tasks: Tasks
+) -> None:
     last = ending_together(queue)
     batch = queue.batch(last.call(), last.call(), then=tasks.note.call())
     caller = harness.connect()
@@ -1075,7 +1079,7 @@ def test_of_the_last_two_one_waits_for_the_transaction_of_the_other(harness: Har
     assert tasks.previous == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_a_batch_of_many_under_several_workers(harness: Harness, queue: Any, tasks: Tasks) -> None:
+def test_batches_under_several_workers_count_every_job(harness: Harness, queue: Any, tasks: Tasks) -> None:
     batches = [
         queue.batch(
             *[tasks.add.call(number, 1) for number in range(20)],
@@ -1095,7 +1099,7 @@ def test_a_batch_of_many_under_several_workers(harness: Harness, queue: Any, tas
 
 
 @pytest.mark.parametrize("way", ["lost", "given back"])
-def test_who_lost_its_lease_counts_nothing_down(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
+def test_lost_lease_decrements_no_batch(harness: Harness, queue: Any, tasks: Tasks, way: str) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     @queue.task()
@@ -1185,7 +1189,7 @@ PUTS: dict[str, tuple[Callable[[Any, Tasks], Any], int]] = {
 
 
 @pytest.mark.parametrize("name", PUTS)
-def test_what_a_plugin_adds_travels_with_what_is_put(
+def test_plugin_headers_are_stored_with_every_put(
     harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher, name: str
 ) -> None:
     put, number = PUTS[name]
@@ -1195,7 +1199,7 @@ def test_what_a_plugin_adds_travels_with_what_is_put(
     assert all(event.queue == "q" for event in watcher.puts)
 
 
-def test_what_a_plugin_adds_travels_along_a_chain_and_to_a_callback(
+def test_plugin_headers_are_passed_along_chains_and_callbacks(
     harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher
 ) -> None:
     queue.chain(tasks.add.call(1, 2), tasks.more.call(3), tasks.note.call(_headers={"mark": "own"}))
@@ -1205,9 +1209,7 @@ def test_what_a_plugin_adds_travels_along_a_chain_and_to_a_callback(
     assert tasks.previous[0] == 6 or tasks.previous[1] == 6
 
 
-def test_a_run_is_within_what_plugins_put_around_it(
-    harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher
-) -> None:
+def test_plugin_around_run_hooks_enclose_each_run(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
     inside = []
 
     @queue.task()
@@ -1225,7 +1227,7 @@ def test_a_run_is_within_what_plugins_put_around_it(
     assert watcher.runs == [(what, job, "M") for job in ids for what in ("begin", "end")]
 
 
-def test_a_put_that_fails_is_told_to_plugins(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
+def test_plugin_is_called_for_a_failed_put(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
     with pytest.raises(TypeError):
         queue.put(object())
     with pytest.raises(TypeError):
@@ -1234,14 +1236,14 @@ def test_a_put_that_fails_is_told_to_plugins(harness: Harness, queue: Any, tasks
     assert count(harness) == 0
 
 
-def test_a_plugin_cannot_take_pqcores_headers(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
+def test_plugin_cannot_set_reserved_headers(harness: Harness, queue: Any, tasks: Tasks, watcher: Watcher) -> None:
     watcher.headers = {"batch": 5}
     with pytest.raises(ConfigurationError, match="batch"):
         queue.put(1)
     assert count(harness) == 0
 
 
-def test_a_plugin_that_fails_stands_in_nobodys_way(
+def test_plugin_that_raises_does_not_stop_puts_and_runs(
     harness: Harness, queue: Any, tasks: Tasks, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing:

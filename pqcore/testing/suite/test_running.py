@@ -288,7 +288,7 @@ def test_coroutine_functions_fail_in_the_same_way_wherever_they_run(harness: Har
         assert record(harness, queue, way) == failed("Unexpected"), way
 
 
-def test_a_job_that_is_not_run_is_told_in_the_same_way_wherever_it_would_run(harness: Harness) -> None:
+def test_job_events_of_a_job_that_is_not_run_are_the_same_in_every_runner(harness: Harness) -> None:
     expected = {
         "unknown": [Call("retried", "", "unknown", 60.0, "returned")],
         "invalid": [Call("dead", "", "invalid", job="gone")],
@@ -305,7 +305,7 @@ def test_a_job_that_is_not_run_is_told_in_the_same_way_wherever_it_would_run(har
             assert record(harness, queue, way) == calls, (way, kind)
 
 
-def test_a_job_that_is_lost_is_told_in_the_same_way_wherever_it_runs(harness: Harness) -> None:
+def test_job_events_of_a_lost_job_are_the_same_in_every_runner(harness: Harness) -> None:
     async def lose(job_id: int) -> None:
         await look(harness, f"UPDATE {{table}} SET attempts = attempts + 1 WHERE id = {int(job_id)} RETURNING id")
 
@@ -319,7 +319,7 @@ def test_a_job_that_is_lost_is_told_in_the_same_way_wherever_it_runs(harness: Ha
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "SystemExit"])
-def test_what_ends_programs_ends_all_but_workers_and_gives_the_job_back(harness: Harness, kind: str) -> None:
+def test_interrupt_in_a_job_ends_every_runner_but_workers_and_returns_the_job(harness: Harness, kind: str) -> None:
     given_back = [*left(kind), Call("retried", kind, "shutdown", None, "returned")]
     pq = harness.tasks(timeout=0.01)
     for way in ways(harness):

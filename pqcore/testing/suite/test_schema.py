@@ -219,7 +219,7 @@ def dropped(harness: Harness, name: str) -> Iterator[str]:
 # Making the table
 
 
-def test_create_makes_all_that_is_needed(harness: Harness) -> None:
+def test_create_makes_the_complete_schema(harness: Harness) -> None:
     harness.pq()
     assert tables(harness) == all_tables("queue")
     assert complete(harness)
@@ -256,7 +256,7 @@ def test_tables_keep_their_indexes_and_triggers_when_others_are_made(harness: Ha
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_all_tables_notify(harness: Harness) -> None:
+def test_tables_in_one_schema_all_notify(harness: Harness) -> None:
     queues = [harness.queue(table=table) for table in ("queue", "second", "third")]
     session = harness.connect().session
     harness.wait_for(lambda: session.listen("q"))
@@ -269,7 +269,7 @@ def test_all_tables_notify(harness: Harness) -> None:
             assert heard == ["q"]  # once a statement
 
 
-def test_create_by_many_at_once(harness: Harness) -> None:
+def test_create_by_several_clients_concurrently_succeeds(harness: Harness) -> None:
     pqs = [harness.pq(create=False) for _ in range(3)]
     at_once(harness, *[pq.create for pq in pqs], pqs[0].create)
     assert complete(harness)
@@ -296,20 +296,20 @@ def expect_missing(pq: Any) -> None:
     assert pq["q"].get().data == 2
 
 
-def test_without_a_table_all_operations_say_create(harness: Harness) -> None:
+def test_missing_table_raises_table_missing_for_every_operation(harness: Harness) -> None:
     expect_missing(harness.pq(create=False))
 
 
-def test_without_a_table_all_operations_say_create_on_a_connection(harness: Harness) -> None:
+def test_missing_table_raises_table_missing_on_the_callers_connection(harness: Harness) -> None:
     expect_missing(harness.pq(harness.connect().raw, create=False))
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_without_a_table_all_operations_say_create_with_a_pool(harness: Harness) -> None:
+def test_missing_table_raises_table_missing_on_the_callers_pool(harness: Harness) -> None:
     expect_missing(harness.pq(pool=harness.pool(), create=False))
 
 
-def test_a_table_made_by_somebody_else_is_found(harness: Harness) -> None:
+def test_table_created_by_another_pq_is_found(harness: Harness) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(TableMissing):
         pq["q"].put(1)
@@ -318,7 +318,7 @@ def test_a_table_made_by_somebody_else_is_found(harness: Harness) -> None:
     assert pq["q"].get().data == 2
 
 
-def test_a_table_that_was_dropped_is_missing(harness: Harness) -> None:
+def test_dropped_table_raises_table_missing(harness: Harness) -> None:
     pq = harness.pq()
     for number in range(10):  # until a driver that prepares statements has done so
         pq["q"].put(number)
@@ -334,7 +334,7 @@ def test_a_table_that_was_dropped_is_missing(harness: Harness) -> None:
     assert complete(harness)
 
 
-def test_a_table_of_a_newer_version_is_left_alone(harness: Harness) -> None:
+def test_newer_table_is_refused_and_left_unchanged(harness: Harness) -> None:
     harness.pq()["q"].put("untouched")
     record = f"{quote(harness.schema)}.pqcore_migrations"
     harness.sql(f"INSERT INTO {record} (table_name, version) VALUES ('queue', 999)", rows=False)
@@ -350,7 +350,7 @@ def test_a_table_of_a_newer_version_is_left_alone(harness: Harness) -> None:
     assert pq["q"].get().data == "untouched"
 
 
-def test_a_table_of_a_newer_version_says_who_can_work_on_it(harness: Harness) -> None:
+def test_newer_table_names_the_oldest_version_that_can_use_it(harness: Harness) -> None:
     harness.pq()["q"].put("first")
     record = f"{quote(harness.schema)}.pqcore_migrations"
     latest = schema.latest()
@@ -371,7 +371,7 @@ def test_a_table_of_a_newer_version_says_who_can_work_on_it(harness: Harness) ->
         pq.create()
 
 
-def test_versions_of_other_tables_do_not_count(harness: Harness) -> None:
+def test_schema_version_of_another_table_is_ignored(harness: Harness) -> None:
     pq = harness.pq()
     record = f"{quote(harness.schema)}.pqcore_migrations"
     harness.sql(f"INSERT INTO {record} (table_name, version) VALUES ('second', 999)", rows=False)
@@ -384,7 +384,7 @@ def test_versions_of_other_tables_do_not_count(harness: Harness) -> None:
 # pq's table
 
 
-def test_a_table_of_pqs_is_outdated(harness: Harness) -> None:
+def test_pq_table_raises_schema_outdated_before_create(harness: Harness) -> None:
     before = make_pq_table(harness)
     pq = harness.pq(create=False)
     for name, attempt in attempts(pq).items():
@@ -396,7 +396,7 @@ def test_a_table_of_pqs_is_outdated(harness: Harness) -> None:
     assert pq["q"].get().data == IN_ORDER[0]
 
 
-def test_a_table_of_pqs_is_migrated_in_place(harness: Harness) -> None:
+def test_pq_table_is_migrated_in_place(harness: Harness) -> None:
     before = make_pq_table(harness)
     [[oid]] = harness.sql("SELECT '{table}'::regclass::oid::bigint")
     pq = harness.pq()
@@ -416,7 +416,7 @@ def test_a_table_of_pqs_is_migrated_in_place(harness: Harness) -> None:
     assert pq["other"].purge(0) == 1
 
 
-def test_jobs_of_pqs_can_be_leased_and_changed(harness: Harness) -> None:
+def test_pq_jobs_can_be_leased_and_updated(harness: Harness) -> None:
     make_pq_table(harness)
     pq = harness.pq(retention="archive")
     job = pq["q"].lease()
@@ -430,7 +430,7 @@ def test_jobs_of_pqs_can_be_leased_and_changed(harness: Harness) -> None:
     assert harness.sql(f"SELECT id, data::text, attempts FROM {archive}") == [(job.id, '"changed"', 2)]
 
 
-def test_an_empty_table_of_pqs_is_migrated(harness: Harness) -> None:
+def test_pq_table_without_rows_is_migrated(harness: Harness) -> None:
     make_pq_table(harness, rows=False)
     pq = harness.pq()
     assert complete(harness)
@@ -438,7 +438,7 @@ def test_an_empty_table_of_pqs_is_migrated(harness: Harness) -> None:
     assert pq["q"].get().data == 1
 
 
-def test_a_table_of_pqs_that_lost_its_trigger_is_migrated(harness: Harness) -> None:
+def test_pq_table_without_its_trigger_is_migrated(harness: Harness) -> None:
     before = make_pq_table(harness)  # pq's create() for a second table takes the trigger and indexes of the first
     harness.sql(f"DROP FUNCTION {quote(harness.schema)}.pq_notify() CASCADE", rows=False)
     harness.sql(f"DROP INDEX {quote(harness.schema)}.priority_idx_no_", rows=False)
@@ -447,7 +447,7 @@ def test_a_table_of_pqs_that_lost_its_trigger_is_migrated(harness: Harness) -> N
     assert complete(harness)
 
 
-def test_old_writers_and_readers_go_on(harness: Harness) -> None:
+def test_pq_clients_continue_after_the_migration(harness: Harness) -> None:
     make_pq_table(harness)
     queue = harness.queue("new", timeout=PATIENCE)
     insert = "INSERT INTO {table} (q_name, data, schedule_at, expected_at) VALUES ('new', '\"%s\"', NULL, NULL)"
@@ -462,14 +462,14 @@ def test_old_writers_and_readers_go_on(harness: Harness) -> None:
     assert queue.put("the next") == job.id + 2
 
 
-def test_a_row_without_any_data_is_refused(harness: Harness) -> None:
+def test_row_without_data_is_refused(harness: Harness) -> None:
     make_pq_table(harness)
     harness.pq()
     with pytest.raises(PQError, match="queue_has_data"):
         harness.sql("INSERT INTO {table} (q_name) VALUES ('q')", rows=False)
 
 
-def test_a_table_of_pqs_is_migrated_once_by_many_at_once(harness: Harness) -> None:
+def test_pq_table_is_migrated_once_by_concurrent_creates(harness: Harness) -> None:
     before = make_pq_table(harness)
     pqs = [harness.pq(create=False) for _ in range(4)]
     at_once(harness, *[pq.create for pq in pqs])
@@ -478,7 +478,7 @@ def test_a_table_of_pqs_is_migrated_once_by_many_at_once(harness: Harness) -> No
     assert [pq["q"].get().data for pq in pqs] == IN_ORDER[:4]
 
 
-def test_a_table_in_use_is_migrated(harness: Harness) -> None:
+def test_pq_table_in_use_is_migrated(harness: Harness) -> None:
     make_pq_table(harness)
     written = threading.Event()
     stop = threading.Event()
@@ -518,7 +518,7 @@ def invalidate(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("above", range(schema.latest()))
-def test_an_interrupted_migration_is_completed(harness: Harness, above: int) -> None:
+def test_interrupted_migration_is_completed(harness: Harness, above: int) -> None:
     make_pq_table(harness)
     harness.pq()["q"].put("new")
     before = contents(harness)
@@ -545,7 +545,7 @@ def test_an_interrupted_migration_is_completed(harness: Harness, above: int) -> 
     assert [job.data for job in pq["q"].get_many(9)] == [*IN_ORDER, "new"]
 
 
-def test_an_interrupted_migration_is_completed_on_a_table_that_became_empty(harness: Harness) -> None:
+def test_interrupted_migration_is_completed_on_an_empty_table(harness: Harness) -> None:
     harness.pq()
     forget_versions(harness)
     invalidate(harness)
@@ -555,7 +555,7 @@ def test_an_interrupted_migration_is_completed_on_a_table_that_became_empty(harn
     assert pq["q"].get().data == 1
 
 
-def test_an_interrupted_migration_is_completed_in_a_transaction(harness: Harness) -> None:
+def test_interrupted_migration_is_completed_in_a_transaction(harness: Harness) -> None:
     make_pq_table(harness)
     harness.pq()
     forget_versions(harness)
@@ -568,7 +568,7 @@ def test_an_interrupted_migration_is_completed_in_a_transaction(harness: Harness
     assert pq["q"].get().data == IN_ORDER[0]
 
 
-def test_an_index_build_that_was_cut_is_done_again(harness: Harness) -> None:
+def test_interrupted_index_build_is_repeated(harness: Harness) -> None:
     harness.needs_sessions()
     make_pq_table(harness)
     harness.pq()
@@ -599,7 +599,7 @@ def test_an_index_build_that_was_cut_is_done_again(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("mode", ["ACCESS SHARE", "ROW EXCLUSIVE", "ACCESS EXCLUSIVE"])
-def test_a_blocked_migration_gives_up_and_works_later(
+def test_blocked_migration_raises_transient_error_and_succeeds_later(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.05)
@@ -649,7 +649,7 @@ def test_create_is_part_of_the_callers_transaction(harness: Harness) -> None:
     assert pq["q"].get().data == 3
 
 
-def test_a_migration_is_part_of_the_callers_transaction(harness: Harness) -> None:
+def test_migration_is_part_of_the_callers_transaction(harness: Harness) -> None:
     before = make_pq_table(harness)
     found = catalogue(harness)
     connection = harness.connect()
@@ -684,7 +684,7 @@ ROW = (
 
 @pytest.mark.parametrize("way", FINISH)
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_finished_rows_go_where_retention_says(harness: Harness, retention: str, way: str) -> None:
+def test_finished_rows_are_kept_archived_or_deleted_by_retention(harness: Harness, retention: str, way: str) -> None:
     queue = harness.queue("q/pickle", retention=retention)
     queue.put(OBJECT, schedule_at="0s", expected_at="1h", headers={"a": 1}, dedup="key", group="group")
     harness.sql('UPDATE {table} SET failures = 2, excused = 1, error = \'{"type": "E"}\'', rows=False)
@@ -700,7 +700,7 @@ def test_finished_rows_go_where_retention_says(harness: Harness, retention: str,
 
 
 @pytest.mark.parametrize("retention", ["delete", "archive"])
-def test_a_leased_row_stays_until_it_is_finished(harness: Harness, retention: str) -> None:
+def test_leased_row_stays_until_the_job_is_finished(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put(1)
     job = queue.lease()
@@ -711,7 +711,7 @@ def test_a_leased_row_stays_until_it_is_finished(harness: Harness, retention: st
 
 
 @pytest.mark.parametrize("retention", ["delete", "archive"])
-def test_a_rollback_brings_the_row_back(harness: Harness, retention: str) -> None:
+def test_rolled_back_get_restores_the_row(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put(1)
 
@@ -726,7 +726,7 @@ def test_a_rollback_brings_the_row_back(harness: Harness, retention: str) -> Non
     assert queue.get().attempts == 1
 
 
-def test_a_queue_may_have_a_retention_of_its_own(harness: Harness) -> None:
+def test_queue_may_have_its_own_retention(harness: Harness) -> None:
     pq = harness.pq(retention="delete")
     queues = [pq["a"], pq.queue("b", retention="archive"), pq.queue("c", retention="keep")]
     for queue in queues:
@@ -736,7 +736,7 @@ def test_a_queue_may_have_a_retention_of_its_own(harness: Harness) -> None:
     assert harness.sql(f"SELECT q_name FROM {quote(harness.schema)}.queue_archive") == [("b",)]
 
 
-def test_purge_removes_old_finished_rows_of_the_queue_alone(harness: Harness) -> None:
+def test_purge_deletes_old_finished_rows_of_its_queue_only(harness: Harness) -> None:
     pq = harness.pq()
     archive = f"{quote(harness.schema)}.queue_archive"
     for name in ("q", "other"):
@@ -766,7 +766,7 @@ def test_purge_removes_old_finished_rows_of_the_queue_alone(harness: Harness) ->
     assert len(harness.sql(f"SELECT FROM {archive} WHERE q_name = 'other'")) == 3
 
 
-def test_purge_goes_through_large_tables(harness: Harness) -> None:
+def test_purge_deletes_from_large_tables_in_slices(harness: Harness) -> None:
     queue = harness.queue()
     series = "now(), '1' FROM generate_series(1, 10100) AS n"
     harness.sql(f"INSERT INTO {{table}} (q_name, dequeued_at, data) SELECT 'other', {series}", rows=False)
@@ -784,7 +784,7 @@ def test_purge_goes_through_large_tables(harness: Harness) -> None:
 @pytest.mark.parametrize(
     "older_than", [-1, "-1s", "yesterday", None, float("nan"), datetime(2020, 1, 1, tzinfo=timezone.utc)]
 )
-def test_purge_refuses_what_is_no_duration(harness: Harness, older_than: Any) -> None:
+def test_purge_refuses_a_bad_duration(harness: Harness, older_than: Any) -> None:
     queue = harness.queue()
     queue.put(1)
     queue.get()
@@ -794,7 +794,7 @@ def test_purge_refuses_what_is_no_duration(harness: Harness, older_than: Any) ->
 
 
 @pytest.mark.parametrize("retention", ["delete", "archive"])
-def test_data_cannot_be_set_once_the_row_is_gone(harness: Harness, retention: str) -> None:
+def test_job_data_cannot_be_set_after_its_row_was_deleted(harness: Harness, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put("old")
     job = queue.get()
@@ -804,7 +804,7 @@ def test_data_cannot_be_set_once_the_row_is_gone(harness: Harness, retention: st
     assert job.data == "old"
 
 
-def test_data_cannot_be_set_on_what_never_was(harness: Harness) -> None:
+def test_job_data_cannot_be_set_for_an_unknown_job(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq["q"]
     with pytest.raises(JobNotFound, match="no row 12345"):
@@ -839,7 +839,7 @@ def test_data_cannot_be_set_on_what_never_was(harness: Harness) -> None:
     ],
     ids=str,
 )
-def test_bad_options_are_refused_at_once(harness: Harness, options: dict[str, Any]) -> None:
+def test_pq_refuses_bad_options(harness: Harness, options: dict[str, Any]) -> None:
     [name] = options
     with pytest.raises(ConfigurationError, match=name) as caught:
         harness.pq(create=False, **options)
@@ -847,7 +847,7 @@ def test_bad_options_are_refused_at_once(harness: Harness, options: dict[str, An
     assert harness.connections() == 0
 
 
-def test_bad_options_of_a_single_queue_are_refused(harness: Harness) -> None:
+def test_queue_refuses_bad_options(harness: Harness) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(ConfigurationError, match="retention"):
         pq.queue("q", retention="forever")

@@ -160,7 +160,7 @@ def test_pickle_reads_what_pq_wrote(harness: Harness) -> None:
     assert job.data == pickle.dumps(OBJECTS, 0).decode("latin-1")  # a string is what the row says it is
 
 
-def test_a_queue_class_brings_converters(harness: Harness) -> None:
+def test_queue_class_adds_converters(harness: Harness) -> None:
     converters = {"hex": (lambda data: data.hex(), bytes.fromhex)}
     pq = harness.pq(queue_class=queue_class(harness, converters=converters))
     queue = pq["q/hex"]
@@ -172,7 +172,7 @@ def test_a_queue_class_brings_converters(harness: Harness) -> None:
         harness.pq()["q/hex"]
 
 
-def test_encode_and_decode_may_be_given(harness: Harness) -> None:
+def test_encode_and_decode_arguments_are_used(harness: Harness) -> None:
     pq = harness.pq(
         encode=lambda data: json.dumps({"data": data}, default=str), decode=lambda text: json.loads(text)["data"]
     )
@@ -183,14 +183,14 @@ def test_encode_and_decode_may_be_given(harness: Harness) -> None:
     assert pq["q/pickle"].get().data == OBJECTS
 
 
-def test_dumps_and_loads_stand_before_encode_and_after_decode(harness: Harness) -> None:
+def test_dumps_and_loads_wrap_encode_and_decode(harness: Harness) -> None:
     queue = harness.queue(dumps=str.upper, loads=lambda data: data + "!")
     queue.put("apple")
     assert harness.sql(ROWS) == [('"APPLE"', None, "json")]
     assert queue.get().data == "APPLE!"
 
 
-def test_an_installed_binary_serializer_writes_the_payload(harness: Harness) -> None:
+def test_binary_serializer_of_a_plugin_writes_the_payload_column(harness: Harness) -> None:
     with installed(Backwards()):
         queue = harness.queue("q/backwards")
         raw = b"\x00\xff'\\" + b'{"a": "\\u00e9"}'[::-1]
@@ -208,7 +208,7 @@ def test_an_installed_binary_serializer_writes_the_payload(harness: Harness) -> 
         assert queue.get().data == []
 
 
-def test_an_installed_text_serializer_writes_the_data(harness: Harness) -> None:
+def test_text_serializer_of_a_plugin_writes_the_data_column(harness: Harness) -> None:
     with installed(Wrapped()):
         queue = harness.queue("q/wrapped")
         queue.put("…æøå!")
@@ -216,7 +216,7 @@ def test_an_installed_text_serializer_writes_the_data(harness: Harness) -> None:
         assert queue.get().data == "…æøå!"
 
 
-def test_a_serializer_may_be_an_object(harness: Harness) -> None:
+def test_serializer_may_be_given_as_an_object(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq.queue("a/b", serializer=Backwards())
     queue.put([1, 2])
@@ -228,14 +228,14 @@ def test_a_serializer_may_be_an_object(harness: Harness) -> None:
     assert wrapped.get().data == 3
 
 
-def test_a_serializer_may_be_named_apart(harness: Harness) -> None:
+def test_serializer_may_be_given_by_name(harness: Harness) -> None:
     pq = harness.pq()
     pq.queue("a/b", serializer="pickle").put(OBJECTS)
     assert harness.sql("SELECT q_name, serializer FROM {table}") == [("a/b", "pickle")]
     assert pq.queue("a/b", serializer="pickle").get().data == OBJECTS
 
 
-def test_a_queue_class_may_have_a_serializer(harness: Harness) -> None:
+def test_serializer_may_be_set_by_the_queue_class(harness: Harness) -> None:
     pq = harness.pq(queue_class=queue_class(harness, serializer=Backwards()))
     for name in ("q", "q/json", "q/pickle"):
         pq[name].put([name])
@@ -262,7 +262,7 @@ def test_json_is_read_by_every_queue(harness: Harness) -> None:
     assert pq.queue("q", serializer=Wrapped()).get().data == 3
 
 
-def test_a_pickle_is_not_loaded_unless_accepted(harness: Harness, tmp_path: Path) -> None:
+def test_pickle_is_not_loaded_unless_accepted(harness: Harness, tmp_path: Path) -> None:
     pq = harness.pq()
     folder = tmp_path / "made"
     job_id = pq["q/pickle"].put(Trap(folder))
@@ -281,7 +281,7 @@ def test_a_pickle_is_not_loaded_unless_accepted(harness: Harness, tmp_path: Path
     assert folder.exists()
 
 
-def test_a_row_cannot_name_a_serializer_into_use(harness: Harness, tmp_path: Path) -> None:
+def test_row_cannot_choose_a_serializer_that_is_not_accepted(harness: Harness, tmp_path: Path) -> None:
     pq = harness.pq()
     folder = tmp_path / "made"
     text = json.dumps(pickle.dumps(Trap(folder), 0).decode("latin-1")).replace("'", "''")
@@ -335,7 +335,7 @@ def test_accepting_a_serializer_that_is_not_installed_says_so(harness: Harness) 
         ("payload, serializer", "'no mark'::bytea, 'backwards'"),
     ],
 )
-def test_rows_that_cannot_be_decoded_are_delivered(harness: Harness, columns: str, values: str) -> None:
+def test_undecodable_rows_are_delivered(harness: Harness, columns: str, values: str) -> None:
     with installed(Backwards()):
         queue = harness.queue("q/pickle", accept=("backwards",), timeout=0)
         queue.put("before")
@@ -354,7 +354,7 @@ def test_rows_that_cannot_be_decoded_are_delivered(harness: Harness, columns: st
         assert next(iterator) is None
 
 
-def test_a_row_that_is_nested_deeply_is_decoded_or_told(harness: Harness) -> None:
+def test_row_nested_deeply_is_decoded_or_raises_deserialization_error(harness: Harness) -> None:
     queue = harness.queue()
     nested = "(repeat('[', 6000) || repeat(']', 6000))::json"
     harness.sql(f"INSERT INTO {{table}} (q_name, data, serializer) VALUES ('q', {nested}, 'json')", rows=False)
@@ -368,7 +368,7 @@ def test_a_row_that_is_nested_deeply_is_decoded_or_told(harness: Harness) -> Non
     assert depth == 5999
 
 
-def test_an_undecodable_job_can_be_mended(harness: Harness) -> None:
+def test_undecodable_job_can_be_given_new_data(harness: Harness) -> None:
     queue = harness.queue()
     harness.sql("INSERT INTO {table} (q_name, data, serializer) VALUES ('q', '1', 'nonsense')", rows=False)
     job = queue.lease()
@@ -399,7 +399,7 @@ def test_update_writes_with_the_queues_serializer(harness: Harness) -> None:
     assert plainly.get().data == "…"
 
 
-def test_setting_data_tells_what_is_stored(harness: Harness) -> None:
+def test_setting_job_data_updates_the_job_object(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq.queue("q", serializer=Backwards())
     pq["q"].put("old")
@@ -416,7 +416,7 @@ def test_setting_data_tells_what_is_stored(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("name", ["q/nonsense", "q/Pickle", "q/pickle ", "a/b", "json/"])
-def test_an_unknown_serializer_is_refused(harness: Harness, name: str) -> None:
+def test_serializer_of_an_unknown_name_is_refused(harness: Harness, name: str) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(UnknownSerializer, match=r"installed: .*json.*pickle") as caught:
         pq[name]
@@ -426,7 +426,7 @@ def test_an_unknown_serializer_is_refused(harness: Harness, name: str) -> None:
     assert harness.connections() == 0  # so nothing can have been written
 
 
-def test_an_unknown_serializer_named_apart_is_refused(harness: Harness) -> None:
+def test_serializer_argument_of_an_unknown_name_is_refused(harness: Harness) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(UnknownSerializer, match="'nonsense'"):
         pq.queue("q", serializer="nonsense")
@@ -473,7 +473,7 @@ NOT_JSON: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", NOT_JSON.values(), ids=NOT_JSON.keys())
-def test_what_is_not_json_is_refused(harness: Harness, make: Callable[[], Any]) -> None:
+def test_data_that_are_not_json_are_refused(harness: Harness, make: Callable[[], Any]) -> None:
     queue = harness.queue()
     job_id = queue.put("kept")
     job = queue.lease()
@@ -493,14 +493,14 @@ def test_what_is_not_json_is_refused(harness: Harness, make: Callable[[], Any]) 
 
 
 @pytest.mark.parametrize("data", [_deep, lambda: lambda: None], ids=["too deep", "a function without a name"])
-def test_what_cannot_be_pickled_is_refused(harness: Harness, data: Callable[[], Any]) -> None:
+def test_data_that_cannot_be_pickled_are_refused(harness: Harness, data: Callable[[], Any]) -> None:
     queue = harness.queue("q/pickle")
     with pytest.raises(SerializationError, match="pickle cannot encode"):
         queue.put(data())
     assert harness.sql(ROWS) == []
 
 
-def test_what_looks_like_what_is_refused_comes_back(harness: Harness) -> None:
+def test_data_that_resemble_refused_data_come_back(harness: Harness) -> None:
     queue = harness.queue()
     values = [
         _nested(500),
@@ -515,7 +515,7 @@ def test_what_looks_like_what_is_refused_comes_back(harness: Harness) -> None:
     assert queue.get().data == {"1": 2, "3": {"null": 4}}
 
 
-def test_headers_that_could_not_be_read_again_are_refused(harness: Harness) -> None:
+def test_headers_that_cannot_be_read_back_are_refused(harness: Harness) -> None:
     queue = harness.queue()
     for headers in ({"a": _nested(501)}, {"a": {1: 2, "1": 3}}, {"a": float("nan")}):
         with pytest.raises(SerializationError, match="headers"):
@@ -541,7 +541,7 @@ def test_headers_that_could_not_be_read_again_are_refused(harness: Harness) -> N
         (7, "no 'name'"),
     ],
 )
-def test_what_is_no_serializer_is_refused_when_it_is_given(harness: Harness, given: Any, told: str) -> None:
+def test_serializer_object_of_a_bad_type_is_refused_when_given(harness: Harness, given: Any, told: str) -> None:
     pq = harness.pq(create=False)
     with pytest.raises(ConfigurationError, match=told):
         pq.queue("q", serializer=given)
@@ -560,7 +560,7 @@ def test_put_many_writes_nothing_if_a_late_item_cannot_be_encoded(harness: Harne
     assert len(queue.put_many(range(3))) == 3
 
 
-def test_a_serializer_that_gives_the_wrong_type_is_refused(harness: Harness) -> None:
+def test_serializer_that_returns_the_wrong_type_is_refused(harness: Harness) -> None:
     pq = harness.pq()
     text_for_bytes, bytes_for_text = Wrapped(), Backwards()
     text_for_bytes.binary, bytes_for_text.binary = True, False
@@ -573,7 +573,7 @@ def test_a_serializer_that_gives_the_wrong_type_is_refused(harness: Harness) -> 
 
 
 @pytest.mark.parametrize("data", [float("nan"), [float("-inf")]])
-def test_the_server_refuses_what_encode_let_pass(harness: Harness, data: Any) -> None:
+def test_encode_output_that_is_invalid_json_is_refused_by_the_server(harness: Harness, data: Any) -> None:
     queue = harness.queue(encode=json.dumps)
     job_id = queue.put("kept")
     for attempt in writers(queue, job_id, data):
@@ -587,7 +587,7 @@ def test_the_server_refuses_what_encode_let_pass(harness: Harness, data: Any) ->
 
 @pytest.mark.parametrize("data", ["\ud800", "a\udfff\ud800b", {"\ud800": 1}, [{"a": {"\udc00": "\ud83d"}}]])
 @pytest.mark.parametrize("name", ["q", "q/pickle"])
-def test_lone_surrogates_come_back_or_are_refused(harness: Harness, name: str, data: Any) -> None:
+def test_lone_surrogates_round_trip_or_are_refused(harness: Harness, name: str, data: Any) -> None:
     queue = harness.queue(name)
     job_id = queue.put("kept")
     for attempt in writers(queue, job_id, data):

@@ -59,7 +59,7 @@ def ended(call: Callable[[], Any]) -> tuple[float, Any]:
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("asked", [False, True], ids=["before", "after"])
-def test_a_silent_listening_connection_holds_up_nobody(
+def test_silent_listening_connection_blocks_no_other_operation(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     monkeypatch.setattr(waiting, "PROBE", 0.1 if asked else NEVER)
@@ -83,7 +83,7 @@ def test_a_silent_listening_connection_holds_up_nobody(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_silent_listening_connection_is_replaced_by_a_new_waiter(
+def test_silent_listening_connection_is_replaced_by_a_new_waiter(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "ANSWER", SHORT)
@@ -99,7 +99,7 @@ def test_a_silent_listening_connection_is_replaced_by_a_new_waiter(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_listening_connection_that_cannot_be_opened_holds_up_nobody(harness: Harness, proxy: Proxy) -> None:
+def test_listening_connection_that_cannot_be_opened_blocks_no_operation(harness: Harness, proxy: Proxy) -> None:
     pq = harness.pq(proxy.dsn)
     pq["q"].put(1)
     assert pq["q"].get(block=False).data == 1
@@ -110,7 +110,7 @@ def test_a_listening_connection_that_cannot_be_opened_holds_up_nobody(harness: H
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_our_listening_connection_has_no_idle_session_timeout(harness: Harness) -> None:
+def test_listening_connection_has_no_idle_session_timeout(harness: Harness) -> None:
     harness.needs_sessions()
     pq = harness.pq(poll_interval=NEVER)
     heard(harness, pq, "q")
@@ -154,7 +154,7 @@ def calls(queue: Any) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("name", ["put", "put_many", "get", "lease", "block"])
-def test_a_call_on_a_silent_connection_ends(harness: Harness, proxy: Proxy, name: str) -> None:
+def test_call_on_a_silent_connection_ends_with_connection_lost(harness: Harness, proxy: Proxy, name: str) -> None:
     queue = harness.pq(proxy.dsn, answer_timeout=SHORT, max_connections=2)["q"]
     queue.put("warm")
     proxy.stall(new=True)
@@ -166,7 +166,7 @@ def test_a_call_on_a_silent_connection_ends(harness: Harness, proxy: Proxy, name
         assert join()
 
 
-def test_close_ends_though_the_server_is_silent(harness: Harness, proxy: Proxy) -> None:
+def test_close_ends_while_the_server_is_silent(harness: Harness, proxy: Proxy) -> None:
     pq = harness.pq(proxy.dsn, answer_timeout=SHORT)
     barrier = threading.Barrier(3)
 
@@ -182,7 +182,7 @@ def test_close_ends_though_the_server_is_silent(harness: Harness, proxy: Proxy) 
     assert ended(pq.close)[0] < 2 * BOUND
 
 
-def test_a_migration_and_a_limit_of_none_wait_as_long_as_it_takes(harness: Harness) -> None:
+def test_answer_timeout_does_not_apply_to_migrations_and_may_be_none(harness: Harness) -> None:
     pq = harness.pq(answer_timeout=SHORT)
     unlimited = harness.pq(create=False, answer_timeout=None)["q"]
     other = harness.connect()
@@ -197,7 +197,7 @@ def test_a_migration_and_a_limit_of_none_wait_as_long_as_it_takes(harness: Harne
 
 
 @pytest.mark.parametrize("limit", [0, -1, "x"])
-def test_an_answer_timeout_must_be_one(harness: Harness, limit: Any) -> None:
+def test_answer_timeout_of_a_bad_value_is_refused(harness: Harness, limit: Any) -> None:
     with pytest.raises(ConfigurationError, match="answer_timeout"):
         harness.pq(answer_timeout=limit)
 
@@ -221,7 +221,7 @@ def waiting_for_locks(harness: Harness) -> list[Any]:
     )
 
 
-def test_a_statement_that_waits_for_a_lock_is_cancelled_on_the_server_too(harness: Harness) -> None:
+def test_answer_timeout_cancels_a_blocked_statement_on_the_server(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.pq(answer_timeout=2.0)["q"]
     queue.put("warm")
@@ -238,7 +238,7 @@ def test_a_statement_that_waits_for_a_lock_is_cancelled_on_the_server_too(harnes
     assert queue.put("again")
 
 
-def test_our_connections_have_the_server_look_whether_they_are_there(harness: Harness) -> None:
+def test_connections_set_client_connection_check_interval(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.queue()
     queue.put(1)
@@ -251,7 +251,7 @@ def test_our_connections_have_the_server_look_whether_they_are_there(harness: Ha
 
 
 @pytest.mark.only("blocking")
-def test_over_one_connection_others_wait_for_it_with_a_bound(harness: Harness) -> None:
+def test_pool_timeout_bounds_the_wait_for_the_callers_one_connection(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, pool_timeout=SHORT)["q"]
     queue.put(1)
     entered, leave = threading.Event(), threading.Event()
@@ -289,7 +289,7 @@ async def _block(queue: Any) -> None:
 
 
 @pytest.mark.only("async")
-def test_a_cancelled_task_ends_though_the_server_is_silent(
+def test_cancelled_task_ends_while_the_server_is_silent(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "AFTER_CANCEL", SHORT)
@@ -318,9 +318,7 @@ def test_a_cancelled_task_ends_though_the_server_is_silent(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_nothing_is_kept_of_queues_that_nobody_waits_on_any_more(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listener_forgets_queues_without_waiters(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "SLICE", 0.02)
     monkeypatch.setattr(channels, "LINGER", 0.1)
     pq = harness.pq()
@@ -335,7 +333,7 @@ def test_nothing_is_kept_of_queues_that_nobody_waits_on_any_more(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_channel_that_was_forgotten_is_heard_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_hears_a_forgotten_channel_again(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "SLICE", 0.02)
     monkeypatch.setattr(channels, "LINGER", 0.05)
     pq = harness.pq(poll_interval=NEVER)
@@ -349,7 +347,7 @@ def test_a_channel_that_was_forgotten_is_heard_again(harness: Harness, monkeypat
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_more_channels_than_may_be_registered_are_polled(harness: Harness) -> None:
+def test_listener_polls_channels_above_its_maximum(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER)
     harness.listener(pq["a"].engine)._most = 2
     heard(harness, pq, "a", "b")
@@ -362,7 +360,7 @@ def test_more_channels_than_may_be_registered_are_polled(harness: Harness) -> No
 # Notifications of the caller's
 
 
-def test_notifications_of_the_callers_own_stay_the_callers(harness: Harness) -> None:
+def test_notifications_of_the_callers_channels_are_left_to_the_caller(harness: Harness) -> None:
     connection = harness.connect()
     raw = connection.raw
     own = Notes()
@@ -392,7 +390,7 @@ def test_notifications_of_the_callers_own_stay_the_callers(harness: Harness) -> 
 
 
 @pytest.mark.only("blocking")
-def test_a_function_whose_own_connection_went_silent_ends(harness: Harness, proxy: Proxy) -> None:
+def test_task_whose_own_connection_went_silent_ends(harness: Harness, proxy: Proxy) -> None:
     queue = harness.task_queue()
     shaky = harness.pq(proxy.dsn, create=False, answer_timeout=SHORT)["elsewhere"]
     shaky.put("warm")
@@ -412,7 +410,7 @@ def test_a_function_whose_own_connection_went_silent_ends(harness: Harness, prox
 
 
 @pytest.mark.only("blocking")
-def test_a_function_past_its_time_loses_the_block_that_it_waits_in(
+def test_task_past_its_timeout_loses_the_block_that_it_waits_in(
     harness: Harness, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = harness.task_queue()

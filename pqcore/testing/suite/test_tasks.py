@@ -89,7 +89,7 @@ def raising(*errors: BaseException | type[BaseException] | None) -> tuple[Callab
 # Declaring and putting
 
 
-def test_a_call_puts_a_job(harness: Harness, queue: Any) -> None:
+def test_task_call_puts_a_job(harness: Harness, queue: Any) -> None:
     @queue.task()
     def eat(job_id: int, kind: str, *, number: int = 1) -> None:
         """Eat."""
@@ -99,7 +99,7 @@ def test_a_call_puts_a_job(harness: Harness, queue: Any) -> None:
     [(job_id, data)] = rows(harness)
     assert job == job_id
     assert json.loads(data) == {
-        "function": f"{__name__}.test_a_call_puts_a_job.<locals>.eat",
+        "function": f"{__name__}.test_task_call_puts_a_job.<locals>.eat",
         "args": ["Cox"],
         "kwargs": {"number": 3},
         "retried": 0,
@@ -113,7 +113,7 @@ def test_a_call_puts_a_job(harness: Harness, queue: Any) -> None:
     assert unwrapped(queue).handler_registry[eat._path] is eat.__wrapped__
 
 
-def test_a_job_calls_the_function_with_its_id_first(harness: Harness, queue: Any) -> None:
+def test_task_function_receives_its_job_id_first(harness: Harness, queue: Any) -> None:
     calls = []
 
     @queue.task()
@@ -131,7 +131,7 @@ def test_a_job_calls_the_function_with_its_id_first(harness: Harness, queue: Any
     assert rows(harness) == []
 
 
-def test_a_decorator_without_parentheses_declares_the_function(harness: Harness, queue: Any) -> None:
+def test_task_decorator_without_parentheses_declares_the_function(harness: Harness, queue: Any) -> None:
     calls = []
 
     @queue.task
@@ -149,14 +149,14 @@ def test_a_decorator_without_parentheses_declares_the_function(harness: Harness,
     assert calls == [(ids[0], 1), (ids[1], 2)]
 
 
-def test_a_periodic_decorator_without_parentheses_is_refused(queue: Any) -> None:
+def test_periodic_decorator_without_parentheses_is_refused(queue: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"write @queue\.periodic"):
 
         @queue.periodic
         def nightly(job_id: int) -> None: ...
 
 
-def test_arguments_go_through_the_queues_serializer(harness: Harness) -> None:
+def test_task_arguments_are_encoded_by_the_queues_serializer(harness: Harness) -> None:
     queue = harness.tasks()["q/pickle"]
     calls = []
 
@@ -170,7 +170,7 @@ def test_arguments_go_through_the_queues_serializer(harness: Harness) -> None:
     assert calls == [(((1, 2), {3}), moment)]
 
 
-def test_what_cannot_be_encoded_is_not_put(harness: Harness, queue: Any) -> None:
+def test_task_call_with_arguments_that_cannot_be_encoded_puts_nothing(harness: Harness, queue: Any) -> None:
     task = queue.task()(lambda job_id, value: None)
     with pytest.raises(SerializationError):
         task(object())
@@ -179,7 +179,7 @@ def test_what_cannot_be_encoded_is_not_put(harness: Harness, queue: Any) -> None
     assert rows(harness) == []
 
 
-def test_times_of_a_declaration_and_of_a_call(harness: Harness, queue: Any) -> None:
+def test_task_times_of_a_declaration_and_of_a_call_are_used(harness: Harness, queue: Any) -> None:
     task = queue.task("1h", timedelta(hours=2))(lambda job_id: None)
     task()
     task(_schedule_at=None, _expected_at=None)  # as in pq, None says nothing
@@ -192,7 +192,7 @@ def test_times_of_a_declaration_and_of_a_call(harness: Harness, queue: Any) -> N
     assert found == [(1, 2), (1, 2), (3, 4)]
 
 
-def test_options_of_a_call_leave_the_declaration_as_it_is(harness: Harness, queue: Any) -> None:
+def test_task_call_options_leave_the_declaration_unchanged(harness: Harness, queue: Any) -> None:
     task = queue.task(max_retries=1, retry_in="5s", headers={"a": 1}, timeout=5)(lambda job_id: None)
     task(_max_retries=7, _retry_in="9s", _headers={"b": 2}, _timeout="1m", _keep_result=timedelta(minutes=2))
     task()
@@ -203,7 +203,7 @@ def test_options_of_a_call_leave_the_declaration_as_it_is(harness: Harness, queu
     assert json.loads(second[1]) == {"a": 1, "run": {"timeout": 5.0}}
 
 
-def test_an_option_of_a_call_may_be_a_function_of_its_arguments(harness: Harness, queue: Any) -> None:
+def test_task_option_may_be_a_function_of_the_calls_arguments(harness: Harness, queue: Any) -> None:
     task = queue.task(
         group=lambda name, n=0: f"g-{name}",
         dedup=lambda name, n=0: Dedup(f"d-{name}", on_conflict="replace") if n else None,
@@ -220,7 +220,7 @@ def test_an_option_of_a_call_may_be_a_function_of_its_arguments(harness: Harness
 
 
 @pytest.mark.parametrize("name", ["retry_on", "discard_on", "max_crashes", "run_in", "limit"])
-def test_what_only_a_declaration_can_have(harness: Harness, queue: Any, name: str) -> None:
+def test_task_call_refuses_options_of_declarations(harness: Harness, queue: Any, name: str) -> None:
     task = queue.task()(lambda job_id: None)
     with pytest.raises(ConfigurationError, match=name):
         task(**{f"_{name}": None})
@@ -252,12 +252,12 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", WRONG, ids=str)
-def test_what_cannot_be_an_option(options: dict[str, Any]) -> None:
+def test_task_options_of_bad_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, InvalidTimeSpec)):
         TaskOptions(**options)
 
 
-def test_a_wrong_option_fails_where_it_is_written(harness: Harness, queue: Any) -> None:
+def test_task_option_of_a_bad_value_is_refused_where_it_is_written(harness: Harness, queue: Any) -> None:
     with pytest.raises(ConfigurationError):
         queue.task(max_retries=-1)
     with pytest.raises(TypeError):
@@ -274,7 +274,7 @@ def test_a_wrong_option_fails_where_it_is_written(harness: Harness, queue: Any) 
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_headers_that_are_pqcores_cannot_be_the_users(harness: Harness, queue: Any, name: str) -> None:
+def test_headers_reserved_by_pqcore_are_refused(harness: Harness, queue: Any, name: str) -> None:
     headers = {name: "mine"}
     task = queue.task()(lambda job_id: None)
     for attempt in (
@@ -288,7 +288,7 @@ def test_headers_that_are_pqcores_cannot_be_the_users(harness: Harness, queue: A
     assert rows(harness) == []
 
 
-def test_a_function_that_is_declared_again_is_declared_anew(harness: Harness, queue: Any) -> None:
+def test_task_declared_twice_uses_the_last_declaration(harness: Harness, queue: Any) -> None:
     seen = []
 
     @queue.task()
@@ -302,7 +302,7 @@ def test_a_function_that_is_declared_again_is_declared_anew(harness: Harness, qu
     assert seen == ["first", "second"]
 
 
-def test_a_call_in_the_callers_transaction(harness: Harness, queue: Any) -> None:
+def test_task_call_joins_the_callers_transaction(harness: Harness, queue: Any) -> None:
     caller = harness.connect()
     task = queue.task()(lambda job_id, number: None)
     for end in (caller.rollback, caller.commit):
@@ -313,7 +313,7 @@ def test_a_call_in_the_callers_transaction(harness: Harness, queue: Any) -> None
     assert len(rows(harness)) == 1
 
 
-def test_a_call_within_a_block_is_undone_with_it(harness: Harness, queue: Any) -> None:
+def test_task_call_in_a_block_is_undone_with_it(harness: Harness, queue: Any) -> None:
     task = queue.task()(lambda job_id: None)
 
     def undone() -> None:
@@ -328,7 +328,7 @@ def test_a_call_within_a_block_is_undone_with_it(harness: Harness, queue: Any) -
     assert len(rows(harness)) == 1
 
 
-def test_calls_put_together(harness: Harness) -> None:
+def test_put_calls_puts_calls_of_several_queues_in_order(harness: Harness) -> None:
     pq = harness.tasks()
     seen = []
 
@@ -350,7 +350,7 @@ def test_calls_put_together(harness: Harness) -> None:
     assert pq["a"].put_calls() == []
 
 
-def test_calls_are_put_all_or_none_and_in_the_callers_transaction(harness: Harness, queue: Any) -> None:
+def test_put_calls_puts_all_or_none_in_the_callers_transaction(harness: Harness, queue: Any) -> None:
     task = queue.task()(lambda job_id, number: None)
     caller = harness.connect()
     caller.begin()
@@ -370,7 +370,9 @@ def test_calls_are_put_all_or_none_and_in_the_callers_transaction(harness: Harne
     [{"_dedup": "key"}, {"_expected_at": "1h"}, {"_schedule_at": datetime(2020, 1, 1, tzinfo=timezone.utc)}],
     ids=str,
 )
-def test_what_a_call_put_with_others_cannot_have(harness: Harness, queue: Any, options: dict[str, Any]) -> None:
+def test_task_call_among_others_refuses_single_call_options(
+    harness: Harness, queue: Any, options: dict[str, Any]
+) -> None:
     task = queue.task()(lambda job_id: None)
     for attempt in (queue.put_calls, queue.chain, queue.batch):
         with pytest.raises(ConfigurationError):
@@ -406,7 +408,7 @@ def put_as_pq_does(harness: Harness, function: str, *args: Any, **fields: Any) -
     return int(job)
 
 
-def test_a_row_alone_does_not_decide_what_is_run(harness: Harness, queue: Any, module: Any) -> None:
+def test_row_that_names_an_undeclared_function_does_not_run_it(harness: Harness, queue: Any, module: Any) -> None:
     for path in ("pqcore_test_module.task", "os.getpid", "nowhere.at.all", "", "task", f"{__name__}.json.dumps"):
         put_as_pq_does(harness, path)
     harness.drain(queue)
@@ -416,7 +418,7 @@ def test_a_row_alone_does_not_decide_what_is_run(harness: Harness, queue: Any, m
     assert found == [(1, None, 1, True)] * 6
 
 
-def test_a_job_whose_function_is_unknown_waits_for_a_worker_that_knows_it(
+def test_job_of_an_unknown_function_waits_for_a_worker_that_knows_it(
     harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = put_as_pq_does(harness, f"{__name__}.later", 5)
@@ -436,7 +438,7 @@ def test_a_job_whose_function_is_unknown_waits_for_a_worker_that_knows_it(
     assert seen == [(job, 5)]
 
 
-def test_a_function_of_a_trusted_module_is_imported(harness: Harness, queue: Any, module: Any) -> None:
+def test_trusted_module_is_imported_for_its_function(harness: Harness, queue: Any, module: Any) -> None:
     job = put_as_pq_does(harness, "pqcore_test_module.task", 1)
     queue.trusted_modules = ("pqcore_test",)  # a part of a name is no module
     harness.drain(queue)
@@ -447,14 +449,14 @@ def test_a_function_of_a_trusted_module_is_imported(harness: Harness, queue: Any
     assert module.seen == [(job, 1)]
 
 
-def test_a_trusted_module_that_cannot_be_imported_loses_no_job(harness: Harness, queue: Any) -> None:
+def test_trusted_module_that_cannot_be_imported_loses_no_job(harness: Harness, queue: Any) -> None:
     queue.trusted_modules = ("pqcore_no_such_module",)
     put_as_pq_does(harness, "pqcore_no_such_module.task")
     harness.drain(queue)
     assert (queue.stats().scheduled, queue.dead.count()) == (1, 0)
 
 
-def test_a_row_of_pqs_is_run(harness: Harness, queue: Any) -> None:
+def test_row_of_pq_is_run(harness: Harness, queue: Any) -> None:
     function, seen = raising(Broken, Broken)
     path = queue.task(max_retries=0)(function)._path
     job = put_as_pq_does(harness, path, max_retries=2, retry_in="1s", retried=0)
@@ -467,7 +469,7 @@ def test_a_row_of_pqs_is_run(harness: Harness, queue: Any) -> None:
     assert (rows(harness), queue.dead.count(), queue.status(job)) == ([], 0, "done")
 
 
-def test_a_row_that_pq_put_again_has_the_retries_that_are_left(harness: Harness, queue: Any) -> None:
+def test_row_of_pq_that_was_retried_has_its_remaining_retries(harness: Harness, queue: Any) -> None:
     function, seen = raising(*[Broken] * 9)
     path = queue.task()(function)._path
     put_as_pq_does(harness, path, max_retries=3, retry_in="0s", retried=2)
@@ -480,7 +482,7 @@ def test_a_row_that_pq_put_again_has_the_retries_that_are_left(harness: Harness,
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_a_failed_job_is_tried_again_so_often(harness: Harness, queue: Any, retries: int) -> None:
+def test_failed_job_is_retried_max_retries_times(harness: Harness, queue: Any, retries: int) -> None:
     function, seen = raising(*[Broken] * 9)
     job = queue.task(max_retries=retries, retry_in=None)(function)()
     harness.drain(queue)
@@ -488,7 +490,7 @@ def test_a_failed_job_is_tried_again_so_often(harness: Harness, queue: Any, retr
     assert [letter.id for letter in queue.dead.list()] == [job]
 
 
-def test_a_job_that_is_tried_again_keeps_its_id_and_its_error(harness: Harness, queue: Any) -> None:
+def test_retried_job_keeps_its_id_and_its_error(harness: Harness, queue: Any) -> None:
     function, seen = raising(Broken("first"), Broken("second"))
     job = queue.task(max_retries=2, retry_in="1h", expected_at="2h", keep_result="1h")(function)()
     for failures, text in enumerate(["first", "second"], 1):
@@ -521,7 +523,7 @@ PAUSES: dict[str, tuple[dict[str, Any], float]] = {
 
 
 @pytest.mark.parametrize("name", PAUSES)
-def test_the_pause_after_a_failure(harness: Harness, queue: Any, name: str) -> None:
+def test_retry_delay_follows_the_task_options(harness: Harness, queue: Any, name: str) -> None:
     options, pause = PAUSES[name]
     function, _ = raising(Broken)
     queue.task(max_retries=1, **options)(function)()
@@ -530,7 +532,7 @@ def test_the_pause_after_a_failure(harness: Harness, queue: Any, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["text", "a number", "a timedelta", "Fixed", "Exponential"])
-def test_the_pause_that_a_call_asks_for(harness: Harness, queue: Any, name: str) -> None:
+def test_retry_delay_follows_the_call_options(harness: Harness, queue: Any, name: str) -> None:
     options, pause = PAUSES[name]
     function, _ = raising(Broken)
     task = queue.task(max_retries=1, retry=Fixed(7200))(function)
@@ -539,7 +541,7 @@ def test_the_pause_that_a_call_asks_for(harness: Harness, queue: Any, name: str)
     assert pause - PATIENCE < ahead(harness) <= pause
 
 
-def test_a_policy_of_a_call_must_be_one_that_can_travel(harness: Harness, queue: Any) -> None:
+def test_retry_policy_of_a_call_must_be_serializable(harness: Harness, queue: Any) -> None:
     task = queue.task(retry=lambda failures, error: 1)(lambda job_id: None)
     task()  # the declaration's does not travel
     with pytest.raises(ConfigurationError):
@@ -547,7 +549,7 @@ def test_a_policy_of_a_call_must_be_one_that_can_travel(harness: Harness, queue:
     assert len(rows(harness)) == 1
 
 
-def test_a_policy_is_told_how_often_it_failed_and_of_what(harness: Harness, queue: Any) -> None:
+def test_retry_policy_receives_the_failures_and_the_error(harness: Harness, queue: Any) -> None:
     told = []
 
     def policy(failures: int, error: BaseException) -> float | None:
@@ -561,7 +563,7 @@ def test_a_policy_is_told_how_often_it_failed_and_of_what(harness: Harness, queu
     assert seen == [1, 2, 2, 3, 4]  # what was snoozed is no attempt
 
 
-def test_a_policy_may_give_up(harness: Harness, queue: Any) -> None:
+def test_retry_policy_may_discard_the_job(harness: Harness, queue: Any) -> None:
     def policy(failures: int, error: BaseException) -> float:
         if failures == 2:
             raise Discard("enough")
@@ -574,7 +576,7 @@ def test_a_policy_may_give_up(harness: Harness, queue: Any) -> None:
     assert (rows(harness), queue.dead.count(), job.status()) == ([], 0, "discarded")
 
 
-def test_exponential() -> None:
+def test_exponential_backoff_grows_up_to_its_maximum() -> None:
     policy = Exponential(base="1s", factor=3, longest="1m", jitter=0)
     assert [policy(failures, Broken()) for failures in range(1, 7)] == [1, 3, 9, 27, 60, 60]
     assert Exponential(longest=timedelta(days=1), jitter=0)(10**9, Broken()) == 86_400
@@ -589,7 +591,9 @@ def test_exponential() -> None:
 
 
 @pytest.mark.parametrize(("error", "again"), [(Broken, True), (Worse, True), (KeyError, True), (ValueError, False)])
-def test_only_after_these_exceptions(harness: Harness, queue: Any, error: type[Exception], again: bool) -> None:
+def test_retry_on_retries_only_these_exceptions(
+    harness: Harness, queue: Any, error: type[Exception], again: bool
+) -> None:
     function, seen = raising(error)
     queue.task(max_retries=3, retry_in=None, retry_on=(Broken, KeyError))(function)()
     harness.drain(queue)
@@ -598,7 +602,7 @@ def test_only_after_these_exceptions(harness: Harness, queue: Any, error: type[E
 
 
 @pytest.mark.parametrize("kinds", [Broken, (KeyError, Broken)])
-def test_after_these_exceptions_it_is_discarded(harness: Harness, queue: Any, kinds: Any) -> None:
+def test_discard_on_discards_after_these_exceptions(harness: Harness, queue: Any, kinds: Any) -> None:
     function, seen = raising(Worse("because"))
     job = queue.task(max_retries=3, retry_in=None, discard_on=kinds, keep_result="1h")(function)()
     harness.drain(queue)
@@ -612,7 +616,7 @@ def test_after_these_exceptions_it_is_discarded(harness: Harness, queue: Any, ki
 
 
 @pytest.mark.parametrize("delay", [3600, "1h", timedelta(hours=1)])
-def test_snooze_puts_off_and_counts_as_nothing(harness: Harness, queue: Any, delay: Any) -> None:
+def test_snooze_postpones_the_job_and_counts_no_attempt(harness: Harness, queue: Any, delay: Any) -> None:
     function, seen = raising(*[Snooze(delay)] * 3, Broken)
     job = queue.task()(function)()
     for number in range(1, 4):
@@ -626,7 +630,7 @@ def test_snooze_puts_off_and_counts_as_nothing(harness: Harness, queue: Any, del
     assert (letter.failures, letter.not_counted_attempts) == (1, 3)
 
 
-def test_snooze_for_no_time_leaves_it_in_its_place(harness: Harness, queue: Any) -> None:
+def test_snooze_of_none_keeps_the_jobs_position(harness: Harness, queue: Any) -> None:
     function, seen = raising(Snooze(None))
     queue.task()(function)()
     harness.drain(queue)
@@ -634,7 +638,7 @@ def test_snooze_for_no_time_leaves_it_in_its_place(harness: Harness, queue: Any)
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_discard_ends_a_job_without_a_trace(harness: Harness, retention: str) -> None:
+def test_discard_ends_a_job_without_a_dead_letter(harness: Harness, retention: str) -> None:
     queue = harness.task_queue(retention=retention)
     function, seen = raising(Discard("not wanted"))
     job = queue.task(max_retries=3)(function)()
@@ -644,7 +648,7 @@ def test_discard_ends_a_job_without_a_trace(harness: Harness, retention: str) ->
         job.status()
 
 
-def test_retry_is_a_failure_with_a_time_of_its_own(harness: Harness, queue: Any) -> None:
+def test_retry_exception_is_a_failure_with_its_own_delay(harness: Harness, queue: Any) -> None:
     function, seen = raising(Retry("1h"), Retry(), Retry("1h"))
     queue.task(max_retries=2, retry_in="2h", retry_on=())(function)()
     harness.drain(queue)
@@ -658,7 +662,7 @@ def test_retry_is_a_failure_with_a_time_of_its_own(harness: Harness, queue: Any)
 
 @pytest.mark.parametrize("kind", [Snooze, Retry])
 @pytest.mark.parametrize("delay", ["soon", -1, float("nan")])
-def test_what_is_no_delay(kind: type[Exception], delay: Any) -> None:
+def test_retry_delay_of_a_bad_value_is_refused(kind: type[Exception], delay: Any) -> None:
     with pytest.raises(InvalidTimeSpec):
         kind(delay)
 
@@ -666,7 +670,7 @@ def test_what_is_no_delay(kind: type[Exception], delay: Any) -> None:
 # The context
 
 
-def test_what_a_function_knows_of_its_job(harness: Harness, queue: Any) -> None:
+def test_job_context_shows_the_job_inside_the_function(harness: Harness, queue: Any) -> None:
     seen: list[JobContext] = []
 
     @queue.task(headers={"a": 1}, schedule_at="0s")
@@ -688,7 +692,7 @@ def test_what_a_function_knows_of_its_job(harness: Harness, queue: Any) -> None:
         current()
 
 
-def test_jobs_that_run_at_once_know_each_their_own(harness: Harness, queue: Any) -> None:
+def test_concurrent_jobs_have_separate_contexts(harness: Harness, queue: Any) -> None:
     together = threading.Barrier(4)
     seen: list[tuple[int, int]] = []
 
@@ -721,7 +725,7 @@ def test_progress_must_be_json() -> None:
     assert context.take_progress() is None
 
 
-def test_a_function_that_is_told_to_stop() -> None:
+def test_job_context_tells_the_function_to_stop() -> None:
     context = JobContext(None, None)  # type: ignore[arg-type]
     context.check()
     assert context.wait(0) is False
@@ -736,7 +740,9 @@ def test_a_function_that_is_told_to_stop() -> None:
 
 @pytest.mark.parametrize("commits", [True, False])
 @pytest.mark.parametrize("way", ["block", "connection"])
-def test_a_function_finishes_its_job_with_what_it_writes(harness: Harness, queue: Any, way: str, commits: bool) -> None:
+def test_job_finished_by_its_function_commits_with_its_writes(
+    harness: Harness, queue: Any, way: str, commits: bool
+) -> None:
     core = unwrapped(queue)
     harness.sql(f"CREATE TABLE {TableName('written', harness.schema)} (job bigint)", rows=False)
     write = f"INSERT INTO {TableName('written', harness.schema)} VALUES"
@@ -813,7 +819,7 @@ def test_perform_calls_the_function(harness: Harness, queue: Any, way: str) -> N
 
 
 @pytest.mark.only("blocking")
-def test_a_leased_job_that_perform_fails_is_as_a_workers(harness: Harness, queue: Any) -> None:
+def test_perform_retries_a_leased_job_as_a_worker_does(harness: Harness, queue: Any) -> None:
     function, seen = raising(Broken, Snooze("1h"), Broken, Broken)
     job = queue.task(max_retries=2, retry_in="1h")(function)()
     for state in ("scheduled", "scheduled", "scheduled", "dead"):
@@ -824,7 +830,7 @@ def test_a_leased_job_that_perform_fails_is_as_a_workers(harness: Harness, queue
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_that_perform_fails_is_put_again(harness: Harness, queue: Any) -> None:
+def test_perform_puts_a_failed_popped_job_again(harness: Harness, queue: Any) -> None:
     function, seen = raising(*[Broken] * 9)
     task = queue.task(max_retries=2, retry_in="1h", expected_at="2h", headers={"a": 1}, timeout=7, group="g", limit=3)
     first = task(function)()
@@ -844,7 +850,7 @@ def test_a_popped_job_that_perform_fails_is_put_again(harness: Harness, queue: A
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_may_be_snoozed_or_discarded(harness: Harness, queue: Any) -> None:
+def test_perform_snoozes_and_discards_a_popped_job(harness: Harness, queue: Any) -> None:
     function, seen = raising(Snooze("1h"), Discard())
     queue.task()(function)()
     assert queue.perform(queue.get(block=False)) is False
@@ -855,7 +861,7 @@ def test_a_popped_job_may_be_snoozed_or_discarded(harness: Harness, queue: Any) 
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_of_an_unknown_function_is_put_again(harness: Harness, queue: Any) -> None:
+def test_perform_puts_a_popped_job_of_an_unknown_function_again(harness: Harness, queue: Any) -> None:
     for number in range(1, 4):
         if number == 1:
             put_as_pq_does(harness, "nowhere.at.all", 1, 2)
@@ -866,7 +872,7 @@ def test_a_popped_job_of_an_unknown_function_is_put_again(harness: Harness, queu
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_is_undone_with_its_block(harness: Harness, queue: Any) -> None:
+def test_perform_of_a_popped_job_is_undone_with_its_block(harness: Harness, queue: Any) -> None:
     seen: list[int] = []
     job = queue.task()(lambda job_id: seen.append(job_id))()
 
@@ -881,7 +887,7 @@ def test_a_popped_job_is_undone_with_its_block(harness: Harness, queue: Any) -> 
 
 
 @pytest.mark.only("blocking")
-def test_what_follows_a_popped_job_follows(harness: Harness, queue: Any) -> None:
+def test_perform_of_a_popped_job_continues_its_chain_and_batch(harness: Harness, queue: Any) -> None:
     seen = []
 
     @queue.task(keep_result="1h")
@@ -909,7 +915,7 @@ def test_what_follows_a_popped_job_follows(harness: Harness, queue: Any) -> None
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("way", ["get", "lease"])
-def test_a_performed_job_whose_result_cannot_be_stored_is_done(harness: Harness, queue: Any, way: str) -> None:
+def test_perform_completes_a_job_whose_result_cannot_be_stored(harness: Harness, queue: Any, way: str) -> None:
     task = queue.task(keep_result="1h")(lambda job_id: object())
     job = task()
     assert queue.perform(getattr(queue, way)()) is True
@@ -919,7 +925,7 @@ def test_a_performed_job_whose_result_cannot_be_stored_is_done(harness: Harness,
 
 
 @pytest.mark.only("blocking")
-def test_fail_may_be_called_by_hand(harness: Harness, queue: Any) -> None:
+def test_fail_can_be_called_by_a_consumer(harness: Harness, queue: Any) -> None:
     queue.task(max_retries=1, retry_in="1h")(lambda job_id: None)()
     job = queue.lease()
     assert queue.fail(job, job.data, Broken("by hand")) is False
@@ -931,7 +937,7 @@ def test_fail_may_be_called_by_hand(harness: Harness, queue: Any) -> None:
 
 
 @pytest.mark.only("blocking")
-def test_work_until_there_is_nothing(harness: Harness) -> None:
+def test_work_burst_ends_when_the_queue_is_empty(harness: Harness) -> None:
     queue = harness.task_queue(timeout=0.05)
     function, seen = raising(Broken, Snooze(None), None, None)
     task = queue.task(max_retries=1, retry_in=None)(function)
@@ -943,7 +949,7 @@ def test_work_until_there_is_nothing(harness: Harness) -> None:
 
 
 @pytest.mark.only("blocking")
-def test_a_job_that_was_lost_meanwhile_is_nobodys_failure(
+def test_perform_of_a_lost_lease_counts_no_failure(
     harness: Harness, queue: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.task()(lambda job_id: None)()
@@ -958,7 +964,7 @@ def test_a_job_that_was_lost_meanwhile_is_nobodys_failure(
 # Functions that run long
 
 
-def test_a_timeout_of_the_functions_own_is_an_exception_like_any(harness: Harness, queue: Any) -> None:
+def test_timeout_error_raised_by_a_function_is_an_ordinary_failure(harness: Harness, queue: Any) -> None:
     @queue.task(max_retries=3, retry_in=None, retry_on=(KeyError,))
     def impatient(job_id: int) -> None:
         raise TimeoutError
@@ -969,7 +975,7 @@ def test_a_timeout_of_the_functions_own_is_an_exception_like_any(harness: Harnes
     assert (letter.id, letter.failures) == (job, 1)
 
 
-def test_a_coroutine_that_takes_too_long_is_cancelled(harness: Harness, queue: Any) -> None:
+def test_coroutine_past_its_timeout_is_cancelled(harness: Harness, queue: Any) -> None:
     cancelled = []
 
     @queue.task(timeout=0.02, max_retries=1, retry_in=None)
@@ -987,7 +993,7 @@ def test_a_coroutine_that_takes_too_long_is_cancelled(harness: Harness, queue: A
     assert (letter.id, letter.error["type"], letter.failures) == (job, "pqcore.tasks.context.JobTimeout", 2)
 
 
-def test_a_function_in_a_thread_is_told_that_its_time_is_up(harness: Harness, queue: Any) -> None:
+def test_thread_function_past_its_timeout_sees_that_it_must_stop(harness: Harness, queue: Any) -> None:
     @queue.task(timeout=0.02)
     def slow(job_id: int) -> None:
         assert current().wait(PATIENCE)
@@ -1001,7 +1007,7 @@ def test_a_function_in_a_thread_is_told_that_its_time_is_up(harness: Harness, qu
 # Periodic tasks, as declared
 
 
-def test_what_cannot_be_periodic(harness: Harness, queue: Any) -> None:
+def test_periodic_declaration_of_a_bad_value_is_refused(harness: Harness, queue: Any) -> None:
     function = queue.task()(lambda job_id: None)
     for wrong in (("x",), ("* * *",), ("* * * * *", "Nowhere/Land"), ("* * * * *", "UTC", "sometimes")):
         with pytest.raises(ConfigurationError):
@@ -1042,7 +1048,7 @@ class YieldingObject:
     [generator, agenerator, partial(generator), partial(partial(agenerator)), YieldingObject()],
     ids=["generator", "asynchronous generator", "partial", "nested partial", "object"],
 )
-def test_a_function_with_yield_cannot_be_a_task(harness: Harness, queue: Any, function: Any) -> None:
+def test_task_declaration_of_a_generator_function_is_refused(harness: Harness, queue: Any, function: Any) -> None:
     if isinstance(function, partial):
         function.__module__, function.__qualname__ = __name__, "partial"  # type: ignore[attr-defined]
     for declare in (queue.task(), queue.periodic("0 3 * * *")):
@@ -1051,7 +1057,7 @@ def test_a_function_with_yield_cannot_be_a_task(harness: Harness, queue: Any, fu
     assert rows(harness) == []
 
 
-def test_a_task_needs_a_name(queue: Any) -> None:
+def test_task_declaration_without_a_name_is_refused(queue: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"partial without a name.*declare a function that calls it"):
         queue.task()(partial(generator, 1))
 
@@ -1067,14 +1073,14 @@ class Asynchronous:
         return "awaited"
 
 
-def test_an_object_that_is_called_as_a_coroutine_function_is_awaited(harness: Harness, queue: Any) -> None:
+def test_task_object_with_an_async_call_is_awaited(harness: Harness, queue: Any) -> None:
     job_id = queue.task(keep_result="1h")(Asynchronous())()
     harness.drain(queue)
     assert queue.result(job_id, timeout=PATIENCE) == "awaited"
 
 
 @pytest.mark.parametrize("make", [generator, agenerator], ids=["generator", "asynchronous generator"])
-def test_a_function_that_returns_a_generator_has_failed(harness: Harness, queue: Any, make: Any) -> None:
+def test_task_that_returns_a_generator_fails(harness: Harness, queue: Any, make: Any) -> None:
     @queue.task()
     def lazy(job_id: int) -> Any:
         return make(job_id)
@@ -1098,7 +1104,7 @@ def test_work_fails_a_function_that_returns_a_generator(queue: Any, make: Any) -
     assert "the function returned a generator" in queue.dead.list()[0].error["message"]
 
 
-def test_what_a_plain_function_returns_to_await_is_awaited(harness: Harness, queue: Any) -> None:
+def test_task_that_returns_an_awaitable_is_awaited(harness: Harness, queue: Any) -> None:
     async def later() -> str:
         await asyncio.sleep(0)
         return "awaited"

@@ -107,7 +107,7 @@ def end_connections(harness: Harness) -> None:
 # With blocks
 
 
-def test_a_block_commits_at_its_end(harness: Harness) -> None:
+def test_block_commits_at_its_end(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("first")
     with queue as cursor:
@@ -119,7 +119,7 @@ def test_a_block_commits_at_its_end(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("kind", [Boom, Stop])
-def test_an_exception_undoes_the_block_and_passes_unchanged(harness: Harness, kind: type[BaseException]) -> None:
+def test_block_is_undone_by_an_exception_that_passes_unchanged(harness: Harness, kind: type[BaseException]) -> None:
     queue = harness.queue()
     job_id = queue.put("first")
     error = kind("mine")
@@ -143,7 +143,7 @@ def test_an_exception_undoes_the_block_and_passes_unchanged(harness: Harness, ki
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_sql_of_the_users_shares_the_fate_of_the_job(harness: Harness, fails: bool) -> None:
+def test_users_sql_in_a_block_commits_with_the_job(harness: Harness, fails: bool) -> None:
     queue = harness.queue()
     table = orders(harness)
     queue.put(1)
@@ -156,7 +156,7 @@ def test_sql_of_the_users_shares_the_fate_of_the_job(harness: Harness, fails: bo
     assert (waiting(harness), finished(harness)) == ((["1"], []) if fails else (["2"], ["1"]))
 
 
-def test_transaction_is_another_name_for_the_block(harness: Harness) -> None:
+def test_transaction_method_is_the_same_as_a_block(harness: Harness) -> None:
     queue = harness.queue()
     with queue.transaction() as cursor:
         assert cursor is not None
@@ -172,7 +172,7 @@ def test_transaction_is_another_name_for_the_block(harness: Harness) -> None:
     assert waiting(harness) == ['"kept"', '"outer"']
 
 
-def test_a_block_can_follow_a_block(harness: Harness) -> None:
+def test_block_can_follow_a_block(harness: Harness) -> None:
     queue = harness.queue()
     for number in range(4):
         with queue if number % 2 else failing(queue):
@@ -181,7 +181,7 @@ def test_a_block_can_follow_a_block(harness: Harness) -> None:
     assert waiting(harness) == ["1", "3", '"alone"']
 
 
-def test_a_block_keeps_its_transaction_until_its_end(harness: Harness) -> None:
+def test_block_keeps_its_transaction_until_its_end(harness: Harness) -> None:
     queue = harness.queue()
     with queue:
         seen = []
@@ -197,7 +197,7 @@ def test_a_block_keeps_its_transaction_until_its_end(harness: Harness) -> None:
 # Blocks within blocks
 
 
-def test_inner_blocks_are_undone_alone(harness: Harness) -> None:
+def test_inner_block_that_fails_is_undone_alone(harness: Harness) -> None:
     queue = harness.queue()
     with queue:
         queue.put("outer")
@@ -215,14 +215,14 @@ def test_inner_blocks_are_undone_alone(harness: Harness) -> None:
     assert waiting(harness) == ['"outer"', '"inner"', '"inner after"', '"outer after"']
 
 
-def test_the_failure_of_the_outer_block_undoes_the_inner(harness: Harness) -> None:
+def test_outer_block_that_fails_undoes_the_inner_block(harness: Harness) -> None:
     queue = harness.queue()
     with failing(queue), queue:
         queue.put("inner")
     assert waiting(harness) == []
 
 
-def test_a_job_taken_in_an_inner_block_that_fails_comes_back_in_the_outer(harness: Harness) -> None:
+def test_inner_block_that_fails_returns_its_job_to_the_outer_block(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     queue.put("job")
     with queue:
@@ -234,7 +234,7 @@ def test_a_job_taken_in_an_inner_block_that_fails_comes_back_in_the_outer(harnes
     assert finished(harness) == ['"job"']
 
 
-def test_inner_blocks_may_be_of_other_queues(harness: Harness) -> None:
+def test_inner_block_may_belong_to_another_queue(harness: Harness) -> None:
     pq = harness.pq()
     with pq["a"]:
         pq["b"].put("b in a's block")
@@ -246,7 +246,7 @@ def test_inner_blocks_may_be_of_other_queues(harness: Harness) -> None:
     assert waiting(harness) == ['"b in a\'s block"', '"c in b\'s block"']
 
 
-def test_all_queues_of_the_same_pq_take_part_and_no_others(harness: Harness) -> None:
+def test_block_includes_all_queues_of_its_pq_and_no_others(harness: Harness) -> None:
     pq, other = harness.pq(), harness.pq(create=False)
     pq["b"].put("job")
     with failing(pq["a"]):
@@ -257,7 +257,7 @@ def test_all_queues_of_the_same_pq_take_part_and_no_others(harness: Harness) -> 
     assert waiting(harness) == ['"job"', '"another PQ\'s"']
 
 
-def test_a_block_belongs_to_its_thread(harness: Harness) -> None:
+def test_block_belongs_to_its_thread(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("job")
 
@@ -278,7 +278,7 @@ def test_a_block_belongs_to_its_thread(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("by", ["constraint", "trigger"])
-def test_an_operation_that_the_server_refuses_leaves_the_transaction_usable(harness: Harness, by: str) -> None:
+def test_refused_operation_leaves_the_blocks_transaction_usable(harness: Harness, by: str) -> None:
     queue = harness.queue()
     refuse(harness, '"evil"', by)
     taken = queue.put("taken")
@@ -300,7 +300,7 @@ def test_an_operation_that_the_server_refuses_leaves_the_transaction_usable(harn
     assert finished(harness) == ['"taken"']
 
 
-def test_an_operation_that_the_server_refuses_undoes_the_block_if_it_escapes(harness: Harness) -> None:
+def test_refused_operation_that_escapes_undoes_the_block(harness: Harness) -> None:
     queue = harness.queue()
     refuse(harness, '"evil"', "constraint")
 
@@ -317,7 +317,7 @@ def test_an_operation_that_the_server_refuses_undoes_the_block_if_it_escapes(har
     assert waiting(harness) == ['"after"']
 
 
-def test_sql_of_the_users_that_fails_aborts_the_transaction_and_operations_say_so(harness: Harness) -> None:
+def test_users_sql_that_fails_makes_operations_raise_transaction_aborted(harness: Harness) -> None:
     queue = harness.queue()
     with failing(queue):
         queue.put("undone")
@@ -331,7 +331,7 @@ def test_sql_of_the_users_that_fails_aborts_the_transaction_and_operations_say_s
     assert waiting(harness) == ['"after"']
 
 
-def test_sql_of_the_users_that_fails_in_an_inner_block_is_undone_with_it(harness: Harness) -> None:
+def test_users_sql_that_fails_in_an_inner_block_is_undone_with_it(harness: Harness) -> None:
     queue = harness.queue()
 
     def inner() -> None:
@@ -347,7 +347,7 @@ def test_sql_of_the_users_that_fails_in_an_inner_block_is_undone_with_it(harness
     assert waiting(harness) == ['"outer"', '"outer after"']
 
 
-def test_a_block_whose_transaction_was_aborted_does_not_end_as_if_it_were_committed(harness: Harness) -> None:
+def test_block_whose_transaction_was_aborted_raises_at_its_end(harness: Harness) -> None:
     # The server answers COMMIT with ROLLBACK then, which is no error to most drivers.
     queue = harness.queue()
 
@@ -367,7 +367,7 @@ def test_a_block_whose_transaction_was_aborted_does_not_end_as_if_it_were_commit
 # What others see
 
 
-def test_a_job_in_an_open_transaction_is_passed_by_without_waiting(harness: Harness) -> None:
+def test_job_in_an_open_transaction_is_skipped_without_waiting(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     first, second, third = queue.put_many([1, 2, 3])
     with failing(queue):
@@ -382,7 +382,7 @@ def test_a_job_in_an_open_transaction_is_passed_by_without_waiting(harness: Harn
     assert other.get(block=False).id == first
 
 
-def test_what_was_put_in_an_open_transaction_is_seen_in_it_alone(harness: Harness) -> None:
+def test_job_put_in_an_open_transaction_is_visible_only_in_it(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     with queue:
         job_id = queue.put("mine")
@@ -393,7 +393,7 @@ def test_what_was_put_in_an_open_transaction_is_seen_in_it_alone(harness: Harnes
 
 
 @pytest.mark.parametrize("expected", [None, "1h"])
-def test_a_job_that_comes_due_during_a_transaction_is_seen_in_it(harness: Harness, expected: str | None) -> None:
+def test_job_that_becomes_due_during_a_transaction_is_visible_in_it(harness: Harness, expected: str | None) -> None:
     # pq compared with now(), which stands still in a transaction.
     queue = harness.queue()
     queue.put("job", "1h", expected)
@@ -406,7 +406,7 @@ def test_a_job_that_comes_due_during_a_transaction_is_seen_in_it(harness: Harnes
         assert queue.get(block=False).data == "job"
 
 
-def test_a_get_in_a_transaction_waits_until_a_job_is_due(harness: Harness) -> None:
+def test_get_in_a_transaction_waits_until_a_job_is_due(harness: Harness) -> None:
     queue = harness.queue()
     with queue:
         queue.put("job", timedelta(milliseconds=500))
@@ -447,7 +447,7 @@ def idle(connection: Connection) -> bool:
 
 
 @implicitly
-def test_on_an_idle_connection_each_operation_is_committed(harness: Harness, implicit: bool) -> None:
+def test_operation_on_an_idle_connection_is_committed(harness: Harness, implicit: bool) -> None:
     queue, connection = callers(harness, implicit)
     first = queue.put("first")
     assert waiting(harness) == ['"first"']
@@ -468,7 +468,7 @@ def test_on_an_idle_connection_each_operation_is_committed(harness: Harness, imp
 
 
 @implicitly
-def test_the_connection_is_left_as_it_was_found(harness: Harness, implicit: bool) -> None:
+def test_operation_leaves_the_callers_connection_as_found(harness: Harness, implicit: bool) -> None:
     queue, connection = callers(harness, implicit)
     refuse(harness, '"evil"', "constraint")
     before = getattr(connection.raw, "autocommit", None)
@@ -505,7 +505,7 @@ def test_the_connection_is_left_as_it_was_found(harness: Harness, implicit: bool
 
 
 @implicitly
-def test_on_an_idle_connection_a_block_is_a_transaction(harness: Harness, implicit: bool) -> None:
+def test_block_on_an_idle_connection_is_a_transaction(harness: Harness, implicit: bool) -> None:
     queue, connection = callers(harness, implicit)
     with queue:
         queue.put("kept")
@@ -528,7 +528,7 @@ def opened(harness: Harness, connection: Connection, implicit: bool, number: int
 
 @implicitly
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_in_a_transaction_of_the_callers_operations_join_it(harness: Harness, implicit: bool, end: str) -> None:
+def test_operation_joins_the_callers_transaction(harness: Harness, implicit: bool, end: str) -> None:
     queue, connection = callers(harness, implicit)
     orders(harness)
     queue.put("job")
@@ -554,7 +554,7 @@ def test_in_a_transaction_of_the_callers_operations_join_it(harness: Harness, im
 
 
 @implicitly
-def test_an_operation_that_fails_spares_the_callers_transaction(harness: Harness, implicit: bool) -> None:
+def test_failed_operation_leaves_the_callers_transaction_usable(harness: Harness, implicit: bool) -> None:
     queue, connection = callers(harness, implicit)
     orders(harness)
     refuse(harness, '"evil"', "trigger")
@@ -573,7 +573,7 @@ def test_an_operation_that_fails_spares_the_callers_transaction(harness: Harness
 
 @implicitly
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_a_block_in_a_transaction_of_the_callers_is_a_savepoint(harness: Harness, implicit: bool, end: str) -> None:
+def test_block_in_the_callers_transaction_is_a_savepoint(harness: Harness, implicit: bool, end: str) -> None:
     queue, connection = callers(harness, implicit)
     table = orders(harness)
     queue.put("job")
@@ -597,7 +597,7 @@ def test_a_block_in_a_transaction_of_the_callers_is_a_savepoint(harness: Harness
         assert (waiting(harness), numbers(harness)) == (['"job"'], [])
 
 
-def test_a_savepoint_of_the_callers_is_respected(harness: Harness) -> None:
+def test_block_respects_the_callers_savepoint(harness: Harness) -> None:
     queue, connection = callers(harness, implicit=False)
     connection.begin()
     queue.put("before")
@@ -611,7 +611,7 @@ def test_a_savepoint_of_the_callers_is_respected(harness: Harness) -> None:
     assert waiting(harness) == ['"before"', '"after"']
 
 
-def test_in_an_aborted_transaction_of_the_callers_operations_say_so(harness: Harness) -> None:
+def test_operation_in_the_callers_aborted_transaction_raises_an_error(harness: Harness) -> None:
     queue, connection = callers(harness, implicit=False)
     connection.begin()
     with pytest.raises(PQError):
@@ -625,7 +625,7 @@ def test_in_an_aborted_transaction_of_the_callers_operations_say_so(harness: Har
     assert queue.get(block=False).data == "after"
 
 
-def test_a_connection_serves_one_thread_after_the_other(harness: Harness) -> None:
+def test_connection_of_the_caller_serves_threads_one_after_the_other(harness: Harness) -> None:
     queue, connection = callers(harness, implicit=False)
 
     def work(name: int) -> None:
@@ -639,7 +639,7 @@ def test_a_connection_serves_one_thread_after_the_other(harness: Harness) -> Non
     assert idle(connection)
 
 
-def test_a_closed_connection_is_told_of_with_advice(harness: Harness) -> None:
+def test_closed_connection_raises_connection_lost_with_advice(harness: Harness) -> None:
     queue, connection = callers(harness, implicit=False)
     queue.put("before")
     connection.close()
@@ -651,7 +651,7 @@ def test_a_closed_connection_is_told_of_with_advice(harness: Harness) -> None:
     assert waiting(harness) == ['"before"']
 
 
-def test_a_connection_that_was_closed_before_it_was_given_is_told_of(harness: Harness) -> None:
+def test_connection_closed_before_use_raises_an_error(harness: Harness) -> None:
     harness.pq()
     connection = harness.connect()
     connection.close()
@@ -659,7 +659,7 @@ def test_a_connection_that_was_closed_before_it_was_given_is_told_of(harness: Ha
         harness.pq(connection.raw, create=False)["q"].put(1)
 
 
-def test_a_connection_that_the_server_ended_is_told_of(harness: Harness) -> None:
+def test_connection_ended_by_the_server_raises_connection_lost(harness: Harness) -> None:
     harness.pq()
     for _ in range(4):  # the driver may have noticed, or not
         connection = harness.connect()
@@ -679,7 +679,7 @@ def test_a_connection_that_the_server_ended_is_told_of(harness: Harness) -> None
 
 @implicitly
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_put_in_the_transaction_of_a_connection(harness: Harness, implicit: bool, end: str) -> None:
+def test_put_with_a_connection_joins_its_transaction(harness: Harness, implicit: bool, end: str) -> None:
     queue, connection = harness.queue(), harness.connect()
     orders(harness)
     opened(harness, connection, implicit)
@@ -700,7 +700,7 @@ def test_put_in_the_transaction_of_a_connection(harness: Harness, implicit: bool
     assert idle(connection)
 
 
-def test_put_with_a_connection_stays_out_of_the_open_block(harness: Harness) -> None:
+def test_put_with_a_connection_ignores_the_open_block(harness: Harness) -> None:
     queue, connection = harness.queue(), harness.connect()
     connection.begin()
     with failing(queue):
@@ -710,7 +710,7 @@ def test_put_with_a_connection_stays_out_of_the_open_block(harness: Harness) -> 
     assert waiting(harness) == ['"the connection\'s"']
 
 
-def test_put_with_an_idle_connection_commits_as_its_driver_does(harness: Harness) -> None:
+def test_put_with_an_idle_connection_follows_its_drivers_autocommit(harness: Harness) -> None:
     queue, connection = harness.queue(), harness.connect()
     queue.put("one", connection=connection.raw)
     queue.put_many(["two", "three"], connection=connection.raw)
@@ -726,7 +726,7 @@ def test_put_with_an_idle_connection_commits_as_its_driver_does(harness: Harness
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_ack_in_the_transaction_of_a_connection(harness: Harness, many: bool, retention: str) -> None:
+def test_ack_with_a_connection_joins_its_transaction(harness: Harness, many: bool, retention: str) -> None:
     queue, connection = harness.queue(retention=retention), harness.connect()
     table = orders(harness)
     queue.put("job")
@@ -748,7 +748,7 @@ def test_ack_in_the_transaction_of_a_connection(harness: Harness, many: bool, re
 
 
 @pytest.mark.parametrize("connection", [object(), 42, "dbname=postgres", False], ids=repr)
-def test_what_is_no_connection_is_refused(harness: Harness, connection: Any) -> None:
+def test_connection_argument_of_a_bad_type_is_refused(harness: Harness, connection: Any) -> None:
     queue = harness.queue()
     queue.put("job")
     job = queue.lease()
@@ -765,14 +765,14 @@ def test_what_is_no_connection_is_refused(harness: Harness, connection: Any) -> 
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_is_no_connection(harness: Harness) -> None:
+def test_connection_argument_refuses_a_pool(harness: Harness) -> None:
     queue, pool = harness.queue(), harness.pool(1)
     with pytest.raises(ConfigurationError):
         queue.put(1, connection=pool)
     assert waiting(harness) == []
 
 
-def test_put_with_a_closed_connection_is_told_of(harness: Harness) -> None:
+def test_put_with_a_closed_connection_raises_connection_lost(harness: Harness) -> None:
     queue, connection = harness.queue(), harness.connect()
     connection.close()
     with pytest.raises(PQError):
@@ -786,7 +786,7 @@ def test_put_with_a_closed_connection_is_told_of(harness: Harness) -> None:
 
 @pytest.mark.requires(Capability.POOL)
 @pytest.mark.parametrize("size", [1, 2])
-def test_connections_go_back_to_the_pool(harness: Harness, size: int) -> None:
+def test_pool_connections_are_returned(harness: Harness, size: int) -> None:
     pool = harness.pool(size)
     pq = harness.pq(pool=pool)
     queue = pq["q"]
@@ -822,7 +822,7 @@ def test_connections_go_back_to_the_pool(harness: Harness, size: int) -> None:
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_connection_given_back_has_no_transaction_open(harness: Harness) -> None:
+def test_pool_connection_is_returned_without_an_open_transaction(harness: Harness) -> None:
     harness.needs_sessions()
     pq = harness.pq(pool=harness.pool(2))
     queue = pq["q"]
@@ -845,7 +845,7 @@ def test_a_connection_given_back_has_no_transaction_open(harness: Harness) -> No
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_threads_share_a_queue_over_a_pool(harness: Harness) -> None:
+def test_threads_take_each_job_once_over_a_pool(harness: Harness) -> None:
     # pq kept the transaction on the queue, which threads share: jobs were lost and done twice.
     pq = harness.pq(pool=harness.pool(8))
     queue = pq["q"]
@@ -895,7 +895,7 @@ def test_threads_put_and_get_over_a_pool(harness: Harness) -> None:
 
 @pytest.mark.requires(Capability.POOL)
 @pytest.mark.requires(Capability.LISTEN)
-def test_waiting_holds_no_connection_of_the_pool(harness: Harness) -> None:
+def test_waiter_holds_no_connection_of_the_pool(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool(1))
     queue = pq["q"]
 
@@ -912,7 +912,7 @@ def test_waiting_holds_no_connection_of_the_pool(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_that_is_exhausted_is_waited_for_or_told_of(harness: Harness) -> None:
+def test_exhausted_pool_of_the_caller_waits_or_raises_pool_timeout(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool(1))
     queue = pq["q"]
     ended = threading.Event()
@@ -939,7 +939,7 @@ def test_a_pool_that_is_exhausted_is_waited_for_or_told_of(harness: Harness) -> 
 
 @pytest.mark.requires(Capability.POOL)
 @pytest.mark.parametrize("by", ["its owner", "PQ.close"])
-def test_a_closed_pool_is_told_of_with_advice(harness: Harness, by: str) -> None:
+def test_closed_pool_of_the_caller_raises_closed_with_advice(harness: Harness, by: str) -> None:
     pool = harness.pool(2)
     pq = harness.pq(pool=pool)
     queue = pq["q"]
@@ -967,7 +967,7 @@ def test_a_closed_pool_is_told_of_with_advice(harness: Harness, by: str) -> None
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_with_connections_that_the_server_ended_serves_on(harness: Harness) -> None:
+def test_pool_with_connections_ended_by_the_server_keeps_serving(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool(2))
     queue = pq["q"]
 
@@ -997,7 +997,7 @@ def test_a_pool_with_connections_that_the_server_ended_serves_on(harness: Harnes
 # Our own pool
 
 
-def test_our_own_pool_opens_no_more_than_it_may(harness: Harness) -> None:
+def test_pool_of_a_pq_opens_at_most_max_connections(harness: Harness) -> None:
     queue = harness.queue(max_connections=3)
     start = threading.Barrier(8)
 
@@ -1017,7 +1017,7 @@ def test_our_own_pool_opens_no_more_than_it_may(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_our_own_pool_opens_one_more_to_listen(harness: Harness) -> None:
+def test_pool_of_a_pq_opens_one_more_connection_to_listen(harness: Harness) -> None:
     pq, other = harness.pq(max_connections=1), harness.queue(create=False)
     queue = pq["q"]
     other.put(0)
@@ -1031,7 +1031,7 @@ def test_our_own_pool_opens_one_more_to_listen(harness: Harness) -> None:
         assert join().data == 1
 
 
-def test_a_pool_whose_connections_are_all_held_times_out_with_advice(harness: Harness) -> None:
+def test_exhausted_pool_raises_pool_timeout_with_advice(harness: Harness) -> None:
     queue = harness.queue(max_connections=1, pool_timeout=0.02)
 
     def beside() -> None:
@@ -1050,7 +1050,7 @@ def test_a_pool_whose_connections_are_all_held_times_out_with_advice(harness: Ha
     assert harness.connections() == 1
 
 
-def test_a_connection_that_is_held_is_waited_for(harness: Harness) -> None:
+def test_exhausted_pool_waits_for_a_returned_connection(harness: Harness) -> None:
     queue = harness.queue(max_connections=1, pool_timeout=3600.0)
     entered, begun = threading.Event(), threading.Event()
 
@@ -1072,7 +1072,7 @@ def test_a_connection_that_is_held_is_waited_for(harness: Harness) -> None:
     assert waiting(harness) == ['"held"', '"waited"']
 
 
-def test_failed_operations_give_their_connections_back(harness: Harness) -> None:
+def test_failed_operation_returns_its_connection(harness: Harness) -> None:
     queue = harness.queue(max_connections=1, pool_timeout=0.5)
     refuse(harness, '"evil"', "trigger")
     for _ in range(3):
@@ -1089,7 +1089,7 @@ def test_failed_operations_give_their_connections_back(harness: Harness) -> None
     assert harness.connections() == 1
 
 
-def test_close_ends_all_connections_and_what_comes_after_says_so(harness: Harness) -> None:
+def test_close_ends_all_connections_and_later_operations_raise_closed(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq["q"]
     queue.put("job")
@@ -1117,7 +1117,7 @@ def test_close_ends_all_connections_and_what_comes_after_says_so(harness: Harnes
     assert waiting(harness) == []
 
 
-def test_the_end_of_a_pqs_own_block_closes_it(harness: Harness) -> None:
+def test_pq_used_as_a_context_manager_closes_itself(harness: Harness) -> None:
     with harness.pq() as pq:
         pq["q"].put("kept")
     harness.eventually(lambda: harness.connections() == 0)
@@ -1126,7 +1126,7 @@ def test_the_end_of_a_pqs_own_block_closes_it(harness: Harness) -> None:
     assert waiting(harness) == ['"kept"']
 
 
-def test_a_block_under_way_outlives_close(harness: Harness) -> None:
+def test_block_in_progress_outlives_close(harness: Harness) -> None:
     pq = harness.pq()
     queue = pq["q"]
     with queue:
@@ -1138,7 +1138,7 @@ def test_a_block_under_way_outlives_close(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_close_ends_waiting(harness: Harness) -> None:
+def test_close_ends_a_waiting_get(harness: Harness) -> None:
     pq = harness.pq(poll_interval=3600)
     queue = pq["q"]
 

@@ -149,7 +149,7 @@ def letters(queue: Any) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("doing", ["decodes", "encodes"])
-def test_a_serializer_that_takes_long_delays_no_other_job_and_no_lease(
+def test_slow_serializer_delays_no_other_job_and_no_lease(
     harness: Harness, doing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(serializer_threads, "SLOW", 0.05)
@@ -204,7 +204,7 @@ def _sluggish(harness: Harness) -> tuple[Any, Slow, Notes, Any]:
     return queue, slow, seen, job
 
 
-def test_a_job_is_cancelled_while_it_is_decoded(harness: Harness) -> None:
+def test_job_is_cancelled_while_it_is_decoded(harness: Harness) -> None:
     queue, slow, seen, job = _sluggish(harness)
     try:
         with harness.working(queue) as worker:
@@ -219,7 +219,7 @@ def test_a_job_is_cancelled_while_it_is_decoded(harness: Harness) -> None:
     assert (seen.items, queue.dead.count()) == ([], 0)
 
 
-def test_a_job_that_is_decoded_when_its_worker_stops_is_given_back(harness: Harness) -> None:
+def test_job_being_decoded_when_its_worker_stops_is_returned(harness: Harness) -> None:
     queue, slow, seen, job = _sluggish(harness)
     try:
         with harness.working(queue, grace=0.1):
@@ -230,7 +230,7 @@ def test_a_job_that_is_decoded_when_its_worker_stops_is_given_back(harness: Harn
     assert seen.items == []
 
 
-def test_a_job_whose_lease_is_lost_while_it_is_decoded_is_not_run(
+def test_job_whose_lease_is_lost_while_decoding_is_not_run(
     harness: Harness,
 ) -> None:
     queue, slow, seen, job = _sluggish(harness)
@@ -247,7 +247,7 @@ def test_a_job_whose_lease_is_lost_while_it_is_decoded_is_not_run(
     assert (seen.items, rows(harness, "id, attempts")) == ([], [(int(job), 2)])
 
 
-def test_a_result_is_decoded_beside_the_event_loop(harness: Harness) -> None:
+def test_result_is_decoded_outside_the_event_loop(harness: Harness) -> None:
     slow = Slow("sluggish")
     slow.latch.open()
     pq = harness.tasks()
@@ -279,7 +279,7 @@ def _put_off(harness: Harness, queue: Any, jobs: int = 1) -> None:
 
 
 @pytest.mark.parametrize("what", ["serializer", "accept", "key"])
-def test_a_job_that_a_worker_cannot_read_waits_for_one_that_can(
+def test_unreadable_job_waits_for_a_worker_that_can_read_it(
     harness: Harness, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pq, seen = harness.tasks(), Notes()
@@ -302,7 +302,7 @@ def test_a_job_that_a_worker_cannot_read_waits_for_one_that_can(
     assert (seen.items, job.status()) == ([(job, "text")], "done")
 
 
-def test_a_job_that_no_worker_could_read_for_a_week_is_a_dead_letter_of_its_own_kind(harness: Harness) -> None:
+def test_unreadable_job_becomes_a_dead_letter_after_a_week(harness: Harness) -> None:
     pq, seen = harness.tasks(), Notes()
     writer, worker = pq.queue("q", serializer=Backwards()), pq["q"]
     task = writer.task()(lambda job_id: seen.add(job_id))
@@ -327,7 +327,7 @@ def test_a_job_that_no_worker_could_read_for_a_week_is_a_dead_letter_of_its_own_
     assert (seen.items, letters(worker)) == ([job], [(invalid, "invalid")])
 
 
-def test_a_job_of_an_unknown_function_says_so_and_never_dies_of_it(harness: Harness) -> None:
+def test_job_of_an_unknown_function_says_so_and_never_becomes_a_dead_letter(harness: Harness) -> None:
     queue = harness.task_queue()
     queue.put({"function": "nowhere.at.all", "args": [], "kwargs": {}})
     harness.drain(queue)
@@ -339,7 +339,7 @@ def test_a_job_of_an_unknown_function_says_so_and_never_dies_of_it(harness: Harn
     assert rows(harness, "attempts, excused, error->>'type'") == [(2, 2, "unknown")]
 
 
-def test_a_job_that_cannot_be_read_before_its_deadline_has_expired(harness: Harness) -> None:
+def test_unreadable_job_past_its_deadline_expires(harness: Harness) -> None:
     pq = harness.tasks()
     job = pq.queue("q", serializer=Backwards()).task(deadline=timedelta(seconds=-1))(lambda job_id: None)()
     worker = pq["q"]
@@ -347,7 +347,7 @@ def test_a_job_that_cannot_be_read_before_its_deadline_has_expired(harness: Harn
     assert letters(worker) == [(int(job), "expired")]
 
 
-def test_damaged_data_of_a_known_serializer_is_invalid(harness: Harness) -> None:
+def test_damaged_data_of_a_known_serializer_make_a_dead_letter(harness: Harness) -> None:
     pq = harness.tasks()
     queue = pq.queue("q", serializer=Locked(), accept=("pickle",))
     harness.sql("INSERT INTO {table} (q_name, payload, serializer) VALUES ('q', '\\x00ff', 'json+locked')", rows=False)
@@ -358,7 +358,7 @@ def test_damaged_data_of_a_known_serializer_is_invalid(harness: Harness) -> None
 
 
 @pytest.mark.only("blocking")
-def test_a_popped_job_that_cannot_be_read_is_put_again_as_it_is_stored(harness: Harness) -> None:
+def test_unreadable_popped_job_is_put_again_unchanged(harness: Harness) -> None:
     pq, seen = harness.tasks(retention="delete"), Notes()
     writer, reader = pq.queue("q", serializer=Backwards()), pq["q"]
     writer.task(headers={"a": 1}, group="g")(lambda job_id, text: seen.add(text))("text")
@@ -385,7 +385,7 @@ KINDS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_a_decoder_raises_is_the_fault_of_the_row(harness: Harness, kind: str) -> None:
+def test_decoder_exception_of_any_kind_makes_a_dead_letter(harness: Harness, kind: str) -> None:
     seen = Notes()
     queue = harness.tasks().queue("q", serializer=Raising(KINDS[kind]()))
     task = queue.task(keep_result="1h")(lambda job_id, text: noted(seen, text, text))
@@ -398,7 +398,7 @@ def test_whatever_a_decoder_raises_is_the_fault_of_the_row(harness: Harness, kin
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_a_decoder_raises_ends_no_loop_in_the_main_thread(harness: Harness, kind: str) -> None:
+def test_decoder_exception_of_any_kind_does_not_end_work(harness: Harness, kind: str) -> None:
     assert threading.current_thread() is threading.main_thread()
     seen = Notes()
     queue = harness.tasks().queue("q", serializer=Raising(KINDS[kind]()))
@@ -411,7 +411,7 @@ def test_whatever_a_decoder_raises_ends_no_loop_in_the_main_thread(harness: Harn
 
 
 @pytest.mark.parametrize("kind", ["panic", "SystemExit"])
-def test_what_a_serializer_raises_is_an_error_of_ours_whatever_it_is(harness: Harness, kind: str) -> None:
+def test_serializer_exception_of_any_kind_is_wrapped_in_a_pqerror(harness: Harness, kind: str) -> None:
     serializer = Raising(KINDS[kind]())
     queue = harness.pq().queue("q", serializer=serializer)
     for items in (["unwritable"], ["fine", "unwritable"]):
@@ -430,7 +430,7 @@ def test_what_a_serializer_raises_is_an_error_of_ours_whatever_it_is(harness: Ha
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("kind", [TimeoutError, Panic, KeyboardInterrupt, SystemExit])
-def test_what_a_handler_of_a_signal_raises_in_a_decoder_is_not_the_fault_of_the_row(
+def test_signal_handler_exception_in_a_decoder_passes_unchanged(
     harness: Harness,
     kind: type[BaseException],
     wrapped: bool,
@@ -456,7 +456,7 @@ def test_what_a_handler_of_a_signal_raises_in_a_decoder_is_not_the_fault_of_the_
         signal.signal(signal.SIGALRM, before)
 
 
-def test_data_that_does_not_fit_into_memory_is_tried_again_until_it_has_crashed_too_often(harness: Harness) -> None:
+def test_data_too_large_for_memory_are_retried_until_max_crashes(harness: Harness) -> None:
     serializer = Raising(MemoryError())
     queue = harness.tasks().queue("q", serializer=serializer)
     job = queue.task()(lambda job_id, text: None)("poison")
@@ -479,7 +479,7 @@ def _poisoned(harness: Harness, **options: Any) -> tuple[Any, int, int]:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_consumer_buries_what_it_cannot_decode_with_its_block(harness: Harness, retention: str) -> None:
+def test_bury_stores_a_popped_job_as_a_dead_letter_with_its_block(harness: Harness, retention: str) -> None:
     queue, poison, good = _poisoned(harness, retention=retention)
     [[before]] = harness.sql(f"SELECT enqueued_at FROM {{table}} WHERE id = {poison}")
     found = []
@@ -518,7 +518,7 @@ def test_a_consumer_buries_what_it_cannot_decode_with_its_block(harness: Harness
     assert good != poison
 
 
-def test_a_consumer_buries_what_it_leases(harness: Harness) -> None:
+def test_bury_stores_a_leased_job_as_a_dead_letter(harness: Harness) -> None:
     queue, poison, good = _poisoned(harness)
     job = queue.lease(block=False)
     with pytest.raises(DeserializationError) as caught:
@@ -534,7 +534,7 @@ def test_a_consumer_buries_what_it_leases(harness: Harness) -> None:
     assert queue.count() == 0
 
 
-def test_burying_is_undone_with_the_transaction(harness: Harness) -> None:
+def test_bury_is_undone_with_the_transaction(harness: Harness) -> None:
     queue, poison, _ = _poisoned(harness)
     job = queue.lease(block=False)
 
@@ -551,7 +551,7 @@ def test_burying_is_undone_with_the_transaction(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_what_was_not_taken_cannot_be_buried(harness: Harness, retention: str) -> None:
+def test_bury_refuses_a_job_that_was_not_taken(harness: Harness, retention: str) -> None:
     queue, poison, _ = _poisoned(harness, retention=retention)
     [peeked] = queue.peek()
     with pytest.raises(JobNotFound):
@@ -567,7 +567,7 @@ def test_what_was_not_taken_cannot_be_buried(harness: Harness, retention: str) -
 
 
 @pytest.mark.parametrize("way", ["lease", "get"])
-def test_a_batch_counts_what_is_buried(harness: Harness, way: str) -> None:
+def test_batch_counts_buried_jobs(harness: Harness, way: str) -> None:
     queue, seen = harness.task_queue(), Notes()
 
     @queue.task()
@@ -586,7 +586,7 @@ def test_a_batch_counts_what_is_buried(harness: Harness, way: str) -> None:
     assert seen.items == [0 if popped_by_async else 1]
 
 
-def test_a_job_that_was_deleted_as_it_was_taken_says_what_is_left_of_it(harness: Harness) -> None:
+def test_undecodable_job_deleted_by_get_says_how_to_keep_it(harness: Harness) -> None:
     queue, poison, _ = _poisoned(harness, retention="delete")
     job = queue.get(block=False)
     with pytest.raises(DeserializationError, match=r"job\.raw has all that is left.*job\.bury\(error\)") as caught:
@@ -607,7 +607,7 @@ class Opaque:
         raise TypeError("opaque")
 
 
-def test_a_function_whose_result_cannot_be_stored_was_run_once_and_is_done(harness: Harness) -> None:
+def test_result_that_cannot_be_encoded_leaves_the_job_done_after_one_run(harness: Harness) -> None:
     queue, seen = harness.task_queue(), Notes()
     opaque = queue.task(max_retries=3, retry_in=None)(lambda job_id: noted(seen, job_id, Opaque()))
     job, free = opaque(_keep_result="1h"), opaque()
@@ -619,7 +619,7 @@ def test_a_function_whose_result_cannot_be_stored_was_run_once_and_is_done(harne
     assert "Opaque" in queue.inspect(job).error["message"]
 
 
-def test_a_result_that_the_server_cannot_store_leaves_the_job_done(harness: Harness) -> None:
+def test_result_that_the_server_refuses_leaves_the_job_done(harness: Harness) -> None:
     seen = Notes()
     queue = harness.tasks(encode=lambda data: json.dumps(data).replace('"broken"', "broken")).queue("q")
     job = queue.task(keep_result="1h", max_retries=3, retry_in=None)(lambda job_id: noted(seen, job_id, "broken"))()
@@ -629,7 +629,7 @@ def test_a_result_that_the_server_cannot_store_leaves_the_job_done(harness: Harn
         job.result(PATIENCE)
 
 
-def test_a_chain_that_needs_a_result_that_cannot_be_stored_stays_with_its_dead_letter(harness: Harness) -> None:
+def test_chain_whose_needed_result_cannot_be_stored_becomes_a_dead_letter(harness: Harness) -> None:
     queue, seen = harness.task_queue(), Notes()
     made: list[Any] = [Opaque(), 5]
 
@@ -652,7 +652,7 @@ def test_a_chain_that_needs_a_result_that_cannot_be_stored_stays_with_its_dead_l
     assert seen.items == ["first", "first", 5]
 
 
-def test_a_result_that_does_not_get_out_of_a_process_was_made_once(harness: Harness, tmp_path: Any) -> None:
+def test_result_that_cannot_leave_its_process_leaves_the_job_done(harness: Harness, tmp_path: Any) -> None:
     queue = harness.task_queue()
     declared = queue.task(run_in="process", max_retries=3, retry_in=None)(workers.return_opaque)
     kept, free = declared(str(tmp_path / "kept"), _keep_result="1h"), declared(str(tmp_path / "free"))
@@ -665,7 +665,7 @@ def test_a_result_that_does_not_get_out_of_a_process_was_made_once(harness: Harn
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("way", ["get", "lease", "work"])
-def test_a_job_is_tried_again_with_the_arguments_that_are_stored(harness: Harness, way: str) -> None:
+def test_retried_job_gets_the_arguments_as_stored(harness: Harness, way: str) -> None:
     queue, seen = harness.task_queue(), Notes()
 
     def pops(job_id: int, items: list[int], *, more: dict[str, int]) -> None:
@@ -683,7 +683,7 @@ def test_a_job_is_tried_again_with_the_arguments_that_are_stored(harness: Harnes
     assert seen.items == [([1, 2], {"a": 1})] * 3
 
 
-def test_a_worker_tries_a_job_again_with_the_arguments_that_are_stored(harness: Harness) -> None:
+def test_worker_retries_a_job_with_the_arguments_as_stored(harness: Harness) -> None:
     queue, seen = harness.task_queue(), Notes()
 
     async def pops(job_id: int, items: list[int]) -> None:

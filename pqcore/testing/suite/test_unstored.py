@@ -66,7 +66,7 @@ PUTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("way", PUTS)
-def test_a_put_that_a_trigger_leaves_out_is_told(harness: Harness, way: str) -> None:
+def test_put_that_a_trigger_drops_raises_not_stored(harness: Harness, way: str) -> None:
     pq = harness.tasks()
     queue = pq.queue("q", serializer="pickle", accept=["json"]) if way == "many encoded" else pq["q"]
     end = leave_out(harness)
@@ -88,7 +88,7 @@ def test_a_put_that_a_trigger_leaves_out_is_told(harness: Harness, way: str) -> 
     assert count(harness) >= 1
 
 
-def test_many_of_which_a_trigger_leaves_one_out_are_none(harness: Harness) -> None:
+def test_put_many_of_which_a_trigger_drops_one_puts_none(harness: Harness) -> None:
     queue = harness.queue()
     end = leave_out(harness, condition="NEW.data::text = '2'")
     with pytest.raises(NotStored):
@@ -99,7 +99,7 @@ def test_many_of_which_a_trigger_leaves_one_out_are_none(harness: Harness) -> No
 
 
 @pytest.mark.parametrize("way", ["get", "ack", "worker"])
-def test_a_job_that_a_trigger_keeps_out_of_the_archive_is_delivered(harness: Harness, way: str) -> None:
+def test_job_that_a_trigger_keeps_out_of_the_archive_is_delivered(harness: Harness, way: str) -> None:
     queue = harness.tasks().queue("q", retention="archive")
     leave_out(harness, "_archive")
     kept = task(queue, keep_result="1h")(7)
@@ -113,7 +113,7 @@ def test_a_job_that_a_trigger_keeps_out_of_the_archive_is_delivered(harness: Har
     assert (count(harness), count(harness, "_archive"), queue.dead.count()) == (0, 0, 0)
 
 
-def test_dead_letters_that_a_trigger_leaves_out_hold_up_nobody(harness: Harness) -> None:
+def test_dead_letter_that_a_trigger_drops_delays_no_other_job(harness: Harness) -> None:
     queue = harness.task_queue()
     leave_out(harness, "_dead")
     give = task(queue, keep_result="1h")
@@ -124,7 +124,7 @@ def test_dead_letters_that_a_trigger_leaves_out_hold_up_nobody(harness: Harness)
     assert (queue.count(), queue.dead.count()) == (0, 0)
 
 
-def test_dead_letters_stay_if_a_trigger_leaves_the_jobs_out(harness: Harness) -> None:
+def test_dead_letters_stay_when_a_trigger_drops_their_retry(harness: Harness) -> None:
     queue = harness.task_queue()
     give = task(queue)
     first = give(-1)
@@ -146,7 +146,7 @@ def at_most(harness: Harness, job: int, *columns: str) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_job_whose_attempts_can_be_counted_no_further_is_taken(harness: Harness, retention: str) -> None:
+def test_job_with_maximum_attempts_is_taken(harness: Harness, retention: str) -> None:
     queue = harness.pq().queue("q", retention=retention)
     first, second, third = queue.put_many([1, 2, 3])
     at_most(harness, first, "attempts")
@@ -155,7 +155,7 @@ def test_a_job_whose_attempts_can_be_counted_no_further_is_taken(harness: Harnes
     assert third == second + 1
 
 
-def test_its_leases_are_told_apart(harness: Harness) -> None:
+def test_leases_at_maximum_attempts_have_distinct_tokens(harness: Harness) -> None:
     queue = harness.queue()
     job = queue.put(1)
     harness.sql(f"UPDATE {{table}} SET attempts = {MOST - 1}, failures = {MOST}, excused = {MOST}", rows=False)
@@ -173,7 +173,9 @@ def test_its_leases_are_told_apart(harness: Harness) -> None:
 
 @pytest.mark.parametrize("columns", [("attempts",), ("failures",), ("excused",), ("attempts", "failures", "excused")])
 @pytest.mark.parametrize("way", ["done", "fails", "limit"])
-def test_a_worker_goes_on_with_other_jobs(harness: Harness, columns: tuple[str, ...], way: str) -> None:
+def test_worker_completes_other_jobs_beside_one_with_maximum_counts(
+    harness: Harness, columns: tuple[str, ...], way: str
+) -> None:
     queue = harness.task_queue()
     give = task(queue, keep_result="1h", max_retries=1, retry_in=0, **({"limits": {"k": 1}} if way == "limit" else {}))
     odd = give(-1 if way == "fails" else 1)

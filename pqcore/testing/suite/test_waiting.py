@@ -146,7 +146,7 @@ def seconds(wait: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def test_a_get_waits_as_long_as_it_is_told(harness: Harness) -> None:
+def test_get_waits_until_its_timeout(harness: Harness) -> None:
     queue = harness.queue(timeout=NEVER)
     assert 0.1 <= seconds(lambda: queue.get(timeout=0.1)) < PATIENCE
     assert 0.05 <= seconds(lambda: queue.get(True, 0.05)) < PATIENCE
@@ -155,7 +155,7 @@ def test_a_get_waits_as_long_as_it_is_told(harness: Harness) -> None:
     assert 0.05 <= seconds(lambda: queue.lease_many(5, wait=0.05)) < PATIENCE
 
 
-def test_a_get_that_is_not_to_wait_does_not(harness: Harness) -> None:
+def test_get_without_a_wait_returns_immediately(harness: Harness) -> None:
     queue = harness.queue(timeout=NEVER)
     began = time.monotonic()
     assert queue.get(timeout=0) is None
@@ -170,7 +170,7 @@ def test_a_get_that_is_not_to_wait_does_not(harness: Harness) -> None:
     assert queue.get(timeout=0).data == "a"
 
 
-def test_a_timeout_holds_for_its_call_alone(harness: Harness) -> None:
+def test_get_timeout_applies_to_its_call_only(harness: Harness) -> None:
     queue = harness.queue(timeout=0.02)
     assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
     assert queue.timeout == 0.02
@@ -182,12 +182,12 @@ def test_a_timeout_holds_for_its_call_alone(harness: Harness) -> None:
     assert seconds(lambda: queue.get()) >= 0.1
 
 
-def test_a_second_is_the_default(harness: Harness) -> None:
+def test_queue_timeout_is_1_s_by_default(harness: Harness) -> None:
     assert harness.queue().timeout == 1
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, "x", "", float("nan"), float("inf"), True])
-def test_a_timeout_must_be_one(harness: Harness, timeout: Any) -> None:
+def test_timeout_of_a_bad_value_is_refused(harness: Harness, timeout: Any) -> None:
     queue = harness.queue()
     queue.put("a")
     with pytest.raises(ValueError):
@@ -217,7 +217,7 @@ TAKES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("take", TAKES.values(), ids=TAKES)
-def test_a_put_wakes(harness: Harness, take: Callable[[Any], Any]) -> None:
+def test_put_wakes_a_waiter(harness: Harness, take: Callable[[Any], Any]) -> None:
     queue = harness.queue(poll_interval=NEVER, timeout=NEVER)
     listen(harness, queue)
     with waiter(harness, queue, partial(take, queue)) as join:
@@ -226,7 +226,7 @@ def test_a_put_wakes(harness: Harness, take: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_the_first_wait_is_woken_too(harness: Harness) -> None:
+def test_put_wakes_the_first_wait(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     with harness.thread(partial(queue.get, timeout=NEVER)) as join:
         harness.eventually(harness.listening)
@@ -235,7 +235,7 @@ def test_the_first_wait_is_woken_too(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_an_insert_by_anybody_wakes(harness: Harness) -> None:
+def test_insert_by_another_client_wakes_a_waiter(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -244,7 +244,7 @@ def test_an_insert_by_anybody_wakes(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_put_many_wakes(harness: Harness) -> None:
+def test_put_many_wakes_a_waiter(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue, partial(queue.get_many, 100, timeout=NEVER)) as join:
@@ -253,7 +253,7 @@ def test_put_many_wakes(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_commit_wakes_and_nothing_before(harness: Harness) -> None:
+def test_commit_wakes_a_waiter_and_an_open_transaction_does_not(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
     listen(harness, queue)
     with counted(queue) as looks, waiter(harness, queue, lambda: (queue.get(timeout=NEVER), time.monotonic())) as join:
@@ -267,7 +267,7 @@ def test_a_commit_wakes_and_nothing_before(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_rollback_leaves_the_waiter_waiting(harness: Harness) -> None:
+def test_rollback_leaves_the_waiter_waiting(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.connect()
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -279,7 +279,7 @@ def test_a_rollback_leaves_the_waiter_waiting(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_job_given_back_wakes(harness: Harness) -> None:
+def test_nack_wakes_a_waiter(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
     other.put("a")
     held = other.lease(NEVER)
@@ -290,7 +290,7 @@ def test_a_job_given_back_wakes(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_put_wakes_though_jobs_of_the_future_are_there(harness: Harness) -> None:
+def test_put_wakes_a_waiter_while_scheduled_jobs_exist(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     queue.put("later", "1h")
     queue.put("later still", "1h", "2h")
@@ -305,7 +305,7 @@ def test_a_put_wakes_though_jobs_of_the_future_are_there(harness: Harness) -> No
     "name",
     ["a b", 'quo"ted', "'; --", "é" * 31 + "x", "é" * 32, "x" * 63, "x" * 64, "X" * 200, "C:\\x", "日本", "SELECT"],
 )
-def test_any_name_wakes(harness: Harness, name: str) -> None:
+def test_queue_of_any_name_wakes_its_waiter(harness: Harness, name: str) -> None:
     queue = harness.queue(name, poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -314,7 +314,7 @@ def test_any_name_wakes(harness: Harness, name: str) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_within_a_transaction_a_waiter_is_woken(harness: Harness) -> None:
+def test_waiter_in_a_transaction_is_woken(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
 
@@ -328,7 +328,7 @@ def test_within_a_transaction_a_waiter_is_woken(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_notifications_of_another_queue_give_no_job(harness: Harness) -> None:
+def test_notification_of_another_queue_returns_no_job(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER)
     listen(harness, pq["a"], pq["b"])
     with waiter(harness, pq["a"]) as join, harness.thread(lambda: pq["b"].get(timeout=NEVER)) as other:
@@ -342,7 +342,7 @@ def test_notifications_of_another_queue_give_no_job(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_notification_without_a_job_does_not_end_the_wait(harness: Harness) -> None:
+def test_waiter_continues_after_a_notification_without_a_job(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with counted(queue) as looks, waiter(harness, queue) as join:
@@ -354,7 +354,7 @@ def test_a_notification_without_a_job_does_not_end_the_wait(harness: Harness) ->
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_of_several_waiters_one_gets_the_job(harness: Harness) -> None:
+def test_waiters_on_one_queue_get_one_job_each(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     got: list[int] = []
@@ -414,7 +414,7 @@ def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterat
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_notification_between_look_and_wait_counts(harness: Harness) -> None:
+def test_notification_between_the_first_look_and_the_wait_wakes_the_waiter(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with after_the_first_look(harness, queue, heard=True), harness.thread(partial(queue.get, timeout=NEVER)) as join:
@@ -422,7 +422,7 @@ def test_a_notification_between_look_and_wait_counts(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_job_put_just_before_a_waiter_listens_is_found(harness: Harness) -> None:
+def test_job_put_just_before_a_waiter_listens_is_found(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     with after_the_first_look(harness, queue, heard=False), harness.thread(partial(queue.get, timeout=NEVER)) as join:
         assert join().data == "a"
@@ -440,7 +440,7 @@ def late_enough(harness: Harness, job_id: int) -> bool:
 
 
 @pytest.mark.parametrize("times", SCHEDULED.values(), ids=SCHEDULED)
-def test_a_waiter_wakes_when_a_job_comes_due(harness: Harness, times: tuple[Any, ...]) -> None:
+def test_waiter_wakes_when_a_job_becomes_due(harness: Harness, times: tuple[Any, ...]) -> None:
     queue = harness.queue(poll_interval=NEVER)
     queue.put("later", "1h")
     job_id = queue.put("a", *times)
@@ -451,7 +451,7 @@ def test_a_waiter_wakes_when_a_job_comes_due(harness: Harness, times: tuple[Any,
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("times", SCHEDULED.values(), ids=SCHEDULED)
-def test_a_waiter_wakes_when_a_job_comes_due_that_was_put_meanwhile(harness: Harness, times: tuple[Any, ...]) -> None:
+def test_waiter_wakes_when_a_job_put_during_the_wait_becomes_due(harness: Harness, times: tuple[Any, ...]) -> None:
     queue = harness.queue(poll_interval=NEVER)
     queue.put("later", "1h")
     listen(harness, queue)
@@ -462,7 +462,7 @@ def test_a_waiter_wakes_when_a_job_comes_due_that_was_put_meanwhile(harness: Har
 
 
 @pytest.mark.parametrize("times", [(), (None, "1h")], ids=["plain", "expected"])
-def test_a_waiter_wakes_when_a_lease_runs_out(harness: Harness, times: tuple[Any, ...]) -> None:
+def test_waiter_wakes_when_a_lease_expires(harness: Harness, times: tuple[Any, ...]) -> None:
     queue = harness.queue(poll_interval=NEVER)
     queue.put("a", *times)
     queue.lease(SHORT)
@@ -472,7 +472,7 @@ def test_a_waiter_wakes_when_a_lease_runs_out(harness: Harness, times: tuple[Any
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_wakes_when_a_lease_runs_out_that_was_taken_meanwhile(harness: Harness) -> None:
+def test_waiter_wakes_when_a_lease_taken_during_the_wait_expires(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -483,13 +483,13 @@ def test_a_waiter_wakes_when_a_lease_runs_out_that_was_taken_meanwhile(harness: 
     assert (job.data, job.attempts) == ("a", 2)
 
 
-def test_a_wait_may_end_before_a_job_is_due(harness: Harness) -> None:
+def test_get_timeout_may_end_before_a_job_is_due(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("a", "1h")
     assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
 
 
-def test_within_a_transaction_time_goes_on(harness: Harness) -> None:
+def test_get_in_a_transaction_finds_a_job_that_becomes_due(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     queue.put("a", SHORT)
     with queue:  # in pq, now() stood still here
@@ -500,7 +500,7 @@ def test_within_a_transaction_time_goes_on(harness: Harness) -> None:
 # Woken by polling
 
 
-def test_polling_finds_a_job_of_which_nobody_was_notified(harness: Harness) -> None:
+def test_polling_finds_a_job_put_without_notification(harness: Harness) -> None:
     queue = harness.queue(poll_interval=0.05)
     quiet = silent(harness)
     listen(harness, queue)
@@ -509,7 +509,7 @@ def test_polling_finds_a_job_of_which_nobody_was_notified(harness: Harness) -> N
         assert join().data == "a"
 
 
-def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None:
+def test_waiter_without_a_listening_connection_polls(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
 
     async def refused() -> None:
@@ -522,7 +522,7 @@ def test_without_a_listening_connection_a_waiter_polls(harness: Harness) -> None
     assert harness.waiting() == []
 
 
-def test_over_a_backend_that_cannot_listen_a_waiter_polls(harness: Harness) -> None:
+def test_waiter_over_a_backend_without_listen_polls(harness: Harness) -> None:
     key, spec = (harness.spec.name, harness.spec.mode), harness.spec
     deaf = replace(spec, capabilities=spec.capabilities - {Capability.LISTEN}, missing={Capability.LISTEN: "a test"})
     plugins._specs[key] = deaf
@@ -537,7 +537,7 @@ def test_over_a_backend_that_cannot_listen_a_waiter_polls(harness: Harness) -> N
     assert harness.connections() == 1
 
 
-def test_behind_a_pooler_a_waiter_polls_and_leaves_nothing_on_a_connection(harness: Harness) -> None:
+def test_waiter_behind_a_pooler_polls_and_leaves_no_session_state(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER, prepared=False)
     with waiter(harness, queue) as join:
         assert harness.connections() == 1
@@ -548,7 +548,7 @@ def test_behind_a_pooler_a_waiter_polls_and_leaves_nothing_on_a_connection(harne
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
-def test_where_listen_does_not_last_a_waiter_polls_and_locks_nothing(
+def test_waiter_polls_without_locks_where_listen_does_not_last(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(shared_connection_listener, "BLIND_POLL", MOMENT)
@@ -611,7 +611,7 @@ def unheard(harness: Harness, request: pytest.FixtureRequest, monkeypatch: pytes
     return pq
 
 
-def test_waiters_that_cannot_be_notified_share_a_look(harness: Harness, unheard: Any) -> None:
+def test_waiters_without_notifications_share_one_poll(harness: Harness, unheard: Any) -> None:
     names = [f"q{number}" for number in range(6)]
     engine = unheard["q"].engine
     looks = engine._ready_queues = SharedLooks(unheard["q"])
@@ -629,7 +629,7 @@ def test_waiters_that_cannot_be_notified_share_a_look(harness: Harness, unheard:
     assert not harness.listener(engine)._shared._sharers
 
 
-def test_a_waiter_whose_look_was_shared_leaves_it_to_another(harness: Harness, unheard: Any) -> None:
+def test_shared_poll_passes_from_a_leaving_waiter_to_another(harness: Harness, unheard: Any) -> None:
     looks = unheard["q"].engine._ready_queues = SharedLooks(unheard["q"])
     with harness.thread(partial(unheard["first"].get, timeout=1.0)) as leave:
         harness.eventually(lambda: ["first"] in looks.asked)
@@ -640,7 +640,7 @@ def test_a_waiter_whose_look_was_shared_leaves_it_to_another(harness: Harness, u
 
 
 @pytest.mark.only("async")
-def test_a_cancelled_waiter_leaves_the_shared_look_to_another(harness: Harness, unheard: Any) -> None:
+def test_shared_poll_passes_from_a_cancelled_waiter_to_another(harness: Harness, unheard: Any) -> None:
     pq = unwrapped(unheard)
     looks = pq["q"].engine._ready_queues = SharedLooks(pq["q"])
 
@@ -658,7 +658,7 @@ def test_a_cancelled_waiter_leaves_the_shared_look_to_another(harness: Harness, 
     harness.in_loop(scenario)
 
 
-def test_of_several_waiters_on_a_queue_that_share_a_look_each_gets_a_job(harness: Harness, unheard: Any) -> None:
+def test_shared_poll_gives_each_waiter_of_one_queue_a_job(harness: Harness, unheard: Any) -> None:
     with ExitStack() as stack:
         joins = [stack.enter_context(harness.thread(partial(unheard["q"].get, timeout=NEVER))) for _ in range(2)]
         for data in range(2):
@@ -676,9 +676,7 @@ def test_of_several_waiters_on_a_queue_that_share_a_look_each_gets_a_job(harness
     ],
     ids=["expected", "scheduled", "scheduled and expected", "leased"],
 )
-def test_a_shared_look_finds_jobs_of_every_kind_when_they_come_due(
-    harness: Harness, unheard: Any, columns: str
-) -> None:
+def test_shared_poll_finds_jobs_of_every_kind_when_due(harness: Harness, unheard: Any, columns: str) -> None:
     looks = unheard["q"].engine._ready_queues = SharedLooks(unheard["q"])
     with harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
         harness.eventually(lambda: looks.asked)
@@ -686,7 +684,7 @@ def test_a_shared_look_finds_jobs_of_every_kind_when_they_come_due(
         assert join().data == 1
 
 
-def test_where_a_shared_look_fails_waiters_look_by_themselves(harness: Harness, unheard: Any) -> None:
+def test_shared_poll_that_fails_makes_waiters_poll_separately(harness: Harness, unheard: Any) -> None:
     sql = unheard["q"].engine._opener(harness.spec).sql
     sql.ready_queues = replace(sql.ready_queues, sql=sql.ready_queues.sql.replace("unnest", "nonsense"))
     with counted(unheard["q"]) as looked, harness.thread(partial(unheard["q"].get, timeout=NEVER)) as join:
@@ -695,7 +693,7 @@ def test_where_a_shared_look_fails_waiters_look_by_themselves(harness: Harness, 
         assert join().data == "a"
 
 
-def test_a_waiter_that_is_woken_before_its_first_wait_does_not_wait(harness: Harness, unheard: Any) -> None:
+def test_waiter_woken_before_its_first_wait_does_not_wait(harness: Harness, unheard: Any) -> None:
     queue = unwrapped(unheard["q"])
 
     async def wait() -> None:
@@ -706,7 +704,7 @@ def test_a_waiter_that_is_woken_before_its_first_wait_does_not_wait(harness: Har
         join()
 
 
-def test_a_waiter_in_a_block_looks_within_the_block(harness: Harness) -> None:
+def test_waiter_in_a_block_polls_within_the_block(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER, prepared=False, max_connections=1)
 
     def wait() -> Any:
@@ -776,7 +774,7 @@ def advisory_locks(connection: Connection) -> int:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_where_nobody_waits_nobody_is_notified(harness: Harness) -> None:
+def test_put_without_waiters_sends_no_notification(harness: Harness) -> None:
     queue, ear = harness.queue(timeout=0), Ear(harness, "q", *LONG)
     queue.put(1)
     queue.put_many([2, 3])
@@ -801,7 +799,7 @@ def test_where_nobody_waits_nobody_is_notified(harness: Harness) -> None:
         pytest.param(None, [], ["q"], id="not set"),
     ],
 )
-def test_a_setting_says_when_to_notify(
+def test_notify_setting_decides_when_a_put_notifies(
     harness: Harness, setting: str | None, alone: list[str], waited: list[str]
 ) -> None:
     queue, ear, connection = harness.queue(poll_interval=NEVER), Ear(harness, "q"), putter(harness, setting)
@@ -819,7 +817,7 @@ def test_a_setting_says_when_to_notify(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_an_insert_into_several_queues_notifies_those_on_which_somebody_waits(harness: Harness) -> None:
+def test_insert_into_several_queues_notifies_those_with_waiters(harness: Harness) -> None:
     pq, ear, connection = harness.pq(poll_interval=NEVER), Ear(harness, "a", "b", "c", *LONG), harness.connect()
     listen(harness, pq["a"], pq["b"], pq[LONG[1]])
     with waiter(harness, pq["a"]) as a, waiter(harness, pq["b"]) as b, waiter(harness, pq[LONG[1]]) as long:
@@ -832,7 +830,7 @@ def test_an_insert_into_several_queues_notifies_those_on_which_somebody_waits(ha
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_puts_that_meet_leave_no_lock(harness: Harness) -> None:
+def test_concurrent_puts_leave_no_advisory_lock(harness: Harness) -> None:
     queue = harness.queue()
     connections = [harness.connect() for _ in range(4)]
 
@@ -846,7 +844,7 @@ def test_puts_that_meet_leave_no_lock(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_when_one_of_two_leaves_the_other_is_woken(harness: Harness) -> None:
+def test_waiter_that_remains_is_woken_after_another_leaves(harness: Harness) -> None:
     leaving, staying = harness.pq(), harness.queue(poll_interval=NEVER)
     listen(harness, leaving["q"], staying)
     assert len(harness.waiting()) == 2
@@ -869,7 +867,7 @@ def hasty_listener(linger: float = MOMENT) -> Iterator[None]:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_when_nobody_waits_any_more_nobody_is_notified(harness: Harness) -> None:
+def test_put_after_the_last_waiter_left_sends_no_notification(harness: Harness) -> None:
     with hasty_listener():
         queue, ear = harness.queue(poll_interval=NEVER), Ear(harness, "q")
         for number in range(2):
@@ -885,7 +883,7 @@ def test_when_nobody_waits_any_more_nobody_is_notified(harness: Harness) -> None
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
+def test_listener_keeps_its_lock_while_a_waiter_remains(harness: Harness) -> None:
     with hasty_listener():
         pq = harness.pq(poll_interval=NEVER)
         listener = harness.listener(pq["q"].engine)
@@ -902,7 +900,7 @@ def test_while_one_waits_the_lock_stays(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harness) -> None:
+def test_waiter_looks_again_when_the_lock_was_released_after_its_look(harness: Harness) -> None:
     with hasty_listener():
         queue = harness.queue(poll_interval=NEVER)
         engine = queue.engine
@@ -929,7 +927,7 @@ def test_one_who_looked_before_the_lock_was_given_up_looks_again(harness: Harnes
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
-def test_a_put_that_did_not_see_the_waiter_is_found_soon(
+def test_put_that_did_not_see_the_waiter_is_found_soon(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
     monkeypatch.setattr(channels, "SETTLE", MOMENT)
@@ -956,9 +954,7 @@ def test_a_put_that_did_not_see_the_waiter_is_found_soon(
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
-def test_one_who_begins_to_wait_looks_again_only_once(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
-) -> None:
+def test_new_waiter_looks_again_only_once(harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool) -> None:
     monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
     with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
@@ -977,7 +973,7 @@ def replaced(harness: Harness, before: list[int]) -> bool:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_the_lock_comes_back_with_the_listening_connection(harness: Harness) -> None:
+def test_listener_lock_returns_with_the_listening_connection(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -990,7 +986,9 @@ def test_the_lock_comes_back_with_the_listening_connection(harness: Harness) -> 
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listening_connection_that_no_longer_listens_is_replaced(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(waiting, "RETRY", 0.0)
     with hasty_listener(NEVER):
         queue = harness.queue(poll_interval=NEVER)
@@ -1007,7 +1005,7 @@ def test_a_connection_that_no_longer_listens_is_replaced(harness: Harness, monke
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_too_many_locks_leave_a_waiter_polling(harness: Harness) -> None:
+def test_waiter_that_cannot_lock_polls(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     sql = queue.engine._openers[harness.spec.name].sql
     sql.register = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
@@ -1020,7 +1018,7 @@ def test_too_many_locks_leave_a_waiter_polling(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_waits_on_several_queues_share_a_connection(harness: Harness) -> None:
+def test_waiters_on_several_queues_share_a_connection(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER, max_connections=2)
     names = [f"q{number}" for number in range(8)]
     listen(harness, *(pq[name] for name in names))
@@ -1053,7 +1051,7 @@ def patient_listener() -> Iterator[None]:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_listening_to_one_more_queue_deafens_nobody(harness: Harness) -> None:
+def test_listening_to_another_queue_keeps_other_waiters_listening(harness: Harness) -> None:
     pq, other = harness.pq(poll_interval=NEVER), harness.pq(create=False)
     with patient_listener():
         listen(harness, pq["a"])
@@ -1065,7 +1063,7 @@ def test_listening_to_one_more_queue_deafens_nobody(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_notifications_do_not_pile_up(harness: Harness) -> None:
+def test_notifications_do_not_accumulate(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.queue(create=False)
     listen(harness, queue)
     for number in range(50):
@@ -1081,7 +1079,7 @@ def test_notifications_do_not_pile_up(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_lost_listening_connection_is_replaced(harness: Harness) -> None:
+def test_lost_listening_connection_is_replaced(harness: Harness) -> None:
     queue, other = harness.queue(poll_interval=NEVER), harness.connect()
     for number in range(2):
         listen(harness, queue)
@@ -1095,7 +1093,7 @@ def test_a_lost_listening_connection_is_replaced(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_waiter_outlives_all_its_connections(harness: Harness) -> None:
+def test_waiter_survives_the_loss_of_all_its_connections(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue) as join:
@@ -1107,7 +1105,7 @@ def test_a_waiter_outlives_all_its_connections(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_waiters_of_all_queues_outlive_the_listening_connection(harness: Harness) -> None:
+def test_waiters_of_all_queues_survive_a_lost_listening_connection(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER)
     listen(harness, pq["a"], pq["b"])
     with waiter(harness, pq["a"]) as join, waiter(harness, pq["b"]) as other:
@@ -1122,7 +1120,7 @@ def test_waiters_of_all_queues_outlive_the_listening_connection(harness: Harness
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.requires(Capability.POOL)
-def test_over_a_pool_a_waiter_is_woken(harness: Harness) -> None:
+def test_waiter_over_the_callers_pool_is_woken(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool(2), poll_interval=NEVER)
     listen(harness, pq["a"], pq["b"])
     with waiter(harness, pq["a"]) as join:
@@ -1134,7 +1132,7 @@ def test_over_a_pool_a_waiter_is_woken(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_over_one_connection_a_waiter_is_woken(harness: Harness) -> None:
+def test_waiter_over_one_connection_is_woken(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     listen(harness, queue)
     assert harness.connections() == 1
@@ -1145,14 +1143,14 @@ def test_over_one_connection_a_waiter_is_woken(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_over_one_connection_the_first_wait_is_woken_too(harness: Harness) -> None:
+def test_waiter_over_one_connection_is_woken_in_its_first_wait(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     with waiter(harness, queue, looks=2) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
 
 
-def test_over_one_connection_a_waiter_wakes_when_a_job_comes_due(harness: Harness) -> None:
+def test_waiter_over_one_connection_wakes_when_a_job_becomes_due(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     job_id = queue.put("a", SHORT)
     with harness.thread(partial(queue.get, timeout=NEVER)) as join:
@@ -1160,7 +1158,7 @@ def test_over_one_connection_a_waiter_wakes_when_a_job_comes_due(harness: Harnes
     assert late_enough(harness, job_id)
 
 
-def test_in_the_callers_transaction_a_waiter_polls(harness: Harness) -> None:
+def test_waiter_in_the_callers_transaction_polls(harness: Harness) -> None:
     caller = harness.connect()
     queue = harness.pq(caller.raw, poll_interval=NEVER)["q"]
     caller.begin()
@@ -1171,7 +1169,7 @@ def test_in_the_callers_transaction_a_waiter_polls(harness: Harness) -> None:
     assert queue.get(block=False).data == "a"
 
 
-def test_in_a_block_over_one_connection_a_waiter_polls(harness: Harness) -> None:
+def test_waiter_in_a_block_over_one_connection_polls(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
 
     def wait() -> Any:
@@ -1184,7 +1182,7 @@ def test_in_a_block_over_one_connection_a_waiter_polls(harness: Harness) -> None
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_over_one_connection_notifications_do_not_pile_up(harness: Harness) -> None:
+def test_notifications_over_one_connection_do_not_accumulate(harness: Harness) -> None:
     connection = harness.connect()
     queue, other = harness.pq(connection.raw, poll_interval=NEVER)["q"], harness.queue(create=False)
     listen(harness, queue)
@@ -1202,7 +1200,7 @@ def test_over_one_connection_notifications_do_not_pile_up(harness: Harness) -> N
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_over_one_connection_the_lock_is_given_up_when_nobody_waits(harness: Harness) -> None:
+def test_listener_over_one_connection_releases_its_lock_without_waiters(harness: Harness) -> None:
     connection = harness.connect()
     queue, ear = harness.pq(connection.raw, poll_interval=NEVER)["q"], Ear(harness, "q")
     with hasty_listener():
@@ -1220,7 +1218,7 @@ def test_over_one_connection_the_lock_is_given_up_when_nobody_waits(harness: Har
 
 @pytest.mark.requires(Capability.LISTEN)
 @pytest.mark.parametrize("setting", ["off", "always"])
-def test_over_one_connection_the_callers_setting_stays(harness: Harness, setting: str) -> None:
+def test_listener_over_one_connection_keeps_the_callers_notify_setting(harness: Harness, setting: str) -> None:
     connection = putter(harness, setting)
     queue = harness.pq(connection.raw, poll_interval=NEVER)["q"]
     with hasty_listener():
@@ -1232,7 +1230,7 @@ def test_over_one_connection_the_callers_setting_stays(harness: Harness, setting
 
 @pytest.mark.only("async")
 @pytest.mark.requires(Capability.LISTEN)
-def test_over_one_connection_a_put_of_another_task_wakes(harness: Harness) -> None:
+def test_waiter_over_one_connection_is_woken_by_a_put_of_another_task(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     listen(harness, queue)
     with waiter(harness, queue) as join:

@@ -39,7 +39,7 @@ def all_done(harness: Harness) -> bool:
 # Running
 
 
-def test_functions_of_all_kinds_are_run(harness: Harness) -> None:
+def test_worker_runs_functions_of_all_kinds(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -67,7 +67,7 @@ def test_functions_of_all_kinds_are_run(harness: Harness) -> None:
     assert all_done(harness)
 
 
-def test_at_most_so_many_run_at_once(harness: Harness) -> None:
+def test_worker_runs_at_most_its_concurrency_of_jobs(harness: Harness) -> None:
     queue = harness.task_queue()
     lock, now, most = threading.Lock(), 0, 0
 
@@ -95,7 +95,7 @@ def test_at_most_so_many_run_at_once(harness: Harness) -> None:
     assert all_done(harness)
 
 
-def test_several_queues_and_several_tables_have_one_worker(harness: Harness) -> None:
+def test_worker_runs_several_queues_and_tables(harness: Harness) -> None:
     first, second = harness.tasks(), harness.tasks(table="other")
     seen = Notes()
     queues = [first["a"], first["b"], second["a"]]
@@ -111,7 +111,7 @@ def test_several_queues_and_several_tables_have_one_worker(harness: Harness) -> 
         assert sorted(seen.wait(6)) == [0, 1, 1, 2, 2, 2]
 
 
-def test_a_queue_with_more_jobs_does_not_starve_another(harness: Harness) -> None:
+def test_worker_serves_a_sparse_queue_beside_a_full_one(harness: Harness) -> None:
     pq = harness.tasks()
     full, sparse = pq["full"], pq["sparse"]
     seen = Notes()
@@ -133,7 +133,7 @@ def test_a_queue_with_more_jobs_does_not_starve_another(harness: Harness) -> Non
         assert full.count() > 0, "the full queue was empty before the other had its turn"
 
 
-def test_queues_have_their_turns_when_all_have_jobs(harness: Harness) -> None:
+def test_worker_alternates_between_full_queues(harness: Harness) -> None:
     pq = harness.tasks()
     queues = [pq[name] for name in "abc"]
     seen = Notes()
@@ -150,7 +150,7 @@ def test_queues_have_their_turns_when_all_have_jobs(harness: Harness) -> None:
     assert min(some.count(name) for name in "abc") >= 7, some
 
 
-def test_nobody_waits_behind_a_slow_job(harness: Harness) -> None:
+def test_worker_returns_prefetched_jobs_behind_a_slow_job(harness: Harness) -> None:
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 
@@ -191,7 +191,7 @@ def running(harness: Harness, worker: Worker) -> Iterator[Any]:
             worker.stop()
 
 
-def test_one_that_is_stopped_ends_what_runs_and_gives_back_the_rest_at_once(
+def test_worker_told_to_stop_finishes_running_jobs_and_returns_the_rest(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "STALE", 3600.0)  # not because they waited for long
@@ -234,7 +234,7 @@ def test_one_that_is_stopped_ends_what_runs_and_gives_back_the_rest_at_once(
 
 
 @pytest.mark.parametrize("way", ["grace", "again", "cancelled"])
-def test_what_does_not_end_in_time_is_given_back_at_once(
+def test_worker_returns_jobs_that_exceed_the_grace_period(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 3600.0)
@@ -287,7 +287,7 @@ def test_what_does_not_end_in_time_is_given_back_at_once(
         over.open()
 
 
-def test_a_coroutine_that_does_not_end_when_cancelled_is_given_back(
+def test_worker_returns_a_coroutine_that_ignores_cancellation(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 0.1)
@@ -315,7 +315,7 @@ def test_a_coroutine_that_does_not_end_when_cancelled_is_given_back(
         latch.open()
 
 
-def test_nothing_is_left_of_a_worker_that_has_stopped(harness: Harness) -> None:
+def test_worker_that_stopped_leaves_no_thread_and_no_connection(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -341,7 +341,7 @@ def test_nothing_is_left_of_a_worker_that_has_stopped(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.POOL)
-def test_a_pool_is_shared_and_stays_open(harness: Harness) -> None:
+def test_worker_shares_the_callers_pool_and_leaves_it_open(harness: Harness) -> None:
     pool = harness.pool()
     pq = harness.tasks(pool=pool)
     queue = pq["q"]
@@ -360,7 +360,7 @@ def test_a_pool_is_shared_and_stays_open(harness: Harness) -> None:
     assert queue.put(1) is not None
 
 
-def test_what_cannot_be_is_refused(harness: Harness) -> None:
+def test_worker_refuses_bad_arguments(harness: Harness) -> None:
     queue = unwrapped(harness.task_queue())
     core = unwrapped(harness.queue())
     wrongs: list[Callable[[], Worker]] = [
@@ -380,7 +380,7 @@ def test_what_cannot_be_is_refused(harness: Harness) -> None:
         harness.in_loop(Worker(sole).run)
 
 
-def test_a_table_that_is_missing_is_told(harness: Harness) -> None:
+def test_worker_without_its_table_raises_table_missing(harness: Harness) -> None:
     queue = harness.tasks(create=False, table="missing")["q"]
     with pytest.raises(TableMissing):
         harness.drain(queue)
@@ -389,7 +389,7 @@ def test_a_table_that_is_missing_is_told(harness: Harness) -> None:
 # Burst mode
 
 
-def test_a_burst_ends_and_runs_what_jobs_put(harness: Harness) -> None:
+def test_worker_burst_runs_jobs_put_by_jobs_and_ends(harness: Harness) -> None:
     pq = harness.tasks()
     first, second = pq["first"], pq["second"]
     raw = [unwrapped(queue) for queue in (first, second)]
@@ -418,7 +418,7 @@ def test_a_burst_ends_and_runs_what_jobs_put(harness: Harness) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_an_idle_worker_runs_at_most_two_statements_a_second(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_worker_runs_at_most_two_statements_per_second(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = harness.task_queue()
     execute = Session.execute
     names: list[str] = []

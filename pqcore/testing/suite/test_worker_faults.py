@@ -42,7 +42,7 @@ def progressed(crew: Crew, number: int) -> bool:
     return crew.count() >= number
 
 
-def test_workers_that_are_killed_lose_no_job(harness: Harness) -> None:
+def test_killed_workers_lose_no_job(harness: Harness) -> None:
     rng = random.Random(7)
     with Crew(harness, {"max_crashes": 1000}, lease=2.0, concurrency=10) as crew:
         crew.queue.put_calls(*[crew.tasks["run"].call()] * JOBS)
@@ -59,7 +59,7 @@ def test_workers_that_are_killed_lose_no_job(harness: Harness) -> None:
 # Told to stop
 
 
-def test_sigterm_drains(harness: Harness) -> None:
+def test_sigterm_lets_running_jobs_end(harness: Harness) -> None:
     with Crew(harness, lease="1h", concurrency=2) as crew:
         child = crew.at_work(crew.hire())
         first, second = crew.tasks["hold"](), crew.tasks["hold"]()
@@ -86,7 +86,7 @@ def expect_haste(crew: Crew, job: int, child: Child) -> None:
     assert crew.row(job) == (False, False, 1, 1)
 
 
-def test_a_second_signal_stops_at_once(harness: Harness) -> None:
+def test_second_signal_stops_the_worker_immediately(harness: Harness) -> None:
     with Crew(harness, lease="1h", grace="1h") as crew:
         child = crew.at_work(crew.hire())
         job = crew.tasks["hold"]()
@@ -95,7 +95,7 @@ def test_a_second_signal_stops_at_once(harness: Harness) -> None:
 
 
 @pytest.mark.only("blocking")
-def test_a_second_signal_stops_at_once_what_does_not_listen(harness: Harness) -> None:
+def test_second_signal_stops_a_worker_whose_job_ignores_it(harness: Harness) -> None:
     with Crew(harness, lease="1h", grace="1h") as crew:
         child = crew.at_work(crew.hire())
         expect_haste(crew, crew.queue.task()(workers.deaf)(), child)
@@ -105,7 +105,7 @@ def test_a_second_signal_stops_at_once_what_does_not_listen(harness: Harness) ->
 
 
 @pytest.mark.parametrize("late", ["cancelled", "refused"])
-def test_a_worker_that_was_held_up_past_its_lease_has_lost_it(harness: Harness, late: str) -> None:
+def test_worker_paused_past_its_lease_loses_the_job(harness: Harness, late: str) -> None:
     with Crew(harness, lease=1.5) as crew:
         first = crew.at_work(crew.hire())
         job = crew.tasks["hold" if late == "cancelled" else "nap"]()
@@ -136,7 +136,7 @@ def test_a_worker_that_was_held_up_past_its_lease_has_lost_it(harness: Harness, 
 # Cut off
 
 
-def test_the_loss_of_all_connections_is_a_pause(harness: Harness) -> None:
+def test_worker_survives_the_loss_of_all_connections(harness: Harness) -> None:
     harness.needs_sessions()
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
@@ -177,7 +177,7 @@ def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy.close()
 
 
-def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness, proxy: Proxy) -> None:
+def test_worker_finds_jobs_after_a_connection_went_silent(harness: Harness, proxy: Proxy) -> None:
     harness.needs_sessions()
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
@@ -198,7 +198,7 @@ def test_jobs_are_found_again_after_a_connection_went_silent(harness: Harness, p
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_a_listening_connection_that_went_silent_is_replaced(
+def test_worker_replaces_a_silent_listening_connection(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "PROBE", 0.2)
@@ -225,7 +225,7 @@ def test_a_listening_connection_that_went_silent_is_replaced(
             seen.wait(2 * number + 2)
 
 
-def test_leases_are_held_over_a_connection_that_went_silent(harness: Harness, proxy: Proxy) -> None:
+def test_worker_keeps_leases_while_a_connection_is_silent(harness: Harness, proxy: Proxy) -> None:
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
     latch, seen = Latch(), Notes()
@@ -269,7 +269,7 @@ def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_ends_are_stored_after_a_connection_went_silent(
+def test_worker_stores_completions_after_a_connection_went_silent(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     if when == "between":
@@ -296,7 +296,7 @@ def test_ends_are_stored_after_a_connection_went_silent(
     assert harness.sql("SELECT attempts FROM {table} WHERE dequeued_at IS NOT NULL") == [(1,)]
 
 
-def test_a_server_that_is_silent_for_a_while_is_waited_for(harness: Harness, proxy: Proxy) -> None:
+def test_worker_waits_for_a_server_that_is_silent_for_a_while(harness: Harness, proxy: Proxy) -> None:
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
     seen = Notes()
@@ -319,7 +319,7 @@ def test_a_server_that_is_silent_for_a_while_is_waited_for(harness: Harness, pro
 # Refused
 
 
-def test_an_end_that_the_server_refuses_is_a_dead_letter_and_holds_up_no_other(harness: Harness) -> None:
+def test_completion_that_the_server_refuses_becomes_a_dead_letter_alone(harness: Harness) -> None:
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 
@@ -403,9 +403,7 @@ def refuse(harness: Harness, table: str, sqlstate: str, times: int, condition: s
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "54001", "P0001"])
 @pytest.mark.parametrize("way", ["plain", "kept"])
-def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
-    harness: Harness, told: Told, sqlstate: str, way: str
-) -> None:
+def test_completion_refused_for_a_while_is_repeated(harness: Harness, told: Told, sqlstate: str, way: str) -> None:
     """Whether it is refused in the statement that ends many, or in the transaction of a result."""
     queue = harness.task_queue(harness.schema)
     latch, seen = Latch(), Notes()
@@ -434,7 +432,7 @@ def test_a_job_that_was_done_is_not_given_up_for_a_refusal_that_passes(
     assert [handle.result(1) for handle in handles[3:]] == [7, 7, 7]
 
 
-def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
+def test_completion_refused_for_too_long_becomes_a_dead_letter(
     harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_outcome, "REFUSED_FOR", 0.0)
@@ -455,7 +453,7 @@ def test_an_end_that_is_refused_for_too_long_is_a_dead_letter(
 
 
 @pytest.mark.only("blocking")
-def test_work_gives_up_an_end_that_is_refused_for_too_long_as_a_worker_does(
+def test_work_dead_letters_a_completion_refused_for_too_long(
     harness: Harness, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_outcome, "REFUSED_FOR", 0.0)
@@ -470,7 +468,7 @@ def test_work_gives_up_an_end_that_is_refused_for_too_long_as_a_worker_does(
 
 @pytest.mark.only("blocking")
 @pytest.mark.parametrize("way", ["plain", "kept"])
-def test_perform_stores_the_end_of_a_job_after_a_deadlock(harness: Harness, told: Told, way: str) -> None:
+def test_perform_stores_the_completion_after_a_deadlock(harness: Harness, told: Told, way: str) -> None:
     queue = harness.task_queue(harness.schema)
     handle = queue.task(keep_result="1h" if way == "kept" else None)(lambda job_id: 7)()
     if way == "plain":
@@ -481,7 +479,7 @@ def test_perform_stores_the_end_of_a_job_after_a_deadlock(harness: Harness, told
     assert told.ends == [(int(handle), "succeeded")]
 
 
-def test_a_dead_letter_that_cannot_be_stored_holds_up_no_other_job(harness: Harness, told: Told) -> None:
+def test_dead_letter_that_cannot_be_stored_delays_no_other_job(harness: Harness, told: Told) -> None:
     queue = harness.tasks().queue(harness.schema, timeout=0.01)
     seen = Notes()
 
@@ -503,7 +501,7 @@ def test_a_dead_letter_that_cannot_be_stored_holds_up_no_other_job(harness: Harn
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_a_job_whose_end_was_stored_though_the_answer_was_lost_is_not_told_lost(
+def test_completion_whose_answer_was_lost_is_reported_as_success(
     harness: Harness, proxy: Proxy, told: Told, retention: str
 ) -> None:
     direct = harness.tasks().queue(harness.schema, retention=retention)
@@ -521,9 +519,7 @@ def test_a_job_whose_end_was_stored_though_the_answer_was_lost_is_not_told_lost(
     assert told.ends == [(int(handle), "succeeded")]
 
 
-def test_a_job_that_was_given_to_another_is_told_lost_though_the_worker_counts_its_lease_as_held(
-    harness: Harness, proxy: Proxy, told: Told
-) -> None:
+def test_job_leased_to_another_worker_is_reported_lost(harness: Harness, proxy: Proxy, told: Told) -> None:
     direct = harness.tasks().queue(harness.schema)
     queue = harness.tasks(proxy.dsn, create=False).queue(harness.schema)
 
@@ -540,7 +536,7 @@ def test_a_job_that_was_given_to_another_is_told_lost_though_the_worker_counts_i
     assert told.ends == [(int(handle), "lost")]
 
 
-def test_an_end_of_which_the_answer_was_lost_is_told_only_when_the_server_has_told_of_the_job(
+def test_completion_without_an_answer_is_reported_once_the_server_answers(
     harness: Harness, proxy: Proxy, told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     direct = harness.tasks().queue(harness.schema)
@@ -562,7 +558,7 @@ def test_an_end_of_which_the_answer_was_lost_is_told_only_when_the_server_has_to
     assert told.ends == [(int(handle), "succeeded")]
 
 
-def test_a_job_that_its_function_finishes_is_not_lost_while_the_function_goes_on(harness: Harness, told: Told) -> None:
+def test_job_finished_by_its_function_keeps_its_success_past_the_lease(harness: Harness, told: Told) -> None:
     queue = harness.tasks().queue(harness.schema)
     stopped: list[bool] = []
 
@@ -582,7 +578,7 @@ def test_a_job_that_its_function_finishes_is_not_lost_while_the_function_goes_on
     assert told.ends == [(int(handle), "succeeded")]
 
 
-def test_ends_wait_until_a_server_that_is_out_of_room_has_some(harness: Harness) -> None:
+def test_completions_wait_until_a_full_disk_has_room(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -612,7 +608,7 @@ def test_ends_wait_until_a_server_that_is_out_of_room_has_some(harness: Harness)
 
 
 @pytest.mark.only("async")
-def test_a_call_that_is_not_answered_is_found_though_a_wait_ends_meanwhile(harness: Harness, proxy: Proxy) -> None:
+def test_unanswered_call_is_found_though_a_wait_ends_meanwhile(harness: Harness, proxy: Proxy) -> None:
     # The one who listens waits, and registers channels, on one connection: the end of a wait hid that nothing came.
     async def scenario() -> None:
         opener = harness.opener

@@ -57,7 +57,7 @@ def take_away(harness: Harness, job_id: int) -> None:
 # Leases
 
 
-def test_a_job_is_not_redelivered_while_its_worker_lives(harness: Harness) -> None:
+def test_worker_keeps_the_lease_of_a_running_job(harness: Harness) -> None:
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
 
@@ -83,9 +83,7 @@ def test_a_job_is_not_redelivered_while_its_worker_lives(harness: Harness) -> No
     assert len(seen.items) == 2
 
 
-def test_what_is_done_under_a_lost_lease_is_cancelled_and_refused(
-    harness: Harness, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lost_lease_cancels_the_job_and_refuses_its_end(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
 
@@ -121,7 +119,7 @@ def test_what_is_done_under_a_lost_lease_is_cancelled_and_refused(
     assert [row(harness, job_id) for job_id in ids] == [(2, 0, True)] * 3
 
 
-def test_a_worker_that_gets_back_what_it_lost_holds_on_to_it(harness: Harness) -> None:
+def test_worker_that_leases_its_lost_job_again_keeps_it(harness: Harness) -> None:
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
 
@@ -151,7 +149,7 @@ def test_a_worker_that_gets_back_what_it_lost_holds_on_to_it(harness: Harness) -
 # Timeouts
 
 
-def test_what_takes_too_long_is_stopped_and_tried_again(harness: Harness) -> None:
+def test_job_past_its_timeout_is_stopped_and_retried(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -196,7 +194,7 @@ def test_what_takes_too_long_is_stopped_and_tried_again(harness: Harness) -> Non
 
 
 @pytest.mark.parametrize("heard", [pytest.param(True, marks=pytest.mark.requires(Capability.LISTEN)), False])
-def test_a_job_that_runs_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch, heard: bool) -> None:
+def test_running_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch, heard: bool) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -249,9 +247,7 @@ def listens(harness: Harness, worker: Worker) -> None:
 
 
 @pytest.mark.requires(Capability.LISTEN)
-def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancellation_during_the_heartbeats_look_is_noticed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = harness.task_queue()
     looked, go_on, seen = threading.Event(), Latch(), Notes()
     look = heartbeat.Heartbeat._look_for_cancelled
@@ -288,7 +284,7 @@ def test_what_is_cancelled_while_it_is_looked_at_is_heard_of_too(
         seen.wait(4)
 
 
-def test_a_job_that_waits_is_just_deleted(harness: Harness) -> None:
+def test_waiting_job_is_deleted_by_cancel_running(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -302,7 +298,7 @@ def test_a_job_that_waits_is_just_deleted(harness: Harness) -> None:
     assert seen.items == []
 
 
-def test_a_job_that_was_fetched_ahead_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetched_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "STALE", 3600.0)
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
@@ -348,7 +344,7 @@ def test_functions_in_processes_return_their_results(harness: Harness) -> None:
     assert "workers.py" in letter.error["traceback"]
 
 
-def test_a_process_that_dies_takes_its_job_alone_with_it(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_process_crashes_only_its_own_job(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_job, "CRASH_PAUSE", 0.01)
     queue = harness.task_queue()
     add = queue.task(keep_result="1h")(workers.add)
@@ -364,7 +360,7 @@ def test_a_process_that_dies_takes_its_job_alone_with_it(harness: Harness, monke
 
 
 @pytest.mark.parametrize("why", ["cancelled", "timeout", "stopped"])
-def test_a_process_is_killed_when_its_job_is_to_end(harness: Harness, why: str) -> None:
+def test_process_is_killed_when_its_job_must_end(harness: Harness, why: str) -> None:
     queue = harness.task_queue()
     sleep = queue.task(run_in="process")(workers.sleep_long)
     add = queue.task(run_in="process", keep_result="1h")(workers.add)

@@ -29,7 +29,7 @@ def counts(harness: Harness) -> list[tuple[Any, int]]:
     return [(row[0], row[1]) for row in rows]
 
 
-def test_each_tick_gives_one_job_however_many_workers_there_are(harness: Harness) -> None:
+def test_periodic_tick_puts_one_job_under_several_workers(harness: Harness) -> None:
     queues = [harness.task_queue()] + [harness.tasks(create=False)["q"] for _ in range(WORKERS - 1)]
     seen = Notes()
     for queue in queues:
@@ -55,7 +55,7 @@ def test_each_tick_gives_one_job_however_many_workers_there_are(harness: Harness
     assert late[0][0] >= 0, "none is put before its time"
 
 
-def test_missed_ticks_are_made_up_for_as_each_task_says(harness: Harness) -> None:
+def test_periodic_missed_ticks_follow_each_tasks_option(harness: Harness) -> None:
     queue = harness.task_queue()
     seen: dict[str, Notes] = {"each second": Notes()}
     jobs = {"latest": 1, "all": 5, "skip": 0}
@@ -116,7 +116,7 @@ def hour_ago(harness: Harness) -> str:
     return f"{minute} {hour} * * *"
 
 
-def test_an_edited_line_counts_from_its_first_worker(harness: Harness) -> None:
+def test_periodic_expression_that_was_edited_counts_from_its_first_worker(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
     edited = hour_ago(harness)
@@ -150,7 +150,7 @@ def test_an_edited_line_counts_from_its_first_worker(harness: Harness) -> None:
     assert harness.sql("SELECT id FROM {table} WHERE schedule_at < now() - interval '10 min'") == []
 
 
-def test_ticks_that_older_code_remembers_are_made_up_for(harness: Harness) -> None:
+def test_periodic_ticks_recorded_by_older_code_are_made_up_for(harness: Harness) -> None:
     """It tells of no expression: the one that a newer worker knows is taken for the same."""
     queue = harness.task_queue()
     seen = Notes()
@@ -166,7 +166,7 @@ def test_ticks_that_older_code_remembers_are_made_up_for(harness: Harness) -> No
     assert harness.sql(f"SELECT tz FROM {ticks_table(harness)}") == [("UTC",)]
 
 
-def test_workers_of_two_versions_put_their_own_ticks(harness: Harness) -> None:
+def test_periodic_workers_of_two_versions_put_separate_ticks(harness: Harness) -> None:
     """While one is rolled out: the expression of the worker that began last is remembered, the other goes on."""
     crons = ("*/2 * * * * *", "1-59/2 * * * * *")
     queues = [harness.task_queue(), harness.tasks(create=False)["q"]]
@@ -192,7 +192,7 @@ def test_workers_of_two_versions_put_their_own_ticks(harness: Harness) -> None:
     assert {number for _, number in counts(harness)} == {1}
 
 
-def test_ticks_go_on_behind_a_clock_that_ran_ahead(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+def test_periodic_ticks_continue_after_a_clock_ran_ahead(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     queue = harness.task_queue()
     seen = Notes()
 
@@ -217,7 +217,7 @@ def test_ticks_go_on_behind_a_clock_that_ran_ahead(harness: Harness, caplog: pyt
     assert caplog.text.count("the last tick of ahead") == 2
 
 
-def test_a_tick_ahead_of_the_clock_is_not_put_by_a_worker_that_read_the_clock_before_it_was_put_back(
+def test_periodic_tick_is_not_put_after_the_clock_was_set_back(
     harness: Harness,
 ) -> None:
     queue = harness.task_queue()
@@ -239,7 +239,7 @@ def test_a_tick_ahead_of_the_clock_is_not_put_by_a_worker_that_read_the_clock_be
     assert harness.sql(f"SELECT FROM {ticks_table(harness)} WHERE tick > now()") == []
 
 
-def test_counting_begins_with_the_first_worker(harness: Harness) -> None:
+def test_periodic_ticks_are_counted_from_the_first_worker(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = Notes()
 

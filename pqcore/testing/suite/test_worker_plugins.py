@@ -78,7 +78,7 @@ def registered(*some: object) -> Iterator[None]:
             plugins.manager.unregister(plugin)
 
 
-def test_plugins_are_told_what_becomes_of_jobs(harness: Harness) -> None:
+def test_plugins_receive_the_outcome_of_jobs(harness: Harness) -> None:
     queue = harness.task_queue(harness.schema)
     spy = Spy(harness.schema)
 
