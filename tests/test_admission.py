@@ -22,7 +22,7 @@ async def maybe(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_a_row_that_is_locked_for_a_moment_is_decided_about(
+def test_admission_decides_about_a_row_that_was_locked_briefly(
     dsn: str, backend: str, face: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _Admission._store
@@ -56,7 +56,7 @@ def test_a_row_that_is_locked_for_a_moment_is_decided_about(
     asyncio.run(main())
 
 
-def test_a_row_that_stays_locked_holds_up_no_lease(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_skips_a_row_that_stays_locked(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = _Admission._store
     with PQ(dsn) as pq, psycopg.connect(dsn) as other:
         pq.create()

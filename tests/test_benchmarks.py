@@ -242,7 +242,7 @@ def check_structure(report: dict[str, Any], labels: set[str]) -> None:
         assert (row["lost"], row["taken_twice"]) == (0, 0)
 
 
-def test_everything_is_measured_over_both_faces_of_a_backend(pqcore_server: str) -> None:
+def test_bench_measures_every_scenario_over_both_faces(pqcore_server: str) -> None:
     report = measured(pqcore_server, ["psycopg"])
     check_structure(report, {"psycopg", "psycopg-async"})
     found = {(row["backend"], row["operation"]) for row in report["targets"]}
@@ -277,7 +277,7 @@ def test_everything_is_measured_over_both_faces_of_a_backend(pqcore_server: str)
     assert many["commits"] < 0.5 < get["commits"]
 
 
-def test_simple_workloads_are_done_by_as_many_as_wanted(pqcore_server: str) -> None:
+def test_bench_simple_workloads_run_with_the_wanted_number_of_clients(pqcore_server: str) -> None:
     report = measured(pqcore_server, ["psycopg"], ["put"], together=(2,), processes=(3,))
     check_structure(report, {"psycopg", "psycopg-async"})
     found = {(row["backend"], row["variant"], row["consumers"]) for row in report["workloads"]} - {("pgbench", "", 1)}
@@ -286,7 +286,7 @@ def test_simple_workloads_are_done_by_as_many_as_wanted(pqcore_server: str) -> N
 
 
 @pytest.mark.parametrize("name", ["psycopg2", "asyncpg"])
-def test_other_backends_are_measured_too(pqcore_server: str, name: str) -> None:
+def test_bench_measures_other_backends(pqcore_server: str, name: str) -> None:
     chosen = ("targets", "put", "transactional_get", "lease_ack", "worker", "pickup", "horizon")
     report = measured(pqcore_server, [name], chosen)
     check_structure(report, {name})
@@ -295,7 +295,7 @@ def test_other_backends_are_measured_too(pqcore_server: str, name: str) -> None:
     assert bulk.partition(", ")[2] in {"COPY", "COPY of text", "COPY by rows", "the statement", "execute_values"}
 
 
-def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> None:
+def test_bench_contenders_alternate_in_each_round(pqcore_server: str) -> None:
     heard = Quiet()
     options = workloads.Options(TINY)
     request = run.Request(backends.contenders(["psycopg"]), options, ["put_many"], 2, pqcore_server)
@@ -304,7 +304,7 @@ def test_contenders_take_turns_and_none_is_always_last(pqcore_server: str) -> No
     assert turns == ["psycopg", "psycopg-async", "psycopg-async", "psycopg"]
 
 
-def test_nothing_is_left_in_the_database(pqcore_server: str) -> None:
+def test_bench_leaves_no_schema_in_the_database(pqcore_server: str) -> None:
     measured(pqcore_server, ["psycopg2"], ["put"])
     [contender] = backends.contenders(["psycopg2"])
     looking = observer.Observer(contender, pqcore_server)
@@ -326,7 +326,7 @@ class ForeignAsyncBackend(AsyncpgBackend):
 
 
 @pytest.mark.parametrize(("like", "kind"), [(PSYCOPG2, ForeignBackend), (ASYNCPG, ForeignAsyncBackend)])
-def test_a_backend_without_a_bare_loop_is_measured_beside_pgbench_and_not_judged_by_itself(
+def test_bench_compares_a_backend_without_a_bare_loop_with_pgbench(
     pqcore_server: str, register: Callable[..., None], like: BackendSpec, kind: type
 ) -> None:
     register("foreign", like, kind, bare_loop="")
@@ -345,9 +345,7 @@ def test_a_backend_without_a_bare_loop_is_measured_beside_pgbench_and_not_judged
     assert str(short).endswith(f" of pgbench's rate, floor {put['floor']:g}")
 
 
-def test_a_backends_own_targets_are_what_its_ratio_is_judged_by(
-    pqcore_server: str, register: Callable[..., None]
-) -> None:
+def test_bench_judges_a_ratio_by_the_backends_own_targets(pqcore_server: str, register: Callable[..., None]) -> None:
     register("foreign", PSYCOPG2, ForeignBackend, targets={"put": 7.5})
     report = measured(pqcore_server, ["foreign"], ["targets:put"])
     [short] = verdicts.failures(report, verdicts.Rules(floors=False))
@@ -366,7 +364,7 @@ def test_targets_of_a_bare_loop_that_are_none_are_told(
 
 
 @pytest.mark.parametrize("where", ["pqcore.benchmarks.nowhere:Loop", "pqcore.benchmarks.baseline:Nothing"])
-def test_a_bare_loop_that_cannot_be_imported_is_told(
+def test_bench_reports_a_bare_loop_that_cannot_be_imported(
     pqcore_server: str, register: Callable[..., None], where: str
 ) -> None:
     register("foreign", PSYCOPG2, ForeignBackend, bare_loop=where)
@@ -421,7 +419,7 @@ def sure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "WORKER_TARGET", 0.5)
 
 
-def test_a_slowed_copy_of_the_example_falls_short_at_every_operation_and_the_example_does_not(
+def test_bench_fails_a_slowed_copy_of_the_example_at_every_operation(
     pqcore_server: str, register: Callable[..., None], example: BackendSpec, sure: None
 ) -> None:
     # On a busy machine each turn of a worker waits for its threads, which a bare loop has not.
@@ -437,7 +435,7 @@ def test_a_slowed_copy_of_the_example_falls_short_at_every_operation_and_the_exa
 
 
 @pytest.mark.skipif(pgbench.find() is None, reason="there is no pgbench")
-def test_a_slowed_copy_without_a_bare_loop_falls_short_of_the_floor_at_every_operation(
+def test_bench_fails_a_slowed_copy_without_a_bare_loop_at_every_floor(
     pqcore_server: str, register: Callable[..., None], example: BackendSpec, sure: None
 ) -> None:
     register("slowed", example, SlowedBackend, bare_loop="")
@@ -462,7 +460,7 @@ class SluggishBackend(PsycopgBackend):
         return SluggishSession(connection, prepared=self._prepares)
 
 
-def test_a_slow_backend_falls_short_by_name(
+def test_bench_names_a_slow_backend(
     invoke: Callable[..., Result], register: Callable[..., None], tmp_path: Path
 ) -> None:
     register("sluggish", PSYCOPG, SluggishBackend)
@@ -479,7 +477,7 @@ def test_a_slow_backend_falls_short_by_name(
     assert "FALLS SHORT" not in result.output
 
 
-def test_a_quick_run_judges_no_ratio_unless_it_is_told_to() -> None:
+def test_bench_quick_run_judges_no_ratio_by_default() -> None:
     quick = verdicts.Rules.chosen("quick", None, None)
     assert verdicts.verdict(target(0.1), quick) == "not judged"
     assert verdicts.verdict({**target(0.1), "of_pgbench": 0.1}, quick) == "FALLS SHORT"
@@ -505,7 +503,7 @@ class GreedyBackend(PsycopgBackend):
         return GreedySession(connection, prepared=self._prepares)
 
 
-def test_jobs_that_are_lost_or_come_twice_fail_the_run(
+def test_bench_run_fails_when_jobs_are_lost_or_repeated(
     invoke: Callable[..., Result], register: Callable[..., None], tmp_path: Path
 ) -> None:
     register("greedy", PSYCOPG, GreedyBackend)
@@ -524,7 +522,7 @@ def test_jobs_that_are_lost_or_come_twice_fail_the_run(
     assert "LOST: greedy, get_many" in result.output
 
 
-def test_losses_are_counted_by_id() -> None:
+def test_bench_counts_losses_by_id() -> None:
     def losses(filled: Sequence[int], put: list[int], taken: list[int], left: Sequence[int]) -> tuple[int, int]:
         found: tuple[int, int] = turns.losses(filled, [load_generators.ClientReport(put=put, taken=taken)], left)
         return found
@@ -552,7 +550,7 @@ class RefusingBackend(PsycopgBackend):
         return RefusingSession(connection, prepared=self._prepares)
 
 
-def test_what_fails_is_told_and_the_rest_is_measured(pqcore_server: str, register: Callable[..., None]) -> None:
+def test_bench_reports_failures_and_measures_the_rest(pqcore_server: str, register: Callable[..., None]) -> None:
     register("refusing", PSYCOPG, RefusingBackend)
     report = measured(pqcore_server, ["refusing"], ["targets:lease_ack", "lease_ack", "put"])
     [target] = report["targets"]
@@ -601,7 +599,7 @@ class BrokenBackend:
         raise RuntimeError(msg)
 
 
-def test_a_backend_that_cannot_begin_ends_the_run_of_no_other(
+def test_bench_continues_when_a_backend_cannot_start(
     invoke: Callable[..., Result], register: Callable[..., None], tmp_path: Path
 ) -> None:
     kinds = {"aaa-poor": PoorBackend, "barred": BarredBackend, "broken": BrokenBackend}
@@ -669,7 +667,7 @@ def report_of(*rows: dict[str, Any], workloads: Sequence[dict[str, Any]] = ()) -
     }
 
 
-def test_a_verdict_is_by_the_interval_and_the_backends_own_target() -> None:
+def test_bench_verdict_depends_on_the_interval_and_the_backends_target() -> None:
     assert verdicts.verdict(target(0.9), RULES) == "pass"
     assert verdicts.verdict(target(0.899), RULES) == "undecided", "the interval reaches to 0.908"
     assert verdicts.verdict(target(0.89), RULES) == "FALLS SHORT"
@@ -685,14 +683,14 @@ def test_a_verdict_is_by_the_interval_and_the_backends_own_target() -> None:
     assert verdicts.failures(report, NOTHING) == verdicts.undecided(report, NOTHING) == []
 
 
-def test_fail_under_takes_the_place_of_targets_but_for_workers() -> None:
+def test_bench_fail_under_replaces_targets_except_of_workers() -> None:
     assert verdicts.verdict(target(0.7), verdicts.Rules(fail_under=0.6)) == "pass"
     assert verdicts.verdict(target(0.92), verdicts.Rules(fail_under=0.95)) == "FALLS SHORT"
     worker = target(0.55, wanted=0.5, operation="worker")
     assert verdicts.verdict(worker, verdicts.Rules(fail_under=0.95)) == "pass"
 
 
-def test_a_server_that_is_not_durable_is_told_of() -> None:
+def test_bench_doubts_a_server_that_is_not_durable() -> None:
     about = report_of()["environment"]
     assert environment.doubts(about) == []
     for name in environment.DURABLE:
@@ -706,7 +704,7 @@ def test_a_server_that_is_not_durable_is_told_of() -> None:
     assert "memory" in doubt
 
 
-def test_the_terminal_warns_of_it_loudly(invoke: Callable[..., Result], tmp_path: Path) -> None:
+def test_bench_terminal_and_page_show_the_doubts(invoke: Callable[..., Result], tmp_path: Path) -> None:
     file, html = tmp_path / "new" / "report.json", tmp_path / "new" / "report.html"
     arguments = ["--backend", "psycopg2", "--scenario", "put_many", "--json", str(file), "--html", str(html)]
     result = invoke(*arguments)
@@ -716,7 +714,7 @@ def test_the_terminal_warns_of_it_loudly(invoke: Callable[..., Result], tmp_path
     assert all(doubt in html.read_text() for doubt in report["doubts"])
 
 
-def test_a_document_is_filled_where_it_has_marks(invoke: Callable[..., Result], tmp_path: Path) -> None:
+def test_bench_fills_the_marks_of_a_document(invoke: Callable[..., Result], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     marks = "before\n<!-- measured: {} -->\nstale figures\n<!-- /measured -->\nafter\n"
     page.write_text("".join(map(marks.format, ("put_many", "horizon chart", "peers"))))
@@ -730,7 +728,7 @@ def test_a_document_is_filled_where_it_has_marks(invoke: Callable[..., Result], 
     assert peers == marks.format("peers").removesuffix("after\n")
 
 
-def test_each_mark_of_the_page_on_performance_is_filled() -> None:
+def test_bench_fills_every_mark_of_the_performance_page() -> None:
     text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
     names = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
     known = {"environment", "peers", *run.scenarios()}
@@ -739,7 +737,7 @@ def test_each_mark_of_the_page_on_performance_is_filled() -> None:
         assert block.strip(), name
 
 
-def test_figures_say_how_far_rounds_lie_apart() -> None:
+def test_bench_figures_show_the_spread_of_rounds() -> None:
     one = figures.Figure.of([5.0])
     assert (one.median, one.least, one.most, one.low, one.high) == (5, 5, 5, 5, 5)
     few = figures.Figure.of([3.0, 1.0, 2.0])
@@ -750,12 +748,12 @@ def test_figures_say_how_far_rounds_lie_apart() -> None:
 
 
 @pytest.mark.parametrize(("number", "rank"), [(5, 1), (6, 1), (8, 1), (9, 2), (20, 6), (100, 40), (1000, 470)])
-def test_an_interval_of_the_median_is_by_the_binomial_distribution(number: int, rank: int) -> None:
+def test_bench_median_interval_follows_the_binomial_distribution(number: int, rank: int) -> None:
     figure = figures.Figure.of([float(value) for value in range(1, number + 1)])
     assert (figure.low, figure.high) == pytest.approx((rank, number + 1 - rank), abs=number // 500)
 
 
-def test_a_ratio_of_medians_has_an_interval() -> None:
+def test_bench_ratio_of_medians_has_an_interval() -> None:
     def figure(median: float, low: float, high: float) -> dict[str, float]:
         return {"median": median, "low": low, "high": high}
 
@@ -767,12 +765,12 @@ def test_a_ratio_of_medians_has_an_interval() -> None:
     assert figures.Ratio.of(figure(0, 0, 0), figure(0, 0, 0)).high == math.inf
 
 
-def test_percentiles_are_values_that_were_measured() -> None:
+def test_bench_percentiles_are_measured_values() -> None:
     assert figures.percentile([3.0, 1.0, 2.0], 0.5) == 2
     assert figures.percentile([3.0, 1.0, 2.0], 0.99) == 3
 
 
-def test_tables_leave_columns_out_where_there_is_no_room() -> None:
+def test_bench_tables_omit_columns_without_room() -> None:
     grid = text_tables.targets([target(0.5)], RULES)
     assert grid.within(300) == dataclasses.replace(grid, spare=())
     narrow = grid.within(20)
@@ -821,7 +819,7 @@ def change(old: dict[str, Any], new: dict[str, Any]) -> Any:
     return only
 
 
-def test_a_change_is_one_that_is_more_than_chance() -> None:
+def test_bench_change_must_exceed_chance() -> None:
     worse = change(workload_row(STEADY), workload_row(times(0.8)))
     assert (worse.kind, worse.verdict(0.95), round(worse.ratio, 3)) == ("worse", "FALLS SHORT", 0.8)
     assert worse.verdict(0.7) == "pass"
@@ -832,7 +830,7 @@ def test_a_change_is_one_that_is_more_than_chance() -> None:
     assert (slower.kind, slower.ratio, slower.verdict(0.95)) == ("worse", pytest.approx(0.5), "not judged")
 
 
-def test_there_is_no_verdict_from_fewer_rounds_than_an_interval_needs() -> None:
+def test_bench_gives_no_verdict_from_too_few_rounds() -> None:
     few = change(workload_row(STEADY), workload_row(times(0.5)[1:]))
     assert (few.rounds, few.kind, few.verdict(0.95)) == (5, "undecided", "undecided")
     found = compare.Comparison([few])
@@ -841,7 +839,7 @@ def test_there_is_no_verdict_from_fewer_rounds_than_an_interval_needs() -> None:
     assert said.startswith("acme, put is undecided: 5 of the 6 rounds that a 95 % interval needs;")
 
 
-def test_the_speed_of_the_machine_is_taken_out_by_what_was_measured_beside() -> None:
+def test_bench_comparison_cancels_the_speed_of_the_machine() -> None:
     """A machine of half the speed halves pgbench's rate too."""
     same = change(workload_row(STEADY), workload_row(times(0.5), beside=500.0))
     assert (same.yardstick, same.ratio, same.verdict(0.95)) == ("pgbench", 1.0, "pass")
@@ -852,7 +850,7 @@ def test_the_speed_of_the_machine_is_taken_out_by_what_was_measured_beside() -> 
     assert change(workload_row(STEADY), workload_row(times(0.5), beside=None)).verdict(0.95) == "not judged"
 
 
-def test_another_bare_loop_is_another_yardstick() -> None:
+def test_bench_comparison_judges_nothing_between_different_bare_loops() -> None:
     def said(**more: Any) -> str:
         [only] = compare.compare(report_of(steady_target(1.0)), report_of(steady_target(0.5, **more))).changes
         verdict: str = only.verdict(0.95)
@@ -861,7 +859,7 @@ def test_another_bare_loop_is_another_yardstick() -> None:
     assert (said(), said(how="a driver, COPY")) == ("FALLS SHORT", "not judged")
 
 
-def test_what_is_new_is_told_and_what_else_differs() -> None:
+def test_bench_comparison_lists_new_scenarios_and_differences() -> None:
     old = report_of(target(0.9))
     new = report_of(target(0.9), workloads=[workload_row([1.0], backend="come")])
     new["environment"]["server"]["settings"]["fsync"] = "off"
@@ -902,7 +900,7 @@ PGBENCH = workload_row(STEADY, backend=pgbench.LABEL, beside=None)
         ([], [], {"backends": [{"label": "acme", "mode": "async", "error": "E: x"}]}, "1 failed: acme"),
     ],
 )
-def test_a_gate_fails_by_name(
+def test_bench_compare_names_what_became_slower(
     invoke: Callable[..., Result],
     tmp_path: Path,
     targets: list[dict[str, Any]],
@@ -929,7 +927,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(("seconds", "last"), [(0.0, "none failed"), (0.02, "Error: 1 failed: psycopg2, put")])
-def test_two_builds_are_compared_side_by_side(tmp_path: Path, pqcore_server: str, seconds: float, last: str) -> None:
+def test_bench_against_compares_two_builds(tmp_path: Path, pqcore_server: str, seconds: float, last: str) -> None:
     """A copy, with puts that take longer, against the checkout."""
     shutil.copytree(ROOT / "pqcore", tmp_path / "pqcore", ignore=shutil.ignore_patterns("__pycache__"))
     slower = f"import time\n_put = Queue.put\nQueue.put = lambda *a, **k: (time.sleep({seconds}), _put(*a, **k))[1]\n"
@@ -959,7 +957,7 @@ def test_two_builds_are_compared_side_by_side(tmp_path: Path, pqcore_server: str
         looking.close()
 
 
-def test_a_build_that_is_none_is_refused(invoke: Callable[..., Result], tmp_path: Path) -> None:
+def test_bench_against_refuses_a_bad_build(invoke: Callable[..., Result], tmp_path: Path) -> None:
     result = invoke("--against", str(tmp_path), "--scenario", "put")
     assert result.exit_code == 2
     assert "is no Python interpreter, no virtual environment and no checkout" in result.output
@@ -972,7 +970,9 @@ def test_a_build_that_is_none_is_refused(invoke: Callable[..., Result], tmp_path
 
 
 @pytest.mark.parametrize("content", ["no JSON", "{}", "[]", '{"format": 99}'])
-def test_what_is_no_report_is_not_compared(invoke: Callable[..., Result], tmp_path: Path, content: str) -> None:
+def test_bench_compare_refuses_a_file_that_is_no_report(
+    invoke: Callable[..., Result], tmp_path: Path, content: str
+) -> None:
     file = tmp_path / "report.json"
     file.write_text(content)
     result = invoke("--compare", str(file), str(file))
@@ -1006,7 +1006,7 @@ class References(HTMLParser):
             self.text.append(data)
 
 
-def test_the_page_needs_no_network_and_has_charts(pqcore_server: str) -> None:
+def test_bench_page_needs_no_network_and_has_charts(pqcore_server: str) -> None:
     chosen = ("targets:put", "get", "scaling", "horizon")
     report = measured(pqcore_server, ["psycopg2"], chosen)
     report["targets"].append(target(0.5, backend="<script>alert(1)</script>"))
@@ -1023,7 +1023,7 @@ def test_the_page_needs_no_network_and_has_charts(pqcore_server: str) -> None:
     assert "<script>alert(1)" not in made.replace(r"\u003cscript", "")
 
 
-def test_a_backend_has_one_colour_in_all_charts(pqcore_server: str) -> None:
+def test_bench_backend_has_one_colour_in_all_charts(pqcore_server: str) -> None:
     report = measured(pqcore_server, ["psycopg2", "asyncpg"], ("targets:put", "put_many", "scaling", "soak"))
     for name in ("targets", "workloads"):
         report[name] += [{**row, "backend": "acme"} for row in report[name] if row["backend"] == "asyncpg"]
@@ -1042,7 +1042,7 @@ def test_a_backend_has_one_colour_in_all_charts(pqcore_server: str) -> None:
     assert f'"plotColorPalette": "{", ".join(wanted)}"' in charts
 
 
-def test_a_colour_depends_on_the_name_alone_and_no_two_are_alike() -> None:
+def test_bench_colour_depends_on_the_name_and_is_unique() -> None:
     alone = colours.colours(["acme"])["acme"]
     assert colours.colours(["psycopg", "acme"]) == {"psycopg": colours.KNOWN["psycopg"], "acme": alone}
     many = colours.colours([*colours.KNOWN, *(f"backend-{number}" for number in range(60))])
@@ -1052,7 +1052,7 @@ def test_a_colour_depends_on_the_name_alone_and_no_two_are_alike() -> None:
 # pgbench
 
 
-def test_pgbench_runs_the_very_statements(pqcore_server: str) -> None:
+def test_bench_pgbench_runs_the_statements_of_pqcore(pqcore_server: str) -> None:
     if pgbench.find() is None:
         pytest.skip("there is no pgbench")
     place = backends.Location("", "s", "t")
@@ -1081,7 +1081,7 @@ async def failing(client: Any, go: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["psycopg2", "asyncpg"])
-def test_a_failure_at_work_is_told(pqcore_server: str, name: str) -> None:
+def test_bench_reports_a_failure_of_a_load_generator(pqcore_server: str, name: str) -> None:
     [contender] = backends.contenders([name])
     place = backends.Location(observer.named(pqcore_server), "public", "nowhere")
     with pytest.raises(ValueError, match=r"number . fails"):
@@ -1097,7 +1097,7 @@ def test_a_failure_at_work_is_told(pqcore_server: str, name: str) -> None:
 # The command line
 
 
-def test_the_command_is_found_wherever_it_is_run(tmp_path: Path) -> None:
+def test_bench_command_runs_in_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pqcore", "bench", "--list"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -1115,13 +1115,13 @@ def test_the_command_is_found_wherever_it_is_run(tmp_path: Path) -> None:
         (["--compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_what_cannot_be_is_refused(invoke: Callable[..., Result], arguments: list[str], said: str) -> None:
+def test_bench_refuses_bad_arguments(invoke: Callable[..., Result], arguments: list[str], said: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert said in result.output
 
 
-def test_a_page_without_plotly_is_refused_before_anything_is_measured(
+def test_bench_page_without_plotly_is_refused_before_measuring(
     invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "plotly" else object())
@@ -1130,12 +1130,12 @@ def test_a_page_without_plotly_is_refused_before_anything_is_measured(
     assert "pqcore[bench]" in result.output
 
 
-def test_an_unknown_backend_is_told_as_elsewhere() -> None:
+def test_bench_refuses_an_unknown_backend() -> None:
     with pytest.raises(UnknownBackend):
         backends.contenders(["nothing"])
 
 
-def test_the_targets_of_the_built_in_backends_are_the_default() -> None:
+def test_bench_targets_of_built_in_backends_are_the_default() -> None:
     for contender in backends.contenders():
         assert (
             targets.targets_of(contender)
@@ -1144,7 +1144,7 @@ def test_the_targets_of_the_built_in_backends_are_the_default() -> None:
         )
 
 
-def test_reports_are_the_same_once_written_and_read(tmp_path: Path) -> None:
+def test_bench_reports_are_equal_after_a_round_trip(tmp_path: Path) -> None:
     report = report_of(target(0.9), workloads=[workload_row([1.0, 2.0])])
     file = tmp_path / "report.json"
     file.write_text(json.dumps(report))

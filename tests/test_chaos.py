@@ -35,7 +35,7 @@ def left(report: Report) -> bytes:
 
 
 @pytest.mark.timeout(240)
-def test_nothing_is_lost_whatever_fails(report: Report) -> None:
+def test_chaos_loses_no_job_under_any_fault(report: Report) -> None:
     assert report.verdict.losses == []
     assert len(report.injected) >= 8
     assert not set(report.missing) & set(report.injected)
@@ -46,7 +46,7 @@ def test_nothing_is_lost_whatever_fails(report: Report) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_what_was_acknowledged_survives_a_failover() -> None:
+def test_failover_keeps_acknowledged_operations() -> None:
     report = failover.run(1.0, seed=5, backends=[("psycopg", "blocking"), ("asyncpg", "async")], settle=2.0, most=1)
     assert report.verdict.losses == []
     assert report.injected[failover.FAILOVER] == 1
@@ -430,14 +430,14 @@ def _(run: Forger) -> None:
 
 
 @pytest.mark.parametrize("loss", FORGERIES)
-def test_a_loss_is_found(left: bytes, loss: str) -> None:
+def test_chaos_checker_finds_a_forged_loss(left: bytes, loss: str) -> None:
     forged = Forger(left)
     FORGERIES[loss](forged)
     found = {each.partition(": ")[0] for each in check(forged.history, forged.tables).losses}
     assert loss in found
 
 
-def test_each_kind_of_loss_that_the_checker_knows_is_forged() -> None:
+def test_chaos_checker_has_a_forgery_for_each_kind_of_loss() -> None:
     assert set(_known()) == set(FORGERIES)
 
 

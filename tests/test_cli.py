@@ -163,7 +163,9 @@ def dead_letters(
 @pytest.mark.parametrize(
     ("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async")]
 )
-def test_a_worker_runs_what_another_process_puts(dsn: str, pq: tasks.PQ, folder: Path, backend: str, face: str) -> None:
+def test_worker_command_runs_jobs_put_by_another_process(
+    dsn: str, pq: tasks.PQ, folder: Path, backend: str, face: str
+) -> None:
     with Command(
         "worker", "app:queue", dsn=dsn, folder=folder, variables={"PQCORE_BACKEND": backend, "FACE": face}
     ) as worker:
@@ -179,7 +181,7 @@ def test_a_worker_runs_what_another_process_puts(dsn: str, pq: tasks.PQ, folder:
         )
 
 
-def test_a_connect_timeout_of_the_users_own_is_kept(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_worker_command_keeps_the_users_connect_timeout(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("app.eat", "Cox"))
     done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder, variables={"PGCONNECT_TIMEOUT": "3"})
     assert done.returncode == 0, done.stderr
@@ -187,7 +189,9 @@ def test_a_connect_timeout_of_the_users_own_is_kept(dsn: str, pq: tasks.PQ, fold
 
 
 @pytest.mark.parametrize("queues", [("--queues", "apples,pears"), ("--queues", "apples", "--queues", "pears")])
-def test_the_queues_of_a_pq_are_named(dsn: str, pq: tasks.PQ, folder: Path, queues: Sequence[str]) -> None:
+def test_worker_command_runs_the_named_queues_of_a_pq(
+    dsn: str, pq: tasks.PQ, folder: Path, queues: Sequence[str]
+) -> None:
     for name in ("apples", "pears", "plums"):
         pq[name].put(call("app.eat", name))
     done = run("worker", "app:pq", *queues, "--burst", dsn=dsn, folder=folder)
@@ -197,7 +201,7 @@ def test_the_queues_of_a_pq_are_named(dsn: str, pq: tasks.PQ, folder: Path, queu
 
 
 @pytest.mark.parametrize("target", ["app:make", "app:Place.inner"])
-def test_a_target_may_be_a_function_or_an_attribute_of_something(
+def test_worker_command_target_may_be_a_function_or_an_attribute(
     dsn: str, pq: tasks.PQ, folder: Path, target: str
 ) -> None:
     pq["apples"].put(call("app.eat", "Cox"))
@@ -207,7 +211,7 @@ def test_a_target_may_be_a_function_or_an_attribute_of_something(
     assert "worker starts: 'apples', 20" in done.stderr  # once, though named twice
 
 
-def test_modules_that_declare_tasks_are_imported(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("late.come_late"))
     done = run("worker", "app:queue", "--import", "late", "--burst", "--log-level", "warning", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
@@ -242,7 +246,7 @@ def test_modules_that_declare_tasks_are_imported(dsn: str, pq: tasks.PQ, folder:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_said_and_the_exit_code_is_2(
+def test_worker_command_refuses_bad_arguments_with_exit_code_2(
     pqcore_server: str, folder: Path, arguments: list[str], says: str
 ) -> None:
     done = run("worker", *arguments, dsn=pqcore_server, folder=folder)
@@ -251,14 +255,14 @@ def test_what_cannot_be_is_said_and_the_exit_code_is_2(
     assert "Traceback" not in done.stderr
 
 
-def test_a_module_that_raises_is_a_failure_with_its_traceback(pqcore_server: str, folder: Path) -> None:
+def test_worker_command_shows_the_traceback_of_its_module(pqcore_server: str, folder: Path) -> None:
     done = run("worker", "raising:queue", dsn=pqcore_server, folder=folder)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "RuntimeError: the sky fell" in done.stderr
 
 
-def test_a_worker_without_its_table_fails(dsn: str, folder: Path) -> None:
+def test_worker_command_without_its_table_fails(dsn: str, folder: Path) -> None:
     done = run("worker", "app:queue", dsn=dsn, folder=folder)
     assert done.returncode == 1
     assert 'Error: table "queue" does not exist' in done.stderr
@@ -266,7 +270,7 @@ def test_a_worker_without_its_table_fails(dsn: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_jobs_end(dsn: str, pq: tasks.PQ, folder: Path, number: int) -> None:
+def test_worker_command_finishes_running_jobs_after_a_signal(dsn: str, pq: tasks.PQ, folder: Path, number: int) -> None:
     job_id = pq["apples"].put(call("app.hold"))
     with Command("worker", "app:queue", dsn=dsn, folder=folder) as worker:
         assert seen(pq)[0] == "holds"
@@ -281,7 +285,7 @@ def test_a_signal_lets_jobs_end(dsn: str, pq: tasks.PQ, folder: Path, number: in
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once_though_a_function_goes_on(
+def test_worker_command_ends_immediately_after_a_second_signal(
     dsn: str, pq: tasks.PQ, folder: Path, number: int
 ) -> None:
     job_id = pq["apples"].put(call("app.stick"))
@@ -297,7 +301,7 @@ def test_a_second_signal_ends_at_once_though_a_function_goes_on(
 
 
 @pytest.mark.parametrize(("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "async"), ("asyncpg", "async")])
-def test_a_worker_outlives_what_a_job_begins_that_would_end_its_loop(
+def test_worker_command_survives_exceptions_in_tasks_that_jobs_start(
     dsn: str, pq: tasks.PQ, folder: Path, backend: str, face: str
 ) -> None:
     functions = ("app.raise_in_a_task", "app.raise_in_a_callback")
@@ -310,7 +314,7 @@ def test_a_worker_outlives_what_a_job_begins_that_would_end_its_loop(
     assert [pq["apples"].status(job_id) for job_id in ids] == ["dead", "dead", "done", "done"]
 
 
-def test_functions_that_do_not_end_do_not_hold_up_the_end(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_worker_command_ends_despite_functions_that_do_not(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     for function in ("stick", "delegate", "refuse"):
         pq["apples"].put(call(f"app.{function}"))
     options = ("--grace", "0", "--stall-timeout", "0.5")
@@ -320,7 +324,7 @@ def test_functions_that_do_not_end_do_not_hold_up_the_end(dsn: str, pq: tasks.PQ
         assert worker.wait() == 0
 
 
-def test_uvloop_is_used_if_asked_for(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_worker_command_uses_uvloop_if_asked(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("app.drink", "cider"))
     done = run("worker", "app:queue", "--uvloop", "--burst", dsn=dsn, folder=folder)
     if importlib.util.find_spec("uvloop") is None:
@@ -352,7 +356,7 @@ def instrument(folder: Path) -> None:
     (metadata / "entry_points.txt").write_text("[pqcore.instruments]\nmeter = meters:Meter\nleaky = meters:broken\n")
 
 
-def test_instruments_are_turned_on_by_name(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_worker_command_turns_on_instruments_by_name(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     instrument(folder)
     pq["apples"].put(call("app.drink", "cider"))
     done = run("worker", "app:queue", "--plugin", "meter", "--burst", dsn=dsn, folder=folder)
@@ -360,7 +364,7 @@ def test_instruments_are_turned_on_by_name(dsn: str, pq: tasks.PQ, folder: Path)
     assert [seen(pq)[0], seen(pq)] == ["cider", ["measured", "app.drink"]]
 
 
-def test_instruments_that_are_not_there_or_broken_are_named(pqcore_server: str, folder: Path) -> None:
+def test_worker_command_names_missing_and_broken_instruments(pqcore_server: str, folder: Path) -> None:
     instrument(folder)
     for name, says in (
         ("nothing", "unknown instrument 'nothing'; installed: .*leaky.*meter"),
@@ -375,7 +379,7 @@ def test_instruments_that_are_not_there_or_broken_are_named(pqcore_server: str, 
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
-def test_dead_letters_for_programs(dsn: str, pq: tasks.PQ, folder: Path, backend: str) -> None:
+def test_dead_command_prints_json(dsn: str, pq: tasks.PQ, folder: Path, backend: str) -> None:
     face = "async" if backend == "asyncpg" else "blocking"
     first, second, third = dead_letters(
         dsn, folder, pq, ["Cox", "Gala", "Boskop"], variables={"PQCORE_BACKEND": backend, "FACE": face}
@@ -424,7 +428,7 @@ def test_dead_letters_for_programs(dsn: str, pq: tasks.PQ, folder: Path, backend
     assert dead("show", str(third), code=1) == []
 
 
-def test_dead_letters_for_people(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_dead_command_prints_text(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     [job_id, other] = dead_letters(dsn, folder, pq, ["Cox", "Gala"])
     listed = run("dead", "list", "--queue", "apples", dsn=dsn)
     assert listed.returncode == 0, listed.stderr
@@ -443,7 +447,7 @@ def test_dead_letters_for_people(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     assert run("dead", "list", "--queue", "apples", dsn=dsn).stdout == "no dead letters in 'apples'\n"
 
 
-def test_data_that_is_not_json_is_shown_and_not_decoded(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_dead_command_shows_other_data_undecoded(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     job_id = pq["apples/pickle"].put(call("app.fail", "Cox"))
     done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
@@ -462,7 +466,7 @@ def test_data_that_is_not_json_is_shown_and_not_decoded(dsn: str, pq: tasks.PQ, 
     assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 0
 
 
-def test_dead_letters_of_one_reason_are_retried_alone(dsn: str, pq: tasks.PQ) -> None:
+def test_dead_command_retries_letters_of_one_reason(dsn: str, pq: tasks.PQ) -> None:
     queue = pq["apples"]
     for error in (None, Unreadable("key 5 is not held"), None):
         queue.put(1)
@@ -480,7 +484,7 @@ def test_dead_letters_of_one_reason_are_retried_alone(dsn: str, pq: tasks.PQ) ->
     assert retried("--all", "--reason", "failed") == "retried 2\n"
 
 
-def test_the_table_and_schema_can_be_named(dsn: str, folder: Path) -> None:
+def test_commands_take_a_table_and_a_schema(dsn: str, folder: Path) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA orchard")
     with PQ(dsn, table="trees", schema="orchard") as pq:
@@ -492,7 +496,7 @@ def test_the_table_and_schema_can_be_named(dsn: str, folder: Path) -> None:
         assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 1
 
 
-def test_retrying_all_ends_though_the_jobs_die_again_at_once(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_dead_command_retry_all_ends_though_the_jobs_fail_again(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     [first, _] = dead_letters(dsn, folder, pq, ["Cox", "Gala"])
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("""
@@ -511,14 +515,14 @@ def test_retrying_all_ends_though_the_jobs_die_again_at_once(dsn: str, pq: tasks
 
 @pytest.mark.parametrize("command", ["purge", "retry"])
 @pytest.mark.parametrize("ids", [[], ["1", "--all"]])
-def test_either_ids_or_all_are_to_be_given(dsn: str, pq: tasks.PQ, command: str, ids: list[str]) -> None:
+def test_dead_command_needs_ids_or_all(dsn: str, pq: tasks.PQ, command: str, ids: list[str]) -> None:
     done = run("dead", command, *ids, "--queue", "apples", "--yes", dsn=dsn)
     assert done.returncode == 2
     assert "give IDs, or --all" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("purge", "--all"), ("purge", "ID"), ("retry", "--all")])
-def test_what_is_not_to_be_undone_is_asked_about(
+def test_destructive_command_asks_for_confirmation(
     dsn: str, pq: tasks.PQ, folder: Path, arguments: tuple[str, str]
 ) -> None:
     [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
@@ -548,7 +552,7 @@ def test_what_is_not_to_be_undone_is_asked_about(
 # Single jobs
 
 
-def test_the_status_of_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_status_command_shows_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     job_id = pq["apples"].put(1, schedule_at="1h")
     known = run("status", str(job_id), "--queue", "apples", "--json", dsn=dsn)
     assert known.returncode == 0, known.stderr
@@ -573,7 +577,7 @@ def test_the_status_of_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     assert f"knows nothing of job {job_id}" in unknown.stderr
 
 
-def test_a_job_is_cancelled(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_cancel_command_cancels_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     def cancel(job_id: int, *arguments: str) -> tuple[int, str]:
         done = run("cancel", str(job_id), "--queue", "apples", "--json", *arguments, dsn=dsn)
         fields = json.loads(done.stdout)
@@ -595,7 +599,7 @@ def test_a_job_is_cancelled(dsn: str, pq: tasks.PQ, folder: Path) -> None:
 # Where the database is, and what is not to be said
 
 
-def test_without_a_dsn_libpqs_variables_count(dsn: str, pq: tasks.PQ) -> None:
+def test_commands_without_a_dsn_use_libpqs_variables(dsn: str, pq: tasks.PQ) -> None:
     job_id = pq["apples"].put(1)
     parts = urlsplit(dsn)
     given = {"PGHOST": parts.hostname, "PGPORT": parts.port, "PGUSER": parts.username, "PGDATABASE": parts.path[1:]}
@@ -607,7 +611,7 @@ def test_without_a_dsn_libpqs_variables_count(dsn: str, pq: tasks.PQ) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_who_named_no_server_is_told_so_if_there_is_none() -> None:
+def test_commands_without_a_dsn_say_so_when_the_server_is_unreachable() -> None:
     variables = {"PGHOST": "127.0.0.1", "PGPORT": "1"}
     told = "Neither --dsn nor PQCORE_DSN says where the database is"
     done = run("stats", variables=variables)
@@ -627,7 +631,7 @@ def test_who_named_no_server_is_told_so_if_there_is_none() -> None:
         "postgresql://ann@127.0.0.1:1/orchard?password=hush-hush&nonsense=1",
     ],
 )
-def test_a_password_is_never_shown(backend: str, dsn: str) -> None:
+def test_commands_never_show_a_password(backend: str, dsn: str) -> None:
     given = run("dead", "list", "--queue", "apples", "--backend", backend, "--dsn", dsn)
     inherited = run("dead", "list", "--queue", "apples", "--backend", backend, dsn=dsn)
     for done in (given, inherited):
@@ -640,7 +644,7 @@ def test_a_password_is_never_shown(backend: str, dsn: str) -> None:
 # The script
 
 
-def test_completion() -> None:
+def test_shell_completion_knows_commands_and_options() -> None:
     source = subprocess.run(
         [SCRIPT], env={**os.environ, "_PQCORE_COMPLETE": "bash_source"}, capture_output=True, text=True, check=False
     )
@@ -659,7 +663,7 @@ def test_completion() -> None:
         assert {line.partition(",")[2] for line in found.stdout.splitlines()} >= expected
 
 
-def test_the_script_finds_modules_in_the_current_directory(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_script_finds_modules_in_the_current_directory(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     done = subprocess.run(
         [SCRIPT, "worker", "app:queue", "--burst"],
         cwd=folder,
@@ -673,7 +677,7 @@ def test_the_script_finds_modules_in_the_current_directory(dsn: str, pq: tasks.P
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_what_it_needs_it_says_how_to_get_it(missing: str) -> None:
+def test_command_line_without_its_extra_says_how_to_install_it(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from pqcore.cli import main; sys.exit(main(['--version']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -692,7 +696,7 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Comma
             yield " ".join((*names, name)), command
 
 
-def test_every_command_and_option_is_documented() -> None:
+def test_commands_and_options_are_all_documented() -> None:
     text = (ROOT / "docs/command-line.md").read_text()
     sections = {
         title: body
@@ -713,7 +717,7 @@ def test_every_command_and_option_is_documented() -> None:
                     assert f"`{option}" in sections[f"pqcore {name}"], f"{name} {option}"
 
 
-def test_the_fields_of_json_are_documented(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+def test_json_fields_are_documented(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
     text = (ROOT / "docs/command-line.md").read_text()
     for command in ("dead list", f"dead show {job_id}", f"status {job_id}", f"dead retry {job_id}"):

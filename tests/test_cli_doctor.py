@@ -69,7 +69,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_table_that_is_as_it_should_be(dsn: str, pq: PQ, backend: str) -> None:
+def test_doctor_finds_no_problem_in_a_good_table(dsn: str, pq: PQ, backend: str) -> None:
     """Nothing is found but what the server of the tests is set to, and nothing is taken, or changed."""
     for name in ("a", "it's \\ %s"):
         pq[name].put_many(range(100))
@@ -93,7 +93,7 @@ def test_a_table_that_is_as_it_should_be(dsn: str, pq: PQ, backend: str) -> None
     assert repr(execute(dsn, rows)) == before
 
 
-def test_batches_whose_jobs_are_gone_are_named(dsn: str) -> None:
+def test_doctor_names_batches_whose_jobs_are_gone(dsn: str) -> None:
     with tasks.PQ(dsn, backend="psycopg") as pq:
         pq.create()
         part = pq["q"].task()(lambda job_id: None)
@@ -111,7 +111,7 @@ def test_batches_whose_jobs_are_gone_are_named(dsn: str) -> None:
     assert "worker" in found["advice"]
 
 
-def test_jobs_that_wait_for_another_deployment_are_named(dsn: str, pq: PQ) -> None:
+def test_doctor_names_jobs_that_wait_for_another_deployment(dsn: str, pq: PQ) -> None:
     with tasks.PQ(dsn, backend="psycopg") as declared:
         queue = declared["q"]
         declared["q/pickle"].put({1})
@@ -125,7 +125,7 @@ def test_jobs_that_wait_for_another_deployment_are_named(dsn: str, pq: PQ) -> No
     assert "deploy workers" in found["advice"]
 
 
-def test_ticks_ahead_of_the_clock_are_named(dsn: str, pq: PQ) -> None:
+def test_doctor_names_ticks_ahead_of_the_clock(dsn: str, pq: PQ) -> None:
     insert = "INSERT INTO queue_ticks (q_name, name, tick) VALUES ('q', 'nightly', now() {} interval '1 h')"
     execute(dsn, insert.format("-"))
     assert findings(dsn)["ticks"][0]["level"] == "ok"
@@ -135,7 +135,7 @@ def test_ticks_ahead_of_the_clock_are_named(dsn: str, pq: PQ) -> None:
     assert "'nightly' in queue 'q' lies 3" in found["message"]
 
 
-def test_durability(dsn: str, pq: PQ) -> None:
+def test_doctor_reports_fsync(dsn: str, pq: PQ) -> None:
     [[fsync]] = execute(dsn, "SHOW fsync")
     [one] = findings(dsn)["durability"]
     assert one["level"] == ("problem" if fsync == "off" else "ok")
@@ -170,7 +170,7 @@ def test_durability(dsn: str, pq: PQ) -> None:
          "pooler"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_what_to_do(
+def test_doctor_names_each_problem_with_advice(
     dsn: str, pq: PQ, how: str, check: str, level: str, says: str, advice: str
 ) -> None:
     pq["a"].put_many(range(1_000))
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_said_with_what_to_do(
         assert "indexes" not in findings(dsn)
 
 
-def test_what_to_do_can_be_done(dsn: str, pq: PQ) -> None:
+def test_doctor_advice_repairs_indexes_and_trigger(dsn: str, pq: PQ) -> None:
     execute(
         dsn,
         "DROP INDEX queue_ready",
@@ -201,7 +201,7 @@ def test_what_to_do_can_be_done(dsn: str, pq: PQ) -> None:
     assert [one["level"] for one in (*found["indexes"], *found["trigger"])] == ["ok", "ok"]
 
 
-def test_a_handful_of_jobs_is_no_problem(dsn: str, pq: PQ) -> None:
+def test_doctor_accepts_a_table_with_few_jobs(dsn: str, pq: PQ) -> None:
     """So few entries of an index may be read by a bitmap, and sorted; many may not."""
     pq["a"].put(1)
     pq["a"].put(2, schedule_at="1h")
@@ -214,7 +214,7 @@ def test_a_handful_of_jobs_is_no_problem(dsn: str, pq: PQ) -> None:
     assert any("does not go through queue_ready" in one["message"] and one["level"] == "problem" for one in found)
 
 
-def test_a_small_table_may_be_read_as_a_whole(dsn: str, pq: PQ) -> None:
+def test_doctor_warns_of_a_sequential_scan_of_a_small_table(dsn: str, pq: PQ) -> None:
     execute(dsn, "VACUUM FULL queue")
     execute(dsn, f"ALTER DATABASE {dsn.rpartition('/')[2]} SET enable_indexscan = off")
     found = findings(dsn)["plan"]
@@ -224,7 +224,7 @@ def test_a_small_table_may_be_read_as_a_whole(dsn: str, pq: PQ) -> None:
     assert {one["level"] for one in scans} == {"warning"}
 
 
-def test_who_holds_an_old_snapshot_is_named(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_holder_of_an_old_snapshot(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examining, "LONG", 0.0)
     with psycopg.connect(dsn, application_name="the report") as other:
         other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -247,7 +247,7 @@ def test_who_holds_an_old_snapshot_is_named(dsn: str, pq: PQ, monkeypatch: pytes
         assert one["details"]["transactions"] >= 0
 
 
-def test_replication_slots_and_prepared_transactions_hold_snapshots_too() -> None:
+def test_doctor_reports_snapshots_of_replication_slots_and_prepared_transactions() -> None:
     forgotten = examining._holder("prepared transaction", "order-7", "", "prepared", "shop", "ann", 5e3, 99, True)
     assert (forgotten.level, "ROLLBACK PREPARED 'order-7'" in forgotten.advice) == ("problem", True)
     unused = examining._holder("replication slot", "standby_2", "", "physical", "", "", None, 10_000, False)
@@ -256,7 +256,7 @@ def test_replication_slots_and_prepared_transactions_hold_snapshots_too() -> Non
     assert used.level == "ok"
 
 
-def test_a_role_that_may_little(dsn: str, pq: PQ) -> None:
+def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ) -> None:
     name = "clerk_" + dsn.rpartition("_")[2]
     execute(
         dsn,
@@ -285,7 +285,7 @@ def test_a_role_that_may_little(dsn: str, pq: PQ) -> None:
         execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
-def test_no_server(dsn: str) -> None:
+def test_doctor_reports_an_unreachable_server(dsn: str) -> None:
     found = findings("postgresql://ann:hush-hush@127.0.0.1:1/orchard")
     [one] = found["connection"]
     assert one["level"] == "problem"
@@ -300,7 +300,9 @@ def test_no_server(dsn: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", [queue.Queue, queue.LifoQueue])
-def test_a_pooler_in_transaction_mode_is_told(dsn: str, pq: PQ, backend: str, order: type[queue.Queue[Any]]) -> None:
+def test_doctor_reports_a_pooler_in_transaction_mode(
+    dsn: str, pq: PQ, backend: str, order: type[queue.Queue[Any]]
+) -> None:
     pq["a"].put(1)
     with pooler(dsn, order) as through:
         found = findings(through, "--backend", backend)
@@ -312,7 +314,7 @@ def test_a_pooler_in_transaction_mode_is_told(dsn: str, pq: PQ, backend: str, or
     assert [one["level"] for one in found["plan"]] == ["ok"]
 
 
-def test_a_notification_that_is_lost_is_a_problem(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_lost_notification(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examining, "LISTEN_PATIENCE", 0.0)
     [one] = findings(dsn)["listen"]
     assert (one["level"], one["details"]["heard"]) == ("problem", False)
@@ -321,14 +323,14 @@ def test_a_notification_that_is_lost_is_a_problem(dsn: str, pq: PQ, monkeypatch:
     assert (one["level"], one["details"]["heard"]) == ("ok", True)
 
 
-def test_clocks_that_differ(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_clock_that_differs(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pqcore.operations.examining.time.time", lambda: 1_000_000_000.0)
     [one] = findings(dsn)["clock"]
     assert one["level"] == "warning"
     assert "seconds ahead of this one's" in one["message"]
 
 
-def test_a_sequence_that_is_behind_is_told_and_the_advice_sets_it(dsn: str, pq: PQ) -> None:
+def test_doctor_reports_a_sequence_that_is_behind_with_advice(dsn: str, pq: PQ) -> None:
     pq["a"].put_many([1, 2, 3])
     execute(
         dsn,
@@ -346,7 +348,7 @@ def test_a_sequence_that_is_behind_is_told_and_the_advice_sets_it(dsn: str, pq: 
     assert pq["a"].put(4) == 71
 
 
-def test_a_sequence_that_no_column_owns_is_found(dsn: str, pq: PQ) -> None:
+def test_doctor_finds_a_sequence_that_no_column_owns(dsn: str, pq: PQ) -> None:
     pq["a"].put_many([1, 2])
     execute(dsn, "ALTER SEQUENCE queue_id_seq OWNED BY NONE", 'ALTER SEQUENCE queue_id_seq RENAME TO "its Own"')
     execute(dsn, """SELECT setval('"its Own"', 1, false)""")
@@ -356,7 +358,7 @@ def test_a_sequence_that_no_column_owns_is_found(dsn: str, pq: PQ) -> None:
     assert pq["a"].put(3) == 3
 
 
-def test_every_sequence_and_every_table_with_its_ids_is_looked_at() -> None:
+def test_sequence_check_covers_every_table_with_ids() -> None:
     names = TableName("queue")
     drawn, held = {}, set()
     for table in declared_tables(names):

@@ -92,7 +92,7 @@ def shape(dsn: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_table_is_made_and_checked(dsn: str, backend: str) -> None:
+def test_create_and_migrate_commands_make_and_check_the_table(dsn: str, backend: str) -> None:
     where = ("--backend", backend)
     latest = schema.latest()
     [missing] = objects("migrate", "--check", *where, dsn=dsn, code=1)
@@ -110,7 +110,7 @@ def test_the_table_is_made_and_checked(dsn: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["", "CREATE SCHEMA orchard", PQ_TABLE])
-def test_statements_for_a_dba_change_nothing_until_run(dsn: str, start: str) -> None:
+def test_commands_print_statements_for_a_dba_and_change_nothing(dsn: str, start: str) -> None:
     """Run by hand they make the same as create() does."""
     execute(dsn, start or "SELECT")
     where = ("--schema", "orchard") if "orchard" in start else ()
@@ -134,7 +134,7 @@ def test_statements_for_a_dba_change_nothing_until_run(dsn: str, start: str) -> 
 
 
 @pytest.mark.parametrize("command", ["create", "migrate"])
-def test_sequences_that_are_behind_are_set_if_asked_for(dsn: str, pq: PQ, command: str) -> None:
+def test_migrate_command_sets_sequences_if_asked(dsn: str, pq: PQ, command: str) -> None:
     insert = "INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason) VALUES ({}, 'a', now(), 1, 'failed')"
     execute(dsn, insert.format(50))
     assert "sequences" not in objects(command, dsn=dsn)[0]
@@ -153,11 +153,11 @@ def test_sequences_that_are_behind_are_set_if_asked_for(dsn: str, pq: PQ, comman
     assert "set" not in call(command, "--set-sequences", "--sql", dsn=dsn).stdout.replace("--set-sequences", "")
 
 
-def test_to_check_and_to_set_sequences_is_one_too_many(dsn: str, pq: PQ) -> None:
+def test_migrate_command_refuses_check_with_set_sequences(dsn: str, pq: PQ) -> None:
     assert "pqcore doctor checks sequences" in line(call("migrate", "--check", "--set-sequences", dsn=dsn), 2)
 
 
-def test_migrate_and_adopt_take_over_a_table_of_pqs(dsn: str) -> None:
+def test_migrate_and_adopt_commands_take_over_a_pq_table(dsn: str) -> None:
     assert "does not exist" in line(call("adopt", dsn=dsn), 1)
     execute(dsn, PQ_TABLE)
     before = shape(dsn)
@@ -174,7 +174,7 @@ def test_migrate_and_adopt_take_over_a_table_of_pqs(dsn: str) -> None:
     assert call("get", "--queue", "b", dsn=dsn).stdout == "3\n"
 
 
-def test_a_table_of_somebody_elses_is_not_adopted(dsn: str) -> None:
+def test_adopt_command_refuses_a_foreign_table(dsn: str) -> None:
     execute(dsn, "CREATE TABLE queue (id uuid PRIMARY KEY, data jsonb)")
     before = shape(dsn)
     said = line(call("adopt", dsn=dsn), 1)
@@ -185,7 +185,7 @@ def test_a_table_of_somebody_elses_is_not_adopted(dsn: str) -> None:
 # Putting and taking
 
 
-def test_put_takes_json_from_the_command_line_or_standard_input(dsn: str, pq: PQ) -> None:
+def test_put_command_takes_json_from_its_argument_or_stdin(dsn: str, pq: PQ) -> None:
     assert call("put", '{"n": 1}', "--queue", "a", dsn=dsn).stdout == "1\n"
     assert objects("put", "--queue", "a", dsn=dsn, given='{"n": 2}') == [{"id": 2, "queue": "a"}]
     assert objects("put", "-", "--queue", "a", dsn=dsn, given="[3]") == [{"id": 3, "queue": "a"}]
@@ -193,7 +193,7 @@ def test_put_takes_json_from_the_command_line_or_standard_input(dsn: str, pq: PQ
     assert [job.data for job in pq["a"].get_many(10)] == [{"n": 1}, {"n": 2}, [3], 4, "5"]
 
 
-def test_put_says_all_that_the_library_can(dsn: str, pq: PQ) -> None:
+def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
     options = ("--dedup", "key", "--group", "g", "--limit", "reports=3", "--header", "who=ann")
     times = ("--schedule-at", "1h", "--expected-at", "2040-01-31T12:00Z")
     [first] = objects("put", "1", "--queue", "a", *options, *times, dsn=dsn)
@@ -252,7 +252,7 @@ def test_put_says_all_that_the_library_can(dsn: str, pq: PQ) -> None:
         (["top", "--interval", "x"], None, "'x' is not a time"),
     ],
 )  # fmt: skip
-def test_bad_input_is_said_in_a_line_and_changes_nothing(
+def test_commands_refuse_bad_input_in_one_line(
     dsn: str, pq: PQ, arguments: list[str], given: bytes | None, says: str
 ) -> None:
     said = line(call(*arguments, dsn=dsn, given=given), 2)
@@ -262,7 +262,7 @@ def test_bad_input_is_said_in_a_line_and_changes_nothing(
     assert execute(dsn, "SELECT count(*) FROM queue") == [(0,)]
 
 
-def test_put_without_data_at_a_terminal_does_not_wait_for_it(dsn: str, pq: PQ) -> None:
+def test_put_command_without_data_at_a_terminal_fails(dsn: str, pq: PQ) -> None:
     ours, theirs = os.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "pqcore", "put", "--queue", "a"],
@@ -275,7 +275,7 @@ def test_put_without_data_at_a_terminal_does_not_wait_for_it(dsn: str, pq: PQ) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_jobs_are_looked_at_and_taken(dsn: str, pq: PQ, backend: str) -> None:
+def test_peek_and_get_commands_show_and_take_jobs(dsn: str, pq: PQ, backend: str) -> None:
     where = ("--queue", "a", "--backend", backend)
     assert "no job of 'a' is due" in line(call("get", *where, dsn=dsn), 1)
     assert "no job of 'a' is due" in line(call("peek", *where, dsn=dsn), 1)
@@ -296,7 +296,7 @@ def test_jobs_are_looked_at_and_taken(dsn: str, pq: PQ, backend: str) -> None:
     assert execute(dsn, "SELECT id FROM queue UNION ALL SELECT id FROM queue_archive") == [(ids[0],), (ids[2],)]
 
 
-def test_what_is_no_json_is_not_decoded(dsn: str, pq: PQ) -> None:
+def test_peek_and_get_commands_show_other_serializers_undecoded(dsn: str, pq: PQ) -> None:
     pq["a/pickle"].put({1, 2})
     pq.queue("a", serializer="pickle", retention="keep")
     [job] = objects("peek", "--queue", "a", dsn=dsn)
@@ -307,12 +307,12 @@ def test_what_is_no_json_is_not_decoded(dsn: str, pq: PQ) -> None:
     assert call("get", "--queue", "a", dsn=dsn).stdout == "AP8=\n"
 
 
-def test_json_that_python_cannot_follow_is_not_decoded() -> None:
+def test_peek_command_shows_deeply_nested_json_undecoded() -> None:
     deep = "[" * 500_000 + "]" * 500_000
     assert json_views.data(deep, None) == {"serializer": "json", "data": None, "payload": None}
 
 
-def test_a_job_whose_data_nobody_could_read_comes_back(dsn: str, pq: PQ) -> None:
+def test_get_command_returns_a_job_whose_data_cannot_be_written(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put("x" * 100_000)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -398,7 +398,7 @@ def test_commands_show_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ, backe
         assert letter["attempts"] == 2, command
 
 
-def test_lists_are_filtered_and_limited(dsn: str, pq: PQ) -> None:
+def test_list_command_filters_and_limits(dsn: str, pq: PQ) -> None:
     ids = fill(pq)
 
     def listed(*arguments: str) -> list[int]:
@@ -417,7 +417,7 @@ def test_lists_are_filtered_and_limited(dsn: str, pq: PQ) -> None:
     assert call("list", "--queue", "none", dsn=dsn).stdout == "no such jobs in 'none'\n"
 
 
-def test_finished_rows_are_found_through_slices(dsn: str, pq: PQ) -> None:
+def test_list_command_finds_finished_rows_in_slices(dsn: str, pq: PQ) -> None:
     """They are far apart, with more than a slice of another queue's between."""
     execute(
         dsn,
@@ -432,7 +432,7 @@ def test_finished_rows_are_found_through_slices(dsn: str, pq: PQ) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_of_a_job_is_shown_wherever_it_is(dsn: str, pq: PQ, backend: str) -> None:
+def test_show_command_shows_a_job_in_any_table(dsn: str, pq: PQ, backend: str) -> None:
     ids = fill(pq)
     error = {"type": "E", "message": "no", "traceback": "Traceback: \x1b[31m"}
     execute(
@@ -469,7 +469,7 @@ def states(pq: PQ, *ids: int, queue: str = "a") -> list[str]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_jobs_are_run_again_whatever_has_become_of_them(dsn: str, pq: PQ, backend: str) -> None:
+def test_retry_command_runs_jobs_of_every_state_again(dsn: str, pq: PQ, backend: str) -> None:
     ids = fill(pq)
     execute(
         dsn,
@@ -497,7 +497,7 @@ def test_jobs_are_run_again_whatever_has_become_of_them(dsn: str, pq: PQ, backen
     assert objects("retry", str(ids["ready"]), "--queue", "b", dsn=dsn, code=1)[0]["was"] == "none"
 
 
-def test_a_job_that_runs_again_is_not_counted_by_its_batch_again(dsn: str, pq: PQ) -> None:
+def test_retry_command_removes_a_finished_job_from_its_batch(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     link = {"queue": "b", "serializer": "json", "data": "1", "payload": None, "headers": {"batch": 7, "who": "ann"}}
     execute(
@@ -510,7 +510,7 @@ def test_a_job_that_runs_again_is_not_counted_by_its_batch_again(dsn: str, pq: P
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_waiting_jobs_are_moved_to_another_queue(dsn: str, pq: PQ, backend: str) -> None:
+def test_move_command_moves_waiting_jobs(dsn: str, pq: PQ, backend: str) -> None:
     ids = fill(pq)
     expired = pq["a"].put("expired")
     execute(dsn, f"UPDATE queue SET leased_until = now() - interval '1 h', attempts = 1 WHERE id = {expired}")
@@ -525,7 +525,7 @@ def test_waiting_jobs_are_moved_to_another_queue(dsn: str, pq: PQ, backend: str)
     assert objects("move", "--all", *where, dsn=dsn)[0]["moved"] == 0
 
 
-def test_single_jobs_are_moved_and_a_limit_is_kept(dsn: str, pq: PQ) -> None:
+def test_move_command_moves_single_jobs_and_keeps_limits(dsn: str, pq: PQ) -> None:
     first, second, third, fourth = pq["a"].put_many(range(4))
     assert objects("move", str(third), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
     done = call("move", str(third), str(fourth), "--queue", "a", "--to", "b", dsn=dsn)
@@ -535,7 +535,7 @@ def test_single_jobs_are_moved_and_a_limit_is_kept(dsn: str, pq: PQ) -> None:
     assert states(pq, second) == ["ready"]
 
 
-def test_a_place_that_a_moved_job_held_is_given_to_the_next(dsn: str, pq: PQ) -> None:
+def test_move_command_gives_the_slot_of_a_moved_job_to_the_next(dsn: str, pq: PQ) -> None:
     first, second, third = (pq["a"].put(number, limits={"one": 1}) for number in range(3))
     job = pq["a"].lease()
     assert job is not None
@@ -551,7 +551,7 @@ def test_a_place_that_a_moved_job_held_is_given_to_the_next(dsn: str, pq: PQ) ->
         assert taken.id == job_id
 
 
-def test_a_job_whose_key_is_taken_there_stays(dsn: str, pq: PQ) -> None:
+def test_move_command_leaves_a_job_whose_dedup_key_is_taken(dsn: str, pq: PQ) -> None:
     taken = pq["b"].put(1, dedup="k")
     mine, other = pq["a"].put(2, dedup="k"), pq["a"].put(3, dedup="l")
     assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
@@ -560,7 +560,7 @@ def test_a_job_whose_key_is_taken_there_stays(dsn: str, pq: PQ) -> None:
     assert pq["b"].put(4, dedup="l") == other
 
 
-def test_waiters_of_the_other_queue_are_woken(dsn: str, pq: PQ) -> None:
+def test_move_command_wakes_waiters_of_the_other_queue(dsn: str, pq: PQ) -> None:
     pq["a"].put(1)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("LISTEN b")
@@ -568,7 +568,7 @@ def test_waiters_of_the_other_queue_are_woken(dsn: str, pq: PQ) -> None:
         assert [told.channel for told in connection.notifies(timeout=PATIENCE, stop_after=1)] == ["b"]
 
 
-def test_jobs_that_are_put_meanwhile_are_not_moved(dsn: str, pq: PQ) -> None:
+def test_move_command_leaves_jobs_put_meanwhile(dsn: str, pq: PQ) -> None:
     pq["a"].put(1)
     execute(
         dsn,
@@ -582,7 +582,7 @@ def test_jobs_that_are_put_meanwhile_are_not_moved(dsn: str, pq: PQ) -> None:
     assert objects("move", "--all", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
 
 
-def test_what_somebody_works_on_is_not_moved(dsn: str, pq: PQ) -> None:
+def test_move_command_leaves_a_job_that_is_being_worked_on(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     with pq["a"]:
         assert pq["a"].get() is not None
@@ -591,7 +591,7 @@ def test_what_somebody_works_on_is_not_moved(dsn: str, pq: PQ) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_finished_rows_are_archived_and_purged(dsn: str, pq: PQ, backend: str) -> None:
+def test_archive_and_purge_commands_handle_finished_rows(dsn: str, pq: PQ, backend: str) -> None:
     ids = fill(pq)
     where = ("--queue", "a", "--backend", backend)
     assert objects("move", "--to-archive", "--older-than", "1h", *where, dsn=dsn)[0]["archived"] == 0
@@ -615,7 +615,7 @@ def test_finished_rows_are_archived_and_purged(dsn: str, pq: PQ, backend: str) -
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_an_interrupt_leaves_nothing_half_done(dsn: str, pq: PQ, arguments: tuple[str, ...], backend: str) -> None:
+def test_interrupted_command_changes_all_or_nothing(dsn: str, pq: PQ, arguments: tuple[str, ...], backend: str) -> None:
     pq["a"].put_many([1, 2])
     rows = "SELECT n, 'a', now(), 1, 'failed', '1' FROM generate_series(8, 9) AS n"
     execute(dsn, f"INSERT INTO queue_dead (id, q_name, enqueued_at, attempts, reason, data) {rows}")
@@ -650,7 +650,7 @@ def test_an_interrupt_leaves_nothing_half_done(dsn: str, pq: PQ, arguments: tupl
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_figures(dsn: str, pq: PQ, backend: str) -> None:
+def test_stats_command_shows_counts_and_rates(dsn: str, pq: PQ, backend: str) -> None:
     fill(pq)
     execute(
         dsn,
@@ -671,7 +671,7 @@ def test_figures(dsn: str, pq: PQ, backend: str) -> None:
     assert "dead rows" in call("top", "--once", "--queue", "a", "--backend", backend, dsn=dsn).stdout
 
 
-def test_top_goes_on_until_stopped(dsn: str, pq: PQ) -> None:
+def test_top_command_repeats_until_stopped(dsn: str, pq: PQ) -> None:
     pq["a"].put(1)
     command = [sys.executable, "-m", "pqcore", "top", "--json", "--interval", "0.1"]
     with subprocess.Popen(command, env=environment(dsn), stdout=subprocess.PIPE, text=True) as top:
@@ -685,7 +685,7 @@ def test_top_goes_on_until_stopped(dsn: str, pq: PQ) -> None:
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "apples é日"), ("latin-1", "apples é\\u65e5")])
-def test_top_on_a_terminal(dsn: str, pq: PQ, encoding: str, shown: str) -> None:
+def test_top_command_redraws_a_terminal(dsn: str, pq: PQ, encoding: str, shown: str) -> None:
     pq["apples é日"].put(1)
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "pqcore", "top", "--interval", "0.1"]
@@ -709,7 +709,7 @@ def test_top_on_a_terminal(dsn: str, pq: PQ, encoding: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
-def test_letters_that_the_terminal_lacks_are_spelt_out(dsn: str, pq: PQ, encoding: str) -> None:
+def test_commands_escape_characters_that_the_terminal_lacks(dsn: str, pq: PQ, encoding: str) -> None:
     name, data = "größe 日", {"é": "日🍎\x1b"}
 
     def write(*arguments: str) -> str:
@@ -739,7 +739,7 @@ def test_letters_that_the_terminal_lacks_are_spelt_out(dsn: str, pq: PQ, encodin
 # What is installed
 
 
-def test_backends_are_listed(pqcore_server: str) -> None:
+def test_backends_command_lists_backends(pqcore_server: str) -> None:
     found = objects("backends", dsn=pqcore_server)
     assert {(each["name"], each["mode"]) for each in found} >= {
         ("psycopg2", "blocking"), ("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async")
@@ -751,7 +751,7 @@ def test_backends_are_listed(pqcore_server: str) -> None:
     assert "asyncpg" in call("backends", dsn=pqcore_server).stdout
 
 
-def test_plugins_that_are_broken_are_reported_and_take_no_others_down(pqcore_server: str, tmp_path: Path) -> None:
+def test_plugins_command_reports_broken_plugins_and_lists_the_rest(pqcore_server: str, tmp_path: Path) -> None:
     (tmp_path / "raises.py").write_text("raise RuntimeError('the sky fell')\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "fine.py").write_text("")
@@ -800,11 +800,11 @@ def test_plugins_that_are_broken_are_reported_and_take_no_others_down(pqcore_ser
     assert "others 1.5" in text.stdout
 
 
-def test_the_conformance_suite_is_run(dsn: str, tmp_path: Path) -> None:
+def test_conformance_command_runs_the_suite(dsn: str, tmp_path: Path) -> None:
     report = tmp_path / "report"
     variables = {"PQCORE_TEST_DSN": dsn}
     arguments = ("conformance", "--backend", "psycopg", "--report", str(report), "--json", "--", "-k")
-    done = run(*arguments, "test_what_was_put_is_got", folder=tmp_path, variables=variables)
+    done = run(*arguments, "test_put_data_are_returned_by_get", folder=tmp_path, variables=variables)
     if "no such tests" in done.stderr or "deselected" not in done.stderr:
         pytest.fail(done.stderr)
     found = json.loads(done.stdout)
@@ -819,7 +819,7 @@ def test_the_conformance_suite_is_run(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_service_file_counts(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
+def test_commands_read_a_service_file(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
     pq["apples"].put(1)
     parts = urlsplit(dsn)
     file = tmp_path / "services"
@@ -844,7 +844,7 @@ def test_a_service_file_counts(dsn: str, pq: PQ, tmp_path: Path, backend: str) -
      "list --queue a", "show 1", "retry 1 --queue a", "purge --queue a --older-than 1 --yes",
      "move --all --queue a --to b --yes", "stats", "top --once", "doctor", "doctor --json"],
 )  # fmt: skip
-def test_a_password_is_never_shown(dsn: str, command: str) -> None:
+def test_commands_never_show_a_password(dsn: str, command: str) -> None:
     for backend in ("psycopg", "asyncpg"):
         done = call(*command.split(), "--dsn", dsn, "--backend", backend, dsn=None)
         assert done.exit_code == 1

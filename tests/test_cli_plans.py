@@ -105,6 +105,6 @@ def offences(connection: psycopg.Connection[Any], query: Query, most: int) -> li
 
 
 @pytest.mark.parametrize("known", ["VACUUM queue", "VACUUM ANALYZE queue"])
-def test_what_is_read_is_bounded(connection: psycopg.Connection[Any], known: str) -> None:
+def test_command_statements_read_a_bounded_number_of_rows(connection: psycopg.Connection[Any], known: str) -> None:
     connection.execute(known.encode())
     assert [wrong for query, most in BOUNDED for wrong in offences(connection, query, most)] == []

@@ -58,7 +58,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
 
 
 @pytest.mark.parametrize("disabled", [False, True])
-def test_an_error_names_the_variable_where_the_reapers_image_cannot_be_had(
+def test_container_error_names_the_variable_when_the_reaper_image_is_missing(
     monkeypatch: pytest.MonkeyPatch, start: Callable[[], str], disabled: bool
 ) -> None:
     monkeypatch.setattr(config.testcontainers_config, "ryuk_disabled", disabled)
@@ -68,7 +68,9 @@ def test_an_error_names_the_variable_where_the_reapers_image_cannot_be_had(
     assert "No such image" in told
 
 
-def test_an_error_says_how_to_install_testcontainers(monkeypatch: pytest.MonkeyPatch, start: Callable[[], str]) -> None:
+def test_container_error_says_how_to_install_testcontainers(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[[], str]
+) -> None:
     for module in ("testcontainers.community.postgres", "testcontainers.postgres"):
         monkeypatch.setitem(sys.modules, module, None)
     assert start().endswith("pip install 'pqcore[container]'")

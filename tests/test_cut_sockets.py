@@ -32,7 +32,7 @@ def pq(dsn: str) -> Iterator[PQ]:
         yield made
 
 
-def test_a_statement(dsn: str, pq: PQ) -> None:
+def test_statement_on_a_cut_socket_raises_connection_lost(dsn: str, pq: PQ) -> None:
     connection = psycopg.connect(dsn, autocommit=True)
     queue = PQ(connection)["q"]
     assert queue.count() == 0
@@ -42,7 +42,7 @@ def test_a_statement(dsn: str, pq: PQ) -> None:
     assert connection.closed
 
 
-def test_a_commit(pq: PQ) -> None:
+def test_commit_on_a_cut_socket_raises_outcome_unknown(pq: PQ) -> None:
     queue = pq["q"]
 
     def put_and_be_cut() -> None:
@@ -67,9 +67,7 @@ class Cut(asyncpg.Connection):  # type: ignore[misc]
         return statement
 
 
-def test_an_operation_on_a_connection_of_asyncpg_that_is_aborted_within_a_call_raises_connection_lost(
-    dsn: str, pq: PQ
-) -> None:
+def test_asyncpg_connection_aborted_within_an_operation_raises_connection_lost(dsn: str, pq: PQ) -> None:
     async def main() -> None:
         connection = await asyncpg.connect(dsn, connection_class=Cut)
         queue = AsyncPQ(connection)["q"]
@@ -89,9 +87,7 @@ CALLS: dict[str, Callable[[AsyncpgSession], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_each_call_on_a_connection_of_asyncpg_that_is_aborted_within_it_raises_an_error_of_the_driver(
-    dsn: str, call: str
-) -> None:
+def test_asyncpg_connection_aborted_within_any_call_raises_a_driver_error(dsn: str, call: str) -> None:
     async def main() -> None:
         connection = await asyncpg.connect(dsn, connection_class=Cut)
         session = AsyncpgBackend().wrap(connection)

@@ -70,7 +70,7 @@ def over_psycopg2(dsn: str, autocommit: bool) -> Any:
 
 @pytest.mark.parametrize("autocommit", [False, True], ids=["transactions", "autocommit"])
 @pytest.mark.parametrize("connect", [over_psycopg, over_psycopg2])
-def test_a_connection_whose_driver_begins_serializable_transactions(
+def test_isolation_of_a_drivers_serializable_connection_is_kept_for_blocks(
     dsn: str, witness: Witness, connect: Callable[..., Any], autocommit: bool
 ) -> None:
     pq = PQ(connect(dsn, autocommit))
@@ -87,7 +87,7 @@ def test_a_connection_whose_driver_begins_serializable_transactions(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_sqlalchemy_transaction_keeps_its_level(dsn: str, witness: Witness, driver: str) -> None:
+def test_isolation_of_a_sqlalchemy_transaction_is_kept(dsn: str, witness: Witness, driver: str) -> None:
     engine = sqlalchemy.create_engine(
         dsn.replace("postgresql://", f"postgresql+{driver}://"), isolation_level="REPEATABLE READ"
     )
@@ -108,7 +108,9 @@ def test_a_sqlalchemy_transaction_keeps_its_level(dsn: str, witness: Witness, dr
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "psycopg2"])
-def test_behind_a_pooler_own_statements_run_at_read_committed(dsn: str, witness: Witness, backend: str) -> None:
+def test_isolation_behind_a_pooler_is_read_committed_for_own_statements(
+    dsn: str, witness: Witness, backend: str
+) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             f"ALTER DATABASE {connection.info.dbname} SET default_transaction_isolation = 'serializable'"

@@ -94,14 +94,14 @@ def affected(dialect: type[Dialect], rewrites: Mapping[str, str | Rewrite]) -> l
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-def test_each_rewrite_of_a_dialect_is_needed(dialect: type[Dialect]) -> None:
+def test_dialect_rewrites_are_all_needed(dialect: type[Dialect]) -> None:
     for name in dialect.rewrites:
         assert affected(dialect, {other: dialect.rewrites[other] for other in dialect.rewrites if other != name}) == [
             name
         ]
 
 
-def test_a_rewrite_that_does_not_fit_the_statement_is_an_error() -> None:
+def test_dialect_rewrite_that_matches_nothing_raises_an_error() -> None:
     class Misses(Dialect):
         name = "misses"
         rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
@@ -122,12 +122,12 @@ def test_a_rewrite_that_does_not_fit_the_statement_is_an_error() -> None:
     assert sql.tasks.retry.sql == of("postgresql").tasks.retry.sql
 
 
-def test_a_rewrite_of_no_statement_is_refused() -> None:
+def test_dialect_rewrite_of_an_unknown_statement_is_refused() -> None:
     with pytest.raises(PluginError, match="dialect 'typo' rewrites nakc: pqcore has no statement of this name"):
         type("Typo", (Dialect,), {"name": "typo", "rewrites": {"nakc": "SELECT 1"}})
 
 
-def test_a_statement_with_a_word_that_the_engine_does_not_know_is_not_sent(dsn: str) -> None:
+def test_dialect_statement_with_an_unsupported_word_is_not_sent(dsn: str) -> None:
     class Forgetful(Dialect):
         name = "forgetful"
         unknown_words = ("pg_notify", "fillfactor")
@@ -140,7 +140,7 @@ def test_a_statement_with_a_word_that_the_engine_does_not_know_is_not_sent(dsn: 
         [each for version in migrations() for statement in version for each in sql.migration(statement)]
 
 
-def test_each_statement_of_a_file_is_declared_and_explained() -> None:
+def test_statements_of_sql_files_are_declared_and_explained() -> None:
     files = [file for file in resources.files("pqcore.sql").iterdir() if file.name.endswith(".sql")]
     assert len(files) > 6
     for file in files:
@@ -149,14 +149,14 @@ def test_each_statement_of_a_file_is_declared_and_explained() -> None:
         assert {name for name, _ in heads} == read_statements(file.name).keys() <= set(Dialect.all_names()), file.name
 
 
-def test_the_snapshot_of_postgresql_can_be_given_to_psql(dsn: str) -> None:
+def test_statement_snapshot_of_postgresql_can_be_run_by_psql(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(path(Dialect).read_bytes())
         [prepared] = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchall()
         assert prepared == (len(queries(of("postgresql"))) - 1,), "all but DISCARD PLANS"
 
 
-def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dialect_is_chosen_by_name_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PQCORE_DIALECT", raising=False)
     dsn = "postgresql://nowhere/app"
     assert PQ(dsn).engine.dialect is Dialect
@@ -169,7 +169,7 @@ def test_one_is_chosen_by_name_or_by_the_environment(monkeypatch: pytest.MonkeyP
         PQ(dsn, dialect="oracle")
 
 
-def test_one_of_another_package_is_used(dsn: str) -> None:
+def test_dialect_of_another_package_is_used(dsn: str) -> None:
     with PQ(dsn, dialect="shouting") as pq:
         pq.create()
         queue = pq["q"]
@@ -183,7 +183,7 @@ def test_one_of_another_package_is_used(dsn: str) -> None:
             assert connection.execute(listening).fetchone() == (0,)
 
 
-def test_of_two_with_one_name_the_second_is_refused() -> None:
+def test_dialect_of_a_taken_name_or_other_plugin_api_is_refused() -> None:
     class Other(Dialect):
         name = "shouting"
 
@@ -208,7 +208,7 @@ def test_of_two_with_one_name_the_second_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["citus", "cockroachdb"])
-def test_nothing_is_left_that_the_engine_has_not(name: str) -> None:
+def test_dialect_statements_avoid_what_the_engine_lacks(name: str) -> None:
     dialect = of(name)
     texts = {name: query.sql for name, query in queries(dialect).items()}
     assert len(texts) > 110
@@ -224,7 +224,7 @@ def test_nothing_is_left_that_the_engine_has_not(name: str) -> None:
             assert max(text.count(f"{verb}{{}}".format('"queue"')) for verb in ("UPDATE ", "DELETE FROM ")) <= 1, each
 
 
-def test_statements_that_read_are_sent_to_the_primary_by_a_load_balancer() -> None:
+def test_dialect_marks_statements_that_must_run_on_the_primary() -> None:
     """Pgpool-II sends what begins with this comment to the primary, and what writes anyway."""
     sign = "/*NO LOAD BALANCE*/ "
     found = queries(of("postgresql")).values()
@@ -245,7 +245,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     return request.param  # type: ignore[no-any-return]
 
 
-def test_all_statements_are_sound(here: type[Dialect], dsn: str) -> None:
+def test_dialect_statements_can_be_prepared(here: type[Dialect], dsn: str) -> None:
     with PQ(dsn) as pq, psycopg.connect(dsn, autocommit=True) as connection:
         pq.create()
         pq.create()
@@ -262,7 +262,7 @@ def test_all_statements_are_sound(here: type[Dialect], dsn: str) -> None:
             assert keys == []
 
 
-def test_what_cannot_be_done_is_said(here: type[Dialect], dsn: str) -> None:
+def test_dialect_names_operations_that_it_does_not_support(here: type[Dialect], dsn: str) -> None:
     with PQ(dsn) as pq:
         with pytest.raises(NotSupported, match="makes no table in partitions"):
             pq.create(partitions=2)
@@ -279,9 +279,9 @@ def test_what_cannot_be_done_is_said(here: type[Dialect], dsn: str) -> None:
 REWRITTEN = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
 """Where in the suite the statements are used that each rewrites most."""
 UNLIKE = {
-    "test_a_job_parked_while_its_key_was_locked_is_let_in_by_the_one_that_was_postponed",
-    "test_a_worker_does_not_wait_for_a_transaction_that_has_locked_a_key",
-    "test_leasing_and_finishing_under_many_limits_locks_few_keys_at_a_time",
+    "test_job_parked_while_its_limit_key_was_locked_is_unparked_later",
+    "test_worker_does_not_wait_for_a_transaction_that_locks_a_limit_key",
+    "test_limit_keys_are_locked_few_at_a_time",
 }
 """Scenarios of advisory locks that are only tried; CockroachDB's dialect has rows instead, and waits for them."""
 
@@ -302,7 +302,7 @@ def scenarios() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("dialect", "scenario"), list(scenarios()))
-def test_a_rewritten_statement_means_the_same(
+def test_dialect_statements_pass_scenarios_of_the_suite(
     dialect: type[Dialect],
     scenario: Callable[[Harness], None],
     pqcore_server: str,

@@ -81,13 +81,13 @@ def pid() -> int:
 # In Django's transaction
 
 
-def test_it_is_on_the_driver_that_django_chose(dsn: str) -> None:
+def test_django_queue_uses_the_driver_of_django(dsn: str) -> None:
     assert queue("orders") is queue("orders")
     assert pqs["default"].backend == f"{DRIVER} (DjangoConnections lends its connections)"
 
 
 @pytest.mark.parametrize("first", ["put", "write"])
-def test_a_put_is_committed_and_rolled_back_with_what_is_written(outside: Callable[[], list[Any]], first: str) -> None:
+def test_django_put_commits_and_rolls_back_with_the_models(outside: Callable[[], list[Any]], first: str) -> None:
     orders = queue("orders")
 
     def work(data: Any) -> None:
@@ -110,7 +110,7 @@ def test_a_put_is_committed_and_rolled_back_with_what_is_written(outside: Callab
     assert outside() == [2, 2, 2, 3]
 
 
-def test_a_savepoint_is_rolled_back_alone(outside: Callable[[], list[Any]]) -> None:
+def test_django_savepoint_rolls_back_its_puts_alone(outside: Callable[[], list[Any]]) -> None:
     with transaction.atomic():
         queue("orders").put(1)
         with undone():
@@ -121,7 +121,7 @@ def test_a_savepoint_is_rolled_back_alone(outside: Callable[[], list[Any]]) -> N
     assert outside() == [1, 4]
 
 
-def test_where_autocommit_is_off_it_waits_for_the_commit(outside: Callable[[], list[Any]]) -> None:
+def test_django_put_without_autocommit_waits_for_the_commit(outside: Callable[[], list[Any]]) -> None:
     transaction.set_autocommit(False)
     try:
         queue("orders").put(1)
@@ -134,7 +134,7 @@ def test_where_autocommit_is_off_it_waits_for_the_commit(outside: Callable[[], l
     assert outside() == [2]
 
 
-def test_what_fails_leaves_the_transaction_usable(dsn: str, outside: Callable[[], list[Any]]) -> None:
+def test_django_transaction_stays_usable_after_a_failed_operation(dsn: str, outside: Callable[[], list[Any]]) -> None:
     only = Dedup("key", on_conflict="error")
     locked = queue("others").put(1)
     with psycopg.connect(dsn) as other, transaction.atomic():
@@ -150,7 +150,7 @@ def test_what_fails_leaves_the_transaction_usable(dsn: str, outside: Callable[[]
     assert (outside(), Order.objects.count()) == ([1], 1)
 
 
-def test_a_block_is_a_transaction_of_djangos(outside: Callable[[], list[Any]]) -> None:
+def test_django_block_is_a_transaction_of_django(outside: Callable[[], list[Any]]) -> None:
     orders = queue("orders")
     told: list[str] = []
     with orders as cursor:
@@ -170,7 +170,7 @@ def test_a_block_is_a_transaction_of_djangos(outside: Callable[[], list[Any]]) -
     assert outside() == [1]
 
 
-def test_jobs_are_taken_in_the_transaction(outside: Callable[[], list[Any]]) -> None:
+def test_django_get_is_part_of_the_transaction(outside: Callable[[], list[Any]]) -> None:
     orders = queue("orders")
     orders.put_many([1, 2])
     with undone():
@@ -188,7 +188,7 @@ def test_jobs_are_taken_in_the_transaction(outside: Callable[[], list[Any]]) -> 
     assert orders.get(timeout=0.01) is None
 
 
-def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:
+def test_django_queue_options_come_from_the_settings(dsn: str) -> None:
     archived = queue("archived")
     archived.put(1)
     archived.get(timeout=0)
@@ -204,7 +204,7 @@ def test_options_of_a_queue_come_from_the_settings(dsn: str) -> None:
 # Threads, requests, lost connections
 
 
-def test_views_put_in_the_transaction_of_the_request(outside: Callable[[], list[Any]]) -> None:
+def test_django_view_puts_in_the_transaction_of_the_request(outside: Callable[[], list[Any]]) -> None:
     client = Client(raise_request_exception=False)
     assert client.get("/order?fail").status_code == 500
     assert outside() == []
@@ -223,7 +223,7 @@ def test_views_put_in_the_transaction_of_the_request(outside: Callable[[], list[
     assert len(outside()) == 6
 
 
-def test_each_thread_has_its_own_connection(outside: Callable[[], list[Any]]) -> None:
+def test_django_threads_have_their_own_connections(outside: Callable[[], list[Any]]) -> None:
     barrier = threading.Barrier(4, timeout=PATIENCE)
     pids: set[int] = set()
 
@@ -250,7 +250,7 @@ def test_each_thread_has_its_own_connection(outside: Callable[[], list[Any]]) ->
     assert sorted(outside()) == [0, 2]
 
 
-def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], list[Any]]) -> None:
+def test_django_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], list[Any]]) -> None:
     orders = queue("orders")
     orders.put(1)
     with psycopg.connect(dsn, autocommit=True) as server:
@@ -273,7 +273,7 @@ def test_a_connection_that_was_lost_is_replaced(dsn: str, outside: Callable[[], 
     assert outside() == [1, 3, 5]
 
 
-def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:
+def test_django_unreachable_server_raises_connection_lost(dsn: str) -> None:
     try:
         point_to("postgresql://ann:very-secret@127.0.0.1:1/nothing")
         with pytest.raises(ConnectionLost, match="connect") as caught:
@@ -304,7 +304,7 @@ def test_a_server_that_is_not_there_is_told_as_pqcore_does(dsn: str) -> None:
         ({"default": {"DATABASE": "nowhere"}}, "nowhere"),
     ],
 )
-def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, says: str) -> None:
+def test_django_check_reports_wrong_settings(dsn: str, setting: Any, says: str) -> None:
     with override_settings(PQCORE=setting):
         [error] = check_settings()
         assert error.id == "pqcore.E001"
@@ -314,7 +314,7 @@ def test_settings_that_are_wrong_are_told_by_the_check(dsn: str, setting: Any, s
         queue("orders", using="nothing")
 
 
-def test_a_worker_is_led_where_django_is(project: str) -> None:
+def test_django_worker_connects_with_the_settings_of_django(project: str) -> None:
     point_to("postgresql://u%20ser:p%40ss%2F%25%20w%27ord@db.example:5433/da%20ta")
     try:
         given = {"sslmode": "require", "keepalives": True, "assume_role": "app role", "isolation_level": 2}
@@ -375,7 +375,7 @@ def shape(where: str) -> list[Any]:
         ).fetchall()
 
 
-def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: str) -> None:
+def test_django_migrations_reach_the_current_schema_version(project: str) -> None:
     loader = MigrationExecutor(connection).loader
     [leaf] = loader.graph.leaf_nodes("pqcore")
     versions = [step.version for step in loader.graph.nodes[leaf].operations if isinstance(step, MigrateTables)]
@@ -383,7 +383,7 @@ def test_the_last_migration_brings_the_version_that_this_pqcore_needs(project: s
     assert "No changes" in said("makemigrations", "--check", "--dry-run")
 
 
-def test_migrations_make_the_table_and_take_it_away(empty: str) -> None:
+def test_django_migrations_create_and_drop_the_table(empty: str) -> None:
     script = said("sqlmigrate", "pqcore", "0001")
     assert shape(empty) == []
     migrate("0001_table")
@@ -401,7 +401,7 @@ def test_migrations_make_the_table_and_take_it_away(empty: str) -> None:
     assert [row for row in shape(empty) if not row[0].startswith("pqcore_migrations")] == []
 
 
-def test_a_table_of_pqs_is_taken_over_with_its_jobs(empty: str) -> None:
+def test_django_migration_adopts_a_pq_table_with_its_jobs(empty: str) -> None:
     with psycopg.connect(empty, autocommit=True) as server:
         server.execute(PQ_TABLE.encode())
     assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W002"]
@@ -409,7 +409,7 @@ def test_a_table_of_pqs_is_taken_over_with_its_jobs(empty: str) -> None:
     assert [job.data for job in queue("orders").get_many(5, block=False)] == [1, 2]
 
 
-def test_in_an_atomic_migration_the_table_is_of_its_transaction(empty: str) -> None:
+def test_django_atomic_migration_includes_the_table(empty: str) -> None:
     step = MigrateTables(version=1, creates=True)
     with suppress(Undo), connection.schema_editor(atomic=True) as editor:
         step.database_forwards("shop", editor, None, None)
@@ -422,7 +422,7 @@ def test_in_an_atomic_migration_the_table_is_of_its_transaction(empty: str) -> N
     assert check_tables(databases=["default"]) == []
 
 
-def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
+def test_django_tables_may_be_in_schemas_and_other_databases(empty: str) -> None:
     tables = {"default": {"SCHEMA": "farm", "TABLE": "jobs"}, "more": {"TABLE": "others"}}
     with override_settings(PQCORE=tables):
         assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.W001"] * 2
@@ -441,7 +441,7 @@ def test_tables_in_schemas_and_of_other_aliases(empty: str) -> None:
 # Checks
 
 
-def test_the_check_tells_of_a_table_that_is_missing_or_of_another_version(empty: str) -> None:
+def test_django_check_reports_a_missing_or_different_table(empty: str) -> None:
     assert check_tables() == []  # without --database none is asked
     [missing] = check_tables(databases=["default"])
     assert (missing.id, "migrate pqcore" in missing.hint) == ("pqcore.W001", True)
@@ -462,7 +462,7 @@ def test_the_check_tells_of_a_table_that_is_missing_or_of_another_version(empty:
 # Models
 
 
-def test_models_show_what_the_queue_knows(dsn: str) -> None:
+def test_django_models_show_the_jobs_of_the_queue(dsn: str) -> None:
     orders = queue("orders")
     orders.put({"n": 1})
     orders.put("scheduled", schedule_at="1h")
@@ -484,7 +484,7 @@ def test_models_show_what_the_queue_knows(dsn: str) -> None:
     assert DeadLetter.objects.count() == 0
 
 
-def test_models_are_not_written_to(dsn: str) -> None:
+def test_django_models_are_read_only(dsn: str) -> None:
     job_id = queue("orders").put(1)
     row = Job.objects.get(pk=job_id)
     for write in (
@@ -502,12 +502,12 @@ def test_models_are_not_written_to(dsn: str) -> None:
     assert list(Job.objects.values_list("pk", "queue_name")) == [(job_id, "orders")]
 
 
-def test_all_of_it_on_psycopg2_too(pqcore_server: str) -> None:
+def test_django_tests_pass_on_psycopg2(pqcore_server: str) -> None:
     """In another process: Django chooses its driver once."""
     here = Path(__file__).parent
     names = ["test_django.py", "test_django_worker.py", *(["test_django_tasks.py"] if TASKS_MODULE else [])]
     files = [str(here / name) for name in names]
-    others = "not psycopg2 and not settings and not a_worker_runs and not commands_are"
+    others = "not psycopg2 and not settings and not worker_runs and not commands_are"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", others, *files]
     variables = {"DJANGO_TEST_DRIVER": "psycopg2", "PQCORE_TEST_DSN": pqcore_server}
     done = subprocess.run(

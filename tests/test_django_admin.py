@@ -76,7 +76,7 @@ def bury() -> int:
     return made
 
 
-def test_the_list_shows_states_and_functions_and_is_filtered(root: Client) -> None:
+def test_admin_list_shows_and_filters_states_and_functions(root: Client) -> None:
     orders = queue("orders")
     waiting = int(tasks.ship(1))
     scheduled = orders.put("later", schedule_at="1h")
@@ -97,7 +97,7 @@ def test_the_list_shows_states_and_functions_and_is_filtered(root: Client) -> No
         page(root, f"{JOBS}?o={column}")
 
 
-def test_a_job_is_shown_whole(root: Client) -> None:
+def test_admin_shows_every_field_of_a_job(root: Client) -> None:
     made = queue("orders").put({"name": "<b>Ann</b>"}, headers={"trace": 7}, schedule_at="1h", group="g")
     text = page(root, f"{JOBS}{made}/change/")
     assert "&lt;b&gt;Ann&lt;/b&gt;" in text
@@ -109,7 +109,7 @@ def test_a_job_is_shown_whole(root: Client) -> None:
     assert "3 bytes of msgpack" in page(root, f"{JOBS}{binary}/change/")
 
 
-def test_a_dead_letter_is_shown_with_its_traceback(root: Client) -> None:
+def test_admin_shows_a_dead_letter_with_its_traceback(root: Client) -> None:
     made = bury()
     assert ids(page(root, DEAD), "deadletter") == [made]
     assert ids(page(root, f"{DEAD}?reason=crashed"), "deadletter") == []
@@ -128,7 +128,7 @@ def test_admin_shows_the_runs_of_a_job_as_its_attempts(root: Client) -> None:
     assert re.search(r'field-attempts">1</td>', page(root, DEAD))
 
 
-def test_jobs_are_run_now_and_cancelled(root: Client) -> None:
+def test_admin_actions_retry_and_cancel_jobs(root: Client) -> None:
     orders = queue("orders")
     scheduled, waiting = orders.put("later", schedule_at="1h"), orders.put("now")
     text = act(root, JOBS, "retry", scheduled, waiting)
@@ -143,7 +143,7 @@ def test_jobs_are_run_now_and_cancelled(root: Client) -> None:
     assert sorted(entry.change_message for entry in entries) == ["cancelled", "cancelled", "made due now"]
 
 
-def test_dead_letters_are_revived_and_deleted(root: Client) -> None:
+def test_admin_actions_retry_and_delete_dead_letters(root: Client) -> None:
     made = bury()
     assert "1 put again" in act(root, DEAD, "revive", made)
     assert queue("orders").status(made) == "ready"
@@ -153,7 +153,7 @@ def test_dead_letters_are_revived_and_deleted(root: Client) -> None:
     assert queue("orders").dead.count() == 0
 
 
-def test_each_action_needs_its_permission(users: dict[str, User], dsn: str) -> None:
+def test_admin_actions_need_their_permissions(users: dict[str, User], dsn: str) -> None:
     offered = {
         "view": [],
         "change": ["retry", "revive"],
@@ -180,7 +180,7 @@ def test_each_action_needs_its_permission(users: dict[str, User], dsn: str) -> N
 
 
 @pytest.mark.parametrize("path", [JOBS, DEAD])
-def test_nothing_is_added_changed_or_deleted_past_the_queue(root: Client, path: str) -> None:
+def test_admin_refuses_to_add_change_and_delete_rows(root: Client, path: str) -> None:
     job_id = bury() if path == DEAD else queue("orders").put("stays", schedule_at="1h")
     changes: dict[str, Any] = {"queue_name": "stolen", "id": job_id}
     for place in (f"{path}add/", f"{path}{job_id}/change/", f"{path}{job_id}/delete/"):

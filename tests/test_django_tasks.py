@@ -25,7 +25,7 @@ work, manage = fixtures.work, fixtures.manage
 dsn, project = fixtures.dsn, fixtures.project
 
 
-def test_a_task_is_put_in_the_transaction_and_its_result_is_found(dsn: str) -> None:
+def test_django_task_is_put_in_the_transaction_and_has_a_result(dsn: str) -> None:
     with suppress(Undo), transaction.atomic():
         gone = background.add.enqueue(1, 1)
         raise Undo
@@ -44,7 +44,7 @@ def test_a_task_is_put_in_the_transaction_and_its_result_is_found(dsn: str) -> N
     assert found.attempts == 1
 
 
-def test_an_asynchronous_task_is_told_of_itself(dsn: str) -> None:
+def test_django_async_task_receives_its_context(dsn: str) -> None:
     async def scenario() -> Any:
         return await background.describe.aenqueue("Ann")
 
@@ -56,7 +56,7 @@ def test_an_asynchronous_task_is_told_of_itself(dsn: str) -> None:
     assert made.id.startswith("mails:")
 
 
-def test_a_task_that_fails_is_tried_again_and_then_failed(dsn: str) -> None:
+def test_django_task_that_fails_is_retried_and_then_failed(dsn: str) -> None:
     told: list[str] = []
 
     def finished(sender: Any, task_result: Any, **_: Any) -> None:
@@ -107,7 +107,7 @@ def told() -> Iterator[list[tuple[str, int]]]:
         ("aend", "late", 2),
     ],
 )
-def test_task_finished_is_sent_of_each_job_that_a_worker_gives_up(
+def test_task_finished_is_sent_for_each_job_that_fails_for_good(
     dsn: str, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, task: str, how: str, attempts: int
 ) -> None:
     made: Any = getattr(background, task)
@@ -121,7 +121,7 @@ def test_task_finished_is_sent_of_each_job_that_a_worker_gives_up(
         assert (result.status, result.attempts) == (TaskResultStatus.FAILED, attempts)
 
 
-def test_task_finished_is_not_sent_of_a_job_that_is_given_back(dsn: str, told: list[tuple[str, int]]) -> None:
+def test_task_finished_is_not_sent_for_a_returned_job(dsn: str, told: list[tuple[str, int]]) -> None:
     result = background.end.enqueue("exit")
     with pytest.raises(SystemExit):
         queue("default").work(burst=True)
@@ -129,7 +129,7 @@ def test_task_finished_is_not_sent_of_a_job_that_is_given_back(dsn: str, told: l
     assert (told, result.status) == ([], TaskResultStatus.READY)
 
 
-def test_a_result_is_not_that_of_a_newer_task_whose_job_has_the_id(dsn: str) -> None:
+def test_django_task_result_is_not_that_of_a_newer_job_with_its_id(dsn: str) -> None:
     old = background.add.enqueue(1, 1)
     work("default")
     with connections["default"].cursor() as cursor:
@@ -146,7 +146,7 @@ def test_a_result_is_not_that_of_a_newer_task_whose_job_has_the_id(dsn: str) -> 
     assert background.add.get_result(str(old.id)).return_value == 4
 
 
-def test_a_task_whose_result_is_not_json_is_run_once_and_has_failed(dsn: str, tmp_path: Path) -> None:
+def test_django_task_with_a_non_json_result_runs_once_and_fails(dsn: str, tmp_path: Path) -> None:
     made = background.opaque.enqueue(str(tmp_path / "runs"))
     work("default")
     assert (tmp_path / "runs").read_text() == "run\n"
@@ -155,7 +155,7 @@ def test_a_task_whose_result_is_not_json_is_run_once_and_has_failed(dsn: str, tm
     assert made.errors[0].exception_class_path.endswith("ResultNotJsonError")
 
 
-def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
+def test_django_task_keeps_priority_queue_and_time(dsn: str) -> None:
     from datetime import timedelta
 
     from django.utils.timezone import now
@@ -177,12 +177,12 @@ def test_priorities_queues_and_times_are_kept(dsn: str) -> None:
     "result_id",
     ["", "7", "default:", "default:x", "default:999", "nowhere:1", "default:" + "9" * 30, "\0:1", "a/zz:1"],
 )
-def test_an_id_that_is_none_finds_nothing(dsn: str, result_id: str) -> None:
+def test_django_task_result_id_of_a_bad_value_finds_nothing(dsn: str, result_id: str) -> None:
     with pytest.raises(TaskResultDoesNotExist):
         background.add.get_result(result_id)
 
 
-def test_a_row_names_tasks_only(dsn: str) -> None:
+def test_django_row_can_name_tasks_only(dsn: str) -> None:
     call = background.add.get_backend()
     assert isinstance(call, PQCoreBackend)
     for path in ("django_project.shop.background.no_task", "os.getcwd"):
@@ -194,13 +194,13 @@ def test_a_row_names_tasks_only(dsn: str) -> None:
         assert "only functions with @task are run" in queue("default").inspect(job_id).error["message"]
 
 
-def test_other_jobs_of_the_queue_are_no_tasks(dsn: str) -> None:
+def test_django_task_result_ignores_other_jobs_of_the_queue(dsn: str) -> None:
     made = queue("default").put("something else", dedup=Dedup("key"))
     with pytest.raises(TaskResultDoesNotExist):
         background.add.get_result(f"default:{made}")
 
 
-def test_the_check_tells_of_bad_options(dsn: str) -> None:
+def test_django_task_check_reports_bad_options(dsn: str) -> None:
     assert list(background.add.get_backend().check()) == []
     for options, says in (
         ({"max_retries": -1}, "max_retries is -1"),

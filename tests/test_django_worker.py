@@ -39,7 +39,7 @@ manage, work = fixtures.manage, fixtures.work
 # The command
 
 
-def test_a_worker_runs_what_the_apps_declare(dsn: str, tmp_path: Path) -> None:
+def test_worker_runs_tasks_of_the_apps(dsn: str, tmp_path: Path) -> None:
     orders = [Order.objects.create(name="new") for _ in range(3)]
     tasks.ship(orders[0].pk, note="well")
     tasks.ship_async(orders[1].pk)
@@ -62,7 +62,7 @@ def test_a_worker_runs_what_the_apps_declare(dsn: str, tmp_path: Path) -> None:
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_a_worker_runs_what_the_apps_declare_where_django_has_no_tasks(dsn: str, tmp_path: Path) -> None:
+def test_worker_runs_tasks_of_the_apps_without_django_tasks(dsn: str, tmp_path: Path) -> None:
     order = Order.objects.create(name="new")
     tasks.ship_in_process(order.pk)
     done = manage(
@@ -73,7 +73,7 @@ def test_a_worker_runs_what_the_apps_declare_where_django_has_no_tasks(dsn: str,
     assert order.name.startswith("shipped by ")
 
 
-def test_commands_are_on_the_table_of_the_settings(dsn: str, tmp_path: Path) -> None:
+def test_commands_are_run_on_the_table_of_the_settings(dsn: str, tmp_path: Path) -> None:
     queue("orders").put_many([1, 2])
     done = manage(dsn, tmp_path, "stats", "--json")
     assert (done.returncode, json.loads(done.stdout)["ready"]) == (0, 2), done.stderr
@@ -116,7 +116,7 @@ def test_call_command_runs_any_command_in_the_process(dsn: str, capsys: Any, mon
         cursor.execute("DROP FUNCTION more_notify; DELETE FROM pqcore_migrations WHERE table_name = 'more'")
 
 
-def test_a_worker_takes_the_queues_of_the_settings_unless_told(dsn: str, capsys: Any) -> None:
+def test_worker_takes_the_queues_of_the_settings_by_default(dsn: str, capsys: Any) -> None:
     for name in ("orders", "archived", "elsewhere"):
         queue(name).put_call(tasks.ship.call(1))
     call_command("pqcore", "worker", "--burst", "--log-level", "error")
@@ -145,7 +145,7 @@ def kept_connections(dsn: str) -> Iterator[str]:
     connections["default"].settings_dict["CONN_MAX_AGE"] = 0
 
 
-def test_connections_are_closed_after_each_job(dsn: str) -> None:
+def test_worker_closes_djangos_connections_after_each_job(dsn: str) -> None:
     connections.close_all()
     for _ in range(3):
         tasks.pids()
@@ -156,7 +156,7 @@ def test_connections_are_closed_after_each_job(dsn: str) -> None:
     assert application_names(dsn) == 0
 
 
-def test_or_kept_and_replaced_when_they_are_lost(kept_connections: str) -> None:
+def test_worker_keeps_or_replaces_persistent_connections(kept_connections: str) -> None:
     for task in (tasks.pids, tasks.pids, tasks.lose, tasks.pids, tasks.pids, tasks.part):
         task()
     work("orders", concurrency=1)
@@ -166,7 +166,7 @@ def test_or_kept_and_replaced_when_they_are_lost(kept_connections: str) -> None:
     assert [letter.error["type"] for letter in queue("orders").dead.list()] == ["django.db.utils.OperationalError"]
 
 
-def test_a_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
+def test_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
     """It finishes in the transaction of what it writes: on Django's connection, under the worker's lease."""
     order = Order.objects.create(name="new")
     job_id = int(tasks.ship(order.pk))
@@ -183,7 +183,7 @@ def test_a_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
     assert order.done
 
 
-def test_jobs_are_run_within_the_transaction_of_a_test(dsn: str) -> None:
+def test_worker_runs_jobs_within_the_transaction_of_a_test(dsn: str) -> None:
     with suppress(Undo), transaction.atomic():
         order = Order.objects.create(name="new")
         tasks.ship(order.pk)
@@ -196,7 +196,7 @@ def test_jobs_are_run_within_the_transaction_of_a_test(dsn: str) -> None:
     assert (Order.objects.count(), queue("orders").dead.count()) == (0, 0)
 
 
-def test_the_tasks_backend_says_what_it_needs_where_django_has_no_tasks() -> None:
+def test_tasks_backend_without_django_tasks_says_what_it_needs() -> None:
     program = (
         "import sys; sys.modules['django.tasks'] = sys.modules['django_tasks'] = None\n"
         "import django.conf; django.conf.settings.configure()\n"
@@ -207,5 +207,5 @@ def test_the_tasks_backend_says_what_it_needs_where_django_has_no_tasks() -> Non
     assert "ImportError: the tasks backend needs Django 6, or django-tasks before" in done.stderr
 
 
-def test_it_is_on_the_driver_that_django_chose() -> None:
+def test_worker_tests_run_on_the_driver_of_django() -> None:
     assert connections["default"].Database.__name__ == DRIVER

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-def test_every_hook_is_documented_with_its_arguments() -> None:
+def test_hooks_are_documented_with_their_arguments() -> None:
     text = (ROOT / "docs/plugins.md").read_text()
     hooks = [name for name in vars(plugins.manager.hook) if name.startswith("pqcore_")]
     assert hooks
@@ -26,7 +26,7 @@ def test_every_hook_is_documented_with_its_arguments() -> None:
         assert f"## {name}({arguments})" in text
 
 
-def test_every_method_of_a_session_and_every_capability_is_documented() -> None:
+def test_session_methods_and_capabilities_are_documented() -> None:
     text = (ROOT / "docs/backends.md").read_text()
     for protocol in (DriverSession, AsyncDriverSession):
         for name in vars(protocol):
@@ -37,18 +37,18 @@ def test_every_method_of_a_session_and_every_capability_is_documented() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_in_documents_have_targets(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert (document.parent / target).exists(), target
 
 
-def test_the_targets_of_make_that_the_readme_names_exist() -> None:
+def test_readme_names_existing_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^ +make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_the_suite_is_as_large_as_it_is_said_to_be() -> None:
+def test_suite_has_the_documented_number_of_tests() -> None:
     assert len(standard_tests()) > 300

@@ -199,7 +199,7 @@ def run(
 
     with psycopg.connect(pqcore_server, autocommit=True) as admin, ThreadPoolExecutor(2) as pool:
         for item in request.session.items:
-            if isinstance(item, pytest.Function) and item.originalname == "test_block":
+            if isinstance(item, pytest.Function) and item.originalname == "test_document_block_runs":
                 document = item.callspec.params["document"]
                 assert isinstance(document, Path)
                 started(document)
@@ -215,7 +215,7 @@ def run(
         for block in blocks(document)
     ],
 )
-def test_block(run: Callable[[Path], Run], document: Path, line: int) -> None:
+def test_document_block_runs(run: Callable[[Path], Run], document: Path, line: int) -> None:
     run(document).check(line)
 
 
@@ -284,7 +284,7 @@ print("the sleeper is", sleeper)
 """
 
 
-def test_blocks_are_run_as_is_written_above(run: Callable[[Path], Run], tmp_path: Path) -> None:
+def test_document_blocks_follow_the_documented_rules(run: Callable[[Path], Run], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     done = run(page)
@@ -310,7 +310,7 @@ def test_blocks_are_run_as_is_written_above(run: Callable[[Path], Run], tmp_path
         ("sql", "SELECT * FROM nowhere", 'relation "nowhere" does not exist'),
     ],
 )
-def test_a_block_that_fails_says_where_and_why(
+def test_document_block_that_fails_names_its_line_and_error(
     run: Callable[[Path], Run], tmp_path: Path, language: str, text: str, said: str
 ) -> None:
     page = tmp_path / "page.md"
@@ -324,7 +324,7 @@ def test_a_block_that_fails_says_where_and_why(
         done.check(behind)
 
 
-def test_a_document_that_ends_the_process_fails(run: Callable[[Path], Run], tmp_path: Path) -> None:
+def test_document_that_ends_its_process_fails(run: Callable[[Path], Run], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nimport os\n```\n\n```python\nprint('here', flush=True)\nos._exit(0)\n```\n")
     done = run(page)
@@ -347,7 +347,7 @@ def test_a_document_that_ends_the_process_fails(run: Callable[[Path], Run], tmp_
         ("```\nx = 1\n```", "the block's language is ''; give python, "),
     ],
 )
-def test_what_would_not_be_run_unnoticed_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_document_block_that_would_not_run_is_refused(tmp_path: Path, text: str, said: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Title\n\n{text}\n")
     with pytest.raises(ValueError, match=f"page.md:3: {said}"):

@@ -120,12 +120,12 @@ FORMS: dict[str, Callable[[Place], str]] = {
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_server_is_reached(place: Place, driver: str, form: str) -> None:
+def test_dsn_of_every_form_reaches_the_server(place: Place, driver: str, form: str) -> None:
     assert put(driver, FORMS[form](place)) == 1
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_what_is_not_said_is_in_the_environment(place: Place, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dsn_without_settings_uses_the_environment(place: Place, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"HOST": "127.0.0.1", "PORT": place.port, "USER": USER, "PASSWORD": PASSWORD, "DATABASE": DATABASE}
     for name, value in said.items():
         monkeypatch.setenv(f"PG{name}", str(value))
@@ -134,7 +134,7 @@ def test_what_is_not_said_is_in_the_environment(place: Place, driver: str, monke
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("form", ["URL", "words"])
-def test_a_wrong_password_is_told_of_and_not_told(place: Place, driver: str, form: str) -> None:
+def test_dsn_with_a_wrong_password_raises_an_error_without_it(place: Place, driver: str, form: str) -> None:
     dsn = FORMS[form](place)
     for right, wrong in ((quote(PASSWORD, ""), "s3cr3t%20%3F"), (word(PASSWORD), "'s3cr3t ?'")):
         dsn = dsn.replace(right, wrong)
@@ -154,7 +154,7 @@ def test_a_wrong_password_is_told_of_and_not_told(place: Place, driver: str, for
         "host=127.0.0.1 password=s3cr3t nonsense",
     ],
 )
-def test_what_is_no_dsn_is_told_of_without_its_password(driver: str, dsn: str) -> None:
+def test_dsn_that_cannot_be_parsed_raises_an_error_without_its_password(driver: str, dsn: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         put(driver, dsn)
     assert "s3cr3t" not in str(caught.value)
@@ -163,7 +163,7 @@ def test_what_is_no_dsn_is_told_of_without_its_password(driver: str, dsn: str) -
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("encoding", ["sql_ascii", "latin1", "euc_jp"])
-def test_a_database_may_have_another_encoding(place: Place, driver: str, encoding: str) -> None:
+def test_database_of_another_encoding_is_supported(place: Place, driver: str, encoding: str) -> None:
     dsn = f"postgresql://postgres@127.0.0.1:{place.port}/{encoding}"
     assert urlsplit(dsn).port == place.port
     data = {"any text": "é 用 🔑"}  # is escaped in JSON
@@ -176,7 +176,7 @@ def test_a_database_may_have_another_encoding(place: Place, driver: str, encodin
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_server_may_read_strings_in_the_old_way(place: Place, driver: str) -> None:
+def test_server_with_nonstandard_string_settings_is_supported(place: Place, driver: str) -> None:
     words = ("standard_conforming_strings=off", "escape_string_warning=off", "IntervalStyle=iso_8601")
     settings = " ".join(f"-c {setting}" for setting in words)
     dsn = f"postgresql://postgres@127.0.0.1:{place.port}/postgres?" + urlencode({"options": settings}, quote_via=quote)

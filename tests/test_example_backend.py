@@ -19,19 +19,21 @@ CONTRACT = {"pqcore", "pqcore.backend", "pqcore.benchmarks.baseline", "pqcore.sq
 TESTS = (
     "test_basics.py",
     "test_prepared.py",
-    "test_waiting.py::test_a_put_wakes",
-    "test_waiting.py::test_notifications_do_not_pile_up",
-    "test_transactions.py::test_in_a_transaction_of_the_callers_operations_join_it",
-    "test_transactions.py::test_on_an_idle_connection_a_block_is_a_transaction",
-    "test_transactions.py::test_a_block_whose_transaction_was_aborted_does_not_end_as_if_it_were_committed",
+    "test_waiting.py::test_put_wakes_a_waiter",
+    "test_waiting.py::test_notifications_do_not_accumulate",
+    "test_transactions.py::test_operation_joins_the_callers_transaction",
+    "test_transactions.py::test_block_on_an_idle_connection_is_a_transaction",
+    "test_transactions.py::test_block_whose_transaction_was_aborted_raises_at_its_end",
     "test_reconnect.py::test_lost_connections_are_replaced",
-    "test_worker_faults.py::test_jobs_are_found_again_after_a_connection_went_silent",
+    "test_worker_faults.py::test_worker_finds_jobs_after_a_connection_went_silent",
     "test_serializers.py::test_text_that_the_server_cannot_hold_is_refused",
 )
 """A part of the suite, in which each method of the contract is called."""
 
 
-def test_it_conforms(tmp_path: Path, pqcore_server: str, install: Callable[[Path], dict[str, str]]) -> None:
+def test_example_backend_passes_the_suite(
+    tmp_path: Path, pqcore_server: str, install: Callable[[Path], dict[str, str]]
+) -> None:
     variables = {**install(PROJECT), "PQCORE_TEST_DSN": pqcore_server}
     tests = [f"pqcore.testing.suite.{test.replace('.py', '')}" for test in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={PROJECT}", f"--config-file={PROJECT}/pyproject.toml"]
@@ -45,7 +47,7 @@ def test_it_conforms(tmp_path: Path, pqcore_server: str, install: Callable[[Path
     assert set(results.values()) == {"passed"}
 
 
-def test_pqcore_lists_it(install: Callable[[Path], dict[str, str]]) -> None:
+def test_example_backend_is_listed_by_pqcore(install: Callable[[Path], dict[str, str]]) -> None:
     command = [sys.executable, "-m", "pqcore", "backends", "--json"]
     done = subprocess.run(command, env=install(PROJECT), capture_output=True, text=True, timeout=60, check=True)
     found = {spec["name"]: spec for spec in map(json.loads, done.stdout.splitlines())}["pg8000"]
@@ -55,7 +57,7 @@ def test_pqcore_lists_it(install: Callable[[Path], dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("source", sorted((PROJECT / "pqcore_pg8000").glob("*.py")), ids=lambda path: path.name)
-def test_it_uses_the_contract_and_no_more(source: Path) -> None:
+def test_example_backend_imports_only_the_contract(source: Path) -> None:
     imported = {
         node.module
         for node in ast.walk(ast.parse(source.read_text("utf-8")))
@@ -64,6 +66,6 @@ def test_it_uses_the_contract_and_no_more(source: Path) -> None:
     assert imported <= CONTRACT
 
 
-def test_the_core_does_not_know_of_it() -> None:
+def test_core_does_not_mention_the_example_backend() -> None:
     core = Path(pqcore.__file__).parent
     assert [path for path in core.rglob("*.py") if "pg8000" in path.read_text("utf-8")] == []

@@ -111,7 +111,7 @@ SYNC_TARGETS: dict[str, Callable[[sqlalchemy.Engine], Any]] = {
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 @pytest.mark.parametrize("kind", SYNC_TARGETS)
-def test_a_put_that_is_the_first_statement_follows_sqlalchemys_commit_and_rollback(
+def test_put_as_first_statement_follows_sqlalchemys_commit_and_rollback(
     pq: PQ, dsn: str, driver: str, kind: str
 ) -> None:
     engine = sqlalchemy.create_engine(url(dsn, driver), poolclass=sqlalchemy.NullPool)
@@ -138,9 +138,7 @@ def test_a_put_that_is_the_first_statement_follows_sqlalchemys_commit_and_rollba
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_an_ack_that_is_the_first_statement_follows_sqlalchemys_commit_and_rollback(
-    pq: PQ, dsn: str, driver: str
-) -> None:
+def test_ack_as_first_statement_follows_sqlalchemys_commit_and_rollback(pq: PQ, dsn: str, driver: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, driver), poolclass=sqlalchemy.NullPool)
     queue = pq["q"]
     queue.put_many([1, 2, 3])
@@ -158,7 +156,7 @@ def test_an_ack_that_is_the_first_statement_follows_sqlalchemys_commit_and_rollb
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_every_block_of_sqlalchemys_ends_a_put_that_is_its_first_statement(pq: PQ, dsn: str, driver: str) -> None:
+def test_put_as_first_statement_ends_with_every_sqlalchemy_block(pq: PQ, dsn: str, driver: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, driver), poolclass=sqlalchemy.NullPool)
     queue = pq["q"]
     with engine.begin() as connection:
@@ -198,7 +196,7 @@ def test_every_block_of_sqlalchemys_ends_a_put_that_is_its_first_statement(pq: P
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_put_commits_by_itself_on_an_engine_at_autocommit(pq: PQ, dsn: str, driver: str) -> None:
+def test_put_on_a_sqlalchemy_engine_at_autocommit_commits_by_itself(pq: PQ, dsn: str, driver: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, driver), isolation_level="AUTOCOMMIT")
     queue = pq["q"]
     with engine.connect() as connection:
@@ -211,7 +209,7 @@ def test_a_put_commits_by_itself_on_an_engine_at_autocommit(pq: PQ, dsn: str, dr
     assert queue.count() == 2
 
 
-def test_an_unclosed_connection_returns_to_its_pool_after_a_put(pq: PQ, dsn: str) -> None:
+def test_unclosed_sqlalchemy_connection_returns_to_its_pool_after_a_put(pq: PQ, dsn: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"), poolclass=sqlalchemy.QueuePool)
     connection = engine.connect()
     pq["q"].put("dropped", connection=connection)
@@ -234,7 +232,7 @@ ASYNC_TARGETS: dict[str, Callable[[AsyncEngine], Any]] = {
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("kind", ASYNC_TARGETS)
-def test_an_async_put_that_is_the_first_statement_follows_sqlalchemys_commit_and_rollback(
+def test_async_put_as_first_statement_follows_sqlalchemys_commit_and_rollback(
     pq: PQ, dsn: str, driver: str, kind: str
 ) -> None:
     async def scenario() -> None:
@@ -278,7 +276,7 @@ def test_an_async_put_that_is_the_first_statement_follows_sqlalchemys_commit_and
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_an_async_put_commits_by_itself_on_an_engine_at_autocommit(pq: PQ, dsn: str, driver: str) -> None:
+def test_async_put_on_a_sqlalchemy_engine_at_autocommit_commits_by_itself(pq: PQ, dsn: str, driver: str) -> None:
     async def scenario() -> None:
         engine = create_async_engine(url(dsn, driver), isolation_level="AUTOCOMMIT")
         async with AsyncPQ(dsn, backend=driver) as apq, engine.connect() as connection:
@@ -328,7 +326,7 @@ def test_django_commits_and_rolls_back_the_job(pq: PQ, dsn: str) -> None:
         connection.close()
 
 
-def test_an_unknown_target_is_refused(pq: PQ) -> None:
+def test_target_of_an_unknown_type_is_refused(pq: PQ) -> None:
     with pytest.raises(ConfigurationError, match=r"builtins\.object"):
         pq["q"].put(1, connection=object())
     assert pq["q"].count() == 0

@@ -75,11 +75,11 @@ GOOD: dict[str, tuple[Operation, ...]] = {
 
 
 @pytest.mark.parametrize("operations", GOOD.values(), ids=GOOD)
-def test_good_histories_pass(operations: tuple[Operation, ...]) -> None:
+def test_history_accepts_good_histories(operations: tuple[Operation, ...]) -> None:
     assert found(*operations) == []
 
 
-def test_what_is_left_is_not_lost() -> None:
+def test_history_accepts_jobs_that_are_left() -> None:
     assert found(PUT, left=(1,)) == []
     assert found(PUT, LEASED, left=(1,)) == []
 
@@ -132,12 +132,12 @@ BAD: dict[str, tuple[str, tuple[Operation, ...]]] = {
 
 
 @pytest.mark.parametrize(("message", "operations"), BAD.values(), ids=BAD)
-def test_each_violation_is_found(message: str, operations: tuple[Operation, ...]) -> None:
+def test_history_reports_each_violation(message: str, operations: tuple[Operation, ...]) -> None:
     violations = found(*operations)
     assert any(message in line for line in violations), violations
 
 
-def test_loss_is_told_a_job() -> None:
+def test_history_names_the_lost_job() -> None:
     lost = [op("put", 0, 1, job) for job in range(5)]
     assert len(found(*lost, left=(0, 3))) == 3
 
@@ -147,33 +147,33 @@ def pair(*takes: Operation, key: object = "k", second: object = "k") -> list[str
     return found(op("put", 0, 1, 1, key=key), op("put", 2, 3, 2, key=second), *takes)
 
 
-def test_disorder_is_found() -> None:
+def test_history_reports_disorder() -> None:
     [violation] = pair(op("get", 10, 11, 2), op("get", 12, 13, 1))
     assert "key 'k': job 2 was put after job 1, and taken before it" in violation
     assert pair(op("get", 10, 11, 2, token=1), op("get", 12, 13, 1, token=1))
 
 
-def test_order_is_no_disorder() -> None:
+def test_history_accepts_order() -> None:
     assert pair(op("get", 10, 11, 1), op("get", 12, 13, 2)) == []
 
 
-def test_takes_that_overlap_are_in_any_order() -> None:
+def test_history_accepts_any_order_of_overlapping_gets() -> None:
     assert pair(op("get", 10, 12, 2), op("get", 11, 13, 1)) == []
 
 
-def test_puts_that_overlap_are_in_any_order() -> None:
+def test_history_accepts_any_order_of_overlapping_puts() -> None:
     assert (
         found(op("put", 0, 2, 1, key="k"), op("put", 1, 3, 2, key="k"), op("get", 10, 11, 2), op("get", 12, 13, 1))
         == []
     )
 
 
-def test_keys_are_apart() -> None:
+def test_history_keys_are_checked_separately() -> None:
     assert pair(op("get", 10, 11, 2), op("get", 12, 13, 1), second="other") == []
     assert pair(op("get", 10, 11, 2), op("get", 12, 13, 1), key=None, second=None) == []
 
 
-def test_redelivery_is_no_disorder() -> None:
+def test_history_accepts_redelivery() -> None:
     first, again = op("lease", 4, 5, 1, token=1), op("lease", 12, 13, 1, token=2)
     acks = op("ack", 14, 15, 1, token=2), op("ack", 14, 15, 2, token=1)
     assert pair(first, op("lease", 10, 11, 2, token=1), again, *acks) == []
@@ -181,11 +181,11 @@ def test_redelivery_is_no_disorder() -> None:
     assert pair(op("lease", 10, 11, 2, token=1), again, *acks) == []
 
 
-def test_a_take_that_was_rolled_back_was_the_first() -> None:
+def test_history_counts_no_take_that_was_rolled_back() -> None:
     assert pair(op("get", 4, 9, 1, outcome="undone"), op("get", 10, 11, 2), op("get", 12, 13, 1)) == []
 
 
-def test_disorder_is_found_as_by_comparing_every_pair() -> None:
+def test_history_finds_the_disorder_that_a_pairwise_check_finds() -> None:
     rng = random.Random(5)
     disorderly = 0
     for _ in range(300):
@@ -207,7 +207,7 @@ def test_disorder_is_found_as_by_comparing_every_pair() -> None:
     assert 50 < disorderly < 300
 
 
-def test_recording() -> None:
+def test_history_records_operations() -> None:
     history = History()
     before = time.monotonic_ns()
     with history.record("put", key="k") as put:
@@ -230,7 +230,7 @@ def test_recording() -> None:
     assert max(instants) <= after
 
 
-def test_recording_a_batch_of_puts_or_none() -> None:
+def test_history_records_a_batch_of_puts_or_none() -> None:
     history = History()
     with history.record("put") as op:
         op.jobs = [(1, None), (2, None)]
@@ -239,7 +239,7 @@ def test_recording_a_batch_of_puts_or_none() -> None:
     assert [o.job for o in history.operations] == [1, 2]
 
 
-def test_exceptions_tell_the_outcome() -> None:
+def test_history_records_outcomes_of_exceptions() -> None:
     history = History()
 
     def fail(kind: Kind, exc: Exception, job: int | None = None, outcome: Outcome | None = None) -> None:
@@ -263,7 +263,7 @@ def test_exceptions_tell_the_outcome() -> None:
     ]
 
 
-def test_histories_of_threads_and_processes_are_put_together() -> None:
+def test_history_merges_those_of_threads_and_processes() -> None:
     history = History()
 
     def work(first: int) -> None:

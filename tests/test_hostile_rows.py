@@ -164,7 +164,7 @@ def work_off(queue: Any, ran: list[int]) -> None:
     assert good in ran
 
 
-def test_a_worker_survives_what_a_producer_writes(producer: Producer) -> None:
+def test_worker_survives_hostile_rows_of_a_producer(producer: Producer) -> None:
     ran: list[int] = []
     with open_queue(producer.dsn, ran) as queue:
         for headers in HEADERS:
@@ -184,7 +184,7 @@ def test_a_worker_survives_what_a_producer_writes(producer: Producer) -> None:
 
 
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
-def test_get_and_lease_survive_it_too(producer: Producer, retention: Any) -> None:
+def test_get_and_lease_survive_hostile_rows(producer: Producer, retention: Any) -> None:
     with open_queue(producer.dsn, [], retention=retention) as queue:
         for leased in (False, True):
             for headers in HEADERS:
@@ -205,7 +205,7 @@ def test_get_and_lease_survive_it_too(producer: Producer, retention: Any) -> Non
             assert not queue.jobs("leased")
 
 
-def test_what_follows_a_batch_may_be_anything(producer: Producer) -> None:
+def test_worker_survives_any_batch_callback(producer: Producer) -> None:
     ran: list[int] = []
     with open_queue(producer.dsn, ran) as queue:
         for callback in ("1", "{}", json.dumps({**LINK, "queue": ""}), "[" * 3_000 + "]" * 3_000):
@@ -220,7 +220,7 @@ def test_what_follows_a_batch_may_be_anything(producer: Producer) -> None:
         assert not queue.jobs("leased")
 
 
-def test_ids_at_the_ends_of_what_there_is_stop_nobody(producer: Producer) -> None:
+def test_worker_survives_ids_at_the_ends_of_the_range(producer: Producer) -> None:
     ran: list[int] = []
     with open_queue(producer.dsn, ran) as queue:
         with psycopg.connect(producer.dsn, autocommit=True) as owner:  # a producer may not choose one
@@ -259,7 +259,7 @@ ROWS = st.fixed_dictionaries(
     phases=[Phase.generate, Phase.explicit],
 )
 @given(rows=st.lists(ROWS, min_size=15, max_size=40))
-def test_a_worker_survives_any_row(producer: Producer, rows: list[dict[str, Any]]) -> None:
+def test_worker_survives_any_row(producer: Producer, rows: list[dict[str, Any]]) -> None:
     ran: list[int] = []
     with open_queue(producer.dsn, ran) as queue:
         for row in rows:

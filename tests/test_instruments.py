@@ -141,7 +141,7 @@ class Listener:
 
 
 @both_kinds
-def test_a_run_is_told_in_order_with_one_event(harness: Harness, register: Register, kind: str) -> None:
+def test_job_events_of_a_run_come_in_order_with_one_event(harness: Harness, register: Register, kind: str) -> None:
     queue = harness.task_queue()
     task = queue.task()(of_kind(kind, lambda: 7))
     listener = register(Listener())
@@ -169,7 +169,7 @@ def test_a_run_is_told_in_order_with_one_event(harness: Harness, register: Regis
         (KeyError, [("dropped", "discarded", None)]),
     ],
 )
-def test_what_a_function_raises_is_told_as_what_comes_of_it(
+def test_job_events_of_an_exception_match_its_outcome(
     harness: Harness, register: Register, kind: str, error: type[Exception], ends: list[Any]
 ) -> None:
     queue = harness.task_queue()
@@ -189,7 +189,7 @@ def test_what_a_function_raises_is_told_as_what_comes_of_it(
     assert [exc for _, exc in listener.around] == [*raised, None][: listener.names().count("started")]
 
 
-def test_a_dead_letter_that_was_never_started_is_told(harness: Harness, register: Register) -> None:
+def test_job_events_include_a_dead_letter_that_never_ran(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     task = queue.task(deadline="1h")(of_kind("thread", lambda: None))
     listener = register(Listener())
@@ -202,7 +202,7 @@ def test_a_dead_letter_that_was_never_started_is_told(harness: Harness, register
     assert found == {expired: ("dead", "expired", task._path), no_call: ("dead", "invalid", "")}
 
 
-def test_a_job_that_is_put_off_for_another_worker_is_told(harness: Harness, register: Register) -> None:
+def test_job_events_include_a_job_postponed_for_another_worker(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     listener = register(Listener())
     unknown = queue.put({"function": "nowhere.at.all", "args": [], "kwargs": {}})
@@ -217,7 +217,7 @@ def test_a_job_that_is_put_off_for_another_worker_is_told(harness: Harness, regi
     ]
 
 
-def test_a_function_that_is_cancelled_is_told_to_be_dropped(harness: Harness, register: Register) -> None:
+def test_job_events_report_a_cancelled_function_as_dropped(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     begun = threading.Event()
 
@@ -235,7 +235,7 @@ def test_a_function_that_is_cancelled_is_told_to_be_dropped(harness: Harness, re
     assert listener.ends == [("started", "", None), ("dropped", "cancelled", None)]
 
 
-def test_a_function_that_a_stopping_worker_gives_up_is_told_to_be_retried(harness: Harness, register: Register) -> None:
+def test_job_events_report_a_job_of_a_stopping_worker_as_retried(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     begun = threading.Event()
 
@@ -252,7 +252,7 @@ def test_a_function_that_a_stopping_worker_gives_up_is_told_to_be_retried(harnes
 
 
 @both_kinds
-def test_a_lost_lease_is_told(harness: Harness, register: Register, kind: str) -> None:
+def test_job_events_report_a_lost_lease(harness: Harness, register: Register, kind: str) -> None:
     queue = harness.task_queue()
 
     def thread(job_id: int) -> None:
@@ -269,7 +269,7 @@ def test_a_lost_lease_is_told(harness: Harness, register: Register, kind: str) -
     assert listener.names() == ["started", "lost"]
 
 
-def test_a_lease_that_is_lost_while_the_function_runs_is_told(harness: Harness, register: Register) -> None:
+def test_job_events_report_a_lease_lost_during_the_run(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     begun = threading.Event()
 
@@ -294,7 +294,7 @@ def die(job_id: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_a_failure(harness: Harness, register: Register) -> None:
+def test_job_events_report_a_dead_process_as_a_failure(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     task = queue.task(run_in="process", max_crashes=1)(die)
     listener = register(Listener())
@@ -310,7 +310,7 @@ def test_a_process_that_dies_is_a_failure(harness: Harness, register: Register) 
     assert len(listener.around) == 1
 
 
-def test_calls_put_together_are_told_by_queue(harness: Harness, register: Register) -> None:
+def test_job_events_of_calls_put_together_come_per_queue(harness: Harness, register: Register) -> None:
     pq = harness.tasks()
     first, second = pq["a"], pq["b"]
     a, b = first.task()(of_kind("thread", lambda: 1)), second.task()(of_kind("coroutine", lambda: 2))
@@ -325,7 +325,7 @@ def test_calls_put_together_are_told_by_queue(harness: Harness, register: Regist
 
 
 @pytest.mark.only("blocking")
-def test_what_is_performed_without_a_worker_is_told_too(harness: Harness, register: Register) -> None:
+def test_job_events_come_without_a_worker_too(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     fine = queue.task()(of_kind("coroutine", lambda: None))
     bad = queue.task(max_retries=1, retry_in=0)(of_kind("thread", raising(Broken("always"))))
@@ -391,7 +391,7 @@ class Awkward:
 
 @both_kinds
 @pytest.mark.parametrize("where", ["told", "called", "entered", "left", "nowhere"])
-def test_a_plugin_that_fails_breaks_neither_jobs_nor_other_plugins(
+def test_plugin_that_raises_breaks_neither_jobs_nor_other_plugins(
     harness: Harness, register: Register, caplog: pytest.LogCaptureFixture, kind: str, where: str
 ) -> None:
     queue = harness.task_queue()
@@ -410,7 +410,7 @@ def test_a_plugin_that_fails_breaks_neither_jobs_nor_other_plugins(
     assert ("a plugin failed" in caplog.text) == (where != "nowhere")
 
 
-def test_what_a_hook_returns_is_awaited(harness: Harness, register: Register) -> None:
+def test_hook_that_returns_a_coroutine_is_awaited(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     told = []
 
@@ -433,7 +433,7 @@ def test_what_a_hook_returns_is_awaited(harness: Harness, register: Register) ->
 
 
 @pytest.mark.only("blocking")
-def test_a_hook_cannot_be_awaited_in_a_loop_that_is_blocked(
+def test_hook_that_returns_a_coroutine_fails_in_a_blocked_event_loop(
     harness: Harness, register: Register, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = harness.task_queue()
@@ -454,7 +454,7 @@ def test_a_hook_cannot_be_awaited_in_a_loop_that_is_blocked(
 mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nothing")
 
 
-def test_a_job_does_not_see_what_one_before_it_set(harness: Harness) -> None:
+def test_job_does_not_see_context_variables_of_the_job_before(harness: Harness) -> None:
     queue = harness.task_queue()
     seen = []
 
@@ -468,7 +468,7 @@ def test_a_job_does_not_see_what_one_before_it_set(harness: Harness) -> None:
     assert seen == ["nothing"] * 5
 
 
-def test_an_instrument_is_registered_once_by_name(register: Register) -> None:
+def test_instrument_is_registered_once_by_name(register: Register) -> None:
     assert instrument_names() == ["logging", "opentelemetry", "prometheus", "sentry"]
     made = instrument("logging", name="mine")
     try:
@@ -529,7 +529,7 @@ def sent_within(harness: Harness, span_name: str, call: Any) -> None:
 
 
 @both_kinds
-def test_the_spans_of_put_and_run_are_one_trace(harness: Harness, register: Register, spans: Spans, kind: str) -> None:
+def test_opentelemetry_put_and_run_are_one_trace(harness: Harness, register: Register, spans: Spans, kind: str) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     task = queue.task()(of_kind(kind, lambda: within("inner", lambda: None)))
@@ -568,7 +568,7 @@ def test_the_spans_of_put_and_run_are_one_trace(harness: Harness, register: Regi
 
 
 @both_kinds
-def test_a_span_around_the_worker_stays_the_parent(
+def test_opentelemetry_span_around_the_worker_stays_the_parent(
     harness: Harness, register: Register, spans: Spans, kind: str
 ) -> None:
     queue = harness.task_queue()
@@ -587,7 +587,9 @@ def test_a_span_around_the_worker_stays_the_parent(
 
 
 @both_kinds
-def test_a_run_may_be_linked_only(harness: Harness, register: Register, spans: Spans, kind: str) -> None:
+def test_opentelemetry_run_can_be_linked_instead_of_a_child(
+    harness: Harness, register: Register, spans: Spans, kind: str
+) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider, relation="link"))
     task = queue.task()(of_kind(kind, lambda: within("inner", lambda: None)))
@@ -611,7 +613,7 @@ def test_a_run_may_be_linked_only(harness: Harness, register: Register, spans: S
     ],
     ids=["failure", "snooze", "discard", "discard_on"],
 )
-def test_only_failures_are_errors_of_a_span(
+def test_opentelemetry_span_is_an_error_only_for_failures(
     harness: Harness,
     register: Register,
     spans: Spans,
@@ -639,7 +641,9 @@ def test_only_failures_are_errors_of_a_span(
         assert recorded.attributes["exception.message"] == str(error)
 
 
-def test_each_attempt_is_a_span_with_the_same_link(harness: Harness, register: Register, spans: Spans) -> None:
+def test_opentelemetry_attempts_are_spans_with_the_same_link(
+    harness: Harness, register: Register, spans: Spans
+) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     queue.task(max_retries=2, retry_in=0)(of_kind("coroutine", raising(Broken("no"))))()
@@ -649,7 +653,7 @@ def test_each_attempt_is_a_span_with_the_same_link(harness: Harness, register: R
     assert [[ids(link) for link in span.links] for span in attempts] == [[ids(send)]] * 3
 
 
-def test_a_function_out_of_time_is_an_error(harness: Harness, register: Register, spans: Spans) -> None:
+def test_opentelemetry_timeout_of_a_function_is_an_error(harness: Harness, register: Register, spans: Spans) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
 
@@ -669,7 +673,7 @@ def test_a_function_out_of_time_is_an_error(harness: Harness, register: Register
     assert len(spans("process")) == 2
 
 
-def test_jobs_put_together_are_sent_by_one_span(harness: Harness, register: Register, spans: Spans) -> None:
+def test_opentelemetry_span_of_several_puts_is_one(harness: Harness, register: Register, spans: Spans) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     task = queue.task()(of_kind("coroutine", lambda: None))
@@ -681,7 +685,7 @@ def test_jobs_put_together_are_sent_by_one_span(harness: Harness, register: Regi
     assert Counter(ids(span.links[0]) for span in spans("process")) == {ids(calls): 2, ids(many): 3}
 
 
-def test_what_follows_in_a_chain_or_batch_belongs_to_the_same_trace(
+def test_opentelemetry_chain_and_batch_belong_to_the_same_trace(
     harness: Harness, register: Register, spans: Spans
 ) -> None:
     queue = harness.task_queue()
@@ -694,7 +698,7 @@ def test_what_follows_in_a_chain_or_batch_belongs_to_the_same_trace(
     assert Counter(ids(span.parent) for span in spans("process")) == {ids(chain): 3, ids(batch): 4}
 
 
-def test_a_context_that_the_caller_gave_is_kept(harness: Harness, register: Register, spans: Spans) -> None:
+def test_opentelemetry_context_of_the_caller_is_kept(harness: Harness, register: Register, spans: Spans) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     task = queue.task()(of_kind("thread", lambda: None))
@@ -708,7 +712,7 @@ def test_a_context_that_the_caller_gave_is_kept(harness: Harness, register: Regi
 
 
 @both_kinds
-def test_baggage_travels(harness: Harness, register: Register, spans: Spans, kind: str) -> None:
+def test_opentelemetry_baggage_reaches_the_run(harness: Harness, register: Register, spans: Spans, kind: str) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     found = []
@@ -727,7 +731,7 @@ def test_baggage_travels(harness: Harness, register: Register, spans: Spans, kin
     assert trace.get_current_span().get_span_context().is_valid is False
 
 
-def test_a_put_that_fails_is_an_error(harness: Harness, register: Register, spans: Spans) -> None:
+def test_opentelemetry_put_that_fails_is_an_error(harness: Harness, register: Register, spans: Spans) -> None:
     queue = harness.task_queue()
     register(OpenTelemetry(tracer_provider=provider))
     with pytest.raises(SerializationError):
@@ -740,7 +744,7 @@ def test_a_put_that_fails_is_an_error(harness: Harness, register: Register, span
 # Prometheus
 
 
-def test_metrics_of_jobs(harness: Harness, register: Register) -> None:
+def test_prometheus_counts_and_times_jobs(harness: Harness, register: Register) -> None:
     registry = CollectorRegistry()
     register(Prometheus(registry=registry))
     queue = harness.task_queue()
@@ -788,7 +792,9 @@ def test_metrics_of_jobs(harness: Harness, register: Register) -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"), [(Snooze(3600), "snoozed"), (Discard(), "discarded"), (None, "succeeded")], ids=str
 )
-def test_outcomes_are_labels(harness: Harness, register: Register, error: Exception | None, outcome: str) -> None:
+def test_prometheus_labels_are_outcomes(
+    harness: Harness, register: Register, error: Exception | None, outcome: str
+) -> None:
     registry = CollectorRegistry()
     register(Prometheus(registry=registry))
     queue = harness.task_queue()
@@ -799,7 +805,7 @@ def test_outcomes_are_labels(harness: Harness, register: Register, error: Except
     assert registry.get_sample_value("pqcore_jobs_finished_total", labels) == 1
 
 
-def test_metrics_are_served() -> None:
+def test_prometheus_metrics_are_served() -> None:
     registry = CollectorRegistry()
     prometheus = Prometheus(port=0, address="127.0.0.1", registry=registry)
     try:
@@ -813,7 +819,7 @@ def test_metrics_are_served() -> None:
     assert list(registry.collect()) == []
 
 
-def test_the_port_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prometheus_port_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -863,7 +869,7 @@ def events(kind: str) -> list[Any]:
 
 
 @both_kinds
-def test_a_transaction_continues_the_trace_of_the_put(
+def test_sentry_transaction_continues_the_trace_of_the_put(
     harness: Harness, register: Register, sentry: None, kind: str
 ) -> None:
     queue = harness.task_queue()
@@ -902,7 +908,7 @@ def test_a_transaction_continues_the_trace_of_the_put(
 
 @both_kinds
 @pytest.mark.parametrize("failures", ["final", "each"])
-def test_exceptions_are_sent_once_a_final_failure_or_each(
+def test_sentry_sends_each_failure_or_only_the_final(
     harness: Harness, register: Register, sentry: None, kind: str, failures: Any
 ) -> None:
     queue = harness.task_queue()
@@ -929,7 +935,7 @@ def test_exceptions_are_sent_once_a_final_failure_or_each(
 
 @both_kinds
 @pytest.mark.parametrize("error", [Snooze(3600), Discard("no use")], ids=["snooze", "discard"])
-def test_what_is_no_failure_is_not_sent(
+def test_sentry_does_not_send_outcomes_that_are_no_failures(
     harness: Harness, register: Register, sentry: None, kind: str, error: Exception
 ) -> None:
     queue = harness.task_queue()
@@ -942,7 +948,7 @@ def test_what_is_no_failure_is_not_sent(
 
 
 @both_kinds
-def test_jobs_have_scopes_of_their_own(harness: Harness, register: Register, sentry: None, kind: str) -> None:
+def test_sentry_scopes_are_separate_per_job(harness: Harness, register: Register, sentry: None, kind: str) -> None:
     queue = harness.task_queue()
     register(Sentry())
     barrier = threading.Barrier(2)
@@ -963,7 +969,9 @@ def test_jobs_have_scopes_of_their_own(harness: Harness, register: Register, sen
     assert [set(each["tags"]) - {"queue", "task", "job_id"} for each in events("transaction")] == tags
 
 
-def test_a_dead_letter_that_was_not_run_is_a_message(harness: Harness, register: Register, sentry: None) -> None:
+def test_sentry_sends_a_message_for_a_dead_letter_that_never_ran(
+    harness: Harness, register: Register, sentry: None
+) -> None:
     queue = harness.task_queue()
     register(Sentry())
     job_id = queue.put("no call")
@@ -1000,7 +1008,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
 
 
 @both_kinds
-def test_records_of_the_standard_library(
+def test_logging_records_of_the_standard_library_have_job_fields(
     harness: Harness, register: Register, records: list[Any], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue = harness.task_queue()
@@ -1040,7 +1048,7 @@ def test_records_of_the_standard_library(
 
 
 @both_kinds
-def test_records_of_structlog(harness: Harness, register: Register, kind: str) -> None:
+def test_logging_records_of_structlog_have_job_fields(harness: Harness, register: Register, kind: str) -> None:
     queue = harness.task_queue()
     found: list[dict[str, Any]] = []
 
@@ -1068,7 +1076,7 @@ def test_records_of_structlog(harness: Harness, register: Register, kind: str) -
     assert structlog.contextvars.get_contextvars() == {}
 
 
-def test_levels_of_records_may_be_chosen(register: Register) -> None:
+def test_logging_levels_can_be_chosen(register: Register) -> None:
     with pytest.raises(ConfigurationError, match="levels are of no event: begun"):
         Logging(levels={"begun": logging.INFO})
 
@@ -1076,7 +1084,7 @@ def test_levels_of_records_may_be_chosen(register: Register) -> None:
 # Together
 
 
-def test_the_job_of_a_tick_is_told_to_be_put(harness: Harness, register: Register) -> None:
+def test_job_events_include_the_put_of_a_periodic_tick(harness: Harness, register: Register) -> None:
     queue = harness.task_queue()
     task = queue.periodic("* * * * * *")(of_kind("coroutine", lambda: None))
     listener = register(Listener())
@@ -1100,7 +1108,7 @@ def in_process(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_nothing_is_imported_that_is_not_asked_for(tmp_path: Path) -> None:
+def test_instruments_import_no_library_before_use(tmp_path: Path) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not here')")
     assert in_process(
         """
@@ -1119,7 +1127,7 @@ def test_nothing_is_imported_that_is_not_asked_for(tmp_path: Path) -> None:
     ]
 
 
-def test_one_process_answers_for_all(tmp_path: Path) -> None:
+def test_prometheus_serves_all_processes_from_one(tmp_path: Path) -> None:
     # What another process counted is in the folder when this one is asked.
     begin = """
         from prometheus_client import CollectorRegistry
@@ -1151,7 +1159,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.findall(r'instrument\("(\w+)"', text)[0])
-def test_the_examples_run(dsn: str, tmp_path: Path, example: str) -> None:
+def test_instrument_examples_run(dsn: str, tmp_path: Path, example: str) -> None:
     for written, here in {
         "postgresql://localhost/app": dsn,
         "port=9000": "port=0",
@@ -1171,5 +1179,5 @@ def test_the_examples_run(dsn: str, tmp_path: Path, example: str) -> None:
     assert "left: 0 0" in in_process(code, tmp_path)
 
 
-def test_all_instruments_have_an_example() -> None:
+def test_instruments_all_have_an_example() -> None:
     assert sorted(re.findall(r'instrument\("(\w+)"', "".join(EXAMPLES))) == instrument_names()

@@ -48,7 +48,7 @@ def connections(dsn: str) -> int:
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
-def test_an_async_queue_is_a_dependency(dsn: str, backend: str) -> None:
+def test_fastapi_dependency_gives_an_async_queue(dsn: str, backend: str) -> None:
     app = FastAPI(lifespan=lifespan(AsyncPQ(dsn, backend=backend), create=True))
 
     @app.post("/")
@@ -68,7 +68,7 @@ def test_an_async_queue_is_a_dependency(dsn: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "psycopg2"])
-def test_a_blocking_queue_is_a_dependency(dsn: str, backend: str) -> None:
+def test_fastapi_dependency_gives_a_blocking_queue(dsn: str, backend: str) -> None:
     app = FastAPI(lifespan=lifespan(pqcore.PQ(dsn, backend=backend), create=True))
 
     @app.post("/")
@@ -93,7 +93,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_what_was_given_is_left_open(dsn: str, pq: PQ) -> None:
+def test_fastapi_lifespan_leaves_the_callers_connection_open(dsn: str, pq: PQ) -> None:
     connection = psycopg.connect(dsn)
     app = FastAPI(lifespan=lifespan(pqcore.PQ(connection)))
     with TestClient(app):
@@ -102,7 +102,7 @@ def test_what_was_given_is_left_open(dsn: str, pq: PQ) -> None:
     connection.close()
 
 
-def test_it_goes_around_a_lifespan_of_ones_own(dsn: str, pq: PQ) -> None:
+def test_fastapi_lifespan_wraps_the_applications_own(dsn: str, pq: PQ) -> None:
     told: list[str] = []
 
     @asynccontextmanager
@@ -140,7 +140,7 @@ def test_it_goes_around_a_lifespan_of_ones_own(dsn: str, pq: PQ) -> None:
     assert told == ["begun", "ended"]
 
 
-def test_without_the_lifespan_it_says_what_to_do(dsn: str) -> None:
+def test_fastapi_dependency_without_the_lifespan_says_what_to_do(dsn: str) -> None:
     app = FastAPI(lifespan=lifespan(AsyncPQ(dsn)))
 
     @app.get("/")
@@ -153,7 +153,7 @@ def test_without_the_lifespan_it_says_what_to_do(dsn: str) -> None:
 # A worker
 
 
-def test_a_worker_runs_beside_the_application_and_finishes_what_it_has_begun(dsn: str, pq: PQ) -> None:
+def test_fastapi_worker_in_the_application_finishes_running_jobs(dsn: str, pq: PQ) -> None:
     apq = AsyncPQ(dsn)
     jobs = apq["jobs"]
     began, told = threading.Event(), []
@@ -194,13 +194,13 @@ def test_a_worker_runs_beside_the_application_and_finishes_what_it_has_begun(dsn
         wait_for(lambda: connections(dsn) == 1)  # that of `pq`
 
 
-def test_an_application_that_ends_as_it_starts_stops_its_worker(dsn: str, pq: PQ) -> None:
+def test_fastapi_application_that_ends_during_startup_stops_its_worker(dsn: str, pq: PQ) -> None:
     apq = AsyncPQ(dsn)
     with TestClient(FastAPI(lifespan=lifespan(apq, worker=Worker(apq["jobs"])))):
         pass
 
 
-def test_a_worker_that_cannot_go_on_is_told_of(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fastapi_worker_that_fails_is_reported(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     apq = AsyncPQ(dsn)
     app = FastAPI(lifespan=lifespan(apq, worker=Worker(apq["jobs"])))
 
@@ -221,7 +221,7 @@ def test_a_worker_that_cannot_go_on_is_told_of(dsn: str, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_a_job_is_put_in_the_transaction_of_the_request(dsn: str, pq: PQ, driver: str) -> None:
+def test_fastapi_put_joins_the_transaction_of_the_request(dsn: str, pq: PQ, driver: str) -> None:
     with pq["emails"] as cursor:
         cursor.execute("CREATE TABLE orders (id integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     engine = create_async_engine(f"postgresql+{driver}://" + dsn.partition("://")[2], poolclass=NullPool)
@@ -258,7 +258,7 @@ def test_a_job_is_put_in_the_transaction_of_the_request(dsn: str, pq: PQ, driver
         assert cursor.execute("SELECT id FROM orders").fetchall() == [(1,)]
 
 
-def test_the_core_does_not_import_it() -> None:
+def test_fastapi_is_not_imported_by_the_core() -> None:
     code = (
         "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'fastapi', 'starlette'} & set(sys.modules)"
     )

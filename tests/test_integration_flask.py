@@ -38,7 +38,7 @@ def outside(dsn: str) -> Iterator[PQ]:
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "psycopg2"])
-def test_a_request_puts_jobs(dsn: str, outside: PQ, backend: str) -> None:
+def test_flask_request_puts_jobs(dsn: str, outside: PQ, backend: str) -> None:
     pq = PQCore(retention="delete")
     emails = pq["emails"]  # before there is an application
 
@@ -70,7 +70,7 @@ def test_a_request_puts_jobs(dsn: str, outside: PQ, backend: str) -> None:
     pq.close()
 
 
-def test_each_application_has_its_own_database(dsn: str, outside: PQ, pqcore_server: str) -> None:
+def test_flask_applications_have_separate_databases(dsn: str, outside: PQ, pqcore_server: str) -> None:
     pq = PQCore(table="jobs", schema="apart")
     with pytest.raises(ConfigurationError, match="no application yet"):
         pq["q"].put(1)
@@ -93,7 +93,7 @@ def test_each_application_has_its_own_database(dsn: str, outside: PQ, pqcore_ser
 
 
 @pytest.mark.parametrize("wrong", [None, "", 5])
-def test_without_a_dsn_it_does_not_begin(wrong: Any) -> None:
+def test_flask_extension_without_a_dsn_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="PQCORE_DSN"):
         PQCore(made(wrong))
     with pytest.raises(ConfigurationError, match="retention"):
@@ -102,7 +102,7 @@ def test_without_a_dsn_it_does_not_begin(wrong: Any) -> None:
         PQCore(made("postgresql://", PQCORE_MAX_CONNECTIONS=0))
 
 
-def test_the_fixtures_for_tests_of_ones_own(pqcore_jobs: Jobs) -> None:
+def test_flask_fixtures_work_for_an_applications_tests(pqcore_jobs: Jobs) -> None:
     pq = PQCore()
 
     @pq["q"].task()
@@ -125,7 +125,7 @@ def test_the_fixtures_for_tests_of_ones_own(pqcore_jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_in_the_transaction_of_flask_sqlalchemys_session(dsn: str, outside: PQ, driver: str) -> None:
+def test_flask_put_joins_the_transaction_of_flask_sqlalchemy(dsn: str, outside: PQ, driver: str) -> None:
     with outside["q"] as cursor:
         cursor.execute("CREATE TABLE notes (note text)")
     pq, db = PQCore(), SQLAlchemy()
@@ -205,7 +205,7 @@ def flask(dsn: str, tmp_path: Path) -> Callable[..., list[str]]:
     return run
 
 
-def test_commands_know_where_the_applications_table_is(flask: Callable[..., list[str]], dsn: str) -> None:
+def test_flask_commands_use_the_table_of_the_application(flask: Callable[..., list[str]], dsn: str) -> None:
     assert flask("create") == [f'table "odd schema"."jobs" is made; schema version {version()}']
     with PQ(dsn, table="jobs", schema="odd schema") as pq:
         pq["other"].put({"a": 1})
@@ -223,7 +223,7 @@ def version() -> int:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_worker_runs_jobs_in_contexts_of_the_application(
+def test_flask_worker_runs_jobs_in_application_contexts(
     flask: Callable[..., list[str]], dsn: str, processes: str
 ) -> None:
     with PQ(dsn, table="jobs", schema="odd schema") as pq:
@@ -239,6 +239,6 @@ def test_a_worker_runs_jobs_in_contexts_of_the_application(
         assert pq["writing"].stats() == type(pq["writing"].stats())(0, 0, 0, None)
 
 
-def test_the_core_does_not_import_it() -> None:
+def test_flask_is_not_imported_by_the_core() -> None:
     code = "import sys, pqcore, pqcore.tasks, pqcore.cli.app; assert 'flask' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -62,7 +62,7 @@ def role(dsn: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_pq_has_the_engines_driver_user_and_arguments(dsn: str, role: str, driver: str) -> None:
+def test_pq_for_engine_takes_the_engines_driver_user_and_arguments(dsn: str, role: str, driver: str) -> None:
     target = sqlalchemy.make_url(url(dsn, driver)).set(username=role, password=ODD_PASSWORD)
     engine = sqlalchemy.create_engine(target, connect_args={"application_name": "from the engine"})
     with pq_for_engine(engine) as pq:
@@ -86,7 +86,7 @@ def test_a_pq_has_the_engines_driver_user_and_arguments(dsn: str, role: str, dri
         ("asyncpg", {"server_settings": {"application_name": "from the engine"}, "ssl": False}),
     ],
 )
-def test_an_async_pq_has_the_engines_driver_user_and_arguments(
+def test_async_pq_for_engine_takes_the_engines_driver_user_and_arguments(
     dsn: str, role: str, driver: str, arguments: dict[str, Any]
 ) -> None:
     async def scenario() -> None:
@@ -115,7 +115,7 @@ def test_an_async_pq_has_the_engines_driver_user_and_arguments(
     asyncio.run(scenario())
 
 
-def test_handlers_of_do_connect_are_heard(dsn: str, role: str) -> None:
+def test_pq_for_engine_calls_do_connect_handlers(dsn: str, role: str) -> None:
     """As where a token is the password."""
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"))
 
@@ -131,7 +131,7 @@ def test_handlers_of_do_connect_are_heard(dsn: str, role: str) -> None:
     engine.dispose()
 
 
-def test_options_are_those_of_pq_and_what_is_not_prepared_stays_so(dsn: str) -> None:
+def test_pq_for_engine_takes_options_of_pq_and_keeps_prepared(dsn: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"), connect_args={"prepare_threshold": None})
     with pq_for_engine(engine, table="jobs", retention="delete") as pq:
         assert not pq.engine._prepared
@@ -140,7 +140,7 @@ def test_options_are_those_of_pq_and_what_is_not_prepared_stays_so(dsn: str) -> 
         assert pq.engine._prepared
 
 
-def test_acknowledged_in_the_transaction_of_a_session(engine: sqlalchemy.Engine) -> None:
+def test_sqlalchemy_session_ack_joins_its_transaction(engine: sqlalchemy.Engine) -> None:
     with pq_for_engine(engine) as pq:
         pq.create()
         pq["q"].put("data")
@@ -180,7 +180,9 @@ def test_acknowledged_in_the_transaction_of_a_session(engine: sqlalchemy.Engine)
     ],
     ids=["sqlite", "pg8000", "creator", "psycopg", "psycopg2", "asyncpg", "async creator", "dsn"],
 )
-def test_what_cannot_be_passed_on_is_refused(dsn: str, made: Callable[[str], Any], message: str) -> None:
+def test_pq_for_engine_refuses_arguments_that_it_cannot_pass_on(
+    dsn: str, made: Callable[[str], Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         pq_for_engine(made(dsn))
     assert "secret" not in str(caught.value)
@@ -198,9 +200,7 @@ def differences(engine: sqlalchemy.Engine, metadata: sqlalchemy.MetaData, **opti
 @pytest.mark.parametrize(
     "names", [TableName("queue"), TableName("Jobs", "odd schema"), TableName("j" * 60)], ids=["plain", "schema", "long"]
 )
-def test_the_tables_of_a_metadata_are_those_that_create_makes(
-    dsn: str, engine: sqlalchemy.Engine, names: TableName
-) -> None:
+def test_sqlalchemy_metadata_equals_the_tables_of_create(dsn: str, engine: sqlalchemy.Engine, names: TableName) -> None:
     with PQ(dsn, table=names.table, schema=names.schema) as pq:
         pq.create()
     metadata = sqlalchemy.MetaData()
@@ -242,7 +242,7 @@ def catalogue(dsn: str, schema: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["plain", "with a naming convention"])
-def test_create_all_makes_what_create_makes_and_drop_all_leaves_nothing(dsn: str, named: bool) -> None:
+def test_sqlalchemy_create_all_and_drop_all_equal_create_and_drop(dsn: str, named: bool) -> None:
     convention = {
         "pk": "pk_%(table_name)s",
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -266,7 +266,7 @@ def test_create_all_makes_what_create_makes_and_drop_all_leaves_nothing(dsn: str
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-def test_create_all_of_an_async_engine(dsn: str, driver: str) -> None:
+def test_sqlalchemy_create_all_works_on_an_async_engine(dsn: str, driver: str) -> None:
     async def scenario() -> None:
         metadata = sqlalchemy.MetaData(schema="elsewhere")
         include_in(metadata, schema="made by it")
@@ -284,7 +284,7 @@ def test_create_all_of_an_async_engine(dsn: str, driver: str) -> None:
     assert not any(catalogue(dsn, "made by it").values())
 
 
-def test_a_table_that_was_dropped_by_hand_is_made_whole_again(dsn: str, engine: sqlalchemy.Engine) -> None:
+def test_sqlalchemy_metadata_remakes_a_dropped_table(dsn: str, engine: sqlalchemy.Engine) -> None:
     metadata = sqlalchemy.MetaData()
     include_in(metadata)
     metadata.create_all(engine)
@@ -294,7 +294,7 @@ def test_a_table_that_was_dropped_by_hand_is_made_whole_again(dsn: str, engine: 
     assert catalogue(dsn, "public") == whole
 
 
-def test_several_queues_and_tables_of_ones_own(dsn: str, engine: sqlalchemy.Engine) -> None:
+def test_sqlalchemy_metadata_holds_several_queue_tables_and_others(dsn: str, engine: sqlalchemy.Engine) -> None:
     metadata = sqlalchemy.MetaData()
     sqlalchemy.Table("person", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
     include_in(metadata)
@@ -311,7 +311,7 @@ def test_several_queues_and_tables_of_ones_own(dsn: str, engine: sqlalchemy.Engi
         include_in(metadata)
 
 
-def test_alembic_can_be_told_to_leave_it_alone(dsn: str, engine: sqlalchemy.Engine) -> None:
+def test_alembic_can_ignore_the_queue_tables(dsn: str, engine: sqlalchemy.Engine) -> None:
     with PQ(dsn) as pq, PQ(dsn, table="jobs", schema="apart") as other:
         pq.create()
         other.create()
@@ -375,7 +375,7 @@ def alembic(dsn: str, tmp_path: Path) -> Callable[..., Config]:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_migration_makes_and_drops_the_queue(dsn: str, alembic: Callable[..., Config], driver: str) -> None:
+def test_alembic_migration_creates_and_drops_the_queue(dsn: str, alembic: Callable[..., Config], driver: str) -> None:
     config = alembic(("upgrade_queue()", "downgrade_queue()"), (PERSON, "pass"), driver=driver)
     with PQ(dsn) as pq:
         pq.create()
@@ -391,14 +391,14 @@ def test_a_migration_makes_and_drops_the_queue(dsn: str, alembic: Callable[..., 
         assert not any(catalogue(dsn, "public").values())
 
 
-def test_a_migration_that_fails_leaves_nothing(dsn: str, alembic: Callable[..., Config]) -> None:
+def test_alembic_migration_that_fails_leaves_nothing(dsn: str, alembic: Callable[..., Config]) -> None:
     config = alembic((f"upgrade_queue(); {PERSON}; {PERSON}", "pass"))
     with pytest.raises(sqlalchemy.exc.ProgrammingError, match="already exists"):
         command.upgrade(config, "head")
     assert not any(catalogue(dsn, "public").values())
 
 
-def test_a_migration_written_out_does_the_same(dsn: str, alembic: Callable[..., Config]) -> None:
+def test_alembic_migration_written_as_sql_is_equivalent(dsn: str, alembic: Callable[..., Config]) -> None:
     config = alembic(
         (
             'upgrade_queue("odd:name\'s", "its\\\\schema"); upgrade_queue()',
@@ -430,7 +430,7 @@ def test_a_migration_written_out_does_the_same(dsn: str, alembic: Callable[..., 
         assert {row[0] for row in left} <= {"pqcore_migrations", "pqcore_migrations_pkey"}
 
 
-def test_a_table_in_use_is_migrated_without_holding_it_up(dsn: str, alembic: Callable[..., Config]) -> None:
+def test_alembic_migration_of_a_table_in_use_does_not_block_it(dsn: str, alembic: Callable[..., Config]) -> None:
     """In an autocommit block: pq's table has rows, so the indexes are built concurrently."""
     execute(
         dsn,
@@ -460,7 +460,7 @@ def test_a_table_in_use_is_migrated_without_holding_it_up(dsn: str, alembic: Cal
         assert job.data == 1
 
 
-def test_errors_of_the_schema_are_pqcores(dsn: str, alembic: Callable[..., Config]) -> None:
+def test_sqlalchemy_schema_errors_are_pqerrors(dsn: str, alembic: Callable[..., Config]) -> None:
     with PQ(dsn) as pq:
         pq.create()
     execute(dsn, "INSERT INTO pqcore_migrations VALUES ('queue', 99)")
@@ -468,7 +468,7 @@ def test_errors_of_the_schema_are_pqcores(dsn: str, alembic: Callable[..., Confi
         command.upgrade(alembic(("upgrade_queue()", "pass")), "head")
 
 
-def test_the_core_imports_neither() -> None:
+def test_sqlalchemy_and_alembic_are_not_imported_by_the_core() -> None:
     code = (
         "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'sqlalchemy', 'alembic'} & set(sys.modules)"
     )

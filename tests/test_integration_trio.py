@@ -71,7 +71,7 @@ async def somebody_waits(outside: PQ) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("backend", ["psycopg", "psycopg2"])
-def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
+def test_threaded_pq_awaits_every_operation(dsn: str, loop: str, backend: str) -> None:
     async def scenario() -> None:
         async with ThreadedPQ(PQ(dsn, backend=backend)) as pq:
             with pytest.raises(TableMissing):
@@ -125,7 +125,7 @@ def test_all_of_it_is_awaited(dsn: str, loop: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_put_wakes_who_waits(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_put_wakes_a_waiter(dsn: str, outside: PQ, loop: str) -> None:
     async def scenario() -> None:
         async with ThreadedPQ(PQ(dsn)) as pq:
             got: list[Any] = []
@@ -146,7 +146,7 @@ def test_a_put_wakes_who_waits(dsn: str, outside: PQ, loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_those_who_wait_leave_threads_to_others(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_waiters_leave_threads_to_other_calls(dsn: str, outside: PQ, loop: str) -> None:
     async def scenario() -> None:
         anyio.to_thread.current_default_thread_limiter().total_tokens = 2
         async with ThreadedPQ(PQ(dsn)) as pq:
@@ -169,7 +169,9 @@ def test_those_who_wait_leave_threads_to_others(dsn: str, outside: PQ, loop: str
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("lease", [False, True], ids=["get", "lease"])
-def test_a_get_that_is_cancelled_while_it_waits_ends_soon(dsn: str, outside: PQ, loop: str, lease: bool) -> None:
+def test_threaded_pq_get_that_is_cancelled_while_waiting_ends_soon(
+    dsn: str, outside: PQ, loop: str, lease: bool
+) -> None:
     async def scenario() -> None:
         async with ThreadedPQ(PQ(dsn)) as pq:
             queue = pq.queue("q", poll_interval=50)
@@ -208,7 +210,7 @@ class ActiveJob:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("lease", [False, True], ids=["get", "lease"])
-def test_what_was_taken_for_a_cancelled_task_is_put_back(
+def test_threaded_pq_get_that_is_cancelled_puts_its_job_back(
     dsn: str, outside: PQ, loop: str, lease: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocking = PQ(dsn)
@@ -230,7 +232,7 @@ def test_what_was_taken_for_a_cancelled_task_is_put_back(
     run(loop, scenario)
 
 
-def test_what_was_taken_for_a_task_cancelled_by_asyncio_is_put_back(
+def test_threaded_pq_get_that_asyncio_cancels_puts_its_job_back(
     dsn: str, outside: PQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocking = PQ(dsn)
@@ -253,7 +255,7 @@ def test_what_was_taken_for_a_task_cancelled_by_asyncio_is_put_back(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_cancelled_again_and_again_nothing_is_lost(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_cancelled_repeatedly_loses_no_job(dsn: str, outside: PQ, loop: str) -> None:
     total = 30
     outside["q"].put_many(range(total))
 
@@ -266,7 +268,7 @@ def test_cancelled_again_and_again_nothing_is_lost(dsn: str, outside: PQ, loop: 
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_put_that_was_begun_is_done(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_put_that_has_begun_completes(dsn: str, outside: PQ, loop: str) -> None:
     async def scenario() -> None:
         async with ThreadedPQ(PQ(dsn)) as pq:
             began = threading.Event()
@@ -285,7 +287,7 @@ def test_a_put_that_was_begun_is_done(dsn: str, outside: PQ, loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_transaction_is_of_one_thread(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_transaction_runs_in_one_thread(dsn: str, outside: PQ, loop: str) -> None:
     outside["q"].put("in")
     with outside["q"] as cursor:
         cursor.execute("CREATE TABLE notes (note text)")
@@ -313,7 +315,7 @@ def test_a_transaction_is_of_one_thread(dsn: str, outside: PQ, loop: str) -> Non
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_errors_are_those_of_the_blocking_face(dsn: str, outside: PQ, loop: str) -> None:
+def test_threaded_pq_errors_are_those_of_the_blocking_face(dsn: str, outside: PQ, loop: str) -> None:
     async def scenario() -> None:
         pq = ThreadedPQ(PQ(dsn))
         with pytest.raises(ConfigurationError, match="from 1 to 100,000"):
@@ -368,6 +370,6 @@ def test_async_pq_says_what_to_use_on_trio(dsn: str, backend: str) -> None:
         assert connection.execute("SELECT to_regclass('queue')").fetchone() == (None,)
 
 
-def test_the_core_imports_neither() -> None:
+def test_trio_and_anyio_are_not_imported_by_the_core() -> None:
     code = "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'trio', 'anyio'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -84,15 +84,17 @@ def run_suite(folder: Path, dsn: str, *arguments: str) -> tuple[subprocess.Compl
 @pytest.mark.parametrize(
     ("fault", "where", "which"),
     [
-        ("rollback commits", "test_transactions.py", "an_exception_undoes_the_block"),
-        ("notifications are dropped", "test_waiting.py", "an_insert_by_anybody_wakes"),
-        ("rows are dictionaries", "test_basics.py", "what_was_put_is_got"),
+        ("rollback commits", "test_transactions.py", "block_is_undone_by_an_exception"),
+        ("notifications are dropped", "test_waiting.py", "insert_by_another_client_wakes"),
+        ("rows are dictionaries", "test_basics.py", "put_data_are_returned_by_get"),
         ("the caller's transaction is committed", "test_transactions.py", "owner"),
         ("a lost connection looks usable", "test_reconnect.py", "lost_connections_are_replaced"),
         ("nothing is prepared", "test_prepared.py", "hot_statements"),
     ],
 )
-def test_a_wrong_backend_fails(tmp_path: Path, pqcore_server: str, fault: str, where: str, which: str) -> None:
+def test_suite_fails_for_a_wrong_backend(
+    tmp_path: Path, pqcore_server: str, fault: str, where: str, which: str
+) -> None:
     (tmp_path / "wrong_plugin.py").write_text(PLUGIN.format(body=WRONG[fault]))
     arguments = [
         "-p",
@@ -109,8 +111,14 @@ def test_a_wrong_backend_fails(tmp_path: Path, pqcore_server: str, fault: str, w
     assert "failed" in report["backends"]["wrong"]["results"].values(), done.stdout
 
 
-def test_a_run_of_some_tests_is_told_to_be_partial(tmp_path: Path, pqcore_server: str) -> None:
-    arguments = ["--pqcore-backend", "psycopg2", str(SUITE / "test_basics.py"), "-k", "test_queues_are_apart"]
+def test_suite_run_of_some_tests_is_reported_as_partial(tmp_path: Path, pqcore_server: str) -> None:
+    arguments = [
+        "--pqcore-backend",
+        "psycopg2",
+        str(SUITE / "test_basics.py"),
+        "-k",
+        "test_queues_of_different_names_are_separate",
+    ]
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 0, done.stdout
     assert report["complete"] is False
@@ -118,9 +126,7 @@ def test_a_run_of_some_tests_is_told_to_be_partial(tmp_path: Path, pqcore_server
 
 
 @pytest.mark.parametrize("how", ["skip", "xfail"])
-def test_a_standard_test_that_is_skipped_or_expected_to_fail_fails_the_run(
-    tmp_path: Path, pqcore_server: str, how: str
-) -> None:
+def test_suite_run_with_skipped_or_xfailed_tests_fails(tmp_path: Path, pqcore_server: str, how: str) -> None:
     (tmp_path / "shirking.py").write_text(
         "import pytest\n"
         "def pytest_collection_modifyitems(items):\n"
@@ -143,29 +149,38 @@ def test_a_standard_test_that_is_skipped_or_expected_to_fail_fails_the_run(
     assert report["violations"], done.stdout
 
 
-def test_the_whole_suite_is_complete(tmp_path: Path, pqcore_server: str) -> None:
+def test_suite_run_of_all_tests_is_complete(tmp_path: Path, pqcore_server: str) -> None:
     arguments = ["--collect-only", "--pqcore-backend", "psycopg2,asyncpg", "--pyargs", "pqcore.testing.suite"]
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 0, done.stdout
     assert report["complete"] is True, done.stdout
 
 
-def test_tests_of_ones_own_may_use_the_harness_beside_the_suite(tmp_path: Path, pqcore_server: str) -> None:
+def test_suite_harness_can_be_used_by_other_tests(tmp_path: Path, pqcore_server: str) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(harness):\n    assert harness.queue().put(1) == 1\n")
-    arguments = ["--pqcore-backend", "psycopg2", str(SUITE / "test_basics.py"), "test_mine.py", "-k", "apart or mine"]
+    arguments = [
+        "--pqcore-backend",
+        "psycopg2",
+        str(SUITE / "test_basics.py"),
+        "test_mine.py",
+        "-k",
+        "separate or mine",
+    ]
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 0, done.stdout
     assert report["violations"] == []
-    assert report["backends"]["psycopg2"]["results"] == {"test_basics::test_queues_are_apart": "passed"}
+    assert report["backends"]["psycopg2"]["results"] == {
+        "test_basics::test_queues_of_different_names_are_separate": "passed"
+    }
 
 
-def test_an_unknown_backend_is_an_error(tmp_path: Path, pqcore_server: str) -> None:
+def test_suite_run_of_an_unknown_backend_is_an_error(tmp_path: Path, pqcore_server: str) -> None:
     done, _ = run_suite(tmp_path, pqcore_server, "--pyargs", "pqcore.testing.suite", "--pqcore-backend", "nothing")
     assert done.returncode not in (0, 5)
     assert "unknown backend 'nothing'" in done.stdout + done.stderr
 
 
-def test_every_subject_has_standard_tests() -> None:
+def test_suite_has_standard_tests_of_every_subject() -> None:
     subjects = {test.partition("::")[0] for test in standard_tests()}
     assert subjects >= {
         *("test_basics", "test_bulk", "test_cancellation", "test_concurrency", "test_errors", "test_leases"),
@@ -180,7 +195,7 @@ def test_every_subject_has_standard_tests() -> None:
 VOID = re.compile(r"(?<!PERFORM )\b(?:pg_notify|pg_sleep|pg_advisory_(?:xact_)?lock(?:_shared)?)\(")
 
 
-def test_no_result_has_a_column_of_type_void() -> None:
+def test_statements_return_no_column_of_type_void() -> None:
     """Drivers may not know the type: what returns it is read as text, or compared."""
     found = 0
     for path in Path(pqcore.__file__).parent.rglob("*.py"):
@@ -199,7 +214,7 @@ def test_no_result_has_a_column_of_type_void() -> None:
 # What tests start, they end
 
 
-def test_a_process_that_was_left_behind_is_found_and_a_group_is_ended_as_a_whole(tmp_path: Path) -> None:
+def test_leftover_process_is_found_and_a_group_is_ended_as_a_whole(tmp_path: Path) -> None:
     told = tmp_path / "told"
     script = f"sleep 600 & echo $! > {told}; mv {told} {told}.whole; exit 0"
     with group(["bash", "-c", script], stdin=subprocess.DEVNULL) as process:
@@ -212,7 +227,7 @@ def test_a_process_that_was_left_behind_is_found_and_a_group_is_ended_as_a_whole
     assert [each for each in left_over(os.getpid()) if "sleep 600" in each] == []
 
 
-def test_a_process_that_a_fork_server_forked_is_found_and_the_server_ends_with_its_process() -> None:
+def test_leftover_process_of_a_fork_server_is_found() -> None:
     forked = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
     forked.start()
     try:
@@ -224,7 +239,7 @@ def test_a_process_that_a_fork_server_forked_is_found_and_the_server_ends_with_i
     assert [each for each in left_over(os.getpid()) if "forkserver" in each] == []
 
 
-def test_a_child_ends_with_the_process_that_spawned_it() -> None:
+def test_leftover_child_ends_with_the_process_that_spawned_it() -> None:
     program = (
         "import os, sys; from pqcore.testing.consumers import Child; from tests.test_kit import hang\n"
         "if __name__ == '__main__':\n"

@@ -29,14 +29,14 @@ def use_names(pq: Any, number: int = 500) -> None:
         assert pq[f"made-up-{name}"].name == f"made-up-{name}"
 
 
-def test_a_pq_keeps_a_bounded_number_of_queues(pq: Any) -> None:
+def test_pq_keeps_a_bounded_number_of_queues(pq: Any) -> None:
     use_names(pq)
     gc.collect()
     assert len(pq._queues) <= 20
     assert len(pq._forgotten) == 0
 
 
-def test_a_queue_that_is_used_elsewhere_stays_the_same(pq: Any) -> None:
+def test_queue_that_is_used_elsewhere_is_kept(pq: Any) -> None:
     queue = pq["orders"]
     use_names(pq)
     assert pq["orders"] is queue
@@ -44,26 +44,24 @@ def test_a_queue_that_is_used_elsewhere_stays_the_same(pq: Any) -> None:
     assert pq["orders"] is queue
 
 
-def test_a_queue_that_was_changed_stays(pq: Any) -> None:
+def test_queue_whose_attributes_were_changed_is_kept(pq: Any) -> None:
     pq["slow"].poll_interval = 30
     use_names(pq)
     assert pq["slow"].poll_interval == 30
 
 
-def test_a_queue_with_a_serializer_of_its_name_is_forgotten_too(pq: Any) -> None:
+def test_queue_with_a_serializer_suffix_is_forgotten(pq: Any) -> None:
     for name in range(500):
         assert pq[f"made-up-{name}/msgpack"].serializer_name == "msgpack"
     assert len(pq._queues) <= 20
 
 
-def test_a_pq_keeps_a_thousand_queues_by_default() -> None:
+def test_pq_keeps_1000_queues_by_default() -> None:
     assert settings.KEPT_QUEUES == 1_000
 
 
 @pytest.mark.parametrize("channels", [0, 50])
-def test_a_put_to_any_of_many_queues_that_a_pq_waits_on_is_heard(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, channels: int
-) -> None:
+def test_put_to_any_of_many_queues_wakes_its_waiter(dsn: str, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
     """Queues beyond the number of channels share a look, in statements of bounded length; then nothing is kept."""
     monkeypatch.setattr(shared_look, "CHUNK", 100)
     monkeypatch.setattr(shared_look, "OWN_LOOK", 3600.0)

@@ -156,7 +156,9 @@ def unchanged(dsn: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "asyncpg", "psycopg2"])
-def test_it_looks_and_changes_nothing(dsn: str, secret_dsn: str, orchard: Orchard, backend: str) -> None:
+def test_mcp_server_reads_and_changes_nothing_by_default(
+    dsn: str, secret_dsn: str, orchard: Orchard, backend: str
+) -> None:
     async def conversation(client: Client) -> None:
         assert {tool.name for tool in (await client.list_tools()).tools} == LOOKING
         assert "Nothing can be changed" in (client.instructions or "")
@@ -210,7 +212,7 @@ def test_mcp_tools_show_the_runs_of_a_job_as_its_attempts(secret_dsn: str, pq: t
     talk(in_process(secret_dsn), conversation)
 
 
-def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) -> None:
+def test_mcp_failure_is_a_tool_error(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         assert "queue 'other' has no job" in await refused(client, "show_job", job_id=orchard.ready, queue="other")
         assert "has no job 4711: it never was" in await refused(client, "show_job", job_id=4711)
@@ -225,7 +227,7 @@ def test_a_failure_is_an_error_of_the_tool(secret_dsn: str, orchard: Orchard) ->
     talk(in_process(secret_dsn), conversation)
 
 
-def test_where_there_is_no_table_or_server_it_says_so(secret_dsn: str) -> None:
+def test_mcp_tools_report_a_missing_table_or_server(secret_dsn: str) -> None:
     async def no_table(client: Client) -> None:
         assert "create()" in await refused(client, "list_queues")
 
@@ -245,7 +247,7 @@ def in_process(dsn: str, *, changes: bool = False, **options: Any) -> Any:
     return mcp_server(open_async(dsn), changes=changes, **options)
 
 
-def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchard) -> None:
+def test_mcp_answers_hide_data_if_asked(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         whole = [await ask(client, "show_job", job_id=each) for each in orchard.by_state.values()]
         peeked = (await ask(client, "peek_jobs", queue="fruit"))["jobs"]
@@ -265,7 +267,7 @@ def test_data_is_hidden_where_that_is_asked_for(secret_dsn: str, orchard: Orchar
 
 
 @pytest.mark.parametrize("dsn", ["postgresql://ann:s%40fe@h/app", "host=h user=ann password=s@fe", "postgresql://"])
-def test_passwords_are_in_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mcp_answers_contain_no_password(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "from the environment")
     redactor = Redactor(PQ(dsn).engine)
     fields = {"queue": "s@fe", "data": {"a": [f"at {dsn} as s@fe, from the environment"]}, "headers": {"s@fe": 1}}
@@ -279,12 +281,12 @@ def test_passwords_are_in_no_answer(dsn: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("limit", [0, -1, "9", True, 1.5])
-def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
+def test_mcp_limit_of_a_bad_value_is_refused(limit: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"limit is .*give a number of characters"):
         Redactor(PQ("postgresql://nowhere").engine, limit=limit)
 
 
-def test_what_is_long_is_cut_and_said_to_be(secret_dsn: str, pq: tasks.PQ) -> None:
+def test_mcp_answers_cut_long_values_and_say_so(secret_dsn: str, pq: tasks.PQ) -> None:
     async def conversation(client: Client) -> None:
         short = await ask(client, "show_job", job_id=ids["short"])
         assert (short["data"], short["size"]) == ("é" * 40, 242)
@@ -325,7 +327,7 @@ def test_what_is_long_is_cut_and_said_to_be(secret_dsn: str, pq: tasks.PQ) -> No
 # Changing
 
 
-def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.PQ, orchard: Orchard) -> None:
+def test_mcp_changes_are_made_when_allowed(dsn: str, secret_dsn: str, pq: tasks.PQ, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert tools.keys() == LOOKING | CHANGING
@@ -371,7 +373,7 @@ def test_it_changes_what_it_is_allowed_to(dsn: str, secret_dsn: str, pq: tasks.P
     assert [job.data for job in pq["words"].peek(9)] == ["[1]"]
 
 
-def test_it_purges_for_good(secret_dsn: str, orchard: Orchard) -> None:
+def test_mcp_purge_tools_delete_jobs(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         assert (await ask(client, "purge_finished", queue="fruit", older_than="1d"))["purged"] == 0
         assert (await ask(client, "purge_dead_letters", queue="fruit", older_than="1d", all_jobs=True))["purged"] == 0
@@ -385,7 +387,7 @@ def test_it_purges_for_good(secret_dsn: str, orchard: Orchard) -> None:
     assert len(orchard.queue.jobs()) == 4
 
 
-def test_tool_refuses_misspelt_arguments_and_changes_nothing(secret_dsn: str, orchard: Orchard) -> None:
+def test_mcp_tool_refuses_misspelt_arguments(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         tools = (await client.list_tools()).tools
         assert {tool.name for tool in tools} == LOOKING | CHANGING
@@ -410,7 +412,7 @@ def test_tool_refuses_misspelt_arguments_and_changes_nothing(secret_dsn: str, or
     assert [job.id for job in orchard.queue.jobs(*orchard.by_state)] == [job.id for job in before]
 
 
-def test_tool_acts_on_all_jobs_only_when_told_so(secret_dsn: str, orchard: Orchard) -> None:
+def test_mcp_tool_changes_all_jobs_only_when_asked(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         for more in ({}, {"all_jobs": False}, {"all_jobs": True, "job_ids": [orchard.dead, orchard.ready]}):
             purge = await refused(client, "purge_dead_letters", queue="fruit", older_than="0s", **more)
@@ -427,7 +429,7 @@ def test_tool_acts_on_all_jobs_only_when_told_so(secret_dsn: str, orchard: Orcha
     assert [job.id for job in orchard.queue.jobs(*orchard.by_state)] == [job.id for job in before]
 
 
-def test_tools_say_what_they_do(secret_dsn: str) -> None:
+def test_mcp_tools_describe_themselves(secret_dsn: str) -> None:
     async def conversation(client: Client) -> None:
         for tool in (await client.list_tools()).tools:
             assert tool.annotations is not None
@@ -458,7 +460,7 @@ def serving(dsn: str, folder: Path, *arguments: str, **variables: str) -> Iterat
         assert "Traceback" not in command.log
 
 
-def test_over_http_who_shows_the_token_is_let_in(secret_dsn: str, orchard: Orchard, tmp_path: Path) -> None:
+def test_mcp_over_http_needs_the_token(secret_dsn: str, orchard: Orchard, tmp_path: Path) -> None:
     async def conversation(client: Client) -> None:
         [queue] = (await ask(client, "list_queues"))["queues"]
         assert queue["dead"] == 1
@@ -482,24 +484,24 @@ def test_over_http_who_shows_the_token_is_let_in(secret_dsn: str, orchard: Orcha
 
 
 @pytest.mark.parametrize("address", ["8100", ":8100", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ""])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+def test_mcp_address_of_a_bad_value_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match="is not an address"):
         listening_address(address, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "db.example"])
-def test_others_are_not_let_near_without_a_token(host: str) -> None:
+def test_mcp_address_reachable_by_others_needs_a_token(host: str) -> None:
     with pytest.raises(ConfigurationError, match="can be reached by others: set a token"):
         listening_address(f"{host}:8100", None)
     assert listening_address(f"{host}:8100", "sesame") == (host.strip("[]"), 8100)
 
 
-def test_a_token_that_can_be_guessed_is_refused(dsn: str) -> None:
+def test_mcp_token_that_is_too_short_is_refused(dsn: str) -> None:
     with PQ(dsn) as pq, pytest.raises(ConfigurationError, match="the token has 11 characters; give at least 16"):
         mcp_server(pq, token="open sesame")
 
 
-def test_data_that_are_nested_deeply_are_cut_short(dsn: str) -> None:
+def test_mcp_answers_cut_deeply_nested_data(dsn: str) -> None:
     with tasks.PQ(dsn) as pq:
         pq.create()
     with psycopg.connect(dsn) as connection:
@@ -513,7 +515,7 @@ def test_data_that_are_nested_deeply_are_cut_short(dsn: str) -> None:
     talk(in_process(dsn), conversation)
 
 
-def test_loopback_addresses_need_none() -> None:
+def test_mcp_loopback_address_needs_no_token() -> None:
     for address in ("127.0.0.1:1", "127.0.0.9:1", "localhost:1", "LOCALHOST:1", "[::1]:1"):
         assert listening_address(address, None)[1] == 1
 
@@ -530,26 +532,26 @@ def test_loopback_addresses_need_none() -> None:
         (["--table", ""], "table name is empty"),
     ],
 )
-def test_what_is_wrong_with_the_command_is_said_at_once(arguments: list[str], says: str) -> None:
+def test_mcp_command_refuses_bad_arguments(arguments: list[str], says: str) -> None:
     variables = {"PQCORE_DSN": "postgresql://nowhere", "PQCORE_MCP_TOKEN": None, "PGCONNECT_TIMEOUT": "10"}
     done = CliRunner().invoke(app, ["mcp", *arguments], env=variables)
     assert (done.exit_code, done.stdout) == (2, "")
     assert says in done.stderr
 
 
-def test_without_the_sdk_it_says_how_to_get_it() -> None:
+def test_mcp_command_without_its_extra_says_how_to_install_it() -> None:
     program = "import sys; sys.modules['mcp'] = None; from pqcore.cli import main; sys.exit(main(['mcp']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'pqcore[mcp]'" in done.stderr
 
 
-def test_it_ends_when_nobody_speaks_to_it_any_more() -> None:
+def test_mcp_command_ends_with_its_input() -> None:
     done = run("mcp", dsn="postgresql://nowhere")  # its stdin is at its end
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_it_ends_when_it_is_interrupted() -> None:
+def test_mcp_command_ends_when_interrupted() -> None:
     about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     greeting = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
     with subprocess.Popen(

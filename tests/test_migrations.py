@@ -120,7 +120,7 @@ def old_snapshot(database: str) -> Iterator[psycopg.Connection[Any]]:
 # From every version
 
 
-def test_a_table_that_pq_made_itself_is_migrated_with_its_jobs(place: Place, fresh: dict[str, Any]) -> None:
+def test_pq_table_is_migrated_with_its_jobs(place: Place, fresh: dict[str, Any]) -> None:
     starts.make_pqs(place.dsn)
     before = place.rows()
     assert len(before) == 6
@@ -135,7 +135,7 @@ def test_a_table_that_pq_made_itself_is_migrated_with_its_jobs(place: Place, fre
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_jobs_in_flight_survive_a_migration(place: Place, fresh: dict[str, Any], version: int) -> None:
+def test_migration_keeps_jobs_in_progress(place: Place, fresh: dict[str, Any], version: int) -> None:
     starts.make(place.dsn, version)
     with place.pq() as older, place.pq() as pq:
         with starts.knowing(version):
@@ -158,9 +158,7 @@ STARTS: dict[str, Callable[[str], None]] = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_migration_that_was_killed_at_any_statement_is_completed(
-    place: Place, fresh: dict[str, Any], start: str
-) -> None:
+def test_migration_killed_at_any_statement_is_completed(place: Place, fresh: dict[str, Any], start: str) -> None:
     """Before each statement, until the next version is there: what comes then is that version's start.
 
     Where all is as it was at the start, the next kill may begin from there; else the migration is completed.
@@ -208,7 +206,7 @@ def stuck(place: Place) -> int | None:
 
 
 @pytest.mark.parametrize("killed", ["client", "server"])
-def test_a_migration_that_was_killed_while_an_index_is_built_is_completed(
+def test_migration_killed_during_an_index_build_is_completed(
     place: Place, fresh: dict[str, Any], old_snapshot: psycopg.Connection[Any], tmp_path: Path, killed: str
 ) -> None:
     starts.make_pqs(place.dsn)
@@ -232,7 +230,7 @@ def test_a_migration_that_was_killed_while_an_index_is_built_is_completed(
     assert place.shape(of_pq=True) == fresh
 
 
-def test_an_invalid_index_of_somebody_else_is_left_alone(place: Place) -> None:
+def test_migration_leaves_a_foreign_invalid_index_unchanged(place: Place) -> None:
     starts.make_pqs(place.dsn)
     with pytest.raises(psycopg.errors.UniqueViolation):
         place.eyes.execute("CREATE UNIQUE INDEX CONCURRENTLY theirs ON queue (q_name)")
@@ -262,7 +260,7 @@ def ddl(place: Place) -> Iterator[Callable[[], list[tuple[int, str]]]]:
     place.eyes.execute("DROP EVENT TRIGGER keep_ddl; DROP FUNCTION public.keep_ddl(); DROP TABLE public.ddl")
 
 
-def test_of_eight_processes_one_migrates(
+def test_migration_is_made_by_one_of_eight_processes(
     place: Place, fresh: dict[str, Any], ddl: Callable[[], list[tuple[int, str]]]
 ) -> None:
     with running(*[("migrator.py",)] * 8) as processes:
@@ -280,7 +278,7 @@ def test_of_eight_processes_one_migrates(
             assert len({pid for pid, _ in ddl()}) == 1
 
 
-def test_tables_of_one_schema_are_made_at_once(place: Place, fresh: dict[str, Any]) -> None:
+def test_migration_creates_tables_of_one_schema_concurrently(place: Place, fresh: dict[str, Any]) -> None:
     start = threading.Barrier(4)
 
     def create(number: int) -> None:
@@ -302,7 +300,7 @@ def test_tables_of_one_schema_are_made_at_once(place: Place, fresh: dict[str, An
 # Again
 
 
-def test_to_migrate_again_changes_and_locks_nothing(
+def test_migration_that_was_made_changes_and_locks_nothing_again(
     place: Place, fresh: dict[str, Any], ddl: Callable[[], list[tuple[int, str]]]
 ) -> None:
     starts.make_pqs(place.dsn)
@@ -325,7 +323,7 @@ def test_to_migrate_again_changes_and_locks_nothing(
 # Locks
 
 
-def test_every_lock_that_holds_up_others_is_waited_for_shortly(place: Place) -> None:
+def test_migration_waits_only_briefly_for_strong_locks(place: Place) -> None:
     starts.make_pqs(place.dsn)
     queue = place.eyes.execute("SELECT 'queue'::regclass::oid").fetchone()
     strong: list[str] = []
@@ -350,7 +348,7 @@ def test_every_lock_that_holds_up_others_is_waited_for_shortly(place: Place) -> 
     assert not [statement for statement in strong if re.search(r'VALIDATE|INDEX .* ON "queue"', statement)]  # reads all
 
 
-def test_who_comes_while_a_migration_waits_waits_no_longer_than_that(
+def test_migration_that_waits_delays_others_only_briefly(
     place: Place, fresh: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.2)
@@ -376,7 +374,7 @@ def test_who_comes_while_a_migration_waits_waits_no_longer_than_that(
     assert place.shape(of_pq=True) == fresh
 
 
-def test_a_migration_goes_on_once_the_lock_is_to_be_had(
+def test_migration_continues_when_it_gets_the_lock(
     place: Place, fresh: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", 0.05)
@@ -395,7 +393,7 @@ def test_a_migration_goes_on_once_the_lock_is_to_be_had(
     assert place.shape(of_pq=True) == fresh
 
 
-def test_pqs_jobs_go_on_while_indexes_of_a_large_table_are_built(
+def test_migration_builds_indexes_of_a_large_table_while_pq_works(
     place: Place, fresh: dict[str, Any], old_snapshot: psycopg.Connection[Any]
 ) -> None:
     """A build waits for an old transaction, with no end in sight, and holds up nobody who puts or takes."""
@@ -500,7 +498,7 @@ class Crew:
         return [job for jobs in self.got.values() for job in jobs]
 
 
-def test_pqs_processes_and_pqcores_work_side_by_side(place: Place, fresh: dict[str, Any]) -> None:
+def test_processes_of_pq_and_pqcore_work_on_one_table(place: Place, fresh: dict[str, Any]) -> None:
     starts.make_pqs(place.dsn)
     pqs = [("pqs.py", place.dsn, *what) for what in (("put", "a"), ("put", "b"), ("get",), ("get",))]
     crew = Crew(place, "c", leases=False)  # which pq does not see
@@ -524,7 +522,7 @@ def test_pqs_processes_and_pqcores_work_side_by_side(place: Place, fresh: dict[s
     assert place.shape(of_pq=True) == fresh
 
 
-def test_older_and_newer_code_work_side_by_side(place: Place, fresh: dict[str, Any]) -> None:
+def test_older_and_newer_versions_work_on_one_table(place: Place, fresh: dict[str, Any]) -> None:
     """Older code goes on while the table is migrated, and is not refused where it starts behind that."""
     version = LATEST - 1
     starts.make(place.dsn, version)
@@ -572,7 +570,7 @@ OLDER |= {
 the time of the put in a result."""
 
 
-def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: Place) -> None:
+def test_version_6_batches_and_ticks_continue_beside_newer_code(place: Place) -> None:
     place.create()
     with place.pq() as pq:
         queue, told = pq["q"], []
@@ -597,7 +595,7 @@ def test_batches_and_ticks_of_code_of_version_6_go_on_beside_newer_code(place: P
         assert ask_older("tick") is not None
 
 
-def test_results_of_code_of_version_6_are_found_by_newer_code_and_the_other_way(place: Place) -> None:
+def test_version_6_results_are_found_by_newer_code_and_vice_versa(place: Place) -> None:
     place.create()
     with place.pq() as pq:
         queue = pq["q"]
@@ -628,7 +626,7 @@ def test_results_of_code_of_version_6_are_found_by_newer_code_and_the_other_way(
         assert newest.result(0) == 5
 
 
-def test_commands_of_older_code_find_a_newer_table_well(place: Place) -> None:
+def test_older_commands_accept_a_newer_table(place: Place) -> None:
     starts.make(place.dsn, LATEST)
     with starts.knowing(LATEST - 1):
         for command in ("create", "migrate", "migrate --check"):
@@ -667,11 +665,11 @@ CONTRACTS = re.compile(
         ("CREATE INDEX {concurrently} IF NOT EXISTS {ready_index} ON {table} (q_name)", False),
     ],
 )
-def test_it_is_known_what_takes_something_from_older_code(statement: str, contracts: bool) -> None:
+def test_migration_statements_that_contract_are_recognised(statement: str, contracts: bool) -> None:
     assert bool(CONTRACTS.search(statement)) is contracts
 
 
-def test_versions_say_what_they_need_of_code() -> None:
+def test_schema_versions_declare_the_code_they_need() -> None:
     before = 5  # the last that was not asked
     for number, statements in enumerate(schema.migrations()[before:], start=before + 1):
         needs = schema.needs(number)
@@ -685,7 +683,7 @@ def test_versions_say_what_they_need_of_code() -> None:
 # Back
 
 
-def test_pq_goes_on_with_a_table_that_was_adopted(place: Place) -> None:
+def test_pq_continues_on_an_adopted_table(place: Place) -> None:
     """Its programs find their jobs and pqcore's, put jobs for both, and may call create() when they start."""
     starts.make_pqs(place.dsn)
     with place.pq() as pq:
@@ -712,7 +710,7 @@ def test_pq_goes_on_with_a_table_that_was_adopted(place: Place) -> None:
         connection.close()
 
 
-def test_a_table_is_made_pqs_again_as_the_documents_say(place: Place) -> None:
+def test_pq_table_is_restored_by_the_documented_sql(place: Place) -> None:
     starts.make_pqs(place.dsn)
     before = place.shape(of_pq=True)
     place.create()

@@ -68,7 +68,7 @@ def methods(source: Path, name: str) -> dict[str, ast.FunctionDef | ast.AsyncFun
 
 @pytest.mark.parametrize("name", ["x", LONGEST])
 @pytest.mark.parametrize("mode", ["blocking", "async", "both"])
-def test_it_is_clean(tmp_path: Path, mode: str, name: str) -> None:
+def test_new_backend_passes_ruff(tmp_path: Path, mode: str, name: str) -> None:
     folder = new_backend(tmp_path / "made", name, "--mode", mode)
     rules = "--extend-select=I,UP,B,N,RUF,W,E501"
     for command in (["check", rules, "--no-cache", "."], ["format", "--no-cache", "--diff", "."]):
@@ -76,7 +76,7 @@ def test_it_is_clean(tmp_path: Path, mode: str, name: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_is_typed(tmp_path: Path) -> None:
+def test_new_backend_passes_mypy(tmp_path: Path) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--mode", "both")
     types = tmp_path / "types"  # as installed: the benchmarks are a part of the package
     (types / "pqcore").mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_it_is_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["blocking", "async"])
-def test_it_has_all_methods_of_the_contract(tmp_path: Path, mode: str) -> None:
+def test_new_backend_has_all_methods_of_the_contract(tmp_path: Path, mode: str) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--mode", mode)
     [module] = [path for path in (folder / "pqcore_acme").iterdir() if path.name in PROTOCOLS]
     bare = methods(folder / "pqcore_acme" / {"backend.py": "bare.py", "aio.py": "bare_aio.py"}[module.name], "Bare")
@@ -117,7 +117,7 @@ def test_it_has_all_methods_of_the_contract(tmp_path: Path, mode: str) -> None:
             ]
 
 
-def test_installed_it_is_seen_and_its_suite_says_what_is_to_be_written(tmp_path: Path, install: Install) -> None:
+def test_new_backend_once_installed_is_listed_and_its_suite_runs(tmp_path: Path, install: Install) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--mode", "both", "--driver", "pg8000")
     variables = install(folder)
     seen = run("backends", "--json", variables=variables)
@@ -142,7 +142,7 @@ def test_installed_it_is_seen_and_its_suite_says_what_is_to_be_written(tmp_path:
 
 
 @pytest.mark.parametrize(("mode", "module"), [("blocking", "backend.py"), ("async", "aio.py")])
-def test_what_is_to_be_written_is_told_one_after_the_other(
+def test_new_backend_names_each_method_that_is_missing(
     tmp_path: Path, pqcore_server: str, install: Install, mode: str, module: str
 ) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--mode", mode, "--driver", "pg8000")
@@ -172,7 +172,7 @@ def test_what_is_to_be_written_is_told_one_after_the_other(
     assert "NotImplementedError: to be written: Backend.connect" in missing()
 
 
-def test_a_driver_that_is_missing_is_told_of(tmp_path: Path, pqcore_server: str, install: Install) -> None:
+def test_new_backend_names_a_missing_driver(tmp_path: Path, pqcore_server: str, install: Install) -> None:
     folder = new_backend(tmp_path / "made", "acme", "--driver", "no_such_driver")
     variables = {**install(folder), "PQCORE_TEST_DSN": pqcore_server}
     done = tool(
@@ -182,7 +182,7 @@ def test_a_driver_that_is_missing_is_told_of(tmp_path: Path, pqcore_server: str,
     assert "backend 'acme' needs no_such_driver: pip install pqcore-acme" in done.stdout
 
 
-def test_written_it_conforms(tmp_path: Path, pqcore_server: str, install: Install) -> None:
+def test_new_backend_once_written_passes_the_suite(tmp_path: Path, pqcore_server: str, install: Install) -> None:
     """With the code of the example in it."""
     folder = new_backend(tmp_path / "made", "acme", "--driver", "pg8000")
     package = folder / "pqcore_acme"
@@ -225,7 +225,7 @@ def test_written_it_conforms(tmp_path: Path, pqcore_server: str, install: Instal
         ("backends", "a package pqcore_backends is installed already"),
     ],
 )
-def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path, name: str, why: str) -> None:
+def test_new_backend_refuses_a_bad_name_before_writing(tmp_path: Path, name: str, why: str) -> None:
     done = run("new-backend", name, folder=tmp_path)
     assert done.returncode == 2
     assert why in done.stderr
@@ -233,14 +233,14 @@ def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("driver", ["", "a b", "class", "a.b", "a-b", "1a", "a\nb"])
-def test_what_can_be_no_module_is_refused_as_driver(tmp_path: Path, driver: str) -> None:
+def test_new_backend_refuses_a_driver_that_is_no_module_name(tmp_path: Path, driver: str) -> None:
     done = run("new-backend", "acme", "--driver", driver, folder=tmp_path)
     assert done.returncode == 2
     assert "--driver is to be the name of a module" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_new_backend_overwrites_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "pqcore-acme"
     folder.mkdir()
     assert run("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder is as good as none
@@ -257,7 +257,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
-def test_it_says_what_is_next(tmp_path: Path) -> None:
+def test_new_backend_output_says_which_commands_come_next(tmp_path: Path) -> None:
     done = run("new-backend", "acme", folder=tmp_path)
     assert "pqcore-acme/pqcore_acme/backend.py\n" in done.stdout
     assert done.stdout.endswith("    cd pqcore-acme\n    pip install --editable '.[test]'\n")
@@ -265,7 +265,7 @@ def test_it_says_what_is_next(tmp_path: Path) -> None:
     assert "pqcore conformance --backend acme" in readme
 
 
-def test_pip_is_not_to_install_a_module_of_the_standard_library(tmp_path: Path) -> None:
+def test_new_backend_requires_no_module_of_the_standard_library(tmp_path: Path) -> None:
     for driver, dependencies in (("sqlite3", '["pqcore"]'), ("no_such_driver", '["pqcore", "no-such-driver"]')):
         folder = new_backend(tmp_path / driver, "x", "--driver", driver)
         assert f"\ndependencies = {dependencies}\n" in (folder / "pyproject.toml").read_text("utf-8")

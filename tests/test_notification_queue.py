@@ -83,7 +83,7 @@ async def maybe(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_a_put_that_notifies_is_refused_as_transient_until_the_queue_has_room(
+def test_full_notify_queue_refuses_a_put_as_transient_until_it_has_room(
     server: EmbeddedServer, fill: Callable[[], Full], backend: str, face: Callable[..., Any]
 ) -> None:
     full = fill()
@@ -139,7 +139,7 @@ def observer() -> Iterator[Observer]:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_jobs_end_as_they_did_once_the_queue_has_room(
+def test_full_notify_queue_delays_completions_until_it_has_room(
     server: EmbeddedServer,
     fill: Callable[[], Full],
     observer: Observer,
@@ -194,7 +194,7 @@ def test_jobs_end_as_they_did_once_the_queue_has_room(
     assert "% full" in caplog.text
 
 
-def test_doctor_and_top_tell_of_a_full_queue(server: EmbeddedServer, fill: Callable[[], Full]) -> None:
+def test_full_notify_queue_is_shown_by_doctor_and_top(server: EmbeddedServer, fill: Callable[[], Full]) -> None:
     full = fill()
     done = run("doctor", "--json", "--dsn", server.dsn())
     [found] = [one for line in done.stdout.splitlines() if (one := json.loads(line))["check"] == "notifications"]
@@ -210,7 +210,7 @@ def test_doctor_and_top_tell_of_a_full_queue(server: EmbeddedServer, fill: Calla
     assert found["level"] == "ok"
 
 
-def test_prometheus_has_how_full_the_queue_is() -> None:
+def test_notify_queue_usage_is_a_prometheus_metric() -> None:
     registry = CollectorRegistry()
     plugin = Prometheus(registry=registry)
     plugin.pqcore_server_seen(ServerEvent("jobs", 0.25))

@@ -108,7 +108,7 @@ def installed(built: Built) -> dict[str, PurePosixPath]:
 # What they hold
 
 
-def test_the_wheel_holds_all_of_the_packages_and_nothing_else(built: Built) -> None:
+def test_wheel_holds_exactly_the_packages(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         found = {name for name in wheel.namelist() if ".dist-info/" not in name}
         [licence] = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
@@ -125,14 +125,14 @@ def test_the_wheel_holds_all_of_the_packages_and_nothing_else(built: Built) -> N
         assert any(PurePosixPath(name).match(kind) for name in found), kind
 
 
-def test_the_source_distribution_holds_these_and_what_builds_them(built: Built) -> None:
+def test_source_distribution_holds_exactly_its_files(built: Built) -> None:
     with tarfile.open(built.source) as archive:
         names = (PurePosixPath(*PurePosixPath(each.name).parts[1:]) for each in archive if each.isfile())
         found = {str(name) for name in names if not name.parts[0].endswith(".egg-info")}
     assert found == installed(built).keys() | BESIDE
 
 
-def test_the_build_has_nothing_to_complain_of(built: Built) -> None:
+def test_build_prints_no_warning(built: Built) -> None:
     complaints = [line for line in built.log.splitlines() if re.search(r"warning|deprecat", line, re.IGNORECASE)]
     # What Python is told in tests: to write no bytecode; and that a pattern found nothing more to leave out.
     known = re.compile(r"byte-compiling is disabled|no (previously-included )?(files|directories) found")
@@ -142,7 +142,7 @@ def test_the_build_has_nothing_to_complain_of(built: Built) -> None:
 # What they say
 
 
-def test_the_metadata_is_right(metadata: Message) -> None:
+def test_metadata_of_the_distribution_is_right(metadata: Message) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("pqcore", pqcore.__version__)
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "BSD-3-Clause"
@@ -156,7 +156,7 @@ def test_the_metadata_is_right(metadata: Message) -> None:
     assert all(url.startswith("https://") for url in urls.values())
 
 
-def test_it_says_of_the_pythons_that_it_is_for_them(metadata: Message) -> None:
+def test_metadata_names_the_tested_python_versions(metadata: Message) -> None:
     versions = [f"3.{minor}" for minor in range(10, 15)]
     classified = "\n".join(metadata.get_all("Classifier", []))
     assert re.findall(r"Python :: (3\.\d+)$", classified, re.MULTILINE) == versions
@@ -164,7 +164,7 @@ def test_it_says_of_the_pythons_that_it_is_for_them(metadata: Message) -> None:
     assert f"python: [{', '.join(repr(each) for each in versions)}]".replace("'", '"') in workflow
 
 
-def test_each_extra_that_a_message_names_is_there(metadata: Message) -> None:
+def test_metadata_has_every_extra_that_messages_name(metadata: Message) -> None:
     extras = set(metadata.get_all("Provides-Extra", []))
     assert {"all", "cli", "mcp", "testing", *("psycopg2", "psycopg", "asyncpg")} <= extras
     named = {
@@ -203,7 +203,7 @@ def environment_with(folder: Path, *requirements: str) -> Path:
     return python
 
 
-def test_with_no_extra_it_needs_pluggy_alone(built: Built, tmp_path: Path) -> None:
+def test_wheel_without_extras_needs_only_pluggy(built: Built, tmp_path: Path) -> None:
     python = environment_with(tmp_path / "venv", str(built.wheel))
     program = """
         import importlib.metadata, json, sys
@@ -231,7 +231,7 @@ def test_with_no_extra_it_needs_pluggy_alone(built: Built, tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(2 * PATIENCE)
-def test_with_all_extras_the_tutorial_works(built: Built, dsn: str, tmp_path: Path) -> None:
+def test_wheel_with_all_extras_runs_the_tutorial(built: Built, dsn: str, tmp_path: Path) -> None:
     python = environment_with(tmp_path / "venv", f"{built.wheel}[all]")
     found = [
         block._replace(text=DSN.sub(lambda match: dsn.replace("postgresql", match[1], 1), block.text))
@@ -277,12 +277,12 @@ def steps(workflow: Any) -> Iterator[dict[str, Any]]:
 WORKFLOWS = ["checks", "distributions"]
 
 
-def test_these_are_all_the_workflows() -> None:
+def test_workflows_are_exactly_the_listed_ones() -> None:
     assert sorted(path.name for path in (ROOT / ".github/workflows").iterdir()) == [f"{name}.yml" for name in WORKFLOWS]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_runs_what_is_there_and_may_do_no_more_than_it_has_to(name: str) -> None:
+def test_workflow_runs_existing_targets_with_minimal_permissions(name: str) -> None:
     workflow = loaded(f".github/workflows/{name}.yml")
     assert workflow["name"] == name
     assert workflow[True].keys() <= {"push", "pull_request"}  # YAML 1.1 takes the key "on" for a truth value
@@ -308,13 +308,13 @@ def test_a_workflow_runs_what_is_there_and_may_do_no_more_than_it_has_to(name: s
             assert needed in workflow["jobs"]
 
 
-def test_only_a_tag_is_published_and_only_what_was_installed_before() -> None:
+def test_workflow_publishes_only_tags_that_were_installed() -> None:
     publish = loaded(".github/workflows/distributions.yml")["jobs"]["publish"]
     assert publish["if"] == "${{ github.ref_type == 'tag' }}"
     assert (publish["needs"], publish["environment"]) == ("install", "pypi")
 
 
-def test_forms_for_issues_are_forms() -> None:
+def test_issue_forms_are_valid() -> None:
     paths = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
     assert [path.name for path in paths] == ["bug.yml", "config.yml", "idea.yml"]
     for path in paths:
@@ -328,7 +328,7 @@ def test_forms_for_issues_are_forms() -> None:
         assert {field["type"] for field in form["body"]} <= {"markdown", "textarea", "input"}
 
 
-def test_hooks_before_a_commit_run_what_make_has_installed() -> None:
+def test_pre_commit_hooks_run_the_tools_of_make() -> None:
     [repository] = loaded(".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"
     required = (ROOT / "requirements-dev.txt").read_text()
@@ -343,7 +343,7 @@ def test_hooks_before_a_commit_run_what_make_has_installed() -> None:
     assert len(repository["hooks"]) == 3
 
 
-def test_the_lock_has_all_that_is_required_with_hashes() -> None:
+def test_lock_file_has_all_requirements_with_hashes() -> None:
     locked: dict[str, set[str]] = {}
     for pinned in re.split(r"\n(?! )", (ROOT / "requirements-lock.txt").read_text().strip()):
         assert "--hash=sha256:" in pinned, pinned

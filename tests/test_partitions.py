@@ -38,7 +38,7 @@ def pq(dsn: str) -> Iterator[PQ]:
         yield made
 
 
-def test_each_queue_is_in_one_partition(pq: PQ, dsn: str) -> None:
+def test_partitioned_queue_is_in_one_partition(pq: PQ, dsn: str) -> None:
     for name in QUEUES:
         pq[name].put_many(range(3))
     found = rows(dsn, "SELECT q_name, count(DISTINCT tableoid), count(*) FROM queue GROUP BY 1")
@@ -100,7 +100,7 @@ VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key"
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 
 
-def test_statements_look_at_one_partition(pq: PQ, dsn: str) -> None:
+def test_partitioned_statements_read_one_partition(pq: PQ, dsn: str) -> None:
     for name in QUEUES:
         pq[name].put(1)
     [(partition,)] = rows(dsn, f"SELECT tableoid::regclass::text FROM queue WHERE q_name = '{QUEUES[0]}'")
@@ -123,7 +123,7 @@ def test_statements_look_at_one_partition(pq: PQ, dsn: str) -> None:
     }
 
 
-def test_how_many_there_are_is_decided_once(pq: PQ, dsn: str) -> None:
+def test_partition_number_is_fixed_at_creation(pq: PQ, dsn: str) -> None:
     pq.create(partitions=NUMBER)
     pq.create()
     with pytest.raises(ConfigurationError, match='table "queue" is there, with 4 partitions, and not 3'):
@@ -135,13 +135,13 @@ def test_how_many_there_are_is_decided_once(pq: PQ, dsn: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 1_001, True, 1.5, "4"])
-def test_a_bad_number_fails_before_anything_is_made(dsn: str, number: Any) -> None:
+def test_partition_number_of_a_bad_value_is_refused(dsn: str, number: Any) -> None:
     with PQ(dsn) as pq, pytest.raises(ConfigurationError, match="give a number from 1 to 1,000"):
         pq.create(partitions=number)
     assert rows(dsn, "SELECT to_regclass('queue')") == [(None,)]
 
 
-def test_both_faces_make_them(dsn: str) -> None:
+def test_partitions_are_created_by_the_async_face_with_odd_names(dsn: str) -> None:
     async def main() -> None:
         async with AsyncPQ(dsn, table='fruit.of {a} "tree"', schema="orchard's") as pq:
             await pq.create(partitions=2)
@@ -154,7 +154,7 @@ def test_both_faces_make_them(dsn: str) -> None:
     assert rows(dsn, "SELECT count(*) FROM pg_inherits WHERE inhparent::regclass::text ~ 'tree\"+$'") == [(2,)]
 
 
-def test_ids_are_of_one_sequence_and_order_is_kept(pq: PQ) -> None:
+def test_partitioned_ids_come_from_one_sequence_in_order(pq: PQ) -> None:
     ids = [pq[name].put(place) for place, name in enumerate(QUEUES)]
     assert ids == sorted(set(ids))
     queue = pq["ordered"]
@@ -162,7 +162,7 @@ def test_ids_are_of_one_sequence_and_order_is_kept(pq: PQ) -> None:
     assert [job.data for job in queue.get_many(100)] == list(range(100))
 
 
-def test_jobs_move_between_partitions(pq: PQ, dsn: str) -> None:
+def test_partitioned_jobs_move_between_partitions(pq: PQ, dsn: str) -> None:
     pq[QUEUES[0]].put_many(range(50))
     for target in QUEUES[1:4]:
         assert pq[QUEUES[0]].move(target, most=10) == 10
@@ -174,7 +174,7 @@ def test_jobs_move_between_partitions(pq: PQ, dsn: str) -> None:
     assert rows(dsn, "SELECT count(*), count(DISTINCT id) FROM queue") == [(50, 50)]
 
 
-def test_data_are_re_encoded_in_all_partitions(pq: PQ) -> None:
+def test_partitioned_data_are_reencoded_in_all_partitions(pq: PQ) -> None:
     for name in QUEUES:
         pq[name].put_many(range(3))
     done = pq.reencode(*[pq.queue(name, serializer="msgpack", accept=("json",)) for name in QUEUES], step=2)
@@ -183,7 +183,7 @@ def test_data_are_re_encoded_in_all_partitions(pq: PQ) -> None:
         assert [job.data for job in pq.queue(name, serializer="msgpack").get_many(3)] == [0, 1, 2]
 
 
-def test_a_table_that_was_partitioned_by_hand_is_adopted(dsn: str) -> None:
+def test_partitioned_table_made_by_hand_is_adopted(dsn: str) -> None:
     rows(
         dsn,
         """
@@ -211,7 +211,7 @@ INSERT INTO queue (q_name, data) VALUES ('mails', '1'), ('reports', '2')""",
     assert options == [(True,), (True,)]
 
 
-def test_commands_know_of_them(dsn: str) -> None:
+def test_commands_support_partitions(dsn: str) -> None:
     script = run("create", "--sql", "--partitions", "2", "--table", "written", "--dsn", dsn).stdout
     assert "PARTITION BY HASH (q_name)" in script
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -119,7 +119,7 @@ async def measured(system: System, key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("key", [workload.key for workload in WORKLOADS])
-def test_a_system_that_loses_nothing_is_told_so(key: str) -> None:
+def test_peers_report_no_loss_for_a_system_that_loses_nothing(key: str) -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(), key)
 
@@ -129,14 +129,14 @@ def test_a_system_that_loses_nothing_is_told_so(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["put", "put_many", "get", "lease", "get_many"])
-def test_a_lost_job_is_noticed(key: str) -> None:
+def test_peers_report_a_lost_job(key: str) -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(loses=1), key)
 
     assert asyncio.run(run())["lost"] == 1
 
 
-def test_a_worker_that_never_runs_a_job_is_noticed() -> None:
+def test_peers_report_a_job_that_a_worker_never_runs() -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(loses=1), "worker")
 
@@ -145,14 +145,14 @@ def test_a_worker_that_never_runs_a_job_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("key", ["get", "lease", "get_many", "worker"])
-def test_a_job_taken_twice_is_noticed(key: str) -> None:
+def test_peers_report_a_job_taken_twice(key: str) -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(repeats=3), key)
 
     assert asyncio.run(run())["repeated"] == 1
 
 
-def test_a_taker_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
+def test_peers_end_a_consumer_that_swallows_its_cancellation() -> None:
     class Stubborn(Memory):
         refusals = 2
 
@@ -173,7 +173,7 @@ def test_a_taker_that_swallows_a_cancellation_is_ended_all_the_same() -> None:
     assert asyncio.run(run()) == 0
 
 
-def test_a_taker_that_ends_is_an_error() -> None:
+def test_peers_raise_an_error_when_a_consumer_ends() -> None:
     class Broken(Memory):
         async def wait(self, taken: Taken, stop: threading.Event) -> None:
             raise RuntimeError("no more")
@@ -186,7 +186,7 @@ def test_a_taker_that_ends_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("without", [(), ("get_many",)])
-def test_a_worker_beside_an_old_snapshot_finds_its_own_jobs_only(without: tuple[str, ...]) -> None:
+def test_peers_measure_a_worker_beside_an_old_snapshot_by_its_own_jobs(without: tuple[str, ...]) -> None:
     class Partial(Memory):
         how = {key: said for key, said in Memory.how.items() if key not in without}
 
@@ -206,7 +206,7 @@ def test_a_worker_beside_an_old_snapshot_finds_its_own_jobs_only(without: tuple[
     assert asyncio.run(run()) == ([], 200)
 
 
-def test_jobs_that_are_not_found_again_are_an_error() -> None:
+def test_peers_raise_an_error_for_jobs_not_found_again() -> None:
     class Forgetful(Memory):
         async def get_many(self, n: int) -> Sequence[int]:
             self.jobs.clear()
@@ -238,7 +238,7 @@ def run(dsn: str, contenders: Sequence[Contender], plan: measuring.Plan, folder:
     return found
 
 
-def test_pqcore_over_each_backend(pqcore_server: str, tmp_path: Path) -> None:
+def test_peers_measure_pqcore_over_each_backend(pqcore_server: str, tmp_path: Path) -> None:
     report = run(pqcore_server, OURS, TINY, tmp_path)
     assert measuring.trouble(report) == []
     assert [system["not_measured"] for system in report["systems"]] == [None] * len(OURS)
@@ -256,7 +256,7 @@ def test_pqcore_over_each_backend(pqcore_server: str, tmp_path: Path) -> None:
     assert all(contender.title in shown for contender in OURS)
 
 
-def test_a_peer_that_cannot_be_installed_is_not_measured(
+def test_peers_skip_a_system_that_cannot_be_installed(
     pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # no network, whatever is there
@@ -272,7 +272,7 @@ def test_a_peer_that_cannot_be_installed_is_not_measured(
     assert report["figures"]["put"].keys() == {OURS[0].title}
 
 
-def test_a_process_that_ends_is_not_measured(pqcore_server: str, tmp_path: Path) -> None:
+def test_peers_skip_a_system_whose_process_ends(pqcore_server: str, tmp_path: Path) -> None:
     missing = Contender("missing, driver", "run_nothing", (), environments.Environment("empty", ()))
     silent = Contender("silent, driver", "environments", (), environments.Environment("empty", ()))
     plan = measuring.Plan(rounds=1, seconds=0.02, workloads=("put",))
@@ -283,7 +283,7 @@ def test_a_process_that_ends_is_not_measured(pqcore_server: str, tmp_path: Path)
     assert reasons[1:] == ["its process ended: it said nothing", None]
 
 
-def test_a_workload_that_fails_ends_nothing_else(
+def test_peers_continue_after_a_failed_workload(
     pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = Running.ask
@@ -300,7 +300,7 @@ def test_a_workload_that_fails_ends_nothing_else(
     assert f"{title}, worker: failed: KeyError: 'none'" in table.render(report)
 
 
-def test_a_process_that_dies_on_the_way_ends_nothing_else(
+def test_peers_continue_after_a_process_died(
     pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = Running.ask
@@ -318,20 +318,22 @@ def test_a_process_that_dies_on_the_way_ends_nothing_else(
         assert report["figures"][key][OURS[1].title]["figure"] > 0
 
 
-def test_what_is_slow_is_measured_once(pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_measure_a_slow_workload_once(
+    pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measuring, "SLOW", 0.0)
     report = run(pqcore_server, [OURS[0]], measuring.Plan(rounds=3, seconds=0.02, workloads=("put",)), tmp_path)
     assert len(report["figures"]["put"][OURS[0].title]["rounds"]) == 1  # the warm-up
 
 
-def test_rounds_end_when_there_is_no_time(pqcore_server: str, tmp_path: Path) -> None:
+def test_peers_rounds_end_when_time_is_over(pqcore_server: str, tmp_path: Path) -> None:
     plan = measuring.Plan(rounds=3, seconds=0.02, limit=0, workloads=("put",))
     report = run(pqcore_server, [OURS[0]], plan, tmp_path)
     assert report["plan"]["rounds"] == 1
     assert len(report["figures"]["put"][OURS[0].title]["rounds"]) == 1
 
 
-def test_all_systems_have_turns_in_each_round() -> None:
+def test_peers_give_every_system_a_turn_in_each_round() -> None:
     systems: list[Any] = [(name, "") for name in "abcdefg"]
     orders = [measuring._turned(systems, number) for number in range(6)]
     assert all(sorted(order) == systems for order in orders)
@@ -347,7 +349,7 @@ def test_all_systems_have_turns_in_each_round() -> None:
         ("dbname=old", "postgresql:///new"),
     ],
 )
-def test_the_address_of_another_database(dsn: str, expected: str) -> None:
+def test_peers_url_names_another_database(dsn: str, expected: str) -> None:
     assert measuring.url(dsn, "new") == expected
     found = psycopg.conninfo.conninfo_to_dict(expected)
     assert {**psycopg.conninfo.conninfo_to_dict(dsn), "dbname": "new"} == found
@@ -356,7 +358,7 @@ def test_the_address_of_another_database(dsn: str, expected: str) -> None:
 # Environments
 
 
-def test_an_environment_is_made_once_and_anew_if_it_was_not_finished(tmp_path: Path) -> None:
+def test_peers_environment_is_reused_once_it_is_complete(tmp_path: Path) -> None:
     empty = environments.Environment("empty", ())
     program = environments.prepare(empty, tmp_path)
     code = "import sys; print(sys.prefix)"
@@ -371,7 +373,7 @@ def test_an_environment_is_made_once_and_anew_if_it_was_not_finished(tmp_path: P
     assert not trace.exists()
 
 
-def test_another_version_is_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_environment_is_separate_per_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Sequence[str]] = []
 
     def note(command: Sequence[str], what: str) -> None:
@@ -389,7 +391,7 @@ def test_another_version_is_another_environment(tmp_path: Path, monkeypatch: pyt
     assert ours == f"psycopg=={psycopg.__version__}"
 
 
-def test_a_python_that_is_new_enough_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_find_a_python_that_is_new_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environments.find_python((3, 10)) == sys.executable
     with pytest.raises(environments.NotMeasured, match=r"needs Python 3\.99 or newer, and none was found"):
         environments.find_python((3, 99))
@@ -401,7 +403,7 @@ def test_a_python_that_is_new_enough_is_looked_for(tmp_path: Path, monkeypatch: 
     assert environments.find_python((3, 19)) == str(newer)
 
 
-def test_a_python_that_cannot_make_environments_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_skip_a_python_that_cannot_make_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "versions" / "3.19.2" / "bin" / "python"
     broken.parent.mkdir(parents=True)
     broken.write_text("#!/bin/sh\nexit 1\n")
@@ -411,14 +413,14 @@ def test_a_python_that_cannot_make_environments_will_not_do(tmp_path: Path, monk
         environments.find_python((3, 19))
 
 
-def test_where_environments_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_environments_are_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert environments.cache_folder() == tmp_path / "pqcore-bench" / "peers"
     monkeypatch.setenv(environments.VARIABLE, str(tmp_path / "elsewhere"))
     assert environments.cache_folder() == tmp_path / "elsewhere"
 
 
-def test_peers_are_pinned() -> None:
+def test_peers_have_pinned_versions() -> None:
     assert PEERS
     for peer in PEERS:
         assert peer.environment is not None
@@ -489,14 +491,14 @@ REPORT: dict[str, Any] = {
 }
 
 
-def test_ratios() -> None:
+def test_peers_ratios_compare_with_the_best_peer() -> None:
     assert table.ratios(REPORT) == {
         "best peer": {"pqcore, psycopg2": {"put": 0.5, "get": 3.0, "pickup": 2.0, "horizon": 8.0}},
         "pq": {"pqcore, psycopg2": {"put": 2.0, "get": 3.0, "pickup": 2.0}},
     }
 
 
-def test_ratios_are_of_what_was_measured_about_the_same_time() -> None:
+def test_peers_ratios_compare_measurements_of_the_same_round() -> None:
     ours = {"figure": 300, "slices": [100, 200]}
     figures = {
         "pqcore, psycopg2": rate(150, 2_000, rounds=[{**ours, "figure": 150}, {"figure": 2_000, "slices": [2_000]}]),
@@ -508,7 +510,7 @@ def test_ratios_are_of_what_was_measured_about_the_same_time() -> None:
     assert table.ratio(report, REPORT["workloads"][0], "pqcore, psycopg2", "pq, psycopg2") == 2.0
 
 
-def test_the_table() -> None:
+def test_peers_table_shows_figures_and_ratios() -> None:
     heading, *lines = table.render(REPORT).splitlines()
     assert heading == (
         "PostgreSQL 18.6, fsync on, synchronous_commit on; 2 cores, load 0.5 at the end; a commit takes 0.25 ms; "
@@ -535,7 +537,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_lost_jobs_and_a_server_that_may_lose_are_told() -> None:
+def test_peers_table_reports_lost_jobs_and_a_server_that_is_not_durable() -> None:
     environment = {**REPORT["environment"], "server": {**REPORT["environment"]["server"], "fsync": "off"}}
     figures = {**REPORT["figures"], "put": {"pqcore, psycopg2": rate(1, lost=2, repeated=3)}}
     report = {**REPORT, "environment": environment, "figures": figures}
@@ -546,20 +548,22 @@ def test_lost_jobs_and_a_server_that_may_lose_are_told() -> None:
     assert "lost jobs: none" not in shown
 
 
-def test_without_peers_there_are_no_ratios() -> None:
+def test_peers_table_without_peers_shows_no_ratios() -> None:
     report = {**REPORT, "systems": REPORT["systems"][:1]}
     assert table.ratios(report)["best peer"] == {"pqcore, psycopg2": {}}
     assert " x " not in table.render(report)
 
 
-def test_a_report_can_be_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_peers_command_shows_a_stored_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(REPORT))
     assert main(["--show", str(path)]) == 0
     assert capsys.readouterr().out == table.render(REPORT) + "\n"
 
 
-def test_the_command(pqcore_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_peers_command_measures_and_writes_a_report(
+    pqcore_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "report.json"
     none = ["--only", "no such peer", "--cache", str(tmp_path)]
     assert main(["--quick", "--dsn", pqcore_server, "--workload", "put", "--json", str(path), *none]) == 0
@@ -568,7 +572,9 @@ def test_the_command(pqcore_server: str, tmp_path: Path, capsys: pytest.CaptureF
     assert shown == table.render(json.loads(path.read_text())) + "\n"
 
 
-def test_a_server_that_is_not_there_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_peers_command_reports_an_unreachable_server_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--dsn", "postgresql://127.0.0.1:1/none", "--only", "no such peer", "--cache", str(tmp_path)])
     assert stopped.value.code == 2

@@ -48,11 +48,11 @@ def due(task: Periodic, last: str, now: str) -> list[str]:
         ("skip", []),
     ],
 )
-def test_missed_ticks(missed: Missed, expected: list[str]) -> None:
+def test_periodic_missed_ticks_follow_the_option(missed: Missed, expected: list[str]) -> None:
     assert due(periodic("0 * * * *", missed=missed), "2026-01-01T00:00:00", "2026-01-01T03:40:00") == expected
 
 
-def test_a_tick_that_is_on_time_is_not_missed() -> None:
+def test_periodic_tick_on_time_is_not_missed() -> None:
     for missed in get_args(Missed):
         task = periodic("0 * * * *", missed=missed)
         assert due(task, "2026-01-01T00:00:00", "2026-01-01T00:59:59") == []
@@ -61,20 +61,20 @@ def test_a_tick_that_is_on_time_is_not_missed() -> None:
         assert due(task, "2026-01-01T01:00:00", "2026-01-01T01:00:05") == []
 
 
-def test_of_ticks_on_time_and_missed_those_on_time_are_kept() -> None:
+def test_periodic_task_that_skips_missed_ticks_keeps_those_on_time() -> None:
     task = periodic("*/10 * * * * *", missed="skip")
     assert due(task, "2026-01-01T00:00:00", "2026-01-01T00:05:01") == ["01-01 00:05:00"]
     assert due(periodic("0 0 * * *", missed="skip"), "2025-12-01T00:00:00", "2026-01-01T00:00:20") == ["01-01 00:00:00"]
 
 
-def test_so_many_are_made_up_for_at_most() -> None:
+def test_periodic_task_makes_up_for_a_limited_number_of_ticks() -> None:
     ticks = periodic("* * * * *", missed="all").due(at("2026-01-01T00:00:00"), at("2026-01-03T00:00:00"))
     assert len(ticks) == MOST_MISSED
     assert ticks[-1] == at("2026-01-03T00:00:00")
     assert ticks == sorted(ticks)
 
 
-def test_the_next_tick() -> None:
+def test_periodic_next_after_returns_the_next_tick() -> None:
     assert periodic("@daily").next_after(at("2026-01-01T00:00:00")) == at("2026-01-02T00:00:00")
     assert periodic("*/5 * * * * *").next_after(at("2026-01-01T00:00:07.5")) == at("2026-01-01T00:00:10")
     assert periodic("@hourly").next_after(at("2026-01-01T00:59:59.999")) == at("2026-01-01T01:00:00")
@@ -88,7 +88,7 @@ def local(task: Periodic, start: str, number: int) -> list[str]:
     return [f"{next(ticks).astimezone(BERLIN):%d. %H:%M %z}" for _ in range(number)]
 
 
-def test_an_hour_that_is_left_out() -> None:
+def test_periodic_tick_in_a_skipped_hour_comes_when_the_hour_is_over() -> None:
     nightly = periodic("30 2 * * *", "Europe/Berlin")
     assert local(nightly, "2026-03-27T12:00", 4) == [
         "28. 02:30 +0100",
@@ -98,12 +98,12 @@ def test_an_hour_that_is_left_out() -> None:
     ]
 
 
-def test_an_hour_that_comes_twice() -> None:
+def test_periodic_tick_in_a_repeated_hour_comes_once() -> None:
     nightly = periodic("30 2 * * *", "Europe/Berlin")
     assert local(nightly, "2026-10-24T00:00", 3) == ["24. 02:30 +0200", "25. 02:30 +0200", "26. 02:30 +0100"]
 
 
-def test_what_goes_by_elapsed_time_goes_on_when_clocks_change() -> None:
+def test_periodic_tick_by_elapsed_time_continues_when_clocks_change() -> None:
     often = periodic("*/30 * * * *", "Europe/Berlin", missed="all")
     for day in ("2026-03-29", "2026-10-25"):
         ticks = often.due(at(f"{day}T00:00:00", BERLIN), at(f"{day}T06:00:00", BERLIN))
@@ -112,7 +112,7 @@ def test_what_goes_by_elapsed_time_goes_on_when_clocks_change() -> None:
         assert len(ticks) == (10 if day.startswith("2026-03") else 14)
 
 
-def test_a_day_that_is_shorter_or_longer_has_one_midnight() -> None:
+def test_periodic_daily_tick_comes_once_on_short_and_long_days() -> None:
     daily = periodic("@daily", "Europe/Berlin", missed="all")
     for first, last in (("2026-03-27", "2026-04-02"), ("2026-10-22", "2026-10-29")):
         ticks = daily.due(at(f"{first}T12:00:00", BERLIN), at(f"{last}T12:00:00", BERLIN))
@@ -121,7 +121,7 @@ def test_a_day_that_is_shorter_or_longer_has_one_midnight() -> None:
         assert len({day.date() for day in days}) == len(days) == (at(last) - at(first)).days
 
 
-def test_a_tick_that_comes_twice_is_put_once_though_it_is_asked_for_in_between() -> None:
+def test_periodic_tick_in_a_repeated_hour_is_put_once_when_asked_in_between() -> None:
     nightly = periodic("30 2 * * *", "Europe/Berlin", missed="all")
     first, second = "2026-10-25T00:30:00", "2026-10-25T01:30:00"  # both are 02:30
     assert due(nightly, "2026-10-24T12:00:00", first) == ["10-25 00:30:00"]
@@ -135,7 +135,7 @@ AUTUMN = ("2026-10-23T12:00:00", "2026-10-27T00:00:00")
 
 
 @pytest.mark.parametrize("seconds", ["0", "20", "20,40", "*/30"])
-def test_seconds_first_change_nothing_when_clocks_change(seconds: str) -> None:
+def test_periodic_expression_with_seconds_runs_once_on_nights_of_clock_changes(seconds: str) -> None:
     """One run a day: right behind an hour that is left out, and once in an hour that comes twice."""
     parsed = {"20,40": ["20", "40"], "*/30": ["00", "30"]}.get(seconds, [seconds.zfill(2)])
     for nights, minutes in (
@@ -149,7 +149,7 @@ def test_seconds_first_change_nothing_when_clocks_change(seconds: str) -> None:
     assert due(both, "2026-10-25T00:00:00", "2026-10-25T12:00:00") == ["10-25 00:00:05", "10-25 00:30:05"]
 
 
-def test_seconds_go_on_by_elapsed_time_when_clocks_change() -> None:
+def test_periodic_seconds_continue_by_elapsed_time_when_clocks_change() -> None:
     for cron, number in (("*/20 * * * * *", 540), ("0 */30 * * * *", 6), ("30 0 * * * *", 3)):
         for moment in ("2026-03-29T00:00:00", "2026-10-25T00:00:00"):
             start = at(moment) - timedelta(seconds=1)
@@ -170,7 +170,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("tz", "change"), CHANGES)
 @pytest.mark.parametrize("cron", ["{minute} {hour} * * *", "0,15,30,45 0-23 * * *", "7 {minute} {hour} * * *"])
-def test_the_next_tick_comes_later_in_an_hour_that_comes_twice(tz: str, change: str, cron: str) -> None:
+def test_periodic_next_tick_in_a_repeated_hour_comes_later(tz: str, change: str, cron: str) -> None:
     first = at(change) + timedelta(minutes=10)
     local_first = first.astimezone(ZoneInfo(tz))
     task = periodic(cron.format(minute=local_first.minute, hour=local_first.hour), tz, missed="all")
@@ -187,7 +187,7 @@ def test_the_next_tick_comes_later_in_an_hour_that_comes_twice(tz: str, change: 
         assert len(local_days) == len(set(local_days)) == 4
 
 
-def test_ticks_are_in_utc() -> None:
+def test_periodic_ticks_are_in_utc() -> None:
     """What is added to or taken from a time of another zone is an hour off behind a change of its clock."""
     for cron in ("30 2 * * *", "0 30 2 * * *", "*/5 * * * *"):
         ticks = periodic(cron, "Europe/Berlin", missed="all").due(at("2026-03-28T00:00:00"), at("2026-03-30T00:00:00"))
@@ -198,23 +198,23 @@ def test_ticks_are_in_utc() -> None:
 
 
 @pytest.mark.parametrize("cron", ["", "* * * *", "61 * * * *", "@never", "0 0 31 2 *", "a b c d e"])
-def test_expressions_that_are_none(cron: str) -> None:
+def test_periodic_expression_of_a_bad_value_is_refused(cron: str) -> None:
     with pytest.raises(ConfigurationError, match="cron expression"):
         periodic(cron)
 
 
 @pytest.mark.parametrize("tz", ["Mars/Olympus", "", "../etc/passwd"])
-def test_time_zones_that_are_none(tz: str) -> None:
+def test_periodic_time_zone_of_a_bad_value_is_refused(tz: str) -> None:
     with pytest.raises(ConfigurationError, match="time zone"):
         periodic("* * * * *", tz)
 
 
-def test_what_becomes_of_missed_ticks_is_to_be_known() -> None:
+def test_periodic_missed_option_of_a_bad_value_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="missed"):
         periodic("* * * * *", missed=cast(Missed, "perhaps"))
 
 
-def test_a_name_is_taken_once() -> None:
+def test_periodic_name_is_unique_in_a_queue() -> None:
     queue = PQ("postgresql://nowhere/", backend="psycopg")["q"]
 
     @queue.periodic("@daily")

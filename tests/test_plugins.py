@@ -169,7 +169,7 @@ def test_importing_the_core_imports_no_driver() -> None:
     assert imported == names
 
 
-def test_listing_what_is_installed_imports_no_driver() -> None:
+def test_listing_backends_imports_no_driver() -> None:
     [found, backends, serializers] = run(f"""
         import sys
         from pqcore.plugins import plugins
@@ -203,7 +203,7 @@ def imports(source: str, *, by_call: bool = True) -> Iterator[str]:
             yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
 
 
-def test_no_source_of_the_core_imports_a_driver() -> None:
+def test_core_imports_no_driver() -> None:
     sources = sorted(path for path in CORE.rglob("*.py") if "integrations" not in path.parts)
     assert len(sources) > 25
     found = [
@@ -215,7 +215,7 @@ def test_no_source_of_the_core_imports_a_driver() -> None:
     assert found == []
 
 
-def test_no_source_of_the_core_imports_an_integration() -> None:
+def test_core_imports_no_integration() -> None:
     sources = sorted(path for path in CORE.rglob("*.py") if "integrations" not in path.parts)
     found = [
         f"{path.relative_to(CORE)}: {module}"
@@ -226,7 +226,7 @@ def test_no_source_of_the_core_imports_an_integration() -> None:
     assert found == []
 
 
-def test_the_search_for_imports_finds_them_at_any_level() -> None:
+def test_import_search_finds_imports_at_any_level() -> None:
     source = """
         if TYPE_CHECKING:
             import psycopg.rows
@@ -240,7 +240,7 @@ def test_the_search_for_imports_finds_them_at_any_level() -> None:
 # Drivers that are missing
 
 
-def test_a_missing_driver_troubles_only_who_chooses_it() -> None:
+def test_missing_driver_fails_only_where_it_is_chosen() -> None:
     code = """
         from pqcore import PQ, AsyncPQ
         from pqcore.errors import BackendNotInstalled
@@ -262,7 +262,7 @@ def test_a_missing_driver_troubles_only_who_chooses_it() -> None:
         assert "pip install 'pqcore[asyncpg]'" in message
 
 
-def test_the_first_installed_is_chosen() -> None:
+def test_backend_chosen_by_default_is_the_first_installed() -> None:
     code = """
         from pqcore import PQ, AsyncPQ
         report(PQ("dbname=x").backend, AsyncPQ("dbname=x").backend)
@@ -277,7 +277,7 @@ def test_the_first_installed_is_chosen() -> None:
         assert all("the first installed of" in why for why in found)
 
 
-def test_without_any_driver_it_says_what_to_install() -> None:
+def test_backend_error_without_any_driver_says_what_to_install() -> None:
     code = """
         from pqcore import PQ, AsyncPQ
         from pqcore.errors import BackendNotInstalled
@@ -294,7 +294,7 @@ def test_without_any_driver_it_says_what_to_install() -> None:
     assert "pip install 'pqcore[asyncpg]'" in asynchronous
 
 
-def test_half_of_a_driver_does_not_hide_a_whole_one() -> None:
+def test_incomplete_driver_does_not_hide_a_complete_one() -> None:
     [blocking, asynchronous] = run(
         hide("psycopg_pool")
         + textwrap.dedent("""
@@ -317,7 +317,7 @@ def release(folder: Path, **versions: str) -> None:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def test_a_driver_that_is_too_old_is_named_and_the_next_is_taken(tmp_path: Path) -> None:
+def test_driver_that_is_too_old_is_named_and_passed_over(tmp_path: Path) -> None:
     release(tmp_path, psycopg="3.1.18")
     [chosen, other, errors, logged] = run(
         """
@@ -353,7 +353,7 @@ def test_a_driver_that_is_too_old_is_named_and_the_next_is_taken(tmp_path: Path)
     assert logged == [f"the backend 'psycopg' is passed over, as it cannot be used: {says}"]
 
 
-def test_where_all_drivers_are_too_old_each_is_named(tmp_path: Path) -> None:
+def test_drivers_that_are_all_too_old_are_all_named(tmp_path: Path) -> None:
     old = {
         "psycopg": "3.2",
         "psycopg_pool": "3.1.9",
@@ -400,13 +400,13 @@ def test_where_all_drivers_are_too_old_each_is_named(tmp_path: Path) -> None:
         *(("3.2+local.1", True), ("1!1.0", False), ("unknown", True)),
     ],
 )
-def test_versions_are_compared_as_releases_are(tmp_path: Path, version: str, fits: bool) -> None:
+def test_driver_versions_are_compared_as_releases(tmp_path: Path, version: str, fits: bool) -> None:
     from pqcore import versions
 
     assert versions._older(version, "3.2") is not fits
 
 
-def test_the_lowest_versions_are_those_of_the_extras() -> None:
+def test_backend_lowest_versions_equal_those_of_the_extras() -> None:
     pattern = re.compile(r"([\w-]+)(?:\[.*\])?>=([\d.]+); extra == [\"'](\w+)[\"']")
     required = [match for each in importlib.metadata.requires("pqcore") or () if (match := pattern.fullmatch(each))]
     for each in plugins.backend_specs():
@@ -433,7 +433,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("source", "cause"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_backend_troubles_only_who_chooses_it(tmp_path: Path, source: str, cause: str) -> None:
+def test_broken_backend_fails_only_where_it_is_chosen(tmp_path: Path, source: str, cause: str) -> None:
     distribute(tmp_path, "acme", {"acme": "acme_plugin"})
     (tmp_path / "acme_plugin.py").write_text(source)
     [names, chosen, adopted, broken, errors] = run(
@@ -462,7 +462,7 @@ def test_a_broken_backend_troubles_only_who_chooses_it(tmp_path: Path, source: s
     assert all("acme" in message and "acme_plugin" in message for message, _ in errors)
 
 
-def test_a_broken_serializer_troubles_only_who_chooses_it(tmp_path: Path) -> None:
+def test_broken_serializer_fails_only_where_it_is_chosen(tmp_path: Path) -> None:
     distribute(tmp_path, "acme", {"acme": "acme_plugin", "psycopg2": "acme_plugin"}, "pqcore.serializers")
     (tmp_path / "acme_plugin.py").write_text(BOOM)
     [names, errors, chosen] = run(
@@ -487,7 +487,7 @@ def test_a_broken_serializer_troubles_only_who_chooses_it(tmp_path: Path) -> Non
     assert chosen.startswith("psycopg2 ")  # a backend of that name is another thing
 
 
-def test_a_plugin_for_another_version_of_the_contract_is_refused() -> None:
+def test_plugin_for_another_api_version_is_refused() -> None:
     for api in (PLUGIN_API + 1, 0):
         fresh = Plugins()
         with pytest.raises(PluginError, match=f"acme.*plugin API {api};.* {PLUGIN_API}"):
@@ -496,7 +496,7 @@ def test_a_plugin_for_another_version_of_the_contract_is_refused() -> None:
             fresh.backend_spec("acme", "blocking")
 
 
-def test_a_plugin_for_another_version_is_broken_when_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_found_for_another_api_version_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribute(tmp_path, "acme", {"acme": "test_plugins_acme:plugin"})
     (tmp_path / "test_plugins_acme.py").write_text(
         f"import dataclasses, sys\nplugin = sys.modules[{__name__!r}].Brings(sys.modules[{__name__!r}].spec(api=99))\n"
@@ -519,7 +519,7 @@ def test_a_plugin_for_another_version_is_broken_when_found(tmp_path: Path, monke
         (True, "says that it was made for plugin API True: that is to be a number, 1"),
     ],
 )
-def test_a_plugin_that_says_another_version_is_not_registered(api: Any, says: str) -> None:
+def test_plugin_that_declares_another_api_version_is_not_registered(api: Any, says: str) -> None:
     class Plugin(Brings):
         pqcore_plugin_api = api
 
@@ -541,7 +541,7 @@ def test_a_plugin_that_says_another_version_is_not_registered(api: Any, says: st
         fresh.backend_spec("acme", "blocking")
 
 
-def test_a_plugin_that_says_this_version_or_none_is_registered() -> None:
+def test_plugin_that_declares_this_api_version_or_none_is_registered() -> None:
     class Plugin(Brings):
         pqcore_plugin_api = PLUGIN_API
 
@@ -600,7 +600,7 @@ class Wrappers:
         ("pqcore_register_backends", "tryfirst=True, which has no effect"),
     ],
 )
-def test_a_hook_that_would_never_run_is_refused_when_it_is_registered(name: str, says: str) -> None:
+def test_hook_that_would_never_run_is_refused_at_registration(name: str, says: str) -> None:
     plugin = type("Plugin", (), {name: vars(Wrappers)[name]})()
     fresh = Plugins()
     for register in (fresh.register, fresh.manager.register):
@@ -609,7 +609,7 @@ def test_a_hook_that_would_never_run_is_refused_when_it_is_registered(name: str,
         assert not fresh.manager.is_registered(plugin)
 
 
-def test_a_wrapper_of_unwrap_runs() -> None:
+def test_hook_wrapper_of_unwrap_runs() -> None:
     class Plugin:
         @hookimpl(wrapper=True)
         def pqcore_unwrap(self, target: Any) -> Generator[None, None, str]:
@@ -621,7 +621,7 @@ def test_a_wrapper_of_unwrap_runs() -> None:
     assert fresh.manager.hook.pqcore_unwrap(target="a session") == "inside of a session"
 
 
-def test_plugins_are_called_in_the_order_that_they_ask_for() -> None:
+def test_plugins_are_called_in_their_requested_order() -> None:
     called = []
 
     def plugin(name: str, *, first: bool = False, last: bool = False) -> object:
@@ -642,7 +642,7 @@ def test_plugins_are_called_in_the_order_that_they_ask_for() -> None:
     assert called == ["first", "between", "last"]
 
 
-def test_plugins_of_another_version_are_reported_and_take_no_others_down(tmp_path: Path) -> None:
+def test_plugins_of_another_api_version_are_reported_and_others_work(tmp_path: Path) -> None:
     """Of each group, as they are found."""
     groups = ("backends", "serializers", "plugins", "instruments")
     hook = "from pqcore import hookimpl\npqcore_plugin_api = 2\n@hookimpl\ndef pqcore_{}(event): raise SystemExit\n"
@@ -675,7 +675,7 @@ def test_plugins_of_another_version_are_reported_and_take_no_others_down(tmp_pat
     assert {"good", "psycopg", "json", "frameworks", "logging"} <= {each["name"] for each in listed}
 
 
-def test_every_hook_has_an_example_in_the_documents() -> None:
+def test_hooks_all_have_an_example_in_the_documents() -> None:
     """Which `test_documents` runs."""
     text = (CORE.parent / "docs/plugins.md").read_text()
     for name in vars(plugins.manager.hook):
@@ -687,7 +687,7 @@ def test_every_hook_has_an_example_in_the_documents() -> None:
             assert f"install({name})\n" in section, name
 
 
-def test_two_backends_of_one_name_are_refused() -> None:
+def test_backends_of_one_name_are_refused() -> None:
     fresh = Plugins()
     first = Brings(spec())
     fresh.register(first)
@@ -703,7 +703,7 @@ def test_two_backends_of_one_name_are_refused() -> None:
         fresh.register(Brings(spec("psycopg2")))
 
 
-def test_two_distributions_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_of_one_name_in_two_distributions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribute(tmp_path / "a", "first-acme", {"acme": "first_acme"})
     distribute(tmp_path / "b", "second-acme", {"acme": "second_acme"})
     for folder in ("a", "b"):
@@ -717,7 +717,7 @@ def test_two_distributions_with_one_name_are_refused(tmp_path: Path, monkeypatch
     assert list(fresh.broken) == ["acme"]
 
 
-def test_a_rival_of_the_preferred_backend_is_an_error_where_none_is_named(tmp_path: Path) -> None:
+def test_backend_that_rivals_the_preferred_one_raises_where_none_is_named(tmp_path: Path) -> None:
     distribute(tmp_path, "acme-psycopg", {"psycopg": "acme_plugin"})
     (tmp_path / "acme_plugin.py").write_text("")
     [errors, named, adopted, listed] = run(
@@ -767,7 +767,7 @@ def test_a_rival_of_the_preferred_backend_is_an_error_where_none_is_named(tmp_pa
     assert "acme_plugin of acme-psycopg 1.0" in rows["psycopg", None]["why_not"]
 
 
-def test_a_plugin_cannot_bring_what_is_anothers_under_a_name_of_its_own(tmp_path: Path) -> None:
+def test_plugin_cannot_register_anothers_backend_under_its_own_name(tmp_path: Path) -> None:
     distribute(tmp_path, "acme-backend", {"acme": "acme_plugin"})
     fields = (
         "mode='blocking', load='a:B', requires=(), install='x', paramstyle='format', capabilities=frozenset(Capability)"
@@ -794,7 +794,7 @@ def test_a_plugin_cannot_bring_what_is_anothers_under_a_name_of_its_own(tmp_path
     assert chosen.startswith("psycopg ")
 
 
-def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_path: Path) -> None:
+def test_plugin_that_exits_breaks_only_itself_and_is_named(tmp_path: Path) -> None:
     for group in ("backends", "serializers", "dialects", "plugins", "instruments"):
         distribute(tmp_path, f"acme_{group}", {f"acme-{group}": f"acme_{group}"}, f"pqcore.{group}")
         (tmp_path / f"acme_{group}.py").write_text("import sys\nsys.exit('goodbye')\n")
@@ -851,7 +851,7 @@ def test_a_plugin_that_ends_the_process_breaks_only_itself_and_is_blamed(tmp_pat
         ({"lowest": {"acme": "latest"}}, "lowest is"),
     ],
 )
-def test_what_a_backend_declares_is_checked_when_it_is_registered(changes: dict[str, Any], says: str) -> None:
+def test_backend_spec_is_checked_at_registration(changes: dict[str, Any], says: str) -> None:
     fresh = Plugins()
     wrong = spec(changes.pop("name", "acme"), **changes)
     with pytest.raises(PluginError, match=re.escape(says)):
@@ -861,7 +861,7 @@ def test_what_a_backend_declares_is_checked_when_it_is_registered(changes: dict[
         fresh.register(Brings("acme"))  # type: ignore[arg-type]
 
 
-def test_two_serializers_of_one_name_are_refused() -> None:
+def test_serializers_of_one_name_are_refused() -> None:
     class First:
         name = "acme"
         binary = False
@@ -882,7 +882,7 @@ def test_two_serializers_of_one_name_are_refused() -> None:
         fresh.serializer("nonsense")
 
 
-def test_a_missing_capability_needs_a_reason() -> None:
+def test_backend_spec_needs_a_reason_for_each_missing_capability() -> None:
     fresh = Plugins()
     fresh.register(Brings(spec()))
     for lacking in Capability:
@@ -892,7 +892,7 @@ def test_a_missing_capability_needs_a_reason() -> None:
     Plugins().register(Brings(spec(capabilities=frozenset(Capability), missing={})))
 
 
-def test_a_misspelt_hook_is_refused() -> None:
+def test_hook_that_is_misspelt_is_refused() -> None:
     class Misspelt:
         @hookimpl
         def pqcore_register_backend(self, register: Any) -> None:
@@ -912,7 +912,7 @@ def test_a_misspelt_hook_is_refused() -> None:
         fresh.register(Brings(spec()))  # and nothing of it is left that refuses the next
 
 
-def test_a_plugin_is_registered_once() -> None:
+def test_plugin_cannot_be_registered_twice() -> None:
     fresh = Plugins()
     plugin = Brings(spec())
     fresh.register(plugin)
@@ -920,7 +920,7 @@ def test_a_plugin_is_registered_once() -> None:
         fresh.register(plugin)
 
 
-def test_a_class_that_does_not_load_is_told() -> None:
+def test_backend_class_that_cannot_be_loaded_raises_an_error() -> None:
     fresh = Plugins()
     missing = spec(load="nowhere_to_be_found:Backend")
     with pytest.raises(BackendNotInstalled, match=r"acme.*nowhere_to_be_found.*pip install acme") as caught:
@@ -955,7 +955,7 @@ def test_a_class_that_does_not_load_is_told() -> None:
         (DSN.replace(":", "+asyncpg:", 1), {"backend": "psycopg2"}, None, "psycopg2", "named by the caller"),
     ],
 )
-def test_the_order_of_choice(
+def test_backend_choice_follows_its_order(
     monkeypatch: pytest.MonkeyPatch, dsn: str, options: dict[str, Any], variable: str | None, chosen: str, why: str
 ) -> None:
     if variable is not None:
@@ -965,7 +965,7 @@ def test_the_order_of_choice(
     assert why in found
 
 
-def test_the_order_of_choice_for_the_other_face(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_choice_of_the_async_face_follows_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AsyncPQ(DSN).backend == "psycopg (the first installed of psycopg, asyncpg)"
     assert AsyncPQ(DSN.replace(":", "+asyncpg:", 1)).backend.startswith("asyncpg (named by the scheme")
     assert AsyncPQ(DSN.replace(":", "+psycopg_async:", 1)).backend.startswith("psycopg (named by the scheme")
@@ -997,7 +997,7 @@ def test_the_order_of_choice_for_the_other_face(monkeypatch: pytest.MonkeyPatch)
         (DSN.replace(":", "+psycopg_async:", 1), {}, None, r"for PQ, write postgresql://, or postgresql\+psycopg://"),
     ],
 )
-def test_a_choice_that_cannot_be_met(
+def test_backend_choice_that_cannot_be_met_raises_unknown_backend(
     monkeypatch: pytest.MonkeyPatch, dsn: str, options: dict[str, Any], variable: str | None, message: str
 ) -> None:
     if variable is not None:
@@ -1007,7 +1007,7 @@ def test_a_choice_that_cannot_be_met(
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
-def test_a_scheme_that_names_the_backend_reaches_the_server(dsn: str, backend: str) -> None:
+def test_dsn_scheme_that_names_the_backend_reaches_the_server(dsn: str, backend: str) -> None:
     with PQ(dsn.replace("postgresql:", f"postgresql+{backend}:", 1)) as pq:
         pq.create()
         pq["q"].put(1)
@@ -1016,7 +1016,7 @@ def test_a_scheme_that_names_the_backend_reaches_the_server(dsn: str, backend: s
     assert job.data == 1
 
 
-def test_a_late_plugin_counts(register: Callable[[object], None]) -> None:
+def test_plugin_registered_late_is_used(register: Callable[[object], None]) -> None:
     with pytest.raises(UnknownBackend):
         PQ(DSN, backend="acme")
     register(
@@ -1029,7 +1029,7 @@ def test_a_late_plugin_counts(register: Callable[[object], None]) -> None:
     assert plugins.backend_for(Brings(), "blocking") == (plugins.backend_spec("acme", "blocking"), False)
 
 
-def test_a_plugin_is_told_whether_to_prepare(register: Callable[[object], None]) -> None:
+def test_backend_receives_whether_to_prepare(register: Callable[[object], None]) -> None:
     register(Brings(spec(load=f"{__name__}:NothingBackend")))
     for prepared in (True, False):
         made: Any = plugins.make(plugins.backend_spec("acme", "blocking"), prepared=prepared)
@@ -1065,7 +1065,7 @@ def shape(function: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
-def test_the_faces_have_the_same_names(blocking: type, asynchronous: type) -> None:
+def test_faces_have_the_same_names(blocking: type, asynchronous: type) -> None:
     more = {"update"} if blocking is Job else set()  # in place of assigning to data
     assert public(asynchronous) - public(blocking) == more
     assert public(blocking) - public(asynchronous) == set()
@@ -1076,7 +1076,7 @@ def test_the_faces_have_the_same_names(blocking: type, asynchronous: type) -> No
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
-def test_the_faces_take_the_same_arguments(blocking: type, asynchronous: type) -> None:
+def test_faces_take_the_same_arguments(blocking: type, asynchronous: type) -> None:
     names = [name for name in public(blocking) if callable(getattr(blocking, name)) and name != "queue_class"]
     names += ["__init__"]
     for name in names:
@@ -1084,7 +1084,7 @@ def test_the_faces_take_the_same_arguments(blocking: type, asynchronous: type) -
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
-def test_what_waits_is_awaited(blocking: type, asynchronous: type) -> None:
+def test_async_face_awaits_what_waits_and_nothing_else(blocking: type, asynchronous: type) -> None:
     for name, function in vars(asynchronous).items():
         if name.startswith("_") or not inspect.isfunction(function):
             continue
@@ -1092,7 +1092,7 @@ def test_what_waits_is_awaited(blocking: type, asynchronous: type) -> None:
         assert not inspect.iscoroutinefunction(getattr(blocking, name, None)), name
 
 
-def test_the_faces_have_the_same_properties() -> None:
+def test_faces_have_the_same_properties() -> None:
     for blocking, asynchronous in PAIRS:
         for name in public(blocking):
             mine, theirs = (inspect.getattr_static(cls, name) for cls in (blocking, asynchronous))

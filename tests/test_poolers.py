@@ -50,7 +50,9 @@ def turn(one: Any, number: int) -> None:
         assert one.get() is not None
 
 
-def test_nothing_need_be_said_of_it(harness: Harness, through: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_pooler_is_recognised_without_a_setting(
+    harness: Harness, through: str, caplog: pytest.LogCaptureFixture
+) -> None:
     harness.pq()
     # So that each has sessions of the others to meet.
     several = [harness.pq(through, create=False, prepared=None)[name] for name in "abc"]
@@ -64,7 +66,7 @@ def test_nothing_need_be_said_of_it(harness: Harness, through: str, caplog: pyte
     assert harness.waiting() == []
 
 
-def test_threads_that_find_it_together_prepare_nothing(harness: Harness, through: str) -> None:
+def test_pooler_found_by_several_threads_lets_none_prepare(harness: Harness, through: str) -> None:
     harness.pq()
     one = harness.pq(through, create=False, prepared=None)["a"]
 
@@ -76,7 +78,9 @@ def test_threads_that_find_it_together_prepare_nothing(harness: Harness, through
     assert one.engine._opener(harness.spec).alternates
 
 
-def test_what_is_said_is_believed(harness: Harness, through: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_prepared_argument_skips_the_pooler_check(
+    harness: Harness, through: str, caplog: pytest.LogCaptureFixture
+) -> None:
     harness.pq()
     for prepared in (True, False):
         one = harness.pq(through, create=False, prepared=prepared)["a"]
@@ -85,7 +89,7 @@ def test_what_is_said_is_believed(harness: Harness, through: str, caplog: pytest
     assert said(caplog) == 0
 
 
-def test_the_server_itself_is_none(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+def test_pooler_check_finds_none_at_the_server_itself(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     one = harness.queue("a", prepared=None)
     for number in range(TURNS):
@@ -98,7 +102,7 @@ def test_the_server_itself_is_none(harness: Harness, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
-def test_a_pool_of_the_callers_is_looked_at(dsn: str, through: str, driver: str) -> None:
+def test_pooler_behind_the_callers_pool_is_recognised(dsn: str, through: str, driver: str) -> None:
     with PQ(dsn) as pq:
         pq.create()
     if driver == "psycopg2":
@@ -112,7 +116,7 @@ def test_a_pool_of_the_callers_is_looked_at(dsn: str, through: str, driver: str)
 
 
 @pytest.mark.parametrize("driver", [psycopg2, psycopg])
-def test_a_connection_of_the_callers_is_looked_at(dsn: str, through: str, driver: Any) -> None:
+def test_pooler_behind_the_callers_connection_is_recognised(dsn: str, through: str, driver: Any) -> None:
     with PQ(dsn) as pq:
         pq.create()
     with PQ(driver.connect(through)) as pq, PQ(driver.connect(through)) as other:
@@ -122,7 +126,7 @@ def test_a_connection_of_the_callers_is_looked_at(dsn: str, through: str, driver
         assert pq["a"].get(timeout=0.3) is None
 
 
-def test_a_table_is_made_by_many_at_once(harness: Harness, through: str) -> None:
+def test_pooler_lets_several_clients_create_one_table(harness: Harness, through: str) -> None:
     several = [harness.pq(through, create=False, prepared=None) for _ in range(4)]
     harness.at_once(*[one.create for one in several])
     several[0]["a"].put(1)
@@ -133,7 +137,7 @@ def test_a_table_is_made_by_many_at_once(harness: Harness, through: str) -> None
     assert several[1]["a"].get().data == 1
 
 
-def test_a_worker_that_frees_a_place_looks_for_the_next_job_of_the_limit(
+def test_worker_behind_a_pooler_finds_the_next_job_of_a_released_slot(
     harness: Harness, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.pq()

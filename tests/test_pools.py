@@ -52,7 +52,7 @@ async def woken_async(pq: AsyncPQ) -> None:
 
 
 @pytest.mark.parametrize("which", ["conninfo", "kwargs"])
-def test_a_pool_of_psycopg_with_functions_is_listened_beside(dsn: str, which: str) -> None:
+def test_psycopg_pool_with_functions_gets_a_separate_listening_connection(dsn: str, which: str) -> None:
     options: dict[str, Any] = {"conninfo": dsn, "kwargs": {"application_name": "rotating"}}
     options[which] = lambda value=options[which]: value
     with psycopg_pool.ConnectionPool(min_size=1, max_size=2, open=True, **options) as pool:
@@ -61,7 +61,9 @@ def test_a_pool_of_psycopg_with_functions_is_listened_beside(dsn: str, which: st
 
 @pytest.mark.parametrize("which", ["conninfo", "kwargs"])
 @pytest.mark.parametrize("awaited", [False, True], ids=["function", "coroutine function"])
-def test_an_asynchronous_pool_of_psycopg_with_functions_is_listened_beside(dsn: str, which: str, awaited: bool) -> None:
+def test_async_psycopg_pool_with_functions_gets_a_separate_listening_connection(
+    dsn: str, which: str, awaited: bool
+) -> None:
     options: dict[str, Any] = {"conninfo": dsn, "kwargs": {"application_name": "rotating"}}
     value = options[which]
     options[which] = (lambda: given(value)) if awaited else (lambda: value)
@@ -73,7 +75,7 @@ def test_an_asynchronous_pool_of_psycopg_with_functions_is_listened_beside(dsn: 
     asyncio.run(main())
 
 
-def test_a_pool_of_asyncpg_with_a_function_that_connects_is_listened_beside(dsn: str) -> None:
+def test_asyncpg_pool_with_a_connect_function_gets_a_listening_connection(dsn: str) -> None:
     async def connect(*args: Any, **kwargs: Any) -> Any:
         assert args == ("project:region:instance",)
         return await asyncpg.connect(**arguments(dsn), **kwargs)
@@ -85,7 +87,7 @@ def test_a_pool_of_asyncpg_with_a_function_that_connects_is_listened_beside(dsn:
     asyncio.run(main())
 
 
-def test_a_pool_of_asyncpg_with_a_password_that_is_a_function_is_listened_beside(dsn: str) -> None:
+def test_asyncpg_pool_with_a_password_function_gets_a_listening_connection(dsn: str) -> None:
     async def main() -> None:
         options = {**arguments(dsn), "password": lambda: given("fresh")}
         async with asyncpg.create_pool(min_size=1, max_size=2, **options) as pool:
@@ -94,7 +96,7 @@ def test_a_pool_of_asyncpg_with_a_password_that_is_a_function_is_listened_beside
     asyncio.run(main())
 
 
-def test_where_no_connection_like_a_pools_can_be_opened_waiters_poll_and_say_so_once(
+def test_pool_without_a_listening_connection_makes_waiters_poll_with_one_warning(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def conninfo() -> str:
@@ -137,7 +139,9 @@ class _Own(psycopg2.pool.AbstractConnectionPool):
             connection.close()
 
 
-def test_beside_a_pool_of_another_make_waiters_poll_and_say_so_once(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_pool_of_an_unknown_class_makes_waiters_poll_with_one_warning(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with PQ(pool=_Own(dsn)) as pq:
         queue = pq["q"]
         with caplog.at_level(logging.WARNING):

@@ -40,12 +40,12 @@ def prepared_put(queue: Queue, dsn: str, notify: str | None) -> None:
         connection.tpc_commit()
 
 
-def test_a_put_can_be_prepared_while_nobody_waits(queue: Queue, dsn: str) -> None:
+def test_put_without_waiters_can_be_prepared_for_two_phase_commit(queue: Queue, dsn: str) -> None:
     prepared_put(queue, dsn, None)
     assert queue.count() == 1
 
 
-def test_a_put_that_notifies_a_waiter_cannot_be_prepared_unless_notify_is_off(queue: Queue, dsn: str) -> None:
+def test_put_that_notifies_cannot_be_prepared_for_two_phase_commit(queue: Queue, dsn: str) -> None:
     with ThreadPoolExecutor() as pool, psycopg.connect(dsn, autocommit=True) as eyes:
         waiter = pool.submit(queue.get, timeout=30)
         while eyes.execute(WAITERS).fetchone() == (0,):

@@ -54,7 +54,7 @@ def told() -> Iterator[Told]:
     plugins.manager.unregister(plugin)
 
 
-def test_a_job_that_its_function_finishes_in_a_process_is_not_lost_while_the_function_goes_on(
+def test_job_finished_by_its_function_in_a_process_keeps_its_success(
     dsn: str, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DSN, dsn)

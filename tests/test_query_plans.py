@@ -194,7 +194,7 @@ class Server:
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
-def test_how_data_are_encoded_is_read_slice_by_slice(server: Server, mode: str) -> None:
+def test_encodings_statement_reads_slice_by_slice(server: Server, mode: str) -> None:
     server.fill(FINISHED, READY, FUTURE)
     server.run("VACUUM ANALYZE queue")
     middle = (("after", ROWS), ("last", ROWS + SLICE), ("names", ["jobs"]), ("linked", False))
@@ -237,7 +237,7 @@ def server(dsn: str) -> Iterator[Server]:
         pytest.param((FINISHED, PARKED, KEYED), id="parked and keyed"),
     ],
 )
-def test_depth_costs_nothing(server: Server, kinds: tuple[Kind, ...]) -> None:
+def test_query_plans_do_not_depend_on_the_depth_of_the_queue(server: Server, kinds: tuple[Kind, ...]) -> None:
     server.fill(*kinds)
     offences = []
     for known in ("VACUUM", "VACUUM ANALYZE"):
@@ -252,7 +252,7 @@ def test_depth_costs_nothing(server: Server, kinds: tuple[Kind, ...]) -> None:
 
 
 @pytest.mark.parametrize("start", ["new", "emptied", "a hundred jobs", "a thousand queues of ten"])
-def test_a_prepared_statement_does_not_suffer_from_the_table_it_was_planned_for(server: Server, start: str) -> None:
+def test_prepared_statement_keeps_a_good_plan_when_the_table_changes(server: Server, start: str) -> None:
     if start == "a thousand queues of ten":
         server.fill(READY, rows=10_000, queues=1_000)
     elif start != "new":

@@ -95,7 +95,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_connections_that_idle_and_that_listen_are_replaced(pair: Pair, backend: str, face: Any) -> None:
+def test_read_only_server_connections_are_replaced_when_idle_or_listening(pair: Pair, backend: str, face: Any) -> None:
     async def main() -> None:
         pq = face(pair.dsn, backend=backend)
         queue = pq["q"]
@@ -119,7 +119,7 @@ def test_connections_that_idle_and_that_listen_are_replaced(pair: Pair, backend:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_a_block_finds_the_other_server_too(pair: Pair, backend: str, face: Any) -> None:
+def test_read_only_server_is_left_by_a_block_too(pair: Pair, backend: str, face: Any) -> None:
     async def put_in_block(queue: Any) -> None:
         if face is AsyncPQ:
             async with queue:
@@ -144,7 +144,9 @@ def test_a_block_finds_the_other_server_too(pair: Pair, backend: str, face: Any)
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_who_only_reads_is_moved_as_well(pair: Pair, backend: str, face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_server_is_left_by_a_client_that_only_reads(
+    pair: Pair, backend: str, face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool, "REPLAN", 0.1)
     monkeypatch.setattr(waiting, "PROBE", 0.1)
 
@@ -167,7 +169,7 @@ def test_who_only_reads_is_moved_as_well(pair: Pair, backend: str, face: Any, mo
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_a_worker_goes_on_at_the_other_server(pair: Pair, backend: str, face: Any) -> None:
+def test_read_only_server_is_left_by_a_worker(pair: Pair, backend: str, face: Any) -> None:
     async def main() -> None:
         ran: list[int] = []
         pq: Any = TASKS[face](pair.dsn, backend=backend)
@@ -210,7 +212,7 @@ POOLS: dict[str, tuple[Any, Callable[[str], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", POOLS)
-def test_a_pool_of_the_callers_is_given_the_chance_to_replace_them(pair: Pair, kind: str) -> None:
+def test_read_only_server_is_left_by_the_callers_pool(pair: Pair, kind: str) -> None:
     face, make = POOLS[kind]
 
     async def main() -> None:

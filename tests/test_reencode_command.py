@@ -64,7 +64,7 @@ def pq(dsn: str) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
-def test_keys_are_changed_by_command(pq: PQ, dsn: str, backend: str) -> None:
+def test_reencode_command_changes_keys(pq: PQ, dsn: str, backend: str) -> None:
     pq.queue("cards", serializer=Fernet(Zstd(), keys=[OLD])).put_many(range(5))
     pq.queue("cards", serializer=Fernet(Zstd(), keys=[OLD])).put("later", "1h")
     name = "cards/json+zstd+fernet"
@@ -82,7 +82,7 @@ def test_keys_are_changed_by_command(pq: PQ, dsn: str, backend: str) -> None:
     assert [job.data for job in pq.queue("cards", serializer=Fernet(Zstd(), keys=[NEW])).get_many(5)] == [*range(5)]
 
 
-def test_serializer_is_changed_by_command(pq: PQ, dsn: str) -> None:
+def test_reencode_command_changes_the_serializer(pq: PQ, dsn: str) -> None:
     pq["orders"].put_many([{"a": 1}, {"b": [None]}])
     pq["orders/msgpack"].put(b"bytes")
     done = call(dsn, "reencode", "--queue", "orders/msgpack", "--accept", "json")
@@ -97,7 +97,7 @@ def test_serializer_is_changed_by_command(pq: PQ, dsn: str) -> None:
     assert [job.data for job in pq["orders/msgpack"].get_many(3)] == [{"a": 1}, {"b": [None]}, b"bytes"]
 
 
-def test_queue_that_was_not_named_is_told_of(pq: PQ, dsn: str) -> None:
+def test_reencode_command_mentions_queues_not_named(pq: PQ, dsn: str) -> None:
     for name in ("cards", "tokens"):
         pq.queue(name, serializer=Fernet(keys=[OLD])).put(name)
     pq["plain"].put(1)
@@ -109,14 +109,14 @@ def test_queue_that_was_not_named_is_told_of(pq: PQ, dsn: str) -> None:
     assert call(dsn, "reencode", *named, keys=f"{NEW},{OLD}").exit_code == 0
 
 
-def test_plain_queue_is_not_decrypted_by_a_forgotten_name(pq: PQ, dsn: str) -> None:
+def test_reencode_command_does_not_decrypt_a_queue_by_omission(pq: PQ, dsn: str) -> None:
     pq.queue("cards", serializer=Fernet(keys=[OLD])).put("secret")
     done = call(dsn, "reencode", "--queue", "cards", keys=OLD)
     assert done.exit_code == 1
     assert counts(dsn) == {("ready", "json+fernet", OLD_ID): 1}
 
 
-def test_command_says_what_is_missing(pq: PQ, dsn: str) -> None:
+def test_reencode_command_names_missing_arguments(pq: PQ, dsn: str) -> None:
     done = call(dsn, "reencode")
     assert done.exit_code == 2
     assert "--queue" in done.output
@@ -124,7 +124,7 @@ def test_command_says_what_is_missing(pq: PQ, dsn: str) -> None:
     assert call(dsn, "reencode", "--queue", "q/nonsense").exit_code == 2
 
 
-def test_module_that_registers_serializers_is_imported(
+def test_reencode_command_imports_modules_that_register_serializers(
     pq: PQ, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "registers_own.py").write_text(MODULE)
@@ -144,7 +144,7 @@ def test_module_that_registers_serializers_is_imported(
     assert counts(dsn) == {("ready", "json", ""): 3}
 
 
-def test_doctor_warns_of_keys_that_nobody_holds(pq: PQ, dsn: str) -> None:
+def test_doctor_warns_of_rows_whose_key_is_missing(pq: PQ, dsn: str) -> None:
     pq.queue("q", serializer=Fernet(keys=[OLD])).put_many([1, 2])
     assert [one["level"] for one in of_doctor(dsn, keys=OLD)] == ["ok"]
     [found] = of_doctor(dsn, keys=NEW)
@@ -196,7 +196,7 @@ class Layer(Wrapper):
         lambda *keys: SignedPickle(keys=keys),
     ],
 )
-def test_key_is_changed_in_whatever_layer_it_is(pq: PQ, make: Any) -> None:
+def test_reencode_command_changes_the_key_of_any_layer(pq: PQ, make: Any) -> None:
     value = {"a": [None, 1.5, "é"]}
     pq.queue("q", serializer=make(OLD)).put(value)
     new = pq.queue("q", serializer=make(NEW, OLD))
@@ -212,7 +212,7 @@ def test_key_is_changed_in_whatever_layer_it_is(pq: PQ, make: Any) -> None:
     assert old.rekey(make(OLD).dumps(value)) != make(NEW).dumps(value)
 
 
-def test_slices_meet_without_a_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reencode_slices_have_no_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more rows than a slice has, all are written, whatever their ids."""
     monkeypatch.setattr(reencode, "SLICE", 7)
     monkeypatch.setattr("pqcore.sql.encoding_statements.SLICE", 7)

@@ -45,7 +45,7 @@ def test_data_nested_deeper_than_readers_read_are_refused(serializer: Any, most:
         serializer.dumps(held)
 
 
-def test_keys_that_are_one_when_written_are_refused() -> None:
+def test_data_with_keys_that_become_equal_in_json_are_refused() -> None:
     found = {7: 1, "7": 2}
     by_id = {uuid.UUID(int=7): 1, str(uuid.UUID(int=7)): 2}
     writers: list[tuple[Any, Any]] = [
@@ -67,7 +67,7 @@ def test_keys_that_are_one_when_written_are_refused() -> None:
         assert serializer.loads(serializer.dumps(found)) == found
 
 
-def test_tuple_as_key_is_refused_where_it_cannot_be_read() -> None:
+def test_data_with_a_tuple_as_key_are_refused_where_unreadable() -> None:
     with pytest.raises(TypeError):
         Msgpack().dumps({"a": {(1, 2): 3}})
     assert MsgspecMsgpack().loads(MsgspecMsgpack().dumps({(1, 2): 3})) == {(1, 2): 3}
@@ -104,7 +104,7 @@ def pqcore_register_serializers(register):
 """
 
 
-def test_serializer_that_cannot_be_constructed_is_a_row_with_the_reason(tmp_path: Path) -> None:
+def test_serializer_that_cannot_be_constructed_is_listed_with_the_reason(tmp_path: Path) -> None:
     info = tmp_path / "acme-2.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 2.5\n")
@@ -127,7 +127,7 @@ def test_serializer_that_cannot_be_constructed_is_a_row_with_the_reason(tmp_path
         assert found["json"]["error"] is None
 
 
-def test_what_is_no_serializer_is_not_registered() -> None:
+def test_serializer_of_a_bad_type_is_not_registered() -> None:
     class Plugin:
         def __init__(self, serializer: Any) -> None:
             self.serializer = serializer

@@ -83,7 +83,7 @@ def fail(job_id: int) -> None:
     raise ZeroDivisionError
 
 
-def test_data_are_re_encoded_by_an_admin(users: Users) -> None:
+def test_admin_role_reencodes_data(users: Users) -> None:
     users.pq("producer")["q"].put_many([1, 2])
     consumer, admin = users.pq("consumer"), users.pq("admin")
     queue = consumer.queue("q", retention="archive")
@@ -97,7 +97,7 @@ def test_data_are_re_encoded_by_an_admin(users: Users) -> None:
     assert {one.place for one in done.before} >= {"dead", "archive", "chains"}
 
 
-def test_a_producer_puts_and_sees_nothing(users: Users) -> None:
+def test_producer_role_puts_jobs_and_reads_none(users: Users) -> None:
     queue = users.pq("producer")["q"]
     first = queue.put({"secret": 1}, "1h", "2h", group="g", limits={"a": 2}, headers={"x": 1})
     assert queue.put_many([1, 2], "1h") == [first + 1, first + 2]
@@ -129,7 +129,7 @@ def test_a_producer_puts_and_sees_nothing(users: Users) -> None:
     assert len(users.pq("consumer")["q"].jobs()) == 6
 
 
-def test_a_consumer_takes_works_and_retries(users: Users) -> None:
+def test_consumer_role_takes_completes_and_retries_jobs(users: Users) -> None:
     queue = users.pq("consumer")["q"]
     queue.put("got")
     assert queue.get(block=False).data == "got"  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_a_consumer_takes_works_and_retries(users: Users) -> None:
                 connection.execute(sql.SQL(statement).format(sql.Identifier(users.table)))
 
 
-def test_roles_of_an_older_version_take_and_bury_after_the_migration(users: Users) -> None:
+def test_roles_of_an_older_version_work_after_the_migration(users: Users) -> None:
     names = TableName(users.table)
     with psycopg.connect(users.dsn) as owner:  # as version 6 had granted it
         for suffix in ("_archive", "_dead"):
@@ -178,7 +178,7 @@ def test_roles_of_an_older_version_take_and_bury_after_the_migration(users: User
     assert queue.get(block=False) is not None
 
 
-def test_an_admin_revives_and_purges(users: Users) -> None:
+def test_admin_role_retries_and_purges(users: Users) -> None:
     consumer: Any = users.pq("consumer")["q"]
     consumer.task()(fail)()
     drain(consumer)
@@ -191,14 +191,14 @@ def test_an_admin_revives_and_purges(users: Users) -> None:
     queue.clear()
 
 
-def test_who_was_granted_nothing_may_nothing(users: Users) -> None:
+def test_role_without_grants_is_denied_everything(users: Users) -> None:
     queue = users.pq("nobody")["q"]
     for forbidden in (lambda: queue.put(1), lambda: queue.get(block=False), queue.stats):
         with pytest.raises(AccessDenied, match="GRANT"):
             forbidden()
 
 
-def test_roles_can_be_made_again_and_written_out(users: Users) -> None:
+def test_roles_can_be_created_again_and_written_as_sql(users: Users) -> None:
     again = json.loads(call("create", "--roles", "--table", users.table, "--json", dsn=users.dsn).stdout)
     assert (again["roles"], again["changed"]) == (users.roles, False)
     script = call("create", "--roles", "--sql", "--table", users.table, dsn=users.dsn).stdout
@@ -207,7 +207,7 @@ def test_roles_can_be_made_again_and_written_out(users: Users) -> None:
         connection.execute(script)
 
 
-def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
+def test_producer_role_cannot_learn_what_others_put(users: Users) -> None:
     queue = users.pq("consumer")["q"]
     held = queue.put({"secret": "SESAME"}, dedup="key", headers={"x": "SESAME"})
     with psycopg.connect(users.dsn, autocommit=True) as owner:
@@ -253,7 +253,7 @@ def test_what_others_put_leaks_to_a_producer_in_no_way(users: Users) -> None:
     assert queue.inspect(held).headers == {"x": "SESAME"}
 
 
-def test_a_producer_does_not_end_the_batch_of_another(users: Users) -> None:
+def test_producer_role_cannot_end_the_batch_of_another(users: Users) -> None:
     queue = users.pq("consumer")["q"]
     told: list[dict[str, int]] = []
 
@@ -295,7 +295,7 @@ def test_a_producer_does_not_end_the_batch_of_another(users: Users) -> None:
     assert told == [{"batch": batch.id, "total": 2, "failed": 0}]
 
 
-def test_a_producer_lets_no_job_of_another_past_its_limit(users: Users) -> None:
+def test_producer_role_cannot_exceed_the_limit_of_another(users: Users) -> None:
     queue = users.pq("consumer")["q"]
     queue.put_many(range(8), limits={"api": 2})
     running = queue.lease_many(8, 60)
@@ -319,7 +319,7 @@ def test_a_producer_lets_no_job_of_another_past_its_limit(users: Users) -> None:
 
 
 @pytest.mark.parametrize("kind", ["consumer", "admin"])
-def test_nobody_becomes_the_owner(users: Users, kind: str) -> None:
+def test_roles_cannot_become_the_owner(users: Users, kind: str) -> None:
     names = TableName(users.table)
     statements = [
         f"ALTER TABLE {names} DISABLE TRIGGER ALL",
@@ -345,7 +345,7 @@ def test_nobody_becomes_the_owner(users: Users, kind: str) -> None:
         assert definers == 0  # none runs with its owner's rights
 
 
-def test_tables_of_one_name_do_not_share_roles_unasked(users: Users) -> None:
+def test_roles_are_not_shared_by_tables_of_one_name(users: Users) -> None:
     def create(*options: str, dsn: str = users.dsn) -> Result:
         return CliRunner().invoke(app, ["create", "--table", users.table, *options], env={"PQCORE_DSN": dsn})
 
@@ -370,7 +370,7 @@ def test_tables_of_one_name_do_not_share_roles_unasked(users: Users) -> None:
             connection.execute(f"DROP OWNED BY {prefix}_{kind}; DROP ROLE {prefix}_{kind}")
 
 
-def test_who_may_not_make_roles_is_told(users: Users) -> None:
+def test_roles_command_reports_a_user_who_may_not_create_roles(users: Users) -> None:
     done = CliRunner().invoke(app, ["create", "--roles", "--table", users.table], env={"PQCORE_DSN": users.of("admin")})
     assert done.exit_code != 0
     assert "does not own table" in done.stderr

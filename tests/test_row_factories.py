@@ -42,7 +42,7 @@ def use(pq: PQ) -> None:
     "factory", [psycopg2.extras.NamedTupleCursor, psycopg2.extras.RealDictCursor, psycopg2.extras.DictCursor]
 )
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_psycopg2_cursors(dsn: str, factory: Any, autocommit: bool) -> None:
+def test_psycopg2_cursor_factories_change_no_result(dsn: str, factory: Any, autocommit: bool) -> None:
     connection = psycopg2.connect(dsn, cursor_factory=factory)
     connection.autocommit = autocommit
     use(PQ(connection))
@@ -53,26 +53,26 @@ def test_psycopg2_cursors(dsn: str, factory: Any, autocommit: bool) -> None:
 
 
 @pytest.mark.parametrize("factory", [psycopg2.extras.NamedTupleCursor, psycopg2.extras.RealDictCursor])
-def test_psycopg2_pools(dsn: str, factory: Any) -> None:
+def test_psycopg2_pools_with_cursor_factories_change_no_result(dsn: str, factory: Any) -> None:
     with PQ(pool=psycopg2.pool.ThreadedConnectionPool(1, 2, dsn, cursor_factory=factory)) as pq:
         use(pq)
 
 
 @pytest.mark.parametrize("factory", [dict_row, namedtuple_row, class_row(dict)])
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_psycopg_row_factories(dsn: str, factory: Any, autocommit: bool) -> None:
+def test_psycopg_row_factories_change_no_result(dsn: str, factory: Any, autocommit: bool) -> None:
     with psycopg.connect(dsn, row_factory=factory, autocommit=autocommit) as connection:
         use(PQ(connection))
         assert connection.autocommit is autocommit
 
 
-def test_psycopg_pools(dsn: str) -> None:
+def test_psycopg_pools_with_row_factories_change_no_result(dsn: str) -> None:
     pool = psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=2, kwargs={"row_factory": dict_row}, open=True)
     with PQ(pool=pool) as pq:
         use(pq)
 
 
-def test_asyncpg_codecs(dsn: str) -> None:
+def test_asyncpg_json_codecs_change_no_result(dsn: str) -> None:
     async def scenario() -> None:
         connection = await asyncpg.connect(dsn)
         for kind in ("json", "jsonb"):

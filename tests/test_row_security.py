@@ -58,7 +58,9 @@ async def maybe(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_hidden_rows_are_told_by_name(dsn: str, role: str, theirs: str, backend: str, face: Any) -> None:
+def test_row_security_that_hides_rows_raises_an_error_naming_the_table(
+    dsn: str, role: str, theirs: str, backend: str, face: Any
+) -> None:
     async def main() -> None:
         pq = face(theirs, backend=backend)
         queue = pq["q"]
@@ -93,7 +95,9 @@ def test_hidden_rows_are_told_by_name(dsn: str, role: str, theirs: str, backend:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_a_key_whose_holder_is_hidden_is_told(dsn: str, role: str, theirs: str, backend: str, face: Any) -> None:
+def test_row_security_that_hides_the_holder_of_a_dedup_key_raises_an_error(
+    dsn: str, role: str, theirs: str, backend: str, face: Any
+) -> None:
     with PQ(dsn) as pq:
         pq["q"].put("theirs", dedup="key")
     execute(
@@ -113,7 +117,7 @@ def test_a_key_whose_holder_is_hidden_is_told(dsn: str, role: str, theirs: str, 
     asyncio.run(main())
 
 
-def test_a_worker_from_which_rows_are_hidden_meanwhile_says_so(
+def test_row_security_that_begins_later_is_logged_by_a_worker(
     dsn: str, role: str, theirs: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "SWEEP", 0.1)
@@ -136,7 +140,7 @@ def test_a_worker_from_which_rows_are_hidden_meanwhile_says_so(
     assert 'row-level security hides all rows of table "queue"' in caplog.text
 
 
-def test_doctor_names_the_tables_of_which_rows_are_hidden(dsn: str, role: str, theirs: str) -> None:
+def test_doctor_names_tables_whose_rows_row_security_hides(dsn: str, role: str, theirs: str) -> None:
     execute(dsn, *(f"ALTER TABLE queue{part} ENABLE ROW LEVEL SECURITY" for part in PARTS))
     said = run("doctor", "--dsn", theirs)
     assert said.returncode == 1

@@ -100,7 +100,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_says_the_password_while_all_is_well(
+def test_password_is_not_shown_while_all_operations_succeed(
     dsn: str, driver: str, form: str, log: pytest.LogCaptureFixture
 ) -> None:
     texts = use(driver, FORMS[form](urlsplit(dsn)))
@@ -110,7 +110,7 @@ def test_nothing_says_the_password_while_all_is_well(
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_says_it_when_the_server_cannot_be_reached(
+def test_password_is_not_shown_when_the_server_cannot_be_reached(
     dsn: str, driver: str, form: str, log: pytest.LogCaptureFixture
 ) -> None:
     parts = urlsplit(dsn)
@@ -121,7 +121,9 @@ def test_nothing_says_it_when_the_server_cannot_be_reached(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_nothing_says_it_when_the_connection_is_lost(dsn: str, driver: str, log: pytest.LogCaptureFixture) -> None:
+def test_password_is_not_shown_when_the_connection_is_lost(
+    dsn: str, driver: str, log: pytest.LogCaptureFixture
+) -> None:
     proxy = Proxy(dsn)
     try:
         with pytest.raises(PQError) as caught:
@@ -143,7 +145,7 @@ def test_nothing_says_it_when_the_connection_is_lost(dsn: str, driver: str, log:
         f"postgresql://postgres:%zz{SECRET}@127.0.0.1/app",
     ],
 )
-def test_nothing_says_it_when_the_dsn_is_wrong(driver: str, dsn: str, log: pytest.LogCaptureFixture) -> None:
+def test_password_is_not_shown_when_the_dsn_is_wrong(driver: str, dsn: str, log: pytest.LogCaptureFixture) -> None:
     with pytest.raises(PQError) as caught:
         use(driver, dsn)
     clean(*told(caught.value), log.text)
@@ -152,7 +154,7 @@ def test_nothing_says_it_when_the_dsn_is_wrong(driver: str, dsn: str, log: pytes
 @pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize("form", ["URL", "words"])
 @pytest.mark.parametrize("where", ["there", "elsewhere"])
-def test_commands_do_not_say_it(dsn: str, backend: str, form: str, where: str) -> None:
+def test_password_is_not_shown_by_commands(dsn: str, backend: str, form: str, where: str) -> None:
     with PQ(dsn) as pq:
         pq.create()
     parts = urlsplit(dsn) if where == "there" else urlsplit(dsn)._replace(netloc="127.0.0.1:1")

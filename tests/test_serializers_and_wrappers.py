@@ -240,7 +240,7 @@ def rows(pq: PQ) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("serializer", [Orjson(), MsgspecJson(), PydanticJson(Any)], ids=repr)
 @given(value=JSON)
 @checked
-def test_writers_of_json_and_json_read_each_other(serializer: Serializer, value: Any) -> None:
+def test_json_serializers_read_each_other(serializer: Serializer, value: Any) -> None:
     assert stored(serializer, value) == value
     plain = Json()
     assert plain.loads(serializer.dumps(value)) == value
@@ -250,20 +250,20 @@ def test_writers_of_json_and_json_read_each_other(serializer: Serializer, value:
 @pytest.mark.parametrize(("writer", "reader"), [(Msgpack(), MsgspecMsgpack()), (MsgspecMsgpack(), Msgpack())], ids=repr)
 @given(value=PACKED)
 @checked
-def test_writers_of_messagepack_read_each_other(writer: Serializer, reader: Serializer, value: Any) -> None:
+def test_messagepack_serializers_read_each_other(writer: Serializer, reader: Serializer, value: Any) -> None:
     assert stored(writer, value) == value
     assert reader.loads(writer.dumps(value)) == value
 
 
 @given(value=RICH)
 @checked
-def test_cbor_keeps_more_types(value: Any) -> None:
+def test_cbor_keeps_types_that_json_does_not(value: Any) -> None:
     assert stored(Cbor2(), value) == value
 
 
 @given(value=RICH)
 @checked
-def test_a_signed_pickle_keeps_objects(value: Any) -> None:
+def test_signed_pickle_keeps_objects(value: Any) -> None:
     serializer = SignedPickle(keys=SECRETS[:1])
     assert stored(serializer, value) == value
     assert stored(serializer, SimpleNamespace(value=(value, {1}))) == SimpleNamespace(value=(value, {1}))
@@ -284,7 +284,7 @@ def test_a_signed_pickle_keeps_objects(value: Any) -> None:
 )
 @given(value=JSON)
 @checked
-def test_what_is_wrapped_comes_back(serializer: Serializer, value: Any) -> None:
+def test_wrapped_serializer_returns_equal_values(serializer: Serializer, value: Any) -> None:
     assert stored(serializer, value) == value
 
 
@@ -300,7 +300,7 @@ def test_what_is_wrapped_comes_back(serializer: Serializer, value: Any) -> None:
     )
 )
 @checked
-def test_structs_come_back_as_such(order: Order) -> None:
+def test_msgspec_structs_come_back_as_structs(order: Order) -> None:
     for serializer in (MsgspecJson(Order), MsgspecMsgpack(Order), Zstd(MsgspecMsgpack(Order))):
         assert stored(serializer, order) == order
     assert stored(MsgspecJson(list[Order]), [order]) == [order]
@@ -308,7 +308,7 @@ def test_structs_come_back_as_such(order: Order) -> None:
 
 @given(st.builds(Parcel, st.integers(-(2**63), 2**63 - 1), st.none() | TEXTS))
 @checked
-def test_dataclasses_come_back_as_such(parcel: Parcel) -> None:
+def test_msgspec_dataclasses_come_back_as_dataclasses(parcel: Parcel) -> None:
     for serializer in (MsgspecJson(Parcel), MsgspecMsgpack(Parcel), PydanticJson(Parcel)):
         assert stored(serializer, parcel) == parcel
     assert stored(Orjson(), parcel) == dataclasses.asdict(parcel)
@@ -316,12 +316,12 @@ def test_dataclasses_come_back_as_such(parcel: Parcel) -> None:
 
 @given(st.builds(Cat, name=TEXTS, livesLeft=st.integers(0, 9)) | st.builds(Dog, born=st.dates()))
 @checked
-def test_models_come_back_as_such(animal: Cat | Dog) -> None:
+def test_pydantic_models_come_back_as_models(animal: Cat | Dog) -> None:
     assert stored(PydanticJson(Cat | Dog), animal) == animal
     assert stored(Fernet(PydanticJson(type(animal)), keys=KEYS), animal) == animal
 
 
-def test_models_are_stored_by_their_aliases_and_without_what_is_computed() -> None:
+def test_pydantic_models_are_stored_by_alias_without_computed_fields() -> None:
     assert json.loads(PydanticJson(Cat).dumps(Cat(name="Tom", livesLeft=3))) == {
         "kind": "cat",
         "name": "Tom",
@@ -330,7 +330,7 @@ def test_models_are_stored_by_their_aliases_and_without_what_is_computed() -> No
     }
 
 
-def test_hooks_and_options_of_the_libraries() -> None:
+def test_serializer_options_of_the_libraries_are_passed_on() -> None:
     assert stored(Orjson(default=str), {"a": Decimal("1.10")}) == {"a": "1.10"}
     assert stored(Orjson(option=orjson.OPT_NON_STR_KEYS), {1: 2}) == {"1": 2}
     assert stored(Msgpack(default=list), {1: {2}}) == {1: [2]}
@@ -346,7 +346,7 @@ def test_hooks_and_options_of_the_libraries() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_what_json_has_not_is_not_made_a_null(number: float) -> None:
+def test_json_serializers_refuse_nan_and_infinity(number: float) -> None:
     for serializer in (Json(), Orjson(), MsgspecJson(), PydanticJson(Any), Zstd(Orjson())):
         for value in (number, [None, {"a": [number]}]):
             with pytest.raises(ValueError, match=r"JSON|float|inf|nan"):
@@ -376,7 +376,7 @@ def test_what_json_has_not_is_not_made_a_null(number: float) -> None:
         {"function": "os.system", "args": [], "kwargs": {}},
     ],
 )
-def test_what_is_not_of_the_type_is_neither_written_nor_read(serializer: Serializer, value: Any) -> None:
+def test_typed_serializer_refuses_values_of_other_types(serializer: Serializer, value: Any) -> None:
     with pytest.raises(msgspec.ValidationError):
         serializer.dumps(value)
     untyped: Serializer = MsgspecMsgpack() if serializer.binary else MsgspecJson()
@@ -384,13 +384,13 @@ def test_what_is_not_of_the_type_is_neither_written_nor_read(serializer: Seriali
         serializer.loads(untyped.dumps(value))
 
 
-def test_a_dict_of_the_right_shape_may_be_put_for_a_struct_or_a_model() -> None:
+def test_typed_serializer_accepts_a_dict_of_the_right_shape() -> None:
     shape = {"id": 7, "lines": [], "at": "2020-02-29T12:00:00Z"}
     assert stored(MsgspecJson(Order), shape) == Order(7, [], ORDER.at)
     assert stored(PydanticJson(Cat), {"name": "Tom", "livesLeft": 3}) == Cat(name="Tom", livesLeft=3)
 
 
-def test_a_model_that_was_made_or_changed_without_a_check_is_not_written() -> None:
+def test_pydantic_serializer_refuses_a_model_that_is_not_valid() -> None:
     changed = Cat(name="Tom")
     changed.lives = -1
     wrong = Cat(name="Tom")
@@ -400,7 +400,7 @@ def test_a_model_that_was_made_or_changed_without_a_check_is_not_written() -> No
             PydanticJson(Cat).dumps(each)
 
 
-def test_what_is_wrong_with_a_model_is_told_without_its_values() -> None:
+def test_pydantic_serializer_errors_name_the_field_without_its_value() -> None:
     secret = uuid.uuid4().hex
     wrong = {"name": secret, "livesLeft": secret}
     for attempt in (lambda: PydanticJson(Cat).loads(json.dumps(wrong)), lambda: PydanticJson(Cat).dumps(wrong)):
@@ -410,14 +410,14 @@ def test_what_is_wrong_with_a_model_is_told_without_its_values() -> None:
 
 
 @pytest.mark.parametrize("serializer", [Orjson(), MsgspecJson(), Msgpack(), MsgspecMsgpack(), Cbor2()], ids=repr)
-def test_what_a_serializer_cannot_hold_is_refused_before_anything_is_sent(serializer: Serializer) -> None:
+def test_serializer_refuses_values_it_cannot_encode_before_connecting(serializer: Serializer) -> None:
     queue = PQ(DSN).queue("q", serializer=serializer)
     for value in (object(), {"a": [object()]}, "\ud800"):
         with pytest.raises(SerializationError, match=r"'q': .* cannot encode a "):
             queue.put(value)
 
 
-def test_a_class_is_no_serializer() -> None:
+def test_serializer_given_as_a_class_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="give an instance"):
         PQ(DSN).queue("q", serializer=MsgspecJson)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="give an instance"):
@@ -430,7 +430,7 @@ def test_a_class_is_no_serializer() -> None:
 # Compression
 
 
-def test_compression_compresses() -> None:
+def test_compression_makes_data_smaller() -> None:
     value = [{"name": "Cox", "kind": "apple"}] * 200
     assert len(Zstd().dumps(value)) * 20 < len(Json().dumps(value))
     assert len(Zstd(level=19).dumps(value)) <= len(Zstd(level=1).dumps(value))
@@ -440,7 +440,7 @@ def bomb(size: int, **options: Any) -> bytes:
     return zstandard.ZstdCompressor(**options).compress(b'"' + b"0" * (size - 2) + b'"')
 
 
-def test_a_bomb_is_refused_before_it_is_decompressed() -> None:
+def test_decompression_bomb_is_refused_before_decompressing() -> None:
     serializer = Zstd(max_size=1_000)
     assert serializer.loads(bomb(1_000)) == "0" * 998
     for raw in (bomb(1_001), bomb(10_000_000)):
@@ -449,7 +449,7 @@ def test_a_bomb_is_refused_before_it_is_decompressed() -> None:
             serializer.loads(raw)
 
 
-def test_a_bomb_that_lies_about_its_size_is_refused() -> None:
+def test_decompression_bomb_with_a_false_size_is_refused() -> None:
     serializer = Zstd(max_size=1_000)
     with pytest.raises(ValueError, match="does not say how large"):
         serializer.loads(bomb(10_000_000, write_content_size=False))
@@ -466,19 +466,19 @@ def test_a_bomb_that_lies_about_its_size_is_refused() -> None:
         serializer.loads(bomb(900) + bomb(900))
 
 
-def test_what_would_be_refused_as_a_bomb_is_not_written() -> None:
+def test_compression_refuses_to_write_what_it_would_not_read() -> None:
     assert Zstd(max_size=12).dumps("0" * 10)
     with pytest.raises(ValueError, match="13 bytes before compression, more than 12: "):
         Zstd(max_size=12).dumps("0" * 11)
 
 
 @pytest.mark.parametrize("options", [{"level": 0}, {"level": 23}, {"level": "3"}, {"max_size": 0}, {"max_size": None}])
-def test_options_of_compression_that_are_none(options: dict[str, Any]) -> None:
+def test_compression_options_of_bad_values_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Zstd(**options)
 
 
-def test_threads_may_share_a_serializer() -> None:
+def test_serializer_can_be_shared_by_threads() -> None:
     shared: list[Serializer] = [
         Zstd(Msgpack()),
         Fernet(Zstd(MsgspecJson()), keys=KEYS),
@@ -524,7 +524,7 @@ KEYED: list[tuple[Callable[[list[str]], Serializer], list[str]]] = [
 
 
 @pytest.mark.parametrize(("make", "keys"), KEYED)
-def test_keys_are_rotated(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
+def test_encryption_keys_can_be_rotated(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
     old, new, newest = keys
     written = make([old]).dumps("payload")
     assert make([new, old]).loads(written) == "payload"  # first every reader knows the new key
@@ -536,7 +536,7 @@ def test_keys_are_rotated(make: Callable[[list[str]], Serializer], keys: list[st
 
 
 @pytest.mark.parametrize(("make", "keys"), KEYED)
-def test_a_key_that_is_not_held_is_told_from_damage(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
+def test_key_not_held_is_distinguished_from_damage(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
     written = make(keys[:1]).dumps("payload")
     assert isinstance(written, bytes)
     with pytest.raises(KeyNotHeld):
@@ -548,7 +548,7 @@ def test_a_key_that_is_not_held_is_told_from_damage(make: Callable[[list[str]], 
         assert not isinstance(refused.value, KeyNotHeld)
 
 
-def test_an_inner_key_that_is_not_held_is_told_and_nothing_of_what_was_decrypted() -> None:
+def test_key_not_held_of_an_inner_serializer_shows_no_plaintext() -> None:
     outer = KEYS[0]
     written = Fernet(SignedPickle(keys=SECRETS[:1]), keys=[outer]).dumps("s3cr3t")
     with pytest.raises(KeyNotHeld, match=r"its signed-pickle cannot be read here \(KeyNotHeld\)") as refused:
@@ -557,7 +557,7 @@ def test_an_inner_key_that_is_not_held_is_told_and_nothing_of_what_was_decrypted
 
 
 @pytest.mark.parametrize("kind", [BaseException, ValueError])
-def test_what_a_decoder_raises_over_what_was_decrypted_is_not_shown(kind: type[BaseException]) -> None:
+def test_decoder_error_after_decryption_shows_no_plaintext(kind: type[BaseException]) -> None:
     secret = uuid.uuid4().hex
 
     class Inner(Json):
@@ -571,7 +571,7 @@ def test_what_a_decoder_raises_over_what_was_decrypted_is_not_shown(kind: type[B
     assert secret not in "".join(traceback.format_exception(refused.value))
 
 
-def test_only_a_class_that_says_so_itself_is_quick() -> None:
+def test_serializer_is_quick_only_if_its_own_class_says_so() -> None:
     class Mine(Json):
         pass
 
@@ -596,7 +596,9 @@ def test_only_a_class_that_says_so_itself_is_quick() -> None:
 
 
 @pytest.mark.parametrize(("make", "keys"), KEYED)
-def test_what_was_altered_is_refused(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
+def test_altered_ciphertext_and_signed_pickle_are_refused(
+    make: Callable[[list[str]], Serializer], keys: list[str]
+) -> None:
     serializer = make(keys)
     written = serializer.dumps({"amount": 10})
     assert isinstance(written, bytes)
@@ -620,7 +622,7 @@ def test_what_was_altered_is_refused(make: Callable[[list[str]], Serializer], ke
 
 
 @pytest.mark.parametrize("forged", [bytes(32), b"", bytes(31), b"\x80\x05"])
-def test_nothing_is_unpickled_without_a_good_signature(tmp_path: Path, forged: bytes) -> None:
+def test_signed_pickle_is_not_unpickled_without_a_good_signature(tmp_path: Path, forged: bytes) -> None:
     folder = tmp_path / "made"
     trap = pickle.dumps(Trap(folder))
     signature = SignedPickle(keys=SECRETS[:1]).dumps("something else")[: MARK_SIZE + 32]
@@ -633,7 +635,7 @@ def test_nothing_is_unpickled_without_a_good_signature(tmp_path: Path, forged: b
     assert folder.exists()  # the trap works
 
 
-def test_keys_are_in_no_repr_and_in_no_error() -> None:
+def test_encryption_keys_are_in_no_repr_and_no_error() -> None:
     for serializer in (Fernet(keys=KEYS), SignedPickle(keys=SECRETS), Zstd(Fernet(keys=KEYS))):
         shown = [repr(serializer), str(serializer), repr(vars(serializer))]
         queue = PQ(DSN).queue("q", serializer=serializer)
@@ -650,7 +652,7 @@ def test_keys_are_in_no_repr_and_in_no_error() -> None:
 
 
 @pytest.mark.parametrize("inner", [Json(), MsgspecJson(Line), PydanticJson(Cat), Msgpack(), Orjson()], ids=repr)
-def test_what_was_encrypted_is_in_no_error(inner: Serializer) -> None:
+def test_encrypted_data_are_in_no_error(inner: Serializer) -> None:
     """Decrypted, and then not what the inner serializer writes: json's error, for one, has the document."""
     word = uuid.uuid4().hex
     secret = json.dumps(dict.fromkeys(("name", "count", "livesLeft", "sku"), word)).encode()[:-1]
@@ -677,20 +679,20 @@ def test_what_was_encrypted_is_in_no_error(inner: Serializer) -> None:
         (["\ud800"], "key 1 "),
     ],
 )
-def test_keys_that_are_none(kind: Any, keys: Any, told: str) -> None:
+def test_encryption_keys_of_bad_values_are_refused(kind: Any, keys: Any, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told) as caught:
         kind(keys=keys)
     assert "hunter2" not in everything(caught.value)
 
 
 @pytest.mark.parametrize("key", ["h" * 44 + "=", "hunter2" + "é" * 37, KEYS[0][:-1], KEYS[0][:-4]])
-def test_keys_that_look_like_keys_are_in_no_error(key: str) -> None:
+def test_encryption_keys_refused_for_their_format_are_in_no_error(key: str) -> None:
     with pytest.raises(ConfigurationError, match="key 2 is not 32 bytes") as caught:
         Fernet(keys=[KEYS[1], key])
     assert key not in everything(caught.value)
 
 
-def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encryption_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, name, made in (
         ("PQCORE_FERNET_KEYS", "json+fernet", lambda key: Fernet(keys=[key])),
         ("PQCORE_PICKLE_KEYS", "signed-pickle", lambda key: SignedPickle(keys=[key])),
@@ -731,7 +733,7 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         ("pickle+fernet", Fernet, "pickle+fernet"),
     ],
 )
-def test_each_is_found_by_its_name(name: str, kind: type, marked: str) -> None:
+def test_serializer_is_found_by_its_name(name: str, kind: type, marked: str) -> None:
     serializer = plugins.serializer(name)
     assert type(serializer) is kind
     assert serializer.name == name
@@ -740,7 +742,7 @@ def test_each_is_found_by_its_name(name: str, kind: type, marked: str) -> None:
     assert serializer.loads(serializer.dumps(["x"])) == ["x"]
 
 
-def test_wrapped_by_name_or_by_hand_is_the_same() -> None:
+def test_wrapped_serializer_by_name_equals_one_made_by_hand() -> None:
     by_name = plugins.serializer("msgpack+zstd+fernet")
     by_hand = Fernet(Zstd(Msgpack()), keys=KEYS)
     half = Fernet("msgpack+zstd", keys=KEYS)
@@ -766,12 +768,12 @@ def test_wrapped_by_name_or_by_hand_is_the_same() -> None:
         ("pydantic", "unknown serializer 'pydantic'"),
     ],
 )
-def test_names_that_make_no_sense(name: str, told: str) -> None:
+def test_serializer_names_that_are_invalid_are_refused(name: str, told: str) -> None:
     with pytest.raises(UnknownSerializer, match=told):
         PQ(DSN)[f"q/{name}"]
 
 
-def test_what_is_safe_and_what_is_authentic_is_handed_on() -> None:
+def test_safe_and_authenticating_properties_pass_through_wrappers() -> None:
     found = {
         name: (getattr(plugins.serializer(name), "safe", None), authenticates(plugins.serializer(name)))
         for name in ("json", "pickle", "signed-pickle", "json+zstd", "pickle+zstd", "pickle+fernet", "json+fernet+zstd")
@@ -800,7 +802,7 @@ class Reversed(Wrapper):
         return raw[::-1]
 
 
-def test_a_plugin_may_bring_a_wrapper_or_a_class(register: Callable[..., None]) -> None:
+def test_plugin_may_register_a_wrapper_or_a_class(register: Callable[..., None]) -> None:
     class Needy(Json):
         name = "needy"
 
@@ -816,7 +818,7 @@ def test_a_plugin_may_bring_a_wrapper_or_a_class(register: Callable[..., None]) 
             PQ(DSN)["q/needy"]
 
 
-def test_a_name_with_a_plus_may_be_a_serializers_own(register: Callable[..., None]) -> None:
+def test_serializer_name_may_contain_a_plus(register: Callable[..., None]) -> None:
     class Own(Json):
         name = "json+zstd+own"
 
@@ -824,7 +826,7 @@ def test_a_name_with_a_plus_may_be_a_serializers_own(register: Callable[..., Non
     assert type(plugins.serializer("json+zstd+own")) is Own
 
 
-def test_two_wrappers_of_one_name_are_refused() -> None:
+def test_wrappers_of_one_name_are_refused() -> None:
     class Rival(Wrapper):
         layer = "zstd"
 
@@ -857,7 +859,7 @@ def python(code: str, *folders: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def test_no_library_is_imported_before_it_is_chosen() -> None:
+def test_serializer_library_is_imported_when_it_is_chosen() -> None:
     [loaded, later] = python(f"""
         import importlib, json, pkgutil, sys
         import pqcore, pqcore.serializers
@@ -884,7 +886,7 @@ def test_importing_pqcore_imports_none_of_the_optional_modules() -> None:
     assert found == [f"pqcore.serializers.{name}" for name in ("keys", "pickles", "plain_json", "protocol", "storable")]
 
 
-def test_all_public_names_are_there() -> None:
+def test_serializers_package_exports_all_its_names() -> None:
     for name in pqcore.serializers.__all__:
         assert getattr(pqcore.serializers, name)
     with pytest.raises(AttributeError, match="Nonsense"):
@@ -903,7 +905,7 @@ MISSING = {
 }
 
 
-def test_a_missing_library_troubles_only_who_chooses_it() -> None:
+def test_missing_serializer_library_fails_only_where_it_is_chosen() -> None:
     results = python(f"""
         import json, sys
         from importlib.machinery import PathFinder
@@ -939,7 +941,7 @@ def test_a_missing_library_troubles_only_who_chooses_it() -> None:
             assert is_import_error
 
 
-def test_the_extras_are_declared_and_all_of_them_are_in_all() -> None:
+def test_serializer_extras_are_declared_and_included_in_all() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     for _, _, extra in MISSING.values():
         assert f"\n{extra} = [" in text
@@ -949,7 +951,7 @@ def test_the_extras_are_declared_and_all_of_them_are_in_all() -> None:
 
 
 @pytest.mark.parametrize("source", ["raise OSError('libzstd.so.1: cannot open')", "import nowhere_to_be_found"])
-def test_a_broken_library_is_reported_and_troubles_only_who_chooses_it(
+def test_broken_serializer_library_fails_only_where_it_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     (tmp_path / "zstandard.py").write_text(source)
@@ -972,7 +974,7 @@ def listed(*arguments: str, **variables: str) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in map(json.loads, done.stdout.splitlines())}
 
 
-def test_the_command_lists_what_is_installed() -> None:
+def test_serializers_command_lists_installed_serializers() -> None:
     found = listed(PQCORE_FERNET_KEYS=KEYS[0])
     assert set(found) == {*MISSING, "json", "pickle", "signed-pickle", "zstd", "fernet"} - {
         "json+zstd",
@@ -998,7 +1000,7 @@ def test_the_command_lists_what_is_installed() -> None:
     assert KEYS[0] not in json.dumps(found)
 
 
-def test_the_command_says_what_is_broken(tmp_path: Path) -> None:
+def test_serializers_command_names_broken_serializers(tmp_path: Path) -> None:
     info = tmp_path / "acme-2.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 2.5\n")
@@ -1021,7 +1023,7 @@ def test_the_command_says_what_is_broken(tmp_path: Path) -> None:
         assert part in done.stdout
 
 
-def test_the_fields_of_the_command_are_documented() -> None:
+def test_serializers_command_fields_are_documented() -> None:
     text = (Path(__file__).parent.parent / "docs/command-line.md").read_text()
     section = text[text.index("## pqcore serializers") :].partition("\n## ")[0]
     for field in listed()["json"]:
@@ -1031,7 +1033,7 @@ def test_the_fields_of_the_command_are_documented() -> None:
 # In a queue
 
 
-def test_rows_say_what_they_are(pq: PQ) -> None:
+def test_rows_store_the_name_of_their_serializer(pq: PQ) -> None:
     for name in ("orjson", "msgpack", "msgspec+zstd+fernet"):
         pq[f"q/{name}"].put({"a": "é"})
     pq.queue("q", serializer=PydanticJson(Cat)).put(Cat(name="Tom"))
@@ -1047,7 +1049,7 @@ def test_rows_say_what_they_are(pq: PQ) -> None:
         assert job.data == {"a": "é"}
 
 
-def test_a_reader_that_does_not_accept_it_is_refused(pq: PQ) -> None:
+def test_reader_without_accept_refuses_the_row(pq: PQ) -> None:
     pq["q/msgpack+zstd"].put([1])
     for name, accept in (("q", ()), ("q/msgpack", ("zstd", "json+zstd")), ("q/msgpack+fernet", ("msgpack",))):
         [job] = pq.queue(name.partition("/")[0], serializer=name.partition("/")[2] or "json", accept=accept).peek()
@@ -1059,7 +1061,7 @@ def test_a_reader_that_does_not_accept_it_is_refused(pq: PQ) -> None:
         pq.queue("q", accept=(Zstd(MsgspecMsgpack(list[str])),)).peek()[0].data  # noqa: B018
 
 
-def test_pickle_stays_off_wrapped_or_not(pq: PQ, tmp_path: Path) -> None:
+def test_pickle_is_refused_by_default_wrapped_or_not(pq: PQ, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     for name in ("q/pickle", "q/pickle+zstd", "q/pickle+fernet"):
         pq[name].put(Trap(folder))
@@ -1070,7 +1072,7 @@ def test_pickle_stays_off_wrapped_or_not(pq: PQ, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_an_encrypted_row_with_another_key(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encrypted_row_of_another_key_raises_deserialization_error(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     pq["q/json+fernet"].put({"card": "hunter2"})
     monkeypatch.setenv("PQCORE_FERNET_KEYS", KEYS[1])  # read whenever a queue is made
     queue = pq.queue("q", serializer="json+fernet")
@@ -1088,7 +1090,7 @@ def test_an_encrypted_row_with_another_key(pq: PQ, monkeypatch: pytest.MonkeyPat
     assert fernet.Fernet(KEYS[1]).decrypt(bytes(rows(pq)[0][1])[MARK_SIZE:]) == b'{"card": "hunter2"}'
 
 
-def test_a_queue_with_keys_reads_no_plain_json_unless_told_to(pq: PQ) -> None:
+def test_queue_with_keys_reads_plain_json_only_if_accepted(pq: PQ) -> None:
     """Else who can write rows, and has no key, could have anything read."""
     pq["q"].put("forged")
     with pq["q"] as cursor:
@@ -1102,7 +1104,7 @@ def test_a_queue_with_keys_reads_no_plain_json_unless_told_to(pq: PQ) -> None:
     assert [job.data for job in pq["q/json+zstd"].peek(2)] == ["forged"] * 2
 
 
-def test_the_serializer_changes_while_rows_wait(pq: PQ) -> None:
+def test_serializer_can_change_while_rows_wait(pq: PQ) -> None:
     old = Fernet(Pickle(), keys=KEYS[2:])
     pq["q"].put("plain")
     pq["q/msgpack"].put("packed")
@@ -1112,7 +1114,7 @@ def test_the_serializer_changes_while_rows_wait(pq: PQ) -> None:
     assert [job.data for job in queue.get_many(4)] == ["plain", "packed", {"set"}, {"new"}]
 
 
-def test_a_typed_queue_reads_what_others_put(pq: PQ) -> None:
+def test_typed_queue_reads_rows_of_untyped_queues(pq: PQ) -> None:
     queue = pq.queue("q", serializer=MsgspecJson(Order))
     queue.put(ORDER)
     assert queue.peek()[0].data == ORDER
@@ -1151,7 +1153,7 @@ def test_small_row_that_decompresses_to_much_is_refused_with_little_memory(pq: P
 
 
 @pytest.mark.parametrize("name", ["msgspec-msgpack+zstd+fernet"])
-def test_bytes_go_through_every_driver(harness: Harness, name: str) -> None:
+def test_bytes_round_trip_through_every_driver(harness: Harness, name: str) -> None:
     queue = harness.pq()[f"q/{name}"]
     value = {"bytes": bytes(range(256)), 7: ["é", None]}
     queue.put(value)
@@ -1171,7 +1173,9 @@ def test_bytes_go_through_every_driver(harness: Harness, name: str) -> None:
     assert job.result(1) == b"\x00\xff"
 
 
-def test_the_document_is_right(dsn: str, register: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_serializers_document_code_runs(
+    dsn: str, register: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its code runs from top to bottom."""
     text = (Path(__file__).parent.parent / "docs/serializers.md").read_text()
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
@@ -1199,5 +1203,5 @@ def test_the_document_is_right(dsn: str, register: Callable[..., None], capsys: 
     assert {marked for _, _, marked in found} >= {"json", "msgpack", "json+zstd", "json+zstd+fernet", "plist+lzma"}
 
 
-def test_errors_are_of_one_family() -> None:
+def test_serializer_errors_are_pqerrors() -> None:
     assert issubclass(SerializerNotInstalled, (PQError, ImportError))

@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_document_has_a_page(site: Path) -> None:
+def test_site_has_a_page_for_every_document(site: Path) -> None:
     documents = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").glob("**/*.md")]
     assert documents
     for document in documents:
@@ -44,7 +44,7 @@ def test_every_document_has_a_page(site: Path) -> None:
         assert "invisible-code-block" not in page
 
 
-def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+def test_site_pages_fetch_nothing_from_other_hosts(site: Path) -> None:
     for page in site.glob("**/*.html"):
         text = page.read_text("utf-8")
         fetched = re.findall(r"<(?:script|img|iframe)[^>]+src=\"?([^\" >]+)", text)
@@ -55,21 +55,21 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert 'class="mermaid"' not in text  # the theme would fetch what draws it
 
 
-def test_links_out_of_the_folder_lead_to_pages(site: Path) -> None:
+def test_site_links_out_of_the_docs_folder_have_targets(site: Path) -> None:
     page = (site / "backends.html").read_text("utf-8")
     assert 'href="project/examples/pqcore-pg8000/index.html"' in page
     example = (site / "project/examples/pqcore-pg8000/index.html").read_text("utf-8")
     assert "pg8000" in example
 
 
-def test_charts_are_drawn(site: Path) -> None:
+def test_site_charts_are_drawn(site: Path) -> None:
     written = (ROOT / "docs/performance.md").read_text("utf-8").count("```mermaid")
     assert written
     page = (site / "performance.html").read_text("utf-8")
     assert page.count("<polyline") >= page.count("<figcaption") == written
 
 
-def test_the_reference_has_what_is_exported(site: Path) -> None:
+def test_site_reference_has_every_exported_name(site: Path) -> None:
     reference = "".join(page.read_text("utf-8") for page in (site / "reference").glob("*.html"))
     for module in (pqcore, pqcore.tasks, pqcore.worker, pqcore.errors):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]

@@ -74,7 +74,9 @@ def queued(place: str) -> Iterator[Callable[[], int]]:
 
 @pytest.mark.parametrize("driver", ["", "+psycopg2", "+psycopg"])
 @pytest.mark.parametrize("kind", URLS)
-def test_a_url_of_a_library_is_a_dsn(place: str, queued: Callable[[], int], kind: str, driver: str) -> None:
+def test_url_object_of_a_library_is_accepted_as_dsn(
+    place: str, queued: Callable[[], int], kind: str, driver: str
+) -> None:
     given = URLS[kind](place.replace("postgresql", f"postgresql{driver}", 1))
     with PQ(given) as pq:
         pq["q"].put(1)
@@ -84,7 +86,7 @@ def test_a_url_of_a_library_is_a_dsn(place: str, queued: Callable[[], int], kind
 
 @pytest.mark.parametrize("driver", ["", "+asyncpg", "+psycopg", "+psycopg_async"])
 @pytest.mark.parametrize("kind", URLS)
-def test_a_url_of_a_library_is_a_dsn_of_the_async_face(
+def test_url_object_of_a_library_is_accepted_as_dsn_by_the_async_face(
     place: str, queued: Callable[[], int], kind: str, driver: str
 ) -> None:
     async def main() -> None:
@@ -98,7 +100,7 @@ def test_a_url_of_a_library_is_a_dsn_of_the_async_face(
     assert queued() == 1
 
 
-def test_a_worker_opens_connections_by_a_url_of_a_library(place: str) -> None:
+def test_worker_opens_connections_from_a_url_object(place: str) -> None:
     with tasks.PQ(sqlalchemy.make_url(place)) as pq:
         queue = pq["worked"]
         queue.put(1)
@@ -108,7 +110,7 @@ def test_a_worker_opens_connections_by_a_url_of_a_library(place: str) -> None:
         queue.clear()
 
 
-def test_the_command_line_takes_the_dsns_of_both_faces(place: str) -> None:
+def test_command_line_takes_the_dsns_of_both_faces(place: str) -> None:
     for driver in ("+asyncpg", "+psycopg", "+psycopg_async", "+psycopg2", ""):
         for scheme in ("postgresql", "POSTGRES"):
             dsn = place.replace("postgresql", scheme + driver, 1)
@@ -120,7 +122,7 @@ def test_the_command_line_takes_the_dsns_of_both_faces(place: str) -> None:
     assert not any(secret in done.output for secret in SECRETS)
 
 
-def test_flask_takes_a_url_of_a_library(place: str) -> None:
+def test_flask_accepts_a_url_object_as_dsn(place: str) -> None:
     flask = Flask("test")
     flask.config["PQCORE_DSN"] = pydantic.PostgresDsn(place)
     pq = PQCore(flask)
@@ -136,7 +138,7 @@ def test_flask_takes_a_url_of_a_library(place: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["mysql", "sqlite", "http", "mysql+psycopg", "postgresqll"])
 @pytest.mark.parametrize("backend", [None, "psycopg"])
-def test_a_url_of_another_server_is_refused(scheme: str, backend: str | None) -> None:
+def test_url_of_another_server_is_refused(scheme: str, backend: str | None) -> None:
     for face in (PQ, AsyncPQ):
         with pytest.raises(ConfigurationError, match="pqcore works on PostgreSQL: write postgresql://") as caught:
             face(NOWHERE.replace("postgresql+psycopg", scheme, 1), backend=backend)
@@ -187,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_dsn_is_answered_with_what_to_write(kind: str) -> None:
+def test_target_that_is_no_dsn_raises_an_error_with_advice(kind: str) -> None:
     make, says = REFUSED[kind]
     given = make()
     for face in (PQ, AsyncPQ):
@@ -200,7 +202,7 @@ def test_what_is_no_dsn_is_answered_with_what_to_write(kind: str) -> None:
             assert "\n" not in str(caught.value)
 
 
-def test_none_and_what_was_not_awaited_are_answered_with_what_to_write() -> None:
+def test_target_of_none_or_a_coroutine_raises_an_error_with_advice() -> None:
     for face in (PQ, AsyncPQ):
         with pytest.raises(ConfigurationError, match="it was given None; is a setting or a variable missing"):
             face(os.environ.get("NOT_SET_ANYWHERE"))
@@ -210,7 +212,7 @@ def test_none_and_what_was_not_awaited_are_answered_with_what_to_write() -> None
         coroutine.close()
 
 
-def test_a_connection_of_sqlalchemys_is_answered_with_what_to_write(place: str) -> None:
+def test_target_that_is_a_sqlalchemy_connection_raises_an_error_with_advice(place: str) -> None:
     engine = sqlalchemy.create_engine(place.replace("postgresql", "postgresql+psycopg", 1))
     raw = engine.raw_connection()
     with engine.connect() as connection:
@@ -222,9 +224,7 @@ def test_a_connection_of_sqlalchemys_is_answered_with_what_to_write(place: str) 
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_a_put_is_part_of_the_transaction_of_a_raw_connection(
-    place: str, queued: Callable[[], int], driver: str
-) -> None:
+def test_put_on_a_raw_connection_joins_its_transaction(place: str, queued: Callable[[], int], driver: str) -> None:
     engine = sqlalchemy.create_engine(place.replace("postgresql", f"postgresql+{driver}", 1))
     with PQ(place) as pq:
         raw = engine.raw_connection()
@@ -241,7 +241,7 @@ def test_a_put_is_part_of_the_transaction_of_a_raw_connection(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_raw_connection_of_an_async_engine_is_refused(place: str, driver: str) -> None:
+def test_raw_connection_of_an_async_engine_is_refused(place: str, driver: str) -> None:
     async def main() -> None:
         engine = create_async_engine(place.replace("postgresql", f"postgresql+{driver}", 1))
         async with AsyncPQ(place) as pq, engine.connect() as connection:
@@ -253,7 +253,7 @@ def test_a_raw_connection_of_an_async_engine_is_refused(place: str, driver: str)
     asyncio.run(main())
 
 
-def test_what_is_no_connection_is_answered_with_what_to_write(place: str) -> None:
+def test_connection_argument_of_a_bad_type_raises_an_error_with_advice(place: str) -> None:
     told: list[tuple[Any, str]] = [
         (
             NOWHERE,
@@ -286,7 +286,7 @@ def test_what_is_no_connection_is_answered_with_what_to_write(place: str) -> Non
         assert len(pq["q"]) == 0
 
 
-def test_what_is_no_engine_is_refused_by_pq_for_engine() -> None:
+def test_pq_for_engine_refuses_what_is_no_engine() -> None:
     for given, says in (
         (sqlalchemy.make_url(NOWHERE), r"a sqlalchemy.engine.url.URL; give PQ\(url\)"),
         (NOWHERE, r"a builtins.str; give PQ\(url\)"),
@@ -298,7 +298,7 @@ def test_what_is_no_engine_is_refused_by_pq_for_engine() -> None:
         assert not any(secret in str(caught.value) for secret in SECRETS)
 
 
-def test_the_password_of_a_url_of_a_library_stays_out_of_errors(place: str) -> None:
+def test_password_of_a_url_object_is_not_in_errors(place: str) -> None:
     for kind in URLS:
         for face in ("psycopg", "psycopg2"):
             with PQ(URLS[kind](NOWHERE), backend=face) as pq, pytest.raises(PQError) as caught:

@@ -70,7 +70,7 @@ def dsns(cluster: tuple[EmbeddedServer, EmbeddedServer], unfollowing: EmbeddedSe
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_standby_tells_how_old_its_figures_may_be(dsns: tuple[str, str], backend: str) -> None:
+def test_standby_stats_say_how_old_they_may_be(dsns: tuple[str, str], backend: str) -> None:
     with PQ(dsns[0], backend=backend) as primary, PQ(dsns[1], backend=backend) as standby:
         primary["q"].clear()
         primary["q"].put_many([1, 2, 3])
@@ -83,7 +83,7 @@ def test_a_standby_tells_how_old_its_figures_may_be(dsns: tuple[str, str], backe
         assert standby.stats().keys() == primary.stats().keys()
 
 
-def test_of_a_standby_that_lags_the_age_is_that_of_what_it_knows(dsns: tuple[str, str]) -> None:
+def test_standby_that_lags_reports_the_age_of_its_data(dsns: tuple[str, str]) -> None:
     with PQ(dsns[0]) as primary, PQ(dsns[1]) as standby:
         primary["lags"].put(1)
         execute(dsns[1], "SELECT pg_wal_replay_pause()")
@@ -101,7 +101,7 @@ def test_of_a_standby_that_lags_the_age_is_that_of_what_it_knows(dsns: tuple[str
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_put_on_a_standby_or_taken_from_it(dsns: tuple[str, str], backend: str) -> None:
+def test_standby_refuses_puts_and_gets(dsns: tuple[str, str], backend: str) -> None:
     with PQ(dsns[0], backend=backend) as primary, PQ(dsns[1], backend=backend) as standby:
         primary["refused"].put(1)
         queue = standby["refused"]
@@ -120,7 +120,7 @@ def test_nothing_is_put_on_a_standby_or_taken_from_it(dsns: tuple[str, str], bac
         assert [job.data for job in primary["refused"].get_many(2, block=False)] == [1]
 
 
-def test_with_asyncpg_it_is_the_same(dsns: tuple[str, str]) -> None:
+def test_standby_refuses_puts_and_gets_of_asyncpg(dsns: tuple[str, str]) -> None:
     async def main() -> None:
         async with AsyncPQ(dsns[1], backend="asyncpg") as standby:
             stats = await standby["asynchronous"].stats()
@@ -133,14 +133,16 @@ def test_with_asyncpg_it_is_the_same(dsns: tuple[str, str]) -> None:
     asyncio.run(main())
 
 
-def test_whoever_asks_for_the_primary_gets_it(cluster: tuple[EmbeddedServer, EmbeddedServer], dsns: object) -> None:
+def test_dsn_with_target_session_attrs_reaches_the_primary(
+    cluster: tuple[EmbeddedServer, EmbeddedServer], dsns: object
+) -> None:
     hosts = ",".join(f"{server.host}:{server.port}" for server in reversed(cluster))
     with PQ(f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write") as pq:
         pq["found"].put(1)
         assert pq["found"].stats().stale is None
 
 
-def test_commands_say_that_it_is_a_standby(dsns: tuple[str, str]) -> None:
+def test_commands_report_a_standby(dsns: tuple[str, str]) -> None:
     with PQ(dsns[0]) as primary:
         primary["told"].put(1)
     done = run("stats", "--queue", "told", "--dsn", dsns[1])

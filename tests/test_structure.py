@@ -6,8 +6,10 @@ Imports within functions and under ``TYPE_CHECKING`` count as any other.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,29 @@ def _arrows(modules: Iterable[str], targets: Iterable[str]) -> list[str]:
 
 def _within(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+NO_SUBJECT = re.compile(
+    r"""test_(?:
+    a | an | the | its? | this | that | those | these | ones? | of | what | whatever | which | whichever | who | whoever
+    | whom | whose | all | each | every | everything | everybody | nothing | none | nobody | no | some | something
+    | somebody | any | another | others? | either | neither | both | so | there | how | where | when | while | with
+    | without | within | at | in | on | to | or | as | and | but | until | till | after | before | behind | besides?
+    | over | by | if | only | many | several | two | more | most | too | even | for | from | into | not | does | do
+    | is | are | be
+    )_""",
+    re.VERBOSE,
+)
+"""Words that do not say what a test is about, at the beginning of its name."""
+
+
+def test_test_names_begin_with_their_subject() -> None:
+    suites = ((ROOT / "tests").rglob("*.py"), (TESTING / "suite").glob("*.py"), (ROOT / "examples").rglob("test_*.py"))
+    found = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in chain(*suites)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if NO_SUBJECT.match(node.name)
+    ]
+    assert found == [], "name a test test_<subject>_<what is expected>"

@@ -90,7 +90,7 @@ def gone(*pids: int) -> None:
     eventually(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_job_done_again(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_replaces_a_killed_worker_and_its_job_runs_again(dsn: str, pq: PQ, folder: Path) -> None:
     job_id = pq["apples"].put(call("hold"))
     options = ("--processes", "2", "--lease", "1")
     with Command("worker", "app:queue", *options, dsn=dsn, folder=folder) as supervisor:
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_done_again(dsn: str, pq
     assert pq["apples"].status(job_id) == "done"
 
 
-def test_a_worker_that_is_told_to_stop_by_itself_drains_and_is_replaced(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_replaces_a_worker_that_was_told_to_stop(dsn: str, pq: PQ, folder: Path) -> None:
     pq["apples"].put(call("hold"))
     with Command("worker", "app:queue", "--processes", "2", dsn=dsn, folder=folder) as supervisor:
         workers(supervisor)
@@ -126,7 +126,9 @@ def test_a_worker_that_is_told_to_stop_by_itself_drains_and_is_replaced(dsn: str
 
 
 @pytest.mark.parametrize("run_in", ["thread", "process"])
-def test_a_signal_to_all_processes_lets_jobs_end(dsn: str, pq: PQ, folder: Path, run_in: str) -> None:
+def test_supervisor_and_workers_finish_running_jobs_after_a_signal_to_all(
+    dsn: str, pq: PQ, folder: Path, run_in: str
+) -> None:
     """As systemd does by default, and a terminal."""
     pq["apples"].put(call("hold"))
     options = ("--processes", "2", "--run-in", run_in)
@@ -145,7 +147,7 @@ def test_a_signal_to_all_processes_lets_jobs_end(dsn: str, pq: PQ, folder: Path,
         gone(runner, *both)
 
 
-def test_a_second_signal_ends_at_once(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_ends_immediately_after_a_second_signal(dsn: str, pq: PQ, folder: Path) -> None:
     job_id = pq["apples"].put(call("stick"))
     options = ("--processes", "2", "--grace", "1h")
     with Command("worker", "app:queue", *options, dsn=dsn, folder=folder) as supervisor:
@@ -163,7 +165,7 @@ def test_a_second_signal_ends_at_once(dsn: str, pq: PQ, folder: Path) -> None:
 
 @pytest.mark.parametrize("function", ["stick", "spin"])
 @pytest.mark.parametrize("run_in", ["thread", "process"])
-def test_none_outlives_a_supervisor_that_is_killed(dsn: str, pq: PQ, folder: Path, function: str, run_in: str) -> None:
+def test_supervisor_that_is_killed_leaves_no_worker(dsn: str, pq: PQ, folder: Path, function: str, run_in: str) -> None:
     pq["apples"].put(call(function))
     options = ("--processes", "2", "--run-in", run_in)
     with Command("worker", "app:queue", *options, dsn=dsn, folder=folder) as supervisor:
@@ -174,7 +176,7 @@ def test_none_outlives_a_supervisor_that_is_killed(dsn: str, pq: PQ, folder: Pat
         gone(runner, *both)
 
 
-def test_none_outlives_a_supervisor_that_is_killed_while_they_start(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_that_is_killed_during_startup_leaves_no_worker(dsn: str, pq: PQ, folder: Path) -> None:
     with Command("worker", "app:queue", "--processes", "2", dsn=dsn, folder=folder) as supervisor:
         pids = [int(pid) for _, pid in supervisor.expect(WORKERS, 2)]
         supervisor.signal(signal.SIGKILL)
@@ -182,7 +184,7 @@ def test_none_outlives_a_supervisor_that_is_killed_while_they_start(dsn: str, pq
         gone(*pids)
 
 
-def test_a_pipe_at_its_end_is_enough(tmp_path: Path) -> None:
+def test_supervisor_pipe_at_its_end_kills_the_worker(tmp_path: Path) -> None:
     """Where the kernel does not see to it."""
     program = (
         "import sys, threading\n"
@@ -205,7 +207,7 @@ def test_a_pipe_at_its_end_is_enough(tmp_path: Path) -> None:
             process.terminate()
 
 
-def test_what_cannot_be_is_not_tried_again(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_does_not_repeat_a_command_that_cannot_work(dsn: str, pq: PQ, folder: Path) -> None:
     done = run("worker", "app:nothing", "--processes", "2", dsn=dsn, folder=folder)
     assert done.returncode == 2
     assert "app:nothing: module 'app' has no 'nothing'" in done.stderr
@@ -213,7 +215,7 @@ def test_what_cannot_be_is_not_tried_again(dsn: str, pq: PQ, folder: Path) -> No
     assert "takes its place" not in done.stderr
 
 
-def test_a_worker_that_fails_is_tried_again(dsn: str, folder: Path) -> None:
+def test_supervisor_repeats_a_worker_that_fails(dsn: str, folder: Path) -> None:
     with Command("worker", "app:queue", "--processes", "2", dsn=dsn, folder=folder) as supervisor:
         supervisor.expect('Error: table "queue" does not exist', 3)
         supervisor.expect("ended with exit code 1; another takes its place", 3)
@@ -226,7 +228,7 @@ def test_a_worker_that_fails_is_tried_again(dsn: str, folder: Path) -> None:
             assert supervisor.wait() == 0
 
 
-def test_a_burst_of_several_ends(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_burst_of_several_workers_ends(dsn: str, pq: PQ, folder: Path) -> None:
     for _ in range(20):
         pq["apples"].put(call("eat", "Cox"))
     options = ("--processes", "2", "--burst", "--concurrency", "1", "--lease", "1m", "--log-level", "info")
@@ -256,7 +258,7 @@ threading.Event().wait()
 
 
 @pytest.mark.parametrize(("patience", "haste", "signals"), [("0.1", "1e6", 1), ("1e6", "0.1", 2), ("1e6", "1e6", 3)])
-def test_what_does_not_end_is_killed_with_what_it_started(
+def test_supervisor_kills_a_worker_that_does_not_end_with_its_children(
     tmp_path: Path, patience: str, haste: str, signals: int
 ) -> None:
     (tmp_path / "stubborn.py").write_text(STUBBORN)
@@ -271,7 +273,7 @@ def test_what_does_not_end_is_killed_with_what_it_started(
         gone(*pids)
 
 
-def test_pauses_grow_while_a_process_dies_of_being_started(tmp_path: Path) -> None:
+def test_supervisor_pauses_grow_while_a_worker_fails_at_startup(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import sys; sys.exit(3)")
     arguments = ("1", "1", "dying.py")
     with Command(*arguments, dsn=None, folder=tmp_path, program=("-c", SUPERVISOR)) as supervisor:
@@ -285,7 +287,7 @@ def test_pauses_grow_while_a_process_dies_of_being_started(tmp_path: Path) -> No
         assert supervisor.wait() in (0, 1)
 
 
-def test_the_interpreters_options_are_passed_on(dsn: str, pq: PQ, folder: Path) -> None:
+def test_supervisor_passes_the_interpreters_options(dsn: str, pq: PQ, folder: Path) -> None:
     (folder / "app.py").write_text(APP + "\nimport sys\nsys.stderr.write(f'optimized {sys.flags.optimize}\\n')\n")
     done = subprocess.run(
         [sys.executable, "-OO", "-m", "pqcore", "worker", "app:queue", "--processes", "2", "--burst"],

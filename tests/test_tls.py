@@ -153,28 +153,28 @@ def refused(put: Put, dsn: str) -> str:
 
 
 @each_driver
-def test_a_server_with_the_right_certificate_is_spoken_to(dsn: str, papers: Papers, put: Put) -> None:
+def test_tls_server_with_the_right_certificate_is_accepted(dsn: str, papers: Papers, put: Put) -> None:
     with papers.front(dsn) as front:
         assert put(front.dsn(sslmode="verify-full", sslrootcert=papers.root)) == 1
         assert put(front.dsn(sslmode="require")) == 2
 
 
 @each_driver
-def test_another_authoritys_certificate_is_refused(dsn: str, papers: Papers, put: Put) -> None:
+def test_tls_certificate_of_another_authority_is_refused(dsn: str, papers: Papers, put: Put) -> None:
     with papers.front(dsn) as front:
         for mode in ("verify-ca", "verify-full"):
             assert "certificate" in refused(put, front.dsn(sslmode=mode, sslrootcert=papers.strangers))
 
 
 @each_driver
-def test_another_hosts_certificate_is_refused_where_names_are_looked_at(dsn: str, papers: Papers, put: Put) -> None:
+def test_tls_certificate_of_another_host_is_refused_by_verify_full(dsn: str, papers: Papers, put: Put) -> None:
     with papers.front(dsn, "elsewhere.example.org") as front:
         refused(put, front.dsn(sslmode="verify-full", sslrootcert=papers.root))
         assert put(front.dsn(sslmode="verify-ca", sslrootcert=papers.root)) == 1
 
 
 @each_driver
-def test_a_clients_certificate_is_shown(dsn: str, papers: Papers, put: Put) -> None:
+def test_tls_client_certificate_is_sent(dsn: str, papers: Papers, put: Put) -> None:
     with papers.front(dsn, asks=True) as front:
         said = {"sslmode": "verify-full", "sslrootcert": papers.root}
         assert put(front.dsn(**said, sslcert=papers.client, sslkey=papers.key)) == 1
@@ -182,6 +182,6 @@ def test_a_clients_certificate_is_shown(dsn: str, papers: Papers, put: Put) -> N
 
 
 @each_driver
-def test_a_server_without_tls_is_refused_if_it_is_asked_for(dsn: str, put: Put) -> None:
+def test_tls_requirement_refuses_a_server_without_tls(dsn: str, put: Put) -> None:
     with pytest.raises(ConnectionLost, match="SSL"):
         put(f"{dsn}?sslmode=require")

@@ -104,7 +104,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 
 @pytest.mark.parametrize("tracer", SEEN)
-def test_put_and_get_work_on_what_a_tracer_makes_of_connections_and_pools(pq: PQ, dsn: str, tracer: str) -> None:
+def test_put_and_get_work_on_traced_connections_and_pools(pq: PQ, dsn: str, tracer: str) -> None:
     done = subprocess.run(
         [sys.executable, str(TRIAL), tracer, dsn], capture_output=True, text=True, timeout=120, check=False
     )
@@ -117,7 +117,7 @@ def test_put_and_get_work_on_what_a_tracer_makes_of_connections_and_pools(pq: PQ
 
 @pytest.mark.parametrize("kind", PROXIED)
 @pytest.mark.parametrize("driver", [psycopg, psycopg2])
-def test_a_put_is_part_of_the_transaction_of_a_proxys_connection(pq: PQ, dsn: str, driver: Any, kind: str) -> None:
+def test_put_on_a_proxied_connection_joins_its_transaction(pq: PQ, dsn: str, driver: Any, kind: str) -> None:
     inner = driver.connect(dsn)
     proxy, queue = PROXIED[kind](inner), pq["q"]
     queue.put("undone", connection=proxy)
@@ -133,7 +133,7 @@ def test_a_put_is_part_of_the_transaction_of_a_proxys_connection(pq: PQ, dsn: st
 
 @pytest.mark.parametrize("kind", PROXIED)
 @pytest.mark.parametrize("driver", [psycopg, psycopg2])
-def test_a_queue_on_a_proxys_connection_commits_and_leaves_it_as_it_was(
+def test_queue_on_a_proxied_connection_commits_and_leaves_it_unchanged(
     pq: PQ, dsn: str, driver: Any, kind: str
 ) -> None:
     inner = driver.connect(dsn)
@@ -151,9 +151,7 @@ def test_a_queue_on_a_proxys_connection_commits_and_leaves_it_as_it_was(
 
 @pytest.mark.parametrize("kind", PROXIED)
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_an_async_put_is_part_of_the_transaction_of_a_proxys_connection(
-    pq: PQ, dsn: str, driver: str, kind: str
-) -> None:
+def test_async_put_on_a_proxied_connection_joins_its_transaction(pq: PQ, dsn: str, driver: str, kind: str) -> None:
     async def main() -> None:
         inner: Any = await (asyncpg.connect(dsn) if driver == "asyncpg" else psycopg.AsyncConnection.connect(dsn))
         proxy = PROXIED[kind](inner)
@@ -174,7 +172,7 @@ def test_an_async_put_is_part_of_the_transaction_of_a_proxys_connection(
 
 
 @pytest.mark.parametrize("kind", [wrapt.ObjectProxy, Counting])
-def test_a_pool_within_a_proxy_is_taken(pq: PQ, dsn: str, kind: Callable[[Any], Any]) -> None:
+def test_proxied_pool_is_accepted(pq: PQ, dsn: str, kind: Callable[[Any], Any]) -> None:
     plain = psycopg2.pool.ThreadedConnectionPool(1, 2, dsn)
     with psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=2, open=True) as pool:
         for given in (pool, plain):
@@ -190,7 +188,7 @@ def test_a_pool_within_a_proxy_is_taken(pq: PQ, dsn: str, kind: Callable[[Any], 
     plain.closeall()
 
 
-def test_an_async_pool_within_a_proxy_is_taken(pq: PQ, dsn: str) -> None:
+def test_proxied_async_pool_is_accepted(pq: PQ, dsn: str) -> None:
     async def main() -> None:
         for proxy in (wrapt.ObjectProxy, Forgetful):
             pool = proxy(asyncpg.create_pool(dsn, min_size=1, max_size=2))
@@ -203,7 +201,7 @@ def test_an_async_pool_within_a_proxy_is_taken(pq: PQ, dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_sqlalchemys_session_within_a_proxy_is_taken(pq: PQ, dsn: str) -> None:
+def test_proxied_sqlalchemy_session_is_accepted(pq: PQ, dsn: str) -> None:
     engine = sqlalchemy.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"), poolclass=sqlalchemy.NullPool)
     with Session(engine) as session:
         for kind in ("wrapt", "LocalProxy"):
@@ -212,7 +210,7 @@ def test_sqlalchemys_session_within_a_proxy_is_taken(pq: PQ, dsn: str) -> None:
     assert [job.data for job in pq["q"].get_many(3)] == ["wrapt", "LocalProxy"]
 
 
-def test_a_proxy_around_something_else_is_refused(pq: PQ) -> None:
+def test_proxy_of_an_unknown_type_is_refused(pq: PQ) -> None:
     endless = Forgetful(None)
     endless.__wrapped__ = endless
     for target in (wrapt.ObjectProxy(object()), LocalProxy(lambda: 1), endless):
@@ -223,12 +221,12 @@ def test_a_proxy_around_something_else_is_refused(pq: PQ) -> None:
     assert len(pq["q"]) == 0
 
 
-def test_a_proxy_around_a_connection_of_the_other_face_is_refused(dsn: str) -> None:
+def test_proxy_of_a_connection_of_the_other_face_is_refused(dsn: str) -> None:
     with psycopg.connect(dsn) as connection, pytest.raises(UnknownBackend, match="is blocking: give it to PQ"):
         AsyncPQ(wrapt.ObjectProxy(connection))
 
 
-def test_proxies_are_looked_through_a_bounded_number_of_times() -> None:
+def test_proxy_nesting_is_bounded() -> None:
     target: Any = object()
     inner = target
     for _ in range(PROXIES):

@@ -265,7 +265,7 @@ def test_codecs_of_an_asyncpg_connection_change_no_job(dsn: str) -> None:
     asyncio.run(scenario())
 
 
-def test_codecs_of_an_asyncpg_connection_change_no_ids_that_are_apart(dsn: str) -> None:
+def test_codecs_of_an_asyncpg_connection_keep_ids_distinct(dsn: str) -> None:
     async def scenario() -> None:
         connection = await asyncpg.connect(dsn)
         await connection.set_type_codec("int8", schema="pg_catalog", encoder=str, decoder=repr, format="text")

@@ -86,12 +86,12 @@ def told(ran: list[Ran]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_each_test_has_an_empty_queue_and_ids_from_1(pqcore_pq: PQ, pqcore_jobs: Jobs, turn: int) -> None:
+def test_fixture_gives_each_test_an_empty_queue_and_ids_from_1(pqcore_pq: PQ, pqcore_jobs: Jobs, turn: int) -> None:
     assert pqcore_jobs.enqueued() == []
     assert [pqcore_pq["emails"].put(number) for number in range(turn + 1)] == list(range(1, turn + 2))
 
 
-def test_a_database_is_put_back_to_what_it_was_and_used_again(databases: Databases) -> None:
+def test_database_of_a_test_is_reset_and_used_again(databases: Databases) -> None:
     seen = []
     for _ in range(2):
         with isolated(databases) as jobs:
@@ -117,7 +117,7 @@ def test_a_database_is_put_back_to_what_it_was_and_used_again(databases: Databas
     assert all(count == [(0,)] for name, count in seen[0][1].items() if name != "pqcore_migrations")
 
 
-def test_jobs_put_and_taken_by_the_way_leave_the_database_as_good(databases: Databases) -> None:
+def test_database_is_reused_after_jobs_were_put_and_taken(databases: Databases) -> None:
     with isolated(databases) as jobs:
         dsn = jobs.dsn
         jobs.pq()["q"].put(1)
@@ -140,7 +140,7 @@ def test_jobs_put_and_taken_by_the_way_leave_the_database_as_good(databases: Dat
         "DROP TABLE queue_dead",
     ],
 )
-def test_a_database_that_was_changed_is_not_used_again(databases: Databases, change: str) -> None:
+def test_database_that_was_changed_is_not_used_again(databases: Databases, change: str) -> None:
     with isolated(databases) as jobs:
         dsn = jobs.dsn
         jobs.pq()["q"].put(1)
@@ -151,7 +151,7 @@ def test_a_database_that_was_changed_is_not_used_again(databases: Databases, cha
         jobs.dead()
 
 
-def test_a_database_that_something_is_still_connected_to_is_not_used_again(databases: Databases) -> None:
+def test_database_with_open_connections_is_not_used_again(databases: Databases) -> None:
     with ExitStack() as stack:
         with isolated(databases) as jobs:
             dsn = jobs.dsn
@@ -163,7 +163,7 @@ def test_a_database_that_something_is_still_connected_to_is_not_used_again(datab
             left.execute("SELECT 1")
 
 
-def test_a_worker_left_running_takes_nothing_of_the_next_test(databases: Databases) -> None:
+def test_worker_left_running_takes_no_job_of_the_next_test(databases: Databases) -> None:
     taken: list[Any] = []
     ended = threading.Event()
 
@@ -186,7 +186,7 @@ def test_a_worker_left_running_takes_nothing_of_the_next_test(databases: Databas
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_leaves_the_databases_to_its_parent(databases: Databases) -> None:
+def test_forked_child_leaves_the_databases_to_its_parent(databases: Databases) -> None:
     isolated = Isolated(lambda: databases)
     with isolated as jobs:
         queue = jobs.pq()["emails"]
@@ -208,7 +208,7 @@ def test_a_forked_child_leaves_the_databases_to_its_parent(databases: Databases)
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_is_refused_the_portal_of_its_parent() -> None:
+def test_forked_child_cannot_use_its_parents_portal() -> None:
     portal = Portal()
     child = os.fork()
     if child == 0:
@@ -222,7 +222,7 @@ def test_a_forked_child_is_refused_the_portal_of_its_parent() -> None:
     portal.close()
 
 
-def test_tables_of_other_names_and_schemas_are_made_once(databases: Databases) -> None:
+def test_fixture_tables_of_other_names_and_schemas_are_made_once(databases: Databases) -> None:
     dsns = set()
     for _ in range(2):
         with isolated(databases) as jobs:
@@ -233,7 +233,7 @@ def test_tables_of_other_names_and_schemas_are_made_once(databases: Databases) -
     assert len(dsns) == 1
 
 
-def test_a_table_that_is_made_when_there_are_jobs_does_not_make_them_stay(databases: Databases) -> None:
+def test_table_made_while_jobs_exist_is_reset_with_them(databases: Databases) -> None:
     with isolated(databases) as jobs:
         dsn = jobs.dsn
         jobs.pq()["q"].put(1)
@@ -242,7 +242,7 @@ def test_a_table_that_is_made_when_there_are_jobs_does_not_make_them_stay(databa
         assert (jobs.dsn, jobs.enqueued(jobs.pq()), jobs.enqueued(jobs.pq(table="later"))) == (dsn, [], [])
 
 
-def test_a_table_that_is_made_after_a_change_does_not_hide_it(databases: Databases) -> None:
+def test_table_made_after_a_change_does_not_hide_the_change(databases: Databases) -> None:
     with isolated(databases) as jobs:
         dsn = jobs.dsn
         quietly(jobs, "CREATE TABLE mine ()")
@@ -262,7 +262,7 @@ SELECT nextval('numbers');
 """
 
 
-def test_tables_of_the_applications_own_are_put_back_too(pqcore_server: str) -> None:
+def test_database_reset_includes_tables_of_the_application(pqcore_server: str) -> None:
     calls: list[str] = []
 
     def prepare(dsn: str) -> None:
@@ -291,7 +291,7 @@ def test_tables_of_the_applications_own_are_put_back_too(pqcore_server: str) -> 
                 dsns.add(jobs.dsn)
 
 
-def test_what_prepare_leaves_connected_is_not_in_the_way(pqcore_server: str) -> None:
+def test_prepare_may_leave_a_connection_open(pqcore_server: str) -> None:
     left = []
 
     def prepare(dsn: str) -> None:
@@ -307,7 +307,7 @@ def test_what_prepare_leaves_connected_is_not_in_the_way(pqcore_server: str) -> 
         left[0].execute("SELECT 1")
 
 
-def test_nothing_is_left_on_the_server_and_what_a_killed_run_left_is_removed(pqcore_server: str) -> None:
+def test_databases_are_dropped_including_those_of_a_killed_run(pqcore_server: str) -> None:
     left = "pqcore_test_1_0123abcd_7"
     sql(pqcore_server, f"CREATE DATABASE {left}")
     with Databases(pqcore_server) as one, Databases(pqcore_server) as other:
@@ -337,13 +337,13 @@ def poor(pqcore_server: str) -> Iterator[Callable[[str], str]]:
     sql(pqcore_server, f"DROP ROLE {role}")
 
 
-def test_a_role_that_may_not_create_databases_is_told_so(poor: Callable[[str], str]) -> None:
+def test_role_without_createdb_raises_an_error(poor: Callable[[str], str]) -> None:
     with Databases(poor("")) as databases, pytest.raises(ConfigurationError, match="CREATEDB") as caught:
         databases.lend()
     assert isinstance(caught.value.__cause__, AccessDenied)
 
 
-def test_a_role_that_may_create_databases_is_enough(poor: Callable[[str], str]) -> None:
+def test_role_with_createdb_is_sufficient(poor: Callable[[str], str]) -> None:
     dsns = set()
     with Databases(poor("CREATEDB")) as databases:
         for _ in range(2):
@@ -359,7 +359,7 @@ def test_a_role_that_may_create_databases_is_enough(poor: Callable[[str], str]) 
         left.close()
 
 
-def test_a_database_of_ones_own_is_worked_with_and_not_emptied(dsn: str) -> None:
+def test_jobs_on_the_callers_database_do_not_empty_it(dsn: str) -> None:
     app = PQ(NOWHERE)
     with Jobs(dsn) as jobs:
         jobs.use(app)
@@ -370,7 +370,7 @@ def test_a_database_of_ones_own_is_worked_with_and_not_emptied(dsn: str) -> None
         assert jobs.now() <= datetime.now(timezone.utc) + timedelta(minutes=1)
 
 
-def test_how_long_it_takes(databases: Databases, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fixture_durations_are_printed(databases: Databases, capsys: pytest.CaptureFixture[str]) -> None:
     def measure(number: int, what: Callable[[Jobs], None]) -> float:
         took = []
         for _ in range(number):
@@ -397,7 +397,7 @@ def test_how_long_it_takes(databases: Databases, capsys: pytest.CaptureFixture[s
 # Pointing the application at it
 
 
-def test_an_applications_pq_is_pointed_at_the_tests_database_and_back(databases: Databases) -> None:
+def test_application_pq_is_pointed_at_the_tests_database_and_back(databases: Databases) -> None:
     app = PQ(NOWHERE, table="work", schema="app", pool_timeout=7.0)
     queue, apart = app["emails"], app.queue("apart", retention="delete")
 
@@ -420,7 +420,7 @@ def test_an_applications_pq_is_pointed_at_the_tests_database_and_back(databases:
         send("bob")
 
 
-def test_a_queue_or_a_task_stands_for_its_pq(pqcore_jobs: Jobs) -> None:
+def test_use_accepts_a_queue_or_a_task_for_its_pq(pqcore_jobs: Jobs) -> None:
     for stands in ("queue", "task"):
         app = PQ(NOWHERE, table=f"of_{stands}")
         queue = app["q"]
@@ -435,7 +435,7 @@ def test_a_queue_or_a_task_stands_for_its_pq(pqcore_jobs: Jobs) -> None:
         pqcore_jobs.assert_enqueued(work)
 
 
-def test_a_pq_over_a_connection_is_pointed_elsewhere_too(pqcore_jobs: Jobs, dsn: str) -> None:
+def test_use_redirects_a_pq_over_a_connection(pqcore_jobs: Jobs, dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         app = PQ(connection)
         app.create()
@@ -447,7 +447,7 @@ def test_a_pq_over_a_connection_is_pointed_elsewhere_too(pqcore_jobs: Jobs, dsn:
         assert [job.data for job in app["q"].peek(9)] == ["theirs"]
 
 
-def test_a_blocking_and_an_asynchronous_pq_share_a_table(pqcore_jobs: Jobs) -> None:
+def test_blocking_and_async_pq_share_a_table(pqcore_jobs: Jobs) -> None:
     app, other = PQ(NOWHERE), AsyncPQ(NOWHERE)
     pqcore_jobs.use(app, other)
     app["q"].put("first")
@@ -460,7 +460,7 @@ def test_a_blocking_and_an_asynchronous_pq_share_a_table(pqcore_jobs: Jobs) -> N
     assert [job.data for job in pqcore_jobs.enqueued()] == ["first", "second"]
 
 
-def test_what_is_not_in_the_tests_database_is_refused(pqcore_jobs: Jobs) -> None:
+def test_drain_and_enqueued_refuse_a_pq_outside_the_tests_database(pqcore_jobs: Jobs) -> None:
     queue = PQ(NOWHERE)["q"]
     for ask in (pqcore_jobs.drain, pqcore_jobs.enqueued, pqcore_jobs.dead):
         with pytest.raises(ConfigurationError, match=r"jobs\.use\(\) first"):
@@ -471,7 +471,7 @@ def test_what_is_not_in_the_tests_database_is_refused(pqcore_jobs: Jobs) -> None
         pqcore_jobs.use("q")
 
 
-def test_a_real_worker_works_on_the_tests_database(pqcore_jobs: Jobs) -> None:
+def test_worker_runs_on_the_tests_database(pqcore_jobs: Jobs) -> None:
     app = PQ(NOWHERE)
     queue = app["q"]
     ran = []
@@ -489,7 +489,7 @@ def test_a_real_worker_works_on_the_tests_database(pqcore_jobs: Jobs) -> None:
 # What is there
 
 
-def test_enqueued_tells_what_waits(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_enqueued_lists_waiting_jobs(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(headers={"trace": 1}, group=lambda to, **more: to, limit=3)
     def send(job_id: int, to: str, urgent: bool = False) -> None: ...
 
@@ -512,7 +512,7 @@ def test_enqueued_tells_what_waits(pqcore_jobs: Jobs, queue: Queue) -> None:
     assert (third.task, third.args, third.data) == (None, (), {"plain": 1})
 
 
-def test_jobs_that_are_parked_or_failed_wait_too(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_enqueued_includes_parked_and_retried_jobs(pqcore_jobs: Jobs, queue: Queue) -> None:
     for number in range(2):
         queue.put(number, limits={"one": 1})
     leased = queue.lease()
@@ -523,7 +523,7 @@ def test_jobs_that_are_parked_or_failed_wait_too(pqcore_jobs: Jobs, queue: Queue
     assert {(job.data, job.attempts) for job in pqcore_jobs.enqueued()} == {(0, 1), (1, 0)}
 
 
-def test_a_row_that_the_queue_cannot_read_is_told_as_it_is(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_enqueued_shows_an_undecodable_row_as_stored(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     pqcore_pq["q/pickle"].put({1, 2})
     [row] = pqcore_jobs.enqueued(pqcore_pq["q"])
     assert isinstance(row.data, str)
@@ -532,7 +532,7 @@ def test_a_row_that_the_queue_cannot_read_is_told_as_it_is(pqcore_jobs: Jobs, pq
 
 
 @pytest.mark.parametrize("name", ["a/b", "ünïcode", "with space", 'quo"te', "100%"])
-def test_queues_of_any_name_are_found(pqcore_jobs: Jobs, name: str) -> None:
+def test_enqueued_finds_queues_of_any_name(pqcore_jobs: Jobs, name: str) -> None:
     app = PQ(NOWHERE)
     pqcore_jobs.use(app["another"])
     app.queue(name, serializer="json").put(1)
@@ -540,7 +540,7 @@ def test_queues_of_any_name_are_found(pqcore_jobs: Jobs, name: str) -> None:
     assert [job.queue for job in pqcore_jobs.enqueued(app)] == [name]
 
 
-def test_assert_enqueued_compares(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_assert_enqueued_compares_data_and_options(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(headers={"trace": 1})
     def send(job_id: int, *args: Any, **kwargs: Any) -> None: ...
 
@@ -617,7 +617,7 @@ def test_assert_enqueued_compares_times(pqcore_jobs: Jobs, queue: Queue) -> None
     jobs.assert_not_enqueued("now", schedule_at=timedelta())
 
 
-def test_a_failure_tells_what_is_there(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_assertion_error_lists_the_enqueued_jobs(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def send(job_id: int, to: str, urgent: bool = False) -> None: ...
 
@@ -637,7 +637,7 @@ def test_a_failure_tells_what_is_there(pqcore_jobs: Jobs, queue: Queue) -> None:
     )
 
 
-def test_what_is_put_in_an_open_transaction_is_seen_in_it(pqcore_jobs: Jobs, queue: Queue, pqcore_pq: PQ) -> None:
+def test_enqueued_shows_jobs_of_an_open_transaction(pqcore_jobs: Jobs, queue: Queue, pqcore_pq: PQ) -> None:
     with queue:
         queue.put("inside")
         pqcore_jobs.assert_enqueued("inside")
@@ -652,7 +652,7 @@ def test_what_is_put_in_an_open_transaction_is_seen_in_it(pqcore_jobs: Jobs, que
         pqcore_jobs.enqueued(pqcore_jobs.async_pq()["q"], connection=connection)
 
 
-def test_dead_letters_are_listed_in_order(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_dead_lists_dead_letters_in_order(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def fail(job_id: int, why: str) -> None:
         raise RuntimeError(why)
@@ -667,7 +667,7 @@ def test_dead_letters_are_listed_in_order(pqcore_jobs: Jobs, queue: Queue) -> No
 # Running
 
 
-def test_drain_runs_what_is_due_in_order_and_what_that_puts(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_runs_due_jobs_in_order_and_jobs_they_put(pqcore_jobs: Jobs, queue: Queue) -> None:
     threads = set()
 
     @queue.task()
@@ -698,7 +698,7 @@ def test_drain_runs_what_is_due_in_order_and_what_that_puts(pqcore_jobs: Jobs, q
     assert pqcore_jobs.drain(queue) == []
 
 
-def test_drain_takes_queues_in_their_order(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_drain_takes_queues_in_the_given_order(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     low, high = pqcore_pq["low"], pqcore_pq["high"]
 
     @high.task()
@@ -738,7 +738,7 @@ def test_drain_raises_the_first_exception_once_it_is_stored(pqcore_jobs: Jobs, q
     ]
 
 
-def test_retries_that_are_due_at_once_are_drained_too(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_runs_retries_that_are_due_immediately(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(max_retries=2, retry=Fixed(0))
     def flaky(job_id: int) -> int:
         if current().attempt < 3:
@@ -759,7 +759,7 @@ def test_retries_that_are_due_at_once_are_drained_too(pqcore_jobs: Jobs, queue: 
         (Retry("1h"), "retry", 1),
     ],
 )
-def test_what_is_meant_to_be_raised_is_not(
+def test_drain_does_not_raise_outcomes_that_are_no_failures(
     pqcore_jobs: Jobs, queue: Queue, raised: Exception, end: str, left: int
 ) -> None:
     @queue.task(max_retries=1, discard_on=(KeyError,))
@@ -775,7 +775,7 @@ def test_what_is_meant_to_be_raised_is_not(
 @pytest.mark.parametrize(
     ("delay", "said"), [(1 / 3, "again in 0.3 s"), ("1h", "again in 3600.0 s"), (None, "in 0.0 s")]
 )
-def test_a_retry_is_logged_with_its_seconds(
+def test_drain_logs_a_retry_with_its_seconds(
     pqcore_jobs: Jobs, queue: Queue, delay: Any, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     @queue.task(max_retries=1)
@@ -789,7 +789,7 @@ def test_a_retry_is_logged_with_its_seconds(
     assert said in caplog.text
 
 
-def test_a_retry_with_none_left_is_raised(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_raises_a_retry_with_none_left(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int) -> None:
         raise Retry("1h")
@@ -800,7 +800,7 @@ def test_a_retry_with_none_left_is_raised(pqcore_jobs: Jobs, queue: Queue) -> No
     assert len(pqcore_jobs.dead()) == 1
 
 
-def test_jobs_that_cannot_be_run_are_told(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_raises_an_error_for_a_job_that_cannot_run(pqcore_jobs: Jobs, queue: Queue) -> None:
     queue.put({"no": "call"})
     with pytest.raises(UnknownTask, match=r"job 1 of queue 'emails' is no call"):
         pqcore_jobs.drain(queue)
@@ -819,13 +819,13 @@ def test_jobs_that_cannot_be_run_are_told(pqcore_jobs: Jobs, queue: Queue) -> No
     ]
 
 
-def test_a_row_that_cannot_be_decoded_is_told(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_drain_raises_the_error_of_an_undecodable_row(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     pqcore_pq["q/pickle"].put({1})
     with pytest.raises(DeserializationError):
         pqcore_jobs.drain(pqcore_pq["q"])
 
 
-def test_a_job_that_puts_itself_again_ends_somewhere(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_stops_after_at_most_jobs(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def again(job_id: int) -> None:
         again()
@@ -838,7 +838,7 @@ def test_a_job_that_puts_itself_again_ends_somewhere(pqcore_jobs: Jobs, queue: Q
     assert queue.lease().crashes == 0  # type: ignore[union-attr]
 
 
-def test_an_interrupt_is_not_held_against_the_job(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_interrupted_in_a_job_counts_no_failure(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int) -> None:
         pytest.fail("seen in the function")
@@ -853,7 +853,7 @@ def test_an_interrupt_is_not_held_against_the_job(pqcore_jobs: Jobs, queue: Queu
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_ends_programs_ends_a_drain_and_is_not_held_against_the_job(
+def test_drain_ends_at_an_interrupt_and_counts_no_failure(
     pqcore_jobs: Jobs, queue: Queue, kind: type[BaseException]
 ) -> None:
     @queue.task()
@@ -868,7 +868,7 @@ def test_what_ends_programs_ends_a_drain_and_is_not_held_against_the_job(
 
 
 @pytest.mark.parametrize("kind", [GeneratorExit, asyncio.CancelledError, BaseException])
-def test_whatever_else_a_function_raises_is_the_jobs_failure(
+def test_drain_counts_other_base_exceptions_as_failures(
     pqcore_jobs: Jobs, queue: Queue, kind: type[BaseException]
 ) -> None:
     @queue.task()
@@ -880,7 +880,7 @@ def test_whatever_else_a_function_raises_is_the_jobs_failure(
     assert (ran.outcome, ran.reason) == ("dead", "failed")
 
 
-def test_groups_limits_chains_and_batches_go_on(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_continues_groups_limits_chains_and_batches(pqcore_jobs: Jobs, queue: Queue) -> None:
     seen: list[Any] = []
 
     @queue.task(limit=1, group=lambda *args: "g")
@@ -900,7 +900,7 @@ def test_groups_limits_chains_and_batches_go_on(pqcore_jobs: Jobs, queue: Queue)
     assert queue.stats().parked == 0
 
 
-def test_a_limit_that_another_holds_is_kept_to(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_respects_a_slot_held_by_another(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(limit=1)
     def work(job_id: int) -> None: ...
 
@@ -915,7 +915,7 @@ def test_a_limit_that_another_holds_is_kept_to(pqcore_jobs: Jobs, queue: Queue) 
     assert [run.id for run in pqcore_jobs.drain(queue)] == [2, 3]
 
 
-def test_a_rate_is_not_waited_for(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_drain_ignores_rate_limits(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     queue = pqcore_pq.queue("slow", rate="1/1h")
 
     @queue.task()
@@ -926,7 +926,7 @@ def test_a_rate_is_not_waited_for(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     assert queue.rate == "1/1h"
 
 
-def test_results_and_progress_are_stored(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_stores_results_and_progress(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(keep_result="1h")
     def work(job_id: int) -> dict[str, Any]:
         current().progress(0.5)
@@ -939,7 +939,7 @@ def test_results_and_progress_are_stored(pqcore_jobs: Jobs, queue: Queue) -> Non
     assert job.status() == "done"
 
 
-def test_a_result_that_cannot_be_stored_is_told_and_the_job_is_done(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_raises_result_not_stored_and_completes_the_job(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(keep_result="1h")
     def work(job_id: int) -> object:
         return object()
@@ -950,7 +950,7 @@ def test_a_result_that_cannot_be_stored_is_told_and_the_job_is_done(pqcore_jobs:
     assert (pqcore_jobs.dead(), job.status()) == ([], "done")
 
 
-def test_a_function_may_finish_its_job_itself(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_accepts_a_job_finished_by_its_function(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int, fail: bool) -> None:
         with queue as cursor:
@@ -966,7 +966,7 @@ def test_a_function_may_finish_its_job_itself(pqcore_jobs: Jobs, queue: Queue) -
     assert pqcore_jobs.enqueued() == []
 
 
-def test_only_queues_with_tasks_are_drained(pqcore_jobs: Jobs) -> None:
+def test_drain_needs_queues_with_tasks(pqcore_jobs: Jobs) -> None:
     app = pqcore.PQ(NOWHERE)
     pqcore_jobs.use(app)
     app["q"].put(1)
@@ -975,7 +975,7 @@ def test_only_queues_with_tasks_are_drained(pqcore_jobs: Jobs) -> None:
         pqcore_jobs.drain()
 
 
-def test_plugins_are_told_as_by_a_worker(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_calls_hooks_as_a_worker_does(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task(max_retries=1, retry_in=None)
     def work(job_id: int) -> None:
         if current().attempt == 1:
@@ -1014,7 +1014,7 @@ def test_plugins_are_told_as_by_a_worker(pqcore_jobs: Jobs, queue: Queue) -> Non
         assert listener.heard == expected
 
 
-def test_a_drain_within_an_event_loop(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_in_an_event_loop_runs_functions_only(pqcore_jobs: Jobs, queue: Queue) -> None:
     loops = []
 
     @queue.task()
@@ -1039,7 +1039,7 @@ def test_a_drain_within_an_event_loop(pqcore_jobs: Jobs, queue: Queue) -> None:
 # Asynchronous queues
 
 
-def test_an_asynchronous_queue_in_loops_one_after_the_other(pqcore_jobs: Jobs, pqcore_async_pq: AsyncPQ) -> None:
+def test_async_queue_works_in_one_event_loop_after_another(pqcore_jobs: Jobs, pqcore_async_pq: AsyncPQ) -> None:
     queue = pqcore_async_pq["q"]
 
     @queue.task()
@@ -1064,7 +1064,7 @@ def test_an_asynchronous_queue_in_loops_one_after_the_other(pqcore_jobs: Jobs, p
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
-def test_what_a_loop_leaves_open_is_closed(
+def test_async_pq_left_open_by_an_event_loop_is_closed(
     databases: Databases, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As with pytest-asyncio, where the loop is there when fixtures end, and does not run."""
@@ -1098,7 +1098,7 @@ class _Loop:
 
 
 @pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
-def test_a_block_within_a_coroutine(databases: Databases, backend: str) -> None:
+def test_isolated_block_works_in_a_coroutine(databases: Databases, backend: str) -> None:
     dsns = set()
 
     async def main() -> None:
@@ -1125,7 +1125,7 @@ def test_a_block_within_a_coroutine(databases: Databases, backend: str) -> None:
 # Time
 
 
-def test_travelling_makes_what_was_scheduled_due(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_travel_makes_scheduled_jobs_due(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int, number: int) -> None: ...
 
@@ -1142,7 +1142,7 @@ def test_travelling_makes_what_was_scheduled_due(pqcore_jobs: Jobs, queue: Queue
     assert told(pqcore_jobs.drain(queue)) == [(0,)]
 
 
-def test_times_are_told_by_the_tests_clock(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_travel_shows_times_by_the_tests_clock(pqcore_jobs: Jobs, queue: Queue) -> None:
     when = datetime(2100, 1, 1, tzinfo=timezone.utc)
     queue.put("then", when)
     queue.put("never", datetime(9999, 12, 31, 23, 59, tzinfo=timezone.utc))
@@ -1167,12 +1167,12 @@ def test_times_are_told_by_the_tests_clock(pqcore_jobs: Jobs, queue: Queue) -> N
         {"by": "soon"},
     ],
 )
-def test_one_travels_by_a_time_or_to_a_later_one(pqcore_jobs: Jobs, how: dict[str, Any]) -> None:
+def test_travel_refuses_bad_arguments(pqcore_jobs: Jobs, how: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, ValueError)):
         pqcore_jobs.travel(**how)
 
 
-def test_leases_keys_results_deadlines_and_rates_run_out(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_travel_expires_leases_keys_results_deadlines_and_rates(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     queue = pqcore_pq["q"]
 
     @queue.task(keep_result="1h")
@@ -1213,7 +1213,7 @@ def test_leases_keys_results_deadlines_and_rates_run_out(pqcore_jobs: Jobs, pqco
     assert slow.lease(block=False) is not None
 
 
-def test_deadlines_of_what_follows_run_out(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_travel_expires_deadlines_of_follow_ups(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def first(job_id: int) -> None: ...
 
@@ -1229,7 +1229,7 @@ def test_deadlines_of_what_follows_run_out(pqcore_jobs: Jobs, queue: Queue) -> N
     assert [run.reason for run in pqcore_jobs.drain(queue)] == ["", "", "expired"]
 
 
-def test_every_time_of_every_table_is_moved(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
+def test_travel_moves_every_time_of_every_table(pqcore_jobs: Jobs, pqcore_pq: PQ) -> None:
     queue = pqcore_pq.queue("q", retention="archive", rate="1/1h")
 
     @queue.task(keep_result="9d")
@@ -1266,14 +1266,14 @@ def test_every_time_of_every_table_is_moved(pqcore_jobs: Jobs, pqcore_pq: PQ) ->
     assert times() == moved
 
 
-def test_travelling_within_a_transaction(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_travel_in_a_transaction_makes_its_jobs_due(pqcore_jobs: Jobs, queue: Queue) -> None:
     with queue:
         queue.put("inside", "1h")
         pqcore_jobs.travel("2h")
         assert [job.data for job in queue.peek()] == ["inside"]
 
 
-def test_rows_that_another_transaction_holds_are_not_waited_for_long(
+def test_travel_waits_only_briefly_for_locked_rows(
     pqcore_jobs: Jobs, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pqcore.testing.time_travel.LOCK_TIMEOUT", "10ms")
@@ -1293,7 +1293,7 @@ class TestPeriodicTasks:
         pqcore_jobs.travel(to=datetime(2100, 1, 1, tzinfo=timezone.utc))
         return pqcore_jobs
 
-    def test_each_tick_is_put_at_its_time(self, jobs: Jobs) -> None:
+    def test_travel_puts_each_periodic_tick_at_its_time(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]
         seen: list[Any] = []
 
@@ -1321,7 +1321,7 @@ class TestPeriodicTasks:
         assert seen[3][1] - seen[2][1] == timedelta(hours=6)
 
     @pytest.mark.parametrize("steps", [1, 12])
-    def test_each_tick_is_put_at_its_time_when_clocks_change(self, jobs: Jobs, steps: int) -> None:
+    def test_travel_puts_each_periodic_tick_at_its_time_when_clocks_change(self, jobs: Jobs, steps: int) -> None:
         queue, berlin = jobs.pq()["q"], ZoneInfo("Europe/Berlin")
 
         @queue.periodic("30 12 1,15 * *", tz="Europe/Berlin")
@@ -1334,7 +1334,7 @@ class TestPeriodicTasks:
         assert {(tick.hour, tick.minute) for tick in told} == {(12, 30)}
         assert len(told) == 24
 
-    def test_an_edited_expression_counts_from_the_edit(self, jobs: Jobs) -> None:
+    def test_travel_counts_an_edited_expression_from_the_edit(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]
 
         @queue.task()
@@ -1349,7 +1349,7 @@ class TestPeriodicTasks:
         [job] = jobs.enqueued()
         assert job.schedule_at == datetime(2100, 1, 2, 3, tzinfo=timezone.utc)
 
-    def test_no_tick_is_put_twice_or_missed_on_the_way(self, jobs: Jobs) -> None:
+    def test_travel_in_steps_puts_each_tick_once(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]
 
         @queue.periodic("0 * * * *")
@@ -1363,7 +1363,7 @@ class TestPeriodicTasks:
         assert found == [0, 0, 1, 0, 0, 1, 0, 0, 1]
 
     @pytest.mark.parametrize(("missed", "number"), [("latest", 1), ("all", 3), ("skip", 0)])
-    def test_ticks_without_a_worker_are_the_tasks_affair(self, jobs: Jobs, missed: Any, number: int) -> None:
+    def test_travel_with_down_follows_the_missed_option(self, jobs: Jobs, missed: Any, number: int) -> None:
         queue = jobs.pq()["q"]
 
         @queue.periodic("0 * * * *", missed=missed)
@@ -1375,7 +1375,7 @@ class TestPeriodicTasks:
         jobs.travel("1h")
         assert len(jobs.drain(queue)) == 1
 
-    def test_an_asynchronous_queues_tick_too(self, jobs: Jobs) -> None:
+    def test_travel_puts_ticks_of_an_async_queue(self, jobs: Jobs) -> None:
         queue = jobs.async_pq()["q"]
 
         @queue.periodic("0 * * * *")
@@ -1386,7 +1386,7 @@ class TestPeriodicTasks:
         jobs.assert_enqueued(hourly, times=2)
         assert len(jobs.drain(queue)) == 2
 
-    def test_those_of_a_queue_that_was_made_apart(self, jobs: Jobs) -> None:
+    def test_travel_puts_ticks_of_a_queue_with_its_own_options(self, jobs: Jobs) -> None:
         app = PQ(NOWHERE)
         queue = app.queue("apart")
 
@@ -1398,7 +1398,7 @@ class TestPeriodicTasks:
         jobs.travel("1h")
         jobs.assert_enqueued(hourly)
 
-    def test_too_many_ticks_are_refused_before_anything_is_moved(self, jobs: Jobs) -> None:
+    def test_travel_refuses_too_many_ticks_before_moving_anything(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]
 
         @queue.periodic("* * * * * *")
@@ -1412,7 +1412,7 @@ class TestPeriodicTasks:
         jobs.travel("3h", down=True)
         assert len(jobs.enqueued()) == 1
 
-    def test_a_worker_goes_on_from_there(self, jobs: Jobs) -> None:
+    def test_travel_leaves_later_ticks_to_a_worker(self, jobs: Jobs) -> None:
         queue = jobs.pq()["q"]
         ran: list[int] = []
 
@@ -1476,7 +1476,7 @@ def test_async(pqcore_jobs, pqcore_async_pq):
 """
 
 
-def test_two_runs_on_one_server_at_once_leave_no_database(tmp_path: Path, pqcore_server: str) -> None:
+def test_databases_of_two_concurrent_runs_are_all_dropped(tmp_path: Path, pqcore_server: str) -> None:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "test_app.py").write_text(TESTS)
     marks: list[str] = []
@@ -1507,7 +1507,7 @@ def test_two_runs_on_one_server_at_once_leave_no_database(tmp_path: Path, pqcore
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "asyncpg"])
-def test_whichever_backend_is_chosen(tmp_path: Path, pqcore_server: str, backend: str) -> None:
+def test_fixtures_work_with_each_backend(tmp_path: Path, pqcore_server: str, backend: str) -> None:
     """With asyncpg alone, what blocks goes through an event loop in a thread."""
     (tmp_path / "test_it.py").write_text(
         "import asyncio\n"
@@ -1524,7 +1524,7 @@ def test_whichever_backend_is_chosen(tmp_path: Path, pqcore_server: str, backend
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_an_unrelated_run_imports_nothing_and_is_left_alone(tmp_path: Path) -> None:
+def test_plugin_imports_nothing_in_an_unrelated_run(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n"
         "import pytest\n"
@@ -1543,7 +1543,7 @@ def test_an_unrelated_run_imports_nothing_and_is_left_alone(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["test_it.py"]
 
 
-def test_what_importing_the_plugin_costs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugin_import_time_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     code = "import pytest, time; t = time.perf_counter(); import pqcore.testing.plugin; print(time.perf_counter() - t)"
     took = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -1553,7 +1553,7 @@ def test_what_importing_the_plugin_costs(capsys: pytest.CaptureFixture[str]) -> 
         print(f"\nimporting the plugin: {min(took) * 1e3:.1f} ms")  # noqa: T201
 
 
-def test_the_package_gives_its_names_when_asked() -> None:
+def test_package_exports_its_names_lazily() -> None:
     assert set(pqcore.__all__) <= set(dir(pqcore))
     for name in pqcore.__all__:
         assert getattr(pqcore, name) is not None
@@ -1576,7 +1576,7 @@ def documented() -> dict[str, str]:
     return files
 
 
-def test_the_examples_of_the_document_run(tmp_path: Path, pqcore_server: str) -> None:
+def test_document_examples_run(tmp_path: Path, pqcore_server: str) -> None:
     files = documented()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -1587,7 +1587,7 @@ def test_the_examples_of_the_document_run(tmp_path: Path, pqcore_server: str) ->
     assert f"{tests} passed" in done.stdout
 
 
-def test_the_examples_for_unittest_run_without_pytest(tmp_path: Path, pqcore_server: str) -> None:
+def test_document_examples_for_unittest_run_without_pytest(tmp_path: Path, pqcore_server: str) -> None:
     files = documented()
     for name in ("app.py", "test_unittest.py"):
         (tmp_path / name).write_text(files[name])
@@ -1606,7 +1606,7 @@ def test_the_examples_for_unittest_run_without_pytest(tmp_path: Path, pqcore_ser
     assert not [name for name in names if name.startswith(f"pqcore_test_{run.pid}_")]
 
 
-def test_the_document_names_what_there_is() -> None:
+def test_document_names_every_method() -> None:
     text = (ROOT / "docs/testing.md").read_text()
     methods = [name for name in vars(Jobs) if not name.startswith("_")]
     for name in (*methods, "pqcore_jobs", "pqcore_pq", "pqcore_async_pq", "pqcore_prepare", "isolated", "dsn"):

@@ -113,7 +113,7 @@ def confirmed(client: httpx.Client, where: str, **more: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_page_shows_jobs_in_every_state(dsn: str, pq: PQ, backend: str) -> None:
+def test_web_pages_show_jobs_in_every_state(dsn: str, pq: PQ, backend: str) -> None:
     queue = pq["apples"]
     done = queue.put("done")
     queue.get()
@@ -198,7 +198,7 @@ def test_web_page_shows_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ) -> N
         assert '<td class="number">1</td>' in row[0]
 
 
-def test_an_empty_table_and_an_unknown_queue_are_shown(dsn: str, pq: PQ) -> None:
+def test_web_pages_show_an_empty_table_and_an_unknown_queue(dsn: str, pq: PQ) -> None:
     with visiting(web_app(pq)) as client:
         assert "No queue has jobs" in client.get("/").text
         page = client.get(path("queue", name="nobody's")).text
@@ -206,7 +206,7 @@ def test_an_empty_table_and_an_unknown_queue_are_shown(dsn: str, pq: PQ) -> None
         assert "There is none" in page
 
 
-def test_workers_and_who_waits_are_listed(dsn: str, pq: PQ, tmp_path: Path) -> None:
+def test_web_pages_list_workers_and_waiters(dsn: str, pq: PQ, tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(
         f"from pqcore.tasks import PQ\nqueue = PQ({dsn!r}, backend='psycopg')['shop']\n"
         "@queue.task()\ndef sell(job_id): ...\n"
@@ -233,7 +233,7 @@ def test_workers_and_who_waits_are_listed(dsn: str, pq: PQ, tmp_path: Path) -> N
 # Escaping
 
 
-def test_nothing_of_a_job_is_taken_for_html(dsn: str, pq: PQ) -> None:
+def test_web_pages_escape_everything_of_a_job(dsn: str, pq: PQ) -> None:
     name, split = EVIL, "data\r\nevent: trouble\r\ndata: x"
     queue = pq.queue(name, serializer="json")
     waiting = queue.put({"function": EVIL, EVIL: [EVIL, split, "\ud83d"]}, group=EVIL, headers={EVIL: EVIL}, dedup=EVIL)
@@ -274,7 +274,7 @@ def test_nothing_of_a_job_is_taken_for_html(dsn: str, pq: PQ) -> None:
                 assert "<script" not in text
 
 
-def test_data_is_shown_as_it_is_stored_and_cut(dsn: str, pq: PQ) -> None:
+def test_web_page_shows_data_as_stored_and_cut(dsn: str, pq: PQ) -> None:
     large = pq["a"].put("x" * (MOST_SHOWN + 10))
     with visiting(web_app(pq)) as client:
         page = client.get(path("job", id=large)).text
@@ -293,7 +293,7 @@ def test_data_is_shown_as_it_is_stored_and_cut(dsn: str, pq: PQ) -> None:
 # Who is let in
 
 
-def test_answers_tell_browsers_what_not_to_do(dsn: str, pq: PQ) -> None:
+def test_web_answers_have_security_headers(dsn: str, pq: PQ) -> None:
     with visiting(web_app(pq)) as client:
         for where in ("/", "/nothing", "/job?id=9"):
             headers = client.get(where).headers
@@ -309,7 +309,7 @@ def test_answers_tell_browsers_what_not_to_do(dsn: str, pq: PQ) -> None:
         assert client.get("/static/../application.py").status_code == 404
 
 
-def test_what_changes_something_does_not_exist_unless_it_is_allowed(dsn: str, pq: PQ) -> None:
+def test_web_changes_do_not_exist_unless_allowed(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)
     with visiting(web_app(pq)) as client:
@@ -326,7 +326,7 @@ def test_what_changes_something_does_not_exist_unless_it_is_allowed(dsn: str, pq
     assert len(pq["a"].dead.list()) == 1
 
 
-def test_a_token_is_asked_for_and_not_kept_by_the_browser(dsn: str, pq: PQ) -> None:
+def test_web_token_is_required_and_not_kept_by_the_browser(dsn: str, pq: PQ) -> None:
     pq["secret"].put(1)
     with visiting(web_app(pq, token=TOKEN, changes=True)) as client:
         for where in (
@@ -406,7 +406,7 @@ def test_session_ends_after_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
         assert token.admits(cookie) is admitted
 
 
-def test_only_the_names_that_were_given_are_answered_to(dsn: str, pq: PQ) -> None:
+def test_web_page_answers_only_to_allowed_hosts(dsn: str, pq: PQ) -> None:
     with visiting(web_app(pq, hosts=["127.0.0.1", "[::1]"])) as client:
         assert client.get("/").status_code == 200
         assert client.get("/", headers={"host": "[::1]:80"}).status_code == 200
@@ -417,7 +417,7 @@ def test_only_the_names_that_were_given_are_answered_to(dsn: str, pq: PQ) -> Non
 # Changes
 
 
-def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
+def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
     queue = pq["a b&c"]
     dead = [queue.put(n) for n in range(4)]
     for job_id in dead:
@@ -467,7 +467,7 @@ def test_changes_are_made_once_they_are_confirmed(dsn: str, pq: PQ) -> None:
         assert execute(dsn, "SELECT cancelling FROM queue WHERE id = %s", leased.id) == [(True,)]
 
 
-def test_only_forms_of_the_page_itself_are_taken(dsn: str, pq: PQ) -> None:
+def test_web_changes_need_a_form_of_the_page_itself(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)
     with visiting(web_app(pq, changes=True)) as client:
@@ -512,7 +512,7 @@ def test_only_forms_of_the_page_itself_are_taken(dsn: str, pq: PQ) -> None:
 
 @pytest.mark.parametrize("kind", ["starlette", "fastapi"])
 @pytest.mark.parametrize("face", ["blocking", "async"])
-def test_it_can_be_mounted_under_a_prefix(dsn: str, pq: PQ, kind: str, face: str) -> None:
+def test_web_app_can_be_mounted_under_a_prefix(dsn: str, pq: PQ, kind: str, face: str) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)
     page = web_app(pq if face == "blocking" else AsyncPQ(dsn, backend="asyncpg"), changes=True, token=TOKEN)
@@ -579,7 +579,7 @@ def first(client: httpx.Client, where: str, number: int) -> list[tuple[str, str]
         return [next(found) for _ in range(number)]
 
 
-def test_a_change_is_told_to_who_looks(dsn: str, pq: PQ) -> None:
+def test_web_stream_sends_changes(dsn: str, pq: PQ) -> None:
     queue = pq["a"]
     queue.put(1)
     app = web_app(pq, interval=0.1)
@@ -594,7 +594,7 @@ def test_a_change_is_told_to_who_looks(dsn: str, pq: PQ) -> None:
         assert f">{added}</a>" in changed[1][1]
 
 
-def test_the_table_is_looked_at_once_for_all_and_only_while_somebody_looks(dsn: str, pq: PQ) -> None:
+def test_web_sampler_reads_once_for_all_viewers_and_only_while_needed(dsn: str, pq: PQ) -> None:
     app = web_app(pq, interval=0.1)
     sampler: Sampler = app.state.sampler
     with visiting(app) as client:
@@ -613,7 +613,7 @@ def test_the_table_is_looked_at_once_for_all_and_only_while_somebody_looks(dsn: 
         assert sampler.looks == looks
 
 
-def test_streams_requested_together_stay_within_the_bound(pq: PQ) -> None:
+def test_web_streams_requested_together_stay_within_the_bound(pq: PQ) -> None:
     more = 20
     app = web_app(pq, interval=60)
     sampler: Sampler = app.state.sampler
@@ -635,7 +635,7 @@ def test_streams_requested_together_stay_within_the_bound(pq: PQ) -> None:
 
 
 @pytest.mark.parametrize("name", ["root", "page", "query", "self", "request"])
-def test_page_ignores_a_query_argument_of_any_name(pq: PQ, name: str) -> None:
+def test_web_page_ignores_unknown_query_arguments(pq: PQ, name: str) -> None:
     pq["a"].put(1)
     with visiting(web_app(pq, changes=True, interval=0.1)) as client:
         for page in ("/", "/queue?name=a", "/job?id=1", "/dead", "/workers", "/change?do=purge-dead&queue=a"):
@@ -645,7 +645,7 @@ def test_page_ignores_a_query_argument_of_any_name(pq: PQ, name: str) -> None:
             assert next(events(stream.iter_lines()))[0] == "summary"
 
 
-def test_unexpected_error_is_answered_with_the_security_headers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_web_answer_of_an_unexpected_error_has_security_headers(capsys: pytest.CaptureFixture[str]) -> None:
     async def broken(request: Request) -> Response:
         raise ZeroDivisionError
 
@@ -659,7 +659,7 @@ def test_unexpected_error_is_answered_with_the_security_headers(capsys: pytest.C
     assert "ZeroDivisionError" not in answer.text
 
 
-def test_the_stream_says_when_the_database_does_not_answer(dsn: str, pq: PQ) -> None:
+def test_web_stream_reports_a_database_that_does_not_answer(dsn: str, pq: PQ) -> None:
     pq["a"].put(1)
     with visiting(web_app(pq, interval=0.1)) as client, client.stream("GET", "/live/queues") as stream:
         found = events(stream.iter_lines())
@@ -672,7 +672,7 @@ def test_the_stream_says_when_the_database_does_not_answer(dsn: str, pq: PQ) -> 
         assert next(text for name, text in found if name == "trouble").strip() == ""
 
 
-def test_what_is_remembered_is_bounded(dsn: str, pq: PQ) -> None:
+def test_web_sampler_remembers_a_bounded_number_of_samples(dsn: str, pq: PQ) -> None:
     for number in range(QUEUES + 20):
         pq[f"queue {number}"].put(number)
 
@@ -687,7 +687,7 @@ def test_what_is_remembered_is_bounded(dsn: str, pq: PQ) -> None:
     assert [len(queues) for _, queues in sampler._past] == [QUEUES] * 3
 
 
-def test_a_chart_is_broken_where_nobody_looked() -> None:
+def test_web_chart_has_a_gap_where_no_sample_was_taken() -> None:
     points = [Point(float(clock), Figures(ready=clock)) for clock in (0, 1, 2, 100, 101)]
     made = chart("Depth", "jobs", points, 1.0, [("ready", "ready", lambda each: each.ready)])
     [line] = made.lines
@@ -707,7 +707,7 @@ def test_a_chart_is_broken_where_nobody_looked() -> None:
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "asyncpg"])
-def test_the_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
+def test_web_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path, backend: str) -> None:
     pq["apples"].put(1)
     command = ("web", "--port", "0", "--backend", backend, "--interval", "0.1", "--allow-host", "shop.example")
     with Command(*command, dsn=dsn, folder=tmp_path) as served:
@@ -722,7 +722,7 @@ def test_the_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path
         assert "Traceback" not in served.log
 
 
-def test_the_command_serves_under_a_path_with_a_token(dsn: str, pq: PQ, tmp_path: Path) -> None:
+def test_web_command_serves_under_a_path_with_a_token(dsn: str, pq: PQ, tmp_path: Path) -> None:
     variables = {"PQCORE_WEB_TOKEN": TOKEN}
     command = ["web", "--host", "0.0.0.0", "--port", "0", "--root-path", "/queues/", "--allow-changes"]
     command += ["--allow-host", "shop.example"]  # and then it answers to no other name but this machine's
@@ -738,7 +738,7 @@ def test_the_command_serves_under_a_path_with_a_token(dsn: str, pq: PQ, tmp_path
         assert TOKEN not in served.log
 
 
-def test_the_command_says_what_is_wrong(dsn: str, pq: PQ) -> None:
+def test_web_command_refuses_bad_arguments(dsn: str, pq: PQ) -> None:
     def refused(*arguments: str, code: int, dsn: str = dsn) -> str:
         done = CliRunner().invoke(root, ["web", "--port", "0", *arguments], env={"PQCORE_DSN": dsn})
         assert done.exit_code == code, done.output
@@ -756,7 +756,7 @@ def test_the_command_says_what_is_wrong(dsn: str, pq: PQ) -> None:
 
 
 @pytest.mark.parametrize("missing", ["starlette", "jinja2", "itsdangerous", "uvicorn"])
-def test_without_what_it_needs_it_says_how_to_get_it(dsn: str, missing: str) -> None:
+def test_web_command_without_its_extra_says_how_to_install_it(dsn: str, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from pqcore.cli import main; sys.exit(main(['web']))"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -771,7 +771,7 @@ def test_without_what_it_needs_it_says_how_to_get_it(dsn: str, missing: str) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_arguments_are_refused(pq: PQ) -> None:
+def test_web_app_refuses_bad_arguments(pq: PQ) -> None:
     wrong: list[Callable[[], Any]] = [
         lambda: web_app(7),  # type: ignore[arg-type]
         lambda: web_app(pq, table="other"),
@@ -783,7 +783,7 @@ def test_wrong_arguments_are_refused(pq: PQ) -> None:
             call()
 
 
-def test_the_password_of_the_database_is_not_shown(dsn: str, pq: PQ) -> None:
+def test_web_page_never_shows_the_database_password(dsn: str, pq: PQ) -> None:
     secret = dsn.replace("postgres@", "nobody:pa55word@")
     assert secret != dsn
     with visiting(web_app(secret, backend="psycopg")) as client:

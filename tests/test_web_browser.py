@@ -150,7 +150,7 @@ def full(dsn: str, pq: PQ) -> list[str]:
     return ["/", *states, path("job", id=dead), "/dead", path("dead", queue=name), "/workers", *asked]
 
 
-def test_it_follows_what_is_put(pq: PQ, visit: Visit) -> None:
+def test_web_page_follows_new_jobs(pq: PQ, visit: Visit) -> None:
     pq["apples"].put(1)
     overview, queue = visit("/"), visit(path("queue", name="apples"))
     for page in (overview, queue):
@@ -171,7 +171,7 @@ def test_it_follows_what_is_put(pq: PQ, visit: Visit) -> None:
     expect(link).to_be_focused()
 
 
-def test_a_dead_letter_is_retried_once_that_is_confirmed(dsn: str, pq: PQ, visit: Visit) -> None:
+def test_web_page_retries_a_dead_letter_after_confirmation(dsn: str, pq: PQ, visit: Visit) -> None:
     job_id = bury(dsn, pq, "apples")
     page = visit("/dead")
     page.get_by_text("Traceback", exact=True).click()
@@ -187,7 +187,7 @@ def test_a_dead_letter_is_retried_once_that_is_confirmed(dsn: str, pq: PQ, visit
     assert pq["apples"].count() == 1
 
 
-def test_the_token_is_asked_for_in_a_form(pq: PQ, browser: Browser) -> None:
+def test_web_page_asks_for_the_token_in_a_form(pq: PQ, browser: Browser) -> None:
     pq["apples"].put(1)
     with serving(web_app(pq, token=TOKEN, changes=True)) as address, browser.new_context(base_url=address) as context:
         page = context.new_page()
@@ -204,7 +204,7 @@ def test_the_token_is_asked_for_in_a_form(pq: PQ, browser: Browser) -> None:
         expect(page.get_by_label("Token")).to_be_visible()
 
 
-def test_it_can_be_read_in_light_and_in_dark(dsn: str, pq: PQ, visit: Visit) -> None:
+def test_web_page_has_enough_contrast_in_light_and_dark(dsn: str, pq: PQ, visit: Visit) -> None:
     grounds = set()
     pages = full(dsn, pq)
     for scheme in ("light", "dark"):
@@ -218,7 +218,7 @@ def test_it_can_be_read_in_light_and_in_dark(dsn: str, pq: PQ, visit: Visit) -> 
     assert len(grounds) == 2
 
 
-def test_a_phone_need_not_scroll_sideways(dsn: str, pq: PQ, visit: Visit) -> None:
+def test_web_page_fits_a_phone(dsn: str, pq: PQ, visit: Visit) -> None:
     pages = full(dsn, pq)
     page = visit(pages[0], viewport=PHONE)
     for where in pages:
@@ -227,7 +227,7 @@ def test_a_phone_need_not_scroll_sideways(dsn: str, pq: PQ, visit: Visit) -> Non
         assert width <= PHONE["width"], where
 
 
-def test_it_can_be_read_without_javascript(dsn: str, pq: PQ, visit: Visit) -> None:
+def test_web_page_works_without_javascript(dsn: str, pq: PQ, visit: Visit) -> None:
     pages = full(dsn, pq)
     page = visit(pages[0], java_script_enabled=False)
     expect(page.get_by_text("reload for more")).to_be_visible()

@@ -43,7 +43,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("backend", "mode"), [("psycopg", "blocking"), ("asyncpg", "async")])
-def test_no_job_is_lost_or_run_twice_unaccounted_for(server: EmbeddedServer, backend: str, mode: str) -> None:
+def test_worker_chaos_loses_no_job_and_accounts_for_every_run(server: EmbeddedServer, backend: str, mode: str) -> None:
     harness = RestartedHarness(plugins.backend_spec(backend, "async" if mode == "async" else "blocking"), server.dsn())
     rng = random.Random(1)
     restarts: list[Callable[[], None]] = [server.restart, lambda: server.restart("immediate")]

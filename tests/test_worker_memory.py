@@ -12,7 +12,7 @@ from pqcore.tasks import current
 from pqcore.worker import Worker
 
 
-def test_a_job_that_is_done_leaves_nothing_to_the_garbage_collector(dsn: str) -> None:
+def test_completed_job_leaves_no_garbage(dsn: str) -> None:
     # A cycle of references for each job makes the collector run, which costs more than the job.
     seen: list[ref[Any]] = []
 

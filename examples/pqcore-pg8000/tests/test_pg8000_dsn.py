@@ -27,7 +27,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["URL", "words"],
 )
-def test_both_forms_say_the_same(dsn: str) -> None:
+def test_dsn_url_and_keywords_give_the_same_arguments(dsn: str) -> None:
     assert arguments(dsn) == {
         "user": "ann",
         "password": "p@ss",
@@ -55,7 +55,7 @@ def test_both_forms_say_the_same(dsn: str) -> None:
         ("host=h user=ann options='-c search_path=s'", {"startup_params": {"options": "-c search_path=s"}}),
     ],
 )
-def test_what_a_dsn_says(dsn: str, said: dict[str, Any]) -> None:
+def test_dsn_settings_become_driver_arguments(dsn: str, said: dict[str, Any]) -> None:
     found = arguments(dsn)
     assert {key: found[key] for key in said} == said
 
@@ -68,7 +68,7 @@ def test_variables_say_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments("user=ann")["user"] == "ann"
 
 
-def test_a_certificate_is_checked_when_that_is_asked_for() -> None:
+def test_dsn_sslmode_verify_checks_the_certificate() -> None:
     for mode, checks_host in (("verify-ca", False), ("verify-full", True)):
         context = arguments(f"host=h user=ann sslmode={mode}")["ssl_context"]
         assert context.verify_mode == ssl.CERT_REQUIRED
@@ -76,7 +76,7 @@ def test_a_certificate_is_checked_when_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("dsn", ["secret", "user=ann secret", "postgresql://ann:secret@h:port/app"])
-def test_what_is_no_dsn_is_refused_without_its_password(dsn: str) -> None:
+def test_dsn_that_cannot_be_parsed_is_refused_without_its_password(dsn: str) -> None:
     with pytest.raises(ValueError, match="neither a URL") as caught:
         arguments(dsn)
     assert "secret" not in str(caught.value)
