@@ -41,7 +41,7 @@ from pqcore.web.application import MOST_FOLLOWERS
 from pqcore.web.charts import HEIGHT, WIDTH, chart
 from pqcore.web.rendering import MOST_SHOWN, age, shown
 from pqcore.web.sampling import QUEUES, SAMPLES, Figures, Point, Sampler
-from pqcore.web.security import POLICY, SESSION_LENGTH, Guard, Token
+from pqcore.web.security import POLICY, SESSION_LENGTH, SecurityMiddleware, Token
 from pqcore.web.target import Target
 
 EVIL = "<script>alert('&\"')</script>"
@@ -649,7 +649,7 @@ def test_web_answer_of_an_unexpected_error_has_security_headers(capsys: pytest.C
     async def broken(request: Request) -> Response:
         raise ZeroDivisionError
 
-    middleware = [Middleware(Guard, token=None, hosts=None)]
+    middleware = [Middleware(SecurityMiddleware, token=None, hosts=None)]
     with visiting(Starlette(routes=[Route("/", broken)], middleware=middleware)) as client:
         answer = client.get("/")
     assert answer.status_code == 500

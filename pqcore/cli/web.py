@@ -21,7 +21,7 @@ PORT = 8642
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 """The names that a browser on this machine calls it by."""
 GRACE = 5
-"""Seconds that requests have to end once it is to stop."""
+"""Seconds that running requests get to finish after a stop signal."""
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -55,7 +55,12 @@ def _where(host: str, port: int) -> str:
 )
 @click.option("--allow-changes", is_flag=True, help="Let jobs be retried, cancelled and purged.")
 @click.option(
-    "--interval", metavar="TIME", type=duration, default="2s", show_default=True, help="Look at the table so often."
+    "--interval",
+    metavar="TIME",
+    type=duration,
+    default="2s",
+    show_default=True,
+    help="Read the table in this interval.",
 )
 @click.option(
     "--allow-host", "names", metavar="NAME", multiple=True, help="Answer to this name too, as a proxy's; repeatable."
@@ -75,14 +80,14 @@ def web(
     """Serve a web page that shows queues and jobs, live, until stopped."""
     if not token and not is_loopback(host):
         raise UsageError(
-            f"whoever reaches {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
-            " or serve on 127.0.0.1, behind a proxy that asks who is there"
+            f"every visitor of {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
+            " or serve on 127.0.0.1, behind a proxy that authenticates visitors"
         )
     try:
         import uvicorn
     except ImportError as exc:
         raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
-    # Without a token, no other site is to reach it by having its own name lead here.
+    # Without a token, another site must not reach the page by a name that resolves to this address (DNS rebinding).
     hosts = None if token and not names else [*LOCAL, host, *names]
     app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
     database.call(Engine.execute, "ping", {})

@@ -41,8 +41,8 @@ def lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """A lifespan for ``FastAPI(lifespan=...)``: it is there for `queue`, and closes the PQ's connections at the end.
 
-    A PQ's own connections, which are opened when needed; what it was given is left to who made it. The application
-    can be started again, as tests do.
+    It closes only connections that the PQ opened itself, not a connection or pool that the PQ was given. The
+    application can be started again, as tests do.
 
     Args:
         pq: Whose queues the application uses.
@@ -64,7 +64,7 @@ def lifespan(
                 await runner.call(admin.create)
             state = None if inner is None else await stack.enter_async_context(inner(app))
             if worker is not None:
-                await stack.enter_async_context(_beside(worker))
+                await stack.enter_async_context(_running(worker))
             yield {**(state or {}), "pqcore": pq}
 
     return run
@@ -99,9 +99,9 @@ def queue(name: str) -> Callable[[HTTPConnection], Any]:
 
 
 @asynccontextmanager
-async def _beside(worker: Worker) -> AsyncIterator[None]:
+async def _running(worker: Worker) -> AsyncIterator[None]:
     running = asyncio.create_task(worker.run(), name="pqcore-worker")
-    running.add_done_callback(_tell)
+    running.add_done_callback(_log_failure)
     await asyncio.sleep(0)  # it has begun, and can be stopped
     try:
         yield
@@ -110,6 +110,6 @@ async def _beside(worker: Worker) -> AsyncIterator[None]:
         await running
 
 
-def _tell(running: asyncio.Task[None]) -> None:
+def _log_failure(running: asyncio.Task[None]) -> None:
     if not running.cancelled() and (error := running.exception()) is not None:
         logger.error("the worker beside the application has ended: %s", error, exc_info=error)

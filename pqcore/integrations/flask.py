@@ -123,7 +123,7 @@ class _AppEngine(Engine):
     """Stands for the engine of the application, as queues are made before there is one.
 
     Attributes:
-        extension: Who knows it.
+        extension: The extension, which finds the engine of the current application.
         names: The table, which is the same for all.
     """
 

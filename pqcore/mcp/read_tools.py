@@ -51,7 +51,7 @@ class ReadTools:
             str | None, Field(description="Only calls of this function, by its path: 'app.tasks.send'.")
         ] = None,
         older_than: Annotated[
-            Age | None, Field(description="Only those that were put so long ago, as in '1h'.")
+            Age | None, Field(description="Only those that were put at least this long ago, as in '1h'.")
         ] = None,
         failed: Annotated[bool, Field(description="Only those that failed at least once.")] = False,
         limit: Annotated[int, Field(ge=1, le=500, description="How many, at most.")] = 50,

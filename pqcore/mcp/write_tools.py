@@ -128,7 +128,9 @@ class WriteTools:
     async def purge_finished(
         self,
         queue: QueueName,
-        older_than: Annotated[Age, Field(description="Those finished so long ago, as in '14d'; '0s' for all.")],
+        older_than: Annotated[
+            Age, Field(description="Those finished at least this long ago, as in '14d'; '0s' for all.")
+        ],
     ) -> dict[str, Any]:
         """Delete the rows of jobs that are done, kept or archived, for good. Jobs that wait, and dead letters, stay."""
         settings = self._runner.queue(queue)
@@ -138,7 +140,9 @@ class WriteTools:
     async def purge_dead_letters(
         self,
         queue: QueueName,
-        older_than: Annotated[Age, Field(description="Those that died so long ago, as in '14d'; '0s' for all.")],
+        older_than: Annotated[
+            Age, Field(description="Those that died at least this long ago, as in '14d'; '0s' for all.")
+        ],
         job_ids: Annotated[
             JobIds | None, Field(description="The dead letters to delete. Give either `job_ids` or `all_jobs`.")
         ] = None,

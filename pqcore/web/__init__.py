@@ -27,13 +27,13 @@ def web_app(
 ) -> Starlette:
     """The page, as an application to be served, or mounted in another of Starlette's or FastAPI's, at any prefix.
 
-    Whoever reaches it sees all jobs of the table: mount it behind the application's own authentication, or give
+    Every visitor sees all jobs of the table: mount the page behind the application's own authentication, or give
     a token.
 
     Args:
         target: Whose queues: a `PQ`, whose operations run in threads, an `AsyncPQ`, or a DSN.
         changes: Whether jobs can be retried, cancelled and purged; the routes for that do not exist otherwise.
-        token: What visitors have to know, at least 16 characters; None for no question.
+        token: The token that visitors must know, at least 16 characters; None if they need none.
         hosts: The names, without ports, by which it may be called, so that no other site can pose as it; None for any.
         interval: Seconds between two looks at the table, while somebody has a page open.
         **options: With a DSN: ``backend``, ``table`` and ``schema``, as for `PQ`.

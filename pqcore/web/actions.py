@@ -1,4 +1,4 @@
-"""What can be done to jobs from the page, each after a question; only where changes are allowed."""
+"""The actions on jobs that a page offers, each after a question; only if the page allows changes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pqcore.web.target import Target
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be changed.
+class ActionRequest:
+    """The jobs that a visitor wants an action on.
 
     Attributes:
-        queue: Of which queue.
-        id: Which job; 0 if it is about the queue.
-        older_than: Only what is so old, as in ``14d``; of no meaning where no age is asked for.
+        queue: The queue.
+        id: The job; 0 if the action is about the queue.
+        older_than: The least age of the jobs, as in ``14d``; without meaning for an action that is not ``timed``.
     """
 
     queue: QueueSettings
@@ -26,76 +26,76 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A kind of change.
+class Action:
+    """An action on one job or on the jobs of a queue.
 
     Attributes:
-        label: What it is called, on a button.
-        question: What is asked before; ``{id}``, ``{queue}`` and ``{n}`` are filled in.
-        consequence: What comes of it.
-        said: What is said after it; ``{n}`` is filled in.
+        label: The text of its button.
+        question: The question before it; ``{id}``, ``{queue}`` and ``{n}`` are filled in.
+        consequence: The text below the question.
+        said: The message after it; ``{n}`` is filled in.
+        do: Does it, and returns how many jobs were changed.
         of_job: Whether it is about one job.
-        dangerous: Whether it takes something away for good.
-        timed: Whether an age is asked for.
-        do: Does it; how many jobs were changed.
+        dangerous: Whether it deletes something for good.
+        timed: Whether the page asks for an age.
     """
 
     label: str
     question: str
     consequence: str
     said: str
-    do: Callable[[Target, Wish], Awaitable[int]]
+    do: Callable[[Target, ActionRequest], Awaitable[int]]
     of_job: bool = True
     dangerous: bool = False
     timed: bool = False
 
 
-async def _retry(target: Target, wish: Wish) -> int:
-    return int((await target.call(retry.retry, wish.queue, wish.id)).done)
+async def _retry(target: Target, wanted: ActionRequest) -> int:
+    return int((await target.call(retry.retry, wanted.queue, wanted.id)).done)
 
 
-async def _cancel(target: Target, wish: Wish) -> int:
-    return int(await target.call(admin.cancel, wish.queue, wish.id, running=True))
+async def _cancel(target: Target, wanted: ActionRequest) -> int:
+    return int(await target.call(admin.cancel, wanted.queue, wanted.id, running=True))
 
 
-async def _purge(target: Target, wish: Wish) -> int:
-    return await target.call(dead_letters.purge, wish.queue, [wish.id], 0)
+async def _purge(target: Target, wanted: ActionRequest) -> int:
+    return await target.call(dead_letters.purge, wanted.queue, [wanted.id], 0)
 
 
-async def _retry_dead(target: Target, wish: Wish) -> int:
-    return await target.call(dead_letters.revive, wish.queue, None)
+async def _retry_dead(target: Target, wanted: ActionRequest) -> int:
+    return await target.call(dead_letters.revive, wanted.queue, None)
 
 
-async def _retry_unreadable(target: Target, wish: Wish) -> int:
-    return await target.call(dead_letters.revive, wish.queue, None, "unreadable")
+async def _retry_unreadable(target: Target, wanted: ActionRequest) -> int:
+    return await target.call(dead_letters.revive, wanted.queue, None, "unreadable")
 
 
-async def _purge_dead(target: Target, wish: Wish) -> int:
-    return await target.call(dead_letters.purge, wish.queue, None, wish.older_than)
+async def _purge_dead(target: Target, wanted: ActionRequest) -> int:
+    return await target.call(dead_letters.purge, wanted.queue, None, wanted.older_than)
 
 
-async def _purge_done(target: Target, wish: Wish) -> int:
-    return await target.call(admin.purge, wish.queue, wish.older_than)
+async def _purge_done(target: Target, wanted: ActionRequest) -> int:
+    return await target.call(admin.purge, wanted.queue, wanted.older_than)
 
 
-CHANGES: dict[str, Change] = {
-    "retry": Change(
+ACTIONS: dict[str, Action] = {
+    "retry": Action(
         "Retry",
         "Run job {id} of {queue} again?",
-        "It is due at once, with the same id. One that was dead or done begins with a clean record.",
+        "It is due immediately, with the same id. One that was dead or done begins with a clean record.",
         "The job is due now.",
         _retry,
     ),
-    "cancel": Change(
+    "cancel": Action(
         "Cancel",
         "Cancel job {id} of {queue}?",
         "One that waits is deleted. One that runs is asked to stop: a worker cancels a coroutine; a function in a"
-        " thread has to look whether it is to stop.",
+        " thread has to check whether it should stop.",
         "The job is cancelled, or was asked to stop.",
         _cancel,
         dangerous=True,
     ),
-    "purge": Change(
+    "purge": Action(
         "Purge",
         "Delete dead letter {id} of {queue} for good?",
         "Nothing of it is kept.",
@@ -103,15 +103,15 @@ CHANGES: dict[str, Change] = {
         _purge,
         dangerous=True,
     ),
-    "retry-dead": Change(
+    "retry-dead": Action(
         "Retry all dead letters",
         "Run all dead letters of {queue} again?",
-        "Each is due at once, with the same id and a clean record.",
+        "Each is due immediately, with the same id and a clean record.",
         "{n} dead letters are due now.",
         _retry_dead,
         of_job=False,
     ),
-    "retry-unreadable": Change(
+    "retry-unreadable": Action(
         "Retry unreadable ones",
         "Run all unreadable dead letters of {queue} again?",
         "Each is due immediately, with the same id and a clean record. Deploy workers that can read them first.",
@@ -119,7 +119,7 @@ CHANGES: dict[str, Change] = {
         _retry_unreadable,
         of_job=False,
     ),
-    "purge-dead": Change(
+    "purge-dead": Action(
         "Purge dead letters",
         "Delete dead letters of {queue} for good?",
         "Nothing of them is kept.",
@@ -129,7 +129,7 @@ CHANGES: dict[str, Change] = {
         dangerous=True,
         timed=True,
     ),
-    "purge-done": Change(
+    "purge-done": Action(
         "Purge finished jobs",
         "Delete the rows of finished jobs of {queue} for good?",
         "Those that are kept in the table, and those that are archived.",
@@ -140,7 +140,7 @@ CHANGES: dict[str, Change] = {
         timed=True,
     ),
 }
-"""All kinds of changes, by the name that requests have."""
+"""All actions, by the name that requests have."""
 
 _POSSIBLE = {
     "dead": ("retry", "purge"),
@@ -153,5 +153,5 @@ _POSSIBLE = {
 
 
 def possible(state: str) -> tuple[str, ...]:
-    """What can be done to a job in this state."""
+    """Return the names of the actions on a job in this state."""
     return _POSSIBLE[state]

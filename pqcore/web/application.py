@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 import pqcore
 from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, JobNotFound, PQError
 from pqcore.web import rendering, security, views
-from pqcore.web.actions import CHANGES, Wish
+from pqcore.web.actions import ACTIONS, ActionRequest
 from pqcore.web.sampling import Follower, Sampler
-from pqcore.web.security import Guard, Token
+from pqcore.web.security import SecurityMiddleware, Token
 from pqcore.web.target import Target
 from pqcore.web.views import Views
 
@@ -69,7 +69,7 @@ def application(
 
     made = Starlette(
         routes=site.routes(),
-        middleware=[Middleware(Guard, token=known, hosts=hosts)],
+        middleware=[Middleware(SecurityMiddleware, token=known, hosts=hosts)],
         exception_handlers={PQError: site.failed, HTTPException: site.refused},
         lifespan=lifespan,
     )
@@ -126,7 +126,7 @@ class Site:
             live = None
             if name in LIVE:
                 live = rendering.link(security.root_of(request.scope), f"live/{name}", **query)
-            said = CHANGES.get(query.get("said", ""))
+            said = ACTIONS.get(query.get("said", ""))
             number = query.get("number", "")
             flash = said.said.format(n=number) if said is not None and number.isdecimal() else ""
             return self._render(request, f"{name}.html", page=name, live=live, flash=flash[:200], **values)
@@ -181,56 +181,56 @@ class Site:
         form = await _form(request)
         if not security.ours(request, form.get("key", "")):
             raise HTTPException(403, "This does not come from a form of this page: go back, reload, and try again.")
-        name, wish = self._wish(form)
+        name, wanted = self._wanted(form)
         try:
-            number = await CHANGES[name].do(self._target, wish)
+            number = await ACTIONS[name].do(self._target, wanted)
         except InvalidTimeSpec as exc:
             return await self._question(request, form, str(exc))
-        if not number and CHANGES[name].of_job:
+        if not number and ACTIONS[name].of_job:
             raise HTTPException(
-                409, f"Nothing was changed: job {wish.id} of {wish.queue.name!r} is not, or no longer, as it was."
+                409, f"Nothing was changed: job {wanted.id} of {wanted.queue.name!r} is not, or no longer, as it was."
             )
         with suppress(PQError):  # it is done, whatever comes of looking at it
             await self.sampler.latest(fresh=True)
         root = security.root_of(request.scope)
         said = {"said": name, "number": number}
-        if CHANGES[name].of_job and name == "retry":
-            where = rendering.link(root, "job", id=wish.id, queue=wish.queue.name, **said)
+        if ACTIONS[name].of_job and name == "retry":
+            where = rendering.link(root, "job", id=wanted.id, queue=wanted.queue.name, **said)
         elif name.endswith(("dead", "purge")):
-            where = rendering.link(root, "dead", queue=wish.queue.name, **said)
+            where = rendering.link(root, "dead", queue=wanted.queue.name, **said)
         else:
-            where = rendering.link(root, "queue", name=wish.queue.name, **said)
+            where = rendering.link(root, "queue", name=wanted.queue.name, **said)
         return RedirectResponse(where, 303)
 
     async def _question(self, request: Request, given: Mapping[str, str], wrong: str) -> Response:
-        name, wish = self._wish(given)
+        name, wanted = self._wanted(given)
         key = security.form_key(request)
-        asked = CHANGES[name]
+        asked = ACTIONS[name]
         page = self._render(
             request,
             "change.html",
             400 if wrong else 200,
             page="change",
             name=name,
-            change=asked,
-            question=asked.question.format(id=wish.id, queue=repr(wish.queue.name)),
-            wish=wish,
+            action=asked,
+            question=asked.question.format(id=wanted.id, queue=repr(wanted.queue.name)),
+            wanted=wanted,
             key=key,
             wrong=wrong,
         )
         security.keep_form_key(page, request, key)
         return page
 
-    def _wish(self, given: Mapping[str, str]) -> tuple[str, Wish]:
+    def _wanted(self, given: Mapping[str, str]) -> tuple[str, ActionRequest]:
         name, id_ = given.get("do", ""), given.get("id", "")
-        if name not in CHANGES:
+        if name not in ACTIONS:
             raise HTTPException(400, f"{name[:40]!r} is no change that can be made")
-        change = CHANGES[name]
-        number = views.number(id_) if change.of_job else 0
+        action = ACTIONS[name]
+        number = views.number(id_) if action.of_job else 0
         if number is None:
             raise HTTPException(400, f"{id_[:40]!r} is no id of a job")
-        older_than = given.get("older_than", "14d") if change.timed else ""
-        return name, Wish(self._target.queue(given.get("queue", "")), number, older_than)
+        older_than = given.get("older_than", "14d") if action.timed else ""
+        return name, ActionRequest(self._target.queue(given.get("queue", "")), number, older_than)
 
     # The token
 
@@ -239,7 +239,7 @@ class Site:
         return self._login(request, "")
 
     async def take_token(self, request: Request) -> Response:
-        """Let in who knows the token."""
+        """Give a session to a visitor who sends the token."""
         form = await _form(request)
         if not security.ours(request, form.get("key", "")):
             return self._login(request, "Your browser does not keep cookies, or this form is not of this page.", 403)

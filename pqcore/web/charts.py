@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 320.0, 80.0
 SHORTEST = 60.0
 """Seconds that a chart covers, at least."""
 GAP = 5.0
-"""A line is broken where so many intervals passed without a look."""
+"""Intervals without a sample after which a line is broken."""
 Reading = Callable[[Figures], float | None]
 
 

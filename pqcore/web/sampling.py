@@ -1,4 +1,4 @@
-"""What waits in each queue, now and over time; asked for only while somebody looks, and once for all who do."""
+"""The figures of each queue, now and over time; read only while a page is open, and once for all pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLES = 450
 QUEUES = 100
 """Of which a sample is remembered: those with most jobs."""
 REST = 10.0
-"""So many times as long as a look takes is waited for the next, so that a large table is not busy with us."""
+"""The pause after a look, in lengths of that look: so pages take at most a tenth of a large table's server."""
 _NOTHING = QueueFigures(0, 0, 0, None)
 _NONE = Finished(0, 0, None, None)
 
@@ -59,7 +59,7 @@ class Figures(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """How much there is to see."""
+        """How many jobs the queue has."""
         return self.ready + self.scheduled + self.leased + self.parked + self.dead + self.hour
 
 
@@ -155,7 +155,7 @@ class Sampler:
         """A sample that is not older than the interval.
 
         Args:
-            fresh: Whether it is to be a new one.
+            fresh: Whether the sample must be a new one.
 
         Raises:
             PQError: The table cannot be looked at.
@@ -233,6 +233,6 @@ class Sampler:
 
 
 def _seen(task: asyncio.Task[Sample]) -> None:
-    """Who asked may be gone before it fails: then nobody is to be told."""
+    """Mark an exception as seen: the request that asked may be gone, and asyncio would log it."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Who may come in, from where, and what browsers are told: around the whole application."""
+"""Access to the page: the token, host names, forms, and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SESSION, FORM = "pqcore_web_session", "pqcore_web_form"
 _ADMITTED = "admitted"
 """What a session cookie holds, beside the time and the signature."""
 SESSION_LENGTH = 12 * 3_600
-"""Seconds after which the token is asked for again."""
+"""Seconds after which a visitor must give the token again."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -36,17 +36,17 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _STATIC, _LOGIN = "/static/", "/login"
-"""Where no token is asked for."""
+"""Paths that need no token."""
 
 
 class Token:
-    """What visitors have to know.
+    """The token that visitors must know.
 
     Args:
         secret: The token.
 
     Raises:
-        ConfigurationError: It is too short.
+        ConfigurationError: The token is too short.
     """
 
     def __init__(self, secret: str) -> None:
@@ -73,13 +73,13 @@ class Token:
         return self._signer.validate(cookie.encode("utf-8", "replace"), SESSION_LENGTH)
 
 
-class Guard:
-    """Lets in who may, and adds headers.
+class SecurityMiddleware:
+    """Refuses requests without the token or with an unknown host name, and adds headers to every response.
 
     Args:
         app: The application.
-        token: What visitors have to know; None for nothing.
-        hosts: By which names it may be called; None for any.
+        token: The token that visitors must know; None if they need none.
+        hosts: The host names that are answered, without ports; None for any.
     """
 
     def __init__(self, app: ASGIApp, token: Token | None, hosts: Sequence[str] | None) -> None:
@@ -143,23 +143,23 @@ def forget(response: Response, request: Request) -> None:
 
 
 def root_of(scope: Scope) -> str:
-    """Where the application is mounted: a path without a slash at its end."""
+    """Return the path at which the application is mounted, without a slash at its end."""
     return str(scope.get("root_path", "")).rstrip("/")
 
 
 def path_of(scope: Scope) -> str:
-    """The path within the application."""
+    """Return the path within the application."""
     path, root = str(scope["path"]), root_of(scope)
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def form_key(request: Request) -> str:
-    """What forms have to repeat: as the browser's cookie has it, or a new one."""
+    """Return the key that forms must repeat: that of the browser's cookie, or a new one."""
     return request.cookies.get(FORM) or secrets.token_urlsafe(24)
 
 
 def keep_form_key(response: Response, request: Request, key: str) -> None:
-    """Have a browser keep what its forms are to repeat; other sites can neither read nor send it."""
+    """Have a browser keep the key that its forms must repeat; other sites can neither read nor send it."""
     _set_cookie(response, request, FORM, key, None)
     # With "no-referrer", browsers would not tell the origin of what a form sends.
     response.headers["referrer-policy"] = "same-origin"

@@ -9,7 +9,7 @@ from pqcore.errors import JobNotFound
 from pqcore.operations import activity, list_jobs
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
-from pqcore.web.actions import CHANGES, possible
+from pqcore.web.actions import ACTIONS, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.sampling import Figures, Sample, Sampler
 from pqcore.web.target import Target
@@ -96,7 +96,7 @@ class Views:
             "data": text,
             "cut": cut,
             "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
-            "changes": [(name, CHANGES[name]) for name in possible(job.state)] if self._changes else (),
+            "changes": [(name, ACTIONS[name]) for name in possible(job.state)] if self._changes else (),
         }
 
     async def dead(self, query: Query) -> View:
@@ -116,11 +116,11 @@ class Views:
             "more": next((step for step in STEPS if step > n), None) if len(letters) >= n else None,
             "changes": ("retry-dead", "retry-unreadable", "purge-dead") if self._changes and chosen else (),
             "of_job": self._changes,
-            "CHANGES": CHANGES,
+            "ACTIONS": ACTIONS,
         }
 
     async def workers(self, query: Query) -> View:
-        """Who works, and who waits."""
+        """Workers, and other sessions that wait."""
         sample = await self._sampler.latest()
         ticks = await self._target.call(activity.list_ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
@@ -193,7 +193,7 @@ def _most(counts: Mapping[str, int]) -> list[str]:
 
 
 def _of_queue() -> list[tuple[str, Any]]:
-    return [(name, change) for name, change in CHANGES.items() if not change.of_job]
+    return [(name, action) for name, action in ACTIONS.items() if not action.of_job]
 
 
 def _step(given: str) -> int:
