@@ -60,15 +60,10 @@ LONGER = {
     "benchmarks/plans.py": "a table and its plans: mostly statements",
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",
-    "pqcore/operations/complete.py": "the ends of jobs, which share their statements",
     "pqcore/operations/concurrency_limits.py": "one protocol: admission, parking and deadlocks",
     "pqcore/operations/examining.py": "checks of `pqcore doctor`, one after the other",
-    "pqcore/operations/put.py": "all ways to put, which share their preparation",
     "pqcore/operations/reencode.py": "one pass over every place that holds data",
     "pqcore/queue.py": "the blocking face: mostly docstrings",
-    "pqcore/sql/dialect.py": "statements, with a note on each",
-    "pqcore/sql/task_statements.py": "statements, with a note on each",
-    "pqcore/tasks/queue.py": "the blocking face of tasks",
     "pqcore/testing/databases.py": "databases of a run of tests, and looking at them",
     "pqcore/testing/harness.py": "one class: what a scenario sees of a backend",
     "pqcore/testing/jobs.py": "one class: the fixture `pqcore_jobs`",
@@ -122,7 +117,7 @@ def test_process_that_measures_another_build_imports_public_names_alone() -> Non
     assert sorted(found - {*PUBLIC}) == []
 
 
-def test_module_has_no_more_lines_than_fit_a_head() -> None:
+def test_module_is_no_longer_than_it_may_be() -> None:
     long = {
         str(file.relative_to(ROOT)): lines
         for folder in PACKAGES
