@@ -205,7 +205,7 @@ def test_embedded_server_takes_another_port_when_its_own_is_taken(monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = embedded_setup.free_port()
         ports = iter([taken.getsockname()[1], free])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
         with EmbeddedServer() as server:
             assert server.port == free
 
