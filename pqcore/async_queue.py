@@ -40,8 +40,8 @@ from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import TableName
+from pqcore.tasks.async_queue import AsyncTaskQueueMixin
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class AsyncQueueIterator:
         return await self._queue.get(timeout=self.timeout)
 
 
-class AsyncQueue(QueueSettings):
+class AsyncQueue(AsyncTaskQueueMixin):
     """A transactional queue, awaited; see `pqcore.Queue`.
 
     ``async with queue as cursor:`` is a transaction of the running task and of

@@ -35,8 +35,9 @@ from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import TableName
+from pqcore.tasks.fetched_jobs import claim_owed
+from pqcore.tasks.queue import TaskQueueMixin
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class QueueIterator:
         return self._queue.get(timeout=self.timeout)
 
 
-class Queue(QueueSettings):
+class Queue(TaskQueueMixin):
     """A transactional queue.
 
     Made by ``pq["name"]``, and safe to share between threads if the `PQ` has a
@@ -175,7 +176,8 @@ class Queue(QueueSettings):
 
         Outside of a transaction the job is delivered at most once; within ``with
         queue`` it comes back if that is rolled back.
-        What follows from it, in a chain or batch, follows, as if its function had returned None.
+        What follows from it, in a chain or batch, follows, as if its function had returned None. On a queue on which
+        tasks are declared, that waits for `perform`, or until nobody has the job any more.
 
         Args:
             block: Whether to wait for one.
@@ -185,6 +187,9 @@ class Queue(QueueSettings):
         Returns:
             The job, or None if none was due in time.
         """
+        if self.performs_taken:
+            jobs = self._take_to_perform(1, block=block, timeout=timeout)
+            return jobs[0] if jobs else None
         rows = run_sync(fetch.get(self.engine, self, 1, block=block, timeout=timeout))
         return Job(self, rows[0]) if rows else None
 
@@ -194,6 +199,8 @@ class Queue(QueueSettings):
         Returns:
             The jobs, in the order of `get`; an empty list if none was due in time.
         """
+        if self.performs_taken:
+            return self._take_to_perform(n, block=block, timeout=timeout)
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout))
         return [Job(self, row) for row in rows]
 
@@ -291,7 +298,8 @@ class Queue(QueueSettings):
             LeaseLost: The lease ran out, and the job was given to another.
             JobNotFound: The job was not taken, or its row has changed since.
         """
-        run_sync(dead_letters.bury(self.engine, self, job, error, connection))
+        owed = None if job.leased else claim_owed(job)
+        run_sync(dead_letters.bury(self.engine, self, job, error, connection, owed=owed))
 
     def extend(self, job: Job, duration: str | float | timedelta) -> None:
         """Make a lease end ``duration`` from now.

@@ -37,7 +37,7 @@ DSN = os.environ["PQCORE_DSN"]
 pq = AsyncPQ(DSN) if os.environ.get("FACE") == "async" else PQ(DSN)
 queue = pq["apples"]
 plain = pqcore.PQ(DSN, backend="psycopg")
-no_tasks = plain["apples"]
+front = plain["front"]
 
 class Place:
     inner = queue
@@ -57,6 +57,10 @@ def tell(*words):
 @queue.task()
 def eat(job_id, kind):
     tell(kind, os.getpid(), os.environ["PGCONNECT_TIMEOUT"])
+
+@front.task()
+def greet(job: pqcore.Job, name):
+    tell("greets", name, type(job).__name__, job.id)
 
 @queue.task()
 async def drink(job_id, kind):
@@ -181,6 +185,20 @@ def test_worker_command_runs_jobs_put_by_another_process(
         )
 
 
+def test_worker_runs_tasks_of_the_front_door_and_of_pq_by_their_own_conventions(
+    dsn: str, pq: tasks.PQ, folder: Path
+) -> None:
+    pq["apples"].put(call("app.drink", "cider"))
+    job = pq["front"].put(call("app.greet", "Ann"))
+    pq["plain"].put(call("app.greet", "Bob"))
+    done = run("worker", "app:queue", "app:front", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted([seen(pq), seen(pq)])[1] == ["greets", "Ann", "Job", job]
+    done = run("worker", "app:plain", "--queues", "plain", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert seen(pq)[:2] == ["greets", "Bob"]
+
+
 def test_worker_command_keeps_the_users_connect_timeout(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("app.eat", "Cox"))
     done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder, variables={"PGCONNECT_TIMEOUT": "3"})
@@ -231,7 +249,6 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app:pq"], "app:pq is a PQ: say which of its queues"),
         (["app:queue", "--queues", "apples"], "--queues is for a target that is a PQ"),
         (["app:eat"], "app:eat is a task: name the queue"),
-        (["app:no_tasks"], "app:no_tasks has no tasks"),
         (["app:DSN"], "app:DSN is a builtins.str"),
         (["app:make_nothing"], "app:make_nothing is a builtins.NoneType"),
         (["app:make_with"], "app:make_with cannot be called without arguments"),

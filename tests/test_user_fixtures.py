@@ -966,12 +966,20 @@ def test_drain_accepts_a_job_finished_by_its_function(pqcore_jobs: Jobs, queue: 
     assert pqcore_jobs.enqueued() == []
 
 
-def test_drain_needs_queues_with_tasks(pqcore_jobs: Jobs) -> None:
+def test_queue_of_the_front_door_is_drained_by_its_convention(pqcore_jobs: Jobs) -> None:
     app = pqcore.PQ(NOWHERE)
     pqcore_jobs.use(app)
+    seen = []
+
+    @app["q"].task()
+    def greet(job: pqcore.Job, name: str) -> None:
+        seen.append((type(job), job.id, name))
+
+    job = greet("Ann")
+    [ran] = pqcore_jobs.drain()
+    assert (ran.id, ran.args, seen) == (job, ("Ann",), [(pqcore.Job, job, "Ann")])
     app["q"].put(1)
-    pqcore_jobs.assert_enqueued(1)
-    with pytest.raises(ConfigurationError, match=r"pqcore\.tasks"):
+    with pytest.raises(UnknownTask, match="no call of a function: 1"):
         pqcore_jobs.drain()
 
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pqcore.async_queue import AsyncPQ, AsyncQueue
+from pqcore.async_queue import AsyncPQ
 from pqcore.cli.errors import UsageError
-from pqcore.queue import PQ, Queue
+from pqcore.queue import PQ
 from pqcore.tasks import AsyncEnqueuer, Enqueuer
 from pqcore.tasks.registry import TaskDeclarations
 
@@ -41,9 +41,9 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
             if not names:
                 raise UsageError(f"{target} is a {type(found).__name__}: say which of its queues, as in --queues a,b")
             used = True
-            queues += [_task_queue(found[name], target) for name in names]
+            queues += [_queue(found[name], target) for name in names]
         else:
-            queues.append(_task_queue(found, target))
+            queues.append(_queue(found, target))
     if names and not used:
         raise UsageError("--queues is for a target that is a PQ; these are queues: " + ", ".join(targets))
     return list({id(queue): queue for queue in queues}.values())
@@ -71,7 +71,7 @@ def _find(target: str) -> Any:
             found = getattr(found, name)
         except AttributeError:
             raise UsageError(f"{target}: {_named(found)} has no {name!r}") from None
-    known = (TaskDeclarations, PQ, AsyncPQ, Queue, AsyncQueue, Enqueuer, AsyncEnqueuer)
+    known = (TaskDeclarations, PQ, AsyncPQ, Enqueuer, AsyncEnqueuer)
     if isinstance(found, known) or not callable(found):
         return found
     try:
@@ -82,15 +82,13 @@ def _find(target: str) -> Any:
         raise
 
 
-def _task_queue(found: Any, target: str) -> Any:
+def _queue(found: Any, target: str) -> Any:
     if isinstance(found, TaskDeclarations):
         return found
     if isinstance(found, (Enqueuer, AsyncEnqueuer)):
         raise UsageError(f"{target} is a task: name the queue that it is a task of")
-    if isinstance(found, (Queue, AsyncQueue)):
-        raise UsageError(f"{target} has no tasks: make it with PQ or AsyncPQ of pqcore.tasks, not of pqcore")
     raise UsageError(
-        f"{target} is a {type(found).__module__}.{type(found).__qualname__}: name a queue or PQ of pqcore.tasks, "
+        f"{target} is a {type(found).__module__}.{type(found).__qualname__}: name a queue or PQ of pqcore, "
         "or a function that returns one"
     )
 

@@ -125,7 +125,7 @@ def worker(
 ) -> None:
     """Run the jobs of queues, until told to stop.
 
-    A target names a queue of pqcore.tasks in a module, or a PQ or AsyncPQ, of which --queues
+    A target names a queue in a module, or a PQ or AsyncPQ, of which --queues
     says the queues, or a function that returns either.
     """
     logging.basicConfig(

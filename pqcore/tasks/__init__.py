@@ -10,20 +10,28 @@
     eat("Cox")
     queue.work()  # or, for many at once: pqcore worker module:queue
 
+The `PQ` and `AsyncPQ` of this package keep pq's conventions: a function gets the job's id first, and is not tried again
+unless its declaration says so. Those of `pqcore` are the same classes with conventions of their own; see `PQ.task`.
+
 A row names its function by path.  It is looked up among the functions declared
 with `Queue.task`, and imported only if it was declared once, or lies in a module
 listed in ``trusted_modules``: a row alone never decides what is run.
 """
 
-from pqcore.put_options import Dedup
-from pqcore.tasks.async_queue import AsyncEnqueuer, AsyncPQ, AsyncQueue
-from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current
-from pqcore.tasks.declaring import Call, Task, TaskOptions
-from pqcore.tasks.handles import AsyncHandle, Batch, Handle
-from pqcore.tasks.periodic import Periodic
-from pqcore.tasks.queue import PQ, Enqueuer, Queue
-from pqcore.tasks.registry import TaskDeclarations
-from pqcore.tasks.retry import Discard, Exponential, Fixed, Retry, RetryPolicy, Snooze
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pqcore.put_options import Dedup
+    from pqcore.tasks.async_queue import AsyncEnqueuer
+    from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current
+    from pqcore.tasks.declaring import Call, Task, TaskOptions
+    from pqcore.tasks.handles import AsyncHandle, Batch, Handle
+    from pqcore.tasks.periodic import Periodic
+    from pqcore.tasks.pq import PQ, AsyncPQ, AsyncQueue, Queue
+    from pqcore.tasks.queue import Enqueuer
+    from pqcore.tasks.registry import TaskDeclarations
+    from pqcore.tasks.retry import Discard, Exponential, Fixed, Retry, RetryPolicy, Snooze
 
 __all__ = [
     "PQ",
@@ -52,3 +60,43 @@ __all__ = [
     "TaskOptions",
     "current",
 ]
+
+# Imported when first asked for: `pqcore.queue` imports modules of this package, and `pqcore.tasks.pq` imports that one.
+_HOMES = {
+    "Dedup": "pqcore.put_options",
+    "AsyncEnqueuer": "pqcore.tasks.async_queue",
+    "JobCancelled": "pqcore.tasks.context",
+    "JobContext": "pqcore.tasks.context",
+    "JobTimeout": "pqcore.tasks.context",
+    "current": "pqcore.tasks.context",
+    "Call": "pqcore.tasks.declaring",
+    "Task": "pqcore.tasks.declaring",
+    "TaskOptions": "pqcore.tasks.declaring",
+    "AsyncHandle": "pqcore.tasks.handles",
+    "Batch": "pqcore.tasks.handles",
+    "Handle": "pqcore.tasks.handles",
+    "Periodic": "pqcore.tasks.periodic",
+    "PQ": "pqcore.tasks.pq",
+    "AsyncPQ": "pqcore.tasks.pq",
+    "AsyncQueue": "pqcore.tasks.pq",
+    "Queue": "pqcore.tasks.pq",
+    "Enqueuer": "pqcore.tasks.queue",
+    "TaskDeclarations": "pqcore.tasks.registry",
+    "Discard": "pqcore.tasks.retry",
+    "Exponential": "pqcore.tasks.retry",
+    "Fixed": "pqcore.tasks.retry",
+    "Retry": "pqcore.tasks.retry",
+    "RetryPolicy": "pqcore.tasks.retry",
+    "Snooze": "pqcore.tasks.retry",
+}
+
+if not TYPE_CHECKING:  # else any name would be taken for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pqcore.tasks' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,20 +1,25 @@
-"""The asynchronous face of tasks: `AsyncPQ` and `AsyncQueue`; `pqcore.tasks.queue` says what each name means."""
+"""What an asynchronous queue does with tasks; `pqcore.tasks.queue` says what each name means."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from pqcore import async_queue as core
 from pqcore.operations import batches
 from pqcore.operations import put as putting
-from pqcore.serializers import Serializer
-from pqcore.tasks.declaring import Call, Task, TaskOptions, call_of, stored_calls
+from pqcore.settings import QueueSettings
+from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
+from pqcore.tasks.declaring import Call, Task, call_of, stored_calls, task_options
 from pqcore.tasks.handles import AsyncHandle, Batch
-from pqcore.tasks.periodic import Missed, make_periodic, refuse_bare
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
+
+if TYPE_CHECKING:
+    from pqcore.db.engine import Engine
+    from pqcore.job import Identity
+    from pqcore.tasks.handles import AsyncQueueOfHandle
+    from pqcore.tasks.periodic import Missed
 
 
 class AsyncEnqueuer:
@@ -25,7 +30,7 @@ class AsyncEnqueuer:
         queue: The queue that it is put into.
     """
 
-    def __init__(self, queue: AsyncQueue, task: Task) -> None:
+    def __init__(self, queue: AsyncTaskQueueMixin, task: Task) -> None:
         functools.update_wrapper(self, task.function)
         self.task = task
         self.queue = queue
@@ -40,8 +45,15 @@ class AsyncEnqueuer:
         return call_of(self.queue, self.task, args, kwargs)
 
 
-class AsyncQueue(TaskDeclarations, core.AsyncQueue):
-    """A queue of function calls, awaited; see `pqcore.AsyncQueue` and `TaskDeclarations`."""
+class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
+    """The part of `pqcore.AsyncQueue` that has to do with tasks.
+
+    Attributes:
+        engine: Runs operations on the table.
+    """
+
+    conventions = FRONT_DOOR
+    engine: Engine
 
     @overload
     def task(self, function: Callable[..., Any], /) -> AsyncEnqueuer: ...
@@ -50,22 +62,22 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         self,
         schedule_at: TimeSpec = None,
         expected_at: TimeSpec = None,
-        max_retries: int = 0,
-        retry_in: Any = "30s",
+        max_retries: int = BY_CONVENTION,
+        retry_in: Any = BY_CONVENTION,
         **options: Any,
     ) -> Callable[[Callable[..., Any]], AsyncEnqueuer]: ...
     def task(
         self,
         schedule_at: Any = None,
         expected_at: TimeSpec = None,
-        max_retries: int = 0,
-        retry_in: Any = "30s",
+        max_retries: int = BY_CONVENTION,
+        retry_in: Any = BY_CONVENTION,
         **options: Any,
     ) -> Any:
         """Declare a function as a task; see `pqcore.tasks.Queue.task`."""
         if callable(schedule_at):  # @queue.task, without parentheses
             return self.task(None, expected_at, max_retries, retry_in, **options)(schedule_at)
-        chosen = TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
+        chosen = task_options(self.conventions, schedule_at, expected_at, max_retries, retry_in, **options)
         return lambda function: AsyncEnqueuer(self, self.declare(function, chosen))
 
     def periodic(
@@ -78,6 +90,8 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         kwargs: dict[str, Any] | None = None,
     ) -> Callable[[Any], AsyncEnqueuer]:
         """Have workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
+        from pqcore.tasks.periodic import make_periodic, refuse_bare  # which few programs need
+
         refuse_bare(cron)
 
         def decorate(function: Any) -> AsyncEnqueuer:
@@ -88,22 +102,25 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
 
         return decorate
 
+    def _handle(self, identity: Identity) -> AsyncHandle:
+        return AsyncHandle.of(cast("AsyncQueueOfHandle", self), *identity)
+
     async def put_call(self, call: Call) -> AsyncHandle:
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
-        return AsyncHandle.of(self, *(await put))
+        return self._handle(await put)
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
         """Put calls together, all or none; the ids in order."""
         ids = await batches.put_all(self.engine, [call.stored() for call in calls], connection)
-        return [AsyncHandle.of(self, *identity) for identity in ids]
+        return [self._handle(identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
         first = batches.chain_calls([call.stored() for call in calls])
-        return AsyncHandle.of(self, *(await batches.put_all(self.engine, [first], connection))[0])
+        return self._handle((await batches.put_all(self.engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
@@ -111,21 +128,4 @@ class AsyncQueue(TaskDeclarations, core.AsyncQueue):
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else then.stored()
         number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
-        return Batch(number, [AsyncHandle.of(self, *identity) for identity in ids])
-
-
-class AsyncPQ(core.AsyncPQ):
-    """The queues of one table, as queues of function calls, awaited; see `pqcore.AsyncPQ`."""
-
-    queue_class: type[core.AsyncQueue] = AsyncQueue
-
-    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> AsyncQueue:
-        """A queue with options of its own; see `pqcore.PQ.queue`."""
-        queue = super().queue(name, serializer=serializer, **options)
-        assert isinstance(queue, AsyncQueue)  # noqa: S101 - for the type checker
-        return queue
-
-    def __getitem__(self, name: str) -> AsyncQueue:
-        queue = super().__getitem__(name)
-        assert isinstance(queue, AsyncQueue)  # noqa: S101 - for the type checker
-        return queue
+        return Batch(number, [self._handle(identity) for identity in ids])

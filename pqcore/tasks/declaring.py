@@ -16,10 +16,12 @@ from pqcore.errors import ConfigurationError
 from pqcore.operations.batches import chain_calls
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
+from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First
 from pqcore.tasks.retry import Fixed, RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
+    from pqcore.job import BaseJob
     from pqcore.settings import QueueSettings
 
 Key: TypeAlias = str | Callable[..., str | None] | None
@@ -100,6 +102,28 @@ class TaskOptions:
             raise ConfigurationError(msg)
 
 
+def task_options(
+    conventions: Conventions,
+    schedule_at: TimeSpec,
+    expected_at: TimeSpec,
+    max_retries: int,
+    retry_in: Any,
+    **options: Any,
+) -> TaskOptions:
+    """Return the options of a declaration, with those that were not given as the conventions have them.
+
+    Raises:
+        ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have.
+    """
+    if max_retries is BY_CONVENTION:
+        max_retries = conventions.max_retries
+    if retry_in is BY_CONVENTION:
+        retry_in = TaskOptions.retry_in
+        if options.get("retry") is None:
+            options["retry"] = conventions.retry
+    return TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
+
+
 _OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
 # What decides in the worker is read from the declaration there: a function or class cannot travel.
 _DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "limit"}
@@ -113,16 +137,30 @@ class Task:
         path: ``module.qualname``.
         function: The function.
         options: How it is put and run.
+        first: The argument that the function gets before those of the call.
     """
 
     path: str
     function: Callable[..., Any]
     options: TaskOptions = field(default_factory=TaskOptions)
+    first: First = "id"
 
     @functools.cached_property
     def is_coroutine(self) -> bool:
         """Whether the function is to be awaited."""
         return inspect.iscoroutinefunction(called_by(self.function))
+
+    def call(self, job: BaseJob, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Call the function for a job.
+
+        Args:
+            job: The job.
+            args: The arguments of the call.
+            kwargs: The call's keyword arguments.
+        """
+        if self.first == "id":
+            return self.function(job.id, *args, **kwargs)
+        return self.function(job, *args, **kwargs) if self.first == "job" else self.function(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)

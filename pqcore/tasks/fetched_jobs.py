@@ -89,13 +89,13 @@ class PoppedJobs:
 
 def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
     """Return the jobs of a queue that are given up as it begins to work in this thread; none if it performs no jobs."""
-    found: Any = getattr(queue, "popped", None)
+    found: Any = vars(queue).get("popped")  # not made for this: a queue that is as new may be forgotten
     return found.given_up(queue, begins=True) if isinstance(found, PoppedJobs) else []
 
 
 def popped_jobs(job: BaseJob) -> PoppedJobs | None:
     """Return where a job is remembered, if it was taken from a queue that performs jobs."""
-    found: Any = getattr(job.settings, "popped", None)
+    found: Any = vars(job.settings).get("popped")
     return found if isinstance(found, PoppedJobs) else None
 
 

@@ -51,7 +51,7 @@ class Run:
     Attributes:
         job: Its job.
         task: What is called.
-        args: With what, after the job's id.
+        args: With what, after the job's id or the job, if the function gets one.
         kwargs: And with what.
         failures: How often it failed before.
         max_retries: How many failures are forgiven.
@@ -360,4 +360,4 @@ def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result:
 
 def caller(run: Run) -> Callable[[], Any]:
     """Return a function without arguments that makes the call."""
-    return lambda: run.task.function(run.job.id, *run.args, **run.kwargs)
+    return lambda: run.task.call(run.job, run.args, run.kwargs)

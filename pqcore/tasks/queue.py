@@ -1,23 +1,24 @@
-"""The blocking face of tasks: `PQ` and `Queue`, with pq's names."""
+"""What a blocking queue does with tasks: declares them, puts calls of them, and performs them; see `pqcore.Queue`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from pqcore import queue as core
 from pqcore.db.runtime import run_sync
-from pqcore.job import Job
-from pqcore.operations import batches, dead_letters
+from pqcore.operations import batches
 from pqcore.operations import put as putting
-from pqcore.serializers import Serializer
-from pqcore.tasks.declaring import Call, Task, TaskOptions, call_of, stored_calls
-from pqcore.tasks.fetched_jobs import claim_owed
+from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
+from pqcore.tasks.declaring import Call, Task, call_of, stored_calls, task_options
 from pqcore.tasks.handles import Batch, Handle
-from pqcore.tasks.periodic import Missed, Periodic, make_periodic, refuse_bare
 from pqcore.tasks.work import WorkingQueue
 from pqcore.times import TimeSpec
+
+if TYPE_CHECKING:
+    from pqcore.job import Identity
+    from pqcore.tasks.handles import QueueOfHandle
+    from pqcore.tasks.periodic import Missed
 
 
 class Enqueuer:
@@ -28,7 +29,7 @@ class Enqueuer:
         queue: The queue that it is put into.
     """
 
-    def __init__(self, queue: Queue, task: Task) -> None:
+    def __init__(self, queue: TaskQueueMixin, task: Task) -> None:
         functools.update_wrapper(self, task.function)
         self.task = task
         self.queue = queue
@@ -46,8 +47,10 @@ class Enqueuer:
         return call_of(self.queue, self.task, args, kwargs)
 
 
-class Queue(WorkingQueue, core.Queue):
-    """A queue of function calls; see `pqcore.Queue` and `TaskDeclarations`."""
+class TaskQueueMixin(WorkingQueue):
+    """The part of `pqcore.Queue` that has to do with tasks."""
+
+    conventions = FRONT_DOOR
 
     @overload
     def task(self, function: Callable[..., Any], /) -> Enqueuer: ...
@@ -56,36 +59,40 @@ class Queue(WorkingQueue, core.Queue):
         self,
         schedule_at: TimeSpec = None,
         expected_at: TimeSpec = None,
-        max_retries: int = 0,
-        retry_in: Any = "30s",
+        max_retries: int = BY_CONVENTION,
+        retry_in: Any = BY_CONVENTION,
         **options: Any,
     ) -> Callable[[Callable[..., Any]], Enqueuer]: ...
     def task(
         self,
         schedule_at: Any = None,
         expected_at: TimeSpec = None,
-        max_retries: int = 0,
-        retry_in: Any = "30s",
+        max_retries: int = BY_CONVENTION,
+        retry_in: Any = BY_CONVENTION,
         **options: Any,
     ) -> Any:
         """Declare a function as a task: calling it then puts a job, and returns its id.
 
-        The function, which may be a coroutine function, is called with the job's id first.  ``@queue.task`` is the
-        same as ``@queue.task()``.
+        The function may be a coroutine function. If its first parameter is annotated as a `Job` or `AsyncJob`, it gets
+        the job there, and otherwise the arguments of the call alone. A task of `pqcore.tasks.PQ` gets the job's id
+        first, whatever the annotation. ``@queue.task`` is the same as ``@queue.task()``.
 
         Args:
             schedule_at: As for `put`.
             expected_at: As for `put`.
-            max_retries: How often it is tried again after an exception.
-            retry_in: The time until then.
+            max_retries: How often it is tried again after an exception: 3 times unless told otherwise, and never on
+                `pqcore.tasks.PQ`.
+            retry_in: The time until then: seconds, ``'5m'``, a timedelta, or None for no pause. Unless told otherwise,
+                the pauses grow, as `Exponential` has them; on `pqcore.tasks.PQ` the time is 30 seconds.
             **options: As in `TaskOptions`.
 
         Raises:
-            ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have.
+            ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have; or the function
+                cannot be a task.
         """
         if callable(schedule_at):  # @queue.task, without parentheses
             return self.task(None, expected_at, max_retries, retry_in, **options)(schedule_at)
-        chosen = TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
+        chosen = task_options(self.conventions, schedule_at, expected_at, max_retries, retry_in, **options)
         return lambda function: Enqueuer(self, self.declare(function, chosen))
 
     def periodic(
@@ -104,12 +111,14 @@ class Queue(WorkingQueue, core.Queue):
             tz: The time zone that it is meant in.
             missed: What becomes of ticks that passed while there was no worker; see `Periodic`.
             name: What its ticks are remembered under; the function's path if not given.
-            args: What the function is called with, after the job's id.
-            kwargs: Likewise.
+            args: The arguments that the function is called with, after the job or its id, if it gets one.
+            kwargs: The keyword arguments that the function is called with.
 
         Raises:
             ConfigurationError: The expression or time zone cannot be read, or the name is taken.
         """
+        from pqcore.tasks.periodic import make_periodic, refuse_bare  # which few programs need
+
         refuse_bare(cron)
 
         def decorate(function: Any) -> Enqueuer:
@@ -120,22 +129,20 @@ class Queue(WorkingQueue, core.Queue):
 
         return decorate
 
-    def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
-        """Make a dead letter of a job; see `pqcore.Queue.bury`."""
-        owed = None if job.leased else claim_owed(job)
-        run_sync(dead_letters.bury(self.engine, self, job, error, connection, owed=owed))
+    def _handle(self, identity: Identity) -> Handle:
+        return Handle.of(cast("QueueOfHandle", self), *identity)
 
     def put_call(self, call: Call) -> Handle:
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
-        return Handle.of(self, *run_sync(put))
+        return self._handle(run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:
         """Put calls together, all or none; the ids in order."""
         ids = run_sync(batches.put_all(self.engine, [call.stored() for call in calls], connection))
-        return [Handle.of(self, *identity) for identity in ids]
+        return [self._handle(identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle:
         """Put calls to be made one after the other, each once the one before is done.
@@ -147,7 +154,7 @@ class Queue(WorkingQueue, core.Queue):
             The first job's id.
         """
         first = batches.chain_calls([call.stored() for call in calls])
-        return Handle.of(self, *run_sync(batches.put_all(self.engine, [first], connection))[0])
+        return self._handle(run_sync(batches.put_all(self.engine, [first], connection))[0])
 
     def batch(self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None) -> Batch[Handle]:
         """Put calls together, and another when all of them have ended, well or not.
@@ -160,24 +167,4 @@ class Queue(WorkingQueue, core.Queue):
         """
         after = None if then is None else then.stored()
         number, ids = run_sync(batches.put_batch(self.engine, self, stored_calls(calls), after, connection))
-        return Batch(number, [Handle.of(self, *identity) for identity in ids])
-
-
-class PQ(core.PQ):
-    """The queues of one table, as queues of function calls; see `pqcore.PQ`."""
-
-    queue_class: type[core.Queue] = Queue
-
-    def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Queue:
-        """A queue with options of its own; see `pqcore.PQ.queue`."""
-        queue = super().queue(name, serializer=serializer, **options)
-        assert isinstance(queue, Queue)  # noqa: S101 - for the type checker
-        return queue
-
-    def __getitem__(self, name: str) -> Queue:
-        queue = super().__getitem__(name)
-        assert isinstance(queue, Queue)  # noqa: S101 - for the type checker
-        return queue
-
-
-__all__ = ["PQ", "Enqueuer", "Periodic", "Queue"]
+        return Batch(number, [self._handle(identity) for identity in ids])

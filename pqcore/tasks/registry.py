@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pydoc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pqcore.errors import ConfigurationError, UnknownTask
+from pqcore.tasks.conventions import OF_PQ, Conventions
 from pqcore.tasks.declaring import Task, TaskOptions, refuse_generator
-from pqcore.tasks.periodic import Periodic
+
+if TYPE_CHECKING:
+    from pqcore.tasks.periodic import Periodic
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -26,10 +28,15 @@ class TaskDeclarations:
         handler_registry: Path to function; shared by all queues, as in pq.
         trusted_modules: Names of modules whose functions rows may name though
             they were not declared.
+        conventions: How the tasks of this class are declared and called.
+        performs_taken: Whether jobs that `get` took are expected to be performed by `Queue.perform`, so that what
+            follows from them waits for that: once a task is declared on the queue.
     """
 
     handler_registry: ClassVar[dict[str, Callable[..., Any]]] = {}
     trusted_modules: tuple[str, ...] = ()
+    conventions: ClassVar[Conventions] = OF_PQ
+    performs_taken: bool = False
     logger = logger
     _tasks: ClassVar[dict[str, Task]] = {}
     _periodics: list[Periodic] | None = None
@@ -56,14 +63,16 @@ class TaskDeclarations:
         """Declare a function, and mark it with its path as pq does; one that is declared already is replaced.
 
         Raises:
-            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find.
+            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find; or
+                the annotation of its first parameter cannot be read, and may be a job's.
         """
         if isinstance(declared := getattr(function, "task", None), Task):
             function = declared.function
         path = _path_of(function)
         refuse_generator(function, path)
         setattr(function, PATH_ATTRIBUTE, path)
-        task = Task(path, function, options)
+        task = Task(path, function, options, self.conventions.first(function, path))
+        self.performs_taken = True
         self.handler_registry[path] = function
         self._tasks[path] = task
         return task
@@ -81,7 +90,9 @@ class TaskDeclarations:
         """
         function = self.handler_registry.get(path)
         if function is None and (path in self._tasks or self._trusts(path)):
-            found = pydoc.locate(path)
+            from pydoc import locate  # which takes milliseconds to import, and few programs need
+
+            found = locate(path)
             if callable(found):
                 # Importing may have declared it; else what stands there may be the caller that a decorator left.
                 function = self.handler_registry.setdefault(path, getattr(found, "__wrapped__", found))
@@ -90,7 +101,7 @@ class TaskDeclarations:
             raise UnknownTask(msg)
         declared = self._tasks.get(path)
         if declared is None:
-            return Task(path, function)
+            return Task(path, function, first=self.conventions.first(function, path))
         return declared if declared.function is function else dataclasses.replace(declared, function=function)
 
     def most_crashes(self) -> int:

@@ -44,7 +44,11 @@ GIVE_BACK_TRIES = 3
 
 
 class WorkingQueue(TaskDeclarations, QueueSettings):
-    """The part of a blocking queue that runs jobs in the caller's thread."""
+    """The part of a blocking queue that runs jobs in the caller's thread.
+
+    Attributes:
+        engine: Runs operations on the table.
+    """
 
     engine: Engine
 
@@ -53,16 +57,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         """Jobs that were taken with `get`, and that may still be performed."""
         return PoppedJobs()
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
-        """Take the next job that is due; see `pqcore.Queue.get`, and `perform`."""
-        jobs = self._pop(1, block=block, timeout=timeout)
-        return jobs[0] if jobs else None
-
-    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Job]:
-        """Take up to ``n`` jobs; see `pqcore.Queue.get_many`, and `perform`."""
-        return self._pop(n, block=block, timeout=timeout)
-
-    def _pop(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
+    def _take_to_perform(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
+        """Take up to ``n`` jobs for good; what follows from one waits until `perform` has ended, or nobody has it."""
         if self.popped:
             self._follow_given_up()
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))

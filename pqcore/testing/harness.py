@@ -157,7 +157,7 @@ class Harness:
         return self._pq(PQ, AsyncPQ, target, create, options)
 
     def tasks(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
-        """A `pqcore.tasks.PQ`, as `pq` makes one: its queues' tasks are called as blocking ones."""
+        """A `pqcore.tasks.PQ`, as `pq` makes a `pqcore.PQ`: its queues' tasks are called as blocking ones."""
         return self._pq(tasks.PQ, tasks.AsyncPQ, target, create, options)
 
     def _pq(

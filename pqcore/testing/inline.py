@@ -71,7 +71,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
     """
     for queue in queues:
         if not isinstance(queue, TaskDeclarations):
-            msg = f"{queue!r} has no tasks to run: make it with pqcore.tasks.PQ or AsyncPQ"
+            msg = f"{queue!r} is no queue; give a queue of a PQ or AsyncPQ"
             raise ConfigurationError(msg)
     ran: list[Ran] = []
     for queue in queues:

@@ -20,6 +20,7 @@ from typing import Any
 from pqcore import tasks
 from pqcore.backend import Mode, Row
 from pqcore.db.runtime import run_sync
+from pqcore.job import AsyncJob, Job
 from pqcore.sql.identifiers import quote
 from pqcore.tasks.context import current
 from pqcore.testing.harness import statement
@@ -253,6 +254,21 @@ def tell(job_id: int) -> dict[str, Any]:
     context = current()
     context.progress({"at": 1})
     return {"id": context.id, "attempt": context.attempt, "previous": context.previous}
+
+
+def describe_job(job: Job | AsyncJob, word: str) -> list[Any]:
+    """Return what the job is that a function of the front door got."""
+    return [type(job).__name__, job.id, job.attempts, word]
+
+
+def repeat_word(word: str, times: int) -> str:
+    """Return what the arguments of a function of the front door say."""
+    return word * times
+
+
+def describe_id(job_id: int, word: str) -> list[Any]:
+    """Return what a function of pq's convention got."""
+    return [job_id, word]
 
 
 def return_opaque(job_id: int, path: str) -> Any:

@@ -179,7 +179,7 @@ class Executor(Runner[ActiveJob]):
             self._start_clock(attempt, run)
             attempt.cancellable = True
             with self.events.around(attempt):
-                return await run.task.function(run.job.id, *run.args, **run.kwargs)
+                return await run.task.call(run.job, run.args, run.kwargs)
         if attempt.context is not None:
             attempt.context.leaves = _never  # no signal raises in another thread or process
         if (run.task.options.run_in or self._run_in) == "process":

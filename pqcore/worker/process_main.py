@@ -19,6 +19,8 @@ from pqcore.job import BaseJob
 from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
+from pqcore.tasks.conventions import First
+from pqcore.tasks.declaring import Task
 from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.worker.parent_death import end_with_parent
@@ -35,16 +37,20 @@ class Request:
 
     Attributes:
         path: The function's path.
-        args: With what it is called, after the job's id.
+        first: The argument that the function gets before those of the call.
+        args: With what it is called, after that.
         kwargs: And with what.
         queue: The queue's name, table and serializer.
+        kind: The class of the job.
         row: The job's row.
     """
 
     path: str
+    first: First
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     queue: tuple[str, Any, str]
+    kind: type[BaseJob]
     row: JobRow
 
     @classmethod
@@ -52,7 +58,8 @@ class Request:
         """The request for a run."""
         queue = run.job.settings
         names = (queue.name, queue.table, queue.serializer_name)
-        return cls(run.task.path, tuple(run.args), dict(run.kwargs), names, run.job.as_row())
+        call = (run.task.path, run.task.first, tuple(run.args), dict(run.kwargs))
+        return cls(*call, names, type(run.job), run.job.as_row())
 
 
 class _Context(JobContext):
@@ -98,13 +105,14 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
             importlib.import_module(module)
         request: Request = pickle.loads(raw)  # noqa: S301 - from the worker
         function, queue = _find(request)
-        context = _Context(queue, BaseJob(queue, request.row, leased=True), pipe)
+        context = _Context(queue, request.kind(queue, request.row, leased=True), pipe)
         token = enter_job(context)
         try:
             with ExitStack() as around:
                 for each in AROUND:
                     around.enter_context(each())
-                result = function(context.id, *request.args, **request.kwargs)
+                task = Task(request.path, function, first=request.first)
+                result = task.call(context.job, request.args, request.kwargs)
                 if inspect.isawaitable(result):  # from a function that is none of `async def`
                     result = asyncio.run(_awaited(result))
             refuse_unrun(result)  # which could not be written either

@@ -50,7 +50,7 @@ class Worker:
     """Runs the jobs of queues.
 
     Args:
-        *queues: Queues of `pqcore.tasks`, blocking or asynchronous.
+        *queues: Queues of a `pqcore.PQ` or `AsyncPQ`, or of those of `pqcore.tasks`.
         concurrency: Jobs that run at once, at most.
         lease: Seconds, ``'1m'`` or a timedelta for which a job is held. The worker holds on while
             it lives; when it dies, its jobs run elsewhere after so long.
@@ -83,7 +83,7 @@ class Worker:
         burst: bool = False,
     ) -> None:
         if not queues or not all(isinstance(queue, TaskDeclarations) for queue in queues):
-            msg = f"a worker's queues are {queues!r}; give queues of pqcore.tasks.PQ or AsyncPQ"
+            msg = f"a worker's queues are {queues!r}; give queues, as in pq['emails'] of a PQ or AsyncPQ"
             raise ConfigurationError(msg)
         for name, number, least in (("concurrency", concurrency, 1), ("prefetch", prefetch, 0)):
             if not isinstance(number, int) or number < least:

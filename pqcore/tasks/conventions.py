@@ -1,0 +1,138 @@
+"""How a class of queues declares and calls its tasks: by the conventions of `pqcore.PQ`, or by those of pq 1.9.1."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import re
+import sys
+import types
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, ForwardRef, Literal, TypeAlias, Union, get_args, get_origin
+
+from pqcore.errors import ConfigurationError
+from pqcore.job import AsyncJob, BaseJob, Job
+from pqcore.tasks.retry import Exponential, RetryPolicy
+
+First: TypeAlias = Literal["id", "job", "nothing"]
+"""The argument that a function gets before those of the call: the job's id, the job itself, or none."""
+
+
+class _ByConvention:
+    """The default of an option that the conventions of a queue decide."""
+
+    def __repr__(self) -> str:
+        return "BY_CONVENTION"
+
+
+BY_CONVENTION: Any = _ByConvention()
+"""Stands for an option that was not given."""
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How tasks are declared and called.
+
+    Attributes:
+        always_id: Whether a function always gets the job's id first. Otherwise it gets the job, if its first parameter
+            is annotated so, and nothing of the job if not.
+        max_retries: How often a task is tried again after an exception, unless its declaration says.
+        retry: The retry policy of a task, unless its declaration has a policy or a fixed time; None for 30 seconds.
+    """
+
+    always_id: bool
+    max_retries: int
+    retry: RetryPolicy | None
+
+    def first(self, function: Callable[..., Any], path: str) -> First:
+        """Return the argument that a function gets before those of the call.
+
+        Args:
+            function: The function.
+            path: The function's path, for the message.
+
+        Raises:
+            ConfigurationError: It cannot be told whether the first parameter is annotated as a job.
+        """
+        if self.always_id:
+            return "id"
+        return "job" if _takes_job(function, path) else "nothing"
+
+
+FRONT_DOOR = Conventions(always_id=False, max_retries=3, retry=Exponential())
+"""The conventions of `pqcore.PQ` and `pqcore.AsyncPQ`."""
+OF_PQ = Conventions(always_id=True, max_retries=0, retry=None)
+"""The conventions of `pqcore.tasks.PQ` and `pqcore.tasks.AsyncPQ`: those of pq 1.9.1."""
+
+
+def _takes_job(function: Callable[..., Any], path: str) -> bool:
+    """Whether the first parameter of a function is annotated as a job."""
+    try:
+        parameters = list(_signature(function).parameters.values())
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return False
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        return False
+    annotation = parameters[0].annotation
+    return annotation is not inspect.Parameter.empty and _is_job(annotation, _names_of(function), path)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        # Names that are imported under TYPE_CHECKING alone stay as they are written, and raise nothing.
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
+
+
+def _is_job(annotation: Any, names: Mapping[str, Any], path: str) -> bool:
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - the module's own code, as typing does
+        except Exception as exc:
+            if not re.search(r"\b(Async)?Job\b", annotation):
+                return False
+            msg = (
+                f"{path}: the annotation {annotation!r} of its first parameter cannot be read, so it is not known"
+                f" whether to give it the job: {exc}; import the name at run time, or write 'pqcore.Job'"
+            )
+            raise ConfigurationError(msg) from exc
+        return _is_job(annotation, names, path)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _is_job(get_args(annotation)[0], names, path)
+    if origin in (Union, types.UnionType):
+        return any(_is_job(part, names, path) for part in get_args(annotation))
+    return isinstance(annotation, type) and issubclass(annotation, BaseJob)
+
+
+def _names_of(function: Any) -> Mapping[str, Any]:
+    """The names that an annotation may use; ours last, as they may be imported for type checkers alone."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif inspect.ismethod(function):
+            function = function.__func__
+        elif not inspect.isroutine(function) and not inspect.isclass(function):
+            function = type(function).__call__
+        else:
+            break
+    closure = {}
+    if inspect.isfunction(function):
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # the cell is empty, as that of the function's own name is while it is decorated
+                closure[name] = cell.cell_contents
+    ours = {"Job": Job, "AsyncJob": AsyncJob, "pqcore": sys.modules["pqcore"]}
+    return ChainMap(closure, getattr(function, "__globals__", {}), vars(builtins), ours)
