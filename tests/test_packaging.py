@@ -27,7 +27,12 @@ import pqcore
 from pqcore.testing.commands import environment, group
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore/benchmarks"}
+PACKAGES = {
+    "pqcore": "pqcore",
+    "pqcore_backends": "pqcore_backends",
+    "benchmarks": "pqcore/benchmarks",
+    "examples/pqcore-pg8000": "pqcore/example_backend",
+}
 """Folders, and where they are installed."""
 OTHERS = ("benchmarks", "peers")
 """Measures other queues, and needs the repository."""
@@ -99,9 +104,10 @@ def metadata(built: Built) -> Message:
 def installed(built: Built) -> dict[str, PurePosixPath]:
     """The files that are to be installed, by where they are in the project."""
     return {
-        str(path): PurePosixPath(PACKAGES[path.parts[0]], *path.parts[1:])
+        str(path): PurePosixPath(package, *path.parts[len(PurePosixPath(folder).parts) :])
         for path in built.files
-        if path.parts[0] in PACKAGES and path.parts[:2] != OTHERS
+        for folder, package in PACKAGES.items()
+        if path.is_relative_to(folder) and path.parts[:2] != OTHERS
     }
 
 
@@ -121,7 +127,7 @@ def test_wheel_holds_exactly_the_packages(built: Built) -> None:
         "pqcore/schema/0001_table.sql",
         "pqcore/sql/citus.sql",
     } <= found
-    for kind in ("*.tmpl", "*.html", "*.css", "*.js"):
+    for kind in ("*.md", "*.html", "*.css", "*.js"):
         assert any(PurePosixPath(name).match(kind) for name in found), kind
 
 
