@@ -148,7 +148,7 @@ def test_full_notify_queue_delays_completions_until_it_has_room(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(maintenance, "SWEEP", 0.2)
+    monkeypatch.setattr(maintenance, "SWEEP_INTERVAL", 0.2)
     ran: list[str] = []
 
     async def until(condition: Callable[[], Any]) -> None:
@@ -179,7 +179,7 @@ def test_full_notify_queue_delays_completions_until_it_has_room(
         await until(lambda: observer.usage)
         full.end()
         await until(lambda: ran.count("flaky") == 2)
-        await until(lambda: not worker._worker_state.in_hand())  # a call that blocks would stop the worker's event loop
+        await until(lambda: not worker._worker_state.is_busy())  # a call that blocks would stop the worker's event loop
         assert await maybe(handles[0].result(PATIENCE)) == "the result"
         worker.stop()
         await working

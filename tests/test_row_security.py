@@ -120,7 +120,7 @@ def test_row_security_that_hides_the_holder_of_a_dedup_key_raises_an_error(
 def test_row_security_that_begins_later_is_logged_by_a_worker(
     dsn: str, role: str, theirs: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "SWEEP", 0.1)
+    monkeypatch.setattr(maintenance, "SWEEP_INTERVAL", 0.1)
     caplog.set_level(logging.WARNING)
 
     async def main() -> None:

@@ -245,7 +245,7 @@ import logging, sys
 from pqcore.worker.supervisor import Supervisor
 logging.basicConfig(level="INFO", format="%(message)s")
 patience, haste, *command = sys.argv[1:]
-sys.exit(Supervisor([sys.executable, *command], 2, patience=float(patience), haste=float(haste)).run())
+sys.exit(Supervisor([sys.executable, *command], 2, stop_timeout=float(patience), stop_now_timeout=float(haste)).run())
 """
 STUBBORN = """
 import os, signal, subprocess, sys, threading

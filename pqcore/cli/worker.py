@@ -137,7 +137,7 @@ def worker(
         stop = options["stall_timeout"] + MARGIN
         patience = max(options["grace"], options["stall_timeout"]) + stop
         burst = options["burst"]
-        ctx.exit(Supervisor(_again(ctx), processes, patience=patience, haste=stop, burst=burst).run())
+        ctx.exit(Supervisor(_again(ctx), processes, stop_timeout=patience, stop_now_timeout=stop, burst=burst).run())
     parent_pipe = None
     if supervised is not None:
         from pqcore.worker.supervisor import ParentPipe

@@ -132,7 +132,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
     if not isinstance(keep, (int, float)) or state is None or outcome.by_hand:
         return
     encoded = outcome.encoded or Encoded(None, None)
-    if outcome.kind == "done" and outcome.encoded is None and outcome.unkept is None:
+    if outcome.kind == "done" and outcome.encoded is None and outcome.result_error is None:
         encoded = await encode(engine, queue, outcome.result)
     values = {
         "id": outcome.job.id,
@@ -141,7 +141,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
         "data": encoded.data,
         "payload": encoded.payload,
         "serializer": queue.serializer_name,
-        "error": error_text(outcome.error) or error_text(outcome.unkept),
+        "error": error_text(outcome.error) or error_text(outcome.result_error),
         "keep": float(keep),
         "put_at": outcome.job.enqueued_at,
         "channel": results_channel(queue.name),

@@ -46,7 +46,7 @@ class Outcome:
             ``drop``: deleted, as discarded or cancelled.
         result: What the function returned.
         encoded: The result as it is stored, if it was encoded already.
-        unkept: Why the result cannot be stored, as `describe_error` tells it; the job is done all the same.
+        result_error: Why the result cannot be stored, as `describe_error` tells it; the job is done all the same.
         error: The last exception, as `describe_error` tells it.
         delay: Seconds until the job is due again; None for immediately, in its old place.
         finished: Whether the function finished the job itself (`JobContext.finish`): then the row may be gone.
@@ -59,7 +59,7 @@ class Outcome:
     kind: OutcomeKind
     result: Any = None
     encoded: Encoded | None = None
-    unkept: dict[str, str] | None = None
+    result_error: dict[str, str] | None = None
     error: dict[str, str] | None = None
     delay: float | None = None
     reason: str = ""
@@ -132,7 +132,7 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
         "message": f"{run} cannot be stored: {refusal}",
         "traceback": "",
     }
-    return replace(outcome, kind="dead", result=None, encoded=None, unkept=None, error=error, reason="failed")
+    return replace(outcome, kind="dead", result=None, encoded=None, result_error=None, error=error, reason="failed")
 
 
 def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
@@ -145,6 +145,6 @@ def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
         refusal: Why.
     """
     headers = outcome.job.headers
-    if outcome.kind != "done" or outcome.unkept is not None or "keep" not in headers or headers.get("then"):
+    if outcome.kind != "done" or outcome.result_error is not None or "keep" not in headers or headers.get("then"):
         return None
-    return replace(outcome, encoded=None, unkept=describe_error(refusal))
+    return replace(outcome, encoded=None, result_error=describe_error(refusal))

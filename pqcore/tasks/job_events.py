@@ -29,7 +29,7 @@ class Attempt:
         job: The job.
         run: The call of its function, once the job is decoded.
         context: What the function sees of the job, once it has begun.
-        began: When the attempt began, by the performance counter; 0 before.
+        started_at: When the attempt began, by the performance counter; 0 before.
         duration: Seconds that the function took, once it has ended.
         error: What the function raised.
         event: The event that plugins get, once there is one.
@@ -39,7 +39,7 @@ class Attempt:
     job: BaseJob
     run: Run | None = None
     context: JobContext | None = None
-    began: float = 0.0
+    started_at: float = 0.0
     duration: float = 0.0
     error: BaseException | None = None
     event: JobEvent | None = None
@@ -97,7 +97,7 @@ class JobEvents:
     def event(self, attempt: Attempt, outcome: Outcome | None = None) -> JobEvent:
         """Return the event of an attempt: the same object each time, brought up to date."""
         run, event = attempt.run, attempt.event
-        ago = time.perf_counter() - attempt.began if attempt.began else 0.0
+        ago = time.perf_counter() - attempt.started_at if attempt.started_at else 0.0
         if event is None:
             path = path_of(attempt.job, quickly=True) if run is None else run.task.path
             event = attempt.event = JobEvent(attempt.queue.name, attempt.job, path, seconds_waited(attempt.job, ago))

@@ -1,6 +1,6 @@
-"""From a row to a call, and from how the call ended to what becomes of the job.
+"""From a row to the call of a function, and from the result of the call to the outcome of the job.
 
-No I/O and no threads: the worker and `Queue.perform` share it.
+No I/O and no threads; `pqcore.tasks.run_job` puts the steps together.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from pqcore.times import seconds
 logger = logging.getLogger("pqcore.tasks")
 
 UNKNOWN_PAUSE = 60.0
-"""Seconds for which a job is put off whose function or data this worker does not know: another worker may know it."""
-SLOW = 2.0
+"""Seconds for which a job is snoozed whose function or data this worker does not know: another worker may."""
+SLOW_SERIALIZER = 2.0
 """Seconds of decoding or encoding after which the log names the serializer."""
 MEMORY_PAUSE = 1.0
-"""Seconds until a job is tried again that did not fit into memory; twice as many each time."""
+"""Seconds until a job is retried that did not fit into memory; twice as many each time."""
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """A call that is about to be made.
+    """The call of a job's function, decoded and ready to be made.
 
     Attributes:
-        job: Its job.
-        task: What is called.
-        args: With what, after the job's id or the job, if the function gets one.
-        kwargs: And with what.
-        failures: How often it failed before.
-        max_retries: How many failures are forgiven.
-        retry: The pause after a failure.
-        timeout: Seconds that it may take; None for as long as it does.
+        job: The job.
+        task: The task, which has the function.
+        args: The positional arguments, after the job's id or the job, if the function gets one.
+        kwargs: The keyword arguments.
+        failures: How often the job failed before.
+        max_retries: How many failures are followed by a retry.
+        retry: The policy that gives the pause before a retry.
+        timeout: Seconds that the function may take; None for no limit.
     """
 
     job: BaseJob
@@ -70,15 +70,15 @@ class Run:
 
 
 def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) -> Run | Outcome:
-    """Read a job; a run of it, or how it ends without one.
+    """Decode a job; return the call of its function, or the outcome of a job that cannot run.
 
     Args:
-        queue: Its queue.
-        declarations: Where functions are found.
+        queue: The job's queue.
+        declarations: The declared tasks.
         job: The job.
     """
     crashes = job.crashes
-    if crashes > 0 and crashes >= declarations.most_crashes():  # maybe of decoding it
+    if crashes > 0 and crashes >= declarations.most_crashes():  # maybe decoding it kills its worker
         return _crashed(queue, job)
     try:
         data = job.decode()
@@ -89,9 +89,9 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         deadline, timeout = headers.get("deadline"), headers.get("timeout")
         late = deadline is not None and time.time() > deadline
     except Unreadable as exc:
-        return _expired(job) if _is_late(job) else put_off(queue, job, exc, "unreadable")
-    except Exception as exc:  # it may hold anything: who may put can write the row in SQL
-        if isinstance(exc.__cause__, MemoryError):  # others may have more of it, or this program later
+        return _expired(job) if _is_late(job) else snooze_unrunnable(queue, job, exc, "unreadable")
+    except Exception as exc:  # the row may hold anything: a producer can write it in SQL
+        if isinstance(exc.__cause__, MemoryError):  # other workers may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
         job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
@@ -101,7 +101,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except BaseException as exc:
         if is_from_outside(exc):
             raise
-        return put_off(queue, job, exc, "unknown")  # importing a trusted module may raise anything
+        return snooze_unrunnable(queue, job, exc, "unknown")  # importing a trusted module may raise anything
     if crashes > 0 and crashes >= task.options.max_crashes:
         return _crashed(queue, job)
     if late:
@@ -125,7 +125,7 @@ def _run_headers(job: BaseJob) -> dict[str, Any]:
 
 
 job_logger = getLogger("pqcore.tasks.jobs")
-"""Says how jobs fail: what a plugin that listens may say instead."""
+"""Logs how jobs fail; a plugin that reports failures may silence it."""
 _NOTHING: dict[str, Any] = {}
 
 
@@ -138,7 +138,7 @@ class _PqsRetry:
 
 
 def _is_late(job: BaseJob) -> bool:
-    """Whether a job's deadline has passed, as far as its headers can be read."""
+    """Return whether a job's deadline has passed, as far as its headers can be read."""
     deadline = job.headers.get("run", _NOTHING).get("deadline")
     return deadline is not None and time.time() > float(deadline)
 
@@ -154,10 +154,10 @@ def _crashed(queue: QueueSettings, job: BaseJob) -> Outcome:
     return Outcome(job, "dead", error=error, reason="crashed")
 
 
-def put_off(
+def snooze_unrunnable(
     queue: QueueSettings, job: BaseJob, error: BaseException, reason: Literal["unknown", "unreadable"]
 ) -> Outcome:
-    """Return what becomes of a job whose function or data is not known here: it is kept for another worker."""
+    """Return the snooze of a job whose function or data this worker does not know, so that another worker gets it."""
     surprising = error if not isinstance(error, (UnknownTask, Unreadable)) else None
     again = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
     logger.error("job %d of %r: %s; %s", job.id, queue.name, error, again, exc_info=surprising)
@@ -166,11 +166,11 @@ def put_off(
 
 
 def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
-    """What a function raised, as the failure of its job: that it cancelled itself is one.
+    """Return the failure of a job for the exception of its function: JobCancelled if the function cancelled itself.
 
     Args:
-        error: What it raised.
-        late: Its job, if the function was stopped as its time was up.
+        error: The exception.
+        late: The job, if the function was stopped at its timeout.
     """
     if late is not None:
         timeout = JobTimeout(f"{path_of(late)} did not end in {late.headers['run']['timeout']} seconds")
@@ -184,11 +184,11 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
 
 
 def failure_of(context: JobContext, error: BaseException) -> BaseException | None:
-    """The failure of a job, for its function as it raises; None if the job is given back, cancelled or lost.
+    """Return the failure of a job while its function raises; None if the job is given back, cancelled or lost.
 
     Args:
-        context: Of the running function.
-        error: What the function raises.
+        context: The context of the running function.
+        error: The exception of the function.
     """
     if context.leaves(error):
         return None
@@ -202,7 +202,7 @@ def failure_of(context: JobContext, error: BaseException) -> BaseException | Non
 
 
 def _is_cancelled() -> bool:
-    """Whether the running asyncio task is cancelled from outside, with all of a worker; before Python 3.11: it may be.
+    """Return whether the running asyncio task is cancelled from outside; before Python 3.11: whether it may be.
 
     A function that cancels itself raises CancelledError, and cancels no task.
     """
@@ -214,12 +214,12 @@ def _is_cancelled() -> bool:
 
 
 def kind_after(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> OutcomeKind:
-    """How a job ends whose function raised, unless its retry policy has it dropped.
+    """Return the kind of outcome of a job whose function raised, unless its retry policy discards the job.
 
     Args:
-        options: Of its task.
-        failures: How often it failed before.
-        max_retries: How many failures are forgiven.
+        options: The options of the task.
+        failures: How often the job failed before.
+        max_retries: How many failures are followed by a retry.
         error: The failure.
     """
     if isinstance(error, Snooze):
@@ -230,8 +230,8 @@ def kind_after(options: TaskOptions, failures: int, max_retries: int, error: Bas
     return "retry" if may_retry and failures < max_retries else "dead"
 
 
-def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
-    """What becomes of a job whose function raised."""
+def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
+    """Return the outcome of a job whose function raised, and log it."""
     job, kind = run.job, kind_after(run.task.options, run.failures, run.max_retries, error)
     if isinstance(error, Snooze):
         return Outcome(job, "snooze", delay=error.delay)
@@ -247,7 +247,7 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
         pause = None if delay is None else seconds(delay)
     except Discard as exc:
         return Outcome(job, "drop", error=describe_error(exc), reason="discarded")
-    except BaseException as exc:  # a policy is users' code
+    except BaseException as exc:  # the retry policy is users' code
         if is_from_outside(exc):
             raise
         logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
@@ -258,7 +258,7 @@ def conclude(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
 
 
 def path_of(job: BaseJob, *, quickly: bool = False) -> str:
-    """The path that a job names, known or not; empty if it is no call.
+    """Return the path that a job names, whether known or not; empty if the job is no call of a function.
 
     Args:
         job: The job.
@@ -292,14 +292,14 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
-"""Types of most results: to look whether such a value can be awaited takes longer than all else here."""
+"""Types of most results: checking whether such a value is awaitable takes longer than all else here."""
 
 
 def refuse_unrun(result: Any) -> None:
-    """Refuse what a function returned without having run it.
+    """Refuse the result of a function that has not run its body.
 
     Raises:
-        ConfigurationError: It is a generator, an asynchronous one, or something to await.
+        ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable.
     """
     if type(result) in _RUN:
         return
@@ -315,13 +315,13 @@ def refuse_unrun(result: Any) -> None:
     raise ConfigurationError(msg)
 
 
-def keeps_result(job: BaseJob) -> bool:
-    """Return whether a job's result is stored: it is kept, or the next of a chain is told of it."""
+def stores_result(job: BaseJob) -> bool:
+    """Return whether a job's result is stored: for `result`, or for the next job of a chain."""
     return job.raw_headers is not None and ("keep" in job.headers or bool(job.headers.get("then")))
 
 
-def completed(queue: QueueSettings, job: BaseJob, result: Any, *, finished: bool = False) -> Outcome:
-    """Return how a job ends whose function returned; the function is not called again, whatever the result is.
+def outcome_of_result(queue: QueueSettings, job: BaseJob, result: Any, *, finished: bool = False) -> Outcome:
+    """Return the outcome of a job whose function returned; the function is not called again, whatever it returned.
 
     If the result cannot be stored, the job is done, and asking for its result says why. If a chain needs the
     result, the job is a dead letter with the rest of the chain.
@@ -330,34 +330,35 @@ def completed(queue: QueueSettings, job: BaseJob, result: Any, *, finished: bool
         queue: Its queue.
         job: The job.
         result: What the function returned.
-        finished: As `Outcome.finished`: then the result was given by `JobContext.finish`, if at all.
+        finished: As `Outcome.finished`; then `JobContext.finish` took the result, if there is one.
 
     Raises:
-        ConfigurationError: It is a generator, an asynchronous one, or something to await: nothing of it has run.
+        ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable, whose body has not
+            run.
     """
     refuse_unrun(result)
-    if finished or not keeps_result(job):
+    if finished or not stores_result(job):
         return Outcome(job, "done", result, finished=finished)
     try:
         return Outcome(job, "done", result, encoded=queue.encode_row(result))
     except (SerializationError, PayloadTooLarge) as exc:
-        return not_stored(queue, job, exc, result)
+        return outcome_without_result(queue, job, exc, result)
 
 
-def not_stored(queue: QueueSettings, job: BaseJob, error: BaseException, result: Any = None) -> Outcome:
-    """Return how a job ends that was done, and whose result cannot be stored.
+def outcome_without_result(queue: QueueSettings, job: BaseJob, error: BaseException, result: Any = None) -> Outcome:
+    """Return the outcome of a job that was done, and whose result cannot be stored.
 
     Args:
         queue: Its queue.
         job: The job.
-        error: Why.
+        error: Why the result cannot be stored.
         result: What the function returned.
     """
     job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
-    outcome = Outcome(job, "done", result, unkept=describe_error(error))
+    outcome = Outcome(job, "done", result, result_error=describe_error(error))
     return dead_letter_of(outcome, error) if job.headers.get("then") else outcome
 
 
-def caller(run: Run) -> Callable[[], Any]:
+def bound_call(run: Run) -> Callable[[], Any]:
     """Return a function without arguments that makes the call."""
     return lambda: run.task.call(run.job, run.args, run.kwargs)

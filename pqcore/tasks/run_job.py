@@ -21,14 +21,14 @@ from pqcore.tasks.job_events import Attempt, JobEvents
 from pqcore.tasks.outcomes import (
     Run,
     as_failure,
-    caller,
-    completed,
-    conclude,
+    bound_call,
     job_logger,
-    keeps_result,
-    not_stored,
+    outcome_of_failure,
+    outcome_of_result,
+    outcome_without_result,
     prepare,
-    put_off,
+    snooze_unrunnable,
+    stores_result,
     warn_of_lost_lease,
 )
 
@@ -79,16 +79,16 @@ class Runner(Generic[A]):
 
     async def call(self, attempt: A, run: Run) -> Any:
         """Call the function, with `JobEvents.around` it, and return its result."""
-        attempt.began = time.perf_counter()
+        attempt.started_at = time.perf_counter()
         with self.events.around(attempt):
-            result = caller(run)()
+            result = bound_call(run)()
             if not inspect.isawaitable(result):
                 return result
             return await result if self._suspends else asyncio.run(_await(result))
 
     async def complete(self, attempt: A, result: Any, *, finished: bool) -> Outcome:
         """Return the outcome of a job with headers whose function returned."""
-        return completed(attempt.queue, attempt.job, result, finished=finished)
+        return outcome_of_result(attempt.queue, attempt.job, result, finished=finished)
 
     async def notice_shutdown(self, context: JobContext) -> None:
         """Stop the context if the function was cancelled together with all that runs jobs here."""
@@ -152,15 +152,15 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
             outcome = run
         else:
             result = await runner.call(attempt, run)
-            attempt.duration = time.perf_counter() - attempt.began
+            attempt.duration = time.perf_counter() - attempt.started_at
             if attempt.job.raw_headers is None:
-                outcome = completed(attempt.queue, attempt.job, result, finished=context.finished)
+                outcome = outcome_of_result(attempt.queue, attempt.job, result, finished=context.finished)
             else:
                 outcome = await runner.complete(attempt, result, finished=context.finished)
     except BaseException as exc:  # noqa: BLE001 - whatever the function raises is judged
         attempt.error = exc
-        if attempt.run is not None and attempt.began and not attempt.duration:
-            attempt.duration = time.perf_counter() - attempt.began
+        if attempt.run is not None and attempt.started_at and not attempt.duration:
+            attempt.duration = time.perf_counter() - attempt.started_at
         try:
             outcome = await _outcome_of_error(runner, attempt, context, exc)
         except BaseException as left:  # noqa: BLE001 - it is raised again, once the job was given back
@@ -197,15 +197,15 @@ async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, 
         return _outcome_of_stop(attempt, context.stop_reason, error)
     if isinstance(error, ResultNotSent):
         attempt.error = None  # the function returned
-        if context.finished or not keeps_result(job):
+        if context.finished or not stores_result(job):
             return Outcome(job, "done", finished=context.finished)
-        return not_stored(queue, job, error)
+        return outcome_without_result(queue, job, error)
     if isinstance(error, WorkerProcessDied):
         job_logger.error("job %d of %r: %s", job.id, queue.name, error)
         return Outcome(job, "crash", delay=CRASH_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
     if run is None:
-        return put_off(queue, job, error, "unreadable")
-    return conclude(queue, run, error)
+        return snooze_unrunnable(queue, job, error, "unreadable")
+    return outcome_of_failure(queue, run, error)
 
 
 def _outcome_of_stop(attempt: Attempt, reason: str, error: BaseException) -> Outcome | None:
@@ -220,9 +220,9 @@ def _outcome_of_stop(attempt: Attempt, reason: str, error: BaseException) -> Out
     if reason == "shutdown":
         return Outcome(job, "snooze", reason="shutdown")
     if run is None:  # cancelled from within, as its decoder was
-        return put_off(queue, job, error, "unreadable")
+        return snooze_unrunnable(queue, job, error, "unreadable")
     failure = attempt.error = as_failure(error, late=job if reason == "timeout" else None)
-    return conclude(queue, run, failure)
+    return outcome_of_failure(queue, run, failure)
 
 
 async def _await(awaitable: Any) -> Any:

@@ -27,7 +27,7 @@ from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.fetched_jobs import PoppedJobs, claim_owed, popped_jobs
 from pqcore.tasks.job_events import NO_EVENTS, Attempt, JobEvents, find_job_events
-from pqcore.tasks.outcomes import SLOW, Run, conclude, prepare, warn_of_lost_lease
+from pqcore.tasks.outcomes import SLOW_SERIALIZER, Run, outcome_of_failure, prepare, warn_of_lost_lease
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.tasks.run_job import Runner, run_job
 
@@ -83,7 +83,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
     def work(self, burst: bool = False) -> None:
         """Perform jobs as they come, one at a time, in this thread; with ``burst``, until there are none.
 
-        A job is leased meanwhile: if the process dies, another performs it.  For more at once, see `Worker`.
+        A job is leased meanwhile: if the process dies, another performs it.  To run jobs concurrently, see `Worker`.
 
         Where the server fails, it waits a while, and tries again.  In the main thread, KeyboardInterrupt and
         SystemExit end it: the job that runs is given back, and the attempt does not count.  A signal that comes while a
@@ -155,7 +155,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         """Call the function that a job names; True if it returned.
 
         A job that was leased is finished, or given back. One that was taken with `get` is finished already:
-        it is put again, as another, if it is to be retried, and is no dead letter.
+        it is put again, as another, if it has retries left, and is no dead letter.
         Its chain goes on, and its batch counts it, when this method ends. A job that was taken in a ``with`` block
         must be performed in the block: at the end of the block it counts as done.
 
@@ -211,7 +211,7 @@ class _Performer(Runner[Attempt]):
         """Read the job; the log names the serializer if that takes long."""
         began = time.monotonic()
         run = await super().decode(attempt)
-        if (took := time.monotonic() - began) > SLOW:
+        if (took := time.monotonic() - began) > SLOW_SERIALIZER:
             name = self._job.serializer or self._queue.serializer_name
             message = "serializer %r took %.1f seconds to decode %r of %r"
             self._queue.logger.warning(message, name, took, self._job, self._queue.name)
@@ -244,7 +244,7 @@ class _Performer(Runner[Attempt]):
         if outcome is None:
             run = prepare(self._queue, self._queue, self._job)
             failure = PQError("failed") if error is None else error
-            outcome = run if isinstance(run, Outcome) else conclude(self._queue, run, failure)
+            outcome = run if isinstance(run, Outcome) else outcome_of_failure(self._queue, run, failure)
         # The function may have changed the data that the job holds: the retry gets what is stored.
         await self._end(outcome, None if data is self._job.decoded_data else data)
 

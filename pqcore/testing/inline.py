@@ -26,9 +26,9 @@ from pqcore.tasks.run_job import Runner, run_job
 from pqcore.testing.matching import is_call
 
 LEASE = 86_400.0
-"""Seconds for which a job is held: it is not to be lost in a debugger."""
+"""Seconds for which a job is leased: long enough for a debugger."""
 MOST_RUN = 1_000
-"""Jobs that are run, at most, unless told otherwise: one that puts itself again would never end."""
+"""Jobs that are run, at most, by default: a job that puts itself again would never end."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,9 @@ class _Drainer(Runner[Attempt]):
         attempt, error = self._attempt, self._attempt.error
         if attempt.run is None:
             self._raise_why_not_run(outcome)
-        if outcome.unkept is not None:
-            raise ResultNotStored(f"the result cannot be stored: {outcome.unkept['message']}", outcome.unkept)
+        if outcome.result_error is not None:
+            message = f"the result cannot be stored: {outcome.result_error['message']}"
+            raise ResultNotStored(message, outcome.result_error)
         meant = isinstance(error, Retry) and outcome.kind == "retry"
         if error is not None and outcome.kind in FAILURES and not meant:
             raise error

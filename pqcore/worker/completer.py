@@ -1,4 +1,4 @@
-"""Completer how jobs ended: all that have gathered since the last time, together."""
+"""The completer stores outcomes of jobs: all that have gathered since the last time, together."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
-BRISK, GATHER = 1_000.0, 0.005
-"""Jobs a second from which on ends are gathered for so many seconds before they are stored: a commit costs more."""
+GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
+"""Jobs per second from which outcomes are gathered, and for how many seconds: a commit costs more than the delay."""
 
 
 class Completer:
-    """Stores how the jobs of one queue ended.
+    """Stores the outcomes of one queue's jobs, and calls plugins' hooks for them.
 
     Args:
         worker_state: What the worker's parts share.
         queue_state: The queue.
-        job_events: Who tells plugins.
+        job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
     """
 
@@ -41,91 +41,91 @@ class Completer:
         self._lease = lease
 
     async def run(self) -> None:
-        """Do so until cancelled; run again, it goes on with what was left."""
+        """Store outcomes until cancelled; run again, go on with those that were left."""
         queue_state = self._queue_state
         failures = 0
-        queue_state.to_store.set()
+        queue_state.wake_completer.set()
         while True:
-            await queue_state.to_store.wait()
-            queue_state.to_store.clear()
-            ailment = await self._give_back()
-            ailment = await self._finish() or ailment
-            if ailment is not None:
+            await queue_state.wake_completer.wait()
+            queue_state.wake_completer.clear()
+            server_error = await self._give_back_unstarted()
+            server_error = await self._complete() or server_error
+            if server_error is not None:
                 failures += 1
-                logger.warning("%r: cannot store how jobs ended: %s", queue_state.queue.name, ailment)
+                logger.warning("%r: cannot store how jobs ended: %s", queue_state.queue.name, server_error)
                 await asyncio.sleep(backoff(failures))
-                queue_state.to_store.set()
+                queue_state.wake_completer.set()
                 continue
             failures = 0
-            if queue_state.pace > BRISK:
-                await asyncio.sleep(GATHER)
+            if queue_state.throughput > GATHER_ABOVE:
+                await asyncio.sleep(GATHER_SECONDS)
 
-    async def _give_back(self) -> PQError | None:
-        """Give back jobs that were not begun; the error, if that failed."""
+    async def _give_back_unstarted(self) -> PQError | None:
+        """Give back jobs that were not started; return the error if that failed."""
         queue_state = self._queue_state
-        ones, queue_state.unbegun = queue_state.unbegun, []
-        if not ones:
+        jobs, queue_state.unstarted = queue_state.unstarted, []
+        if not jobs:
             return None
         try:
-            await queue_state.bridge.call(leasing.give_back, queue_state.queue, [held.key for held in ones])
+            await queue_state.bridge.call(leasing.give_back, queue_state.queue, [active.key for active in jobs])
         except BaseException as exc:  # a cancellation, too
-            queue_state.unbegun = ones + queue_state.unbegun
+            queue_state.unstarted = jobs + queue_state.unstarted
             if not isinstance(exc, PQError):
                 raise
             return exc
-        for held in ones:
-            queue_state.held.pop(held.key, None)
+        for active in jobs:
+            queue_state.active_jobs.pop(active.key, None)
         self._worker_state.changes += 1
-        self._worker_state.look_quiet()
+        self._worker_state.notify_if_idle()
         return None
 
-    async def _finish(self) -> PQError | None:
-        """Store all ends that have gathered; what ails the server, if anything."""
+    async def _complete(self) -> PQError | None:
+        """Store all outcomes that have gathered; return the error if the server is at fault."""
         queue_state = self._queue_state
-        outcomes, queue_state.done = queue_state.done, []
+        outcomes, queue_state.outcomes = queue_state.outcomes, []
         if not outcomes:
             return None
         try:
             endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
         except BaseException:  # a cancellation: they may have been stored, or not
-            self._keep(outcomes)
+            self._store_again(outcomes)
             raise
-        ailment = None
+        server_error = None
         if endings.refused:
             refused = {id(outcome) for outcome, _ in endings.refused}
             outcomes = [outcome for outcome in outcomes if id(outcome) not in refused]
             for outcome, error in endings.refused:
-                ailment = self._refused(outcome, error) or ailment
+                server_error = self._refused(outcome, error) or server_error
         headers = [outcome.job.raw_headers for outcome in outcomes if outcome.job.raw_headers is not None]
         if any(map(concurrency_limits.is_limited, headers)):
-            queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # places are free, and may be given to jobs
-        if endings.busy:  # another transaction has their limits or groups locked; others do not wait for that
+            queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # parked jobs may run in free slots
+        if endings.busy:  # another transaction has locked their limits or groups; others do not wait for it
             outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
-            queue_state.done += endings.busy
-            asyncio.get_running_loop().call_later(PROBE, queue_state.to_store.set)
-        return await self._stored(outcomes, endings) or ailment
+            queue_state.outcomes += endings.busy
+            asyncio.get_running_loop().call_later(PROBE, queue_state.wake_completer.set)
+        return await self._end_jobs(outcomes, endings) or server_error
 
-    def _keep(self, outcomes: Sequence[Outcome]) -> None:
-        """Have ends stored by the next try, which may have been stored."""
+    def _store_again(self, outcomes: Sequence[Outcome]) -> None:
+        """Have the next try store outcomes that may be stored already."""
         for outcome in outcomes:
-            if (held := self._queue_state.held.get((outcome.job.id, outcome.job.token))) is not None:
-                held.doubtful = True
-                self._queue_state.done.append(outcome)
+            if (active := self._queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
+                active.may_be_stored = True
+                self._queue_state.outcomes.append(outcome)
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
-        """Have an end stored later that was not stored now; returns the error if it is of the server."""
+        """Have an outcome stored later that was refused now; return the error if the server is at fault."""
         queue_state, job = self._queue_state, outcome.job
-        held = queue_state.held.get((job.id, job.token))
-        if held is None:
+        active = queue_state.active_jobs.get((job.id, job.token))
+        if active is None:
             return None
-        held.doubtful |= isinstance(error, OutcomeUnknown)
+        active.may_be_stored |= isinstance(error, OutcomeUnknown)
         if ails_server(error):
-            queue_state.done.append(outcome)
+            queue_state.outcomes.append(outcome)
             return error
-        held.refusals = held.refusals or Refusals()
-        verdict = held.refusals.judge(outcome, error)
+        active.refusals = active.refusals or Refusals()
+        verdict = active.refusals.judge(outcome, error)
         if verdict == "again":
-            pause = backoff(held.refusals.number)
+            pause = backoff(active.refusals.number)
             logger.warning(
                 "the end of job %d of %r is refused, next try in %.1f s: %s",
                 job.id,
@@ -133,59 +133,63 @@ class Completer:
                 pause,
                 error,
             )
-            asyncio.get_running_loop().call_later(pause, self._try_again, outcome)
+            asyncio.get_running_loop().call_later(pause, self._queue_again, outcome)
         elif verdict == "bury":
             logger.error("job %d of %r cannot end as it did: %s", job.id, queue_state.queue.name, error)
-            self._try_again(dead_letter_of(outcome, error))
+            self._queue_again(dead_letter_of(outcome, error))
         else:
             logger.error("job %d of %r cannot be a dead letter: %s", job.id, queue_state.queue.name, error)
-            queue_state.held.pop(held.key)  # its lease runs out, which counts as a crash
-            self._worker_state.look_quiet()
+            queue_state.active_jobs.pop(active.key)  # its lease runs out, which counts as a crash
+            self._worker_state.notify_if_idle()
         return None
 
-    def _try_again(self, outcome: Outcome) -> None:
-        self._queue_state.done.append(outcome)
-        self._queue_state.to_store.set()
+    def _queue_again(self, outcome: Outcome) -> None:
+        self._queue_state.outcomes.append(outcome)
+        self._queue_state.wake_completer.set()
 
-    async def _stored(self, outcomes: Sequence[Outcome], endings: Endings) -> PQError | None:
-        """Let go of jobs that ended, and tell plugins; what ails the server, if it cannot be known how some ended."""
+    async def _end_jobs(self, outcomes: Sequence[Outcome], endings: Endings) -> PQError | None:
+        """Release jobs whose outcomes are stored, and call the hooks.
+
+        Returns:
+            The error of the server, if it is not known which outcomes an earlier try stored.
+        """
         queue_state = self._queue_state
-        ailment = None
+        server_error = None
         lost = {id(outcome) for outcome in endings.lost}
-        if lost and (doubtful := self._doubtful(endings.lost)):
+        if lost and (uncertain := self._maybe_stored(endings.lost)):
             try:
-                found = await queue_state.bridge.call(complete.find_already_stored, queue_state.queue, doubtful)
+                found = await queue_state.bridge.call(complete.find_already_stored, queue_state.queue, uncertain)
             except PQError as exc:
-                ailment, unknown = exc, {id(outcome) for outcome, _ in doubtful}
+                server_error, unknown = exc, {id(outcome) for outcome, _ in uncertain}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
-                queue_state.done += [outcome for outcome, _ in doubtful]
-            except BaseException:  # a cancellation: what was stored is found so by the next try
-                self._keep(outcomes)
+                queue_state.outcomes += [outcome for outcome, _ in uncertain]
+            except BaseException:  # a cancellation: the next try finds which were stored
+                self._store_again(outcomes)
                 raise
             else:
                 lost -= {id(outcome) for outcome in found}
-        queue_state.telling = True
+        queue_state.calling_hooks = True
         try:
             for outcome in outcomes:
-                held = queue_state.held.pop((outcome.job.id, outcome.job.token), None)
+                active = queue_state.active_jobs.pop((outcome.job.id, outcome.job.token), None)
                 is_lost = id(outcome) in lost
                 if is_lost:
                     warn_of_lost_lease(outcome)
-                if held is not None and self._job_events.hooks:
+                if active is not None and self._job_events.hooks:
                     end = endings.stored(outcome) if endings.buried else outcome
-                    await self._job_events.call_for_outcome(held, end, lost=is_lost)
+                    await self._job_events.call_for_outcome(active, end, lost=is_lost)
         finally:
-            queue_state.telling = False
+            queue_state.calling_hooks = False
         self._worker_state.changes += 1
-        self._worker_state.look_quiet()
-        return ailment
+        self._worker_state.notify_if_idle()
+        return server_error
 
-    def _doubtful(self, lost: Sequence[Outcome]) -> list[tuple[Outcome, bool]]:
+    def _maybe_stored(self, lost: Sequence[Outcome]) -> list[tuple[Outcome, bool]]:
         """Return the outcomes that an earlier try may have stored, each with whether its lease has time left."""
         queue_state, now = self._queue_state, time.monotonic()
         found = []
         for outcome in lost:
-            held = queue_state.held.get((outcome.job.id, outcome.job.token))
-            if held is not None and held.doubtful:
-                found.append((outcome, now < held.leased_at + self._lease))
+            active = queue_state.active_jobs.get((outcome.job.id, outcome.job.token))
+            if active is not None and active.may_be_stored:
+                found.append((outcome, now < active.leased_at + self._lease))
         return found

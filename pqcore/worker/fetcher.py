@@ -1,4 +1,4 @@
-"""Fetching jobs: as many as there are free places, and some ahead if they go fast."""
+"""The fetcher leases jobs: as many as there are free slots, and some ahead if jobs run fast."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
-BURST_LOOK = 0.05
-"""Seconds between looks of a worker that is to stop when there is nothing to do, while jobs run that may put some."""
+BURST_POLL = 0.05
+"""Seconds between fetches of a burst worker that finds no job, while running jobs may put some."""
 
 
 class Fetcher:
-    """Fetches the jobs of one queue.
+    """Leases the jobs of one queue, until the worker drains.
 
     Args:
         worker_state: What the worker's parts share.
         queue_state: The queue.
-        executor: Who runs them.
+        executor: Runs the jobs.
         lease: Seconds for which jobs are leased.
-        poll_interval: Seconds after which it looks, woken or not.
+        poll_interval: Seconds after which an idle fetcher tries again, woken or not.
         prefetch: Jobs fetched ahead, at most.
         stop: What to call when there is nothing to do; None to wait instead.
     """
@@ -57,15 +57,15 @@ class Fetcher:
         self._stop = stop
 
     async def run(self) -> None:
-        """Do so until no more are to be fetched."""
+        """Fetch jobs until the worker drains."""
         failures = 0
         await self._follow_given_up()
         while not self._worker_state.draining.is_set():
-            n = await self._room()
+            n = await self._wait_for_slots()
             if n == 0:
                 continue
             try:
-                await self._look(n)
+                await self._fetch(n)
                 if failures:
                     logger.info("%r: the server answers again", self._queue_state.queue.name)
                 failures = 0
@@ -84,69 +84,69 @@ class Fetcher:
         if given_up := given_up_jobs(queue):
             await self._queue_state.bridge.call(follow_ups.complete_given_up, queue, given_up)
 
-    async def _room(self) -> int:
-        """How many to fetch; if none, it has waited until that may have changed."""
+    async def _wait_for_slots(self) -> int:
+        """Return how many jobs to fetch; before it returns 0, wait until that may have changed."""
         worker_state, queue_state = self._worker_state, self._queue_state
         queue_state.measure(time.monotonic())
-        places = worker_state.open_to(queue_state)
-        n = queue_state.wanted(places, self._prefetch)
-        queue_state.reserved = max(min(n, places), 0)
+        slots = worker_state.slots_for(queue_state)
+        n = queue_state.fetch_size(slots, self._prefetch)
+        queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
-            queue_state.asking = not queue_state.buffer
-            worker_state.room.clear()
-            await worker_state.room.wait()
-            queue_state.asking = False
+            queue_state.wants_slot = not queue_state.buffer
+            worker_state.wake_fetchers.clear()
+            await worker_state.wake_fetchers.wait()
+            queue_state.wants_slot = False
         return n
 
-    async def _look(self, n: int) -> None:
+    async def _fetch(self, n: int) -> None:
         worker_state, queue_state = self._worker_state, self._queue_state
         engine = queue_state.bridge.engine
-        ticket = engine.snapshot(queue_state.channel)  # before the look, so that what comes after it counts
+        snapshot = engine.snapshot(queue_state.channel)  # before the statement, so that a put after it counts
         seen, leased_at = worker_state.changes, time.monotonic()
-        queue_state.looking = True
+        queue_state.fetching = True
         try:
             late = partial(self._accept_late, leased_at)
             look = partial(fetch.look, patient=True)
             rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
         except Exception:
-            queue_state.looking = False
-            worker_state.look_quiet()  # else a worker that is stopping waits for it
+            queue_state.fetching = False
+            worker_state.notify_if_idle()  # else a stopping worker waits for it
             raise
         finally:
-            queue_state.reserved = 0
-        queue_state.looking = False
+            queue_state.reserved_slots = 0
+        queue_state.fetching = False
         self._accept(rows, leased_at)
-        worker_state.look_quiet()
+        worker_state.notify_if_idle()
         if rows:
             return
         if self._stop is not None and wake_in != 0.0:
-            queue_state.looked = seen
+            queue_state.empty_at = seen
             await self._stop_if_done(self._stop)
             return
         pause = math.inf if wake_in is None else max(wake_in, 0.001)
-        await queue_state.bridge.run(engine.wait_for_jobs, queue_state.queue, ticket, pause, self._poll_interval)
+        await queue_state.bridge.run(engine.wait_for_jobs, queue_state.queue, snapshot, pause, self._poll_interval)
 
     def _accept(self, rows: Sequence[Any], leased_at: float) -> None:
         queue_state = self._queue_state
-        ones = [queue_state.lease(row, leased_at) for row in rows]
-        if ones:
+        jobs = [queue_state.active_job(row, leased_at) for row in rows]
+        if jobs:
             self._worker_state.changes += 1
-            queue_state.held.update((held.key, held) for held in ones)
+            queue_state.active_jobs.update((active.key, active) for active in jobs)
             if self._worker_state.draining.is_set():
-                queue_state.hand_back(ones)
+                queue_state.give_back(jobs)
             else:
-                queue_state.buffer.extend(ones)
-        self._executor.fill()
+                queue_state.buffer.extend(jobs)
+        self._executor.start_jobs()
 
     def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
-        """Accept jobs that arrive when this was cancelled: they are given back."""
-        self._queue_state.looking = False
+        """Accept jobs that arrive after the fetcher was cancelled: they are given back."""
+        self._queue_state.fetching = False
         if found is not None:
             self._accept(found[0], leased_at)
-        self._worker_state.look_quiet()
+        self._worker_state.notify_if_idle()
 
     async def _end_lost_batches(self) -> bool:
-        """End batches whose jobs are gone; whether there were some, so that there may be jobs again."""
+        """End batches whose jobs are gone; True if there were some, as their end may have put jobs."""
         ended = 0
         for queue_state in list(self._worker_state.queue_states):
             ended += await queue_state.bridge.call(batch_counts.end_lost, queue_state.queue)
@@ -158,18 +158,18 @@ class Fetcher:
         worker_state = self._worker_state
 
         def is_done() -> bool:
-            # What ended since a look may have put jobs that it did not find.
+            # A job that ended since the last fetch may have put others.
             quiet = not any(each.queue.contention.pending() for each in worker_state.queue_states)
             return (
                 quiet
-                and not worker_state.in_hand()
-                and all(each.looked == worker_state.changes for each in worker_state.queue_states)
+                and not worker_state.is_busy()
+                and all(each.empty_at == worker_state.changes for each in worker_state.queue_states)
             )
 
         if is_done():
             if not await self._end_lost_batches() and is_done():
                 stop()
             return
-        worker_state.quiet.clear()
+        worker_state.idle.clear()
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(worker_state.quiet.wait(), BURST_LOOK)
+            await asyncio.wait_for(worker_state.idle.wait(), BURST_POLL)

@@ -1,4 +1,4 @@
-"""Heartbeat what is held: lengthening leases, hearing what is to be cancelled, storing progress; and watching."""
+"""The heartbeat of active jobs: it extends leases, listens for cancellations and stores progress."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
-TEND = 0.2
-"""Seconds between looks at what is held; they cost no statement unless there is something to say."""
-STALE = 0.25
-"""Seconds for which a job that was fetched ahead may wait for a place before it is given back."""
-PROGRESS = 1.0
-"""Seconds between two reports of a job's progress, at least."""
-HEAR = 5.0
-"""Seconds for which it is listened for cancellations at a time."""
-LATE = 2.0
-"""Seconds by which the loop may be late before that is worth a warning."""
+INTERVAL = 0.2
+"""Seconds between beats; a beat runs a statement only if a lease is due or there is progress to store."""
+MAX_PREFETCH_AGE = 0.25
+"""Seconds for which a job that was fetched ahead may wait for a slot before it is given back."""
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two statements that store a job's progress, at least."""
+LISTEN_TIMEOUT = 5.0
+"""Seconds of one wait for a notification of a cancellation."""
+STALL_WARNING = 2.0
+"""Seconds by which the event loop may be late before the worker logs a warning."""
 
 
 class Heartbeat:
-    """Tends the jobs that are held of one queue.
+    """Extends the leases of one queue's active jobs, and stops those that are cancelled or lost.
 
     Args:
         queue_state: The queue.
-        executor: Who runs them.
+        executor: Runs the jobs.
         lease: Seconds for which jobs are leased.
     """
 
@@ -42,101 +42,103 @@ class Heartbeat:
         self._lease = lease
 
     async def run(self) -> None:
-        """Do so until cancelled."""
+        """Extend leases and store progress until cancelled."""
         while True:
-            await asyncio.sleep(TEND)
+            await asyncio.sleep(INTERVAL)
             try:
-                await self._hold_on(time.monotonic())
-                await self._report(time.monotonic())
+                await self._extend_leases(time.monotonic())
+                await self._store_progress(time.monotonic())
             except PQError as exc:
-                logger.warning("%r: cannot hold on to jobs: %s", self._queue_state.queue.name, exc)
+                logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
 
-    async def hear(self) -> None:
-        """Hear at once of jobs that are to be cancelled; without LISTEN it is seen when leases are lengthened."""
+    async def listen(self) -> None:
+        """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended."""
         queue_state = self._queue_state
         engine = queue_state.bridge.engine
-        ticket = None
+        snapshot = None
         while True:
             try:
-                await queue_state.bridge.run(engine.wait, queue_state.control, ticket, HEAR)
-                # Drawn before the look, so that what comes after it counts.
-                ticket, last = engine.snapshot(queue_state.control), ticket
-                if ticket != last:
-                    await self._look_for_cancelled()
+                await queue_state.bridge.run(engine.wait, queue_state.control, snapshot, LISTEN_TIMEOUT)
+                # Taken before the statement, so that a cancellation after it counts.
+                snapshot, last = engine.snapshot(queue_state.control), snapshot
+                if snapshot != last:
+                    await self._stop_cancelled()
             except PQError as exc:
-                logger.debug("%r: cannot hear of cancellations: %s", queue_state.queue.name, exc)
+                logger.debug("%r: cannot listen for cancellations: %s", queue_state.queue.name, exc)
                 await asyncio.sleep(1.0)
 
-    async def _look_for_cancelled(self) -> None:
+    async def _stop_cancelled(self) -> None:
         queue_state = self._queue_state
-        ids = [held.job.id for held in queue_state.held.values() if not held.ended]
+        ids = [active.job.id for active in queue_state.active_jobs.values() if not active.ended]
         if not ids:
             return
         rows = await queue_state.bridge.run(queue_state.bridge.engine.execute, "tasks.find_stop_requests", {"ids": ids})
         asked = {job_id for [job_id] in rows}
-        for held in list(queue_state.held.values()):
-            if held.job.id in asked:
-                self._cancel(held)
+        for active in list(queue_state.active_jobs.values()):
+            if active.job.id in asked:
+                self._cancel(active)
 
-    async def _hold_on(self, now: float) -> None:
-        """Lengthen the leases that have run for a third of their time."""
+    async def _extend_leases(self, now: float) -> None:
+        """Extend the leases of which a third has passed."""
         queue_state = self._queue_state
-        due = [held for held in queue_state.held.values() if now - held.leased_at > self._lease / 3]
+        due = [active for active in queue_state.active_jobs.values() if now - active.leased_at > self._lease / 3]
         if not due:
             return
-        kept = await queue_state.bridge.call(leasing.beat, [held.job for held in due], self._lease)
-        for held in due:
-            asked = kept.get(held.key)
+        kept = await queue_state.bridge.call(leasing.beat, [active.job for active in due], self._lease)
+        for active in due:
+            asked = kept.get(active.key)
             if asked is not None:
-                held.leased_at = now
+                active.leased_at = now
                 if asked:
-                    self._cancel(held)
-            elif held.context is not None and held.context.finished:
+                    self._cancel(active)
+            elif active.context is not None and active.context.finished:
                 continue  # its function finished it; if that is rolled back, the end is refused
-            elif not held.ended:
-                logger.warning("the lease of job %d of %r was lost", held.job.id, queue_state.queue.name)
-                if not held.begun:
-                    queue_state.buffer.remove(held)
-                    queue_state.held.pop(held.key)
+            elif not active.ended:
+                logger.warning("the lease of job %d of %r was lost", active.job.id, queue_state.queue.name)
+                if not active.is_started:
+                    queue_state.buffer.remove(active)
+                    queue_state.active_jobs.pop(active.key)
                 else:
-                    self._executor.stop(held, "lost")
+                    self._executor.stop(active, "lost")
 
-    async def _report(self, now: float) -> None:
+    async def _store_progress(self, now: float) -> None:
         queue_state = self._queue_state
-        for held in list(queue_state.held.values()):
-            if held.context is None or held.ended or now - held.reported < PROGRESS:
+        for active in list(queue_state.active_jobs.values()):
+            if active.context is None or active.ended or now - active.progress_stored_at < PROGRESS_INTERVAL:
                 continue
-            value = held.context.take_progress()
+            value = active.context.take_progress()
             if value is not None:
-                held.reported = now
-                await queue_state.bridge.call(results.report_progress, queue_state.queue, held.job, value)
+                active.progress_stored_at = now
+                await queue_state.bridge.call(results.report_progress, queue_state.queue, active.job, value)
 
-    def _cancel(self, held: ActiveJob) -> None:
-        if held.ended:
+    def _cancel(self, active: ActiveJob) -> None:
+        if active.ended:
             return
-        if not held.begun:
-            self._queue_state.buffer.remove(held)
-            self._queue_state.decide(held, Outcome(held.job, "drop", reason="cancelled"))
+        if not active.is_started:
+            self._queue_state.buffer.remove(active)
+            self._queue_state.complete(active, Outcome(active.job, "drop", reason="cancelled"))
         else:
-            self._executor.stop(held, "cancelled")
+            self._executor.stop(active, "cancelled")
 
 
 async def watch_stalls(worker_state: WorkerState) -> None:
-    """Give back what waits for too long, and say when the event loop stands still; until cancelled.
+    """Give back jobs that wait for a slot for too long, and warn when the event loop stands still, until cancelled.
 
-    Waits for no answer itself.
+    It waits for no answer of the server.
     """
     looked = time.monotonic()
     while True:
-        await asyncio.sleep(TEND)
+        await asyncio.sleep(INTERVAL)
         now = time.monotonic()
-        late, looked = now - looked - TEND, now
+        late, looked = now - looked - INTERVAL, now
         for queue_state in worker_state.queue_states:
             queue_state.measure(now)
             if queue_state.buffer:
-                queue_state.hand_back([held for held in queue_state.buffer if now - held.leased_at > STALE])
-        coded, worker_state.coded = worker_state.coded, set(worker_state.coding)
-        if late >= LATE:
+                queue_state.give_back(
+                    [active for active in queue_state.buffer if now - active.leased_at > MAX_PREFETCH_AGE]
+                )
+        coded, worker_state.serializers_seen = worker_state.serializers_seen, set(worker_state.serializers_running)
+        if late >= STALL_WARNING:
             logger.warning(
                 "the event loop stood still for %.1f seconds: %sa coroutine function blocks it (use a plain function,"
                 " which runs in a thread), or the process was stopped",
@@ -145,4 +147,4 @@ async def watch_stalls(worker_state: WorkerState) -> None:
                 if coded
                 else "",
             )
-        worker_state.room.set()
+        worker_state.wake_fetchers.set()

@@ -1,4 +1,4 @@
-"""What has to be done now and then, by any worker: ticks of periodic tasks, and the sweep."""
+"""Maintenance: what any worker has to do from time to time for its queues, such as the ticks of periodic tasks."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from pqcore.worker.state import QueueState
 
 logger = logging.getLogger("pqcore.tasks")
 
-SWEEP = 30.0
-"""Seconds between sweeps, more or less: so long may a job wait for a place that nobody said was free."""
-LONG = timedelta(hours=1)
-"""So long without a tick, and those that were missed are reckoned beside the event loop."""
+SWEEP_INTERVAL = 30.0
+"""Seconds between sweeps, on average; the longest that a job waits for a slot whose release was not notified."""
+MANY_TICKS = timedelta(hours=1)
+"""After a longer time without a tick, a thread computes the missed ones: there may be many."""
 LONGEST_SLEEP = 60.0
-"""Seconds: the server's clock is looked at again at least so often while ticks are waited for."""
+"""Seconds between two looks at the server's clock, at most, while a tick is awaited."""
 NEARLY_FULL = 0.5
-"""Of the server's queue of notifications: the part in use from which on a worker warns."""
+"""The part of the server's notification queue that is in use, from 0 to 1, at which a worker warns."""
 
 
 class Maintenance:
-    """The chores of one queue."""
+    """The maintenance of one queue: sweeps, checks of the server, and ticks of periodic tasks."""
 
     def __init__(self, queue_state: QueueState) -> None:
         self._queue_state = queue_state
         self._watch = batch_counts.Watch()
 
     async def run(self) -> None:
-        """Do them until cancelled."""
+        """Do the maintenance until cancelled."""
         periodics = [self._tick(periodic) for periodic in self._queue_state.queue.periodics]
         await asyncio.gather(self._sweep(), *periodics)
 
     async def _sweep(self) -> None:
         turn = 0
         while True:
-            await asyncio.sleep(SWEEP * (0.5 + random.random()))  # noqa: S311 - workers are not to sweep together
+            await asyncio.sleep(SWEEP_INTERVAL * (0.5 + random.random()))  # noqa: S311 - so that workers do not sweep together
             try:
                 await self._queue_state.bridge.run(self._sweep_once, turn % 10 == 0)
                 await self._queue_state.bridge.call(self._watch.look, self._queue_state.queue)
-                await self._look_at_server()
+                await self._check_server()
             except PQError as exc:
                 logger.warning("%r: cannot sweep: %s", self._queue_state.queue.name, exc)
             turn += 1
@@ -69,17 +69,17 @@ class Maintenance:
 
         await engine.run(work)
 
-    async def _look_at_security(self, s: Session) -> None:
-        """Look whether row-level security hides rows by now: then a take finds nothing, without an error."""
+    async def _check_security(self, s: Session) -> None:
+        """Check whether row-level security hides rows by now: then fetches find nothing, without an error."""
         engine = self._queue_state.bridge.engine
         engine.security = await security.look(s, str(engine.names))
 
-    async def _look_at_server(self) -> None:
-        """Look how full the queue of notifications is, which also empties it of what everybody has read."""
+    async def _check_server(self) -> None:
+        """Check how full the notification queue is; that also removes from it what all sessions have read."""
         bridge, name = self._queue_state.bridge, self._queue_state.queue.name
         if not bridge.engine.offers(Capability.LISTEN):
             return
-        await bridge.run(bridge.engine.run, self._look_at_security)
+        await bridge.run(bridge.engine.run, self._check_security)
         [[usage]] = await bridge.run(bridge.engine.execute, "notification_usage", {})
         if usage >= NEARLY_FULL:
             logger.warning(
@@ -92,7 +92,7 @@ class Maintenance:
             await call_hook("pqcore_server_seen", ServerEvent(name, float(usage)))
 
     async def _tick(self, periodic: Periodic) -> None:
-        """Put a periodic task's job at each tick; which worker does is settled in the database."""
+        """Put a periodic task's job at each tick; a row in the database decides which worker does."""
         bridge, queue = self._queue_state.bridge, self._queue_state.queue
         before: datetime | None = None
         failures = 0
@@ -101,7 +101,7 @@ class Maintenance:
                 last, now = await bridge.call(ticking.tick_window, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
-                    row = await self._row(periodic)  # made each time: it may say until when it must be started
+                    row = await self._row(periodic)  # made each time: it may have a deadline, counted from now
                     job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
                     if job_id is not None and plugins.has_impl("pqcore_job_put"):
                         call = periodic.call
@@ -112,7 +112,7 @@ class Maintenance:
                 failures = 0
             except asyncio.CancelledError:
                 raise
-            except BaseException as exc:  # options of the call are functions of users, and so is a serializer
+            except BaseException as exc:  # users' functions: options of the call, a serializer
                 if is_from_outside(exc):
                     raise
                 failures += 1
@@ -127,7 +127,7 @@ class Maintenance:
             await asyncio.sleep(min(max(pause, 0.0) + 0.001, LONGEST_SLEEP))
 
     async def _row(self, periodic: Periodic) -> dict[str, object]:
-        """The values of the statement that puts a periodic task's job."""
+        """Return the values of the statement that puts a periodic task's job."""
         call = periodic.call
         if self._queue_state.queue.writes_quickly(call.data()):
             return call.stored().values()
@@ -135,6 +135,6 @@ class Maintenance:
 
 
 async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:
-    if now - last < LONG:
+    if now - last < MANY_TICKS:
         return periodic.due(last, now)
-    return await asyncio.to_thread(periodic.due, last, now)  # there may be millions to be gone through
+    return await asyncio.to_thread(periodic.due, last, now)  # there may be millions

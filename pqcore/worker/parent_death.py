@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that ended."""
+"""Ending a process with its parent, however the parent ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(pipe: int, hear: Callable[[bytes], None] | None = None) -> None:
+def end_with_parent(pipe: int, on_message: Callable[[bytes], None] | None = None) -> None:
     """Have this process killed when its parent dies.
 
     The parent holds the other end of a pipe, and nobody else does: when it dies, the
@@ -22,17 +22,17 @@ def end_with_parent(pipe: int, hear: Callable[[bytes], None] | None = None) -> N
 
     Args:
         pipe: The end to read from.
-        hear: Told what the parent writes.
+        on_message: Called with each byte that the parent writes.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # a libc without it: the thread is there
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # If the parent died before that, the pipe says so.
-    threading.Thread(target=_watch, args=(pipe, hear), name="pqcore-parent", daemon=True).start()
+    threading.Thread(target=_watch, args=(pipe, on_message), name="pqcore-parent", daemon=True).start()
 
 
-def _watch(pipe: int, hear: Callable[[bytes], None] | None) -> None:
+def _watch(pipe: int, on_message: Callable[[bytes], None] | None) -> None:
     while said := os.read(pipe, 1):
-        if hear is not None:
-            hear(said)
+        if on_message is not None:
+            on_message(said)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Where functions run that are no coroutines: in threads, or in processes of their own."""
+"""Threads and processes in which a worker calls functions that are no coroutine functions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pqcore.tasks.outcomes import Run
 from pqcore.tasks.run_job import ResultNotSent, WorkerProcessDied
 from pqcore.worker import process_main
 
-LAST_CALLS = 2.0
-"""Seconds for which threads are waited for that were told to end."""
+JOIN_TIMEOUT = 2.0
+"""Seconds to wait for threads and processes that are ending."""
 
 
 class Threads:
-    """Threads, started when needed.
+    """A pool of threads, started when needed.
 
     They are daemons: one that never ends does not keep the process from ending.
 
     Args:
         number: How many, at most.
-        name: What they are called.
+        name: The name of each thread.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -45,7 +45,7 @@ class Threads:
 
         Args:
             call: The call.
-            late: Told what it returned, None if it raised, where the caller was cancelled meanwhile.
+            late: Called with the result, or None after an exception, if the caller was cancelled meanwhile.
         """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
@@ -56,7 +56,7 @@ class Threads:
                 result, error = context.run(call), None
             except BaseException as exc:  # noqa: BLE001 - it is the caller's
                 result, error = None, exc
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no caller waits any more
                 loop.call_soon_threadsafe(self._settle, future, result, error, late)
 
         self._busy += 1
@@ -92,17 +92,17 @@ class Threads:
             del work  # and what it holds on to
 
     def close(self) -> None:
-        """Have the threads end, once they have done what they do."""
+        """Have each thread end after its current call."""
         for _ in self._threads:
             self._calls.put(None)
 
     async def ended(self, *, calls: bool) -> None:
-        """Wait for that, but not for long.
+        """Wait for the threads to end, for up to `JOIN_TIMEOUT` seconds.
 
         Args:
             calls: Whether calls that are being made are waited for, too.
         """
-        limit = time.monotonic() + LAST_CALLS
+        limit = time.monotonic() + JOIN_TIMEOUT
         while time.monotonic() < limit:
             alive = sum(thread.is_alive() for thread in self._threads)
             if alive <= (0 if calls else self._busy):
@@ -111,7 +111,7 @@ class Threads:
 
 
 class RemoteTraceback(Exception):
-    """The traceback of what was raised in a process, as text: the cause of it here."""
+    """The traceback of an exception in a process, as text; the cause of the exception in the worker."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"
@@ -131,7 +131,7 @@ class Process:
         self._killed = False
 
     def usable(self) -> bool:
-        """Whether it can make another call."""
+        """Return whether the process can make another call."""
         return not self._killed and self._process is not None and bool(self._process.is_alive())
 
     async def run(self, run: Run, context: JobContext) -> Any:
@@ -148,16 +148,16 @@ class Process:
             raise
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the process."""
         with self._lock:
             self._killed = True
             if self._process is not None:
                 self._process.kill()
 
-    def bury(self) -> None:
-        """Wait for its end, which is near."""
+    def join(self) -> None:
+        """Wait for the end of a killed process."""
         if self._process is not None:
-            self._process.join(LAST_CALLS)
+            self._process.join(JOIN_TIMEOUT)
 
     def _call(self, run: Run, context: JobContext) -> Any:
         request = pickle.dumps(process_main.Request.of(run))
@@ -196,14 +196,14 @@ class Process:
             spawn = multiprocessing.get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
             self._process = spawn.Process(
-                target=process_main.serve, args=(theirs, tuple(process_main.FIRST)), name="pqcore-job"
+                target=process_main.serve, args=(theirs, tuple(process_main.PRELOADED_MODULES)), name="pqcore-job"
             )
             self._process.start()
             theirs.close()
 
 
 class Processes:
-    """Processes, one a job at a time.
+    """A pool of processes, each of which runs one job at a time.
 
     Functions are found in them by importing their module; arguments and results are pickled.
 
@@ -212,16 +212,16 @@ class Processes:
     """
 
     def __init__(self, number: int) -> None:
-        self._places = asyncio.Semaphore(number)
+        self._slots = asyncio.Semaphore(number)
         self._threads = Threads(number, "pqcore-process")
         self._idle: list[Process] = []
         self._all: set[Process] = set()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Process]:
-        """A process that is free; waits for one."""
-        async with self._places:
-            process = self._take()
+    async def slot(self) -> AsyncIterator[Process]:
+        """Give a free process for the length of a block; wait for one."""
+        async with self._slots:
+            process = self._acquire()
             try:
                 yield process
             finally:
@@ -230,7 +230,7 @@ class Processes:
                 else:
                     self._all.discard(process)
 
-    def _take(self) -> Process:
+    def _acquire(self) -> Process:
         while self._idle:
             process = self._idle.pop()
             if process.usable():
@@ -245,10 +245,10 @@ class Processes:
         for process in self._all:
             process.kill()
         for process in self._all:
-            process.bury()
+            process.join()
         self._threads.close()
 
 
 def default_processes() -> int:
-    """How many processes run jobs unless told otherwise: one a core."""
+    """Return the number of processes by default: one per core."""
     return os.cpu_count() or 1

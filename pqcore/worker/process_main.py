@@ -1,4 +1,4 @@
-"""What runs in a process that runs jobs: it is told a call, makes it, answers; and ends with its worker."""
+"""The main loop of a process that runs a worker's jobs: it receives a call, makes it, and answers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
 from pqcore.tasks.conventions import First
 from pqcore.tasks.declaring import Task
-from pqcore.tasks.outcomes import Run, keeps_result, refuse_unrun
+from pqcore.tasks.outcomes import Run, refuse_unrun, stores_result
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.worker.parent_death import end_with_parent
 
-FIRST: list[str] = []
-"""Modules that a worker's processes import before those of functions: what sets up a framework."""
-AROUND: list[Callable[[], AbstractContextManager[object]]] = []
-"""What is entered around each call in a process; modules of `FIRST` add to it."""
+PRELOADED_MODULES: list[str] = []
+"""Modules that a worker's processes import first, before those of functions: they set up a framework."""
+CALL_CONTEXTS: list[Callable[[], AbstractContextManager[object]]] = []
+"""Context managers to enter around each call in a process; modules of `PRELOADED_MODULES` add theirs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A call, and the job that it is made for.
+    """A call of a function, and its job.
 
     Attributes:
         path: The function's path.
         first: The argument that the function gets before those of the call.
-        args: With what it is called, after that.
-        kwargs: And with what.
+        args: The positional arguments, after the first.
+        kwargs: The keyword arguments.
         queue: The queue's name, table and serializer.
         kind: The class of the job.
         row: The job's row.
@@ -55,7 +55,7 @@ class Request:
 
     @classmethod
     def of(cls, run: Run) -> Request:
-        """The request for a run."""
+        """Return the request for a run."""
         queue = run.job.settings
         names = (queue.name, queue.table, queue.serializer_name)
         call = (run.task.path, run.task.first, tuple(run.args), dict(run.kwargs))
@@ -63,7 +63,7 @@ class Request:
 
 
 class _Context(JobContext):
-    """What a function in a process sees of its job: it is killed, not told to stop."""
+    """The context of a job in a process, which is killed to stop the job."""
 
     def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
         super().__init__(queue, job, leaves=lambda _: False)  # all that it raises is its failure
@@ -82,15 +82,15 @@ def serve(pipe: Connection, first: Sequence[str] = ()) -> None:
     """Make calls until the worker closes the pipe, or ends.
 
     Args:
-        pipe: Where calls come from.
-        first: The worker's `FIRST`.
+        pipe: The connection to the worker.
+        first: The worker's `PRELOADED_MODULES`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A terminal, or systemd, may signal all processes at once: the worker alone says when jobs are to stop.
-        # Not SIG_IGN, which what a job starts would inherit.
+        # A terminal, or systemd, may signal all processes: the worker alone decides when jobs stop.
+        # Not SIG_IGN, which a job's child processes would inherit.
         signal.signal(number, lambda *_: None)
     if (worker := multiprocessing.parent_process()) is not None:
-        end_with_parent(worker.sentinel)  # a job that goes on would be run twice at once
+        end_with_parent(worker.sentinel)  # else a job that goes on would run twice concurrently
     while True:
         try:
             request = pipe.recv_bytes()
@@ -109,7 +109,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
         token = enter_job(context)
         try:
             with ExitStack() as around:
-                for each in AROUND:
+                for each in CALL_CONTEXTS:
                     around.enter_context(each())
                 task = Task(request.path, function, first=request.first)
                 result = task.call(context.job, request.args, request.kwargs)
@@ -118,7 +118,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
             refuse_unrun(result)  # which could not be written either
         finally:
             leave_job(token)
-        return _returned(result if keeps_result(context.job) else None, finished=context.finished)
+        return _returned(result if stores_result(context.job) else None, finished=context.finished)
     except BaseException as exc:  # noqa: BLE001 - it is the job's failure
         return _raised(exc)
 
@@ -141,8 +141,8 @@ def _raised(error: BaseException) -> bytes:
         answer = pickle.dumps(("raised", error, text))
         pickle.loads(answer)  # noqa: S301 - many exceptions can be written, and not be read
     except Exception:  # noqa: BLE001 - whatever it is
-        told = RuntimeError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
-        return pickle.dumps(("raised", told, text))
+        instead = RuntimeError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
+        return pickle.dumps(("raised", instead, text))
     return answer
 
 
@@ -166,5 +166,7 @@ def _find(request: Request) -> tuple[Any, QueueSettings]:
     if not isinstance(queue, QueueSettings) or queue.name != name:
         queue = QueueSettings(name, table, serializer, {})
     if function is None:
-        raise LookupError(f"there is no {path} to be imported in a process: it is to be a module's own function")
+        raise LookupError(
+            f"there is no {path} to be imported in a process: it must be a function at the top level of a module"
+        )
     return function, queue

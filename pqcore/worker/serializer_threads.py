@@ -1,4 +1,4 @@
-"""Serializers at work in threads, so that a worker's event loop goes on."""
+"""Threads in which a worker's serializers decode and encode, so that its event loop goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pqcore.tasks.outcomes import SLOW
+from pqcore.tasks.outcomes import SLOW_SERIALIZER
 from pqcore.worker.pools import Threads
 from pqcore.worker.state import WorkerState
 
@@ -17,13 +17,13 @@ logger = logging.getLogger("pqcore.tasks")
 
 T = TypeVar("T")
 
-COMPUTES = 0.01
-"""Seconds of CPU time from which on a serializer counts as one that computes."""
-FORGETS = 0.8
-"""The part of the CPU time that still counts at the next call: a serializer's data may be small and large."""
+CPU_BOUND_SECONDS = 0.01
+"""Seconds of CPU time per call from which a serializer counts as CPU-bound."""
+DECAY = 0.8
+"""The factor by which a serializer's CPU time fades with each call: its data may be small and large."""
 
 
-class Coding:
+class SerializerThreads:
     """Decodes and encodes in threads.
 
     Serializers that wait, as for a key service, work in as many threads as there are jobs.  Those that compute take
@@ -32,7 +32,7 @@ class Coding:
 
     Args:
         worker_state: What the worker's parts share.
-        threads: Where it is done.
+        threads: The threads.
     """
 
     def __init__(self, worker_state: WorkerState, threads: Threads) -> None:
@@ -42,15 +42,15 @@ class Coding:
         self._busy = False
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def turn(self, serializer: str) -> None:
+    async def wait_turn(self, serializer: str) -> None:
         """Wait until a serializer may begin."""
-        while self._busy and self._computes(serializer):
+        while self._busy and self._is_cpu_bound(serializer):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
 
     async def run(self, serializer: str, what: str, call: Callable[[], T]) -> T:
-        """Make a call in a thread, after its `turn`; the log names the serializer if it takes long.
+        """Make a call in a thread, after `wait_turn`; the log names the serializer if it takes long.
 
         Args:
             serializer: The serializer's name.
@@ -62,18 +62,18 @@ class Coding:
             began = time.thread_time()
             return call(), time.thread_time() - began
 
-        took_turn = self._computes(serializer)
+        took_turn = self._is_cpu_bound(serializer)
         self._busy |= took_turn
-        timer = asyncio.get_running_loop().call_later(SLOW, _complain, serializer, what)
-        self._worker_state.coding.append(serializer)
-        self._worker_state.coded.add(serializer)
+        timer = asyncio.get_running_loop().call_later(SLOW_SERIALIZER, _warn_slow, serializer, what)
+        self._worker_state.serializers_running.append(serializer)
+        self._worker_state.serializers_seen.add(serializer)
         try:
             made: tuple[T, float] = await self._threads.run(timed)
             result, seconds = made
-            self._seconds[serializer] = max(seconds, FORGETS * self._seconds.get(serializer, 0.0))
+            self._seconds[serializer] = max(seconds, DECAY * self._seconds.get(serializer, 0.0))
         finally:
             timer.cancel()
-            self._worker_state.coding.remove(serializer)
+            self._worker_state.serializers_running.remove(serializer)
             if took_turn:
                 self._busy = False
             waiters, self._waiters = self._waiters, []
@@ -82,9 +82,9 @@ class Coding:
                     waiter.set_result(None)
         return result
 
-    def _computes(self, serializer: str) -> bool:
-        return self._seconds.get(serializer, math.inf) > COMPUTES
+    def _is_cpu_bound(self, serializer: str) -> bool:
+        return self._seconds.get(serializer, math.inf) > CPU_BOUND_SECONDS
 
 
-def _complain(serializer: str, what: str) -> None:
-    logger.warning("serializer %r has been %s for %.1f seconds", serializer, what, SLOW)
+def _warn_slow(serializer: str, what: str) -> None:
+    logger.warning("serializer %r has been %s for %.1f seconds", serializer, what, SLOW_SERIALIZER)

@@ -1,4 +1,4 @@
-"""What a worker knows of one of its queues, and what its parts share."""
+"""The state of a worker and of its queues, which the worker's parts share."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.job_events import Attempt
 from pqcore.worker.bridge import Bridge
 
-PACE = 0.02
-"""Seconds after which the pace of before counts no more."""
-AHEAD = 0.1
-"""Seconds of work, at the pace of late, that a worker fetches ahead."""
+THROUGHPUT_WINDOW = 0.02
+"""Seconds over which the throughput is averaged."""
+PREFETCH_SECONDS = 0.1
+"""Seconds of work, at the current throughput, that a worker fetches ahead."""
 
 Key: TypeAlias = tuple[int, int]
-"""A lease: the job's id, and the token. The worker may be given a job again that it has lost."""
+"""A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class ActiveJob(Attempt):
-    """A job that the worker holds under a lease, and its attempt to run it.
+    """A job that the worker has leased, and its attempt to run it.
 
     Attributes:
         queue_state: The state of the job's queue.
         leased_at: When the lease began, by the monotonic clock.
         task: The asyncio task that runs it.
-        timer: What stops it when its time is up.
-        thread: The identifier of the thread that calls the function, if it is one.
-        ended: Whether its outcome is decided: then nothing can stop it.
+        timer: Stops the job at its timeout.
+        thread: The identifier of the thread that calls the function, if a thread does.
+        ended: Whether the outcome is decided: then nothing can stop the job.
         cancellable: Whether cancelling ``task`` stops the function.
-        reported: When its progress was stored last, by the monotonic clock.
-        doubtful: Whether the answer to an attempt to store its outcome was lost.
-        refusals: Those of the server to store its outcome; None before the first.
+        progress_stored_at: When its progress was stored last, by the monotonic clock.
+        may_be_stored: Whether the outcome may be stored, as the answer to an earlier try was lost.
+        refusals: The server's refusals to store the outcome; None before the first.
     """
 
     queue_state: QueueState
@@ -49,164 +49,167 @@ class ActiveJob(Attempt):
     thread: int | None = None
     ended: bool = False
     cancellable: bool = False
-    reported: float = 0.0
-    doubtful: bool = False
+    progress_stored_at: float = 0.0
+    may_be_stored: bool = False
     refusals: Refusals | None = None
 
     @property
-    def begun(self) -> bool:
-        """Whether it has got a place, and is no longer in the buffer."""
+    def is_started(self) -> bool:
+        """Whether the job has left the buffer."""
         return self.task is not None or self.ended
 
     @property
     def key(self) -> Key:
-        """Which lease it is held under."""
+        """The lease of the job."""
         return self.job.id, self.job.token
 
 
 @dataclass(eq=False)
 class QueueState:
-    """A queue, the jobs that are held of it, and those of which the end is to be stored.
+    """A queue, its active jobs, and the outcomes that are not stored yet.
 
     Attributes:
         queue: The queue.
-        bridge: How its operations are run.
-        buffer: Jobs that were fetched ahead.
-        held: All jobs that are held.
-        done: How jobs ended, not stored yet.
-        unbegun: Jobs that are to be given back as they were.
-        to_store: Set when there is something in either.
-        telling: Whether plugins are being told of what was stored.
-        pace: Jobs a second, of late.
-        started: Jobs begun since the pace was measured.
-        measured_at: When that was, by the monotonic clock.
-        reserved: Places that are kept for jobs that are being fetched.
-        looking: Whether jobs are being fetched.
-        asking: Whether it may have jobs, and has no place to fetch one for.
-        looked: `WorkerState.changes` as it was before the last look, if that found nothing.
+        bridge: Runs operations on the worker's connections.
+        buffer: Jobs that wait for a slot.
+        active_jobs: All leased jobs, by their lease.
+        outcomes: Outcomes that are not stored yet.
+        unstarted: Jobs to give back that were not started.
+        wake_completer: Set when there are outcomes to store, or jobs to give back.
+        calling_hooks: Whether the hooks of stored outcomes are being called.
+        throughput: Jobs per second, lately.
+        started: Jobs started since the throughput was measured.
+        measured_at: When it was measured, by the monotonic clock.
+        reserved_slots: Slots for jobs that are being fetched.
+        fetching: Whether jobs are being fetched.
+        wants_slot: Whether it waits for a free slot to fetch a job.
+        empty_at: `WorkerState.changes` before the last fetch, if that found no job.
     """
 
     queue: Any
     bridge: Bridge
     buffer: deque[ActiveJob] = field(default_factory=deque)
-    held: dict[Key, ActiveJob] = field(default_factory=dict)
-    done: list[Outcome] = field(default_factory=list)
-    unbegun: list[ActiveJob] = field(default_factory=list)
-    to_store: asyncio.Event = field(default_factory=asyncio.Event)
-    telling: bool = False
-    pace: float = 0.0
+    active_jobs: dict[Key, ActiveJob] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    unstarted: list[ActiveJob] = field(default_factory=list)
+    wake_completer: asyncio.Event = field(default_factory=asyncio.Event)
+    calling_hooks: bool = False
+    throughput: float = 0.0
     started: int = 0
     measured_at: float = 0.0
-    reserved: int = 0
-    looking: bool = False
-    asking: bool = False
-    looked: int = -1
+    reserved_slots: int = 0
+    fetching: bool = False
+    wants_slot: bool = False
+    empty_at: int = -1
 
     def __post_init__(self) -> None:
         self.channel = self.queue.channel
         self.control = control_channel(self.queue.name)
         self._job: type[BaseJob] = Job if isinstance(self.queue, Queue) else AsyncJob
 
-    def lease(self, row: Any, leased_at: float) -> ActiveJob:
+    def active_job(self, row: Any, leased_at: float) -> ActiveJob:
         """Return the active job of a row that was leased."""
         job = self._job(self.queue, row, leased=True)
         return ActiveJob(self.queue, job, queue_state=self, leased_at=leased_at)
 
     def measure(self, now: float) -> None:
-        """Reckon the pace anew, if there is enough to go by."""
+        """Measure the throughput, unless it was measured just before."""
         elapsed = now - self.measured_at
-        if elapsed >= PACE / 4:
-            weight = min(elapsed / PACE, 1.0)
-            self.pace += weight * (self.started / elapsed - self.pace)
+        if elapsed >= THROUGHPUT_WINDOW / 4:
+            weight = min(elapsed / THROUGHPUT_WINDOW, 1.0)
+            self.throughput += weight * (self.started / elapsed - self.throughput)
             self.started, self.measured_at = 0, now
 
-    def wanted(self, free: int, prefetch: int) -> int:
-        """How many jobs to fetch: for the free places, and ahead if they go fast."""
-        ahead = min(prefetch, int(self.pace * AHEAD))
+    def fetch_size(self, free: int, prefetch: int) -> int:
+        """Return how many jobs to fetch: for the free slots, and ahead if jobs run fast."""
+        ahead = min(prefetch, int(self.throughput * PREFETCH_SECONDS))
         waiting = len(self.buffer)
         if free <= 0 and waiting > ahead // 2:
             return 0
         n = max(free, 0) + ahead - waiting
         return max((size for size in SIZES if size <= n), default=0)
 
-    def decide(self, held: ActiveJob, outcome: Outcome) -> None:
-        """Have a job end so."""
-        held.ended = True
-        self.done.append(outcome)
-        self.to_store.set()
+    def complete(self, active: ActiveJob, outcome: Outcome) -> None:
+        """Have the completer store how a job ended."""
+        active.ended = True
+        self.outcomes.append(outcome)
+        self.wake_completer.set()
 
-    def hand_back(self, ones: Sequence[ActiveJob]) -> None:
-        """Give jobs back that were not begun."""
-        if not ones:
+    def give_back(self, jobs: Sequence[ActiveJob]) -> None:
+        """Give back jobs that were not started."""
+        if not jobs:
             return
-        for held in ones:
-            held.ended = True
-        self.buffer = deque(held for held in self.buffer if not held.ended)
-        self.unbegun.extend(ones)
-        self.to_store.set()
+        for active in jobs:
+            active.ended = True
+        self.buffer = deque(active for active in self.buffer if not active.ended)
+        self.unstarted.extend(jobs)
+        self.wake_completer.set()
 
 
 @dataclass(eq=False)
 class WorkerState:
-    """What the parts of a worker share.
+    """The state that the parts of a worker share.
 
     Attributes:
-        free: Places for jobs that are free.
+        free_slots: Slots in which no job runs.
         queue_states: Its queues; the one whose turn it is comes first.
-        room: Set when it may be time to fetch jobs.
-        draining: Set when no more are to be fetched.
-        at_once: Set when functions that run must stop, too.
-        over: Whether the worker itself ends its parts; before, it is the event loop that cancels them.
+        wake_fetchers: Set when it may be time to fetch jobs.
+        draining: Set when the worker fetches no more jobs.
+        stop_now: Set when running jobs must stop, too.
+        closing: Whether the worker itself ends its parts; before that, only the event loop cancels them.
         interruptible: Whether Ctrl-C may raise KeyboardInterrupt within a coroutine function.
-        interrupted: What did so.
-        quiet: Set when no job is held.
-        changes: Rises when jobs came, and when their ends were stored.
-        coding: The names of serializers that decode or encode in threads, one each time.
-        coded: The names of those that did so since the watch looked last.
+        interrupted: The exception that ended the worker so.
+        idle: Set when no job is active.
+        changes: Rises when jobs were fetched, and when outcomes were stored.
+        serializers_running: The names of serializers that decode or encode in threads, one per call.
+        serializers_seen: The names of those that did so since `watch_stalls` looked last.
     """
 
-    free: int
+    free_slots: int
     queue_states: list[QueueState] = field(default_factory=list)
-    room: asyncio.Event = field(default_factory=asyncio.Event)
+    wake_fetchers: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
-    at_once: asyncio.Event = field(default_factory=asyncio.Event)
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)
-    over: bool = False
+    stop_now: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    closing: bool = False
     interruptible: bool = False
     interrupted: BaseException | None = None
     changes: int = 0
-    coding: list[str] = field(default_factory=list)
-    coded: set[str] = field(default_factory=set)
+    serializers_running: list[str] = field(default_factory=list)
+    serializers_seen: set[str] = field(default_factory=set)
 
-    def open_to(self, queue_state: QueueState) -> int:
-        """The free places that are not kept for other queues."""
+    def slots_for(self, queue_state: QueueState) -> int:
+        """Return the number of free slots that are not reserved for other queues."""
         if len(self.queue_states) == 1:
-            return self.free
-        return self.free - sum(each.reserved for each in self.queue_states) + queue_state.reserved
+            return self.free_slots
+        return self.free_slots - sum(each.reserved_slots for each in self.queue_states) + queue_state.reserved_slots
 
-    def next(self) -> QueueState | None:
-        """The queue that gets a free place: of those that have use for one, the one that got none for longest."""
-        if self.free <= 0:
+    def next_queue(self) -> QueueState | None:
+        """Return the queue that gets a free slot: of those that can use one, the one that waits for longest."""
+        if self.free_slots <= 0:
             return None
-        for place, queue_state in enumerate(self.queue_states):
-            if (queue_state.buffer or queue_state.asking) and self.open_to(queue_state) > 0:
+        for position, queue_state in enumerate(self.queue_states):
+            if (queue_state.buffer or queue_state.wants_slot) and self.slots_for(queue_state) > 0:
                 if len(self.queue_states) > 1:
-                    self.queue_states.append(self.queue_states.pop(place))
+                    self.queue_states.append(self.queue_states.pop(position))
                 return queue_state
         return None
 
     def interrupt(self, interrupt: BaseException) -> None:
-        """Have the worker stop immediately, and raise this."""
+        """Have the worker stop immediately, and raise the interrupt."""
         self.interrupted = interrupt
-        self.at_once.set()
+        self.stop_now.set()
         self.draining.set()
-        self.room.set()
+        self.wake_fetchers.set()
 
-    def in_hand(self) -> bool:
-        """Whether anything is held, being fetched, or still to be told of."""
-        return any(queue_state.held or queue_state.looking or queue_state.telling for queue_state in self.queue_states)
+    def is_busy(self) -> bool:
+        """Return whether a job is active or being fetched, or a hook being called."""
+        return any(
+            queue_state.active_jobs or queue_state.fetching or queue_state.calling_hooks
+            for queue_state in self.queue_states
+        )
 
-    def look_quiet(self) -> None:
-        """Say so if nothing is held any more."""
-        if not self.in_hand():
-            self.quiet.set()
+    def notify_if_idle(self) -> None:
+        """Set ``idle`` if nothing is active any more."""
+        if not self.is_busy():
+            self.idle.set()

@@ -1,15 +1,15 @@
-"""A worker: takes jobs of its queues under leases, runs them, and stores how they ended.
+"""The worker: it leases jobs of its queues, runs them, and stores their outcomes.
 
-It is asynchronous inside, over any backend.  These go on beside one another:
+It is asynchronous inside, over any backend.  These parts run concurrently:
 
-* `Fetcher` (one a queue) leases as many jobs as there are free places, and some ahead if they go fast;
-* `Executor` runs them: coroutine functions on the loop, others in threads or processes;
-* `Completer` (one a queue) stores how they ended;
-* `Heartbeat` (one a queue) holds on to leases, hears what is to be cancelled, and stores progress;
-* `watch` gives back what was fetched ahead and waits for too long;
-* `Maintenance` (one a queue) put the jobs of periodic tasks, and sweep.
+* `Fetcher` (one per queue) leases as many jobs as there are free slots, and some ahead if jobs run fast;
+* `Executor` runs jobs: coroutine functions on the event loop, others in threads or processes;
+* `Completer` (one per queue) stores outcomes, and calls plugins' hooks for them;
+* `Heartbeat` (one per queue) extends leases, listens for cancellations, and stores progress;
+* `watch_stalls` gives back jobs that wait for a slot for too long;
+* `Maintenance` (one per queue) puts the jobs of periodic tasks, and sweeps.
 
-What they share is a `WorkerState`, with a `QueueState` a queue.  A failure of the database
+They share a `WorkerState`, with a `QueueState` per queue.  A failure of the database
 stops none of them: each waits a while, with backoff and jitter, and goes on.
 """
 
@@ -40,8 +40,8 @@ from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
-LAST_WORDS = 5.0
-"""Seconds that coroutines have, once cancelled at the end of the grace period; then their jobs are free, too."""
+CANCEL_TIMEOUT = 5.0
+"""Seconds that coroutines have to end, once cancelled after the grace period; then their jobs are given back."""
 
 Tasks = list["asyncio.Task[None]"]
 
@@ -51,16 +51,17 @@ class Worker:
 
     Args:
         *queues: Queues of a `pqcore.PQ` or `AsyncPQ`, or of those of `pqcore.tasks`.
-        concurrency: Jobs that run at once, at most.
-        lease: Seconds, ``'1m'`` or a timedelta for which a job is held. The worker holds on while
-            it lives; when it dies, its jobs run elsewhere after so long.
-        grace: How long jobs may go on once the worker is to stop; then they are given back.
-        poll_interval: Seconds after which an idle worker looks, woken or not.
-        prefetch: Jobs fetched ahead, at most, where they go fast.
-        run_in: Where functions that are no coroutines run: ``"thread"`` or ``"process"``.
+        concurrency: Slots: the number of jobs that run concurrently, at most.
+        lease: Seconds, ``'1m'`` or a timedelta for which a job is leased. The worker extends its leases
+            while it lives; when it dies, its jobs run elsewhere once their leases have run out.
+        grace: Seconds, ``'1m'`` or a timedelta that running jobs get to finish after a stop signal; then they are
+            given back.
+        poll_interval: Seconds after which an idle worker tries to fetch jobs, woken or not.
+        prefetch: Jobs fetched ahead, at most, where jobs run fast.
+        run_in: Where functions that are no coroutine functions run: ``"thread"`` or ``"process"``.
         stall_timeout: Seconds without an answer after which a connection is broken off;
             never more than a third of the lease.
-        burst: Whether to stop when there is nothing to do.
+        burst: Whether to stop when there is no job.
 
     Attributes:
         interrupts_handled: Whether the program handles SIGINT in another way than by KeyboardInterrupt. A
@@ -100,7 +101,7 @@ class Worker:
         self._poll_interval = seconds(poll_interval) * len(queues)
         self._prefetch = prefetch
         self._run_in: Literal["thread", "process"] = run_in
-        # So a lease that could not be lengthened for a stalled connection can still be, over another.
+        # So a lease that a stalled connection could not extend can still be extended over another.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,16 +109,14 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
+        """Whether the worker runs."""
         return self._loop is not None
 
-    # Its life
-
     async def run(self, *, handle_signals: bool = False) -> None:
-        """Work until told to stop, and stop in order; if cancelled, at once.
+        """Run jobs until stopped, then drain; if cancelled, stop immediately.
 
         Args:
-            handle_signals: Whether SIGTERM and SIGINT stop it: the first in order, a second at once.
+            handle_signals: Whether SIGTERM and SIGINT stop it: the first drains, a second stops immediately.
 
         Raises:
             SchemaError: The table is missing, or not as this pqcore needs it.
@@ -136,36 +135,38 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, self._signalled)
+                self._loop.add_signal_handler(number, self._on_signal)
         logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
         job_events = find_job_events()
         executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout)
-        supplies = _started(*(self._supply(queue_state, executor).run() for queue_state in worker_state.queue_states))
-        chores = _started(
+        fetchers = _start_tasks(
+            *(self._fetcher(queue_state, executor).run() for queue_state in worker_state.queue_states)
+        )
+        maintenance = _start_tasks(
             *(Maintenance(queue_state).run() for queue_state in worker_state.queue_states if not self.burst)
         )
-        watching = _started(self._kept(partial(watch_stalls, worker_state)))
-        beside = []
+        watchers = _start_tasks(self._until_closing(partial(watch_stalls, worker_state)))
+        services = []
         for queue_state in worker_state.queue_states:
-            tending = Heartbeat(queue_state, executor, self._lease)
-            storing = Completer(worker_state, queue_state, job_events, self._lease)
-            beside += _started(self._kept(storing.run), tending.run(), tending.hear())
+            heartbeat = Heartbeat(queue_state, executor, self._lease)
+            completer = Completer(worker_state, queue_state, job_events, self._lease)
+            services += _start_tasks(self._until_closing(completer.run), heartbeat.run(), heartbeat.listen())
         try:
             try:
-                await self._until_told(supplies, [*beside, *watching, *chores])
-                await self._drain(executor, supplies, chores)
-            except BaseException:  # what runs is given back all the same
-                worker_state.at_once.set()
-                await self._drain(executor, supplies, chores)
+                await self._until_stopped(fetchers, [*services, *watchers, *maintenance])
+                await self._drain(executor, fetchers, maintenance)
+            except BaseException:  # running jobs are given back all the same
+                worker_state.stop_now.set()
+                await self._drain(executor, fetchers, maintenance)
                 raise
             if worker_state.interrupted is not None:
                 raise worker_state.interrupted
         finally:
-            worker_state.over = True
-            await self._end([*supplies, *chores, *beside], executor)
+            worker_state.closing = True
+            await self._close([*fetchers, *maintenance, *services], executor)
             for bridge in bridges.values():
                 await bridge.close()
-            await _ended(watching)  # to here, so that nothing above waits for an answer that does not come
+            await _cancel_and_wait(watchers)  # last, so that nothing above waits for an answer that does not come
             if handle_signals:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     self._loop.remove_signal_handler(number)
@@ -173,7 +174,7 @@ class Worker:
             logger.info("worker stopped")
 
     def stop(self) -> None:
-        """Take no more jobs, finish those that run, and end; called again, end at once.  From any thread."""
+        """Fetch no more jobs, finish those that run, and end; called again, end immediately.  From any thread."""
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: it has ended
                 self._loop.call_soon_threadsafe(self._stop)
@@ -181,13 +182,13 @@ class Worker:
     def _stop(self) -> None:
         worker_state = self._worker_state
         if worker_state.draining.is_set():
-            worker_state.at_once.set()
+            worker_state.stop_now.set()
         worker_state.draining.set()
-        worker_state.room.set()
+        worker_state.wake_fetchers.set()
         for queue_state in worker_state.queue_states:
             queue_state.bridge.engine.wake(queue_state.channel)
 
-    def _signalled(self) -> None:
+    def _on_signal(self) -> None:
         at_once = self._worker_state.draining.is_set()
         logger.info(
             "told to stop%s", " at once" if at_once else f": no more jobs, {self._grace:.0f} s for those that run"
@@ -202,7 +203,7 @@ class Worker:
                 bridges[id(engine)] = Bridge(engine, 2 + 6 * len(self._queues), self._stall_timeout)
         return bridges
 
-    def _supply(self, queue_state: QueueState, executor: Executor) -> Fetcher:
+    def _fetcher(self, queue_state: QueueState, executor: Executor) -> Fetcher:
         return Fetcher(
             self._worker_state,
             queue_state,
@@ -213,50 +214,50 @@ class Worker:
             stop=self._stop if self.burst else None,
         )
 
-    async def _until_told(self, supplies: Tasks, beside: Tasks) -> None:
-        told = asyncio.ensure_future(self._worker_state.draining.wait())
-        pending = {told, *supplies, *beside}
+    async def _until_stopped(self, fetchers: Tasks, services: Tasks) -> None:
+        stopped = asyncio.ensure_future(self._worker_state.draining.wait())
+        pending = {stopped, *fetchers, *services}
         try:
-            while told in pending and not all(task.done() for task in supplies):
+            while stopped in pending and not all(task.done() for task in fetchers):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()  # what cannot be gone on with is raised here
+                    task.result()  # errors that end the worker are raised here
         finally:
-            told.cancel()
+            stopped.cancel()
 
-    async def _drain(self, executor: Executor, supplies: Tasks, chores: Tasks) -> None:
+    async def _drain(self, executor: Executor, fetchers: Tasks, maintenance: Tasks) -> None:
         worker_state = self._worker_state
         worker_state.draining.set()
-        worker_state.room.set()
-        for task in chores:
+        worker_state.wake_fetchers.set()
+        for task in maintenance:
             task.cancel()
         for queue_state in worker_state.queue_states:
-            queue_state.hand_back(list(queue_state.buffer))
+            queue_state.give_back(list(queue_state.buffer))
             queue_state.bridge.engine.wake(queue_state.channel)
         deadline = time.monotonic() + self._grace
-        await asyncio.wait(supplies, timeout=self._stall_timeout)
+        await asyncio.wait(fetchers, timeout=self._stall_timeout)
         while (
-            worker_state.in_hand()
-            and not self._worker_state.at_once.is_set()
+            worker_state.is_busy()
+            and not self._worker_state.stop_now.is_set()
             and (left := deadline - time.monotonic()) > 0
         ):
-            await self._quiet_or_at_once(left)
+            await self._idle_or_stop_now(left)
         for queue_state in worker_state.queue_states:
-            executor.give_up(queue_state)
-        # What was given back, and what ended because of it, is stored; for as long as it takes to hear from the server.
+            executor.give_back_running(queue_state)
+        # Outcomes of the jobs that were given back or stopped are stored, unless the server does not answer for long.
         begun = time.monotonic()
-        while worker_state.in_hand() and (passed := time.monotonic() - begun) < LAST_WORDS + self._stall_timeout:
-            if passed > LAST_WORDS:
+        while worker_state.is_busy() and (passed := time.monotonic() - begun) < CANCEL_TIMEOUT + self._stall_timeout:
+            if passed > CANCEL_TIMEOUT:
                 for queue_state in worker_state.queue_states:
-                    executor.give_up(queue_state, at_once=True)
-            worker_state.quiet.clear()
+                    executor.give_back_running(queue_state, at_once=True)
+            worker_state.idle.clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(worker_state.quiet.wait(), 0.1)
+                await asyncio.wait_for(worker_state.idle.wait(), 0.1)
 
-    async def _quiet_or_at_once(self, seconds: float) -> None:
-        self._worker_state.quiet.clear()
+    async def _idle_or_stop_now(self, seconds: float) -> None:
+        self._worker_state.idle.clear()
         waits = [
-            asyncio.ensure_future(event.wait()) for event in (self._worker_state.quiet, self._worker_state.at_once)
+            asyncio.ensure_future(event.wait()) for event in (self._worker_state.idle, self._worker_state.stop_now)
         ]
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -264,8 +265,8 @@ class Worker:
             for wait in waits:
                 wait.cancel()
 
-    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do what has to go on until the worker ends it, though the event loop cancels all of its tasks.
+    async def _until_closing(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part that must go on until the worker closes, though the event loop cancels all of its tasks.
 
         `asyncio.run` does that when a KeyboardInterrupt or SystemExit leaves its loop.
         """
@@ -273,23 +274,23 @@ class Worker:
             try:
                 await work()
             except asyncio.CancelledError:
-                if self._worker_state.over:
+                if self._worker_state.closing:
                     raise
 
-    async def _end(self, tasks: Tasks, executor: Executor) -> None:
+    async def _close(self, tasks: Tasks, executor: Executor) -> None:
         for task in tasks:
             task.cancel()
         for queue_state in self._worker_state.queue_states:
-            queue_state.bridge.engine.wake(queue_state.control)  # threads that listen are to end
+            queue_state.bridge.engine.wake(queue_state.control)  # so that threads that listen end
         await executor.close()
-        await _ended(tasks)
+        await _cancel_and_wait(tasks)
 
 
-def _started(*coroutines: Coroutine[Any, Any, None]) -> Tasks:
+def _start_tasks(*coroutines: Coroutine[Any, Any, None]) -> Tasks:
     return [asyncio.ensure_future(coroutine) for coroutine in coroutines]
 
 
-async def _ended(tasks: Tasks) -> None:
+async def _cancel_and_wait(tasks: Tasks) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -73,14 +73,14 @@ def project(pqcore_server: str) -> Iterator[str]:
         server.execute(f"CREATE DATABASE {name}")
         point_to(dsn)
         stale_connections.register()
-        process_main.FIRST += _first
-        process_main.AROUND += _around
+        process_main.PRELOADED_MODULES += _first
+        process_main.CALL_CONTEXTS += _around
         call_command("migrate", run_syncdb=True, verbosity=0)
         yield dsn
         plugins.manager.unregister(stale_connections.PLUGIN)
-        _first[:], _around[:] = process_main.FIRST, process_main.AROUND
-        process_main.FIRST.clear()
-        process_main.AROUND.clear()
+        _first[:], _around[:] = process_main.PRELOADED_MODULES, process_main.CALL_CONTEXTS
+        process_main.PRELOADED_MODULES.clear()
+        process_main.CALL_CONTEXTS.clear()
         point_to(dsn)
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -25,9 +25,9 @@ from pqcore.integrations.django import stale_connections
 from pqcore.integrations.django import tasks as _tasks  # noqa: F401 - whose function runs Django's own tasks
 
 autodiscover_modules("tasks")
-if __name__ not in process_main.FIRST:
-    process_main.FIRST.append(__name__)
-    process_main.AROUND.append(stale_connections.renewed)
+if __name__ not in process_main.PRELOADED_MODULES:
+    process_main.PRELOADED_MODULES.append(__name__)
+    process_main.CALL_CONTEXTS.append(stale_connections.renewed)
 
 
 def __getattr__(alias: str) -> Any:

@@ -880,7 +880,7 @@ def test_batch_whose_jobs_were_deleted_is_ended_by_a_stopping_worker(
 def test_batch_whose_jobs_were_deleted_is_ended_by_a_running_worker(
     harness: Harness, queue: Any, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pqcore.worker.maintenance.SWEEP", 0.02)
+    monkeypatch.setattr("pqcore.worker.maintenance.SWEEP_INTERVAL", 0.02)
     batch = queue.batch(tasks.add.call(1, 2, _schedule_at="1h"), then=tasks.note.call())
     with harness.working(queue):
         delete_first(harness)

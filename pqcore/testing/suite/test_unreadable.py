@@ -152,7 +152,7 @@ def letters(queue: Any) -> list[tuple[int, str]]:
 def test_slow_serializer_delays_no_other_job_and_no_lease(
     harness: Harness, doing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serializer_threads, "SLOW", 0.05)
+    monkeypatch.setattr(serializer_threads, "SLOW_SERIALIZER", 0.05)
     slow, seen, beats = Slow("sluggish"), Notes(), Notes()
     pq = harness.tasks()
     queue, other = pq.queue("q", serializer=slow), pq["other"]
@@ -210,7 +210,7 @@ def test_job_is_cancelled_while_it_is_decoded(harness: Harness) -> None:
         with harness.working(queue) as worker:
             slow.seen.wait(1)
             assert job.cancel(running=True)
-            [held] = worker._worker_state.queue_states[0].held.values()
+            [held] = worker._worker_state.queue_states[0].active_jobs.values()
             harness.eventually(lambda: held.context is not None and held.context.cancelled)
             slow.latch.open()
             harness.eventually(lambda: not rows(harness, "id"))
@@ -238,10 +238,10 @@ def test_job_whose_lease_is_lost_while_decoding_is_not_run(
         with harness.working(queue, lease=LEASE) as worker:
             slow.seen.wait(1)
             harness.sql("UPDATE {table} SET attempts = attempts + 1, leased_until = now() + interval '1 h'", rows=False)
-            [held] = worker._worker_state.queue_states[0].held.values()
+            [held] = worker._worker_state.queue_states[0].active_jobs.values()
             harness.eventually(lambda: held.context is not None and held.context.cancelled)
             slow.latch.open()
-            harness.eventually(lambda: not worker._worker_state.in_hand())
+            harness.eventually(lambda: not worker._worker_state.is_busy())
     finally:
         slow.latch.open()
     assert (seen.items, rows(harness, "id, attempts")) == ([], [(int(job), 2)])

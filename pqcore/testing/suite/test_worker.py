@@ -194,7 +194,7 @@ def running(harness: Harness, worker: Worker) -> Iterator[Any]:
 def test_worker_told_to_stop_finishes_running_jobs_and_returns_the_rest(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "STALE", 3600.0)  # not because they waited for long
+    monkeypatch.setattr(heartbeat, "MAX_PREFETCH_AGE", 3600.0)  # not because they waited for long
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 
@@ -237,7 +237,7 @@ def test_worker_told_to_stop_finishes_running_jobs_and_returns_the_rest(
 def test_worker_returns_jobs_that_exceed_the_grace_period(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 3600.0)
+    monkeypatch.setattr("pqcore.worker.worker.CANCEL_TIMEOUT", 3600.0)
     queue = harness.task_queue()
     seen = Notes()
 
@@ -290,7 +290,7 @@ def test_worker_returns_jobs_that_exceed_the_grace_period(
 def test_worker_returns_a_coroutine_that_ignores_cancellation(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pqcore.worker.worker.LAST_WORDS", 0.1)
+    monkeypatch.setattr("pqcore.worker.worker.CANCEL_TIMEOUT", 0.1)
     queue = harness.task_queue()
     latch, seen = Latch(), Notes()
 

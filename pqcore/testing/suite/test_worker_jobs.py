@@ -221,7 +221,7 @@ def test_running_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.Monk
         await asyncio.sleep(0.3)
 
     if not heard:  # it is seen when the lease is lengthened
-        monkeypatch.setattr(heartbeat.Heartbeat, "_look_for_cancelled", lambda self: asyncio.sleep(0))
+        monkeypatch.setattr(heartbeat.Heartbeat, "_stop_cancelled", lambda self: asyncio.sleep(0))
     with harness.working(queue, lease="1h" if heard else LEASE) as worker:
         first, second, _ = coroutine(), polite(), other()
         seen.wait(3)
@@ -250,15 +250,15 @@ def listens(harness: Harness, worker: Worker) -> None:
 def test_cancellation_during_the_heartbeats_look_is_noticed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = harness.task_queue()
     looked, go_on, seen = threading.Event(), Latch(), Notes()
-    look = heartbeat.Heartbeat._look_for_cancelled
+    look = heartbeat.Heartbeat._stop_cancelled
 
     async def slowly(tends: heartbeat.Heartbeat) -> None:
         await look(tends)
-        if any(held.context is not None and held.context.cancelled for held in tends._queue_state.held.values()):
+        if any(held.context is not None and held.context.cancelled for held in tends._queue_state.active_jobs.values()):
             looked.set()
             await go_on.passed()
 
-    monkeypatch.setattr(heartbeat.Heartbeat, "_look_for_cancelled", slowly)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_stop_cancelled", slowly)
 
     @queue.task()
     async def coroutine(job_id: int) -> None:
@@ -299,7 +299,7 @@ def test_waiting_job_is_deleted_by_cancel_running(harness: Harness) -> None:
 
 
 def test_prefetched_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "STALE", 3600.0)
+    monkeypatch.setattr(heartbeat, "MAX_PREFETCH_AGE", 3600.0)
     queue = harness.task_queue()
     over, seen = Latch(), Notes()
 
