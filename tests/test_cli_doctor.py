@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from pooler import pooler
 from pqcore import PQ, tasks
 from pqcore.cli.app import app
-from pqcore.operations import examining
+from pqcore.doctor import server_checks
 from pqcore.schema import sequences
 from pqcore.schema.metadata import declared_tables
 from pqcore.sql.identifiers import TableName
@@ -225,7 +225,7 @@ def test_doctor_warns_of_a_sequential_scan_of_a_small_table(dsn: str, pq: PQ) ->
 
 
 def test_doctor_names_the_holder_of_an_old_snapshot(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examining, "LONG", 0.0)
+    monkeypatch.setattr(server_checks, "LONG", 0.0)
     with psycopg.connect(dsn, application_name="the report") as other:
         other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         other.execute("SELECT FROM queue")
@@ -235,24 +235,24 @@ def test_doctor_names_the_holder_of_an_old_snapshot(dsn: str, pq: PQ, monkeypatc
         assert one["details"]["application_name"] == "the report"
         assert one["details"]["state"] == "idle in transaction"
         assert f"pg_terminate_backend({other.info.backend_pid})" in one["advice"]
-        monkeypatch.setattr(examining, "TOO_LONG", 0.0)
+        monkeypatch.setattr(server_checks, "TOO_LONG", 0.0)
         assert findings(dsn)["snapshots"][0]["level"] == "problem"
         monkeypatch.undo()
         assert findings(dsn)["snapshots"][0]["level"] == "ok"
     with psycopg.connect(dsn) as writer:  # without a snapshot, but with an id of a transaction
         writer.execute("INSERT INTO queue (q_name, data) VALUES ('a', '1')")
-        monkeypatch.setattr(examining, "LONG", 0.0)
+        monkeypatch.setattr(server_checks, "LONG", 0.0)
         [one] = findings(dsn)["snapshots"]
         assert one["details"]["id"] == str(writer.info.backend_pid)
         assert one["details"]["transactions"] >= 0
 
 
 def test_doctor_reports_snapshots_of_replication_slots_and_prepared_transactions() -> None:
-    forgotten = examining._holder("prepared transaction", "order-7", "", "prepared", "shop", "ann", 5e3, 99, True)
+    forgotten = server_checks._holder("prepared transaction", "order-7", "", "prepared", "shop", "ann", 5e3, 99, True)
     assert (forgotten.level, "ROLLBACK PREPARED 'order-7'" in forgotten.advice) == ("problem", True)
-    unused = examining._holder("replication slot", "standby_2", "", "physical", "", "", None, 10_000, False)
+    unused = server_checks._holder("replication slot", "standby_2", "", "physical", "", "", None, 10_000, False)
     assert (unused.level, "pg_drop_replication_slot('standby_2')" in unused.advice) == ("problem", True)
-    used = examining._holder("replication slot", "standby_1", "", "physical", "", "", None, 10, True)
+    used = server_checks._holder("replication slot", "standby_1", "", "physical", "", "", None, 10, True)
     assert used.level == "ok"
 
 
@@ -315,16 +315,16 @@ def test_doctor_reports_a_pooler_in_transaction_mode(
 
 
 def test_doctor_reports_a_lost_notification(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examining, "LISTEN_PATIENCE", 0.0)
+    monkeypatch.setattr(server_checks, "LISTEN_PATIENCE", 0.0)
     [one] = findings(dsn)["listen"]
     assert (one["level"], one["details"]["heard"]) == ("problem", False)
-    monkeypatch.setattr(examining, "LISTEN_PATIENCE", 3 * PATIENCE)
+    monkeypatch.setattr(server_checks, "LISTEN_PATIENCE", 3 * PATIENCE)
     [one] = findings(dsn)["listen"]
     assert (one["level"], one["details"]["heard"]) == ("ok", True)
 
 
 def test_doctor_reports_a_clock_that_differs(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pqcore.operations.examining.time.time", lambda: 1_000_000_000.0)
+    monkeypatch.setattr("pqcore.doctor.server_checks.time.time", lambda: 1_000_000_000.0)
     [one] = findings(dsn)["clock"]
     assert one["level"] == "warning"
     assert "seconds ahead of this one's" in one["message"]

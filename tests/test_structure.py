@@ -27,6 +27,7 @@ LAYERS = (
     ("pqcore.db", "pqcore.schema"),
     ("pqcore.operations",),
     ("pqcore.base_pq", "pqcore.queue", "pqcore.async_queue", "pqcore.dead_letters", "pqcore.runner", "pqcore.tasks"),
+    ("pqcore.doctor",),
     (
         "pqcore.benchmarks",
         "pqcore.cli",
@@ -61,7 +62,6 @@ LONGER = {
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",
     "pqcore/operations/concurrency_limits.py": "one protocol: admission, parking and deadlocks",
-    "pqcore/operations/examining.py": "checks of `pqcore doctor`, one after the other",
     "pqcore/operations/reencode.py": "one pass over every place that holds data",
     "pqcore/queue.py": "the blocking face: mostly docstrings",
     "pqcore/testing/databases.py": "databases of a run of tests, and looking at them",

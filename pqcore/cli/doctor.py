@@ -10,7 +10,7 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import import_option, json_option, with_database
 from pqcore.cli.output import emit, printable
-from pqcore.operations import examining
+from pqcore.doctor.examine import examine
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -26,7 +26,7 @@ def doctor(database: Database, queues: tuple[str, ...], modules: tuple[str, ...]
 
     import_modules(modules)
     names = [database.queue(name).name for name in queues]
-    found = database.call(examining.examine, names)
+    found = database.call(examine, names)
     for one in found:
         message, advice = database.engine.redact(one.message), database.engine.redact(one.advice)
         if as_json:

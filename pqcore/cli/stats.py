@@ -16,7 +16,8 @@ from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, printable, shown, table, write
-from pqcore.operations import admin, examining
+from pqcore.operations import admin
+from pqcore.operations.activity import Activity, read_activity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +78,7 @@ class _Frame:
     at: datetime
     clock: float
     queues: dict[str, dict[str, Any]]
-    activity: examining.Activity
+    activity: Activity
     puts: float | None
     """A second, since the last frame."""
 
@@ -102,7 +103,7 @@ class _Frame:
 
 def _frame(database: Database, queue: str | None, last: _Frame | None) -> _Frame:
     queues = _collect(database, queue)
-    activity = database.call(examining.activity)
+    activity = database.call(read_activity)
     clock = time.monotonic()
     puts = None
     if last is not None and activity.inserted >= last.activity.inserted:

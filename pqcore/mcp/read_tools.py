@@ -9,9 +9,10 @@ from pydantic import Field
 
 from pqcore import json_views
 from pqcore.dead_letters import DeadLetter
+from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, examining, fetch, list_jobs
+from pqcore.operations import admin, dead_letters, fetch, list_jobs
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -122,5 +123,5 @@ class ReadTools:
         explained, and not run.
         """
         names = [self._runner.queue(name).name for name in queues or ()]
-        found = await self._runner.call(examining.examine, names)
+        found = await self._runner.call(examine, names)
         return {"findings": self._redactor.documents(map(asdict, found))}

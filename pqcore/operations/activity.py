@@ -1,4 +1,4 @@
-"""What happens in a table: what is finished, who works, what is put by the clock."""
+"""The activity of a table: finished jobs, sessions that work, last ticks, and what the server counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pqcore.backend import Capability
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.operations.schema_info import ask
@@ -131,5 +132,58 @@ async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionIn
             SessionInfo(pid, application, role, address, state, age, tuple(sorted(waits)), tuple(sorted(works)))
             for pid, application, role, address, state, age, waits, works in rows
         ]
+
+    return await engine.run(work, protect=False)
+
+
+# What the server counts
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the server counts of a table.
+
+    Attributes:
+        inserted: Rows that were ever put.
+        dead_rows: Rows that are gone and not vacuumed.
+        connections: Sessions in all databases.
+        oldest: Seconds for which the oldest transaction has been open, of those that can be seen; None without one.
+        notifications: How full the server's queue of notifications is, from 0 to 1; None where there is none.
+    """
+
+    inserted: int
+    dead_rows: int
+    connections: int
+    oldest: float | None
+    notifications: float | None = None
+
+
+# Where the rows are: in the partitions, or in the table itself.
+STORED = """(
+  SELECT relid FROM pg_partition_tree(to_regclass(:table_name::text)) WHERE isleaf
+  UNION ALL
+  SELECT to_regclass(:table_name::text) WHERE NOT EXISTS (
+    SELECT FROM pg_partition_tree(to_regclass(:table_name::text)))
+)"""
+
+
+_ACTIVITY = f"""
+SELECT coalesce((SELECT sum(n_tup_ins)::bigint FROM pg_stat_all_tables WHERE relid IN {STORED}), 0),
+  coalesce((SELECT sum(n_dead_tup)::bigint FROM pg_stat_all_tables WHERE relid IN {STORED}), 0),
+  (SELECT sum(numbackends)::int FROM pg_stat_database WHERE datname IS NOT NULL),
+  (SELECT extract(epoch FROM clock_timestamp() - min(xact_start))::float8 FROM pg_stat_activity
+   WHERE datname = current_database() AND pid <> pg_backend_pid()
+     AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL))"""
+
+
+async def read_activity(engine: Engine) -> Activity:
+    """Ask the server's statistics, which are up to a second old."""
+
+    async def work(s: Session) -> Activity:
+        [[inserted, dead, connections, oldest]] = await ask(engine, s, "activity", _ACTIVITY)
+        usage = None
+        if engine.offers(Capability.LISTEN):
+            [[usage]] = await s.execute(s.sql.notification_usage)
+        return Activity(int(inserted), int(dead), int(connections), oldest, usage)
 
     return await engine.run(work, protect=False)

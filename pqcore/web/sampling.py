@@ -12,10 +12,9 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from pqcore.operations import activity as watching
-from pqcore.operations import admin, examining
-from pqcore.operations.activity import Finished
+from pqcore.operations import admin
+from pqcore.operations.activity import Activity, Finished
 from pqcore.operations.admin import QueueFigures
-from pqcore.operations.examining import Activity
 from pqcore.web.target import Target
 
 WINDOW = 900.0
@@ -205,7 +204,7 @@ class Sampler:
         call = self._target.call
         there = await call(admin.count_queues)
         finished = await call(watching.recent_completions)
-        activity = await call(examining.activity)
+        activity = await call(watching.read_activity)
         queues = {}
         for name in sorted(there.keys() | finished.keys()):
             stats, done = there.get(name, _NOTHING), finished.get(name, _NONE)

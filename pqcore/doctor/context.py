@@ -1,0 +1,100 @@
+"""The table and the session that the checks of an examination ask."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from pqcore.backend import Row
+from pqcore.db.engine import Engine
+from pqcore.db.session import Session
+from pqcore.doctor.findings import Finding
+from pqcore.operations.activity import STORED
+from pqcore.operations.schema_info import ask
+
+# Of partitions the sums; the options are those of the one that has the fewest.
+_FIGURES = f"""
+WITH stored AS (
+  SELECT c.oid, c.reloptions, c.relpages FROM pg_class AS c WHERE c.oid IN {STORED}
+)
+SELECT current_setting('autovacuum'), current_setting('track_counts'),
+  (SELECT reloptions FROM stored ORDER BY coalesce(cardinality(reloptions), 0) LIMIT 1),
+  sum(s.n_live_tup)::bigint, sum(s.n_dead_tup)::bigint, sum(s.n_mod_since_analyze)::bigint,
+  extract(epoch FROM clock_timestamp() - max(greatest(s.last_vacuum, s.last_autovacuum)))::float8,
+  extract(epoch FROM clock_timestamp() - max(greatest(s.last_analyze, s.last_autoanalyze)))::float8,
+  sum(s.vacuum_count + s.autovacuum_count)::bigint,
+  sum(pg_relation_size(c.oid))::bigint, sum(pg_table_size(c.oid))::bigint, sum(pg_indexes_size(c.oid))::bigint,
+  sum(c.relpages)::bigint
+FROM stored AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid"""
+
+
+class TableRow(NamedTuple):
+    """The columns of the statement that describes the table; of partitions the sums.
+
+    Attributes:
+        autovacuum: The server's setting.
+        track_counts: The server's setting.
+        options: The storage options of the table, each as ``name=value``.
+        live: How many live rows the server counts.
+        dead: How many dead rows.
+        changed: How many rows changed since the table was analyzed.
+        vacuumed: Seconds since the table was vacuumed; None if it never was.
+        analyzed: Seconds since the table was analyzed; None if it never was.
+        vacuums: How often the table was vacuumed.
+        main_size: Bytes of the table itself.
+        table_size: Bytes of the table with what is stored out of line.
+        index_size: Bytes of the indexes.
+        pages: How many pages the planner thinks that the table has.
+    """
+
+    autovacuum: str
+    track_counts: str
+    options: list[str] | None
+    live: int | None
+    dead: int | None
+    changed: int | None
+    vacuumed: float | None
+    analyzed: float | None
+    vacuums: int | None
+    main_size: int
+    table_size: int
+    index_size: int
+    pages: int
+
+
+@dataclass
+class CheckContext:
+    """The table and the session that the checks ask.
+
+    Attributes:
+        engine: The engine.
+        s: A session, in no transaction.
+        queues: Whose takes are explained; empty for those with most jobs.
+    """
+
+    engine: Engine
+    s: Session
+    queues: Sequence[str]
+    _table: TableRow | None = None
+
+    async def table(self) -> TableRow:
+        """The figures of the table; asked for once."""
+        if self._table is None:
+            [row] = await self.ask("table", _FIGURES)
+            self._table = TableRow._make(row)
+        return self._table
+
+    async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
+        """Run a statement that only reads, with the names of the tables put in; see `schema_info.ask`."""
+        return await ask(self.engine, self.s, name, template, **values)
+
+    def bare(self, name: str) -> str:
+        """An identifier as the catalogues have it, of one that is quoted, and maybe qualified with the schema."""
+        quoted = self.engine.names.substitutions()[name]
+        prefix = "" if self.engine.names.schema is None else self.engine.names.beside("x")[: -len('"x"')]
+        return quoted.removeprefix(prefix)[1:-1].replace('""', '"')
+
+
+Check: TypeAlias = Callable[[CheckContext], Awaitable[Sequence[Finding]]]
+"""A check: returns what it found."""

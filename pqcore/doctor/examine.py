@@ -1,0 +1,108 @@
+"""Whether a table and its server are as a queue needs them: what ``pqcore doctor`` asks, and how it judges.
+
+Nothing is changed, and nothing is taken: what is not a question to the catalogues runs in a transaction that is
+read-only, or is a notification on a channel of its own.  A question that the server does not answer, as the role
+may not ask it, is a finding like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pqcore.db.engine import Engine
+from pqcore.db.session import Session
+from pqcore.doctor.context import Check, CheckContext
+from pqcore.doctor.findings import Finding
+from pqcore.doctor.job_checks import check_batches, check_encodings, check_put_off, check_ticks
+from pqcore.doctor.plan_checks import check_plans
+from pqcore.doctor.server_checks import (
+    check_clock,
+    check_connections,
+    check_durability,
+    check_listen,
+    check_notifications,
+    check_server,
+    check_snapshots,
+)
+from pqcore.doctor.table_checks import (
+    check_autovacuum,
+    check_bloat,
+    check_indexes,
+    check_privileges,
+    check_row_security,
+    check_schema_version,
+    check_sequences,
+    check_trigger,
+)
+from pqcore.errors import ConnectionLost, DatabaseError, PQError
+
+
+async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
+    """Look at everything.
+
+    Args:
+        engine: Where; it is asked over two connections.
+        queues: Whose takes are explained; by default those with most jobs.
+
+    Raises:
+        ConfigurationError: The DSN is none.
+    """
+    found: list[Finding] = []
+
+    async def work(s: Session) -> None:
+        context = CheckContext(engine, s, queues)
+        for name, check in _SERVER:
+            await _collect(found, context, name, check)
+        before = len(found)
+        await _collect(found, context, "schema", check_schema_version)
+        if all(one.level != "problem" for one in found[before:]):
+            for name, check in _TABLE:
+                await _collect(found, context, name, check)
+
+    try:
+        await engine.migrate(work)
+    except ConnectionLost as exc:
+        found.append(
+            Finding("connection", "problem", str(exc), "see that the server runs, and is reached with this DSN")
+        )
+    except DatabaseError as exc:
+        found.append(Finding("connection", "problem", str(exc)))
+    return found
+
+
+async def _collect(found: list[Finding], context: CheckContext, name: str, check: Check) -> None:
+    try:
+        found += await check(context)
+    except ConnectionLost:
+        raise
+    except PQError as exc:
+        if context.s.in_transaction():
+            await context.s.rollback()
+        found.append(
+            Finding(name, "warning", f"could not be looked at: {exc}", "ask with a role that may: GRANT pg_monitor")
+        )
+
+
+_SERVER: tuple[tuple[str, Check], ...] = (
+    ("server", check_server),
+    ("durability", check_durability),
+    ("connections", check_connections),
+    ("clock", check_clock),
+    ("listen", check_listen),
+    ("notifications", check_notifications),
+    ("snapshots", check_snapshots),
+    ("row_security", check_row_security),
+)
+_TABLE: tuple[tuple[str, Check], ...] = (
+    ("privileges", check_privileges),
+    ("indexes", check_indexes),
+    ("sequences", check_sequences),
+    ("trigger", check_trigger),
+    ("autovacuum", check_autovacuum),
+    ("bloat", check_bloat),
+    ("plan", check_plans),
+    ("batches", check_batches),
+    ("put_off", check_put_off),
+    ("ticks", check_ticks),
+    ("encodings", check_encodings),
+)

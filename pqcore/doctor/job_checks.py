@@ -1,0 +1,128 @@
+"""Checks of what lies in the tables: lost batches, jobs that are put off, ticks, and encoded data."""
+
+from __future__ import annotations
+
+from pqcore.doctor.context import CheckContext
+from pqcore.doctor.findings import Finding
+from pqcore.errors import PQError
+from pqcore.operations import reencode
+from pqcore.operations.job_outcome import PUT_OFF
+from pqcore.operations.periodic import AHEAD
+from pqcore.plugins import plugins
+from pqcore.serializers import held_keys, written_under
+from pqcore.sql.fragments import IS_DEFERRED, IS_READY
+
+EXAMINED = 1_000_000
+"""Rows of each table whose encoding is looked at, about: those that were put first."""
+QUEUES_NAMED = 3
+"""Queues that a finding names, at most."""
+
+
+async def check_batches(context: CheckContext) -> list[Finding]:
+    """Check for open batches whose jobs were deleted in SQL, or taken by a process that died."""
+    rows = await context.ask(
+        "open_batches",
+        "SELECT id, q_name, pending FROM {batches} WHERE pending > 0 AND coalesce(held_until < clock_timestamp(), true)"
+        " ORDER BY id LIMIT 1000",
+    )
+    query = context.s.sql.tasks.live_batches
+    ids = [batch for batch, _, _ in rows]
+    alive = {batch for (batch,) in await context.s.execute(query, query.bind({"ids": ids}))}
+    lost = [(batch, queue, pending) for batch, queue, pending in rows if batch not in alive]
+    if not lost:
+        return [Finding("batches", "ok", f"{len(rows)} are open, and their jobs are there", details={"lost": []})]
+    details = {"lost": [{"batch": batch, "queue": queue, "pending": pending} for batch, queue, pending in lost]}
+    batch, queue, pending = lost[0]
+    message = (
+        f"of {len(lost)} open batches the jobs are gone, first of batch {batch} of queue {queue!r}, which waits for"
+        f" {pending}"
+    )
+    advice = "run a worker of the queue, which ends the batch within two minutes and counts the jobs as failed"
+    return [Finding("batches", "warning", message, advice, details)]
+
+
+# Only rows that wait, and no more than are needed to say so: finished ones are not read.
+_PUT_OFF = f"""
+SELECT q_name, error->>'type', count(*), min(error->>'message') FROM (
+  {
+    " UNION ALL ".join(
+        f"(SELECT q_name, error FROM {{table}} WHERE {kind} AND error IS NOT NULL AND schedule_at IS NOT NULL"
+        " LIMIT 10000)"
+        for kind in (IS_READY, IS_DEFERRED)
+    )
+} ) AS waiting
+WHERE error->>'type' = ANY (:reasons::text[]) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"""
+
+
+async def check_put_off(context: CheckContext) -> list[Finding]:
+    """Check for jobs that wait for another deployment, which knows their function or can read their data."""
+    rows = await context.ask("put_off_jobs", _PUT_OFF, reasons=list(PUT_OFF))
+    if not rows:
+        return [Finding("put_off", "ok", "no job waits for another deployment of its workers", details={"jobs": []})]
+    details = {"jobs": [dict(zip(("queue", "reason", "number", "message"), row, strict=True)) for row in rows]}
+    queue, reason, number, message = rows[0]
+    said = f"{number} jobs of queue {queue!r} are put off again and again, as {reason} to workers: {message}"
+    advice = (
+        "deploy workers with the serializer, accept and keys, or with the function, that these jobs need; each is tried"
+        " again within a minute"
+    )
+    return [Finding("put_off", "warning", said, advice, details)]
+
+
+async def check_ticks(context: CheckContext) -> list[Finding]:
+    """Check for last ticks ahead of the server's clock, which ran ahead when they were put."""
+    rows = await context.ask(
+        "ticks_ahead",
+        "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"
+        " WHERE tick > clock_timestamp() + :ahead::float8 * interval '1 second' ORDER BY tick DESC",
+        ahead=AHEAD.total_seconds(),
+    )
+    if not rows:
+        return [Finding("ticks", "ok", "no last tick lies ahead of the server's clock", details={"ahead": []})]
+    details = {"ahead": [{"queue": queue, "name": name, "seconds": seconds} for queue, name, seconds in rows]}
+    queue, name, seconds = rows[0]
+    message = (
+        f"the last tick of {name!r} in queue {queue!r} lies {seconds:.0f} seconds ahead of the server's clock,"
+        " which ran ahead"
+    )
+    advice = "see that the clock is right; a worker that knows the task lets its ticks begin from now, within a minute"
+    return [Finding("ticks", "warning", message, advice, details)]
+
+
+async def check_encodings(context: CheckContext) -> list[Finding]:
+    """Check for data of serializers that this process does not have, or under keys that it does not hold."""
+    counted = await reencode.counted(context.s, EXAMINED)
+    kinds = {(one.serializer, one.key) for one in counted}
+    serializers = {name: _serializer(name) for name, _ in kinds if name}
+    found = []
+    for name, key in sorted(kinds):
+        some = [one for one in counted if (one.serializer, one.key) == (name, key)]
+        number, queues = sum(one.number for one in some), sorted({one.queue for one in some})
+        details = {"serializer": name, "key": key, "number": number, "queues": queues}
+        names = ", ".join(map(repr, queues[:QUEUES_NAMED])) + " and others" * (len(queues) > QUEUES_NAMED)
+        where = f"{number} pieces of data of {names}"
+        serializer = serializers.get(name)
+        if isinstance(serializer, PQError):
+            message = f"{where} are stored as {name!r}, which this process cannot read: {serializer}"
+            advice = "give it here what the workers have: the package, the key, or --import of what registers it"
+            found.append(Finding("encodings", "warning", message, advice, details))
+        elif key and not set(key.split("+")) <= (held := held_keys(serializer)):
+            message = f"{where} are under key {key}, and this process holds {', '.join(sorted(held)) or 'none'}"
+            advice = "add the key; then pqcore reencode writes the data under the first one"
+            found.append(Finding("encodings", "warning", message, advice, details))
+        elif not key and written_under(serializer):
+            message = f"{where} do not say under which key they are: another program wrote them"
+            advice = "pqcore reencode writes them under the first key, and says so"
+            found.append(Finding("encodings", "warning", message, advice, details))
+    if found:
+        return found
+    names = ", ".join(sorted({name for name, _ in kinds if name})) or "nothing"
+    return [Finding("encodings", "ok", f"what is stored can be read here: {names}", details={"number": len(counted)})]
+
+
+def _serializer(name: str) -> object:
+    """Return the serializer that reads what is stored under a name, or the error that says why there is none."""
+    try:
+        return plugins.serializer(name)
+    except PQError as exc:
+        return exc

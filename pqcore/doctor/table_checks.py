@@ -1,0 +1,266 @@
+"""Checks of the tables: schema version, rights, indexes, trigger, autovacuum and bloat."""
+
+from __future__ import annotations
+
+from pqcore import schema
+from pqcore.doctor.context import CheckContext
+from pqcore.doctor.findings import Finding
+from pqcore.errors import AccessDenied, SchemaTooNew
+from pqcore.operations.activity import STORED
+from pqcore.schema import security, sequences
+
+BLOATED = 64 * 2**20
+"""Bytes: a table or index that is smaller is not called bloated."""
+TABLES_OF_JOBS = ("table", "archive", "dead", "slots", "results", "batches", "ticks", "rates", "dedup")
+
+
+async def check_row_security(context: CheckContext) -> list[Finding]:
+    """Check whether row-level security hides rows from the role."""
+    names = context.engine.names
+    tables = [names.beside("pqcore_migrations"), *(names.substitutions()[place] for place in TABLES_OF_JOBS)]
+    bound = [one for table in tables if (one := await security.look(context.s, table)) is not None]
+    found = []
+    for one in bound:
+        needed = {"SELECT"} if one.table == tables[0] else set(one.lacking)
+        if needed & set(one.lacking):
+            details = {"table": one.table, "role": one.role, "lacking": list(one.lacking)}
+            found.append(Finding("row_security", "problem", one.message, one.advice, details))
+    if found:
+        return found
+    if bound:
+        some = ", ".join(one.table for one in bound)
+        message = f"row-level security binds role {bound[0].role!r}, which has policies for all it does, on {some}"
+        return [Finding("row_security", "ok", f"{message}: it sees the rows that they let it see")]
+    return [Finding("row_security", "ok", "row-level security hides nothing from this role")]
+
+
+async def check_schema_version(context: CheckContext) -> list[Finding]:
+    """Check the schema version of the table."""
+    names = context.engine.names
+    try:
+        found = await schema.version(context.s, names)
+    except AccessDenied as exc:
+        if exc.sqlstate is not None:  # the server's own: the role lacks a right
+            raise
+        return [Finding("schema", "problem", str(exc), "see row_security")]
+    details = {"version": found, "latest": schema.latest()}
+    if found is None:
+        return [Finding("schema", "problem", f"table {names} does not exist", "pqcore create", details)]
+    if found > schema.latest():
+        message = f"table {names} is of schema version {found}, this pqcore knows {schema.latest()}"
+        try:
+            await schema.check_version(context.s, names)
+        except SchemaTooNew:
+            return [Finding("schema", "problem", message, "upgrade pqcore", details)]
+        return [Finding("schema", "ok", f"{message}, and can work on it", details=details)]
+    if found < schema.latest():
+        message = f"table {names} is of schema version {found}, this pqcore needs {schema.latest()}"
+        advice = "pqcore migrate" if found else "pqcore adopt, if it is pq's"
+        return [Finding("schema", "problem", message, advice, details)]
+    return [Finding("schema", "ok", f"table {names} is of schema version {found}, the latest", details=details)]
+
+
+_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+async def check_privileges(context: CheckContext) -> list[Finding]:
+    """Check the privileges of the role."""
+    places = context.engine.names.substitutions()
+    allowed = ", ".join(f"has_table_privilege(:of::text, '{what}')" for what in _PRIVILEGES)
+    missing = []
+    for quoted in (places[place] for place in TABLES_OF_JOBS):
+        [answers] = await context.ask("privileges", f"SELECT {allowed}", of=quoted)
+        if lacking := [what for what, yes in zip(_PRIVILEGES, answers, strict=True) if not yes]:
+            missing.append(f"GRANT {', '.join(lacking)} ON {quoted}")
+    [[sequence, usable]] = await context.ask(
+        "sequence",
+        "SELECT pg_get_serial_sequence(:table_name::text, 'id'),"
+        " has_sequence_privilege(pg_get_serial_sequence(:table_name::text, 'id'), 'USAGE')",
+    )
+    if sequence is not None and not usable:
+        missing.append(f"GRANT USAGE ON SEQUENCE {sequence}")
+    if missing:
+        return [Finding("privileges", "problem", "the role lacks privileges", f"{'; '.join(missing)} TO the role")]
+    return [Finding("privileges", "ok", "the role may read and write the tables")]
+
+
+_TABLES = (
+    "unnest(ARRAY[to_regclass(:table_name::text), to_regclass(:dead_name::text), to_regclass(:archive_name::text),"
+    " to_regclass(:slots_name::text), to_regclass(:results_name::text)])"
+)
+
+
+def _table_names(context: CheckContext) -> dict[str, object]:
+    places = context.engine.names.substitutions()
+    return {f"{name}_name": places[name] for name in ("dead", "archive", "slots", "results")}
+
+
+def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
+    """The statements of the migrations that name something, as they would be run now."""
+    places = context.engine.names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
+    return [
+        " ".join(statement.format_map(places).split())
+        for statements in schema.migrations()
+        for statement in statements
+        if f"{{{placeholder}}}" in statement
+    ]
+
+
+async def check_indexes(context: CheckContext) -> list[Finding]:
+    """Check whether all indexes are there, and valid."""
+    rows = await context.ask(
+        "indexes",
+        "SELECT c.relname::text, i.indisvalid AND i.indisready, i.indisprimary,"
+        " i.indrelid = to_regclass(:table_name::text)"
+        f" FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN {_TABLES} AS ours (oid)"
+        " ON i.indrelid = ours.oid",
+        **_table_names(context),
+    )
+    valid = {name: is_valid for name, is_valid, _, _ in rows}
+    places = [name for name in context.engine.names.substitutions() if name.endswith("_index")]
+    found = []
+    for place in places:
+        name = context.bare(place)
+        remedy = "; ".join(_statements_with(context, place)) or "pqcore create"
+        if name not in valid:
+            found.append(Finding("indexes", "problem", f"index {name} is missing", remedy, {"index": name}))
+        elif not valid[name]:
+            drop = f"DROP INDEX CONCURRENTLY {context.engine.names.beside(name)}"
+            message = f"index {name} is invalid: its build was interrupted"
+            found.append(Finding("indexes", "problem", message, f"{drop}; {remedy}", {"index": name}))
+    if not any(of_table and primary and is_valid for _, is_valid, primary, of_table in rows):
+        advice = f"ALTER TABLE {context.engine.names} ADD PRIMARY KEY (id)"
+        found.append(Finding("indexes", "problem", "the primary key is missing", advice, {"index": "primary key"}))
+    if not found:
+        names = sorted(valid)
+        return [Finding("indexes", "ok", f"all {len(names)} are there, and valid", details={"indexes": names})]
+    return found
+
+
+async def check_sequences(context: CheckContext) -> list[Finding]:
+    """Check whether the sequences of ids are ahead of the ids in the tables."""
+    found = []
+    for one in await sequences.look(context.s, context.engine.names):
+        highest = max(one.highest.values(), default=0)
+        details = {"sequence": one.name, "next": one.following, "highest": one.highest}
+        if one.behind:
+            where = ", ".join(f"{table} has {most}" for table, most in one.highest.items() if most >= one.following)
+            message = f"sequence {one.name} gives id {one.following} next, and is behind: {where}; ids come again"
+            found.append(Finding("sequences", "problem", message, one.remedy, details))
+        else:
+            message = f"sequence {one.name} gives id {one.following} next, beyond all that are there, up to {highest}"
+            found.append(Finding("sequences", "ok", message, details=details))
+    return found
+
+
+async def check_trigger(context: CheckContext) -> list[Finding]:
+    """Check the trigger that notifies waiters."""
+    rows = await context.ask(
+        "triggers",
+        "SELECT tgname::text, tgenabled::text FROM pg_trigger"
+        " WHERE tgrelid = to_regclass(:table_name::text) AND NOT tgisinternal",
+    )
+    [[silenced]] = await context.ask("notify_setting", "SELECT coalesce(current_setting('pqcore.notify', true), '')")
+    enabled = {str(trigger): str(state) for trigger, state in rows}
+    name = context.bare("notify_trigger")
+    found = []
+    if name not in enabled:
+        remedy = "; ".join(_statements_with(context, "notify_trigger"))
+        found.append(Finding("trigger", "problem", f"trigger {name} is missing: nobody is woken, waiters poll", remedy))
+    elif enabled[name] not in ("O", "A"):
+        quoted = context.engine.names.substitutions()["notify_trigger"]
+        remedy = f"ALTER TABLE {context.engine.names} ENABLE TRIGGER {quoted}"
+        found.append(
+            Finding("trigger", "problem", f"trigger {name} is disabled: nobody is woken, waiters poll", remedy)
+        )
+    elif silenced == "off":
+        message = "pqcore.notify is off for this role or database: nobody is woken, waiters poll"
+        found.append(Finding("trigger", "warning", message, "ALTER ROLE (or DATABASE) ... RESET pqcore.notify"))
+    if "pq_insert" in enabled:
+        message = "pq's trigger pq_insert is there too, and notifies row by row"
+        found.append(Finding("trigger", "warning", message, f"DROP TRIGGER pq_insert ON {context.engine.names}"))
+    return found or [Finding("trigger", "ok", f"trigger {name} is there, and enabled")]
+
+
+_OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_threshold")
+
+
+async def check_autovacuum(context: CheckContext) -> list[Finding]:
+    """Check whether autovacuum runs on the table, and keeps up."""
+    table_row = await context.table()
+    running, counting = table_row.autovacuum, table_row.track_counts
+    vacuumed, analyzed = table_row.vacuumed, table_row.analyzed
+    settings = dict(option.partition("=")[::2] for option in table_row.options or ())
+    live, dead, changed = int(table_row.live or 0), int(table_row.dead or 0), int(table_row.changed or 0)
+    details = {
+        "live": live,
+        "dead": dead,
+        "changed_since_analyze": changed,
+        "seconds_since_vacuum": vacuumed,
+        "seconds_since_analyze": analyzed,
+        "vacuums": table_row.vacuums,
+        "options": settings,
+    }
+    table = context.engine.names
+    found = []
+    if running == "off" or counting == "off":
+        message = (
+            f"autovacuum is {running}, track_counts {counting}: dead rows are not removed, and each get passes them"
+        )
+        found.append(Finding("autovacuum", "problem", message, "turn both on", details))
+    elif settings.get("autovacuum_enabled") in ("false", "off", "0", "no"):
+        advice = f"ALTER TABLE {table} RESET (autovacuum_enabled)"
+        found.append(Finding("autovacuum", "problem", "autovacuum is off for the table", advice, details))
+    elif absent := [name for name in _OPTIONS if name not in settings]:
+        statements = [each for each in _statements_with(context, "table") if "vacuum_index_cleanup" in each]
+        message = f"the table lacks the settings that pqcore gives it: {', '.join(absent)}"
+        found.append(Finding("autovacuum", "warning", message, "; ".join(statements), details))
+    threshold = 1_000 + 0.01 * live
+    if dead > 10 * threshold:
+        message = f"{dead} dead rows beside {live} live ones: vacuum does not keep up"
+        advice = f"see what holds the oldest snapshot, above; VACUUM {table}; more autovacuum_max_workers"
+        found.append(Finding("autovacuum", "warning", message, advice, details))
+    if changed > 10_000 and (analyzed is None or changed > live):
+        message = f"{changed} rows changed since the table was analyzed"
+        found.append(Finding("autovacuum", "warning", message, f"ANALYZE {table}", details))
+    if found:
+        return found
+    last = "never vacuumed yet" if vacuumed is None else f"vacuumed {vacuumed:.0f} seconds ago"
+    then = "never analyzed yet" if analyzed is None else f"analyzed {analyzed:.0f} seconds ago"
+    return [Finding("autovacuum", "ok", f"on; {last}, {then}; {dead} dead rows", details=details)]
+
+
+async def check_bloat(context: CheckContext) -> list[Finding]:
+    """Check for tables and indexes whose pages are mostly empty."""
+    table_row = await context.table()
+    live, dead = int(table_row.live or 0), int(table_row.dead or 0)
+    main, whole, indexes = int(table_row.main_size), int(table_row.table_size), int(table_row.index_size)
+    rows = await context.ask(
+        "index_sizes",
+        "SELECT c.relname::text, pg_relation_size(c.oid), c.reltuples::float8 FROM pg_index AS i"
+        f" JOIN pg_class AS c ON c.oid = i.indexrelid WHERE i.indrelid IN {STORED}",
+    )
+    details = {"live": live, "dead": dead, "table": whole, "indexes": indexes}
+    found = []
+    # A row has at most 2 kB in the table itself, the rest is elsewhere; so a page has four at least.
+    if main > BLOATED and main > 8_192 * max(live + dead, 1):
+        message = f"the table takes {_size(main)} for {live} rows: most of its pages are empty"
+        advice = f"VACUUM FULL {context.engine.names} while nothing runs, or pg_repack"
+        found.append(Finding("bloat", "warning", message, advice, details))
+    for name, size, entries in rows:
+        if size > BLOATED and size > 1_000 * max(entries, 1):
+            message = f"index {name} takes {_size(size)} for {max(entries, 0):.0f} entries"
+            advice = f"REINDEX INDEX CONCURRENTLY {context.engine.names.beside(name)}"
+            found.append(Finding("bloat", "warning", message, advice, {"index": name, "size": size}))
+    if found:
+        return found
+    message = f"table {_size(whole)}, indexes {_size(indexes)}, {live} rows, {dead} dead"
+    return [Finding("bloat", "ok", message, details=details)]
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 10_240 or unit == "GB":
+            return f"{number:.0f} {unit}"
+        number /= 1_024
+    return ""  # not reached
