@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
+    from pqcore.operations.encodings import Encoding
     from pqcore.operations.list_jobs import StoredJob
-    from pqcore.operations.reencode import Encoding, Reencoded
+    from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator
@@ -57,7 +58,7 @@ _HOMES = {
     "AsyncJob": "job",
     "Job": "job",
     "StoredJob": "operations.list_jobs",
-    "Encoding": "operations.reencode",
+    "Encoding": "operations.encodings",
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
     "JobInfo": "operations.results",

@@ -23,6 +23,7 @@ from pqcore.operations import (
     admin,
     complete,
     dead_letters,
+    encodings,
     fetch,
     lease,
     list_jobs,
@@ -34,9 +35,10 @@ from pqcore.operations import (
     retry,
 )
 from pqcore.operations.admin import QueueStats
+from pqcore.operations.encodings import Encoding
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
-from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
+from pqcore.operations.reencode import STEP, WAIT, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -306,7 +308,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
-        return await reencode.encodings(self.engine)
+        return await encodings.count_all(self.engine)
 
     async def reencode(
         self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT

@@ -18,6 +18,7 @@ from pqcore.operations import (
     admin,
     complete,
     dead_letters,
+    encodings,
     fetch,
     lease,
     list_jobs,
@@ -29,9 +30,10 @@ from pqcore.operations import (
     retry,
 )
 from pqcore.operations.admin import QueueStats
+from pqcore.operations.encodings import Encoding
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
-from pqcore.operations.reencode import STEP, WAIT, Encoding, Reencoded
+from pqcore.operations.reencode import STEP, WAIT, Reencoded
 from pqcore.operations.results import JobInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
@@ -553,7 +555,7 @@ class PQ(BasePQ[Queue]):
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""
-        return run_sync(reencode.encodings(self.engine))
+        return run_sync(encodings.count_all(self.engine))
 
     def reencode(
         self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT

@@ -12,8 +12,8 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import duration, import_option, json_option, with_database
 from pqcore.cli.output import emit, table, write
-from pqcore.operations import reencode as encoding
-from pqcore.operations.reencode import Encoding
+from pqcore.operations import reencode as reencoding
+from pqcore.operations.encodings import Encoding, count_all
 
 
 @click.command()
@@ -30,8 +30,8 @@ from pqcore.operations.reencode import Encoding
 @click.option(
     "--step",
     metavar="N",
-    type=click.IntRange(1, encoding.MOST_STEP),
-    default=encoding.STEP,
+    type=click.IntRange(1, reencoding.MOST_STEP),
+    default=reencoding.STEP,
     show_default=True,
     help="Rows in one transaction, at most.",
 )
@@ -40,7 +40,7 @@ from pqcore.operations.reencode import Encoding
     "--wait",
     metavar="TIME",
     type=duration,
-    default=encoding.WAIT,
+    default=reencoding.WAIT,
     show_default=True,
     help="Time to wait for rows in use.",
 )
@@ -62,12 +62,12 @@ def reencode(
 
     import_modules(modules)
     if only_count:
-        _show(database.call(encoding.encodings), as_json=as_json)
+        _show(database.call(count_all), as_json=as_json)
         return
     if not queues:
         raise click.UsageError("say which queues, as in --queue cards/json+fernet; or --count")
     opened = [database.queue(name, accept=tuple(accept)) for name in queues]
-    done = database.call(encoding.reencode, opened, step=step, every=every, wait=wait)
+    done = database.call(reencoding.reencode, opened, step=step, every=every, wait=wait)
     if as_json:
         emit(asdict(done))
     else:

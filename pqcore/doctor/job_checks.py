@@ -5,7 +5,7 @@ from __future__ import annotations
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.errors import PQError
-from pqcore.operations import reencode
+from pqcore.operations.encodings import count_part
 from pqcore.operations.job_outcome import PUT_OFF
 from pqcore.operations.periodic import AHEAD
 from pqcore.plugins import plugins
@@ -91,7 +91,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
 
 async def check_encodings(context: CheckContext) -> list[Finding]:
     """Check for data of serializers that this process does not have, or under keys that it does not hold."""
-    counted = await reencode.counted(context.s, EXAMINED)
+    counted = await count_part(context.s, EXAMINED)
     kinds = {(one.serializer, one.key) for one in counted}
     serializers = {name: _serializer(name) for name, _ in kinds if name}
     found = []

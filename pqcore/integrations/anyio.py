@@ -35,8 +35,9 @@ from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
 from pqcore.operations import lease as leasing
+from pqcore.operations.encodings import Encoding
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.operations.reencode import Encoding, Reencoded
+from pqcore.operations.reencode import Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.runner import call_sync
 from pqcore.settings import KEPT_QUEUES

@@ -1,13 +1,10 @@
-"""How data are encoded, wherever they lie, and re-encoding them after a key or a serializer has changed.
+"""Re-encoding data after a key or a serializer has changed.
 
-Data lie in rows that wait, are scheduled, leased, parked or done, in dead letters, in the archive and in results.
-Headers carry more: the calls that are to follow in a chain, and the result that a call was given.  A batch has the call
-that is put when its jobs have ended.
-
-All of it is read in slices and written a few rows at a time, each few in a transaction, while others put and take.  A
-row is written only as long as nobody has changed it, and skipped while somebody has it locked; then it is looked at
-again.  The calls in the headers of a leased job stay as they are until the lease has ended, as the holder puts the next
-call as it was read.  So what the tables hold says at any time how far this is: it may be interrupted, and run again.
+All data are read in slices (`pqcore.operations.encodings`) and written a few rows at a time, each few in a transaction,
+while others put and take.  A row is written only if nobody has changed it, and skipped while somebody has it locked;
+then it is looked at again.  The calls in the headers of a leased job stay as they are until the lease has ended, as the
+holder puts the next call as it was read.  The tables say at any time how far this is: it may be interrupted, and run
+again.
 """
 
 from __future__ import annotations
@@ -15,23 +12,34 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DeserializationError, InvalidData, PQError, TransientError
-from pqcore.headers import check_link
 from pqcore.operations.atomic import atomic
+from pqcore.operations.encodings import (
+    FIRST,
+    Counts,
+    Encoding,
+    Piece,
+    Slice,
+    ask_alone,
+    count_all,
+    find_statement,
+    load_json,
+    pieces_of,
+    pieces_of_link,
+    read_key_ids,
+    read_slice,
+)
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.encoding_statements import ROWS, SLICE
-from pqcore.sql.statement import Query
 from pqcore.times import seconds
 
 STEP = 100
@@ -53,30 +61,6 @@ _NAMES = {
     "batches": "call that follows batch",
 }
 """How messages call a row of each place."""
-FIRST = 1 - 2**63
-"""An id that is below all others: a driver may write it as a number behind a minus."""
-
-
-@dataclass(frozen=True, order=True)
-class Encoding:
-    """How some of the data are encoded.
-
-    Attributes:
-        queue: The queue that reads the data.
-        place: ``ready``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state; ``dead``, ``archive``
-            or ``results``; ``chains``: calls that are to follow, and results that a call was given, in headers;
-            ``batches``: calls that follow a batch.
-        serializer: What the data are stored as; empty for rows of pq's, which do not say.
-        key: The id of the key that the data are encrypted or signed with; of several ones, the outermost first, with
-            ``+`` in between. Empty if the data do not say: without a key, or from another program.
-        number: How many there are.
-    """
-
-    queue: str
-    place: str
-    serializer: str
-    key: str
-    number: int
 
 
 @dataclass(frozen=True)
@@ -106,71 +90,6 @@ class Reencoded:
     def complete(self) -> bool:
         """Whether nothing is left, so that an old key or serializer is needed no more."""
         return not (self.left or self.in_use or self.failed)
-
-
-class _Piece(NamedTuple):
-    """Encoded data in headers.
-
-    Attributes:
-        queue: The queue that reads the data.
-        held: What holds the data: ``serializer``, ``data`` and ``payload``.
-    """
-
-    queue: str
-    held: dict[str, Any]
-
-    @property
-    def raw(self) -> str | bytes:
-        data, payload = self.held["data"], self.held["payload"]
-        return str(data) if payload is None else base64.b64decode(payload)
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        raw = self.raw
-        return () if isinstance(raw, str) else read_marks(raw)
-
-    @property
-    def sound(self) -> bool:
-        """Whether it is what `pqcore.operations.deferred_put.StoredPut` writes."""
-        if not self.held.keys() >= {"serializer", "data", "payload"} or not isinstance(self.held["serializer"], str):
-            return False
-        data, payload = self.held["data"], self.held["payload"]
-        if payload is None:
-            return isinstance(data, str)
-        try:
-            base64.b64decode(payload)
-        except (TypeError, ValueError):
-            return False
-        return data is None
-
-
-def _pieces(headers: Any, queue: str) -> Iterator[_Piece]:
-    """Return the encoded data in headers of a job; without what no put wrote."""
-    if not isinstance(headers, dict):
-        return
-    previous = headers.get("previous")
-    if isinstance(previous, dict) and (piece := _Piece(queue, previous)).sound:
-        yield piece
-    links = headers.get("then")
-    for link in links if isinstance(links, list) else ():
-        yield from _pieces_of_link(link)
-
-
-def _pieces_of_link(link: Any) -> Iterator[_Piece]:
-    try:
-        check_link(link)
-    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
-        return
-    if (piece := _Piece(link["queue"], link)).sound:
-        yield piece
-    yield from _pieces(link["headers"], link["queue"])
-
-
-def _loaded(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 class _Writer:
@@ -238,7 +157,7 @@ class _Reencoding:
 
     def __init__(self, engine: Engine, writers: Mapping[str, _Writer], step: int) -> None:
         self.engine = engine
-        self.ask = _asking(engine)
+        self.ask = ask_alone(engine)
         self.writers = writers
         self.step = step
         self.rewritten = 0
@@ -257,11 +176,11 @@ class _Reencoding:
         before = self.rewritten
         self.in_use = self.failed = 0
         self.errors = []
-        counts = _Counts()
+        counts = Counts()
         for place in ROWS:
             after: int | None = FIRST
             while after is not None:
-                found = await _look_at_slice(self.ask, place, after)
+                found = await read_slice(self.ask, place, after)
                 await counts.add(self.ask, place, found)
                 if any(one.linked or self.stale(one.queue, one.serializer, one.marks) for one in found.groups):
                     await self._rewrite_slice(place, found)
@@ -270,13 +189,13 @@ class _Reencoding:
         self.seen = counts.found()
         return self.rewritten - before
 
-    async def _rewrite_slice(self, place: str, found: _Slice) -> None:
+    async def _rewrite_slice(self, place: str, found: Slice) -> None:
         values = {"after": found.after, "last": found.last, "names": list(self.writers)}
         rows = await self.ask(f"list.{place}", values)
         wanted = [
             _Row(job_id, name, linked, size)
             for job_id, name, kind, marks, linked, size in rows
-            if (linked or self.stale(name, kind, _ids(marks))) and (place, job_id) not in self.every_done
+            if (linked or self.stale(name, kind, read_key_ids(marks))) and (place, job_id) not in self.every_done
         ]
         for queue in dict.fromkeys(row.queue for row in wanted):
             for some in self._steps([row for row in wanted if row.queue == queue]):
@@ -325,8 +244,8 @@ class _Reencoding:
                 new |= {"data": encoded.data, "payload": encoded.payload, "serializer": writer.serializer}
             except PQError as exc:
                 self._fail(place, job_id, exc)
-        loaded = _loaded(headers)
-        if self._renew(place, job_id, _pieces(loaded, queue), renew=not held):
+        loaded = load_json(headers)
+        if self._renew(place, job_id, pieces_of(loaded, queue), renew=not held):
             if held:
                 self.in_use += 1
             else:
@@ -334,7 +253,7 @@ class _Reencoding:
         same = all(new[name] == old[f"old_{name}"] for name in ("data", "payload", "serializer", "headers"))
         return None if same else {**old, **new}
 
-    def _renew(self, place: str, job_id: int, pieces: Iterator[_Piece], *, renew: bool = True) -> bool:
+    def _renew(self, place: str, job_id: int, pieces: Iterator[Piece], *, renew: bool = True) -> bool:
         """Re-encode data in headers, in place, unless told not to; whether there are some for which that can be."""
         found = False
         for piece in pieces:
@@ -353,19 +272,19 @@ class _Reencoding:
                 held.update(serializer=writer.serializer, data=encoded.data, payload=payload)
         return found
 
-    async def _batches(self, counts: _Counts) -> None:
+    async def _batches(self, counts: Counts) -> None:
         after = FIRST
         while rows := await self.ask("callbacks", {"after": after}):
             changes = []
             for batch, queue, text in rows:
                 after = batch
-                callback = _loaded(text)
+                callback = load_json(text)
                 if callback is None:
                     continue
-                counts.add_pieces("batches", list(_pieces_of_link(callback)))
+                counts.add_pieces("batches", list(pieces_of_link(callback)))
                 if ("batches", batch) in self.every_done:
                     continue
-                if self._renew("batches", batch, _pieces_of_link(callback)):
+                if self._renew("batches", batch, pieces_of_link(callback)):
                     old = {"id": batch, "q_name": queue, "old_callback": text}
                     changes.append({**old, "callback": json.dumps(callback)})
             for start in range(0, len(changes), self.step):
@@ -377,7 +296,7 @@ class _Reencoding:
         """Write rows in one transaction; if the server refuses one of them, each in its own."""
 
         async def work(s: Session) -> list[int]:
-            query = _query(s, statement)
+            query = find_statement(s, statement)
             async with atomic(s):  # no row is waited for, so the order is of no matter
                 return [values["id"] for values in changes if await s.execute(query, query.bind(values))]
 
@@ -403,149 +322,6 @@ class _Reencoding:
         self.failed += 1
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(f"{_NAMES[place]} {row_id}: {error}")
-
-
-class _Group(NamedTuple):
-    """Rows of a slice that are alike.
-
-    Attributes:
-        last: The highest id.
-        queue: Their queue.
-        state: Their state.
-        serializer: What their data are stored as.
-        marks: The ids of the keys.
-        linked: Whether their headers carry data.
-        number: How many of them have data.
-    """
-
-    last: int
-    queue: str
-    state: str
-    serializer: str | None
-    marks: tuple[str, ...]
-    linked: bool
-    number: int
-
-
-class _Slice(NamedTuple):
-    """A slice of a table.
-
-    Attributes:
-        after: The id behind which it begins.
-        last: The last id of it.
-        groups: What it holds.
-        following: The id behind which the next one begins; None if there is none.
-    """
-
-    after: int
-    last: int
-    groups: list[_Group]
-    following: int | None
-
-
-class _Counts:
-    """Counts data by how they are encoded."""
-
-    def __init__(self) -> None:
-        self._numbers: Counter[tuple[str, str, str, str]] = Counter()
-
-    async def add(self, ask: _Ask, place: str, found: _Slice) -> None:
-        """Count a slice."""
-        for group in found.groups:
-            self._numbers[group.queue, group.state, group.serializer or "", "+".join(group.marks)] += group.number
-        if any(group.linked for group in found.groups):
-            values = {"after": found.after, "last": found.last}
-            rows = await ask(f"headers.{place}", values)
-            for queue, headers in rows:
-                self.add_pieces("chains", list(_pieces(_loaded(headers), queue)))
-
-    def add_pieces(self, place: str, pieces: Sequence[_Piece]) -> None:
-        """Count data in headers, or of batches."""
-        for piece in pieces:
-            self._numbers[piece.queue, place, str(piece.held["serializer"] or ""), "+".join(piece.marks)] += 1
-
-    def found(self) -> list[Encoding]:
-        return sorted(Encoding(*what, number) for what, number in self._numbers.items() if number)
-
-
-def _ids(marks: str) -> tuple[str, ...]:
-    return read_marks(marks.encode())
-
-
-def _query(s: Session, name: str) -> Query:
-    kind, _, place = name.partition(".")
-    found = getattr(s.sql.encodings, kind)
-    return found[place] if place else found  # type: ignore[no-any-return]
-
-
-_Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
-"""Runs a statement of `pqcore.sql.encoding_statements` that only reads."""
-
-
-def _asking(engine: Engine) -> _Ask:
-    """Return what runs each statement by itself."""
-
-    async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
-        return await engine.run(lambda s: _asking_of(s)(name, values), protect=False, patient=True)
-
-    return ask
-
-
-def _asking_of(s: Session) -> _Ask:
-    """Return what runs statements with a session."""
-
-    async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
-        query = _query(s, name)
-        return await s.execute(query, query.bind(values))
-
-    return ask
-
-
-async def _look_at_slice(ask: _Ask, place: str, after: int) -> _Slice:
-    rows = await ask(f"count.{place}", {"after": after})
-    groups = [
-        _Group(last, queue, state, serializer, _ids(marks), linked, number)
-        for last, queue, state, serializer, marks, linked, number, _ in rows
-    ]
-    last = max((group.last for group in groups), default=after)
-    full = sum(looked_at for *_, looked_at in rows) >= SLICE
-    return _Slice(after, last, groups, last if full else None)
-
-
-async def encodings(engine: Engine) -> list[Encoding]:
-    """Count all data of the table, by queue, place, serializer and key; no key is needed for that."""
-    return await _counted(_asking(engine), None)
-
-
-async def counted(s: Session, most: int) -> list[Encoding]:
-    """Count data as `encodings` does, of a part of the rows.
-
-    Args:
-        s: A session.
-        most: Rows of each table that are looked at, about: those that were put first.
-    """
-    return await _counted(_asking_of(s), most)
-
-
-async def _counted(ask: _Ask, most: int | None) -> list[Encoding]:
-    counts = _Counts()
-    for place in ROWS:
-        looked, after = 0, FIRST
-        while most is None or looked < most:
-            found = await _look_at_slice(ask, place, after)
-            await counts.add(ask, place, found)
-            looked += SLICE
-            if found.following is None:
-                break
-            after = found.following
-    last = FIRST
-    while rows := await ask("callbacks", {"after": last}):
-        for batch, _, text in rows:
-            last = batch
-            counts.add_pieces("batches", list(_pieces_of_link(_loaded(text))))
-        if len(rows) < SLICE:
-            break
-    return counts.found()
 
 
 async def reencode(
@@ -586,7 +362,7 @@ async def reencode(
             await engine.runtime.sleep(PAUSES[min(looks, len(PAUSES) - 1)])
             looks += 1
         written = await work.look()
-    after = work.seen if not written else await encodings(engine)
+    after = work.seen if not written else await count_all(engine)
     old = frozenset[str]().union(*(writer.old_keys for writer in writers.values()))
     left = [one for one in after if _is_left(one, writers.get(one.queue), old)]
     return Reencoded(work.rewritten, before, after, left, work.in_use, work.failed, work.errors)
