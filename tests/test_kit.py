@@ -142,7 +142,7 @@ def test_suite_run_with_skipped_or_xfailed_tests_fails(tmp_path: Path, pqcore_se
         "psycopg2",
         str(SUITE / "test_basics.py"),
         "-k",
-        "apart",
+        "separate",
     ]
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 1, done.stdout
