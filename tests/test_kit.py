@@ -222,7 +222,7 @@ def test_leftover_process_is_found_and_a_group_is_ended_as_a_whole(tmp_path: Pat
         [pid] = [int(text) for text in told.with_suffix(".whole").read_text().split()]
         [left] = [each for each in left_over(os.getpid()) if f"process {pid}," in each]
         assert "sleep 600" in left
-        assert "test_a_process_that_was_left_behind" in left
+        assert "test_leftover_process_is_found" in left
     eventually(lambda: not alive(pid))
     assert [each for each in left_over(os.getpid()) if "sleep 600" in each] == []
 
