@@ -67,15 +67,14 @@ class _Registry:
     """Compares psycopg2's registry of adapters, which is one for the process, with psycopg2's own adapters."""
 
     def __init__(self) -> None:
-        self._last: tuple[dict[Any, Any], bool] = ({}, False)
+        self.plain: dict[Any, Any] | None = None
+        """The registry as it was when it had psycopg2's own adapters for the types of our parameters."""
 
     def changed(self) -> bool:
         """Return whether the application has registered an adapter for a type of our parameters."""
-        known, changed = self._last
-        if extensions.adapters != known:  # cheaper than seven lookups, as a comparison hashes no key
-            known = dict(extensions.adapters)
-            changed = any(known.get((kind, extensions.ISQLQuote)) is not own for kind, own in _ADAPTERS.items())
-            self._last = known, changed
+        known = dict(extensions.adapters)
+        changed = any(known.get((kind, extensions.ISQLQuote)) is not own for kind, own in _ADAPTERS.items())
+        self.plain = None if changed else known
         return changed
 
 
@@ -142,7 +141,8 @@ class Psycopg2Session(AutocommitSession):
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         cursor = self._cursor
-        if parameters and _registry.changed():
+        # Cheaper than seven lookups, as a comparison hashes no key.
+        if parameters and extensions.adapters != _registry.plain and _registry.changed():
             parameters = [_adapted(value) for value in parameters]
         call = self._calls.get(query.sql)
         if call is None and query.hot and self._prepares:

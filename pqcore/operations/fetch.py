@@ -86,7 +86,8 @@ async def get(
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
     if lease is None:
         for row in rows:
-            if is_continued(headers_of(row)):
+            headers = headers_of(row)
+            if headers is not None and is_continued(headers):
                 await _follow(engine, queue, rows, performed=performed)
                 break
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
@@ -48,7 +49,8 @@ def put(
         options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
             ``own``, headers of pqcore's.
     """
-    return _start(_read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
+    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 def put_call(
@@ -61,32 +63,18 @@ def put_call(
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
     """Put one row, as `put` does; its id, with the time of the put."""
-    return _start(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
+    return put_one(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
-def _read_id(row: Row) -> int:
-    number, *_ = row
-    return int(number)
+read_id: Callable[[Row], int] = itemgetter(0)
+"""Return the id of a row that a put returned."""
 
 
 def read_identity(row: Row) -> Identity:
     """Return the id, and the time of the put, of a row that a put returned."""
     number, put_at, *_ = row
     return number, put_at
-
-
-def _start(
-    read: Callable[[Row], T],
-    engine: Engine,
-    queue: QueueSettings,
-    data: Any,
-    times: Times | None,
-    connection: object,
-    options: Mapping[str, Any] | None,
-) -> Coroutine[Any, Any, T]:
-    if plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
-        return _put_and_tell(read, engine, queue, data, times, connection, options)
-    return _put(read, engine, queue, data, times, connection, options)
 
 
 async def _put_and_tell(
@@ -130,7 +118,7 @@ async def _put(
         values.update(times)
 
     async def plain(s: Session) -> T:
-        if read is _read_id:
+        if read is read_id:
             query = s.sql.put if times is None else s.sql.put_timed
         else:
             query = s.sql.put_call if times is None else s.sql.put_call_timed
