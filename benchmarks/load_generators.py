@@ -25,7 +25,7 @@ Go: TypeAlias = Callable[[], Awaitable[None]]
 Act: TypeAlias = Callable[..., Awaitable["ClientReport"]]
 """What is done: a function of a module, so that processes can be told of it.
 
-It is given its `Desk` and a `Go`: it warms up, awaits that, and then does what is measured.
+It is given its `Client` and a `Go`: it warms up, awaits that, and then does what is measured.
 """
 
 clock = time.monotonic

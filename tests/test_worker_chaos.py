@@ -14,7 +14,7 @@ import pytest
 from pqcore.errors import ConnectionLost
 from pqcore.plugins import plugins
 from pqcore.testing.harness import Harness
-from pqcore.testing.worker_pool import Crew
+from pqcore.testing.worker_pool import WorkerPool
 from pqcore_backends.embedded import EmbeddedServer
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def test_worker_chaos_loses_no_job_and_accounts_for_every_run(server: EmbeddedSe
     try:
         # Functions need the server too, and fail without.
         task = {"max_crashes": 1000, "max_retries": 1000, "retry_in": 0.2}
-        with Crew(harness, task, lease=3.0, concurrency=10) as crew:
+        with WorkerPool(harness, task, lease=3.0, concurrency=10) as crew:
             crew.queue.put_calls(*[crew.tasks["run"].call()] * JOBS)
             for child in [crew.hire() for _ in range(3)]:
                 crew.at_work(child)

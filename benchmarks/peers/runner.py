@@ -225,7 +225,7 @@ async def in_thread(body: Callable[[], None]) -> None:
         raise
 
 
-class Failed(Exception):
+class MeasurementFailed(Exception):
     """A workload could not be measured as it should be."""
 
 
@@ -463,7 +463,7 @@ class Measuring:
             waiting.cancel()
             if taker.done():
                 await taker  # raises what ended it
-                raise Failed("what was to take jobs ended")
+                raise MeasurementFailed("what was to take jobs ended")
             return 1_000 * (at - began) if arrived.is_set() else None
 
         try:
@@ -471,7 +471,7 @@ class Measuring:
             await asyncio.sleep(0.2)
             while await once(0, 3) is None:
                 if clock() - began > PATIENCE:
-                    raise Failed("no job was picked up")
+                    raise MeasurementFailed("no job was picked up")
             latencies: list[float] = []
             end = clock() + seconds
             for number in range(1, samples + 1):
@@ -480,7 +480,7 @@ class Measuring:
                 await asyncio.sleep(0.015 + 0.01 * (number * 0.618 % 1))  # idle again; at no fixed phase of any timer
                 latency = await once(number, PATIENCE)
                 if latency is None:
-                    raise Failed(f"a job was not picked up within {PATIENCE:.0f} s")
+                    raise MeasurementFailed(f"a job was not picked up within {PATIENCE:.0f} s")
                 latencies.append(latency)
         finally:
             if stop is not None:
@@ -517,7 +517,7 @@ class Measuring:
         while number > 0:
             found = await system.get_many(min(number, BATCH))
             if not found:
-                raise Failed(f"{number} jobs that were put were not found")
+                raise MeasurementFailed(f"{number} jobs that were put were not found")
             number -= len(found)
 
 

@@ -90,7 +90,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask, unless told not to; where there is nobody to be asked, refuse.
 
     Raises:
-        Wrong: Neither is there a terminal, nor was ``--yes`` given.
+        UsageError: Neither is there a terminal, nor was ``--yes`` given.
         click.Abort: The answer was no.
     """
     if yes:

@@ -24,7 +24,7 @@ def _to_stdout() -> Iterator[None]:
     """What cannot be written is an error in a line; a reader that has gone is click's to deal with.
 
     Raises:
-        Failed: Of what was written not all has arrived.
+        CommandFailed: Of what was written not all has arrived.
     """
     try:
         yield

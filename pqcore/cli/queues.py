@@ -66,7 +66,7 @@ def _input() -> Any:
     """The standard input, as text.
 
     Raises:
-        Wrong: It is a terminal, or closed.
+        UsageError: It is a terminal, or closed.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no data: give it as an argument, as in '{\"n\": 1}', or on standard input")

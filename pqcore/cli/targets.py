@@ -30,7 +30,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
         modules: Imported beside.
 
     Raises:
-        Wrong: Something of it is not there, or is no queue.
+        UsageError: Something of it is not there, or is no queue.
     """
     import_modules(modules)
     queues: list[Any] = []
@@ -53,7 +53,7 @@ def import_modules(modules: Sequence[str]) -> None:
     """Import what ``--import`` names.
 
     Raises:
-        Wrong: One is not there, or cannot be imported.
+        UsageError: One is not there, or cannot be imported.
     """
     if modules:
         look_here()

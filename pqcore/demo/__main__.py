@@ -18,7 +18,7 @@ from pqcore.demo.messages import DemoError
 from pqcore.demo.proof import check_all, hash_anew
 from pqcore.demo.run import DRIVERS, Plan, Run
 from pqcore.demo.tables import demo_schema, write_books
-from pqcore.demo.worker_processes import Crew
+from pqcore.demo.worker_processes import WorkerProcesses
 
 LEAST = 100
 """Jobs: with fewer, a worker that is to be killed might find none to hold."""
@@ -71,8 +71,8 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
             dsn = _start_server(stack, board)
         connection, schema = stack.enter_context(demo_schema(dsn))
         board.note(f"{jobs} jobs: hash files of {directory}")
-        with board.live(), Crew() as crew:
-            books = Run(crew, Plan(dsn, schema, directory, paths), board).perform()
+        with board.live(), WorkerProcesses() as processes:
+            books = Run(processes, Plan(dsn, schema, directory, paths), board).perform()
         books.files = hash_anew(directory, paths)
         write_books(connection, books)
         sheets, proven = check_all(connection, jobs, len(books.undone), len(DRIVERS))

@@ -102,7 +102,7 @@ class StopRequested:
 Message: TypeAlias = Ready | Put | RolledBack | Done | Holding | Failed | StopRequested
 
 
-class Station:
+class WorkerPipe:
     """A worker's end of the pipe.
 
     Every method raises `Stopped` when the worker is to end.

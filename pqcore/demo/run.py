@@ -9,7 +9,7 @@ from pathlib import Path
 from pqcore.demo.display import PlainBoard, Tally
 from pqcore.demo.messages import DemoError, Done, Holding, Message, Order, Put, Ready, RolledBack, StopRequested, Task
 from pqcore.demo.tables import Books
-from pqcore.demo.worker_processes import Crew, Member
+from pqcore.demo.worker_processes import Member, WorkerProcesses
 
 DRIVERS = ("psycopg2", "psycopg", "asyncpg")
 CONSUMERS = 2
@@ -41,14 +41,14 @@ class Run:
     second half: so there are jobs to hold.  Each holder is killed and replaced.
 
     Args:
-        crew: The workers, none yet.
+        processes: The workers, none yet.
         plan: What is to be moved.
         board: Shows how it goes.
     """
 
-    def __init__(self, crew: Crew, plan: Plan, board: PlainBoard) -> None:
+    def __init__(self, processes: WorkerProcesses, plan: Plan, board: PlainBoard) -> None:
         self.books = Books()
-        self._crew = crew
+        self._processes = processes
         self._plan = plan
         self._board = board
         self._tally: Tally = board.tally
@@ -71,7 +71,7 @@ class Run:
             self._hire(self._task(f"{driver} producer", driver, (paths[:middle], paths[middle:])))
             for number in range(1, CONSUMERS + 1):
                 self._hire(self._task(f"{driver} consumer {number}", driver))
-        for member, message in self._crew.messages():
+        for member, message in self._processes.messages():
             self._take_note(member, message)
             self._direct()
             self._board.refresh()
@@ -90,7 +90,7 @@ class Run:
         elif isinstance(message, Ready):
             self._waiting -= 1
             if self._tally.began is not None:  # a replacement
-                self._crew.order([member], Order.GO)
+                self._processes.order([member], Order.GO)
         elif isinstance(message, Holding):
             self._replace(member, message.job)
         elif isinstance(message, StopRequested):
@@ -102,22 +102,22 @@ class Run:
         if self._tally.began is None:
             if self._waiting == 0:
                 self._tally.began = time.monotonic()
-                self._board.note(f"all {len(self._crew.members)} workers are connected: go")
-                self._crew.order(self._crew.members, Order.GO)
+                self._board.note(f"all {len(self._processes.members)} workers are connected: go")
+                self._processes.order(self._processes.members, Order.GO)
         elif not self._halfway:
             if self._done >= len(self._plan.paths) // 3:
                 self._halfway = True
                 victims = [member for member in self._consumers() if member.task.name.endswith(" 1")]
-                self._crew.order(victims, Order.HOLD)
-                self._crew.order(self._producers(), Order.GO)
+                self._processes.order(victims, Order.HOLD)
+                self._processes.order(self._producers(), Order.GO)
         elif not self._over and not self._producers() and self._done >= len(self.books.put):
             self._over = True
             self._tally.ended = time.monotonic()
-            self._crew.order(self._crew.members, Order.STOP)
+            self._processes.order(self._processes.members, Order.STOP)
 
     def _replace(self, member: Member, job: int) -> None:
         """Kill a worker that holds a job in an open transaction, and start another."""
-        self._crew.kill(member)
+        self._processes.kill(member)
         self._tally.alive[member.task.driver] -= 1
         self._tally.killed[member.task.driver] += 1
         self.books.held.append((job, member.task.name))
@@ -126,7 +126,7 @@ class Run:
         self._hire(replace(member.task, name=name))
 
     def _hire(self, task: Task) -> None:
-        self._crew.hire(task)
+        self._processes.hire(task)
         self._waiting += 1
         self._tally.alive[task.driver] += 1
 
@@ -135,7 +135,7 @@ class Run:
         return Task(name, driver, plan.dsn, plan.schema, plan.directory, halves)
 
     def _consumers(self) -> list[Member]:
-        return [member for member in self._crew.members if not member.task.produces]
+        return [member for member in self._processes.members if not member.task.produces]
 
     def _producers(self) -> list[Member]:
-        return [member for member in self._crew.members if member.task.produces]
+        return [member for member in self._processes.members if member.task.produces]

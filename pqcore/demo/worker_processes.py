@@ -32,7 +32,7 @@ class Member:
 
 
 @final
-class Crew:
+class WorkerProcesses:
     """All workers.  At the end of the ``with`` block none is left, whatever happened in it."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Crew:
         self._spawn = multiprocessing.get_context("spawn")
         resource_tracker.ensure_running()  # it is started with signals of its own
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerProcesses:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,7 +11,19 @@ from typing import Any
 
 from pqcore import PQ, AsyncPQ
 from pqcore.demo.files import sha256
-from pqcore.demo.messages import Done, Failed, Holding, Message, Order, Put, Ready, RolledBack, Station, Stopped, Task
+from pqcore.demo.messages import (
+    Done,
+    Failed,
+    Holding,
+    Message,
+    Order,
+    Put,
+    Ready,
+    RolledBack,
+    Stopped,
+    Task,
+    WorkerPipe,
+)
 from pqcore.demo.tables import insert_order, insert_result, numbered
 
 QUEUE = "files"
@@ -29,114 +41,114 @@ class Cancelled(Exception):
 
 def work(task: Task, pipe: Connection[Message, Order]) -> None:
     """Be a worker; the whole life of its process."""
-    station = Station(pipe)
+    worker_pipe = WorkerPipe(pipe)
     with suppress(Stopped):
         try:
             if task.driver == "asyncpg":
-                asyncio.run(produce_async(task, station) if task.produces else consume_async(task, station))
+                asyncio.run(produce_async(task, worker_pipe) if task.produces else consume_async(task, worker_pipe))
             elif task.produces:
-                produce(task, station)
+                produce(task, worker_pipe)
             else:
-                consume(task, station)
+                consume(task, worker_pipe)
         except Stopped:
             raise
         except Exception:  # noqa: BLE001 (told to the conductor, whatever it is)
-            station.tell(Failed(traceback.format_exc()))
+            worker_pipe.tell(Failed(traceback.format_exc()))
 
 
-def produce(task: Task, station: Station) -> None:
+def produce(task: Task, worker_pipe: WorkerPipe) -> None:
     """Put jobs: some together with an order, in one transaction; the others many at once."""
     sql = insert_order(task.schema)
     with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
         queue.count()  # connects
-        station.tell(Ready())
-        for orders, others in _batches(task, station):
+        worker_pipe.tell(Ready())
+        for orders, others in _batches(task, worker_pipe):
             for path in orders:
                 with queue as cursor:
                     job = queue.put({"path": path})
                     cursor.execute(sql, (job, path, task.driver))
-                station.tell(Put([(job, path)], ordered=True))
+                worker_pipe.tell(Put([(job, path)], ordered=True))
             ids = queue.put_many({"path": path} for path in others)
-            station.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
+            worker_pipe.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
             with suppress(Cancelled), queue as cursor:
                 job = queue.put({"path": orders[0]})
                 cursor.execute(sql, (job, orders[0], task.driver))
                 raise Cancelled
-            station.tell(RolledBack(job))
+            worker_pipe.tell(RolledBack(job))
 
 
-def consume(task: Task, station: Station) -> None:
+def consume(task: Task, worker_pipe: WorkerPipe) -> None:
     """Do jobs, each in one transaction with its result."""
     sql = insert_result(task.schema)
     hold = False
     with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
         queue.count()
-        station.tell(Ready())
-        station.order()
+        worker_pipe.tell(Ready())
+        worker_pipe.order()
         while True:
             with queue as cursor:
                 job = queue.get(timeout=IDLE)
-                hold = hold or (station.has_order() and station.order() is Order.HOLD)
+                hold = hold or (worker_pipe.has_order() and worker_pipe.order() is Order.HOLD)
                 if job is None:
                     continue
                 cursor.execute(sql, _result(task, job))
                 if hold:
-                    station.tell(Holding(job.id))
-                    station.order()  # in vain
-            station.tell(Done())
+                    worker_pipe.tell(Holding(job.id))
+                    worker_pipe.order()  # in vain
+            worker_pipe.tell(Done())
 
 
-async def produce_async(task: Task, station: Station) -> None:
+async def produce_async(task: Task, worker_pipe: WorkerPipe) -> None:
     """`produce`, awaited."""
     sql = numbered(insert_order(task.schema))
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
         await queue.count()
-        station.tell(Ready())
-        for orders, others in _batches(task, station):
+        worker_pipe.tell(Ready())
+        for orders, others in _batches(task, worker_pipe):
             for path in orders:
                 async with queue as connection:
                     job = await queue.put({"path": path})
                     await connection.execute(sql, job, path, task.driver)
-                station.tell(Put([(job, path)], ordered=True))
+                worker_pipe.tell(Put([(job, path)], ordered=True))
             ids = await queue.put_many({"path": path} for path in others)
-            station.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
+            worker_pipe.tell(Put(list(zip(ids, others, strict=True)), ordered=False))
             with suppress(Cancelled):
                 async with queue as connection:
                     job = await queue.put({"path": orders[0]})
                     await connection.execute(sql, job, orders[0], task.driver)
                     raise Cancelled
-            station.tell(RolledBack(job))
+            worker_pipe.tell(RolledBack(job))
 
 
-async def consume_async(task: Task, station: Station) -> None:
+async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
     """`consume`, awaited."""
     sql = numbered(insert_result(task.schema))
     hold = False
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
         await queue.count()
-        station.tell(Ready())
-        station.order()
+        worker_pipe.tell(Ready())
+        worker_pipe.order()
         while True:
             async with queue as connection:
                 job = await queue.get(timeout=IDLE)
-                hold = hold or (station.has_order() and station.order() is Order.HOLD)
+                hold = hold or (worker_pipe.has_order() and worker_pipe.order() is Order.HOLD)
                 if job is None:
                     continue
                 await connection.execute(sql, *_result(task, job))
                 if hold:
-                    station.tell(Holding(job.id))
-                    station.order()
-            station.tell(Done())
+                    worker_pipe.tell(Holding(job.id))
+                    worker_pipe.order()
+            worker_pipe.tell(Done())
 
 
-def _batches(task: Task, station: Station) -> Iterator[tuple[list[str], list[str]]]:
+def _batches(task: Task, worker_pipe: WorkerPipe) -> Iterator[tuple[list[str], list[str]]]:
     """What to put: paths with an order each, and paths without; each half after an order to go on."""
     for half in task.halves:
-        station.order()
+        worker_pipe.order()
         for begin in range(0, len(half), BATCH):
             batch = half[begin : begin + BATCH]
             yield batch[:ORDERS], batch[ORDERS:]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Crew:
+class WorkerPool:
     """Worker processes, and the jobs that they are given.
 
     Args:

@@ -15,7 +15,7 @@ from pqcore.testing import workers
 from pqcore.testing.consumers import Child
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Notes
-from pqcore.testing.worker_pool import Crew
+from pqcore.testing.worker_pool import WorkerPool
 from pqcore.testing.workers import INTERRUPTS
 from pqcore.worker import Worker
 
@@ -67,18 +67,18 @@ def test_interrupt_raised_by_a_job_is_its_failure(harness: Harness, way: str) ->
 
 
 def test_worker_with_signal_handlers_survives_interrupts_raised_by_jobs(harness: Harness) -> None:
-    with Crew(harness, lease="1h") as crew:
-        poison = crew.queue.task()(workers.interrupt_async)
-        neighbour = crew.tasks["hold"]()
-        child = crew.at_work(crew.hire())
-        pid = crew.begun(neighbour)
+    with WorkerPool(harness, lease="1h") as worker_pool:
+        poison = worker_pool.queue.task()(workers.interrupt_async)
+        neighbour = worker_pool.tasks["hold"]()
+        child = worker_pool.at_work(worker_pool.hire())
+        pid = worker_pool.begun(neighbour)
         ids = [int(poison(kind)) for kind in ENDING]
-        harness.eventually(lambda: crew.queue.dead.count() == len(ids))
-        crew.release(neighbour)
-        harness.eventually(lambda: crew.row(neighbour) == (True, False, 1, 0))
+        harness.eventually(lambda: worker_pool.queue.dead.count() == len(ids))
+        worker_pool.release(neighbour)
+        harness.eventually(lambda: worker_pool.row(neighbour) == (True, False, 1, 0))
         os.kill(pid, signal.SIGTERM)
         assert child.recv(PATIENCE) == "stopped"
-        expect_failed(crew.queue, ids)
+        expect_failed(worker_pool.queue, ids)
 
 
 @pytest.mark.only("blocking")
@@ -184,9 +184,9 @@ def test_work_in_another_thread_continues_after_any_exception_of_a_job(harness: 
 
 
 @pytest.fixture
-def crew(harness: Harness) -> Iterator[Crew]:
-    with Crew(harness) as crew:
-        yield crew
+def worker_pool(harness: Harness) -> Iterator[WorkerPool]:
+    with WorkerPool(harness) as worker_pool:
+        yield worker_pool
 
 
 def interrupt(child: Child) -> None:
@@ -205,46 +205,46 @@ def waits(harness: Harness) -> bool:
 
 
 @pytest.mark.only("blocking")
-def test_interrupt_while_a_job_runs_returns_the_job(harness: Harness, crew: Crew) -> None:
-    child = crew.at_work(crew.hire_one())
-    job = crew.tasks["hold"]()
-    crew.begun(job)
+def test_interrupt_while_a_job_runs_returns_the_job(harness: Harness, worker_pool: WorkerPool) -> None:
+    child = worker_pool.at_work(worker_pool.hire_one())
+    job = worker_pool.tasks["hold"]()
+    worker_pool.begun(job)
     interrupt(child)
     assert child.recv(PATIENCE) == "KeyboardInterrupt"
     assert state(harness, job) == GIVEN_BACK
 
 
 @pytest.mark.only("blocking")
-def test_interrupt_while_work_waits_ends_work(harness: Harness, crew: Crew) -> None:
-    child = crew.at_work(crew.hire_one())
+def test_interrupt_while_work_waits_ends_work(harness: Harness, worker_pool: WorkerPool) -> None:
+    child = worker_pool.at_work(worker_pool.hire_one())
     harness.eventually(harness.listening)
     interrupt(child)
     assert child.recv(PATIENCE) == "KeyboardInterrupt"
 
 
 @pytest.mark.only("blocking")
-def test_interrupt_while_a_job_is_fetched_returns_the_job(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_a_job_is_fetched_returns_the_job(harness: Harness, worker_pool: WorkerPool) -> None:
     harness.needs_sessions()
-    job = crew.tasks["run"]()
+    job = worker_pool.tasks["run"]()
     blocker = harness.connect()
     blocker.begin()
     blocker.sql(f"LOCK TABLE {harness.table} IN EXCLUSIVE MODE", rows=False)
-    child = crew.at_work(crew.hire_one())
+    child = worker_pool.at_work(worker_pool.hire_one())
     harness.eventually(lambda: waits(harness))
     interrupt(child)
     blocker.commit()
     assert child.recv(PATIENCE) == "KeyboardInterrupt"
-    assert (state(harness, job), crew.count()) == (GIVEN_BACK, 0)
+    assert (state(harness, job), worker_pool.count()) == (GIVEN_BACK, 0)
 
 
 @pytest.mark.only("blocking")
-def test_second_interrupt_ends_a_hanging_statement(harness: Harness, crew: Crew) -> None:
+def test_second_interrupt_ends_a_hanging_statement(harness: Harness, worker_pool: WorkerPool) -> None:
     harness.needs_sessions()
-    crew.tasks["run"]()
+    worker_pool.tasks["run"]()
     blocker = harness.connect()
     blocker.begin()
     blocker.sql(f"LOCK TABLE {harness.table} IN EXCLUSIVE MODE", rows=False)
-    child = crew.at_work(crew.hire_one())
+    child = worker_pool.at_work(worker_pool.hire_one())
     harness.eventually(lambda: waits(harness))
     interrupt(child)
     assert not child.pipe.poll(0.3)
@@ -255,16 +255,16 @@ def test_second_interrupt_ends_a_hanging_statement(harness: Harness, crew: Crew)
 
 
 @pytest.mark.only("blocking")
-def test_interrupt_while_a_job_is_completed_keeps_the_completion(harness: Harness, crew: Crew) -> None:
+def test_interrupt_while_a_job_is_completed_keeps_the_completion(harness: Harness, worker_pool: WorkerPool) -> None:
     harness.needs_sessions()
-    child = crew.at_work(crew.hire_one())
-    first = crew.tasks["hold"]()
-    crew.begun(first)
+    child = worker_pool.at_work(worker_pool.hire_one())
+    first = worker_pool.tasks["hold"]()
+    worker_pool.begun(first)
     blocker = harness.connect()
     blocker.begin()
     blocker.sql(f"SELECT id FROM {harness.table} FOR UPDATE")
-    second = crew.tasks["run"]()
-    crew.release(first)
+    second = worker_pool.tasks["run"]()
+    worker_pool.release(first)
     harness.eventually(lambda: waits(harness))
     interrupt(child)
     blocker.commit()

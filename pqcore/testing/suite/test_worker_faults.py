@@ -26,7 +26,7 @@ from pqcore.testing.consumers import Child
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.proxy import Proxy
-from pqcore.testing.worker_pool import Crew
+from pqcore.testing.worker_pool import WorkerPool
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1000"))
 """Jobs that are run while workers are killed."""
@@ -38,13 +38,13 @@ LEASE = 0.9
 # Killed
 
 
-def progressed(crew: Crew, number: int) -> bool:
+def progressed(crew: WorkerPool, number: int) -> bool:
     return crew.count() >= number
 
 
 def test_killed_workers_lose_no_job(harness: Harness) -> None:
     rng = random.Random(7)
-    with Crew(harness, {"max_crashes": 1000}, lease=2.0, concurrency=10) as crew:
+    with WorkerPool(harness, {"max_crashes": 1000}, lease=2.0, concurrency=10) as crew:
         crew.queue.put_calls(*[crew.tasks["run"].call()] * JOBS)
         for child in [crew.hire() for _ in range(3)]:
             crew.at_work(child)
@@ -60,7 +60,7 @@ def test_killed_workers_lose_no_job(harness: Harness) -> None:
 
 
 def test_sigterm_lets_running_jobs_end(harness: Harness) -> None:
-    with Crew(harness, lease="1h", concurrency=2) as crew:
+    with WorkerPool(harness, lease="1h", concurrency=2) as crew:
         child = crew.at_work(crew.hire())
         first, second = crew.tasks["hold"](), crew.tasks["hold"]()
         pid = crew.begun(first)
@@ -75,7 +75,7 @@ def test_sigterm_lets_running_jobs_end(harness: Harness) -> None:
         assert attempts == excused, "it was fetched ahead, at most"
 
 
-def expect_haste(crew: Crew, job: int, child: Child) -> None:
+def expect_haste(crew: WorkerPool, job: int, child: Child) -> None:
     """A second signal does not wait for what runs, nor for the end of the lease."""
     pid = crew.begun(job)
     os.kill(pid, signal.SIGTERM)
@@ -87,7 +87,7 @@ def expect_haste(crew: Crew, job: int, child: Child) -> None:
 
 
 def test_second_signal_stops_the_worker_immediately(harness: Harness) -> None:
-    with Crew(harness, lease="1h", grace="1h") as crew:
+    with WorkerPool(harness, lease="1h", grace="1h") as crew:
         child = crew.at_work(crew.hire())
         job = crew.tasks["hold"]()
         expect_haste(crew, job, child)
@@ -96,7 +96,7 @@ def test_second_signal_stops_the_worker_immediately(harness: Harness) -> None:
 
 @pytest.mark.only("blocking")
 def test_second_signal_stops_a_worker_whose_job_ignores_it(harness: Harness) -> None:
-    with Crew(harness, lease="1h", grace="1h") as crew:
+    with WorkerPool(harness, lease="1h", grace="1h") as crew:
         child = crew.at_work(crew.hire())
         expect_haste(crew, crew.queue.task()(workers.deaf)(), child)
 
@@ -106,7 +106,7 @@ def test_second_signal_stops_a_worker_whose_job_ignores_it(harness: Harness) -> 
 
 @pytest.mark.parametrize("late", ["cancelled", "refused"])
 def test_worker_paused_past_its_lease_loses_the_job(harness: Harness, late: str) -> None:
-    with Crew(harness, lease=1.5) as crew:
+    with WorkerPool(harness, lease=1.5) as crew:
         first = crew.at_work(crew.hire())
         job = crew.tasks["hold" if late == "cancelled" else "nap"]()
         pid = crew.begun(job)
