@@ -6,10 +6,12 @@ A block ends with its ``with`` statement, however that ends: see `Leaving`.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 from weakref import ref
 
@@ -58,7 +60,40 @@ class Block:
 
 
 _entering = threading.local()
-"""The ``with`` statement of a thread that is about to begin a block."""
+"""The last `_Lookup` of a thread, until a block begins or ends."""
+
+
+@dataclass(eq=False, slots=True)
+class _Lookup:
+    """A lookup of the ``__exit__`` of a queue, as a ``with`` statement makes it right before the block begins.
+
+    A program that calls the methods itself may look ``__exit__`` up at any time, and keep it. No block may end with
+    what such a program keeps. So a block is tied to a lookup only if the lookup comes earlier in a function that calls
+    ``__enter__`` now.
+
+    Attributes:
+        statement: What lasts as long as the ``with`` statement.
+        engine: The engine of the queue; None if that is not known.
+        frame: The id of the function's frame. The frame itself would keep variables of the program's.
+        code: The code of that frame: an id comes again.
+        instruction: The instruction of the lookup.
+    """
+
+    statement: ref[object]
+    engine: ref[object] | None
+    frame: int
+    code: CodeType
+    instruction: int
+
+    def statement_of(self, engine: object) -> object:
+        """Return the ``with`` statement, if it begins a block of this engine here."""
+        statement = self.statement()
+        if statement is None or (self.engine is not None and self.engine() is not engine):
+            return None
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and (id(frame) != self.frame or frame.f_code is not self.code):
+            frame = frame.f_back
+        return None if frame is None or frame.f_lasti < self.instruction else statement
 
 
 class Leaving:
@@ -85,7 +120,9 @@ class Leaving:
             if queue is None
             else partial(self._leave, queue.engine, statement)
         )
-        _entering.statement = ref(statement or leaving)
+        engine = None if queue is None else ref(queue.engine)
+        frame = sys._getframe(1)  # not its own, which would refer to itself, and keep the statement
+        _entering.lookup = _Lookup(ref(statement or leaving), engine, id(frame), frame.f_code, frame.f_lasti)
         return leaving
 
 
@@ -95,11 +132,20 @@ class _Statement:
     __slots__ = ("__weakref__",)
 
 
-def entered() -> object:
-    """Return what stands for the ``with`` statement that the running thread is about to enter, if that is known."""
-    known: ref[object] | None = getattr(_entering, "statement", None)
-    _entering.statement = None
-    return None if known is None else known()
+def entered(engine: object) -> object:
+    """Return what stands for the ``with`` statement that begins a block here; None if no such statement does.
+
+    Args:
+        engine: The engine of the block.
+    """
+    lookup: _Lookup | None = getattr(_entering, "lookup", None)
+    _entering.lookup = None
+    return None if lookup is None else lookup.statement_of(engine)
+
+
+def leaves() -> None:
+    """Forget what was looked up: a program that leaves a block itself has looked up the method for that."""
+    _entering.lookup = None
 
 
 def _leave_of(leave: Callable[..., Any], statement: object, queue: Any, *called: object) -> Any:

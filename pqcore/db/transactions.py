@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import Any, TypeVar
 from weakref import ref
 
-from pqcore.db.blocks import Block, OpenTransaction, entered
+from pqcore.db.blocks import Block, OpenTransaction, entered, leaves
 from pqcore.db.driver_errors import NOTIFICATIONS_FULL
 from pqcore.db.runtime import Runtime, run_sync
 from pqcore.db.session import Session
@@ -73,7 +73,7 @@ class Transactions(ABC):
         Args:
             options: For the cursor.
         """
-        statement = entered()
+        statement = entered(self)
         transaction = self._current()
         if transaction is None:
             return await self._enter_first(options, statement)
@@ -129,6 +129,7 @@ class Transactions(ABC):
 
     async def leave(self, *, failed: bool) -> None:
         """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
+        leaves()
         blocks = self._here()
         if not blocks:
             msg = "no transaction block is open here"
