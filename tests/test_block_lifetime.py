@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
 from types import FrameType
 from typing import Any
@@ -239,6 +239,7 @@ def interrupt(act: Callable[[], object]) -> None:
             act()
     finally:
         sys.settrace(before)
+    gc.collect()  # a task and the traceback of its exception refer to each other
 
 
 def in_with(queue: Any) -> None:
@@ -257,6 +258,22 @@ def in_stack(queue: Any) -> None:
         queue.put(1)
 
 
+async def in_async_with(queue: Any) -> None:
+    async with queue:
+        await queue.put(1)
+
+
+async def in_async_transaction(queue: Any) -> None:
+    async with queue.transaction():
+        await queue.put(1)
+
+
+async def in_async_stack(queue: Any) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(queue)
+        await queue.put(1)
+
+
 @BLOCKING
 @pytest.mark.parametrize("act", [in_with, in_transaction, in_stack])
 def test_block_ends_with_a_statement_that_is_interrupted(dsn: str, backend: str, act: Callable[[Any], None]) -> None:
@@ -267,3 +284,19 @@ def test_block_ends_with_a_statement_that_is_interrupted(dsn: str, backend: str,
             assert len(other["q"]) == 0
             pq["q"].put(2)
             assert len(other["q"]) == 1
+
+
+@AWAITED
+@pytest.mark.parametrize("act", [in_async_with, in_async_transaction, in_async_stack])
+def test_block_ends_with_a_statement_of_a_task_that_is_interrupted(
+    dsn: str, backend: str, act: Callable[[Any], Awaitable[None]]
+) -> None:
+    loop = asyncio.new_event_loop()
+    pq = AsyncPQ(dsn, backend=backend, max_connections=1, pool_timeout=1)
+    try:
+        loop.run_until_complete(pq.create())
+        interrupt(lambda: loop.run_until_complete(act(pq["q"])))
+        assert loop.run_until_complete(pq["q"].count()) == 0  # over its only connection, which the block has given up
+    finally:
+        loop.run_until_complete(pq.close())
+        loop.close()

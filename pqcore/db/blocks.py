@@ -26,7 +26,7 @@ class OpenTransaction:
 
     loan: Loan
     lock: Lock | None  # where tasks may share it; a thread has its own
-    task: object  # that began it, where there are tasks
+    task: ref[object] | None  # that began it, where there are tasks; weak, as a task keeps the traceback of its error
     blocks: list[Block] = field(default_factory=list)
     abort_only: bool = False  # a job was taken in it for nobody: the block can only be rolled back
     process: int = field(default_factory=os.getpid)
@@ -34,6 +34,10 @@ class OpenTransaction:
     @property
     def session(self) -> Session:
         return self.loan.session
+
+    def is_of(self, task: object) -> bool:
+        """Return whether a task began it."""
+        return task is (None if self.task is None else self.task())
 
 
 AtEnd: TypeAlias = "Callable[[Session | None], Awaitable[None]]"

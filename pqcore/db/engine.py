@@ -259,7 +259,7 @@ class Engine(Waiting):
         work = self._run_in_block(transaction, operation, protect=protect)
         if undo is None or not self.runtime.suspends:
             return await work
-        if transaction.task is not self.runtime.task():
+        if not transaction.is_of(self.runtime.task()):
             return await self.runtime.shield(work, undo, transaction.session.abort)
         try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
             return await work

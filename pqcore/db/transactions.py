@@ -102,7 +102,8 @@ class Transactions(ABC):
                 savepoint = await begin
             task = None
             if self.runtime.suspends:
-                task = self.runtime.task()
+                running = self.runtime.task()
+                task = None if running is None else ref(running)
                 if loan.session.lock is None:
                     loan.session.lock = self.runtime.lock()
             else:
