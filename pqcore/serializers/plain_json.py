@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import json.encoder
 import re
 from json.scanner import make_scanner
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from pqcore.serializers.storable import MOST_NESTED, fields_of, refuse_colliding_keys, refuse_deep
 
 _encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
+_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
+"""Makes what `json.JSONEncoder.iterencode` encodes with, without the functions that it defines in each call; None where
+Python has no accelerator in C."""
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
@@ -27,7 +31,13 @@ def json_encode(value: object) -> str:
         ValueError: It has NaN or infinity, keys that are the same in JSON, or is nested too deeply.
         RecursionError: It is nested too deeply for Python.
     """
-    raw = _encoder.encode(value)
+    if _make_encoder is None or isinstance(value, str):  # for text the encoder has a way of its own
+        raw = _encoder.encode(value)
+    else:
+        escape = json.encoder.encode_basestring_ascii
+        # The first finds circles: one for each call, as an error leaves entries in it.
+        encode = _make_encoder({}, _encoder.default, escape, None, ": ", ", ", False, False, False)
+        raw = "".join(encode(value, 0))
     if len(raw) > 2 * MOST_NESTED or _find_end_of_key(raw) is not None:
         check_json(value, raw)
     return raw
