@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 
 from pqcore import Dedup, Job, schema, tasks
+from pqcore.schema import scripts
 from pqcore.worker import Worker
 
 RECORD_BEFORE_6 = (
@@ -27,7 +28,8 @@ def knowing(version: int) -> Iterator[None]:
     """Have pqcore know the versions up to this one only, as the code of that time did."""
     known = schema.migrations()[:version]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "migrations", lambda: known)
+        for module in (schema, scripts):  # each has the name
+            patch.setattr(module, "migrations", lambda: known)
         if version < 6:
             patch.setattr(schema, "RECORD", RECORD_BEFORE_6)
         yield
