@@ -362,10 +362,9 @@ def test_worker_shares_the_callers_pool_and_leaves_it_open(harness: Harness) -> 
 
 def test_worker_refuses_bad_arguments(harness: Harness) -> None:
     queue = unwrapped(harness.task_queue())
-    core = unwrapped(harness.queue())
     wrongs: list[Callable[[], Worker]] = [
         lambda: Worker(),
-        lambda: Worker(core),
+        lambda: Worker("q"),
         lambda: Worker(queue, concurrency=0),
         lambda: Worker(queue, prefetch=-1),
         lambda: Worker(queue, lease=0),
