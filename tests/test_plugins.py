@@ -1047,11 +1047,13 @@ PAIRS: list[tuple[type, type]] = [
 ]
 SPECIAL = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__", "__next__": "__anext__"}
 NOT_AWAITED = {"queue", "transaction"}
+BLOCKING_ALONE = {"fail", "perform", "popped", "work"}
+"""What runs a queue's jobs in the calling thread, as pq does; a worker runs those of an `AsyncQueue`."""
 
 
 def public(cls: type) -> set[str]:
-    """The names that users see."""
-    return {name for name in dir(cls) if not name.startswith("_")}
+    """The names that users see of both faces."""
+    return {name for name in dir(cls) if not name.startswith("_")} - BLOCKING_ALONE
 
 
 def shape(function: Any) -> tuple[Any, ...]:

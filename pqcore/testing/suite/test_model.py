@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
             row = self.model.rows[job.id]
             row.attempts += 1
             row.leased_until = self.after(now, hours)
-            assert job.attempts == row.attempts
+            assert job.token == row.attempts
         self.leases += jobs
 
     def compare_taken(self, jobs: list[Any], queue: str, n: int, now: Moment) -> None:

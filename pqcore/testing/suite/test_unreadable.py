@@ -504,7 +504,7 @@ def test_bury_stores_a_popped_job_as_a_dead_letter_with_its_block(harness: Harne
     letter = queue.dead.get(poison)
     assert (letter.raw, letter.attempts, letter.failures, letter.error["type"]) == (
         '"poison"',
-        1,
+        0,
         0,
         "pqcore.errors.DeserializationError",
     )
