@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import signal
+import socket
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -153,15 +154,15 @@ def top(database: Database, queue: str | None, interval: float, once: bool, as_j
     from rich.console import Console
     from rich.live import Live
 
-    stopped = threading.Event()
+    stopped, stopping = socket.socketpair()  # a lock of `threading` may be held where the handler runs: it would hang
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: stopping.send(b"."))
     frame = _frame(database, queue, None)
     name = f"table {database.table}"
 
     def follow(show: Any) -> None:
         nonlocal frame
-        while not stopped.wait(interval):
+        while not select.select([stopped], [], [], interval)[0]:
             frame = _frame(database, queue, frame)
             show(frame)
 
