@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -151,18 +153,45 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
 @with_database
 def top(database: Database, queue: str | None, interval: float, once: bool, as_json: bool) -> None:
     """Watch what waits in each queue, until stopped."""
+    with _stop_signals() as stops_within:
+        _follow(database, queue, interval, once, as_json, stops_within)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[float], bool]]:
+    """Handle SIGINT and SIGTERM; gives a function that waits for some seconds, and returns whether one has come.
+
+    The handler writes to a socket. An event of `threading` has a lock, which may be held where the handler runs.
+    """
+    stopped, stopping = socket.socketpair()
+
+    def stop(*_: object) -> None:
+        with suppress(OSError):  # the command is over
+            stopping.send(b".")
+
+    with stopped, stopping:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        yield lambda seconds: bool(select.select([stopped], [], [], seconds)[0])
+
+
+def _follow(
+    database: Database,
+    queue: str | None,
+    interval: float,
+    once: bool,
+    as_json: bool,
+    stops_within: Callable[[float], bool],
+) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    stopped, stopping = socket.socketpair()  # a lock of `threading` may be held where the handler runs: it would hang
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.send(b"."))
     frame = _frame(database, queue, None)
     name = f"table {database.table}"
 
     def follow(show: Any) -> None:
         nonlocal frame
-        while not select.select([stopped], [], [], interval)[0]:
+        while not stops_within(interval):
             frame = _frame(database, queue, frame)
             show(frame)
 
