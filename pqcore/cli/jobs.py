@@ -13,7 +13,7 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
 from pqcore.operations import admin, list_jobs, results
-from pqcore.operations import retry as retrying
+from pqcore.operations.retry import retry as retry_job
 
 
 @click.command()
@@ -108,7 +108,7 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str, as_json: boo
     settings = database.queue(queue)
     left = 0
     for job_id in dict.fromkeys(job_ids):
-        outcome = database.call(retrying.retry, settings, job_id)
+        outcome = database.call(retry_job, settings, job_id)
         left += not outcome.done
         if as_json:
             emit({"id": job_id, "queue": queue, "was": outcome.state, "retried": outcome.done})

@@ -20,8 +20,9 @@ from pqcore.db.engine import Engine
 from pqcore.errors import InvalidTimeSpec, SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations import admin, fetch, list_jobs, put_many
-from pqcore.operations import move as moving
-from pqcore.operations import put as putting
+from pqcore.operations.move import archive as archive_jobs
+from pqcore.operations.move import move as move_jobs
+from pqcore.operations.put import put as put_job
 from pqcore.put_options import given
 from pqcore.settings import QueueSettings
 from pqcore.times import typed
@@ -120,7 +121,7 @@ def put(
                 raise UsageError("the data is empty: give JSON, as in '{\"n\": 1}'")
             value = json_views.read(text, "the data")
             more = given(dedup=dedup, **options)
-            ids = [database.call(putting.put, settings, value, schedule_at, expected_at, None, more)]
+            ids = [database.call(put_job, settings, value, schedule_at, expected_at, None, more)]
     except UnicodeDecodeError as exc:
         raise UsageError(f"standard input is not text: {exc}") from None
     except SerializationError as exc:
@@ -339,7 +340,7 @@ def move(
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:
             raise click.UsageError("--to-archive moves finished rows: it goes with --older-than alone")
-        number = database.call(moving.archive, settings, older_than or 0)
+        number = database.call(archive_jobs, settings, older_than or 0)
         _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
         return
     if target is None:
@@ -355,7 +356,7 @@ def move(
     if chosen is None:
         how_many = "all" if limit is None else f"up to {limit}"
         confirm(f"Move {how_many} jobs of {printable(queue)!r} that wait to {printable(target)!r}?", yes=yes)
-    number = database.call(moving.move, settings, other, chosen, limit)
+    number = database.call(move_jobs, settings, other, chosen, limit)
     _moved({"queue": queue, "to": target, "moved": number}, f"moved {number}", as_json=as_json)
     if chosen is not None and number < len(chosen):
         msg = f"{len(chosen) - number} of the {len(chosen)} named do not wait in {queue!r}"

@@ -15,7 +15,7 @@ from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, write
 from pqcore.errors import TableMissing
 from pqcore.operations import admin, schema_info
-from pqcore.operations import roles as granting
+from pqcore.operations.roles import grant, script
 from pqcore.schema.sequences import IdSequence
 from pqcore.sql.identifiers import quote
 
@@ -30,7 +30,7 @@ def _named(number: int | None) -> str:
 
 
 def _write_roles(database: Database, table: str, prefix: str | None, *, as_json: bool) -> None:
-    statements = database.call(granting.script, prefix)
+    statements = database.call(script, prefix)
     if as_json:
         emit({"table": table, "statements": statements})
         return
@@ -67,7 +67,7 @@ def _make(
     behind: Sequence[IdSequence] = ()
     if changed or partitions is not None or set_sequences:
         behind = database.call(admin.create, partitions, set_sequences=set_sequences)
-    roles = asdict(database.call(granting.grant, role_prefix)) if with_roles else {}
+    roles = asdict(database.call(grant, role_prefix)) if with_roles else {}
     if as_json:
         facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
         if with_roles:

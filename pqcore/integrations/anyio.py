@@ -34,9 +34,8 @@ from pqcore.db.session import Session
 from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
-from pqcore.operations import lease as leasing
 from pqcore.operations.encodings import Encoding
-from pqcore.operations.lease import LEASE_DURATION
+from pqcore.operations.lease import LEASE_DURATION, lease_terms
 from pqcore.operations.reencode import Reencoded
 from pqcore.queue import PQ, Queue
 from pqcore.runner import call_sync
@@ -126,7 +125,7 @@ class ThreadedQueue:
         wait: float | None = None,
     ) -> ThreadedJob | None:
         """Take a job for a time; see `Queue.lease`."""
-        length, patience = leasing.lease_terms(duration, timeout, wait)
+        length, patience = lease_terms(duration, timeout, wait)
         rows = await self._take(1, block=block, timeout=patience, lease=length)
         return ThreadedJob(self, rows[0], leased=True) if rows else None
 
@@ -140,7 +139,7 @@ class ThreadedQueue:
         wait: float | None = None,
     ) -> list[ThreadedJob]:
         """Take up to ``n`` jobs for a time; see `Queue.lease_many`."""
-        length, patience = leasing.lease_terms(duration, timeout, wait)
+        length, patience = lease_terms(duration, timeout, wait)
         rows = await self._take(n, block=block, timeout=patience, lease=length)
         return [ThreadedJob(self, row, leased=True) for row in rows]
 

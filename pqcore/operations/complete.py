@@ -16,7 +16,6 @@ from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, OutcomeUnknown, PQError, TransientError
 from pqcore.job import BaseJob
 from pqcore.locked_keys import WAITS
-from pqcore.operations import lease as leasing
 from pqcore.operations.atomic import atomic
 from pqcore.operations.concurrency_limits import limits_of, lock_limits, try_lock_limits
 from pqcore.operations.error_details import error_text
@@ -30,7 +29,7 @@ from pqcore.operations.job_outcome import (
     refuses_value,
     without_result,
 )
-from pqcore.operations.lease import ack_rows
+from pqcore.operations.lease import ack, ack_rows, last_leases
 from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 
@@ -147,7 +146,7 @@ async def find_already_stored(
         queue: Whose jobs.
         doubtful: Outcomes, each with whether its lease has time left by the clock of this process.
     """
-    leases = await leasing.last_leases(engine, queue, [outcome.job for outcome, _ in doubtful])
+    leases = await last_leases(engine, queue, [outcome.job for outcome, _ in doubtful])
     ended = {lease for lease, is_over in leases if is_over}
     last: dict[int, int] = {}
     for (job, token), _ in leases:
@@ -244,7 +243,7 @@ async def _ack_plain(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
 ) -> list[Outcome]:
     """Finish jobs from whose ends nothing follows, in one statement; those whose lease was lost."""
-    lost = {id(job) for job in await leasing.ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
+    lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
 
@@ -258,7 +257,7 @@ def acknowledge(
     for job in jobs:
         if is_continued(job.raw_headers):
             return _acknowledge_continued(engine, queue, jobs, connection)
-    return leasing.ack(engine, queue, jobs, connection)
+    return ack(engine, queue, jobs, connection)
 
 
 async def _acknowledge_continued(
@@ -266,7 +265,7 @@ async def _acknowledge_continued(
 ) -> list[J]:
     continued = {id(job): done_by_hand(job) for job in jobs if is_continued(job.raw_headers)}
     others = [job for job in jobs if id(job) not in continued]
-    lost = {id(job) for job in await leasing.ack(engine, queue, others, connection)}
+    lost = {id(job) for job in await ack(engine, queue, others, connection)}
     lost |= {id(outcome.job) for outcome in await finish(engine, queue, list(continued.values()), connection)}
     return [job for job in jobs if id(job) in lost]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore.operations import batches
-from pqcore.operations import put as putting
+from pqcore.operations.put import put_call
 from pqcore.settings import QueueSettings
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
 from pqcore.tasks.declaring import Call, Task, call_of, stored_calls, task_options
@@ -109,7 +109,7 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
+        put = put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return self._handle(await put)
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from pqcore.db.runtime import run_sync
 from pqcore.operations import batches
-from pqcore.operations import put as putting
+from pqcore.operations.put import put_call
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
 from pqcore.tasks.declaring import Call, Task, call_of, stored_calls, task_options
 from pqcore.tasks.handles import Batch, Handle
@@ -136,7 +136,7 @@ class TaskQueueMixin(WorkingQueue):
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
-        put = putting.put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
+        put = put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return self._handle(run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle]:

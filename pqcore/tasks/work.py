@@ -19,9 +19,9 @@ from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTim
 from pqcore.events import JobHook
 from pqcore.job import BaseJob, Job
 from pqcore.operations import batch_counts, complete, fetch, follow_ups
-from pqcore.operations import put as putting
 from pqcore.operations.job_outcome import Outcome, Refusals, dead_letter_of, done_by_hand
 from pqcore.operations.lease import beat
+from pqcore.operations.put import put as put_job
 from pqcore.put_options import put_options_of
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext
@@ -296,7 +296,7 @@ class _Performer(Runner[Attempt]):
             queue = _as_stored(queue, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
         headers = job.headers if owed else follow_ups.without_follow_ups(job.headers)
-        return await putting.put(self.engine, queue, data, due, job.expected_at, None, put_options_of(headers))
+        return await put_job(self.engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     async def _store(self, outcome: Outcome) -> tuple[Outcome, bool] | None:
         """Try for `work` to store an outcome, until it is stored.

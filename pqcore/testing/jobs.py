@@ -30,7 +30,9 @@ from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin, dead_letters
-from pqcore.operations import periodic as ticking
+from pqcore.operations.periodic import begin as begin_ticks
+from pqcore.operations.periodic import last_tick
+from pqcore.operations.periodic import put as put_tick
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task
@@ -325,12 +327,12 @@ class Jobs:
         if down:
             self._down_until = arrival
         for queue, periodic, last, _ in ticks:
-            self._ask(queue, ticking.begin, queue, periodic.line, last - self._travelled)
+            self._ask(queue, begin_ticks, queue, periodic.line, last - self._travelled)
         put = sorted((tick, number) for number, (*_, ones) in enumerate(ticks) for tick in ones)
         for tick, number in put:
             queue, periodic, _, _ = ticks[number]
             row = periodic.call.stored().values()
-            self._ask(queue, ticking.put, queue, periodic.name, tick - self._travelled, row)
+            self._ask(queue, put_tick, queue, periodic.name, tick - self._travelled, row)
         return arrival
 
     # Within
@@ -430,7 +432,7 @@ class Jobs:
         found = []
         for queue in self._declaring():
             for periodic in queue.periodics:
-                kept = self._ask(queue, ticking.last_tick, queue, periodic.name)
+                kept = self._ask(queue, last_tick, queue, periodic.name)
                 begins = kept.line is not None and kept.line != periodic.line
                 last = start if kept.tick is None or begins else kept.tick + self._travelled
                 if not down:  # what was missed before is settled

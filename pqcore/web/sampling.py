@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from pqcore.operations import activity as watching
 from pqcore.operations import admin
-from pqcore.operations.activity import Activity, Finished
+from pqcore.operations.activity import Activity, Finished, read_activity, recent_completions
 from pqcore.operations.admin import QueueFigures
 from pqcore.web.target import Target
 
@@ -203,8 +202,8 @@ class Sampler:
         begun = time.monotonic()
         call = self._target.call
         there = await call(admin.count_queues)
-        finished = await call(watching.recent_completions)
-        activity = await call(watching.read_activity)
+        finished = await call(recent_completions)
+        activity = await call(read_activity)
         queues = {}
         for name in sorted(there.keys() | finished.keys()):
             stats, done = there.get(name, _NOTHING), finished.get(name, _NONE)

@@ -11,9 +11,9 @@ from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.locked_keys import PROBE
 from pqcore.operations import complete, concurrency_limits
-from pqcore.operations import lease as leasing
 from pqcore.operations.complete import Endings
 from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
+from pqcore.operations.lease import give_back
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.state import QueueState, WorkerState
@@ -67,7 +67,7 @@ class Completer:
         if not jobs:
             return None
         try:
-            await queue_state.bridge.call(leasing.give_back, queue_state.queue, [active.key for active in jobs])
+            await queue_state.bridge.call(give_back, queue_state.queue, [active.key for active in jobs])
         except BaseException as exc:  # a cancellation, too
             queue_state.unstarted = jobs + queue_state.unstarted
             if not isinstance(exc, PQError):

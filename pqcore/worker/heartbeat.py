@@ -7,9 +7,9 @@ import logging
 import time
 
 from pqcore.errors import PQError
-from pqcore.operations import lease as leasing
 from pqcore.operations import results
 from pqcore.operations.job_outcome import Outcome
+from pqcore.operations.lease import beat
 from pqcore.worker.executor import Executor
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
@@ -84,7 +84,7 @@ class Heartbeat:
         due = [active for active in queue_state.active_jobs.values() if now - active.leased_at > self._lease / 3]
         if not due:
             return
-        kept = await queue_state.bridge.call(leasing.beat, [active.job for active in due], self._lease)
+        kept = await queue_state.bridge.call(beat, [active.job for active in due], self._lease)
         for active in due:
             asked = kept.get(active.key)
             if asked is not None:

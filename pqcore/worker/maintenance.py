@@ -16,7 +16,8 @@ from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent
 from pqcore.hook_dispatch import call_hook
 from pqcore.operations import batch_counts, concurrency_limits
-from pqcore.operations import periodic as ticking
+from pqcore.operations.periodic import put as put_tick
+from pqcore.operations.periodic import tick_window
 from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.periodic import Periodic
@@ -98,11 +99,11 @@ class Maintenance:
         failures = 0
         while True:
             try:
-                last, now = await bridge.call(ticking.tick_window, queue, periodic.line, before)
+                last, now = await bridge.call(tick_window, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
                     row = await self._row(periodic)  # made each time: it may have a deadline, counted from now
-                    job_id = await bridge.call(ticking.put, queue, periodic.name, tick, row)
+                    job_id = await bridge.call(put_tick, queue, periodic.name, tick, row)
                     if job_id is not None and plugins.has_impl("pqcore_job_put"):
                         call = periodic.call
                         put = PutEvent(

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations import lease as leasing
+from pqcore.operations.lease import lease_time
 from pqcore.tasks.job_events import find_job_events
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import seconds
@@ -96,7 +96,7 @@ class Worker:
         self.concurrency = concurrency
         self.burst = burst
         self.interrupts_handled = False
-        self._lease = leasing.lease_time(lease)
+        self._lease = lease_time(lease)
         self._grace = seconds(grace)
         self._poll_interval = seconds(poll_interval) * len(queues)
         self._prefetch = prefetch
