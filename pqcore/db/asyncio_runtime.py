@@ -40,7 +40,7 @@ class _LoopEvent:
         return self._event.is_set()
 
 
-class _LoopGate:
+class _LoopLock:
     def __init__(self) -> None:
         lock = asyncio.Lock()  # nobody awaits anything within an operation of their own
         self._lock = lock
@@ -144,7 +144,7 @@ class AsyncioRuntime:
         return _LoopEvent()
 
     def lock(self) -> Lock:
-        return _LoopGate()
+        return _LoopLock()
 
     def context_slot(self) -> Local:
         return _LoopLocal()

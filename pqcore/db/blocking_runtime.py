@@ -23,7 +23,7 @@ class _ThreadEvent:
         return self._event.wait(seconds)
 
 
-class _ThreadGate:
+class _ThreadLock:
     def __init__(self) -> None:
         lock: Any = threading.RLock()  # which knows its owner
         self.leave = lock.release
@@ -92,7 +92,7 @@ class BlockingRuntime:
         return _ThreadEvent()
 
     def lock(self) -> Lock:
-        return _ThreadGate()
+        return _ThreadLock()
 
     def context_slot(self) -> Local:
         return _ThreadLocal()

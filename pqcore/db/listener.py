@@ -91,7 +91,7 @@ class Listener(Channels):
         self._over = False
         self._most = channels.MOST
         self._forget()
-        self._gate = runtime.lock()
+        self._session_lock = runtime.lock()
         self._session: Session | None = None
         self._background: Background | None = None
         self._end: object = None
@@ -148,7 +148,7 @@ class Listener(Channels):
             try:
                 for start in range(0, len(wanted), channels.BATCH):
                     batch = wanted[start : start + channels.BATCH]
-                    await hold_lock(self._gate, partial(self._register_all, batch, era))
+                    await hold_lock(self._session_lock, partial(self._register_all, batch, era))
             finally:
                 for event in itertools.chain.from_iterable(wishes.values()):
                     event.set()
@@ -264,14 +264,14 @@ class Listener(Channels):
             return
         if not self._runtime.suspends:
             session.abort()  # the threads that use it, or wait on it, are to notice immediately
-        entered = await self._gate.enter_within(CLOSING)
+        entered = await self._session_lock.enter_within(CLOSING)
         try:
             if not entered:
                 session.abort()
             await self._lose(session)
         finally:
             if entered:
-                self._gate.leave()
+                self._session_lock.leave()
 
     async def end(self) -> None:
         """Stop listening, for good."""
@@ -327,12 +327,12 @@ class Listener(Channels):
         while self._session is session:
             try:
                 await session.wait(channels.SLICE)
-                notified = await hold_lock(self._gate, lambda: self._look(session))
+                notified = await hold_lock(self._session_lock, lambda: self._look(session))
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
                 if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
                     return
                 self._tell_loss(exc)
-                await hold_lock(self._gate, lambda: self._lose(session))
+                await hold_lock(self._session_lock, lambda: self._lose(session))
                 return
             if notified:
                 self._heard = time.monotonic()

@@ -135,24 +135,24 @@ class Kept(Protocol[T]):
         """The event loops that have a value."""
 
 
-async def hold_lock(gate: Lock, work: Callable[[], Awaitable[T]]) -> T:
-    """Do some work while holding a gate, which the running thread or task does not hold yet.
+async def hold_lock(lock: Lock, work: Callable[[], Awaitable[T]]) -> T:
+    """Do some work while holding a lock, which the running thread or task does not hold yet.
 
-    No ``with``: an interrupt between its lines would leave the gate shut.
+    No ``with``: an interrupt between its lines would leave the lock held.
 
     Args:
-        gate: The gate.
+        lock: The lock.
         work: Gives what is awaited.
     """
     entered = False
     try:
-        await gate.enter()
+        await lock.enter()
         entered = True
         result = await work()
         entered = False
-        gate.leave()
+        lock.leave()
     except BaseException:
-        if entered or gate.mine():
-            gate.leave()
+        if entered or lock.mine():
+            lock.leave()
         raise
     return result

@@ -54,7 +54,7 @@ class SessionSource(Protocol):
     """Lends sessions.
 
     Attributes:
-        joins: Whether a session may come with a transaction of the caller's open.
+        may_have_open_transaction: Whether a session may come with a transaction of the caller's open.
         seeks_primary: Whether a new connection leads to a server that takes writes, where there are several.
     """
 
@@ -214,7 +214,7 @@ class AdoptedConnection(SessionSource):
         self._connection = connection
         self.session = opener.wrap(connection)
         self.on_release: Callable[[Session], Awaitable[None]] | None = None
-        self._gate = runtime.lock()
+        self._lock = runtime.lock()
         self._loans: list[Loan] = []
         self._looked = opener.prepared is not None
 
@@ -231,8 +231,8 @@ class AdoptedConnection(SessionSource):
         Raises:
             PoolTimeout: They have not.
         """
-        again = self._gate.mine()
-        if not again and not await self._gate.enter_within(seconds):
+        again = self._lock.mine()
+        if not again and not await self._lock.enter_within(seconds):
             msg = (
                 f"the connection has been in use by another thread or task for {seconds} seconds: "
                 "give PQ a DSN or a pool, or look for transactions that are held open"
@@ -260,7 +260,7 @@ class AdoptedConnection(SessionSource):
         if mine and len(self._loans) > 1:
             self._loans.remove(loan)
             loan.held.clear()
-        elif mine or (self._gate.mine() and not self._loans):
+        elif mine or (self._lock.mine() and not self._loans):
             await self._leave(loan)
 
     async def _leave(self, loan: Loan) -> None:
@@ -272,7 +272,7 @@ class AdoptedConnection(SessionSource):
         finally:
             loan.held.clear()
             self._loans.clear()
-            self._gate.leave()
+            self._lock.leave()
 
     def lose(self, loan: Loan) -> bool:
         return False

@@ -240,9 +240,9 @@ class Transactions(ABC):
     async def _run_in_block(
         self, transaction: OpenTransaction, operation: Callable[[Session], Awaitable[T]], *, protect: bool
     ) -> T:
-        gate = transaction.lock
-        if gate is not None:
-            await gate.enter()
+        lock = transaction.lock
+        if lock is not None:
+            await lock.enter()
         try:
             if transaction.abort_only:
                 raise TransactionAborted(SPOILT)
@@ -250,8 +250,8 @@ class Transactions(ABC):
                 return await self._in_savepoint(transaction.session, operation)
             return await operation(transaction.session)
         finally:
-            if gate is not None:
-                gate.leave()
+            if lock is not None:
+                lock.leave()
 
     async def _begin(self, loan: Loan) -> str | None:
         try:
@@ -278,10 +278,10 @@ class Transactions(ABC):
             await self.source.release(loan)
 
     async def _finish(self, transaction: OpenTransaction, block: Block, *, failed: bool) -> None:
-        gate = transaction.lock
+        lock = transaction.lock
         try:
-            if gate is not None:
-                await gate.enter()
+            if lock is not None:
+                await lock.enter()
             try:
                 undone = failed or transaction.abort_only
                 if block.at_end:
@@ -299,8 +299,8 @@ class Transactions(ABC):
                 else:
                     await transaction.session.execute(savepoint_query("RELEASE", block.savepoint))
             finally:
-                if gate is not None:
-                    gate.leave()
+                if lock is not None:
+                    lock.leave()
             if not transaction.blocks:
                 transaction.session.block_of = None
                 await self.source.release(transaction.loan, sound=not undone)

@@ -127,11 +127,11 @@ def on_listener(harness: Harness, queue: Any, query: Query) -> list[tuple[Any, .
     listener = harness.listener(queue.engine)
 
     async def work() -> list[tuple[Any, ...]]:
-        await listener._gate.enter()
+        await listener._session_lock.enter()
         try:
             return [tuple(row) for row in await listener._session.execute(query)]
         finally:
-            listener._gate.leave()
+            listener._session_lock.leave()
 
     return harness.wait_for(work)
 
