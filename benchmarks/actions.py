@@ -28,7 +28,7 @@ async def put(client: Client, go: Go, *, seconds: float) -> ClientReport:
 
 
 async def put_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
-    """Put many at once, as often as there is time, at least once."""
+    """Put batches of jobs while there is time, at least one."""
     queue, done = client.queue(), ClientReport()
     done.put += await queue.put_many([DATA] * WARM)
     await go()
@@ -40,7 +40,7 @@ async def put_many(client: Client, go: Go, *, seconds: float, size: int) -> Clie
 
 
 async def get(client: Client, go: Go, *, seconds: float, every: int = 0) -> ClientReport:
-    """Take one after the other; with ``every``, note the time after so many."""
+    """Take one job after the other; with ``every``, note the time after each ``every`` jobs."""
     queue, done = client.queue(), ClientReport()
     for _ in range(WARM):
         await _take(queue, done)
@@ -91,7 +91,7 @@ async def _in_batches(some: Callable[[], Awaitable[int]], done: ClientReport, go
 
 
 async def get_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
-    """Take many at once."""
+    """Take batches of jobs."""
     queue, done = client.queue(), ClientReport()
 
     async def some() -> int:
@@ -105,7 +105,7 @@ async def get_many(client: Client, go: Go, *, seconds: float, size: int) -> Clie
 
 
 async def lease_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
-    """Lease many at once, and acknowledge them."""
+    """Lease batches of jobs, and acknowledge them."""
     queue, done = client.queue(), ClientReport()
 
     async def some() -> int:
@@ -215,7 +215,7 @@ async def consume(client: Client, go: Go, *, patience: float) -> ClientReport:
         done.times.append(last - job.data["at"])
         done.count += 1
         done.ended = last
-    msg = f"no job came for {patience} seconds, and there are to be more"
+    msg = f"no job came for {patience} seconds, though more are expected"
     raise AssertionError(msg)
 
 

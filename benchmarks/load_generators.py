@@ -98,7 +98,7 @@ class WorkFailed(PQError):
 def run_clients(
     contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
 ) -> list[ClientReport]:
-    """Have parts done at once, in threads or tasks of this process, over one `PQ`."""
+    """Have clients work concurrently, in threads or tasks of this process, over one `PQ`."""
     options = {"max_connections": len(parts) + 1, **options}
     if contender.blocking:
         return _threads(contender, place, parts, options)
@@ -197,7 +197,7 @@ class ClientProcesses:
     def work(
         self, contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
     ) -> list[ClientReport]:
-        """Have parts done at once, each in a process of its own, with a `PQ` of its own."""
+        """Have clients work concurrently, each in a process of its own, with a `PQ` of its own."""
         self.begin(contender, place, parts, **options)
         return self.end(len(parts))
 
@@ -218,7 +218,7 @@ class ClientProcesses:
             self._members[index][1].send("go")
 
     def over(self, number: int, seconds: float) -> bool:
-        """Whether the first ``number`` have all ended, waiting for at most so long."""
+        """Whether the first ``number`` have all ended; wait at most ``seconds`` for that."""
         deadline = clock() + seconds
         for index in range(number):
             if index not in self._said and self._members[index][1].poll(max(deadline - clock(), 0)):

@@ -20,10 +20,10 @@ class Bench:
     """What turns have in common.
 
     Attributes:
-        server: A DSN, for connections beside those that are measured.
+        server: A DSN, for connections that are not measured.
         dsn: The same, for those.
         schema: Holds all tables of the run.
-        server_observer: A connection beside them.
+        server_observer: Observes the server over a connection that is not measured.
         scale: How much is measured.
         clients: The processes of the clients.
         losses: What was lost, said for people; must stay empty.
@@ -59,7 +59,7 @@ class Bench:
 
 
 class Table:
-    """A table of queues, seen from beside."""
+    """A table of queues, seen by the observer."""
 
     def __init__(self, server_observer: Observer, place: Location) -> None:
         self.server_observer = server_observer
@@ -119,7 +119,7 @@ class Table:
         return int(table), int(indexes), int(dead)
 
     def drop(self) -> None:
-        """Drop it, with what is beside it."""
+        """Drop it, with the tables that belong to it."""
         names = self.server_observer.sql(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
             f" WHERE schemaname = '{self.place.schema}' AND tablename ~ '^{self.place.table}(_|$)'"
@@ -141,7 +141,7 @@ class Measurement:
         left: Dead rows left in the table.
         lost, twice: Jobs.
         curve: Points, with what they are called.
-        notes: What is to be said beside.
+        notes: Remarks for the report.
     """
 
     values: dict[str, float]
@@ -173,7 +173,7 @@ def observe(
         work: Does it.
         values: What came of it, by metric; operations a second, if not given.
         filled: Ids of the jobs that waited before.
-        which: A condition on the rows that are to be looked at, in SQL; those of others are not.
+        which: A condition in SQL; rows that do not meet it are left out.
         curve: Points of it.
     """
     server_observer = table.server_observer

@@ -51,7 +51,7 @@ class Observer:
 
     Attributes:
         statements: How many were run.
-        flushes: Whether the server can be told to count what they did at once (PostgreSQL 15).
+        flushes: Whether the server can be told to count immediately what they did (PostgreSQL 15).
     """
 
     def __init__(self, contender: Contender, dsn: str) -> None:

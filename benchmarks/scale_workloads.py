@@ -1,4 +1,4 @@
-"""Workloads over many queues, many rows, and beside an old snapshot."""
+"""Workloads over many queues, over many rows, and while an old snapshot is held."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ FINISHED = Amid(
 
 @dataclass(frozen=True)
 class Horizon(Common):
-    """Taken one at a time beside a session that holds an old snapshot, for which no dead row may be removed.
+    """Taken one at a time while a session holds an old snapshot, for which no dead row may be removed.
 
     It ends after so many, or so many seconds: then ``taken`` is less.
     """

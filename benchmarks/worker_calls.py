@@ -27,7 +27,7 @@ def plain(job_id: int, data: str = "") -> None:
 
 
 async def put_calls(queue: Any, function: Any, number: int, size: int = 0) -> list[int]:
-    """Put calls of a function, each with an argument of so many characters; the jobs' ids."""
+    """Put calls of a function, each with an argument of ``size`` characters; return the jobs' ids."""
     task = queue.task()(function)
     ids: list[int] = []
     step = max(min(CHUNK, 10_000_000 // (size + 1)), 1)

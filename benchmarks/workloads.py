@@ -135,7 +135,7 @@ class Plain(Common):
         name, title, sql: As for `Workload`.
         act: What is done.
         parameters: Of the act, for a scale.
-        backlog: For how many jobs at once it takes; 0 for one that takes none.
+        backlog: How many jobs one call takes; 0 for one that takes none.
         keep: Whether finished rows are kept, as is the default; else they are deleted.
     """
 
@@ -165,7 +165,7 @@ class Plain(Common):
 
 
 MANY = 100
-"""Jobs that are taken, or leased, at once."""
+"""Jobs that one statement takes, or leases."""
 
 
 def _many(scale: Scale) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         limits: Mapping[str, int] | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Put many jobs at once: all or none; see `pqcore.Queue.put_many`."""
+        """Put many jobs: all or none; see `pqcore.Queue.put_many`."""
         options = given(group=group, limits=limits, headers=headers)
         return await put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options)
 

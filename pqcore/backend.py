@@ -72,7 +72,7 @@ class BackendSpec:
         api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
             where it is installed.
         bare_loop: Where the driver's bare loop is, as ``"package.module:Class"``: a subclass of
-            `pqcore.benchmarks.baseline.BareLoop`, beside which the benchmarks measure the backend.
+            `pqcore.benchmarks.baseline.BareLoop`, with which the benchmarks compare the backend.
     """
 
     name: str
@@ -301,7 +301,7 @@ class Backend(Protocol):
         """Give a connection back to the pool, also when it broke (capability POOL)."""
 
     def connect_like(self, pool: Any) -> DriverSession | None:
-        """Open one beside the pool, with its parameters, to listen on; None if they are unknown (capability POOL)."""
+        """Open one more, with the parameters of the pool, to listen on; None if they are unknown (capability POOL)."""
 
     def close_connection(self, connection: Any) -> None:
         """Close a connection of the driver's, whoever opened it."""

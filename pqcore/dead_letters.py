@@ -84,7 +84,7 @@ class DeadLetters:
         return run_sync(dead_letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
-        """Make jobs of them again: same id, due at once, with a clean record.
+        """Make jobs of them again: same id, due immediately, with a clean record.
 
         Returns:
             How many there were.

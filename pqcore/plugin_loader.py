@@ -147,7 +147,7 @@ class PluginLoader:
         self._others_loaded = True
 
     def has_impl(self, *hooks: str) -> bool:
-        """Whether any plugin implements one of the hooks; asked for each put, so it is to be quick."""
+        """Whether any plugin implements one of the hooks; asked for each put, so it must be quick."""
         found = self.manager.heard.get(hooks)
         if found is None:
             self.load_others()

@@ -67,7 +67,7 @@ class ScanPosition:
         return self._value
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
-        """Take note of rows that were taken, in their order; none: there are none, and it begins anew."""
+        """Take note of rows that were taken, in their order; none: there are none, and it begins again."""
         self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
         if full:

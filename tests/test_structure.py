@@ -57,7 +57,7 @@ LONGEST = 400
 """Lines of a module, at most; scenarios of the conformance suite stand together by subject, however many they are."""
 LONGER = {
     "benchmarks/peers/measuring.py": "one measurement, from its databases to its row",
-    "benchmarks/peers/runner.py": "what drives each peer: read beside it, a file per peer",
+    "benchmarks/peers/runner.py": "what drives each peer: a file per peer stands next to it",
     "benchmarks/plans.py": "a table and its plans: mostly statements",
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",

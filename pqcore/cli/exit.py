@@ -27,7 +27,7 @@ def leave(code: int) -> int:
     if not names:
         return code
     logger.warning("functions still run, in %s: they end with the process", ", ".join(names))
-    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # flushes what is to be flushed
+    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # flushes buffers
     last.start()
     last.join(AT_EXIT)
     for stream in (sys.stdout, sys.stderr):

@@ -122,7 +122,7 @@ class Example:
 
 @lru_cache(maxsize=1)
 def example() -> Example:
-    """Return the example: a part of the package where pqcore is installed, beside the package in a checkout."""
+    """Return the example: a part of the package where pqcore is installed, a folder next to it in a checkout."""
     package = files("pqcore")
     installed = package / "example_backend"
     if installed.is_dir():
@@ -231,7 +231,7 @@ def bare_module(face: Face) -> str:
         '    bulk = ("the statement",)  # all ways to put many jobs, such as COPY; `chosen` says which one is used\n\n'
     )
     parts = [
-        f'"""The bare loop: {face.driver} without pqcore, beside which `pqcore bench` measures the backend."""',
+        f'"""The bare loop: {face.driver} without pqcore, with which `pqcore bench` compares the backend."""',
         "from __future__ import annotations",
         "from typing import Any",
         "from pqcore.benchmarks.baseline import BareLoop, Statements",
@@ -263,7 +263,7 @@ def plugin_module(faces: Sequence[Face]) -> str:
 
 
 def _spec(face: Face, fields: Sequence[str]) -> str:
-    """The declaration of one face, with the fields that the example has, and those that are to be filled in."""
+    """The declaration of one face, with the fields that the example has, and those that the author must fill in."""
     missing = "".join(f'        Capability.{each.name}: "{NOT_YET}",\n' for each in Capability)
     values = {
         "name": f'"{face.name}"',
@@ -277,7 +277,7 @@ def _spec(face: Face, fields: Sequence[str]) -> str:
         "connections": "(),  # dotted names of the driver's classes of connections, which PQ(connection) then adopts",
         "pools": "(),  # dotted names of the driver's classes of pools, with Capability.POOL",
         "schemes": f'("postgresql+{face.name}",),  # of URLs that choose it',
-        "bare_loop": f'"{face.package}.{face.bare}:Bare",  # the benchmarks measure the backend beside it',
+        "bare_loop": f'"{face.package}.{face.bare}:Bare",  # the benchmarks compare the backend with it',
     }
     lines = [name for name in values if name in fields or name == "pools"]
     written = "".join(f"    {name}={values[name]}{'' if ',  #' in values[name] else ','}\n" for name in lines)

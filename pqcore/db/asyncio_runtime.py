@@ -171,7 +171,7 @@ class AsyncioRuntime:
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()
-        over = loop.create_future()  # tells at once; who awaits a task hears of its end a turn of the loop later
+        over = loop.create_future()  # done immediately; a waiter for a task is woken a turn of the loop later
 
         async def finish() -> T:
             try:
@@ -197,7 +197,7 @@ class AsyncioRuntime:
 
 
 def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
-    """A task that has begun, where Python can have it begin at once, and not with the next turn of the loop."""
+    """A task that has begun, where Python can begin it immediately, and not with the next turn of the loop."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
     return loop.create_task(work)

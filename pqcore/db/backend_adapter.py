@@ -39,7 +39,7 @@ class BackendAdapter:
     Args:
         make: Makes the backend, given ``prepared``.
         sql: The statements.
-        suspends: Whether its methods are to be awaited.
+        suspends: Whether its methods return awaitables.
         prepared: Whether statements may be prepared; None to look.
         limit: Seconds that a call on a session may wait for the server's answer; None for no limit.
 
@@ -69,7 +69,7 @@ class BackendAdapter:
         self._broken_off: deque[float] = deque(maxlen=100)  # when connections were, of late
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """Call a method of the backend, awaiting it where it is to be awaited."""
+        """Call a method of the backend, awaiting it where it returns an awaitable."""
         if not self._suspends:
             return self.call_blocking(method, *arguments)
         try:

@@ -69,7 +69,7 @@ class Lock(Protocol):
 
 
 class Background(Protocol):
-    """A coroutine that runs beside the caller."""
+    """A coroutine that runs concurrently with the caller."""
 
     def stop(self) -> None: ...
 

@@ -51,7 +51,7 @@ class Session:
         driver: The backend's session.
         sql: The statements, as the driver wants them.
         errors: What its driver raises.
-        suspends: Whether its methods are to be awaited.
+        suspends: Whether its methods return awaitables.
         defaults: What is known of the defaults of this connection, and of others like it.
         limit: Seconds that a call may wait for the server's answer; None for no limit. See `pqcore.db.watchdog`.
     """
@@ -86,7 +86,7 @@ class Session:
         self.statement = ""
         # When it answered a statement last.
         self.last_reply_at = self.planned_at
-        # Whether it is known to be one session of the server's: nothing is to be asked of poolers.
+        # Whether it is known to be one session of the server's, so that no pooler must be looked for.
         self.known_direct = False
         # Whether the caller handed the connection over for this operation, to be left in its mode.
         self.caller_owned = False

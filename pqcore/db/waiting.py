@@ -79,7 +79,7 @@ class Waiting(Transactions):
         Args:
             channel: What is waited for.
             ticket: What `ticket` gave before the last look.
-            seconds: At most so long.
+            seconds: How long to wait, at most.
         """
         if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection

@@ -18,7 +18,7 @@ class Tally:
     """How far it is.
 
     Attributes:
-        jobs: How many are to be moved.
+        jobs: How many must be moved.
         drivers: Their names.
         put, done, alive, killed: Jobs and workers, by driver.
         began: When the workers were told to go, by the monotonic clock.

@@ -117,7 +117,7 @@ async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionIn
 
     Args:
         engine: Where.
-        queues: The names of the queues that it is to be told of.
+        queues: The names of the queues that are asked for.
     """
     names = list(queues)
     values: dict[str, Any] = {

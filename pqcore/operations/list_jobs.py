@@ -193,7 +193,7 @@ async def get_full_job(
     Args:
         engine: Where.
         job_id: The job.
-        queue: Whose it is to be; None for any.
+        queue: The queue that must have it; None for any.
         most: How much of its data is wanted, at most: characters of JSON text, or bytes; None for all.
 
     Raises:

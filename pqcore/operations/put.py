@@ -146,7 +146,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         The id and the time of the put, for `read_identity`; those of the job that has the key, if it is taken.
 
     Raises:
-        DuplicateJob: The key is taken, and the put was to be an error then.
+        DuplicateJob: The key is taken, and the caller asked for an error then.
         NotStored: The server left the row out, or hides the job that has the key.
         TransientError: The key was taken and given up again, time after time.
     """

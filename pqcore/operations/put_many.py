@@ -28,7 +28,7 @@ _DIVISION_BY_ZERO = "22012"
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 8 * 2**20
-"""put_many sends a statement for so many rows, or characters, whichever comes first."""
+"""Rows, and characters of data, that one statement of put_many carries, at most."""
 WHOLE_SIZE = 2**28
 """Characters at most of what has to be a single statement: it is held in memory, and PostgreSQL's own limit is 1 GB."""
 # Looks for no circular references: whatever it fails at is encoded again, by that which says what is wrong.

@@ -1,4 +1,4 @@
-"""Running a job again, at once, whatever has become of it."""
+"""Running a job again, immediately, whatever has become of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pqcore.settings import QueueSettings
 
 @dataclass(frozen=True)
 class Retried:
-    """What became of a job that was to be run again.
+    """What became of a job that somebody asked to run again.
 
     Attributes:
         id: The job.

@@ -15,7 +15,7 @@ from pqcore.sql.statement import Query
 _ANSWERS: dict[str, list[list[bool | str]]] = {
     "find_table": [[False, False, "read committed"]],
     "find_schema": [[False]],
-    # Of what is to be dropped, it is assumed that it is there, and that there is another table beside.
+    # What a statement drops is assumed to be there, and so is another table.
     "find_record": [[True]],
     "record_is_used": [[True]],
 }

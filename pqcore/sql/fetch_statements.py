@@ -60,7 +60,7 @@ REACH = 1_000
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
     # The inner LIMIT, a constant, tells the planner that few rows are wanted.  The outer one, which it
-    # cannot know, has it prefer what gives rows at once, the index, to what gives all of a few cheaply,
+    # cannot know, has it prefer what gives rows immediately, the index, to what gives all of a few cheaply,
     # a sort: a prepared statement keeps its plan when the few have become a million.
     return (
         f"SELECT * FROM (SELECT {columns} FROM {{table}} WHERE {condition}"

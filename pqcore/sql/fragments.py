@@ -35,7 +35,7 @@ COLUMNS = (
     "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
     " headers, failures, excused, error"
 )
-# The same of a job that is to be run again: due at once, with a clean record; what it went through is excused.
+# The same of a job that is run again: due immediately, with a clean record; what it went through is excused.
 RESET_COLUMNS = (
     COLUMNS.replace("dequeued_at", "NULL::timestamptz")
     .replace(" schedule_at", " statement_timestamp()")
@@ -90,10 +90,10 @@ TIMES = (
     " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 )
 
-# A lease is held by whoever knows the count of attempts that it was given with: the
+# A lease is held by the consumer that knows the count of attempts that it was given with: the
 # fencing token.  The count rises with each lease, so a token that was overtaken
 # matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
-# the row as locked: of two that come at once, one finds it changed.
+# the row as locked: of two that come concurrently, one finds it changed.
 #
 # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
 # IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,

@@ -91,7 +91,7 @@ def without_renumbering(template: str) -> str:
 
 
 def keyed_by_queue(statement: str) -> str:
-    """Make the declaration of a table one whose primary key names the queue beside the id.
+    """Make the declaration of a table one whose primary key names the queue and the id.
 
     A table whose key names the queue already stays as it is.
 

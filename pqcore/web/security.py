@@ -21,7 +21,7 @@ SHORTEST_TOKEN = 16
 SESSION, FORM = "pqcore_web_session", "pqcore_web_form"
 """Cookies: the session of a visitor who gave the token; the key that forms must repeat."""
 _ADMITTED = "admitted"
-"""What a session cookie holds, beside the time and the signature."""
+"""What a session cookie holds, with the time and the signature."""
 SESSION_LENGTH = 12 * 3_600
 """Seconds after which a visitor must give the token again."""
 POLICY = (

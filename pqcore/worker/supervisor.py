@@ -217,7 +217,7 @@ class ParentPipe:
     """A supervised process's end of the pipe: the process ends with its supervisor, and by its commands.
 
     A SIGTERM or SIGINT of the process's own stops it in order, once, so that it does not
-    matter whether it receives signals besides the supervisor's commands.
+    matter whether it receives signals as well as the supervisor's commands.
 
     Args:
         pipe: The descriptor that the supervisor gave.
