@@ -111,7 +111,20 @@ def test_call_command_runs_any_command_in_the_process(dsn: str, capsys: Any, mon
     call_command("pqcore")
     assert "worker" in capsys.readouterr().out
     with connection.cursor() as cursor:
-        for table in ("", "_archive", "_slots", "_dead", "_results", "_batches", "_ticks", "_rates", "_dedup"):
+        for table in (
+            "",
+            "_archive",
+            "_slots",
+            "_dead",
+            "_results",
+            "_batches",
+            "_ticks",
+            "_rates",
+            "_dedup",
+            "_keys",
+            "_rules",
+            "_workers",
+        ):
             cursor.execute(f"DROP TABLE more{table}")
         cursor.execute("DROP FUNCTION more_notify; DELETE FROM pqcore_migrations WHERE table_name = 'more'")
 

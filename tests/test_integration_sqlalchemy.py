@@ -454,7 +454,7 @@ def test_alembic_migration_of_a_table_in_use_does_not_block_it(dsn: str, alembic
             command.upgrade(config, "head")
         finally:
             event.remove(sqlalchemy.Engine, "before_cursor_execute", seen)
-        assert sum("INDEX CONCURRENTLY" in statement for statement in statements) == 6
+        assert sum("INDEX CONCURRENTLY" in statement for statement in statements) == 7
         job = pq["q"].get()
         assert job is not None
         assert job.data == 1

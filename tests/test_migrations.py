@@ -191,9 +191,10 @@ def test_migration_killed_at_any_statement_is_completed(place: Place, fresh: dic
         place.anew()
         STARTS[start](place.dsn)
         jobs = place.rows()
-    assert "COMMIT" in begun or start == "version 1"
+    indexes = {"version 1": 6, "version 8": 1}.get(start)
+    assert "COMMIT" in begun or indexes is not None
     # All but indexes comes in transactions, which are there or not; those come one by one, the record of them last.
-    assert len(completed) == (8 if start == "version 1" else 1)
+    assert len(completed) == (1 if indexes is None else indexes + 2)
 
 
 def stuck(place: Place) -> int | None:
@@ -344,7 +345,7 @@ def test_migration_waits_only_briefly_for_strong_locks(place: Place) -> None:
         Watched(migrating, after=look).create()
     assert any("ADD COLUMN" in statement for statement in strong)
     assert any("CREATE TRIGGER" in statement for statement in strong)
-    assert len(built) == 6
+    assert len(built) == 7
     assert not [statement for statement in strong if re.search(r'VALIDATE|INDEX .* ON "queue"', statement)]  # reads all
 
 

@@ -168,7 +168,12 @@ def test_roles_of_an_older_version_work_after_the_migration(users: Users) -> Non
         for suffix in ("_archive", "_dead"):
             role = sql.Identifier(users.roles["consumer"]).as_string(owner)
             owner.execute(f"REVOKE UPDATE (id) ON {names.related(suffix)} FROM {role}".encode())
-        owner.execute("DELETE FROM pqcore_migrations WHERE version = 7")
+        role = sql.Identifier(users.roles["producer"]).as_string(owner)
+        columns = "parked_on, leased_until, priority"
+        owner.execute(f"REVOKE INSERT ({columns}), SELECT (priority) ON {names} FROM {role}".encode())
+        for suffix in ("_keys", "_rules", "_workers"):
+            owner.execute(f"DROP TABLE {names.related(suffix)}".encode())
+        owner.execute("DELETE FROM pqcore_migrations WHERE version >= 7")
     call("migrate", "--table", users.table, dsn=users.dsn)
     queue = users.pq("consumer").queue("q", retention="archive")
     handle = queue.task()(fail)()
@@ -228,7 +233,6 @@ def test_producer_role_cannot_learn_what_others_put(users: Users) -> None:
         f"DELETE FROM {names}",
         f"INSERT INTO {names} (q_name, data, attempts) VALUES ('q', '1', 5)",
         f"INSERT INTO {names} (q_name, data, id) VALUES ('q', '1', 1000)",
-        f"INSERT INTO {names} (q_name, data, leased_until) VALUES ('q', '1', 'infinity')",
         f"BEGIN; LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE",
         f"SELECT setval(pg_get_serial_sequence($q${names}$q$, 'id'), 1)",
         f"CREATE INDEX ON {names} ((data::text))",

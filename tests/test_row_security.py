@@ -20,7 +20,20 @@ from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker, maintenance
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]
-PARTS = ["", "_archive", "_dead", "_results", "_batches", "_slots", "_ticks", "_rates", "_dedup"]
+PARTS = [
+    "",
+    "_archive",
+    "_dead",
+    "_results",
+    "_batches",
+    "_slots",
+    "_ticks",
+    "_rates",
+    "_dedup",
+    "_keys",
+    "_rules",
+    "_workers",
+]
 
 
 def execute(dsn: str, *statements: str) -> None:

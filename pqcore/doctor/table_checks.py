@@ -11,7 +11,20 @@ from pqcore.schema import security, sequences
 
 BLOATED = 64 * 2**20
 """Bytes: a table or index that is smaller is not called bloated."""
-TABLES_OF_JOBS = ("table", "archive", "dead", "slots", "results", "batches", "ticks", "rates", "dedup")
+TABLES_OF_JOBS = (
+    "table",
+    "archive",
+    "dead",
+    "slots",
+    "results",
+    "batches",
+    "ticks",
+    "rates",
+    "dedup",
+    "keys",
+    "rules",
+    "workers",
+)
 
 
 async def check_row_security(context: CheckContext) -> list[Finding]:

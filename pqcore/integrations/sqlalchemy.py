@@ -194,6 +194,7 @@ _DSN: dict[str, Callable[[Mapping[str, Any]], str]] = {
 _TYPES: dict[str, Callable[[], Any]] = {
     "bigserial": sqlalchemy.BigInteger,
     "bigint": sqlalchemy.BigInteger,
+    "bigint[]": lambda: postgresql.ARRAY(sqlalchemy.BigInteger),
     "integer": sqlalchemy.Integer,
     "double precision": postgresql.DOUBLE_PRECISION,
     "boolean": sqlalchemy.Boolean,

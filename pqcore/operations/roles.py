@@ -15,9 +15,15 @@ from pqcore.sql.statement import plain
 KINDS = ("producer", "consumer", "admin")
 """A producer puts, and does not see what others put; a consumer takes and finishes too; an admin clears up as well."""
 
-_PUT = "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
+_PUT = (
+    "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
+    " parked_on, leased_until, priority"
+)
 # What finding the holder of a key, and returning an id, have to read: nothing that somebody put.
-_FOUND = "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on"
+_FOUND = (
+    "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on,"
+    " priority"
+)
 _GRANTS = (
     "GRANT SELECT ON {migrations} TO {producer}, {consumer}, {admin}",
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
@@ -26,7 +32,9 @@ _GRANTS = (
     "REVOKE INSERT ON {batches} FROM {producer}",
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup} TO {consumer}, {admin}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup}, {keys}, {workers} TO {consumer}, {admin}",
+    "GRANT SELECT ON {rules} TO {consumer}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {rules} TO {admin}",
     "GRANT SELECT, INSERT, UPDATE (id) ON {archive}, {dead} TO {consumer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {archive}, {dead} TO {admin}",
 )

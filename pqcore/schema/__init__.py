@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, SchemaTooNew, TableMissing, TransientError
 from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
-from pqcore.schema.scripts import RECORD, latest, migrations, needs
+from pqcore.schema.scripts import RECORD, builds_indexes, latest, migrations, needs
 from pqcore.sql.identifiers import literal, unquoted
 from pqcore.sql.statement import Query, compile_query, plain
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTEMPTS",
     "LOCK_TIMEOUT",
+    "builds_indexes",
     "check_version",
     "create",
     "drop",
@@ -52,8 +53,6 @@ __all__ = [
 T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"
 
-INDEXES = 2
-"""The version whose indexes are built without holding up a table in use."""
 LOCK_TIMEOUT = 2.0
 """Seconds for which a migration waits for the table, and everybody who comes then waits behind it.
 
@@ -219,8 +218,8 @@ async def _migrate(
     if found > latest():
         await _check(session, names, found)
     for number in range(found + 1, latest() + 1):
-        if number == INDEXES:
-            await _build_indexes(session, names)
+        if builds_indexes(number):
+            await _build_indexes(session, names, number)
         else:
             await short(partial(_apply_alone, session, names, number))
 
@@ -321,30 +320,31 @@ async def _apply(session: Session, names: TableName, number: int, partitions: Pa
         if not exists:
             quoted = names.beside("x").rpartition(".")[0]
             await session.execute(plain("create_schema", f"CREATE SCHEMA IF NOT EXISTS {quoted}", rows=False))
-    if number == INDEXES:
-        await _drop_invalid(session, names)
+    if builds_indexes(number):
+        await _drop_invalid(session, names, number)
     for statement in migrations()[number - 1]:
         for each in (each for part in partitions.statements(statement) for each in session.sql.migration(part)):
             await session.execute(_query(names, f"migration {number}", each, rows=False))
     await _record(session, names, number)
 
 
-async def _build_indexes(session: Session, names: TableName) -> None:
-    await _drop_invalid(session, names, "CONCURRENTLY")
+async def _build_indexes(session: Session, names: TableName, number: int) -> None:
+    """Build the indexes of a version without holding up a table in use."""
+    await _drop_invalid(session, names, number, "CONCURRENTLY")
     alone = not (await _partitions(session, names)).names  # else the server has it locked meanwhile
-    for statement in migrations()[INDEXES - 1]:
-        await session.execute(_query(names, f"migration {INDEXES}", statement, rows=False, concurrently=alone))
-    await _record(session, names, INDEXES)
+    for statement in migrations()[number - 1]:
+        await session.execute(_query(names, f"migration {number}", statement, rows=False, concurrently=alone))
+    await _record(session, names, number)
 
 
-async def _drop_invalid(session: Session, names: TableName, how: str = "") -> None:
+async def _drop_invalid(session: Session, names: TableName, number: int, how: str = "") -> None:
     """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done.
 
     Only what is pqcore's: an index of somebody else's may be one that is being built.
     """
     table = literal(str(names))
     places = names.substitutions()
-    made = [re.findall(r"IF NOT EXISTS \{(\w+)\}", statement) for statement in migrations()[INDEXES - 1]]
+    made = [re.findall(r"IF NOT EXISTS \{(\w+)\}", statement) for statement in migrations()[number - 1]]
     ours = ", ".join(literal(unquoted(places[place])) for [place] in made)
     invalid = await session.execute(
         plain(

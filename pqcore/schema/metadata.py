@@ -19,7 +19,7 @@ _INDEX = re.compile(
     r"(?s)CREATE (UNIQUE )?INDEX (?:\{concurrently\} )?IF NOT EXISTS \{(\w+)\} ON \{(\w+)\}"
     r"\s*\((.*?)\)(?:\s+WHERE (.*))?"
 )
-_COLUMN = re.compile(r"(?s)(?:ADD COLUMN )?(?:IF NOT EXISTS )?(\w+)\s+(double precision|\w+)(.*)")
+_COLUMN = re.compile(r"(?s)(?:ADD COLUMN )?(?:IF NOT EXISTS )?(\w+)\s+(double precision|\w+(?:\[\])?)(.*)")
 _DEFAULT = re.compile(r"DEFAULT (\S+)")
 _CHECK = re.compile(r"CHECK \((.*)\)")
 

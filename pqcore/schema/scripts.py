@@ -37,5 +37,10 @@ def latest() -> int:
     return len(migrations())
 
 
+def builds_indexes(number: int) -> bool:
+    """Return whether all that a version does is to build indexes, which holds up no table in use."""
+    return all("INDEX {concurrently} " in statement for statement in migrations()[number - 1])
+
+
 def _statements(script: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r"(?m)^(?:---.*\n)+", script)[1:])

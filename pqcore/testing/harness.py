@@ -38,9 +38,21 @@ _numbers = itertools.count(1)
 
 PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
 """Seconds after which something awaited is held to be lost. No test measures it."""
-SIDE_TABLES = ("_archive", "_slots", "_dead", "_results", "_batches", "_ticks", "_rates", "_dedup")
+SIDE_TABLES = (
+    "_archive",
+    "_slots",
+    "_dead",
+    "_results",
+    "_batches",
+    "_ticks",
+    "_rates",
+    "_dedup",
+    "_keys",
+    "_rules",
+    "_workers",
+)
 """What the names of the tables beside a queue's end in."""
-INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked")
+INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")
 """What the names of the indexes of a queue's table end in."""
 
 

@@ -81,7 +81,8 @@ def kept(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) ->
         key: {
             name: value
             for name, value in row.items()
-            if name in before.get(key, row) or (value is not None and (name, value) != ("attempts", 0))
+            if name in before.get(key, row)
+            or (value is not None and (name, value) not in (("attempts", 0), ("priority", 0)))
         }
         for key, row in after.items()
     }

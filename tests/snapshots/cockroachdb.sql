@@ -193,6 +193,55 @@ ALTER TABLE "queue_ticks"
 ALTER TABLE "queue_results"
   ADD COLUMN IF NOT EXISTS put_at timestamptz;
 
+-- migration 8
+ALTER TABLE "queue" ADD COLUMN IF NOT EXISTS priority integer NOT NULL DEFAULT 0;
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_keys" (
+  q_name      text        NOT NULL,
+  key         text        NOT NULL,
+  version     bigint      NOT NULL,
+  places      integer,
+  newest      bigint      NOT NULL DEFAULT -1,
+  running     bigint[]    NOT NULL,
+  reserved    bigint,
+  tokens      double precision,
+  refilled_at timestamptz,
+  admitted_at timestamptz NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, key, version)
+);
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_rules" (
+  q_name     text             NOT NULL,
+  kind       text             NOT NULL,
+  name       text             NOT NULL,
+  number     double precision,
+  period     double precision,
+  until      timestamptz,
+  changed_at timestamptz      NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, kind, name)
+);
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_workers" (
+  q_name      text        NOT NULL,
+  id          text        NOT NULL,
+  host        text        NOT NULL,
+  pid         integer     NOT NULL,
+  version     text        NOT NULL,
+  tasks       json        NOT NULL,
+  concurrency integer     NOT NULL,
+  started_at  timestamptz NOT NULL,
+  seen_at     timestamptz NOT NULL,
+  PRIMARY KEY (q_name, id)
+);
+
+-- migration 9
+CREATE INDEX  IF NOT EXISTS "queue_waiting" ON "queue"
+  (q_name, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id)
+  WHERE parked_on IS NOT NULL;
+
 -- ack_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])

@@ -269,6 +269,89 @@ DO $do$ DECLARE missing record; BEGIN
   END LOOP;
 END $do$;
 
+-- migration 8
+ALTER TABLE "queue" ADD COLUMN IF NOT EXISTS priority integer NOT NULL DEFAULT 0;
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_keys" (
+  q_name      text        NOT NULL,
+  key         text        NOT NULL,
+  version     bigint      NOT NULL,
+  places      integer,
+  newest      bigint      NOT NULL DEFAULT -1,
+  running     bigint[]    NOT NULL,
+  reserved    bigint,
+  tokens      double precision,
+  refilled_at timestamptz,
+  admitted_at timestamptz NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, key, version)
+);
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_rules" (
+  q_name     text             NOT NULL,
+  kind       text             NOT NULL,
+  name       text             NOT NULL,
+  number     double precision,
+  period     double precision,
+  until      timestamptz,
+  changed_at timestamptz      NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, kind, name)
+);
+
+-- migration 8
+CREATE TABLE IF NOT EXISTS "queue_workers" (
+  q_name      text        NOT NULL,
+  id          text        NOT NULL,
+  host        text        NOT NULL,
+  pid         integer     NOT NULL,
+  version     text        NOT NULL,
+  tasks       json        NOT NULL,
+  concurrency integer     NOT NULL,
+  started_at  timestamptz NOT NULL,
+  seen_at     timestamptz NOT NULL,
+  PRIMARY KEY (q_name, id)
+);
+
+-- migration 8
+DO $do$ DECLARE missing record; BEGIN
+  FOR missing IN
+    SELECT DISTINCT role.oid::regrole AS role
+    FROM pg_attribute AS a CROSS JOIN LATERAL aclexplode(a.attacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE a.attrelid = to_regclass($name$"queue"$name$) AND a.attname = 'group_key'
+      AND granted.privilege_type = 'INSERT'
+  LOOP
+    EXECUTE 'GRANT INSERT (parked_on, leased_until, priority), SELECT (priority) ON '
+      || $name$"queue"$name$ || ' TO ' || missing.role;
+  END LOOP;
+  FOR missing IN
+    SELECT place.name, role.oid::regrole AS role, string_agg(DISTINCT granted.privilege_type, ', ') AS rights
+    FROM (VALUES ($name$"queue_slots"$name$, $name$"queue_keys"$name$), ($name$"queue_rates"$name$, $name$"queue_workers"$name$),
+      ($name$"queue_dead"$name$, $name$"queue_rules"$name$)) AS place (source, name)
+    JOIN pg_class AS c ON c.oid = to_regclass(place.source) CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE role.oid <> c.relowner AND granted.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+    GROUP BY place.source, place.name, role.oid
+    HAVING place.source <> $name$"queue_dead"$name$ OR bool_or(granted.privilege_type = 'DELETE')
+  LOOP
+    EXECUTE 'GRANT ' || missing.rights || ' ON ' || missing.name || ' TO ' || missing.role;
+  END LOOP;
+  FOR missing IN
+    SELECT role.oid::regrole AS role
+    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE c.oid = to_regclass($name$"queue_rates"$name$) AND role.oid <> c.relowner AND granted.privilege_type = 'SELECT'
+  LOOP
+    EXECUTE 'GRANT SELECT ON ' || $name$"queue_rules"$name$ || ' TO ' || missing.role;
+  END LOOP;
+END $do$;
+
+-- migration 9
+CREATE INDEX  IF NOT EXISTS "queue_waiting" ON "queue"
+  (q_name, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id)
+  WHERE parked_on IS NOT NULL;
+
 -- ack_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])

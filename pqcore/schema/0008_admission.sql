@@ -1,0 +1,77 @@
+-- needs 5
+--- Higher first. A row of older code, or of pq, has the priority of most.
+ALTER TABLE {table} ADD COLUMN IF NOT EXISTS priority integer NOT NULL DEFAULT 0
+--- Keys: limits, groups and rates that jobs were put under. `running` are the jobs that were admitted last: those of
+--- them that have ended since do not count. Each admission makes a new version, so that the newest is found first
+--- however many old ones a snapshot keeps.
+CREATE TABLE IF NOT EXISTS {keys} (
+  q_name      text        NOT NULL,
+  key         text        NOT NULL,
+  version     bigint      NOT NULL,
+  places      integer,
+  newest      bigint      NOT NULL DEFAULT -1,
+  running     bigint[]    NOT NULL,
+  reserved    bigint,
+  tokens      double precision,
+  refilled_at timestamptz,
+  admitted_at timestamptz NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, key, version)
+)
+--- What operators set: limits and rates of keys, weights of shares, pauses. A row of theirs wins over what a put says.
+CREATE TABLE IF NOT EXISTS {rules} (
+  q_name     text             NOT NULL,
+  kind       text             NOT NULL,
+  name       text             NOT NULL,
+  number     double precision,
+  period     double precision,
+  until      timestamptz,
+  changed_at timestamptz      NOT NULL DEFAULT statement_timestamp(),
+  PRIMARY KEY (q_name, kind, name)
+)
+--- Workers that are alive, or were lately: one row for each queue of each.
+CREATE TABLE IF NOT EXISTS {workers} (
+  q_name      text        NOT NULL,
+  id          text        NOT NULL,
+  host        text        NOT NULL,
+  pid         integer     NOT NULL,
+  version     text        NOT NULL,
+  tasks       json        NOT NULL,
+  concurrency integer     NOT NULL,
+  started_at  timestamptz NOT NULL,
+  seen_at     timestamptz NOT NULL,
+  PRIMARY KEY (q_name, id)
+)
+--- Roles that exist go on as they did: who may put jobs puts them as waiting, who may hold places may hold keys, and
+--- who may draw tokens reads the rules and is listed as a worker. Who may delete dead letters sets rules.
+DO $do$ DECLARE missing record; BEGIN
+  FOR missing IN
+    SELECT DISTINCT role.oid::regrole AS role
+    FROM pg_attribute AS a CROSS JOIN LATERAL aclexplode(a.attacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE a.attrelid = to_regclass($name${table}$name$) AND a.attname = 'group_key'
+      AND granted.privilege_type = 'INSERT'
+  LOOP
+    EXECUTE 'GRANT INSERT (parked_on, leased_until, priority), SELECT (priority) ON '
+      || $name${table}$name$ || ' TO ' || missing.role;
+  END LOOP;
+  FOR missing IN
+    SELECT place.name, role.oid::regrole AS role, string_agg(DISTINCT granted.privilege_type, ', ') AS rights
+    FROM (VALUES ($name${slots}$name$, $name${keys}$name$), ($name${rates}$name$, $name${workers}$name$),
+      ($name${dead}$name$, $name${rules}$name$)) AS place (source, name)
+    JOIN pg_class AS c ON c.oid = to_regclass(place.source) CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE role.oid <> c.relowner AND granted.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+    GROUP BY place.source, place.name, role.oid
+    HAVING place.source <> $name${dead}$name$ OR bool_or(granted.privilege_type = 'DELETE')
+  LOOP
+    EXECUTE 'GRANT ' || missing.rights || ' ON ' || missing.name || ' TO ' || missing.role;
+  END LOOP;
+  FOR missing IN
+    SELECT role.oid::regrole AS role
+    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    JOIN pg_roles AS role ON role.oid = granted.grantee
+    WHERE c.oid = to_regclass($name${rates}$name$) AND role.oid <> c.relowner AND granted.privilege_type = 'SELECT'
+  LOOP
+    EXECUTE 'GRANT SELECT ON ' || $name${rules}$name$ || ' TO ' || missing.role;
+  END LOOP;
+END $do$
