@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from random import Random
 from typing import Any, TypeAlias
 
 import pytest
 from chaos import checker, failover
 from chaos.checker import Entry, check
+from chaos.faults import FaultOrder
 from chaos.run import Report, run
 from chaos.tables import Event, Record, Row, Tables
 from chaos.worker_tasks import LIMIT
@@ -51,6 +53,13 @@ def test_failover_keeps_acknowledged_operations() -> None:
     assert report.verdict.losses == []
     assert report.injected[failover.FAILOVER] == 1
     assert report.verdict.counts["put ok"] > 0
+
+
+def test_chaos_injects_each_fault_as_often_as_another() -> None:
+    order, rng, injected = FaultOrder(), Random(1), Counter[str]()
+    for kinds, number in ((["cut", "kill", "freeze"], 9), (["kill", "silence"], 5), (["cut", "kill", "freeze"], 2)):
+        injected.update(order.choose(kinds, rng) for _ in range(number))
+    assert injected == {"cut": 4, "kill": 4, "freeze": 4, "silence": 4}
 
 
 class Forger:
@@ -173,7 +182,7 @@ def _(run: Forger) -> None:
 
 @forges("scheduled for another time than was said")
 def _(run: Forger) -> None:
-    event = run.event(lambda event: event.what == "INSERT" and event.distance)
+    event = run.event(lambda event: event.what == "INSERT" and event.distance and not ticked(event))
     event.distance = (event.distance or 0) + 3600
 
 

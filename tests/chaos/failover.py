@@ -21,7 +21,7 @@ from pqcore_backends.embedded import EmbeddedServer
 
 from . import tables
 from .client_processes import Clients
-from .faults import OfServer, chosen, of_clients, of_network, within_clients
+from .faults import FaultOrder, OfServer, of_clients, of_network, within_clients
 from .run import BACKENDS, SETTLE, Report, hire, judge, named
 
 PATIENCE = 60.0
@@ -148,13 +148,13 @@ def run(
         for proxy in pair.proxies:
             kinds |= {f"{name} ({proxy.dsn[-5:]})": do for name, do in of_network(proxy, rng).items()}
         hire(clients, backends)
-        kinds["backends terminated"] = lambda: OfServer(pair.primary, None, rng).kinds["backends terminated"]()
-        faults = chosen(kinds, rng)
+        kinds["backends terminated"] = lambda: OfServer(pair.primary, None, rng).brief["backends terminated"]()
+        order = FaultOrder()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             pause = time.monotonic() + rng.uniform(0.5, 2.0)
             while time.monotonic() < pause:
-                fault = next(faults)
+                fault = order.choose(kinds, rng)
                 told(fault)
                 kinds[fault]()
                 report.injected[fault.partition(" (")[0]] += 1

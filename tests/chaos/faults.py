@@ -44,8 +44,6 @@ SURPRISES = {
     "plan_cache_mode": "force_generic_plan",
 }
 """Settings of roles that applications come with."""
-RARE = ("server", "the disk of the log")
-"""Words of the faults that stop everything, which come in one round of four."""
 LEVELS = ("repeatable read", "serializable")
 """What the default isolation is raised to."""
 NOTIFICATIONS = 500
@@ -192,8 +190,9 @@ class OfServer:
         rng: Says for how long.
 
     Attributes:
-        kinds: The faults.
-        lasting: Those that last, and can be injected while any of the others is.
+        kinds: The faults of which one is injected at a time.
+        lasting: Those that last, and can be injected while any other is.
+        brief: Those that do not last, and can be injected while any other is.
     """
 
     def __init__(self, server: EmbeddedServer, disks: Disks | None, rng: random.Random) -> None:
@@ -204,16 +203,18 @@ class OfServer:
             "the default isolation raised": self._isolate,
             "the default isolation raised for new sessions": self._isolate_new,
         }
-        self.kinds: Kinds = {
+        self.brief: Kinds = {
             "backends terminated": lambda: self._signal("pg_terminate_backend", 3),
             "statements cancelled": lambda: self._signal("pg_cancel_backend", 3),
+            "the table rewritten": lambda: self._run("VACUUM FULL queue"),
+            "the table made again": self._create,
+        }
+        self.kinds: Kinds = {
             "the table locked": lambda: self._locked("queue"),
             "deadlocks": self._deadlock,
-            "the table rewritten": lambda: self._run("VACUUM FULL queue"),
             "the table altered": lambda: self._run(
                 "ALTER TABLE queue ADD COLUMN another int", "ALTER TABLE queue DROP COLUMN another"
             ),
-            "the table made again": self._create,
             "statement_timeout": lambda: self._limit("statement_timeout", "5ms", locking=True),
             "lock_timeout": lambda: self._limit("lock_timeout", "5ms", locking=True),
             "idle_in_transaction_session_timeout": lambda: self._limit("idle_in_transaction_session_timeout", "5ms"),
@@ -459,14 +460,25 @@ def of_clock(clock: ServerClock, rng: random.Random) -> Kinds:
     return {"the clock ahead, then right": lambda: step("+"), "the clock behind, then right": lambda: step("-")}
 
 
-def chosen(kinds: Kinds, rng: random.Random) -> Iterator[str]:
-    """Yield faults without end, in rounds: each as often as another, but for those of `RARE`."""
-    turn = 0
-    while True:
-        names = [name for name in kinds if turn % 4 == 0 or not any(word in name for word in RARE)]
-        rng.shuffle(names)
-        yield from names
-        turn += 1
+class FaultOrder:
+    """The order in which all threads of a run inject faults: the fault that was injected least is the next."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def choose(self, kinds: Iterable[str], rng: random.Random) -> str:
+        """Return the name of the next fault.
+
+        Args:
+            kinds: The names to choose from.
+            rng: Chooses among those that were injected equally often.
+        """
+        with self._lock:
+            least = min(self._begun[name] for name in kinds)
+            fault = rng.choice([name for name in kinds if self._begun[name] == least])
+            self._begun[fault] += 1
+            return fault
 
 
 class ConcurrentFaults:
@@ -474,12 +486,14 @@ class ConcurrentFaults:
 
     Args:
         kinds: The faults.
-        rng: Chooses.
+        order: Chooses the next fault.
+        rng: Chooses with it, and says how long to pause.
         told: Is told of each.
     """
 
-    def __init__(self, kinds: Kinds, rng: random.Random, told: Callable[[str], None]) -> None:
+    def __init__(self, kinds: Kinds, order: FaultOrder, rng: random.Random, told: Callable[[str], None]) -> None:
         self._kinds = kinds
+        self._order = order
         self._rng = rng
         self._told = told
         self._over = threading.Event()
@@ -502,11 +516,10 @@ class ConcurrentFaults:
 
     def _run(self) -> None:
         try:
-            for fault in chosen(self._kinds, self._rng):
+            while not self._over.wait(self._rng.uniform(0.1, 0.5)):
+                fault = self._order.choose(self._kinds, self._rng)
                 self._told(fault)
                 self._kinds[fault]()
                 self.injected[fault] += 1
-                if self._over.wait(self._rng.uniform(0.1, 0.5)):
-                    return
         except BaseException as exc:
             self._failed.append(exc)

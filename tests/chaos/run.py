@@ -27,10 +27,10 @@ from .disk import Disks
 from .faults import (
     SETTINGS,
     ConcurrentFaults,
+    FaultOrder,
     Kinds,
     OfServer,
     SilentProxy,
-    chosen,
     lasting_of_network,
     of_clients,
     of_clock,
@@ -109,28 +109,26 @@ def run(
         clients = Clients(lambda: named(proxy.dsn), server.dsn, folder, rng, "all" if clock is None else "latest")
         stack.callback(clients.stop)
         of_server = OfServer(server, disks, rng)
-        kinds = {
-            **of_network(proxy, rng),
-            **of_clients(clients, report.missing),
-            **of_server.kinds,
-        }
+        brief = {**of_clients(clients, report.missing), **of_server.brief}
+        kinds = {**of_network(proxy, rng), **of_server.kinds, **brief}
         calm = random.Random(rng.random())  # another thread's
         lasting = {
+            **brief,
             **within_clients(clients, [mode for _, mode in backends], report.missing),
             **lasting_of_network(proxy, calm),
             **of_server.lasting,
             **({} if clock is None else of_clock(clock, calm)),
         }
-        concurrent = ConcurrentFaults(_only(lasting, only), calm, told)
+        order = FaultOrder()
+        concurrent = ConcurrentFaults(_only(lasting, only), order, calm, told)
         kinds = _only(kinds, only)
         hire(clients, backends)
-        faults = chosen(kinds, rng)
         until = time.monotonic() + seconds
         stack.callback(concurrent.stop)
         concurrent.start()
         while time.monotonic() < until or (kinds and report.injected.total() < least):
             if kinds:
-                fault = next(faults)
+                fault = order.choose(kinds, rng)
                 told(fault)
                 kinds[fault]()
                 report.injected[fault] += 1
