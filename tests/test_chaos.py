@@ -8,7 +8,7 @@ import pickle
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from random import Random
 from typing import Any, TypeAlias
 
@@ -18,9 +18,10 @@ from chaos.checker import Entry, check
 from chaos.faults import FaultOrder
 from chaos.run import Report, run
 from chaos.tables import Event, Record, Row, Tables
-from chaos.worker_tasks import LIMIT
 
 HOUR = timedelta(hours=1)
+LONG_AGO = datetime(1000, 1, 1, tzinfo=timezone.utc)
+"""The lease of a job that waits to be admitted."""
 ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed", "ask")
 """What clients do, and succeed at, in any run."""
 
@@ -103,26 +104,150 @@ class Forger:
         place = self.tables.events.index(put) + 1
         self.tables.events.insert(place, replace(put, job=10**9))
 
-    def run_together(self, kind: str, number: int) -> None:
-        """Have as many other jobs run for as long as one does, at its limit or in its group."""
-        ended = {(event.job, event.attempts): event.n for event in self.tables.events if event.over}
-        last = {(record.job, record.attempt): record.n for record in self.tables.records if record.over}
-        begun = next(
-            record
+    def run_together(self, needs: Callable[[Entry], Any]) -> None:
+        """Have eight other jobs run for as long as one does, which need the same to run."""
+        ended = {(event.job, event.attempts): event.token for event in self.tables.events if event.over}
+        last = {(record.job, record.attempt): record for record in self.tables.records if record.over}
+        gate_of = {token: entry for entry in self.history if entry["act"] == "gate" for token in entry["tokens"]}
+        begun, gate = next(
+            (record, gate_of[ended[lease]])
             for record in self.tables.records
-            if not record.over
-            and record.place.startswith(kind)
-            and (record.job, record.attempt) in set(last) & set(ended)
+            if not record.over and (lease := (record.job, record.attempt)) in set(last) & set(ended)
+            if ended[lease] in gate_of and needs(gate_of[ended[lease]])
         )
-        over = last[begun.job, begun.attempt]
-        for job in range(10**9, 10**9 + number):
-            self.tables.records += [
-                replace(begun, job=job),
-                Record(over, job, begun.attempt, begun.place, over=True),
-            ]
+        put = self.event(lambda event: event.job == begun.job)
+        for job in range(10**9, 10**9 + 8):
+            self.history.append({**gate, "tokens": [f"other-{job}"]})
+            self.tables.events.append(replace(put, job=job, token=f"other-{job}"))
+            over = replace(last[begun.job, begun.attempt], job=job)
+            self.tables.records += [replace(begun, job=job), over]
 
     def without_effect(self, token: str) -> None:
         self.tables.effects = [effect for effect in self.tables.effects if effect[0] != token]
+
+
+class Made:
+    """A made-up history of jobs under limits and in groups, of which each step is one later than the step before."""
+
+    def __init__(self) -> None:
+        self.history: list[Entry] = []
+        self.tables = Tables([], [], [], {}, [])
+        self._now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        self._n = 0
+        self._last: dict[int, Event] = {}
+
+    def _step(self) -> tuple[int, datetime]:
+        self._n += 1
+        return self._n, self._now + timedelta(seconds=self._n)
+
+    def put(self, job: int, limits: dict[str, int], group: str | None = None) -> None:
+        n, at = self._step()
+        token = f"token-{job}"
+        for act in ("gate", "put"):
+            self.history.append({"act": act, "outcome": "begun", "tokens": [token], "limits": limits, "group": group})
+        waits: dict[str, Any] = {"attempts": 0, "leased": LONG_AGO, "over": False}
+        waits |= {f"was_{name}": value for name, value in waits.items()}
+        self._add(Event(n, at, job, "gated", token, "INSERT", None, due=at, distance=None, uptime=1.0, **waits))
+
+    def _add(self, event: Event) -> None:
+        self.tables.events.append(event)
+        self._last[event.job] = event
+
+    def _change(self, job: int, **changed: Any) -> None:
+        n, at = self._step()
+        last = self._last[job]
+        changed |= {"was_attempts": last.attempts, "was_leased": last.leased, "was_over": last.over}
+        self._add(replace(last, n=n, at=at, what="UPDATE", **changed))
+
+    def begin(self, job: int, seconds: float = 3600) -> None:
+        """Lease a job, and have its function begin."""
+        self._change(
+            job, attempts=self._last[job].attempts + 1, leased=self._now + timedelta(seconds=self._n + seconds)
+        )
+        self.record(job, over=False)
+
+    def wait(self, job: int) -> None:
+        """Have a job wait to be admitted again, whose lease ran out."""
+        self._change(job, leased=LONG_AGO)
+
+    def record(self, job: int, *, over: bool, attempt: int | None = None) -> None:
+        n, at = self._step()
+        self.tables.records.append(Record(n, at, job, attempt or self._last[job].attempts, over))
+
+    def end(self, job: int) -> None:
+        """Have a job's function end, and finish the job."""
+        self.record(job, over=True)
+        self._change(job, leased=None, over=True)
+
+    def losses(self) -> list[str]:
+        last = self._last.values()
+        self.tables.rows = [Row(event.job, event.queue, event.token, event.over, event.attempts) for event in last]
+        return check(self.history, self.tables).losses
+
+
+def test_chaos_checker_finds_jobs_past_one_of_their_limits() -> None:
+    made = Made()
+    for job in (1, 2, 3):
+        made.put(job, {"wide": 2, "narrow": 1})
+    made.begin(1)
+    made.begin(2)  # as if its second key were ignored
+    made.end(1)
+    made.end(2)
+    made.begin(3)
+    made.end(3)
+    assert made.losses() == ["more jobs at the same time than their limit admits: narrow, 1 places: [1, 2] at 7"]
+
+
+@pytest.mark.parametrize("running", [5, 6])
+def test_chaos_checker_counts_the_places_of_a_limit(running: int) -> None:
+    made = Made()
+    for job in range(running):
+        made.put(job, {"five": 5})
+    for job in range(running):
+        made.begin(job)
+    for job in range(running):
+        made.end(job)
+    loss = f"more jobs at the same time than their limit admits: five, 5 places: {[*range(running)]} at 18"
+    assert made.losses() == ([] if running == 5 else [loss])
+
+
+def test_chaos_checker_finds_a_group_out_of_order() -> None:
+    made = Made()
+    for job in (1, 2, 3):
+        made.put(job, {"five": 5}, "group")
+    made.begin(1)
+    made.end(1)
+    made.begin(3)  # as if the group were ignored
+    made.end(3)
+    made.begin(2)
+    made.end(2)
+    assert made.losses() == ["run before a job of its group that was put earlier: group: 3 before 2"]
+
+
+def test_chaos_checker_excuses_a_run_whose_lease_ran_out() -> None:
+    made = Made()
+    made.put(1, {"one": 1}, "group")
+    made.put(2, {"one": 1})
+    made.begin(1, seconds=1)  # frozen until after job 2
+    made.wait(1)
+    made.begin(2)
+    made.end(2)
+    made.begin(1)
+    made.record(1, over=True, attempt=1)
+    made.end(1)
+    assert made.losses() == []
+
+
+def test_chaos_checker_excuses_no_run_whose_lease_held() -> None:
+    made = Made()
+    made.put(1, {"one": 1})
+    made.put(2, {"one": 1})
+    made.begin(1)
+    made.wait(1)
+    made.begin(2)
+    made.record(1, over=True)
+    made.end(2)
+    assert made.losses() == ["more jobs at the same time than their limit admits: one, 1 places: [1, 2] at 7"]
 
 
 Forgery: TypeAlias = Callable[[Forger], Any]
@@ -390,20 +515,23 @@ def _(run: Forger) -> None:
 
 @forges("more jobs at the same time than their limit admits")
 def _(run: Forger) -> None:
-    run.run_together("limit", LIMIT)
+    run.run_together(lambda gate: gate["limits"])
 
 
 @forges("jobs of one group at the same time")
 def _(run: Forger) -> None:
-    run.run_together("group", 1)
+    run.run_together(lambda gate: gate["group"])
 
 
 @forges("run before a job of its group that was put earlier")
 def _(run: Forger) -> None:
+    group_of = {token: e["group"] for e in run.history if e["act"] == "gate" for token in e["tokens"] if e["group"]}
+    ran = {record.job for record in run.tables.records}
     jobs: dict[str, set[int]] = defaultdict(set)
-    for record in run.tables.records:
-        jobs[record.place].add(record.job)
-    first = next(min(jobs[place]) for place in jobs if place.startswith("group") and len(jobs[place]) > 1)
+    for event in run.tables.events:
+        if event.token in group_of and event.job in ran:
+            jobs[group_of[event.token]].add(event.job)
+    first = next(min(members) for members in jobs.values() if len(members) > 1)
     run.event(lambda event: event.job == first and event.over).n = 10**9
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from .client import QUEUES
 from .tables import Event, Tables
-from .worker_tasks import LIMIT, NAME, TICK
+from .worker_tasks import NAME, TICK
 
 Entry: TypeAlias = dict[str, Any]
 ENDED = ("ok", "unknown", "failed", "lost")
@@ -284,7 +284,7 @@ def changes(told: Told, tables: Tables) -> Finding:
                     yield "given to another under a lease that held", f"{event.token} ({job})"
                 if event.attempts > event.was_attempts and event.due > event.at:
                     yield "given before it was due", f"{event.token} ({job})"
-            elif event.was_leased is None:
+            elif event.was_leased is None and not _waits(event):
                 yield "ended, and held by nobody", f"{event.token} ({job})"
 
 
@@ -324,12 +324,25 @@ def answers(told: Told, tables: Tables) -> Finding:
 
 
 @dataclass
+class Gate:
+    """What a job needs to run.
+
+    Attributes:
+        limits: How many jobs may run at the same time, by key.
+        group: Its group, or None.
+    """
+
+    limits: dict[str, int]
+    group: str | None
+
+
+@dataclass
 class Run:
-    """A run of a job under a limit or in a group, for as long as it counts.
+    """A run of a job under limits or in a group, for as long as it counts.
 
     It counts from its first record to its last. A run without a last record may have ended with the first. A run whose
-    lease was taken over, given back or ended counts no more, even if its function goes on or only begins: that is the
-    promise of at least once.
+    lease ran out counts until the server makes the job wait again, or gives it to another. Its function may go on, or
+    begin, after that: this is the promise of at least once. A run that was given back or ended counts no more.
 
     Attributes:
         job: The job.
@@ -342,21 +355,42 @@ class Run:
     over: int
 
 
-def _runs(tables: Tables, kind: str) -> dict[str, list[Run]]:
-    """Return the runs under each limit or in each group, in the order in which they began."""
+def _waits(event: Event) -> bool:
+    """Return whether the job waits to be admitted, after a change."""
+    return event.leased is not None and event.leased <= event.at
+
+
+def _ends_lease(event: Event, tables: Tables) -> bool:
+    """Return whether a change ends a lease; a lease that had not run out is not ended by making the job wait."""
+    if _waits(event):
+        return event.was_leased is None or event.was_leased <= event.at or not tables.is_steady(event)
+    return event.attempts > event.was_attempts or event.over or event.leased is None or event.what == "DELETE"
+
+
+def _gates(told: Told, tables: Tables) -> dict[int, Gate]:
+    """Return what each job needs to run, by id; the order is that of ids."""
+    gates = {
+        token: Gate(entry["limits"], entry["group"])
+        for entry in told.entries("gate", "begun")
+        for token in entry["tokens"]
+    }
+    put = {event.job: event.token for event in tables.events if event.what == "INSERT" and event.token in gates}
+    return {job: gates[put[job]] for job in sorted(put)}
+
+
+def _runs(tables: Tables) -> list[Run]:
+    """Return the runs, in the order in which they began."""
     ended: dict[tuple[int, int], int] = {}
     for event in tables.events:
-        lease = event.job, event.was_attempts
-        if event.attempts > event.was_attempts or event.over or event.leased is None or event.what == "DELETE":
-            ended.setdefault(lease, event.n)
+        if _ends_lease(event, tables):
+            ended.setdefault((event.job, event.was_attempts), event.n)
     last = {(record.job, record.attempt): record.n for record in tables.records if record.over}
-    found: dict[str, list[Run]] = defaultdict(list)
+    found = []
     for record in tables.records:
-        if not record.over and record.place.startswith(kind):
-            lease = record.job, record.attempt
-            over = last.get(lease, record.n)
-            if ended.get(lease, over) >= record.n:
-                found[record.place].append(Run(record.job, record.n, min(over, ended.get(lease, over))))
+        lease = record.job, record.attempt
+        over = last.get(lease, record.n)
+        if not record.over and ended.get(lease, over) >= record.n:
+            found.append(Run(record.job, record.n, min(over, ended.get(lease, over))))
     return found
 
 
@@ -367,37 +401,45 @@ def _together(runs: Sequence[Run]) -> Iterator[tuple[Run, set[int]]]:
 
 
 def limits(told: Told, tables: Tables) -> Finding:
-    """At no moment do more jobs run than their limit admits."""
-    del told
-    for place, runs in _runs(tables, "limit").items():
+    """At no moment do more jobs run than their limit admits, under each of their limits."""
+    gates = _gates(told, tables)
+    places = {key: number for gate in gates.values() for key, number in gate.limits.items()}
+    under: dict[str, list[Run]] = defaultdict(list)
+    for run in _runs(tables):
+        for key in gates[run.job].limits if run.job in gates else ():
+            under[key].append(run)
+    for key, runs in under.items():
         for run, jobs in _together(runs):
-            if len(jobs) > LIMIT:
-                yield "more jobs at the same time than their limit admits", f"{place}: {sorted(jobs)} at {run.begun}"
+            if len(jobs) > places[key]:
+                which = f"{key}, {places[key]} places: {sorted(jobs)} at {run.begun}"
+                yield "more jobs at the same time than their limit admits", which
+    told.counts["runs under limits"] = sum(map(len, under.values()))
 
 
 def groups(told: Told, tables: Tables) -> Finding:
     """The jobs of a group run one at a time, each after those that were put before it are done."""
-    group_of = {
-        token: entry["group"]
-        for entry in told.entries("put", "begun")
-        for token in entry.get("tokens", ())
-        if "group" in entry
-    }
+    gates = _gates(told, tables)
     members: dict[str, list[int]] = defaultdict(list)
+    for job, gate in gates.items():
+        if gate.group is not None:
+            members[gate.group].append(job)
     done: dict[int, int] = {}
     for event in tables.events:
-        if event.token in group_of:
-            if event.what == "INSERT":
-                members[f"group {group_of[event.token]}"].append(event.job)
-            if event.over or event.what == "DELETE":
-                done.setdefault(event.job, event.n)
-    for place, runs in _runs(tables, "group").items():
+        if event.over or event.what == "DELETE":
+            done.setdefault(event.job, event.n)
+    within: dict[str, list[Run]] = defaultdict(list)
+    for run in _runs(tables):
+        group = gates[run.job].group if run.job in gates else None
+        if group is not None:
+            within[group].append(run)
+    for group, runs in within.items():
         for run, jobs in _together(runs):
             if len(jobs) > 1:
-                yield "jobs of one group at the same time", f"{place}: {sorted(jobs)} at {run.begun}"
-            for job in members[place]:
+                yield "jobs of one group at the same time", f"{group}: {sorted(jobs)} at {run.begun}"
+            for job in members[group]:
                 if job < run.job and done.get(job, run.begun) >= run.begun:
-                    yield "run before a job of its group that was put earlier", f"{place}: {run.job} before {job}"
+                    yield "run before a job of its group that was put earlier", f"{group}: {run.job} before {job}"
+    told.counts["runs in groups"] = sum(map(len, within.values()))
 
 
 def ends(told: Told, tables: Tables) -> Finding:

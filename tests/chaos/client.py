@@ -23,11 +23,13 @@ from pqcore.tasks import PQ, AsyncPQ
 from pqcore.testing.portal import Blocking, Portal
 
 from .log import Log
-from .worker_tasks import GATED, RECORD, declare
+from .worker_tasks import BRIEF, GATED, RECORD, declare
 
 T = TypeVar("T")
 
 QUEUES = ("transaction", "lease", "pop")
+PLACES = (1, 2, 5)
+"""How many jobs may run at the same time under a limit."""
 LEASE = 0.7
 """Seconds of a lease: some are held for longer."""
 LATER = 1.5
@@ -73,7 +75,7 @@ class Client:
         self._tasks = declare(pq)
         self._interruptible = False
         self._lines = 0
-        self._scarce = (self.put_limited, self.put_grouped, self.put_kept)
+        self._scarce = (self.put_limited, self.put_grouped, self.put_bound, self.put_crosswise, self.put_kept)
         self._rested = 0.0
         self.acts: dict[Callable[[], None], int] = {
             self.put: 3,
@@ -85,6 +87,8 @@ class Client:
             self.put_work: 2,
             self.put_limited: 1,
             self.put_grouped: 1,
+            self.put_bound: 1,
+            self.put_crosswise: 1,
             self.put_kept: 1,
             self.ask: 1,
             self.cancel: 1,
@@ -92,6 +96,7 @@ class Client:
             self.lease: 4,
             self.lease_gated: 3,
             self.pop: 3,
+            self.pop_gated: 1,
         }
 
     def run(self) -> None:
@@ -228,23 +233,57 @@ class Client:
         self._tell("put", "begun", tokens=[token])
         self._try("put", lambda: self._tasks["work"](token), tokens=[token])
 
-    def put_limited(self) -> None:
-        """Put more jobs under a limit than may run; keys change, as a place is held while the clock was ahead."""
-        key = f"{time.monotonic() // 10:.0f}-{self._rng.randrange(2)}"
-        for token in self._tokens(4):
-            self._tell("put", "begun", tokens=[token])
-            self._try("put", lambda token=token: self._tasks["limited"](token, key), tokens=[token])  # type: ignore[misc]
+    def _gated(self, tokens: Sequence[str], limits: dict[str, int], group: str | None = None) -> None:
+        """Write down what jobs need to run."""
+        self._tell("gate", "begun", tokens=list(tokens), limits=limits, group=group)
 
-    def put_grouped(self) -> None:
+    def _limits(self, *numbers: int) -> dict[str, int]:
+        """Return limits that others use, too; keys change, as a place is held while the clock was ahead."""
+        moment = f"{time.monotonic() // 10:.0f}"
+        return {f"{moment}-{places}-{self._rng.randrange(2)}": places for places in numbers}
+
+    def put_limited(self) -> None:
+        """Put more jobs under a limit than may run."""
+        places = self._rng.choice(PLACES)
+        limits, tokens = self._limits(places), self._tokens(places + 2)
+        self._gated(tokens, limits)
+        for token in tokens:
+            self._put_gated(token, limits)
+
+    def _put_gated(self, token: str, limits: dict[str, int], group: str | None = None) -> str:
+        self._tell("put", "begun", tokens=[token])
+        outcome, _ = self._try("put", lambda: self._tasks["gated"](token, limits, group), tokens=[token])
+        return outcome
+
+    def put_grouped(self, *places: int) -> None:
         """Put jobs into a group of their own, each when the one before is known to be there: their order is known."""
         tokens = self._tokens(4)
-        group = tokens[0]
         for token in tokens:
-            self._tell("put", "begun", tokens=[token], group=group)
-            put = lambda token=token: self._tasks["grouped"](token, group)  # noqa: E731
-            outcome, _ = self._try("put", put, tokens=[token])
-            if outcome != "ok":
+            limits = self._limits(*places)
+            self._gated([token], limits, tokens[0])
+            if self._put_gated(token, limits, tokens[0]) != "ok":
                 break
+
+    def put_bound(self) -> None:
+        """Put jobs of a group, each under two limits."""
+        self.put_grouped(*self._rng.sample(PLACES, 2))
+
+    def put_crosswise(self) -> None:
+        """Put jobs under two limits in a block that stays open for a moment; others do it in the other order."""
+        tokens = self._tokens(2)
+        keys = list(self._limits(*PLACES[:2]).items())
+        self._rng.shuffle(keys)
+        for token, (key, places) in zip(tokens, keys, strict=True):
+            self._gated([token], {key: places})
+
+        def block() -> None:
+            with self._pq[GATED]:
+                for token, (key, places) in zip(tokens, keys, strict=True):
+                    self._tasks["gated"](token, {key: places}, None)
+                    time.sleep(BRIEF)
+
+        self._tell("put", "begun", tokens=tokens)
+        self._try("put", block, tokens=tokens)
 
     def put_kept(self) -> None:
         """Put a job that is retried, and has a result: both notify."""
@@ -377,23 +416,35 @@ class Client:
         elif how < 0.95:
             self._ack_all(queue, jobs)
 
+    def pop_gated(self) -> None:
+        """Take a job as a get does, which heeds no limits."""
+        self._try("pop_gated", lambda: self._pq[GATED].get(block=False))
+
     def lease_gated(self) -> None:
-        """Lease a job that needs a place under a limit or the turn of its group, and record that it runs."""
+        """Lease a job that needs places under limits or the turn of its group, and record that it runs."""
         queue = self._pq[GATED]
         _, job = self._try("lease_gated", lambda: queue.lease(LEASE, wait=0.05))
         if job is None:
             return
-        kind = "limit" if job.data["function"].endswith("limited") else "group"
-        place = f"{kind} {job.data['args'][1]}"
 
-        def record(*, over: bool) -> None:
-            with self._pq["transaction"] as cursor:
-                self._sql(cursor, RECORD, job.id, job.token, place, over)
+        def record(*, over: bool, end: bool = False) -> None:
+            with queue as cursor:
+                self._sql(cursor, RECORD, job.id, job.token, over)
+                if end:
+                    queue.ack(job)
+                    time.sleep(self._rng.choice([0.0, 0.1]))
 
         self._try("record", lambda: record(over=False))
-        time.sleep(self._rng.choice([0.0, 0.01]))
+        time.sleep(self._rng.choice([0.0, 0.01, 0.01, 1.2 * LEASE]))
+        how = self._rng.random()
+        if how < 0.3:
+            self._try("ack_gated", lambda: record(over=True, end=True))
+            return
         self._try("record", lambda: record(over=True))
-        self._try("ack_gated", lambda: queue.ack(job))
+        if how < 0.8:
+            self._try("ack_gated", lambda: queue.ack(job))
+        elif how < 0.9:
+            self._try("nack_gated", lambda: queue.nack(job, timedelta(seconds=0.2)))
 
     def _end(self, act: str, jobs: Sequence[Any], do: Callable[[Any], Any]) -> None:
         for job in jobs:

@@ -34,11 +34,11 @@ CREATE TABLE audit (
   was_leased timestamptz, leased timestamptz, was_over boolean, over boolean, uptime float8
 );
 CREATE TABLE runs (
-  n bigint DEFAULT nextval('audit_n_seq'), job bigint NOT NULL, attempt int NOT NULL, place text NOT NULL,
-  over boolean NOT NULL
+  n bigint DEFAULT nextval('audit_n_seq'), at timestamptz NOT NULL DEFAULT clock_timestamp(), job bigint NOT NULL,
+  attempt int NOT NULL, over boolean NOT NULL
 );
-CREATE FUNCTION finite(timestamptz) RETURNS timestamptz IMMUTABLE LANGUAGE sql AS
-  $$ SELECT CASE WHEN $1 = 'infinity' THEN '9999-01-01 00:00+00' ELSE $1 END $$; -- Python has no infinite times
+CREATE FUNCTION finite(timestamptz) RETURNS timestamptz IMMUTABLE LANGUAGE sql AS -- Python has no infinite times
+  $$ SELECT least(greatest($1, '1000-01-01 00:00+00'), '9999-01-01 00:00+00') WHERE $1 IS NOT NULL $$;
 CREATE FUNCTION uptime() RETURNS float8 SECURITY DEFINER LANGUAGE sql AS -- which libfaketime does not change
   $$ SELECT split_part(pg_read_file('{UPTIME}', 0, 100, true), ' ', 1)::float8 $$;
 CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -125,20 +125,20 @@ class Row:
 
 @dataclass
 class Record:
-    """What a job under a limit, or in a group, wrote as it began or ended.
+    """What a job under limits, or in a group, wrote as it began or ended.
 
     Attributes:
         n: Drawn as those of events are: what began before another ended has a lower one.
+        at: The server's clock.
         job: The id.
-        attempt: Of the job's attempts, which lease it ran under.
-        place: The limit or group.
+        attempt: The fencing token of the lease that it ran under.
         over: Whether it ended.
     """
 
     n: int
+    at: datetime
     job: int
     attempt: int
-    place: str
     over: bool
 
 

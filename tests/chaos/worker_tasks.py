@@ -20,17 +20,14 @@ NAME, GATED, OTHERS = "work", "gated", "others"
 """The queues: of jobs that end in a transaction of their own, of those under limits and in groups, and of others."""
 OPTIONS: dict[str, Any] = {"max_retries": 10**6, "max_crashes": 10**6, "retry_in": 0.05}
 """It is tried until it works: functions need the server, too."""
-LIMIT = 2
-"""Jobs that may run at the same time under one key."""
 TICK = "tick"
 """The argument of the periodic task, and the first part of its jobs' tokens."""
 BRIEF = 0.03
-"""Seconds that a job under a limit or in a group takes."""
-RECORD = "INSERT INTO runs (job, attempt, place, over) VALUES ({}, {}, {}, {})"
+"""Seconds that a job under limits, or in a group, takes at most."""
+RECORD = "INSERT INTO runs (job, attempt, over) VALUES ({}, {}, {})"
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "work": (NAME, {}),
-    "limited": (GATED, {"limits": lambda _, key: {key: LIMIT}}),
-    "grouped": (GATED, {"group": lambda _, group: group}),
+    "gated": (GATED, {"limits": lambda _, limits, __: limits, "group": lambda _, __, group: group}),
     "kept": (OTHERS, {"keep_result": "1m"}),
     "interrupted": (OTHERS, {"retry_on": BaseException}),
     "interrupted_process": (OTHERS, {"retry_on": BaseException, "run_in": "process"}),
@@ -50,25 +47,17 @@ def work(job_id: int, token: str) -> None:
         current().finish()
 
 
-def limited(job_id: int, token: str, key: str) -> None:
-    """Hold a place under a limit for a moment."""
-    del token
-    _record(job_id, f"limit {key}", over=False)
-    time.sleep(BRIEF)
-    _record(job_id, f"limit {key}", over=True)
+def gated(job_id: int, token: str, limits: dict[str, int], group: str | None) -> None:
+    """Hold a place under each limit, and the turn of a group, for a moment."""
+    del token, limits
+    _record(job_id, over=False)
+    time.sleep(BRIEF if group is None else BRIEF / 3)
+    _record(job_id, over=True)
 
 
-def grouped(job_id: int, token: str, group: str) -> None:
-    """Hold the turn of a group for a moment."""
-    del token
-    _record(job_id, f"group {group}", over=False)
-    time.sleep(BRIEF / 3)
-    _record(job_id, f"group {group}", over=True)
-
-
-def _record(job_id: int, place: str, *, over: bool) -> None:
+def _record(job_id: int, *, over: bool) -> None:
     with _here[0] as cursor:
-        cursor.execute(RECORD.format(*["%s"] * 4), [job_id, current().job.token, place, over])
+        cursor.execute(RECORD.format(*["%s"] * 3), [job_id, current().job.token, over])
 
 
 async def work_async(job_id: int, token: str) -> None:
@@ -78,25 +67,17 @@ async def work_async(job_id: int, token: str) -> None:
         await current().finish()
 
 
-async def limited_async(job_id: int, token: str, key: str) -> None:
-    """`limited`, over asyncpg."""
-    del token
-    await _record_async(job_id, f"limit {key}", over=False)
-    await asyncio.sleep(BRIEF)
-    await _record_async(job_id, f"limit {key}", over=True)
+async def gated_async(job_id: int, token: str, limits: dict[str, int], group: str | None) -> None:
+    """`gated`, over asyncpg."""
+    del token, limits
+    await _record_async(job_id, over=False)
+    await asyncio.sleep(BRIEF if group is None else BRIEF / 3)
+    await _record_async(job_id, over=True)
 
 
-async def grouped_async(job_id: int, token: str, group: str) -> None:
-    """`grouped`, over asyncpg."""
-    del token
-    await _record_async(job_id, f"group {group}", over=False)
-    await asyncio.sleep(BRIEF / 3)
-    await _record_async(job_id, f"group {group}", over=True)
-
-
-async def _record_async(job_id: int, place: str, *, over: bool) -> None:
+async def _record_async(job_id: int, *, over: bool) -> None:
     async with _here[0] as connection:
-        await connection.execute(RECORD.format("$1", "$2", "$3", "$4"), job_id, current().job.token, place, over)
+        await connection.execute(RECORD.format("$1", "$2", "$3"), job_id, current().job.token, over)
 
 
 def kept(job_id: int, token: str) -> str:
