@@ -50,6 +50,8 @@ NOTIFICATIONS = 500
 """Notifications of 7,000 bytes that are sent to fill the NOTIFY queue: more than it holds."""
 UNHEARD = 20.0
 """Seconds until a client finds a silent connection closed."""
+LONGEST = 15.0
+"""Seconds after which a session of a fault is cancelled: a server whose clock is put back forgets its own timeouts."""
 PATIENCE = 60.0
 """Seconds for which a server that was broken is waited for."""
 
@@ -126,6 +128,11 @@ class SilentProxy(Proxy):
         timer = threading.Timer(UNHEARD, _cut, [links])
         timer.daemon = True
         timer.start()
+
+
+def _cancel(session: psycopg.Connection[Any]) -> None:
+    with suppress(psycopg.Error):
+        session.cancel()
 
 
 def _cut(links: Iterable[_Link]) -> None:
@@ -248,9 +255,15 @@ class OfServer:
     def _session(self) -> Iterator[psycopg.Connection[Any]]:
         """A session of a superuser's; that it breaks is part of it."""
         session = self._connected()
-        with suppress(psycopg.Error), session:
-            session.execute("SET lock_timeout = '2s'")
-            yield session
+        limit = threading.Timer(LONGEST, _cancel, [session])
+        limit.daemon = True
+        limit.start()
+        try:
+            with suppress(psycopg.Error), session:
+                session.execute("SET lock_timeout = '2s'")
+                yield session
+        finally:
+            limit.cancel()
 
     def _connected(self) -> psycopg.Connection[Any]:
         """A session, however long the server takes to be there.
