@@ -108,9 +108,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
         group: str | None = None,
         limits: Mapping[str, int] | None = None,
         headers: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
     ) -> int:
         """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
-        options = given(dedup=dedup, group=group, limits=limits, headers=headers)
+        options = given(dedup, group, limits, headers, tenant, priority)
         return await put.put(self.engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(
@@ -123,9 +125,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
         group: str | None = None,
         limits: Mapping[str, int] | None = None,
         headers: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
     ) -> list[int]:
         """Put many jobs: all or none; see `pqcore.Queue.put_many`."""
-        options = given(group=group, limits=limits, headers=headers)
+        options = given(None, group, limits, headers, tenant, priority)
         return await put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options)
 
     async def get(self, block: bool = True, timeout: float | None = None) -> AsyncJob | None:

@@ -12,8 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pqcore.put_options import MAX_KEY
-from pqcore.sql.identifiers import MAX_QUEUE_NAME, check_text
+from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, MAX_QUEUE_NAME, check_text
 
 LONGEST = 100_000_000_000
 """Seconds, three thousand years: a later time may be more than Python can tell."""
@@ -100,6 +99,10 @@ def _check_limits(gate: Any) -> None:
             raise ValueError("a limit that is no number of jobs")
     if "group" in gate:
         check_text(gate["group"], "group", MAX_KEY)
+    if "share" in gate:
+        check_text(gate["share"], "tenant", MAX_KEY)
+    if type(priority := gate.get("priority", 0)) is not int or abs(priority) > MAX_PRIORITY:
+        raise ValueError("a priority that is no whole number")
 
 
 def _check_run(run: Any) -> None:

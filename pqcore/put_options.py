@@ -9,12 +9,11 @@ from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, SerializationError
+from pqcore.lanes import Lane, lane_of_gate
 from pqcore.serializers.plain_json import check_json
-from pqcore.sql.identifiers import check_text
+from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
 from pqcore.times import seconds
 
-MAX_KEY = 500
-"""Bytes: the most that a dedup key, group or limit may have."""
 RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous")
 """Headers that have a meaning to pqcore."""
 
@@ -63,11 +62,23 @@ class PutOptions:
         dedup: The key, or None.
         group: Jobs of one group are run by workers in the order that they were put, one at a time.
         headers: The job's headers, as JSON; None without any.
+        lane: What the job has to be admitted for; None if nothing.
     """
 
     dedup: Dedup | None
     group: str | None
     headers: str | None
+    lane: Lane | None = None
+
+    def values(self) -> dict[str, object]:
+        """Return the values of the statements that put a job."""
+        lane = self.lane
+        return {
+            "headers": self.headers,
+            "group_key": self.group,
+            "lane": None if lane is None else lane.text,
+            "priority": 0 if lane is None else lane.priority,
+        }
 
 
 def given(
@@ -75,11 +86,20 @@ def given(
     group: str | None = None,
     limits: Mapping[str, int] | None = None,
     headers: Mapping[str, Any] | None = None,
+    tenant: str | None = None,
+    priority: int = 0,
 ) -> dict[str, Any] | None:
     """The options of a put, to be checked by `put_options`; None without any, as most puts are."""
-    if dedup is None and group is None and not limits and not headers:
+    if dedup is None and group is None and not limits and not headers and tenant is None and priority == 0:
         return None
-    return {"dedup": dedup, "group": group, "limits": limits, "headers": headers}
+    return {
+        "dedup": dedup,
+        "group": group,
+        "limits": limits,
+        "headers": headers,
+        "tenant": tenant,
+        "priority": priority,
+    }
 
 
 def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +107,14 @@ def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
     gate = headers.get("gate", {})
     own = {name: value for name, value in headers.items() if name in RESERVED and name != "gate"}
     users = {name: value for name, value in headers.items() if name not in RESERVED}
-    return {"headers": users, "own": own, "group": gate.get("group"), "limits": gate.get("limits")}
+    return {
+        "headers": users,
+        "own": own,
+        "group": gate.get("group"),
+        "limits": gate.get("limits"),
+        "tenant": gate.get("share"),
+        "priority": gate.get("priority", 0),
+    }
 
 
 def put_options(
@@ -96,6 +123,8 @@ def put_options(
     limits: Mapping[str, int] | None,
     dedup: Dedup | str | None,
     own: Mapping[str, Any] | None = None,
+    tenant: str | None = None,
+    priority: int | None = 0,
 ) -> PutOptions:
     """Check the options of a put.
 
@@ -105,6 +134,8 @@ def put_options(
         limits: How many jobs may be worked on at once, by key.
         dedup: A `Dedup`, or its key.
         own: Headers of pqcore's.
+        tenant: Whose share the job is counted to.
+        priority: Higher first; None for that of most, 0.
 
     Raises:
         ConfigurationError, InvalidName: A key, limit or header cannot be one.
@@ -126,6 +157,13 @@ def put_options(
                 msg = f"limit {key!r} is {places!r}; give the number of jobs that may run at once, at least 1"
                 raise ConfigurationError(msg)
         gate["limits"] = dict(limits)
+    if tenant is not None:
+        gate["share"] = check_text(tenant, "tenant", MAX_KEY)
+    if priority:
+        if not isinstance(priority, int) or isinstance(priority, bool) or not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            msg = f"priority is {priority!r}; give a whole number from {-MAX_PRIORITY:,} to {MAX_PRIORITY:,}"
+            raise ConfigurationError(msg)
+        gate["priority"] = priority
     if dedup is not None and dedup.until == "started":
         gate["dedup"] = "started"
     merged = {**(headers or {}), **(own or {})}
@@ -141,4 +179,4 @@ def put_options(
         raise SerializationError(f"the job's headers are not JSON: {exc}") from exc
     if encoded is not None and "\\u0000" in encoded:
         raise SerializationError("the job's headers contain a NUL, which PostgreSQL's text cannot hold")
-    return PutOptions(dedup, group, encoded)
+    return PutOptions(dedup, group, encoded, lane_of_gate(gate))

@@ -119,6 +119,8 @@ class Queue(TaskQueueMixin):
         group: str | None = None,
         limits: Mapping[str, int] | None = None,
         headers: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
     ) -> int:
         """Put a job.
 
@@ -132,6 +134,8 @@ class Queue(TaskQueueMixin):
             group: Leased jobs of one group are worked on in the order that they were put, one at a time.
             limits: How many leased jobs of a name may be worked on at once, by all workers: ``{"reports": 3}``.
             headers: What travels beside the data, as JSON: ``job.headers``.
+            tenant: Whose share the job is counted to: leases serve the tenants of a queue in turn, by their weights.
+            priority: A whole number, higher first. Code before this version, and pq, take no notice of it.
 
         Returns:
             The job's id; that of the job that has the dedup key, if it is taken.
@@ -142,7 +146,7 @@ class Queue(TaskQueueMixin):
             PayloadTooLarge: It is larger than ``max_size``.
             DuplicateJob: The dedup key is taken, and that was to be an error.
         """
-        options = given(dedup=dedup, group=group, limits=limits, headers=headers)
+        options = given(dedup, group, limits, headers, tenant, priority)
         return run_sync(put.put(self.engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(
@@ -155,6 +159,8 @@ class Queue(TaskQueueMixin):
         group: str | None = None,
         limits: Mapping[str, int] | None = None,
         headers: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
+        priority: int = 0,
     ) -> list[int]:
         """Put many jobs at once: all or none.
 
@@ -166,11 +172,13 @@ class Queue(TaskQueueMixin):
             group: For all, as for `put`.
             limits: For all, as for `put`.
             headers: For all, as for `put`.
+            tenant: For all, as for `put`.
+            priority: For all, as for `put`.
 
         Returns:
             The ids, in the order of ``items``.
         """
-        options = given(group=group, limits=limits, headers=headers)
+        options = given(None, group, limits, headers, tenant, priority)
         return run_sync(put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:

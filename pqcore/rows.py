@@ -70,6 +70,13 @@ headers_of: Callable[[Row], str | None] = itemgetter(JobRow._fields.index("heade
 expected_at_of: Callable[[Row], datetime | None] = itemgetter(JobRow._fields.index("expected_at"))
 
 
+def place_of(row: Row) -> tuple[bool, datetime, datetime, int]:
+    """Return the place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
+    job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ = row
+    due = enqueued_at if schedule_at is None else schedule_at
+    return expected_at is None, due if expected_at is None else expected_at, due, job_id
+
+
 class DeadLetterRow(NamedTuple):
     """The columns of a dead letter, in the order of `DEAD_LETTER`.
 

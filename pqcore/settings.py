@@ -18,7 +18,7 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.locked_keys import Contention
+from pqcore.lanes import LaneBook
 from pqcore.plugins import plugins
 from pqcore.scan_position import ScanPosition
 from pqcore.serializers import (
@@ -110,7 +110,7 @@ class QueueSettings:
         if serializer is None:
             name, suffix = split_queue_name(check_text(name, "queue name"))
         self.bound = ScanPosition()
-        self.contention = Contention()
+        self.lanes = LaneBook()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.channel = channel(self.name)
         self.table = table

@@ -12,6 +12,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
+from pqcore.lanes import has_lane
 from pqcore.operations import complete, list_jobs
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down
@@ -85,8 +86,8 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
         if not found:
             return False
         [[headers]] = found
-        if has_follow_ups(headers):
-            cancelled = await complete.cancel(engine, queue, s, number, headers)
+        if has_follow_ups(headers) or has_lane(headers):
+            cancelled = await complete.cancel(engine, queue, s, number)
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
         return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))

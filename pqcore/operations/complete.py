@@ -15,11 +15,10 @@ from pqcore.db.runtime import backoff
 from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, OutcomeUnknown, PQError, TransientError
 from pqcore.job import BaseJob
-from pqcore.locked_keys import WAITS
+from pqcore.lanes import has_lane
 from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import limits_of, lock_limits, try_lock_limits
 from pqcore.operations.error_details import error_text
-from pqcore.operations.follow_ups import dead_letter_headers, has_follow_ups, is_continued, release_and_follow_up
+from pqcore.operations.follow_ups import dead_letter_headers, follow_up, has_follow_ups, is_continued
 from pqcore.operations.job_outcome import (
     PUT_OFF,
     Outcome,
@@ -67,7 +66,7 @@ async def finish(
         for start in range(0, len(others), TOGETHER):
             lost += await _complete_batch(engine, queue, others[start : start + TOGETHER], connection, {})
         return lost
-    endings = Endings(busy=None, buries=False)
+    endings = Endings(buries=False)
     await _store_groups(engine, queue, _group(outcomes), endings)
     for _, error in endings.refused:
         raise error
@@ -84,7 +83,7 @@ async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> 
     """
     failures = 0
     while True:
-        endings = await finish_each(engine, queue, [outcome], wait=True)
+        endings = await finish_each(engine, queue, [outcome])
         if not endings.refused:
             return None if endings.lost else endings.stored(outcome)
         [(_, error)] = endings.refused
@@ -102,14 +101,12 @@ class Endings:
         lost: The lease of the job was not held; the job is as it was.
         refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
         buried: By the outcome's `id`, what was stored in its place: a dead letter, or an end without a result.
-        busy: Not stored, as another transaction has the limit or group locked; None to wait for that transaction.
         buries: Whether a job that was done, and whose end holds a value that is refused, is a dead letter.
     """
 
     lost: list[Outcome] = field(default_factory=list)
     refused: list[tuple[Outcome, PQError]] = field(default_factory=list)
     buried: dict[int, Outcome] = field(default_factory=dict)
-    busy: list[Outcome] | None = None
     buries: bool = True
 
     def stored(self, outcome: Outcome) -> Outcome:
@@ -117,18 +114,9 @@ class Endings:
         return self.buried.get(id(outcome), outcome)
 
 
-async def finish_each(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], *, wait: bool = False
-) -> Endings:
-    """End leased jobs, in as few transactions as possible; a job whose end is refused does not hold up others.
-
-    Args:
-        engine: Where.
-        queue: Whose jobs.
-        outcomes: How they end.
-        wait: Whether to wait for a transaction that has a job's limit or group locked.
-    """
-    endings = Endings(busy=None if wait else [])
+async def finish_each(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> Endings:
+    """End leased jobs, in as few transactions as possible; a job whose end is refused does not hold up others."""
+    endings = Endings()
     await _store_groups(engine, queue, _group(outcomes), endings)
     return endings
 
@@ -193,30 +181,20 @@ async def _store_groups(
 
 async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome], endings: Endings) -> PQError | None:
     """Store ends together or, if one of them is refused, each by itself; returns what ails the server."""
-    left = group
     try:
         if _is_plain(group[0]):
             endings.lost += await _ack_plain(engine, queue, group, None)
-        elif endings.busy is None:
-            endings.lost += await _complete_batch(engine, queue, group, None, endings.buried)
         else:
-            for pause in (*WAITS, None):
-                busy: list[Outcome] = []
-                endings.lost += await _complete_batch(engine, queue, left, None, endings.buried, busy)
-                left = busy
-                if pause is None or not busy:
-                    endings.busy += busy
-                    break
-                await engine.runtime.sleep(pause)
+            endings.lost += await _complete_batch(engine, queue, group, None, endings.buried)
     except PQError as exc:
         if ails_server(exc):
-            endings.refused += [(outcome, exc) for outcome in left]
+            endings.refused += [(outcome, exc) for outcome in group]
             return exc
-        if len(left) > 1:
-            return await _store_groups(engine, queue, [[outcome] for outcome in left], endings)
-        if endings.buries and left[0].kind == "done" and refuses_value(exc):
-            return await _dead_letter_instead(engine, queue, left[0], exc, endings)
-        endings.refused.append((left[0], exc))
+        if len(group) > 1:
+            return await _store_groups(engine, queue, [[outcome] for outcome in group], endings)
+        if endings.buries and group[0].kind == "done" and refuses_value(exc):
+            return await _dead_letter_instead(engine, queue, group[0], exc, endings)
+        endings.refused.append((group[0], exc))
     return None
 
 
@@ -224,7 +202,7 @@ async def _dead_letter_instead(
     engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
 ) -> PQError | None:
     """End a job of which the server refuses what follows: without its result, or as a dead letter."""
-    found = Endings(busy=None if endings.busy is None else [])
+    found = Endings()
     instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
     ailment = await _store(engine, queue, [instead], found)
     if found.refused:
@@ -232,8 +210,6 @@ async def _dead_letter_instead(
         endings.refused.append((outcome, error))
     elif found.lost:
         endings.lost.append(outcome)
-    elif found.busy and endings.busy is not None:
-        endings.busy.append(outcome)
     else:
         endings.buried[id(outcome)] = found.stored(instead)
     return ailment
@@ -271,53 +247,38 @@ async def _acknowledge_continued(
 
 
 async def _complete_batch(
-    engine: Engine,
-    queue: QueueSettings,
-    outcomes: Sequence[Outcome],
-    connection: object,
-    buried: dict[int, Outcome],
-    later: list[Outcome] | None = None,
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object, buried: dict[int, Outcome]
 ) -> list[Outcome]:
-    limits_by_job = {o.job.id: limits for o in outcomes if (limits := limits_of(o.job.raw_headers)) is not None}
-
-    async def work(s: Session) -> tuple[list[Outcome], list[Outcome]]:
+    async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
-            if later is None or not limits_by_job:
-                await lock_limits(engine, queue, s, limits_by_job.values())
-                busy = []
-            else:
-                locked = await try_lock_limits(engine, queue, s, limits_by_job)
-                busy = [outcome for outcome in outcomes if outcome.job.id in limits_by_job.keys() - locked]
-            begun = [outcome for outcome in outcomes if outcome not in busy]
-            for outcome in begun:
+            for outcome in outcomes:
                 buried.pop(id(outcome), None)  # of an attempt that was undone
-            ended = await _end_rows(s, queue, begun, buried)
-            await release_and_follow_up(
-                engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended], locked=True
-            )
-        held = {id(outcome) for outcome in ended}
-        return [outcome for outcome in begun if id(outcome) not in held and not outcome.finished], busy
+            ended = await _end_rows(s, queue, outcomes, buried)
+            await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])
+            if any(has_lane(outcome.job.raw_headers) for outcome in ended):
+                await _tell(queue, s)
+        return ended
 
-    lost, busy = await engine.run(work, connection=connection)
-    if later is not None:
-        later += busy
-    return lost
+    held = {id(outcome) for outcome in await engine.run(work, connection=connection)}
+    return [outcome for outcome in outcomes if id(outcome) not in held and not outcome.finished]
 
 
-async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int, headers: str) -> bool:
+async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int) -> bool:
     """Delete a job that waits, and do what follows from that; whether it did wait."""
     query = s.sql.cancel
     async with atomic(s):
-        if (limits := limits_of(headers)) is not None:
-            await lock_limits(engine, queue, s, [limits])
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
         for _, found, put_at in rows:
             row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
-            job = BaseJob(queue, row)
-            await release_and_follow_up(
-                engine, queue, s, [Outcome(job, "drop", reason="cancelled")], locked=found == headers
-            )
+            await follow_up(engine, queue, s, [Outcome(BaseJob(queue, row), "drop", reason="cancelled")])
+            if has_lane(found):  # others may have waited behind it in a group
+                await _tell(queue, s)
     return bool(rows)
+
+
+async def _tell(queue: QueueSettings, s: Session) -> None:
+    """Notify takers that places under keys are free, once the transaction is committed."""
+    await s.execute(s.sql.tasks.tell, s.sql.tasks.tell.bind({"channel": queue.channel}))
 
 
 async def _end_rows(
@@ -334,7 +295,7 @@ async def _end_rows(
     ended = []
     done = [outcome for outcome in outcomes if outcome.kind == "done"]
     if done:
-        held = {(job, token) for job, token in await ack_rows(s, queue, [outcome.job for outcome in done])}
+        held = {(job, token) for job, token, *_ in await ack_rows(s, queue, [outcome.job for outcome in done])}
         ended += [outcome for outcome in done if (outcome.job.id, outcome.job.token) in held]
     tasks = s.sql.tasks
     statements = {

@@ -16,23 +16,20 @@ from pqcore.db.interrupts import let_through
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
-from pqcore.locked_keys import PROBE
+from pqcore.lanes import has_lane
+from pqcore.operations import admission
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, hold_open
-from pqcore.operations.concurrency_limits import NotAdmittedError, acquire_slots, put_back
 from pqcore.operations.follow_ups import follow_up, is_continued, without_follow_ups
 from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
-from pqcore.rows import JobRow, headers_of, job_rows
+from pqcore.rows import headers_of, job_rows, place_of
 from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import Finish
 from pqcore.times import seconds
 
 logger = logging.getLogger("pqcore")
-
-BEHIND = 20
-"""How often a look takes again, at most, behind jobs that could not be admitted."""
 
 
 async def get(
@@ -44,7 +41,6 @@ async def get(
     timeout: Any,
     lease: float | None = None,
     performed: bool = False,
-    patient: bool = False,
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
@@ -59,7 +55,6 @@ async def get(
         timeout: How long; None for the queue's ``timeout``.
         lease: Seconds for which they are leased; None to take them for good.
         performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
-        patient: As for `look`.
     """
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
@@ -68,7 +63,7 @@ async def get(
     topic = queue.channel
     while True:
         ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
-        rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
+        rows, wake_in = await look_once(engine, queue, n, lease)
         if rows:
             break
         if wake_in == 0.0:  # what was found may not run, and there may be others behind it
@@ -93,9 +88,7 @@ async def get(
     return rows
 
 
-async def look(
-    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
-) -> tuple[Sequence[Row], float | None]:
+async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
     Under a lease, within the queue's rate limit, and only those that limits and groups let run.
@@ -105,117 +98,112 @@ async def look(
         queue: From which queue.
         n: How many, at most.
         lease: Seconds for which they are leased; None to take them for good.
-        patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
     """
     if lease is None or queue.rate is None:
-        return await _take(engine, queue, n, lease, patient=patient)
+        return await _take(engine, queue, n, lease)
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
     rows: Sequence[Row] = ()
     try:
-        rows, wake_in = await _take(engine, queue, granted, lease, patient=patient)
+        rows, wake_in = await _take(engine, queue, granted, lease)
     finally:
         await refund(engine, queue, granted - len(rows))
     return rows, wake_in
 
 
 def _take(
-    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None
 ) -> Awaitable[tuple[Sequence[Row], float | None]]:
-    finish: Finish = queue.retention if lease is None else "lease"
-    values = {"q_name": queue.name, "lease": lease}
-    bound = queue.bound
+    if lease is None:
+        return _take_for_good(engine, queue, n)
 
     async def work(s: Session) -> tuple[Sequence[Row], float | None]:
-        if engine.security is not None:
-            engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
-        rows: Sequence[Row] = ()
-        if bounded := bound.usable(time.monotonic()):
-            query = s.sql.fetch("bounded", finish, n)
-            rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
-        if not rows:
-            bounded = False
-            query = s.sql.fetch("ordered", finish, n)
-            rows = await s.execute(query, query.bind(values))
-        if not rows:
-            [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
-            if something_out:
-                for query in (s.sql.fetch("merged", finish, n), s.sql.fetch("unguarded", finish, n)):
-                    rows = await s.execute(query, query.bind(values))
-                    if rows:
-                        break
-            if not rows:
-                bound.advance((), time.monotonic(), full=True)
-                return rows, wake_in
-        rows = sorted(rows, key=_place) if len(rows) > 1 else rows  # RETURNING promises no order
-        bound.advance(rows, time.monotonic(), full=not bounded)
-        if lease is None:
-            return rows, None
-        allowed = await acquire_slots(engine, queue, s, rows, lease)
-        return allowed, None if allowed else 0.0  # all parked: there may be others behind them
+        _refuse_hidden(engine, "lease")
+        return await _take_lease(engine, queue, s, n, lease)
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
-        if lease is None:
-            await _restore(engine, queue, result[0])
-        else:
-            await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[0])])
+        await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[0])])
 
-    if lease is None:
-        return engine.run(work, protect=False, undo=undo)
-    return _admitted(engine, queue, lambda: engine.run(work, protect=False, undo=undo), patient=patient)
+    return engine.run(work, protect=False, undo=undo)
 
 
-async def _admitted(
-    engine: Engine,
-    queue: QueueSettings,
-    take: Callable[[], Awaitable[tuple[Sequence[Row], float | None]]],
-    *,
-    patient: bool,
+def _take_for_good(engine: Engine, queue: QueueSettings, n: int) -> Awaitable[tuple[Sequence[Row], float | None]]:
+    finish = queue.retention
+
+    async def work(s: Session) -> tuple[Sequence[Row], float | None]:
+        _refuse_hidden(engine, finish)
+        rows, wake_in = await _take_plain(queue, s, n, finish, {"q_name": queue.name})
+        return rows, None if rows else wake_in
+
+    async def undo(result: tuple[Sequence[Row], float | None]) -> None:
+        await _restore(engine, queue, result[0])
+
+    return engine.run(work, protect=False, undo=undo)
+
+
+def _refuse_hidden(engine: Engine, finish: Finish) -> None:
+    if engine.security is not None:
+        engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
+
+
+async def _take_plain(
+    queue: QueueSettings, s: Session, n: int, finish: Finish, values: dict[str, object]
 ) -> tuple[Sequence[Row], float | None]:
-    """Take under a lease; what could not be admitted is put back, over another connection if need be.
-
-    Where admissions fail one after the other, it goes on behind their jobs.
-    """
-    reason: BaseException | None = None
-    pause: float | None = None
-    for _ in range(BEHIND):
-        try:
-            rows, wake_in = await take()
-        except NotAdmittedError as exc:
-            allowed, left, reason = exc.allowed, exc.left, exc.__cause__ or exc
-            pause = None if allowed else queue.contention.refused()
-            back = await _put_back(engine, queue, left, pause)
-            if allowed:
-                logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
-                return allowed, None
-            if not back or isinstance(reason, ConnectionLost):
-                raise reason from reason.__cause__
-            if pause is None:
-                pause = PROBE
-                break
-            continue
-        if rows or reason is None:
+    """Take rows as they come; without one, the seconds until one is due (None: unknown)."""
+    bound = queue.bound
+    rows: Sequence[Row] = ()
+    if bounded := bound.usable(time.monotonic()):
+        query = s.sql.fetch("bounded", finish, n)
+        rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
+    if not rows:
+        bounded = False
+        query = s.sql.fetch("ordered", finish, n)
+        rows = await s.execute(query, query.bind(values))
+    if not rows:
+        [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+        if something_out:
+            for query in (s.sql.fetch("merged", finish, n), s.sql.fetch("unguarded", finish, n)):
+                rows = await s.execute(query, query.bind(values))
+                if rows:
+                    break
+        if not rows:
+            bound.advance((), time.monotonic(), full=True)
             return rows, wake_in
-        if wake_in != 0.0:
-            break
-    else:
-        pause = PROBE  # there may be others behind
-    assert reason is not None  # noqa: S101 - for the type checker
-    if not patient:
-        raise reason from reason.__cause__
-    logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, reason)
-    return (), pause
+    rows = sorted(rows, key=place_of) if len(rows) > 1 else rows  # RETURNING promises no order
+    bound.advance(rows, time.monotonic(), full=not bounded)
+    return rows, None
 
 
-async def _put_back(engine: Engine, queue: QueueSettings, rows: Sequence[JobRow], delay: float | None) -> bool:
-    """Put rows back that could not be admitted; whether that was done."""
-    try:
-        await engine.run(lambda s: put_back(s, queue, rows, delay), protect=False)
-    except PQError as exc:
-        logger.warning("%r: leased jobs are not put back, and come again within 10 s: %s", queue.name, exc)
-        return False
-    return True
+async def _take_lease(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float
+) -> tuple[Sequence[Row], float | None]:
+    """Lease rows: plain ones as they come, others as they are admitted.
+
+    While no job of the queue is known to wait for its admission, a lease is that of a plain job, and every `FIND`
+    seconds a look for others.
+    """
+    values = {"q_name": queue.name, "lease": lease}
+    lanes = queue.lanes
+    if looked := lanes.must_find(time.monotonic()):
+        await admission.find_lanes(queue, s)
+    while lanes.lanes:
+        rows, wake_in = await admission.take(engine, queue, s, n, lease)
+        if rows or wake_in == 0.0:
+            return rows, wake_in
+        if looked:
+            [[_, due_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
+        looked = True
+        await admission.find_lanes(queue, s)
+    rows, wake_in = await _take_plain(queue, s, n, "lease", values)
+    if any(map(has_lane, map(headers_of, rows))):
+        rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
+    elif not rows and not looked:
+        await admission.find_lanes(queue, s)
+        if lanes.lanes:
+            wake_in = 0.0
+    return rows, None if rows else wake_in
 
 
 async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
@@ -274,13 +262,6 @@ async def _try_to_follow(
                 logger.exception(
                     "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
                 )
-
-
-def _place(row: Row) -> tuple[bool, datetime, datetime, int]:
-    """Return the place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
-    job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ = row
-    due = enqueued_at if schedule_at is None else schedule_at
-    return expected_at is None, due if expected_at is None else expected_at, due, job_id
 
 
 async def _restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:

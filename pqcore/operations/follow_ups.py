@@ -1,4 +1,4 @@
-"""What follows from the end of a job: its result, the next job of its chain, the count of its batch, its slots.
+"""What follows from the end of a job: its result, the next job of its chain, the count of its batch.
 
 All of it belongs to one transaction with the end of the job: both are stored, or neither.
 """
@@ -17,7 +17,6 @@ from pqcore.errors import PQError
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down, without_batch
-from pqcore.operations.concurrency_limits import limits_of, release_slots
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.error_details import error_text
 from pqcore.operations.job_outcome import Outcome, done_by_hand
@@ -29,7 +28,7 @@ from pqcore.sql.identifiers import results_channel
 logger = logging.getLogger("pqcore")
 
 _CONTINUED = ('"batch"', '"then"')
-_FOLLOWED = ('"gate"', '"keep"', *_CONTINUED)
+_FOLLOWED = ('"keep"', *_CONTINUED)
 _OF_FOLLOW_UPS = ("batch", "batch_token", "then")
 
 
@@ -53,7 +52,7 @@ async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome)
 
     async def work(s: Session) -> None:
         async with atomic(s):
-            await release_and_follow_up(engine, queue, s, [outcome])
+            await follow_up(engine, queue, s, [outcome])
 
     if has_follow_ups(outcome.job.raw_headers):
         await engine.run(work)
@@ -79,24 +78,6 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
             logger.exception(
                 "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
             )
-
-
-async def release_and_follow_up(
-    engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome], *, locked: bool = False
-) -> None:
-    """Release the slots of jobs that ended, and do what follows from the jobs.
-
-    Args:
-        engine: Where.
-        queue: Whose jobs.
-        s: A session with a transaction open.
-        ended: How the jobs ended.
-        locked: Whether `lock_limits` was called before.
-    """
-    limits_by_job = {outcome.job.id: limits_of(outcome.job.raw_headers) for outcome in ended}
-    freed = {job: limits for job, limits in limits_by_job.items() if limits is not None}
-    await release_slots(engine, queue, s, freed, locked=locked)
-    await follow_up(engine, queue, s, ended)
 
 
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:

@@ -11,8 +11,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
-from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots, split_limits
+from pqcore.lanes import has_lane
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec, seconds
 
@@ -69,34 +68,23 @@ async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connectio
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
         return []
-    limits_by_job = {
-        job.id: limits
-        for job in jobs
-        if job.raw_headers is not None and (limits := limits_of(job.raw_headers)) is not None
-    }
 
     async def work(s: Session) -> Sequence[Row]:
-        if not limits_by_job:
-            return await ack_rows(s, queue, jobs)
-        plain = [job for job in jobs if job.id not in limits_by_job]
-        rows = list(await ack_rows(s, queue, plain)) if plain else []
-        for part in split_limits(limits_by_job):
-            async with atomic(s):
-                await lock_limits(engine, queue, s, part.values())
-                ended = await ack_rows(s, queue, [job for job in jobs if job.id in part])
-                done = {job for job, _ in ended}
-                await release_slots(engine, queue, s, {job: part[job] for job in done}, locked=True)
-            rows += ended
-        return rows
+        return await ack_rows(s, queue, jobs)
 
-    done = {(job, token) for job, token in await engine.run(work, connection=connection, protect=False)}
+    done = {(job, token) for job, token, *_ in await engine.run(work, connection=connection, protect=False)}
     return [job for job in jobs if (job.id, job.token) not in done]
 
 
 async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
     """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
+    values = {**ids_and_tokens(jobs), "q_name": queue.name}
+    for job in jobs:
+        if has_lane(job.raw_headers):  # its places are free, which others may wait for
+            query = s.sql.ack_and_tell[queue.retention]
+            return await s.execute(query, query.bind({**values, "channel": queue.channel}))
     query = s.sql.ack[queue.retention]
-    return await s.execute(query, query.bind({**ids_and_tokens(jobs), "q_name": queue.name}))
+    return await s.execute(query, query.bind(values))
 
 
 def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
@@ -110,19 +98,7 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
-    limits = limits_of(job.raw_headers)
-
-    async def work(s: Session) -> Sequence[Row]:
-        query = s.sql.nack
-        if limits is None:
-            return await s.execute(query, query.bind(values))
-        async with atomic(s):
-            await lock_limits(engine, queue, s, [limits])
-            if rows := await s.execute(query, query.bind(values)):
-                await release_slots(engine, queue, s, {job.id: limits}, locked=True)
-        return rows
-
-    if not await engine.run(work, protect=False):
+    if not await engine.execute("nack", values, protect=False):
         raise lease_lost(queue, [job])
 
 
@@ -132,7 +108,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
     Args:
         engine: Where.
         queue: Whose.
-        rows: Ids and tokens.  Places under limits are kept for whoever takes them next.
+        rows: Ids and tokens.
     """
     if not rows:
         return []

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
 from pqcore.operations.admin import run_in_slices
-from pqcore.operations.atomic import atomic
-from pqcore.operations.concurrency_limits import limits_of, lock_limits, release_slots
 from pqcore.settings import QueueSettings
 from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds
@@ -76,30 +73,21 @@ async def move(
         for start in range(0, len(chosen), SLICE):
             left = SLICE if most is None else min(most - total, SLICE)
             part: dict[str, object] = {**values, "ids": chosen[start : start + SLICE], "n": left}
-            total += await _move_slice(engine, queue, "ids", part) if left else 0
+            total += await _move_slice(engine, "ids", part) if left else 0
         return total
     for kind in KINDS:
         while left := SLICE if most is None else min(most - total, SLICE):
-            moved = await _move_slice(engine, queue, kind, {**values, "n": left})
+            moved = await _move_slice(engine, kind, {**values, "n": left})
             total += moved
             if not moved:
                 break
     return total
 
 
-async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: dict[str, object]) -> int:
+async def _move_slice(engine: Engine, kind: str, values: dict[str, object]) -> int:
     async def work(s: Session) -> int:
-        find, query = s.sql.admin.gates[kind], s.sql.admin.move[kind]
-        async with atomic(s):
-            # Keys are locked before rows, as everywhere: so nobody waits for us who is waited for by us.
-            before = [
-                limits for (headers,) in await s.execute(find, find.bind(values)) if (limits := limits_of(headers))
-            ]
-            await lock_limits(engine, queue, s, before)
-            rows = await s.execute(query, query.bind(values))
-            limits_by_job = {job: limits for job, headers, *_ in rows if (limits := limits_of(headers)) is not None}
-            await release_slots(engine, queue, s, limits_by_job, locked=_within(limits_by_job.values(), before))
-        return len(rows)
+        query = s.sql.admin.move[kind]
+        return len(await s.execute(query, query.bind(values)))
 
     for left in reversed(range(TRIES)):
         try:
@@ -108,11 +96,6 @@ async def _move_slice(engine: Engine, queue: QueueSettings, kind: str, values: d
             if exc.sqlstate != "23505" or not left:
                 raise
     return 0  # not reached
-
-
-def _within(found: Iterable[dict[str, Any]], known: Sequence[dict[str, Any]]) -> bool:
-    """Whether all limits are among those whose keys are locked: a row may have been changed in between."""
-    return all(limits in known for limits in found)
 
 
 async def archive(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:

@@ -129,7 +129,7 @@ async def _put(
 
     if chosen is None or chosen == _NO_OPTIONS:
         return await engine.run(plain, connection=connection)
-    row = {**NO_TIMES, **values, "headers": chosen.headers, "group_key": chosen.group}
+    row = {**NO_TIMES, **values, **chosen.values()}
     return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
 
 
@@ -199,7 +199,7 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
 
 def checked_options(options: Mapping[str, Any]) -> PutOptions:
     """Check the options of a put that a face was given; see `put_options`."""
-    chosen = (options.get(name) for name in ("headers", "group", "limits", "dedup", "own"))
+    chosen = (options.get(name) for name in ("headers", "group", "limits", "dedup", "own", "tenant", "priority"))
     return put_options(*chosen)
 
 

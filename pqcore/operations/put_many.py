@@ -72,8 +72,7 @@ async def _put_many(
     common = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,
-        "headers": chosen.headers,
-        "group_key": chosen.group,
+        **chosen.values(),
         **times,
     }
 

@@ -15,9 +15,11 @@ from pqcore.sql.fragments import (
     EXPRESSIBLE,
     HIDDEN_ORDER,
     IS_DEFERRED,
+    IS_NEXT,
     IS_READY,
     IS_URGENT,
     MADE_WAY,
+    NOT_WAITING,
     OF_PUT,
     OF_QUEUE,
     ORDER,
@@ -26,6 +28,7 @@ from pqcore.sql.fragments import (
     URGENT_ORDER,
     VISIBLE_AT,
     come_back,
+    lane_room,
 )
 from pqcore.sql.statement_set import StatementSet, composed, family, from_file
 
@@ -44,6 +47,8 @@ _FILTERS = (
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = "parked_on IS NOT NULL"
+# Of older code, parked jobs are leased without an end.
+_COMES_OUT = f"{IS_DEFERRED} AND {NOT_WAITING} AND {VISIBLE_AT} < 'infinity'"
 _PARKED_ORDER = f"parked_on, {ORDER}"
 
 
@@ -90,20 +95,39 @@ def _dead_columns(*, whole: bool = False) -> str:
 
 
 def _some(condition: str, order: str) -> str:
-    return f"(SELECT * FROM {{table}} WHERE {OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
+    return (
+        f"(SELECT * FROM {{table}} AS job WHERE {OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
+    )
 
 
-def _listed(state: str, order: str, *parts: tuple[str, str]) -> str:
+# The first jobs of each lane, as many as may be admitted now; it goes from lane to lane through the index.
+_NEXT_OF_LANES = f"""
+(WITH RECURSIVE lanes (lane, number) AS (
+  SELECT (SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on IS NOT NULL), 1
+  UNION ALL
+  SELECT (SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on > lanes.lane), number + 1 FROM lanes
+  WHERE lane IS NOT NULL AND number < 1000
+)
+SELECT next.* FROM lanes CROSS JOIN LATERAL (SELECT {lane_room("lanes.lane", ":q_name::text")} AS number) AS room
+CROSS JOIN LATERAL (
+  SELECT * FROM {{table}} AS job WHERE {OF_QUEUE} AND parked_on = lanes.lane{_FILTERS}
+  ORDER BY {ORDER} LIMIT least(room.number, :n::bigint)
+) AS next WHERE lanes.lane IS NOT NULL AND (next.group_key IS NULL OR next.id = (
+  SELECT id FROM {{table}} AS first WHERE {OF_QUEUE} AND first.group_key = next.group_key
+    AND first.dequeued_at IS NULL ORDER BY id LIMIT 1)))"""
+
+
+def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> str:
     # Each class through its own index, so that what has other states is not read; then merged.
-    union = " UNION ALL ".join(_some(*part) for part in parts)
+    union = " UNION ALL ".join([*(_some(*part) for part in parts), *filter(None, [more])])
     return f"SELECT {_columns(repr(state))} FROM ({union}) AS job ORDER BY {order} LIMIT :n::bigint"
 
 
 _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
-    # Not the parked ones: they are leased for ever, and would all be read in vain.
-    "hidden": (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE}", HIDDEN_ORDER),
+    # Not those that wait to be admitted: they would all be read in vain.
+    "hidden": (f"{_COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
     # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
@@ -150,7 +174,8 @@ class AdminStatements(StatementSet):
             ORDER,
             (IS_URGENT, URGENT_ORDER),
             (f"{IS_READY} AND {due}", READY_ORDER),
-            (f"{IS_DEFERRED} AND {VISIBLE_AT} <= {_NOW} AND {due}", HIDDEN_ORDER),
+            (f"{_COMES_OUT} AND {VISIBLE_AT} <= {_NOW} AND {due}", HIDDEN_ORDER),
+            more=_NEXT_OF_LANES,
         )
 
     @composed()
@@ -161,19 +186,19 @@ class AdminStatements(StatementSet):
             "scheduled",
             READY_ORDER,
             (f"{IS_READY} AND {later}", READY_ORDER),
-            (f"{IS_DEFERRED} AND {VISIBLE_AT} < 'infinity' AND {_FREE} AND {later}", HIDDEN_ORDER),
+            (f"{_COMES_OUT} AND {_FREE} AND {later}", HIDDEN_ORDER),
         )
 
     @composed()
     def list_leased(self) -> str:
         """List the jobs under a lease."""
-        leased = f"{IS_DEFERRED} AND {VISIBLE_AT} > {_NOW} AND {VISIBLE_AT} < 'infinity' AND leased_until > {_NOW}"
+        leased = f"{_COMES_OUT} AND {VISIBLE_AT} > {_NOW} AND leased_until > {_NOW}"
         return _listed("leased", "leased_until, id", (leased, HIDDEN_ORDER))
 
     @composed()
     def list_parked(self) -> str:
-        """List the parked jobs."""
-        return _listed("parked", _PARKED_ORDER, (_PARKED, _PARKED_ORDER))
+        """List the jobs that wait, and could not be admitted now."""
+        return _listed("parked", _PARKED_ORDER, (f"{_PARKED} AND NOT {IS_NEXT}", _PARKED_ORDER))
 
     @composed()
     def list_finished(self) -> str:
@@ -209,7 +234,7 @@ ORDER BY found.id DESC"""
         """Give all of one job, wherever it is: of the three tables at most one has it."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         return f"""
-SELECT {_columns(STATE, whole=True)}, 'table' FROM {{table}} {wanted}
+SELECT {_columns(STATE, whole=True)}, 'table' FROM {{table}} AS job {wanted}
 UNION ALL
 SELECT {_dead_columns(whole=True)}, 'dead' FROM {{dead}} {wanted}
 UNION ALL
@@ -284,14 +309,6 @@ RETURNING id, pg_notify(:channel::text, '')::text"""
 
     last_id = from_file()
 
-    @family("gates_of_{}", _MOVABLE)
-    def gates(self, kind: str) -> str:
-        """Give the headers with limits and groups of the jobs that `move` would move. Reads only."""
-        return (
-            f"SELECT DISTINCT headers::text FROM ({_picked(kind, 'headers')}) AS picked"
-            " WHERE headers::text LIKE '%\"gate\"%'"
-        )
-
     @family("move_{}", _MOVABLE)
     def move(self, kind: str) -> str:
         """Move waiting jobs to another queue.
@@ -306,11 +323,11 @@ WITH picked AS (
 ), moved AS (
   UPDATE {{table}} SET q_name = :target::text, parked_on = NULL,
     leased_until = CASE WHEN parked_on IS NULL THEN leased_until END
-  WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id, headers
+  WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id
 ), told AS (
   UPDATE {{results}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved)) AND {OF_QUEUE}
 )
-SELECT id, headers::text, pg_notify(:channel::text, '')::text FROM moved"""
+SELECT id, pg_notify(:channel::text, '')::text FROM moved"""
 
     @composed()
     def archive_kept(self) -> str:

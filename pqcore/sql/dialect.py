@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 from pqcore.backend import Capability
 from pqcore.errors import PluginError
 from pqcore.sql.admin_statements import AdminStatements
+from pqcore.sql.admission_statements import take_lanes_template
 from pqcore.sql.encoding_statements import EncodingStatements
-from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template
+from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template, plain_template
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.queue_statements import QueueStatements
 from pqcore.sql.rewrite import Rewrite, RewriteMiss
@@ -69,6 +70,7 @@ class Dialect(QueueStatements, SessionStatements):
         self._paramstyle: Paramstyle = paramstyle
         # Bounded: get_many(n) has a statement for each n.
         self.fetch = lru_cache(maxsize=64)(self._fetch)
+        self.take_lanes = lru_cache(maxsize=64)(self._take_lanes)
 
     # What a subclass overrides.
 
@@ -163,6 +165,10 @@ class Dialect(QueueStatements, SessionStatements):
     def _fetch(self, pick: Pick, finish: Finish, n: int) -> Query:
         """See `fetch_template`."""
         return self._compile_template(f"{finish}_{n}_{pick}", fetch_template(pick, finish, n), hot=n in SIZES)
+
+    def _take_lanes(self, n: int) -> Query:
+        """See `take_lanes_template`."""
+        return self._compile_template(f"take_lanes_{n}", take_lanes_template(n, plain_template(n)), hot=n in SIZES)
 
     def _compile_template(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query:
         text = self.checked(name, template)

@@ -6,7 +6,7 @@ without locks.  A row is changed by itself, and only if no session has changed i
 
 from __future__ import annotations
 
-from pqcore.sql.fragments import OF_QUEUE, STATE
+from pqcore.sql.fragments import OF_QUEUE, STORED_STATE
 from pqcore.sql.statement_set import StatementSet, composed, family
 
 SLICE = 10_000
@@ -35,7 +35,7 @@ def _key(place: str) -> str:
 
 
 def _state(place: str) -> str:
-    return STATE if place == "table" else f"'{place}'"
+    return STORED_STATE if place == "table" else f"'{place}'"
 
 
 def _linked(place: str) -> str:

@@ -34,13 +34,14 @@ from pqcore.sql.fragments import (
     DUE_AT,
     FIRST_DEFERRED,
     HIDDEN_ORDER,
-    IS_GATED,
+    LEASED,
     MADE_WAY,
     NEXT_ATTEMPT,
+    NOT_WAITING,
     OF_QUEUE,
-    ONE_MORE,
     ORDER,
     QUEUE_URGENT,
+    QUEUE_WAITING,
     READY_NOW,
     READY_ORDER,
     URGENT_ORDER,
@@ -52,10 +53,9 @@ Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 """Numbers of rows for which the statement is worth being prepared; a caller that is free to choose takes one."""
-ADMISSION = 10
-"""Seconds for which a gated job is leased until it is admitted: if that fails, it comes again after no longer."""
 REACH = 1_000
 """Rows: the most jobs that came out of hiding which one statement considers, the longest due first."""
+_PLACE = "id, priority, expected_at, schedule_at, enqueued_at"
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
@@ -87,15 +87,26 @@ WITH {first}urgent AS (
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
-def _candidates(near: int, reach: int, columns: str) -> str:
-    return f"""
+def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
+    """The first rows of each class, without locking them.
+
+    Args:
+        near: Rows, at most, of each class.
+        reach: Rows, at most, that came out of hiding.
+        columns: The SELECT list.
+        waiting: Whether jobs that wait to be admitted count, as for a get, which asks for no admission.
+    """
+    classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})
   UNION ALL ({_head(READY_NOW, READY_ORDER, near, columns=columns)})
-  UNION ALL ({_head(VISIBLE_NOW, HIDDEN_ORDER, reach, columns=columns)})"""
+  UNION ALL ({_head(f"{VISIBLE_NOW} AND {NOT_WAITING}", HIDDEN_ORDER, reach, columns=columns)})"""
+    if not waiting:
+        return classes
+    return f"{classes}\n  UNION ALL ({_head(QUEUE_WAITING, f'priority DESC, {ORDER}', near, columns=columns)})"
 
 
-def _merged(n: int) -> str:
-    """Pick of all three classes.
+def _merged(n: int, *, waiting: bool) -> str:
+    """Pick of all classes.
 
     Looks without locking at the heads of the classes, then goes through them in the order of the whole and locks the
     first n free ones.  Every condition stands again beside FOR UPDATE, where it is checked against the row as locked.
@@ -103,21 +114,22 @@ def _merged(n: int) -> str:
     return f"""
 WITH picked AS (
   SELECT free.id FROM (
-    SELECT id FROM ({_candidates(n + 100, max(n, REACH), "id, expected_at, schedule_at, enqueued_at")}
-    ) AS candidates ORDER BY {ORDER}
+    SELECT id FROM ({_candidates(n + 100, max(n, REACH), _PLACE, waiting=waiting)}
+    ) AS candidates ORDER BY priority DESC, {ORDER}
   ) AS candidate CROSS JOIN LATERAL (
     SELECT id FROM {{table}} WHERE id = candidate.id AND {OF_QUEUE}
       AND dequeued_at IS NULL AND {DUE_AT} <= statement_timestamp()
-      AND (leased_until IS NULL OR leased_until <= statement_timestamp())
+      AND (leased_until IS NULL OR leased_until <= statement_timestamp()){"" if waiting else " AND parked_on IS NULL"}
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n}
 )"""
 
 
-def _ordered(n: int) -> str:
+def _ordered(n: int, *, waiting: bool) -> str:
     """Pick of the two usual classes, unless a hidden row came out: then nothing, and `_merged` is needed."""
+    first = FIRST_DEFERRED if waiting else FIRST_DEFERRED.replace(" ORDER BY", f" AND {NOT_WAITING} ORDER BY")
     guard = " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())"
-    return _usual(n, f"hidden AS ({FIRST_DEFERRED}), ", guard, guard)
+    return _usual(n, f"hidden AS ({first}), ", guard, guard)
 
 
 def _bounded(n: int) -> str:
@@ -147,23 +159,14 @@ _ARCHIVE = f""", gone AS (DELETE FROM {{table}} WHERE {_PICKED} RETURNING *){MAD
 )
 SELECT {JOB.replace("attempts", NEXT_ATTEMPT)} FROM gone"""
 _LEASE = f"""
-UPDATE {{table}} SET attempts = {NEXT_ATTEMPT},
-  leased_until = statement_timestamp()
-    + least(:lease::float8, CASE WHEN {IS_GATED} THEN {ADMISSION} END) * interval '1 second',
-  excused = CASE WHEN {IS_GATED} THEN {ONE_MORE.format("excused")} ELSE excused END
-WHERE {_PICKED} RETURNING {JOB}"""
-
-_PICKS: dict[Pick, Callable[[int], str]] = {
-    "ordered": _ordered,
-    "bounded": _bounded,
-    "unguarded": _usual,
-    "merged": _merged,
-}
+UPDATE {{table}} SET {LEASED} WHERE {_PICKED} RETURNING {JOB}"""
 _FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _ARCHIVE, "lease": _LEASE}
 
 
 def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
     """Return the template of the statement that fetches up to ``n`` rows.
+
+    Jobs that wait to be admitted are fetched for good as any, and leased by `admission_statements` alone.
 
     Args:
         pick: ``ordered`` gives nothing when a hidden row came out; ``bounded`` and
@@ -171,12 +174,27 @@ def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
         finish: What becomes of the rows.
         n: Rows, at most.
     """
-    return _PICKS[pick](n) + _FINISHES[finish]
+    waiting = finish != "lease"
+    picks: dict[Pick, Callable[[], str]] = {
+        "ordered": lambda: _ordered(n, waiting=waiting),
+        "bounded": lambda: _bounded(n),
+        "unguarded": lambda: _usual(n),
+        "merged": lambda: _merged(n, waiting=waiting),
+    }
+    return picks[pick]() + _FINISHES[finish]
+
+
+def plain_template(n: int) -> str:
+    """Return the statement that gives the first ``n`` jobs due that need no admission, without locking them."""
+    columns = "id, expected_at, schedule_at, enqueued_at"
+    return f"""
+    SELECT {columns} FROM ({_candidates(n + 20, max(n, REACH), columns, waiting=False)}
+    ) AS candidates WHERE {DUE_AT} <= statement_timestamp() ORDER BY {ORDER} LIMIT {n + 20}"""
 
 
 def peek_template(n: int) -> str:
     """Return the template of the statement that reads the next ``n`` rows due, locking nothing."""
     return (
-        f"SELECT {JOB} FROM ({_candidates(n, max(n, REACH), '*')}) AS candidates"
-        f" WHERE {DUE_AT} <= statement_timestamp() ORDER BY {ORDER} LIMIT {n}"
+        f"SELECT {JOB} FROM ({_candidates(n, max(n, REACH), '*', waiting=True)}) AS candidates"
+        f" WHERE {DUE_AT} <= statement_timestamp() ORDER BY priority DESC, {ORDER} LIMIT {n}"
     )

@@ -13,14 +13,55 @@ VISIBLE_AT = "coalesce(leased_until, schedule_at)"
 READY_ORDER = f"{DUE_AT}, id"
 URGENT_ORDER = "expected_at, enqueued_at, id"
 HIDDEN_ORDER = f"{VISIBLE_AT}, id"
-# The state of a job in the queue's table.
-STATE = (
+# The order of a get.
+ORDER = f"expected_at, {DUE_AT}, id"
+# Waiting rows, of all classes, lie below all that a lease can bring out.
+NOT_WAITING = f"{VISIBLE_AT} > '-infinity'"
+UNNAMED = "?"
+"""The lane of waiting jobs whose own lane is still to be written down: jobs that were put without one."""
+
+
+def lane_room(lane: str, queue: str) -> str:
+    """Return an expression: how many jobs of a lane may be admitted now, as far as its keys know.
+
+    Args:
+        lane: An expression that gives the lane.
+        queue: An expression that gives the queue's name.
+    """
+    key = "regexp_replace(need.name, '=[0-9]+$', '')"
+    return f"""(
+  SELECT coalesce(min(CASE WHEN EXISTS (SELECT FROM {{rules}} AS paused WHERE paused.q_name = {queue}
+      AND paused.kind = 'pause' AND paused.name = {key} AND (until IS NULL OR until > statement_timestamp())) THEN 0
+    ELSE greatest(coalesce((SELECT number::int FROM {{rules}} AS allowed WHERE allowed.q_name = {queue}
+      AND allowed.kind = 'limit' AND allowed.name = {key}), row.places, substring(need.name FROM '=([0-9]+)$')::int) - (
+        SELECT count(*) FROM unnest(row.running) AS admitted (id) CROSS JOIN LATERAL (
+          SELECT FROM {{table}} AS other WHERE other.id = admitted.id AND other.q_name = {queue}
+            AND num_nulls(other.dequeued_at) = 1 AND num_nulls(other.parked_on) = 1
+            AND num_nulls(other.leased_until) = 0 LIMIT 1) AS alive), 0) END), 2147483647)
+  FROM json_array_elements_text(CASE WHEN {lane} LIKE '[%' THEN {lane} ELSE '[]' END::json) WITH ORDINALITY
+    AS need (name, number)
+  LEFT JOIN LATERAL (
+    SELECT places, running FROM {{keys}} AS key WHERE key.q_name = {queue} AND key.key = {key}
+    ORDER BY version DESC LIMIT 1
+  ) AS row ON true WHERE need.number > 2)"""
+
+
+# Whether a waiting job could be admitted now: it is among the first of its lane, as many as the lane has room for.
+IS_NEXT = f"""CASE WHEN job.group_key IS NULL THEN job.id IN (
+    SELECT id FROM {{table}} AS waiting WHERE waiting.q_name = job.q_name AND waiting.parked_on = job.parked_on
+    ORDER BY {ORDER} LIMIT least({lane_room("job.parked_on", "job.q_name")}, 10000)
+  ) ELSE job.id = (
+    SELECT id FROM {{table}} AS first WHERE first.q_name = job.q_name AND first.group_key = job.group_key
+      AND first.dequeued_at IS NULL ORDER BY id LIMIT 1
+  ) AND {lane_room("job.parked_on", "job.q_name")} > 0 END"""
+# The state of a job in the queue's table, as far as its row tells: of those that wait to be admitted, some could be.
+STORED_STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
     " WHEN leased_until > statement_timestamp() THEN 'leased'"
     f" WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled' ELSE 'ready' END"
 )
-# The order of a get.
-ORDER = f"expected_at, {DUE_AT}, id"
+# The state of a job; the queue's table is called job.
+STATE = f"CASE WHEN dequeued_at IS NULL AND parked_on IS NOT NULL AND {IS_NEXT} THEN 'ready' ELSE {STORED_STATE} END"
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
 EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
@@ -64,6 +105,13 @@ AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
 _LESS_ID = len("id, ")
 
 
+# What headers say of the priority, which a row that was forged may say wrongly.
+PRIORITY_IN_HEADERS = (
+    "CASE WHEN headers #>> '{{gate,priority}}' ~ '^-?[0-9]{{1,9}}$' THEN (headers #>> '{{gate,priority}}')::int"
+    " ELSE 0 END"
+)
+
+
 def come_back(source: str) -> str:
     """CTEs that put rows into the table again: ``same`` under their ids, ``renumbered`` those whose ids are taken.
 
@@ -72,23 +120,38 @@ def come_back(source: str) -> str:
     Args:
         source: The CTE that has the rows, of the columns of `COLUMNS`.
     """
-    group = "headers #>> '{{gate,group}}'"
+    group = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
     return f"""same AS (
-  INSERT INTO {{table}} ({COLUMNS}, group_key)
+  INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
   SELECT {RESET_COLUMNS}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
 ), renumbered AS (
-  INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key)
+  INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key, priority)
   SELECT {RESET_COLUMNS[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
 )"""
 
 
-# Whether a job may be under a limit or in a group; see `pqcore.operations.concurrency_limits`.
+# Whether a job may name keys, a share or a priority; see `pqcore.lanes`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
+# How a take of a lease changes a row.  A job that names keys and does not wait was put by older code, scheduled, or
+# given back: it is not leased, but made to wait for its admission.
+_ADOPTED = f"parked_on IS NULL AND {IS_GATED}"
+LEASED = (
+    f"attempts = CASE WHEN {_ADOPTED} THEN attempts ELSE {NEXT_ATTEMPT} END,"
+    f" leased_until = CASE WHEN {_ADOPTED} THEN '-infinity'"
+    " ELSE statement_timestamp() + :lease::float8 * interval '1 second' END,"
+    f" parked_on = CASE WHEN {_ADOPTED} THEN '{UNNAMED}' END"
+)
 # Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
+_SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
 TIMES = (
-    "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second'),"
+    f"{_SCHEDULE},"
     " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 )
+# A job with a lane waits on it from the start, unless it is put for later: then a take of a lease finds it when it is
+# due, and has it wait.  See `LANE`.
+LANE_COLUMNS = "parked_on, leased_until, priority"
+_WAITS = f"CASE WHEN {_SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
+LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN '-infinity'::timestamptz END, :priority::int"
 
 # A lease is held by the consumer that knows the count of attempts that it was given with: the
 # fencing token.  The count rises with each lease, so a token that was overtaken
@@ -111,6 +174,7 @@ HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {O
 
 # The classes of a queue's waiting rows.
 QUEUE_READY, QUEUE_URGENT, QUEUE_DEFERRED = (f"{OF_QUEUE} AND {kind}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED))
+QUEUE_WAITING = f"{OF_QUEUE} AND parked_on IS NOT NULL"
 READY_NOW = f"{QUEUE_READY} AND {DUE_AT} <= statement_timestamp()"
 VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.

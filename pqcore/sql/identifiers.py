@@ -13,6 +13,10 @@ from typing import Any
 from pqcore.errors import InvalidName
 
 MAX_IDENTIFIER = 63  # bytes: NAMEDATALEN - 1
+MAX_KEY = 500
+"""Bytes: the most that a dedup key, group, limit or tenant may have."""
+MAX_PRIORITY = 1_000_000
+"""The highest priority; the lowest is as far below 0."""
 MAX_QUEUE_NAME = 2_000  # bytes: an index entry, with the other keys, must stay under 2,704
 
 _SUFFIX = re.compile(r"(?s)(.*)(?<!\\)/([^/]*)")

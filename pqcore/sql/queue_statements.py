@@ -19,8 +19,11 @@ from pqcore.sql.fragments import (
     IS_DEFERRED,
     IS_READY,
     IS_URGENT,
+    LANE,
+    LANE_COLUMNS,
     MADE_WAY,
     OF_QUEUE,
+    PRIORITY_IN_HEADERS,
     QUEUE_DEFERRED,
     QUEUE_READY,
     QUEUE_URGENT,
@@ -30,6 +33,7 @@ from pqcore.sql.fragments import (
     URGENT_ORDER,
     VISIBLE_AT,
     VISIBLE_NOW,
+    lane_room,
 )
 from pqcore.sql.statement import RETENTIONS, Retention
 from pqcore.sql.statement_set import StatementSet, composed, family, from_file
@@ -44,10 +48,11 @@ _PUT_TIMED = (
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
 # The row keeps its id and its place.
 _RESTORED = f"""
-INSERT INTO {{table}} ({COLUMNS}, group_key)
+INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
   :schedule_at::timestamptz, :data::text::json, :attempts::int, :serializer::text, :payload::bytea,
-  :headers::text::json, :failures::int, :excused::int, NULL, :headers::text::json #>> '{{{{gate,group}}}}')
+  :headers::text::json, :failures::int, :excused::int, NULL, :headers::text::json #>> '{{{{gate,group}}}}',
+  {PRIORITY_IN_HEADERS.replace("headers", ":headers::text::json")})
 ON CONFLICT DO NOTHING RETURNING id"""
 
 # On a standby, seconds since the last commit that it has replayed was made, by its own clock: what is older it has.
@@ -61,8 +66,8 @@ _STALE = (
 def _put_many(stored: str, items: str) -> str:
     return (
         "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
-        f" headers, group_key) SELECT :q_name::text, {stored}, :serializer::text, statement_timestamp(), {TIMES},"
-        " :headers::text::json, :group_key::text"
+        f" headers, group_key, {LANE_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
+        f" statement_timestamp(), {TIMES}, :headers::text::json, :group_key::text, {LANE}"
         f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
         # As text, since asyncpg reads the elements of other arrays by the application's codecs.
         # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
@@ -77,21 +82,48 @@ def _stats(which: str) -> str:
     # Only a standby gives a row without a name: how old the others may be.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
-        f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due,"
-        " parked_on"
+        f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
     )
     classes = " UNION ALL ".join(
-        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, IS_DEFERRED)
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}"
+        for kind in (IS_READY, IS_URGENT, f"{IS_DEFERRED} AND parked_on IS NULL")
     )
     return f"""
-SELECT q_name,
-  count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held),
-  count(*) FILTER (WHERE held AND parked_on IS NULL),
-  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
-  count(*) FILTER (WHERE parked_on IS NOT NULL)
-FROM ({classes}) AS waiting GROUP BY q_name
+SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint,
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+FROM (
+  SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due AND NOT held) AS scheduled,
+    count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+  FROM ({classes}) AS plain GROUP BY q_name
+  UNION ALL
+  SELECT q_name, next.number, 0, 0, CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number FROM (
+    SELECT q_name, parked_on, count(*) AS number, min({DUE_AT}) AS due_at, min(group_key) AS group_key
+    FROM {{table}} WHERE parked_on IS NOT NULL{which} GROUP BY q_name, parked_on
+  ) AS lane CROSS JOIN LATERAL (
+    SELECT least(number, CASE WHEN lane.group_key IS NULL OR lane.parked_on = (
+      SELECT parked_on FROM {{table}} AS first WHERE first.q_name = lane.q_name AND first.group_key = lane.group_key
+        AND first.dequeued_at IS NULL ORDER BY id LIMIT 1
+    ) THEN {lane_room("lane.parked_on", "lane.q_name")} ELSE 0 END) AS number
+  ) AS next
+) AS classes GROUP BY q_name
 UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
 ORDER BY q_name"""
+
+
+def _acknowledged(retention: Retention, columns: str) -> str:
+    if retention == "keep":
+        return (
+            f"UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HELD_ONES}"
+            f" RETURNING {columns}"
+        )
+    if retention == "delete":
+        return f"DELETE FROM {{table}}{HELD_ONES} RETURNING {columns}"
+    return f"""
+WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}, kept AS (
+  INSERT INTO {{archive}} ({COLUMNS})
+  SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM gone{AFTER_WAY}
+)
+SELECT {columns} FROM gone"""
 
 
 class QueueStatements(StatementSet):
@@ -173,19 +205,12 @@ SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(ep
     @family("ack_{}", RETENTIONS, hot=True)
     def ack(self, retention: Retention) -> str:
         """Finish leased jobs. The token is checked on the row as it is locked; see `LEASE_HELD`."""
-        if retention == "keep":
-            return (
-                f"UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HELD_ONES}"
-                " RETURNING id, attempts"
-            )
-        if retention == "delete":
-            return f"DELETE FROM {{table}}{HELD_ONES} RETURNING id, attempts"
-        return f"""
-WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}, kept AS (
-  INSERT INTO {{archive}} ({COLUMNS})
-  SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM gone{AFTER_WAY}
-)
-SELECT id, attempts FROM gone"""
+        return _acknowledged(retention, "id, attempts")
+
+    @family("ack_and_tell_{}", RETENTIONS, hot=True)
+    def ack_and_tell(self, retention: Retention) -> str:
+        """Finish leased jobs that have places under limits, and notify takers, for whom the places are free."""
+        return _acknowledged(retention, "id, attempts, pg_notify(:channel::text, '')::text")
 
     @family("restore_{}", RETENTIONS)
     def restore(self, retention: Retention) -> str:

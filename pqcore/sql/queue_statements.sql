@@ -8,11 +8,8 @@ UPDATE {table} SET data = :data::text::json, payload = :payload::bytea, serializ
 WHERE id = :id::bigint AND q_name = :q_name::text RETURNING id;
 
 -- name: clear
--- Delete all jobs with the places that they hold under limits, and give the headers of those that a batch waits for.
--- A row that somebody has locked is waited for.
-WITH freed AS (
-  DELETE FROM {slots} WHERE q_name = :q_name::text
-), gone AS (
+-- Delete all jobs, and give the headers of those that a batch waits for. A row that somebody has locked is waited for.
+WITH gone AS (
   DELETE FROM {table} WHERE q_name = :q_name::text RETURNING headers, dequeued_at
 )
 SELECT headers::text FROM gone WHERE dequeued_at IS NULL AND headers::text LIKE '%"batch"%';

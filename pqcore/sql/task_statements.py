@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pqcore.rows import DEAD_LETTER
+from pqcore.sql.admission_statements import AdmissionStatements
 from pqcore.sql.fragments import (
     AFTER_WAY,
     ATTEMPTS,
@@ -17,6 +18,8 @@ from pqcore.sql.fragments import (
     IS_DEFERRED,
     IS_READY,
     IS_URGENT,
+    LANE,
+    LANE_COLUMNS,
     MADE_WAY,
     OF_PUT,
     OF_QUEUE,
@@ -26,16 +29,18 @@ from pqcore.sql.fragments import (
     TIMES,
     come_back,
 )
-from pqcore.sql.limit_statements import LimitStatements
 from pqcore.sql.statement import RETENTIONS, Retention
 from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
-_PUT_COLUMNS = "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key"
+_PUT_COLUMNS = (
+    "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
+    f" {LANE_COLUMNS}"
+)
 _PUT_VALUES = (
     f":q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, {TIMES},"
-    " :headers::text::json, :group_key::text, :dedup_key::text"
+    f" :headers::text::json, :group_key::text, :dedup_key::text, {LANE}"
 )
 _CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
 _HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
@@ -45,12 +50,10 @@ _REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
     f" expected_at = coalesce(:expected_at::timestamptz, {_IN.format(_NOW, 'expected_in')}),"
-    " headers = :headers::text::json, group_key = :group_key::text, leased_until = NULL, parked_on = NULL,"
+    f" headers = :headers::text::json, group_key = :group_key::text, ({LANE_COLUMNS}) = ROW ({LANE}),"
     " failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL"
 )
 _TELL_REPLACED = """
-), freed AS (
-  DELETE FROM {slots} WHERE q_name = :q_name::text AND job_id = ANY (ARRAY(SELECT id FROM put))
 )
 SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
@@ -93,8 +96,8 @@ WITH gone AS ({gone}){MADE_WAY["dead"]}, buried AS (
 SELECT id FROM gone"""
 
 
-class TaskStatements(LimitStatements):
-    """The statements of tasks and workers, with those of their limits."""
+class TaskStatements(AdmissionStatements):
+    """The statements of tasks and workers, with those of their admission."""
 
     file = "task_statements.sql"
 
@@ -320,7 +323,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
         found = f"error::text, {ATTEMPTS}, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         return f"""
-SELECT {STATE}, {found} FROM {{table}} {wanted}
+SELECT {STATE}, {found} FROM {{table}} AS job {wanted}
 UNION ALL SELECT 'dead', {found} FROM {{dead}} {wanted}
 UNION ALL SELECT 'done', {found} FROM {{archive}} {wanted}
 LIMIT 1"""
@@ -372,7 +375,7 @@ WITH won AS (
 INSERT INTO {{table}} ({_PUT_COLUMNS})
 SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, tick,
   coalesce(:expected_at::timestamptz, {_IN.format(_NOW, "expected_in")}), :headers::text::json, :group_key::text,
-  :dedup_key::text
+  :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN '-infinity'::timestamptz END, :priority::int
 FROM won {_CONFLICT} DO NOTHING RETURNING id"""
 
     register_periodic = from_file()

@@ -56,6 +56,8 @@ class TaskOptions:
         run_in: Where a function that is no coroutine runs: ``"thread"`` or ``"process"``;
             None for the worker's choice.
         headers: What travels with it, as JSON.
+        tenant: Whose share it is counted to, or a function of the arguments that gives that.
+        priority: Higher first, or a function of the arguments that gives it.
     """
 
     schedule_at: TimeSpec = None
@@ -75,6 +77,8 @@ class TaskOptions:
     max_crashes: int = 5
     run_in: Literal["thread", "process"] | None = None
     headers: Mapping[str, Any] | None = None
+    tenant: Key = None
+    priority: int | Callable[..., int] = 0
 
     def __post_init__(self) -> None:
         for name in ("retry_in", "timeout", "keep_result"):
@@ -210,6 +214,8 @@ class Call:
             "group": self._value(options.group),
             "limits": limits,
             "dedup": self._value(options.dedup),
+            "tenant": self._value(options.tenant),
+            "priority": self._value(options.priority),
             "task": self.task.path,
         }
 
@@ -227,7 +233,15 @@ class Call:
         if isinstance(when, datetime) or self.options.expected_at is not None:
             msg = f"{self.task.path}: within a chain or batch give a time from then, such as '5m', or none"
             raise ConfigurationError(msg)
-        encoded = put_options(chosen["headers"], chosen["group"], chosen["limits"], None, chosen["own"]).headers
+        encoded = put_options(
+            chosen["headers"],
+            chosen["group"],
+            chosen["limits"],
+            None,
+            chosen["own"],
+            chosen["tenant"],
+            chosen["priority"],
+        ).headers
         headers = {} if encoded is None else json.loads(encoded)
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
 

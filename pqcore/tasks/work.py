@@ -109,9 +109,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
-                rows = run_sync(
-                    fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
-                )
+                rows = run_sync(fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE))
                 job = Job(self, rows[0], leased=True) if rows else None
                 if job is None and burst and self._is_done():
                     return
@@ -129,7 +127,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
     def _is_done(self) -> bool:
         """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
-        return not self.contention.pending() and not run_sync(batch_counts.end_lost(self.engine, self))
+        return not run_sync(batch_counts.end_lost(self.engine, self))
 
     @contextmanager
     def _extending_lease(self, job: Job) -> Iterator[None]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
-from pqcore.locked_keys import PROBE
-from pqcore.operations import complete, concurrency_limits
+from pqcore.lanes import has_lane
+from pqcore.operations import complete
 from pqcore.operations.complete import Endings
 from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
 from pqcore.operations.lease import give_back
@@ -96,13 +96,8 @@ class Completer:
             outcomes = [outcome for outcome in outcomes if id(outcome) not in refused]
             for outcome, error in endings.refused:
                 server_error = self._refused(outcome, error) or server_error
-        headers = [outcome.job.raw_headers for outcome in outcomes if outcome.job.raw_headers is not None]
-        if any(map(concurrency_limits.is_limited, headers)):
-            queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # parked jobs may run in free slots
-        if endings.busy:  # another transaction has locked their limits or groups; others do not wait for it
-            outcomes = [outcome for outcome in outcomes if outcome not in endings.busy]
-            queue_state.outcomes += endings.busy
-            asyncio.get_running_loop().call_later(PROBE, queue_state.wake_completer.set)
+        if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
+            queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # jobs that wait may run in free places
         return await self._end_jobs(outcomes, endings) or server_error
 
     def _store_again(self, outcomes: Sequence[Outcome]) -> None:

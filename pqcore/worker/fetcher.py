@@ -106,8 +106,7 @@ class Fetcher:
         queue_state.fetching = True
         try:
             late = partial(self._accept_late, leased_at)
-            look = partial(fetch.look, patient=True)
-            rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
+            rows, wake_in = await queue_state.bridge.finish(late, fetch.look, queue_state.queue, n, self._lease)
         except Exception:
             queue_state.fetching = False
             worker_state.notify_if_idle()  # else a stopping worker waits for it
@@ -159,11 +158,8 @@ class Fetcher:
 
         def is_done() -> bool:
             # A job that ended since the last fetch may have put others.
-            quiet = not any(each.queue.contention.pending() for each in worker_state.queue_states)
-            return (
-                quiet
-                and not worker_state.is_busy()
-                and all(each.empty_at == worker_state.changes for each in worker_state.queue_states)
+            return not worker_state.is_busy() and all(
+                each.empty_at == worker_state.changes for each in worker_state.queue_states
             )
 
         if is_done():

@@ -15,7 +15,7 @@ from pqcore.db.session import Session
 from pqcore.errors import PQError
 from pqcore.events import PutEvent, ServerEvent
 from pqcore.hook_dispatch import call_hook
-from pqcore.operations import batch_counts, concurrency_limits
+from pqcore.operations import admission, batch_counts
 from pqcore.operations.periodic import put as put_tick
 from pqcore.operations.periodic import tick_window
 from pqcore.plugins import plugins
@@ -63,7 +63,7 @@ class Maintenance:
         queue, engine = self._queue_state.queue, self._queue_state.bridge.engine
 
         async def work(s: Session) -> None:
-            await concurrency_limits.sweep(engine, queue, s)
+            await admission.sweep(queue, s)
             if old:
                 await s.execute(s.sql.tasks.sweep_results)
                 await s.execute(s.sql.tasks.sweep_dedup, s.sql.tasks.sweep_dedup.bind({"q_name": queue.name}))

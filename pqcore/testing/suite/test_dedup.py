@@ -12,8 +12,8 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DuplicateJob, InvalidTimeSpec, PQError
-from pqcore.put_options import MAX_KEY, Dedup
-from pqcore.sql.identifiers import TableName
+from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import MAX_KEY, TableName
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.undo import Undo
 

@@ -14,13 +14,10 @@ from typing import Any
 
 import pytest
 
-from pqcore import locked_keys
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
-from pqcore.operations import concurrency_limits
-from pqcore.put_options import MAX_KEY
-from pqcore.sql.fetch_statements import ADMISSION
-from pqcore.sql.identifiers import TableName, quote
+from pqcore.operations import admission
+from pqcore.sql.identifiers import MAX_KEY, TableName, quote
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
@@ -33,13 +30,18 @@ ONE = {"limits": {"one": 1}}
 def sweep(harness: Harness, queue: Any) -> None:
     """What each worker does twice a minute."""
     core = unwrapped(queue)
-    harness.wait_for(lambda: core.engine.run(lambda s: concurrency_limits.sweep(core.engine, core, s)))
+    harness.wait_for(lambda: core.engine.run(lambda s: admission.sweep(core, s)))
 
 
 def slots(harness: Harness) -> list[tuple[Any, ...]]:
     """Who holds a place, and under which key."""
-    table = TableName("queue", harness.schema).related("_slots")
-    return harness.sql(f"SELECT key, job_id FROM {table} ORDER BY key, job_id")
+    table = TableName("queue", harness.schema).related("_keys")
+    return harness.sql(
+        "SELECT kept.key, job.id FROM (SELECT DISTINCT ON (q_name, key) q_name, key, running FROM"
+        f" {table} ORDER BY q_name, key, version DESC) AS kept JOIN {harness.table} AS job ON job.id = ANY (kept.running)"
+        " AND job.q_name = kept.q_name WHERE dequeued_at IS NULL AND parked_on IS NULL AND leased_until IS NOT NULL"
+        " ORDER BY 1, 2"
+    )
 
 
 def all_leased(queue: Any, n: int = 100) -> list[Any]:

@@ -15,7 +15,8 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.db.listener import Listener
 from pqcore.errors import InvalidName, UnknownSerializer
-from pqcore.put_options import MAX_KEY, Dedup
+from pqcore.put_options import Dedup
+from pqcore.sql.identifiers import MAX_KEY
 from pqcore.testing.harness import INDEXES, PATIENCE, Harness, all_tables
 
 _letters = random.Random(1)

@@ -1,0 +1,339 @@
+"""Lanes: which jobs wait for the same keys, and what a queue object knows of them.
+
+A job may name *keys* that it needs a place under, limits and at most one group, a *share* that it is counted to, and a
+priority. Jobs that name the same are of one *lane*: if the first of a lane may not run, none may. A lane is written as
+JSON, ``[priority, share, key...]``, in the column ``parked_on`` of each job that waits on it.
+
+A take of a lease looks at lanes, not at jobs. `LaneBook` is what a queue object remembers from take to take: the lanes
+that have waiting jobs, and the virtual time of each share.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from pqcore.headers import read_headers
+
+GROUP = "group:"
+LIMIT = "limit:"
+LONGEST = 500
+"""Bytes of a lane that is written out; of a longer one, a digest. An entry of an index has 2,700 bytes at most."""
+FIND = 0.02
+"""Seconds after which a take looks for lanes in which jobs arrived."""
+SCAN = 0.5
+"""Seconds after which a take looks through more of the lanes that are there."""
+MOST = 150
+"""Lanes that one take considers, at most."""
+SUCCESSION = 1_000
+"""Jobs taken from a lane in succession, after which a take begins behind the last; see `pqcore.scan_position`."""
+FULL_LOOK = 1.0
+"""Seconds after which a take looks at a lane from its beginning again."""
+PATIENCE = 1.0
+"""Seconds that a job under several keys waits before its keys are kept for it."""
+_MARK = '"gate"'
+_NEED = re.compile(r"(.*)=([0-9]{1,10})", re.DOTALL)
+
+
+class Lane(NamedTuple):
+    """A lane.
+
+    Attributes:
+        text: As it is stored.
+        priority: Of its jobs; higher first.
+        share: What its jobs are counted to; empty for none.
+        needs: The keys, each with its number of places.
+        group: The group among them; None without.
+    """
+
+    text: str
+    priority: int
+    share: str
+    needs: tuple[tuple[str, int], ...]
+    group: str | None
+
+
+def has_lane(headers: str | None) -> bool:
+    """Return whether a job with these headers may have a lane: statements tell by the same text."""
+    return headers is not None and _MARK in headers
+
+
+def lane_of(headers: str | None) -> Lane | None:
+    """Return the lane of a job with these headers, as ``put`` wrote them; None without any."""
+    if not has_lane(headers):
+        return None
+    return lane_of_gate(read_headers(headers)[0].get("gate"))
+
+
+def lane_of_gate(gate: Mapping[str, Any] | None) -> Lane | None:
+    """Return the lane of a job by what its headers say of it.
+
+    Args:
+        gate: ``limits``, ``group``, ``share``, ``priority`` and ``dedup``, each of which may be missing.
+    """
+    if not gate:
+        return None
+    needs = {LIMIT + key: int(places) for key, places in gate.get("limits", {}).items()}
+    group = gate.get("group")
+    if group is not None:
+        needs[GROUP + group] = 1
+    priority, share = gate.get("priority", 0), gate.get("share", "")
+    ordered = tuple(sorted(needs.items()))
+    text = json.dumps(
+        [priority, share, *(f"{key}={number}" for key, number in ordered)], ensure_ascii=False, separators=(",", ":")
+    )
+    if len(text.encode()) > LONGEST:
+        digest = sha256(text.encode()).hexdigest()
+        text = f'[{priority},"","#{digest}"]'
+    return Lane(text, priority, share, ordered, group)
+
+
+def read_lane(text: str) -> Lane | None:
+    """Return the lane that a text names; None if only the headers of its jobs tell."""
+    try:
+        priority, share, *needs = json.loads(text)
+        found = [_NEED.fullmatch(need) for need in needs]
+        if not text.startswith("[") or None in found or not isinstance(share, str) or type(priority) is not int:
+            return None
+        ordered = tuple((each[1], int(each[2])) for each in found if each is not None)
+    except (ValueError, TypeError):
+        return None
+    group = next((key.removeprefix(GROUP) for key, _ in ordered if key.startswith(GROUP)), None)
+    return Lane(text, priority, share, ordered, group)
+
+
+class KnownLane:
+    """What is remembered of a lane that has waiting jobs.
+
+    Attributes:
+        lane: The lane.
+        newest: The highest id that was seen in it.
+        blocked_since: When it first gave no job, by the monotonic clock, since it last gave one; None if it gives jobs.
+        last: The place of the job that was taken last, as `take_lanes` takes it; None before the first.
+        taken: How many jobs were taken in succession.
+        full_look: When it was last looked at from its beginning.
+    """
+
+    __slots__ = ("blocked_since", "full_look", "lane", "last", "last_at", "newest", "taken")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.newest = -1
+        self.blocked_since: float | None = None
+        self.last: str | None = None
+        self.last_at = self.full_look = float("-inf")
+        self.taken = 0
+
+    def after(self, now: float) -> str | None:
+        """Return behind which job the next look begins; None for a look from the beginning."""
+        if self.taken >= SUCCESSION and now - self.full_look < FULL_LOOK and now - self.last_at < FULL_LOOK:
+            return self.last
+        self.full_look = now
+        return None
+
+
+class LaneBook:
+    """The lanes of a queue that have waiting jobs, as far as one queue object knows, and the turns of shares.
+
+    Threads may share it: what one of them misses another look finds.
+    """
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, KnownLane] = {}
+        self._cursor = ""
+        self._newest = -1
+        self._found = self._scanned = float("-inf")
+        self._hurries = True
+        self._turns: dict[str, float] = {}
+        self._now = 0.0
+        self._rotation = 0
+        self.weights: Mapping[str, float] = {}
+
+    # Finding.
+
+    def must_find(self, now: float) -> bool:
+        """Return whether it is time to look for lanes; the time is by the monotonic clock, in seconds."""
+        return now - self._found >= FIND
+
+    def question(self, now: float) -> dict[str, object]:
+        """Return the parameters of the next look for lanes."""
+        self._found = now
+        scans = self._hurries or now - self._scanned >= SCAN or not self.lanes
+        return {"newest": self._newest, "after": self._cursor if scans else None}
+
+    def learn(self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int) -> list[str]:
+        """Take note of what a look found; return the texts of lanes that only headers of jobs tell about.
+
+        Args:
+            asked: The parameters of the look.
+            rows: Of each lane: its text, the highest id that arrived, or None; and a number.
+            now: The time by the monotonic clock, in seconds.
+            most: How many lanes, or arrivals, a look finds.
+        """
+        found: dict[str, int] = {}
+        scanned: list[str] = []
+        arrived = 0
+        for text, newest, number in rows:
+            if newest is None:
+                scanned.append(text)
+            else:
+                arrived += number
+                found[text] = newest
+        unknown = []
+        for text in [*found, *scanned]:
+            known = self.lanes.get(text)
+            if known is None:
+                lane = read_lane(text)
+                if lane is None:
+                    unknown.append(text)
+                    continue
+                known = self.add(lane)
+            known.newest = max(known.newest, found.get(text, -1))
+        if asked["after"] is not None:
+            self._scanned = now
+            first, last = str(asked["after"]), scanned[-1] if len(scanned) >= most else None
+            there = {*scanned, *found}
+            for text in [text for text in self.lanes if text > first and (last is None or text <= last)]:
+                if text not in there:
+                    del self.lanes[text]
+            self._hurries = last is not None and (self._hurries or first != "")
+            self._cursor = last or ""
+        if arrived >= most and self._newest >= 0:
+            self._hurries = True  # there may be others that were not seen
+        self._newest = max([self._newest, *found.values()])
+        return list(dict.fromkeys(unknown))
+
+    def add(self, lane: Lane) -> KnownLane:
+        """Add a lane that has a waiting job."""
+        known = self.lanes.get(lane.text)
+        if known is None:
+            known = self.lanes[lane.text] = KnownLane(lane)
+        return known
+
+    # Turns.
+
+    def choose(self, n: int, now: float, *, plain: bool, but: Collection[str] = ()) -> Choice:
+        """Choose lanes for a take of up to ``n`` jobs.
+
+        Args:
+            n: Jobs.
+            now: The time by the monotonic clock, in seconds.
+            plain: Whether jobs without a lane are looked at too.
+            but: Keys whose lanes are left out.
+        """
+        lanes = list(self.lanes.values())
+        if but:
+            lanes = [known for known in lanes if not any(key in but for key, _ in known.lane.needs)]
+        if len(lanes) > MOST:
+            start = self._rotation % len(lanes)
+            self._rotation = start + MOST
+            lanes = [*lanes[start : start + MOST], *lanes[: max(start + MOST - len(lanes), 0)]]
+        quota = n if len(lanes) <= 8 else max(-(-4 * n // len(lanes)), 1)
+        shares: dict[str, int] = {}
+        if plain:
+            shares[""] = 1
+        for known in lanes:
+            shares.setdefault(known.lane.share, len(shares) + 1)
+        starts = {share: max(self._turns.get(share, 0.0), self._now) for share in shares}
+        return Choice(lanes, shares, starts, quota, plain, now, self.weights)
+
+    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], now: float) -> None:
+        """Take note of what a take gave.
+
+        Args:
+            choice: What was asked for.
+            rows: The rows, each with the place of its lane in the choice; 0 for a job without a lane.
+            now: The time by the monotonic clock, in seconds.
+        """
+        taken: dict[int, int] = {}
+        for row, place in rows:
+            taken[place] = taken.get(place, 0) + 1
+            if place:
+                known = choice.lanes[place - 1]
+                known.taken = known.taken + 1 if now - known.last_at < FULL_LOOK else 1
+                known.last_at = now
+                if row.expected_at is None:
+                    known.last = f"{row.due_at.isoformat()}+00 {row.id}"
+                known.newest = max(known.newest, row.id)
+        used: dict[str, int] = {}
+        for place, number in taken.items():
+            share = choice.lanes[place - 1].lane.share if place else ""
+            used[share] = used.get(share, 0) + number
+        for place, known in enumerate(choice.lanes, 1):
+            if place in taken:
+                known.blocked_since = None
+            elif known.blocked_since is None:
+                known.blocked_since = now
+        for share, number in used.items():
+            self._turns[share] = choice.starts[share] + number / self.weights.get(share, 1.0)
+        if used:  # the virtual time is that of the share that was furthest behind, of those that had something to give
+            self._now = max(self._now, min(choice.starts[share] for share in used))
+        if len(self._turns) > 10_000:
+            self._turns = {share: turn for share, turn in self._turns.items() if turn > self._now}
+
+    def patient(self, now: float) -> list[KnownLane]:
+        """Return the lanes under several keys that have given no job for long: their keys are to be kept for them."""
+        return [
+            known
+            for known in self.lanes.values()
+            if known.blocked_since is not None and len(known.lane.needs) > 1 and now - known.blocked_since >= PATIENCE
+        ]
+
+
+class Choice(NamedTuple):
+    """What a take asks for.
+
+    Attributes:
+        lanes: The lanes, whose places begin at 1.
+        shares: The number of each share.
+        starts: The virtual time of each share.
+        quota: Jobs, at most, of one lane.
+        plain: Whether jobs without a lane are looked at.
+        now: The time by the monotonic clock, in seconds.
+        weights: Of shares; 1 for others.
+    """
+
+    lanes: list[KnownLane]
+    shares: dict[str, int]
+    starts: dict[str, float]
+    quota: int
+    plain: bool
+    now: float
+    weights: Mapping[str, float]
+
+    def needs(self) -> list[dict[str, object]]:
+        """Return the keys of the lanes, as the statements take them."""
+        return [
+            {"place": place, "key": key, "number": number, "newest": known.newest}
+            for place, known in enumerate(self.lanes, 1)
+            for key, number in known.lane.needs
+        ]
+
+    def values(self) -> dict[str, object]:
+        """Return the parameters of the statement that takes jobs, but for those of the queue and the lease."""
+        wanted = [
+            {
+                "place": place,
+                "lane": known.lane.text,
+                "group_key": known.lane.group,
+                "share": self.shares[known.lane.share],
+                "priority": known.lane.priority,
+                "quota": self.quota,
+                "after": known.after(self.now),
+            }
+            for place, known in enumerate(self.lanes, 1)
+        ]
+        base = min(self.starts.values())
+        shares = [
+            {"share": number, "start": self.starts[share] - base, "weight": self.weights.get(share, 1.0)}
+            for share, number in self.shares.items()
+        ]
+        return {
+            "wanted": json.dumps(wanted),
+            "needs": json.dumps(self.needs()),
+            "shares": json.dumps(shares),
+            "plain_share": 1 if self.plain else 0,
+        }

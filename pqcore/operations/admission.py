@@ -1,0 +1,233 @@
+"""Taking leased jobs that name keys, shares or priorities: admission is part of the take.
+
+See `pqcore.lanes` for lanes, and `pqcore.sql.admission_statements` for how keys are locked and counted. A take waits
+for nobody: a key that another transaction has locked is left alone, and tried again after a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pqcore.backend import Row
+from pqcore.db.engine import Engine
+from pqcore.db.isolation import is_above
+from pqcore.db.session import Session
+from pqcore.errors import NotSupported, PQError
+from pqcore.lanes import Choice, LaneBook, has_lane, lane_of, read_lane
+from pqcore.operations.atomic import atomic
+from pqcore.rows import JobRow, job_rows, place_of
+from pqcore.settings import QueueSettings
+from pqcore.sql.admission_statements import ADOPT, MOST_LANES
+
+logger = logging.getLogger("pqcore")
+
+WAITS = (0.002, 0.01, 0.04)
+"""Seconds between tries while others have keys locked: a take of another worker holds one for a few milliseconds."""
+SPARE = 20
+"""Rows that a take looks at behind the first of a lane, where these are locked."""
+_BUSY = -2
+_NO_ARRIVALS = 2**63 - 1
+_MOST_PARTS = 20
+"""How often a sweep names jobs of one lane, at most: `ADOPT` jobs each time."""
+
+
+async def find_lanes(queue: QueueSettings, s: Session) -> None:
+    """Look for lanes with waiting jobs, and note them in the queue's book.
+
+    Args:
+        queue: The queue.
+        s: The session.
+    """
+    book: LaneBook = queue.lanes
+    now = time.monotonic()
+    query = s.sql.tasks.find_lanes
+    asked = book.question(now)
+    rows = await s.execute(query, query.bind({**asked, "q_name": queue.name}))
+    for text in book.learn(asked, rows, now, MOST_LANES):
+        await name_lanes(queue, s, text)
+
+
+async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
+    """Write down the lanes of waiting jobs that have none of their own, by their headers; or learn of a long lane.
+
+    Args:
+        queue: The queue.
+        s: The session.
+        text: What stands in the place of their lanes.
+        parts: How many times `ADOPT` jobs are named, at most.
+    """
+    find = s.sql.tasks.find_unnamed
+    for _ in range(parts):
+        async with atomic(s):
+            rows = await s.execute(find, find.bind({"q_name": queue.name, "lane": text}))
+            if await adopt(queue, s, rows, but=text) or len(rows) < ADOPT:
+                return
+
+
+async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]], but: str | None = None) -> bool:
+    """Write down the lanes of jobs that a take found without one, and made to wait.
+
+    Args:
+        queue: The queue.
+        s: The session.
+        rows: Of each job: its id, and its headers.
+        but: The lane that the jobs are on.
+
+    Returns:
+        Whether the jobs are on their own lane, which is too long to be written out.
+    """
+    lanes: list[dict[str, object]] = []
+    for job, headers in rows:
+        lane = lane_of(headers)
+        if lane is not None and lane.text == but:
+            queue.lanes.add(lane)
+            return True
+        lanes.append({"id": job, "lane": lane and lane.text, "priority": 0 if lane is None else lane.priority})
+        if lane is not None:
+            queue.lanes.add(lane)
+    if lanes:
+        query = s.sql.tasks.set_lanes
+        await s.execute(query, query.bind({"q_name": queue.name, "lanes": json.dumps(lanes)}))
+    return False
+
+
+async def take(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float
+) -> tuple[Sequence[Row], float | None]:
+    """Lease up to ``n`` jobs of the queue's lanes, and jobs without a lane among them, in their order.
+
+    Args:
+        engine: Where.
+        queue: From which queue.
+        s: The session.
+        n: How many, at most.
+        lease: Seconds for which they are leased.
+
+    Returns:
+        The rows; and without any, the seconds until it is worth another look: 0 for immediately, None if unknown.
+
+    Raises:
+        NotSupported: The transaction is the caller's, and above READ COMMITTED.
+    """
+    if await _is_isolated(s):
+        if not (plain := await _take_plain_only(queue, s, n, lease)):
+            msg = (
+                f"queue {queue.name!r}: jobs under a limit or in a group cannot be leased in a transaction that is"
+                " above READ COMMITTED: lease them outside of it, or in one that is READ COMMITTED"
+            )
+            raise NotSupported(msg)
+        return plain, None
+    book = queue.lanes
+    wait: float | None = None
+    shunned: set[str] = set()
+    spare = 0
+    for pause in (*WAITS, None):
+        now = time.monotonic()
+        choice = book.choose(n, now, plain=True, but=shunned)
+        query = s.sql.take_lanes(n)
+        values = {**choice.values(), "q_name": queue.name, "lease": lease, "spare": spare}
+        try:
+            *found, told = await s.execute(query, query.bind(values))
+        except PQError as exc:
+            if s.in_transaction() or not s.usable() or not (plain := await _take_plain_only(queue, s, n, lease)):
+                raise
+            logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, exc)
+            return plain, None
+        *_, state, wait, missing = told
+        rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
+        adopted = [row for row, place in rows if not place and has_lane(row.headers)]
+        if adopted:
+            await adopt(queue, s, [(row.id, row.headers) for row in adopted])
+            rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
+        book.took(choice, rows, now)
+        if rows:
+            priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
+            return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row))), None
+        if adopted:
+            return (), 0.0
+        if missing is not None:
+            shunned |= await _create_keys(queue, s, choice, json.loads(missing))
+        elif state != _BUSY:
+            await _reserve(queue, s, now)
+            return (), None if wait is None else float(wait)
+        else:
+            spare = SPARE
+            if pause is not None:
+                await engine.runtime.sleep(pause)
+    return (), WAITS[-1]
+
+
+async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> list[JobRow]:
+    """Return the rows that a plain take leased, and write down the lanes of those that it made to wait."""
+    named = job_rows(rows)
+    await adopt(queue, s, [(row.id, row.headers) for row in named if has_lane(row.headers)])
+    return [row for row in named if not has_lane(row.headers)]
+
+
+async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: float) -> list[JobRow]:
+    """Lease jobs without a lane only."""
+    query = s.sql.fetch("unguarded", "lease", n)
+    return await adopt_among(queue, s, await s.execute(query, query.bind({"q_name": queue.name, "lease": lease})))
+
+
+async def _is_isolated(s: Session) -> bool:
+    """Return whether the transaction is the caller's, and above READ COMMITTED: no lane can be looked at there."""
+    if s.own or not s.in_transaction():
+        return False
+    [[isolation]] = await s.execute(s.sql.tasks.transaction_isolation)
+    return is_above(isolation)
+
+
+async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
+    """Make the rows of keys that have none; return the keys that another transaction makes at the moment."""
+    missing = set(keys)
+    needs = {str(need["key"]): need for need in choice.needs() if need["key"] in missing}
+    query = s.sql.tasks.create_keys
+    values = {"q_name": queue.name, "table": str(queue.table), "needs": json.dumps(list(needs.values()))}
+    return missing - {key for (key,) in await s.execute(query, query.bind(values))}
+
+
+async def _reserve(queue: QueueSettings, s: Session, now: float) -> None:
+    """Keep the keys of jobs under several keys that have waited long, so that their turn comes."""
+    for known in queue.lanes.patient(now):
+        known.blocked_since = now
+        needs = [{"key": key, "number": number, "newest": known.newest} for key, number in known.lane.needs]
+        query = s.sql.tasks.reserve
+        values = {"q_name": queue.name, "lane": known.lane.text, "needs": json.dumps(needs)}
+        await s.execute(query, query.bind(values))
+
+
+async def sweep(queue: QueueSettings, s: Session) -> None:
+    """Set right what was changed by other ways than a take: old code's parked jobs, keys that miss a job, old keys."""
+    tasks = s.sql.tasks
+    after: Any = ""
+    unknown: list[str] = []
+    while after is not None:
+        found = await s.execute(
+            tasks.find_lanes, tasks.find_lanes.bind({"q_name": queue.name, "after": after, "newest": _NO_ARRIVALS})
+        )
+        texts = sorted(text for text, _, _ in found)
+        unknown += [text for text in texts if read_lane(text) is None]
+        after = texts[-1] if len(texts) >= MOST_LANES else None
+    for text in unknown:
+        await name_lanes(queue, s, text, _MOST_PARTS)
+    rows = await s.execute(tasks.admitted_headers, tasks.admitted_headers.bind({"q_name": queue.name}))
+    jobs: dict[str, list[int]] = {}
+    numbers: dict[str, int] = {}
+    for job, headers in rows:
+        lane = lane_of(headers)
+        for key, number in () if lane is None else lane.needs:
+            jobs.setdefault(key, []).append(job)
+            numbers[key] = number
+    if jobs:
+        held = [{"key": key, "number": numbers[key], "newest": -1, "ids": ids} for key, ids in sorted(jobs.items())]
+        for start in range(0, len(held), MOST_LANES):
+            needs = json.dumps(held[start : start + MOST_LANES])
+            part = {"q_name": queue.name, "table": str(queue.table), "needs": needs}
+            await s.execute(tasks.create_keys, tasks.create_keys.bind(part))
+            await s.execute(tasks.add_running, tasks.add_running.bind(part))
+    await s.execute(tasks.sweep_keys, tasks.sweep_keys.bind({"q_name": queue.name}))

@@ -1,0 +1,255 @@
+"""The statements of admission: which jobs may run under limits, in groups and within rates, and what shares get.
+
+A job that names keys, a share or a priority is put as *waiting*: parked on its lane (`pqcore.lanes`).  No plain take
+of a lease sees it.  `take_lanes` finds those that may run, leases them, and writes down under each key who runs:
+
+* A row of ``{keys}`` is locked by takes alone, with SKIP LOCKED: nobody waits for a key, whatever another transaction
+  does.  Puts and ends do not touch it.
+* Its ``running`` names the jobs that were admitted last.  Those of them that have ended are known by their own rows, so
+  a place is free as soon as the end of its job is committed, however the job ended.
+* Each write makes a new ``version``.  A key is locked only in the version that the statement's snapshot has: if another
+  take admitted a job meanwhile, that key is left alone.  So what the snapshot says of the key's jobs is true, but for
+  jobs that ended since; those are counted, which is safe.
+* The newest version comes first in the index: old versions, which a snapshot that is held open keeps, are not read.
+"""
+
+from __future__ import annotations
+
+from pqcore.rows import JOB
+from pqcore.sql.fragments import DUE_AT, LEASED, OF_QUEUE, ORDER, QUEUE_DEFERRED, VISIBLE_AT
+from pqcore.sql.statement_set import StatementSet, composed, from_file
+
+MOST_LANES = 100
+"""Lanes that one statement finds, at most, of those that are there, and of those in which jobs arrived."""
+ADOPT = 1_000
+"""Rows whose lanes one statement writes down, at most."""
+
+_COLUMNS = "id, expected_at, schedule_at, enqueued_at"
+_NEEDS = "SELECT * FROM json_to_recordset(:needs::text::json) AS needs (place int, key text, number int, newest bigint)"
+# The state of a key, by the newest version of its row. Rows of `rules` win over what puts say.
+_STATE = """
+  SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places,
+    greatest(wanted.newest, row.newest) AS newest,
+    (SELECT number::int FROM {rules} WHERE q_name = :q_name::text AND kind = 'limit' AND name = wanted.key) AS allowed,
+    (SELECT true FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause' AND name = wanted.key
+      AND (until IS NULL OR until > statement_timestamp())) AS paused,
+    rated.rate, least(rated.number, coalesce(
+      row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number
+    )) AS tokens
+  FROM (SELECT DISTINCT ON (key) key, number, newest FROM needs ORDER BY key, newest DESC) AS wanted
+  LEFT JOIN LATERAL (
+    SELECT * FROM {keys} WHERE q_name = :q_name::text AND key = wanted.key ORDER BY version DESC LIMIT 1
+  ) AS row ON true
+  LEFT JOIN LATERAL (
+    SELECT number, number / period AS rate FROM {rules}
+    WHERE q_name = :q_name::text AND kind = 'rate' AND name = wanted.key LIMIT 1
+  ) AS rated ON true"""
+# Of the jobs that were admitted under a key, those that still run: by primary key, each has few versions.
+_ALIVE = """
+    SELECT array_agg(job.id) AS ids FROM unnest(state.running) AS admitted (id)
+    CROSS JOIN LATERAL (
+      SELECT id FROM {table} WHERE id = admitted.id AND q_name = :q_name::text
+        AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 1 AND num_nulls(leased_until) = 0 LIMIT 1
+    ) AS job"""
+# A key that is reserved is for the lane of that job, as long as the job waits.
+_RESERVED = """
+    SELECT parked_on AS lane FROM {table} WHERE id = state.reserved AND q_name = :q_name::text
+      AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 0 LIMIT 1"""
+_ROOM = f"""
+  SELECT state.*, coalesce(alive.ids, '{{{{}}}}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(
+      coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)
+    ) END AS free
+  FROM state CROSS JOIN LATERAL ({_ALIVE}
+  ) AS alive LEFT JOIN LATERAL ({_RESERVED}
+  ) AS holder ON true"""
+_KEYS = f"""needs AS MATERIALIZED ({_NEEDS}
+), state AS MATERIALIZED ({_STATE}
+), room AS MATERIALIZED ({_ROOM}
+)"""
+# A key of which the snapshot has the newest version, and that nobody else has locked.
+_LOCKED = f"""
+  SELECT mine.ctid, mine.key FROM room CROSS JOIN LATERAL (
+    SELECT ctid, key FROM {{keys}} WHERE {OF_QUEUE} AND key = room.key AND version = room.version
+    FOR UPDATE SKIP LOCKED
+  ) AS mine"""
+_NO_JOB = (
+    "NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp,"
+    " NULL::timestamp, NULL::text, NULL::int, NULL::int"
+)
+
+
+def _lane_rows(n: int) -> str:
+    """The first rows of a lane that has room; of a group its first job, if that one waits, and is of this lane."""
+    head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane"
+    most = "LIMIT least(wanted.quota, has.free) + :spare::int"
+    begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
+    bound = "string_to_array(wanted.after, ' ')"
+    return f"""
+    (SELECT * FROM ({head} ORDER BY {ORDER} LIMIT {n}) AS first
+     WHERE wanted.group_key IS NULL AND wanted.after IS NULL {most})
+    UNION ALL
+    (SELECT * FROM ({head} AND expected_at IS NOT NULL ORDER BY {ORDER} LIMIT {n}) AS first WHERE {begun} {most})
+    UNION ALL
+    (SELECT * FROM ({head} AND expected_at IS NULL
+        AND ({DUE_AT}, id) > (({bound})[1]::timestamptz, ({bound})[2]::bigint)
+      ORDER BY {ORDER} LIMIT {n}) AS first WHERE {begun} {most})
+    UNION ALL
+    (SELECT {_COLUMNS} FROM (
+       SELECT {_COLUMNS}, parked_on FROM {{table}}
+       WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL ORDER BY id LIMIT 1
+     ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane)"""
+
+
+def take_lanes_template(n: int, plain: str) -> str:
+    """Return the template of the statement that leases up to ``n`` jobs of some lanes, and plain jobs among them.
+
+    Parameters: ``wanted``, the lanes, in JSON; ``needs``, the keys of each; ``shares``, the virtual time of each share,
+    and its weight; ``plain_share``, the share of plain jobs, 0 for none of them; ``spare``, the rows of a lane that
+    are looked at behind those that could be given, as these may be locked.  Besides the jobs it gives one row more, the
+    last: whether others have all locked that could be given (``place`` -2) or not (-1), the seconds until a rate has a
+    token, and the keys that have no row yet, in JSON: then no job is given.
+
+    Args:
+        n: Rows, at most.
+        plain: The statement that gives the plain jobs due, without locking them.
+    """
+    return f"""
+WITH wanted AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(:wanted::text::json) AS wanted (
+    place int, lane text, group_key text, share int, priority int, quota int, after text)
+), shares AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(:shares::text::json) AS shares (share int, start float8, weight float8)
+), {_KEYS}, heads AS MATERIALIZED (
+  SELECT wanted.place, wanted.share, wanted.priority, head.*
+  FROM wanted CROSS JOIN LATERAL (
+    SELECT coalesce(min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE room.free END), {n}) AS free
+    FROM needs JOIN room USING (key) WHERE needs.place = wanted.place
+  ) AS has CROSS JOIN LATERAL ({_lane_rows(n)}
+  ) AS head WHERE has.free > 0
+), plain AS (
+  SELECT 0 AS place, :plain_share::int AS share, 0 AS priority, due.* FROM ({plain}
+  ) AS due WHERE :plain_share::int > 0
+), turns AS MATERIALIZED (
+  SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share ORDER BY priority DESC, {ORDER}) - 1)
+    / shares.weight AS turn
+  FROM (SELECT * FROM heads UNION ALL SELECT * FROM plain) AS job JOIN shares USING (share)
+), numbered AS MATERIALIZED (
+  SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys,
+    row_number() OVER (PARTITION BY needs.key ORDER BY turn, priority DESC, {ORDER}) AS number
+  FROM turns JOIN needs USING (place)
+), unfit AS MATERIALIZED (
+  SELECT id, keys FROM numbered JOIN room USING (key) GROUP BY id, keys HAVING bool_or(number > room.free + :spare::int)
+), left_over AS (
+  SELECT key, count(*) FILTER (WHERE id NOT IN (SELECT id FROM unfit)) AS fit FROM numbered GROUP BY key
+), second AS (
+  SELECT numbered.id FROM numbered JOIN left_over USING (key) JOIN room USING (key)
+  WHERE keys = 1 AND id IN (SELECT id FROM unfit) AND fit + (
+    SELECT count(*) FROM numbered AS before JOIN unfit USING (id, keys)
+    WHERE before.key = numbered.key AND before.keys = 1 AND before.number <= numbered.number
+  ) <= room.free
+), chosen AS MATERIALIZED (
+  SELECT *, row_number() OVER (ORDER BY turn, priority DESC, {ORDER}) AS rank FROM turns
+  WHERE id NOT IN (SELECT id FROM unfit) OR id IN (SELECT id FROM second) ORDER BY rank LIMIT {n + 20}
+), asked AS MATERIALIZED (
+  SELECT DISTINCT needs.key FROM needs JOIN chosen USING (place) WHERE rank <= {n} + :spare::int
+), missing AS MATERIALIZED (
+  SELECT key FROM room WHERE version IS NULL AND key IN (SELECT key FROM asked)
+), locked AS MATERIALIZED ({_LOCKED}
+  WHERE room.key IN (SELECT key FROM asked) AND NOT EXISTS (SELECT FROM missing)
+), allowed AS MATERIALIZED (
+  SELECT * FROM chosen WHERE NOT EXISTS (SELECT FROM missing) AND place NOT IN (
+    SELECT place FROM needs WHERE key NOT IN (SELECT key FROM locked)
+  ) ORDER BY rank
+), held AS MATERIALIZED (
+  SELECT allowed.* FROM allowed CROSS JOIN LATERAL (
+    SELECT FROM {{table}} WHERE id = allowed.id AND {OF_QUEUE} AND dequeued_at IS NULL
+      AND (leased_until IS NULL OR leased_until <= statement_timestamp()) AND {DUE_AT} <= statement_timestamp()
+      AND (allowed.place = 0) = (parked_on IS NULL)
+    FOR UPDATE SKIP LOCKED
+  ) AS free LIMIT {n} + :spare::int
+), picked AS MATERIALIZED (
+  SELECT place, id FROM held WHERE id NOT IN (
+    SELECT id FROM (
+      SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key ORDER BY rank) AS number
+      FROM held JOIN needs USING (place)
+    ) AS each JOIN room USING (key) WHERE each.number > room.free
+  ) ORDER BY rank LIMIT {n}
+), admitted AS MATERIALIZED (
+  SELECT needs.key, array_agg(picked.id) AS ids FROM picked JOIN needs USING (place) GROUP BY needs.key
+), kept AS (
+  UPDATE {{keys}} AS kept SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (
+    SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids,
+      room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+      CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
+    FROM admitted JOIN room USING (key) WHERE admitted.key = kept.key
+  ) WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked JOIN admitted USING (key)))
+), leased AS (
+  UPDATE {{table}} SET {LEASED}, dedup_key = CASE WHEN strpos(headers::text, '"started"') > 0
+    AND headers #>> '{{{{gate,dedup}}}}' = 'started' THEN NULL ELSE dedup_key END
+  WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING {JOB}
+)
+SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked ON picked.id = leased.id
+UNION ALL
+SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END,
+  (SELECT min((1 - tokens) / rate)::float8 FROM room WHERE tokens < 1), (SELECT json_agg(key)::text FROM missing)"""
+
+
+class AdmissionStatements(StatementSet):
+    """The statements of admission, but for `take_lanes_template`."""
+
+    file = "admission_statements.sql"
+
+    @composed()
+    def find_lanes(self) -> str:
+        """Find lanes with waiting jobs: those in which jobs arrived lately, and the next ones after a lane. Reads only.
+
+        Arrivals are those with the highest ids that are above a bound.  The others are found by going from lane to
+        lane through the index, whatever the number of their jobs.  Old code's parked jobs are found among these.
+        """
+        first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
+        return f"""
+WITH RECURSIVE found (lane, number) AS (
+  (SELECT ({first.replace("{0}", ":after::text")}), 1 WHERE :after::text IS NOT NULL)
+  UNION ALL
+  SELECT ({first.replace("{0}", "found.lane")}), number + 1 FROM found WHERE lane IS NOT NULL AND number < {MOST_LANES}
+), arrived AS (
+  SELECT parked_on AS lane, id FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} = '-infinity'
+    AND id > :newest::bigint ORDER BY id DESC LIMIT {MOST_LANES}
+)
+SELECT lane, max(id), count(*) FROM arrived WHERE lane IS NOT NULL GROUP BY lane
+UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
+
+    transaction_isolation = from_file()
+    create_keys = from_file()
+    add_running = from_file(rows=False)
+    tell = from_file()
+
+    @composed()
+    def find_unnamed(self) -> str:
+        """Lock waiting jobs of a lane that names no keys, as old code wrote it: headers tell. Skips locked rows."""
+        return (
+            f"SELECT id, headers::text FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
+            f" ORDER BY {ORDER} LIMIT {ADOPT} FOR UPDATE SKIP LOCKED"
+        )
+
+    set_lanes = from_file(rows=False)
+
+    @composed()
+    def reserve(self) -> str:
+        """Keep the keys of a lane for its first job, which has waited long. Of several jobs the smallest id gets a key.
+
+        As `take_lanes_template` it locks only the newest versions of keys that nobody else has locked.
+        """
+        return f"""
+WITH {_KEYS}, first AS MATERIALIZED (
+  SELECT id FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text ORDER BY {ORDER} LIMIT 1
+), locked AS MATERIALIZED ({_LOCKED}
+  WHERE room.reserved_for IS NULL OR room.reserved > (SELECT id FROM first)
+)
+UPDATE {{keys}} AS kept SET version = version + 1, reserved = (SELECT id FROM first)
+WHERE kept.ctid = ANY (ARRAY(SELECT ctid FROM locked)) AND EXISTS (SELECT FROM first) RETURNING key"""
+
+    admitted_headers = from_file()
+    sweep_keys = from_file(rows=False)
