@@ -27,6 +27,8 @@ logger = logging.getLogger("pqcore")
 
 WAITS = (0.002, 0.01, 0.04)
 """Seconds between tries while others have keys locked: a take of another worker holds one for a few milliseconds."""
+REFUSED = 0.25
+"""Seconds after which a patient caller looks again, where the server does not let jobs be admitted."""
 SPARE = 20
 """Rows that a take looks at behind the first of a lane, where these are locked."""
 _BUSY = -2
@@ -96,7 +98,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
 
 
 async def take(
-    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool = False
 ) -> tuple[Sequence[Row], float | None]:
     """Lease up to ``n`` jobs of the queue's lanes, and jobs without a lane among them, in their order.
 
@@ -106,6 +108,7 @@ async def take(
         s: The session.
         n: How many, at most.
         lease: Seconds for which they are leased.
+        patient: Whether jobs that the server does not let be admitted are no error, as the caller looks again.
 
     Returns:
         The rows; and without any, the seconds until it is worth another look: 0 for immediately, None if unknown.
@@ -133,10 +136,13 @@ async def take(
         try:
             *found, told = await s.execute(query, query.bind(values))
         except PQError as exc:
-            if s.in_transaction() or not s.usable() or not (plain := await _take_plain_only(queue, s, n, lease)):
+            if s.in_transaction() or not s.usable():
+                raise
+            plain = await _take_plain_only(queue, s, n, lease)
+            if not plain and not patient:
                 raise
             logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, exc)
-            return plain, None
+            return plain, None if plain else REFUSED
         *_, state, wait, missing = told
         rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
         adopted = [row for row, place in rows if not place and has_lane(row.headers)]

@@ -41,6 +41,7 @@ async def get(
     timeout: Any,
     lease: float | None = None,
     performed: bool = False,
+    patient: bool = False,
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, waiting for the first.
 
@@ -55,6 +56,7 @@ async def get(
         timeout: How long; None for the queue's ``timeout``.
         lease: Seconds for which they are leased; None to take them for good.
         performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
+        patient: As for `look`.
     """
     _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
@@ -63,7 +65,7 @@ async def get(
     topic = queue.channel
     while True:
         ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
-        rows, wake_in = await look_once(engine, queue, n, lease)
+        rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
             break
         if wake_in == 0.0:  # what was found may not run, and there may be others behind it
@@ -88,7 +90,9 @@ async def get(
     return rows
 
 
-async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> tuple[Sequence[Row], float | None]:
+async def look(
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
+) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
     Under a lease, within the queue's rate limit, and only those that limits and groups let run.
@@ -98,29 +102,30 @@ async def look(engine: Engine, queue: QueueSettings, n: int, lease: float | None
         queue: From which queue.
         n: How many, at most.
         lease: Seconds for which they are leased; None to take them for good.
+        patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
     """
     if lease is None or queue.rate is None:
-        return await _take(engine, queue, n, lease)
+        return await _take(engine, queue, n, lease, patient=patient)
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
     rows: Sequence[Row] = ()
     try:
-        rows, wake_in = await _take(engine, queue, granted, lease)
+        rows, wake_in = await _take(engine, queue, granted, lease, patient=patient)
     finally:
         await refund(engine, queue, granted - len(rows))
     return rows, wake_in
 
 
 def _take(
-    engine: Engine, queue: QueueSettings, n: int, lease: float | None
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[tuple[Sequence[Row], float | None]]:
     if lease is None:
         return _take_for_good(engine, queue, n)
 
     async def work(s: Session) -> tuple[Sequence[Row], float | None]:
         _refuse_hidden(engine, "lease")
-        return await _take_lease(engine, queue, s, n, lease)
+        return await _take_lease(engine, queue, s, n, lease, patient=patient)
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
         await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[0])])
@@ -176,7 +181,7 @@ async def _take_plain(
 
 
 async def _take_lease(
-    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool
 ) -> tuple[Sequence[Row], float | None]:
     """Lease rows: plain ones as they come, others as they are admitted.
 
@@ -188,7 +193,7 @@ async def _take_lease(
     if looked := lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
     while lanes.lanes:
-        rows, wake_in = await admission.take(engine, queue, s, n, lease)
+        rows, wake_in = await admission.take(engine, queue, s, n, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in
         if looked:

@@ -2,10 +2,15 @@
 -- pqcore.sql.admission_statements has those that are composed, and says how keys are locked.
 
 -- name: create_keys
--- Make the rows of keys that have none. Only takes do this, never puts, and nobody waits: who makes a row has the lock
+-- Make the rows of keys that have none, with the jobs that run under them: a row may have been lost. Only takes do this, never puts, and nobody waits: who makes a row has the lock
 -- of its key first, until the transaction ends, and whoever finds it locked leaves the key alone.
 INSERT INTO {keys} (q_name, key, version, places, newest, running)
-SELECT :q_name::text, wanted.key, 0, wanted.number, wanted.newest, '{{}}'
+SELECT :q_name::text, wanted.key, 0, wanted.number, wanted.newest, coalesce((
+  SELECT array_agg(id) FROM {table} WHERE q_name = :q_name::text AND dequeued_at IS NULL AND leased_until IS NOT NULL
+    AND coalesce(leased_until, schedule_at) > '-infinity' AND coalesce(leased_until, schedule_at) < 'infinity'
+    AND parked_on IS NULL AND strpos(headers::text, '"gate"') > 0 AND CASE WHEN wanted.key LIKE 'group:%'
+      THEN group_key = substr(wanted.key, 7)
+      ELSE headers #> ARRAY['gate', 'limits', substr(wanted.key, 7)] IS NOT NULL END), '{{}}')
 FROM json_to_recordset(:needs::text::json) AS wanted (key text, number int, newest bigint)
 WHERE NOT EXISTS (SELECT FROM {keys} WHERE q_name = :q_name::text AND key = wanted.key)
   AND pg_try_advisory_xact_lock(hashtextextended(:table::text || ' ' || :q_name::text || ' ' || wanted.key, 7072))

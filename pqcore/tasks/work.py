@@ -109,7 +109,9 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         while True:
             handle_kept()  # a signal that came while a job was being finished
             try:
-                rows = run_sync(fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE))
+                rows = run_sync(
+                    fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
+                )
                 job = Job(self, rows[0], leased=True) if rows else None
                 if job is None and burst and self._is_done():
                     return

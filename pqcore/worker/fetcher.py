@@ -106,7 +106,8 @@ class Fetcher:
         queue_state.fetching = True
         try:
             late = partial(self._accept_late, leased_at)
-            rows, wake_in = await queue_state.bridge.finish(late, fetch.look, queue_state.queue, n, self._lease)
+            look = partial(fetch.look, patient=True)
+            rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
         except Exception:
             queue_state.fetching = False
             worker_state.notify_if_idle()  # else a stopping worker waits for it
