@@ -26,6 +26,8 @@ FIND = 0.02
 """Seconds after which a take looks for lanes in which jobs arrived."""
 SCAN = 0.5
 """Seconds after which a take looks through more of the lanes that are there."""
+ASIDE = 0.25
+"""Seconds for which no lane is looked at after the server refused an admission."""
 MOST = 150
 """Lanes that one take considers, at most."""
 SUCCESSION = 1_000
@@ -145,12 +147,20 @@ class LaneBook:
         self.lanes: dict[str, KnownLane] = {}
         self._cursor = ""
         self._newest = -1
-        self._found = self._scanned = float("-inf")
+        self._found = self._scanned = self._aside_until = float("-inf")
         self._hurries = True
         self._turns: dict[str, float] = {}
         self._now = 0.0
         self._rotation = 0
         self.weights: Mapping[str, float] = {}
+
+    def set_aside(self, now: float) -> None:
+        """Look at no lanes for some time, as the server does not let jobs be admitted: others must not wait for them."""
+        self._aside_until = now + ASIDE
+
+    def is_aside(self, now: float) -> bool:
+        """Return whether lanes are set aside; the time is by the monotonic clock, in seconds."""
+        return now < self._aside_until
 
     # Finding.
 

@@ -192,7 +192,7 @@ async def _take_lease(
     lanes = queue.lanes
     if looked := lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
-    while lanes.lanes:
+    while lanes.lanes and not lanes.is_aside(time.monotonic()):
         rows, wake_in = await admission.take(engine, queue, s, n, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in

@@ -524,9 +524,7 @@ def test_number_of_the_newest_put_counts_for_a_limit(harness: Harness) -> None:
     assert (first.data, second.data) == ("a", "b")
     assert all_leased(queue) == []
     queue.put("e", **ONE)
-    queue = harness.queue(
-        create=False
-    )  # which knows nothing yet: what a queue object has seen lags by some milliseconds
+    queue = harness.queue(create=False)  # what one has seen lags by some milliseconds
     queue.ack(second)
     assert all_leased(queue) == []
     queue.ack(first)
