@@ -27,7 +27,7 @@ FIND = 0.02
 SCAN = 0.5
 """Seconds after which a take looks through more of the lanes that are there."""
 ASIDE = 0.25
-"""Seconds for which no lane is looked at after the server refused an admission."""
+"""Seconds for which no lane is looked at after an admission that ended the connection."""
 MOST = 150
 """Lanes that one take considers, at most."""
 SUCCESSION = 1_000
@@ -155,12 +155,12 @@ class LaneBook:
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:
-        """Look at no lanes for some time, as the server does not let jobs be admitted: others must not wait for them."""
+        """Look at no lanes for some time, as an admission ended the connection: others must not wait for that."""
         self._aside_until = now + ASIDE
 
-    def is_aside(self, now: float) -> bool:
-        """Return whether lanes are set aside; the time is by the monotonic clock, in seconds."""
-        return now < self._aside_until
+    def aside_for(self, now: float) -> float:
+        """Return for how many seconds lanes are still set aside; the time is by the monotonic clock."""
+        return max(self._aside_until - now, 0.0)
 
     # Finding.
 

@@ -136,7 +136,8 @@ async def take(
         try:
             *found, told = await s.execute(query, query.bind(values))
         except PQError as exc:
-            book.set_aside(now)
+            if not s.usable():
+                book.set_aside(now)
             if s.in_transaction() or not s.usable():
                 raise
             plain = await _take_plain_only(queue, s, n, lease)

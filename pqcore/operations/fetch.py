@@ -192,7 +192,7 @@ async def _take_lease(
     lanes = queue.lanes
     if looked := lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
-    while lanes.lanes and not lanes.is_aside(time.monotonic()):
+    while lanes.lanes and not lanes.aside_for(time.monotonic()):
         rows, wake_in = await admission.take(engine, queue, s, n, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in
@@ -208,6 +208,8 @@ async def _take_lease(
         await admission.find_lanes(queue, s)
         if lanes.lanes:
             wake_in = 0.0
+    if not rows and (left := lanes.aside_for(time.monotonic())):
+        wake_in = left
     return rows, None if rows else wake_in
 
 

@@ -129,7 +129,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
     def _is_done(self) -> bool:
         """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
-        return not run_sync(batch_counts.end_lost(self.engine, self))
+        return not self.lanes.aside_for(time.monotonic()) and not run_sync(batch_counts.end_lost(self.engine, self))
 
     @contextmanager
     def _extending_lease(self, job: Job) -> Iterator[None]:

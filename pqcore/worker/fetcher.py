@@ -159,8 +159,10 @@ class Fetcher:
 
         def is_done() -> bool:
             # A job that ended since the last fetch may have put others.
+            now = time.monotonic()
             return not worker_state.is_busy() and all(
-                each.empty_at == worker_state.changes for each in worker_state.queue_states
+                each.empty_at == worker_state.changes and not each.queue.lanes.aside_for(now)
+                for each in worker_state.queue_states
             )
 
         if is_done():

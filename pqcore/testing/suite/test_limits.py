@@ -436,7 +436,7 @@ def test_job_whose_admission_fails_is_put_back(harness: Harness, action: str) ->
         queue.put("plain")
         assert data(all_leased(queue)) == ["plain"]
     assert (queue.stats().ready, slots(harness)) == (2, [])
-    jobs = all_leased(queue)
+    jobs = queue.lease_many(9, "1h", wait=PATIENCE)
     assert [(job.data, job.attempts, job.crashes) for job in jobs] == [("a", 1, 0), ("b", 1, 0)]
 
 
