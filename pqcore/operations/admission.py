@@ -116,11 +116,11 @@ async def take(
     Raises:
         NotSupported: The transaction is the caller's, and above READ COMMITTED.
     """
-    if await _is_isolated(s):
+    if (isolation := await _isolation_above(s)) is not None:
         if not (plain := await _take_plain_only(queue, s, n, lease)):
             msg = (
                 f"queue {queue.name!r}: jobs under a limit or in a group cannot be leased in a transaction that is"
-                " above READ COMMITTED: lease them outside of it, or in one that is READ COMMITTED"
+                f" {isolation.upper()}: lease them outside of it, or in one that is READ COMMITTED"
             )
             raise NotSupported(msg)
         return plain, None
@@ -182,12 +182,12 @@ async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: floa
     return await adopt_among(queue, s, await s.execute(query, query.bind({"q_name": queue.name, "lease": lease})))
 
 
-async def _is_isolated(s: Session) -> bool:
-    """Return whether the transaction is the caller's, and above READ COMMITTED: no lane can be looked at there."""
+async def _isolation_above(s: Session) -> str | None:
+    """Return the isolation of a caller's transaction above READ COMMITTED, where no lane can be looked at; else None."""
     if s.own or not s.in_transaction():
-        return False
+        return None
     [[isolation]] = await s.execute(s.sql.tasks.transaction_isolation)
-    return is_above(isolation)
+    return str(isolation) if is_above(isolation) else None
 
 
 async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
