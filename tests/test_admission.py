@@ -1,4 +1,4 @@
-"""Admission of jobs whose rows another transaction has locked for a moment, as a concurrent take does."""
+"""Admission of jobs whose rows, or keys, another transaction has locked, as a concurrent take does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import psycopg
 import pytest
 
 from pqcore import PQ, AsyncPQ
-from pqcore.operations.concurrency_limits import _Admission
 from pqcore.testing.harness import PATIENCE
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]
@@ -22,57 +21,55 @@ async def maybe(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("backend", "face"), FACES)
-def test_admission_decides_about_a_row_that_was_locked_briefly(
-    dsn: str, backend: str, face: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = _Admission._store
-    stored: list[set[int]] = []
-
+def test_admission_waits_for_no_row_that_is_locked(dsn: str, backend: str, face: Any) -> None:
     async def main() -> None:
         pq = face(dsn, backend=backend)
         await maybe(pq.create())
         queue = pq["q"]
         await maybe(queue.put_many([1, 2, 3], limits={"l": 2}))
         with psycopg.connect(dsn) as other:
-
-            async def locked_at_first(self: Any, decided: Any, tokens: Any) -> Any:
-                if not stored:
-                    other.execute("SELECT FROM queue FOR UPDATE")
-                stored.append(await store(self, decided, tokens))
-                if not other.closed:
-                    other.rollback()
-                return stored[-1]
-
-            monkeypatch.setattr(_Admission, "_store", locked_at_first)
-            leased = await maybe(queue.lease_many(3, 60, block=False))
-        assert [job.data for job in leased] == [1, 2]
-        stats = await maybe(queue.stats())
-        assert (stats.leased, stats.parked) == (2, 1)
+            other.execute("SELECT FROM queue WHERE id = 1 FOR UPDATE")
+            began = time.monotonic()
+            leased = [job for _ in range(2) for job in await maybe(queue.lease_many(3, 60, block=False))]
+            assert time.monotonic() - began < 5
+            assert [job.data for job in leased] == [2, 3]
+            other.rollback()
+        assert await maybe(queue.lease_many(3, 60, block=False)) == []
         await maybe(queue.ack_many(leased))
-        third = await maybe(queue.lease(60, block=False))
-        assert third.data == 3
+        first = await maybe(queue.lease(60, wait=PATIENCE))
+        assert first.data == 1
         await maybe(pq.close())
 
     asyncio.run(main())
 
 
-def test_admission_skips_a_row_that_stays_locked(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = _Admission._store
+def test_admission_of_a_group_does_not_pass_a_first_job_that_is_locked(dsn: str) -> None:
     with PQ(dsn) as pq, psycopg.connect(dsn) as other:
         pq.create()
         queue = pq["q"]
-        queue.put_many([1, 2], limits={"l": 2})
-
-        async def locked(self: Any, decided: Any, tokens: Any) -> Any:
-            other.execute("SELECT FROM queue WHERE id = 1 FOR UPDATE")
-            return await store(self, decided, tokens)
-
-        monkeypatch.setattr(_Admission, "_store", locked)
-        began = time.monotonic()
-        assert [job.data for job in queue.lease_many(2, 60, block=False)] == [2]
-        assert time.monotonic() - began < 5
+        queue.put_many([1, 2], group="g")
+        other.execute("SELECT FROM queue WHERE id = 1 FOR UPDATE")
+        assert queue.lease_many(2, 60, block=False) == []
         other.rollback()
-        monkeypatch.setattr(_Admission, "_store", store)
-        job = queue.lease(60, wait=PATIENCE)
-        assert job is not None
+        [job] = queue.lease_many(2, 60, wait=PATIENCE)
         assert job.data == 1
+
+
+def test_puts_under_crossing_keys_wait_for_nobody(dsn: str) -> None:
+    with PQ(dsn) as pq, psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
+        pq.create()
+        queue = pq["q"]
+        for connection in (one, two):
+            connection.execute("SET lock_timeout = '5s'")
+        queue.put("a", limits={"a": 1}, connection=one)
+        queue.put("b", limits={"b": 1}, connection=two)
+        queue.put("b", limits={"b": 1}, connection=one)
+        queue.put("a", limits={"a": 1}, connection=two)
+        for key in ("a", "b"):  # others put, take and finish under them meanwhile
+            queue.put("mine", limits={key: 1})
+            [job] = queue.lease_many(5, 60, block=False)
+            assert job.data == "mine"
+            job.ack()
+        one.commit()
+        two.commit()
+        assert sorted(job.data for job in queue.lease_many(9, 60, block=False)) == ["a", "b"]

@@ -40,7 +40,6 @@ BOUNDED: list[tuple[Query, int]] = [
     (SQL.rerun_archived, 3),
     (SQL.run_now, 3),
     (SQL.last_id, 3),
-    *((query, 5 * N) for query in SQL.gates.values()),
     *((query, 5 * N) for query in SQL.move.values()),
 ]
 

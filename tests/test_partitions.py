@@ -59,12 +59,10 @@ def statements() -> Iterator[Query]:
     tasks = SQL.tasks
     yield from (*SQL.ack.values(), *SQL.restore.values())
     yield from (SQL.peek(1), SQL.next_due_probe, SQL.nack, SQL.extend, SQL.update, SQL.cancel, SQL.count, SQL.stats)
-    yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace, tasks.group_heads, tasks.park)
-    yield from (tasks.admit, tasks.postpone, tasks.put_back, tasks.put_back_later, tasks.count_slots)
-    yield from (tasks.free_places, tasks.unpark, tasks.park_again, tasks.unpark_head)
+    yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace)
     yield from (tasks.retry, tasks.snooze)
     yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.request_stop, tasks.bury, tasks.find_job)
-    yield from (tasks.revive, tasks.sweep_slots, tasks.slots_of_parked, tasks.parked_keys)
+    yield from (tasks.revive, tasks.find_lanes, tasks.admitted_headers)
     admin = SQL.admin
     yield from (admin.list_ready, admin.list_scheduled, admin.list_leased, admin.list_parked)
     yield from (admin.rerun_finished, admin.rerun_archived, admin.run_now)

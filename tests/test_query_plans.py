@@ -100,29 +100,17 @@ def task_cases() -> Iterator[Case]:
         for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.claim_key, tasks.tick):
             yield Case(query, 60, values=dedup)
         yield Case(tasks.set_key_holder, 60, values=dedup)
-    for query in (tasks.replace, tasks.find_job, tasks.find_headers, tasks.group_heads):
+    for query in (tasks.replace, tasks.find_job, tasks.find_headers):
         yield Case(query, 60)
-    for query in (tasks.count_slots, tasks.slots_of, tasks.free_slots, tasks.free_places):
-        yield Case(query, 60, leased=1, placed=100, values=(("keys", ["limit:7"]),))
-    for query in (tasks.sweep_slots, tasks.slots_of_parked):
-        yield Case(query, 2_500, placed=100)
-    yield Case(tasks.unpark_head, 60, values=(("key", "group:7"),))
-    yield Case(tasks.unpark, 60)
-    yield Case(tasks.unpark, 2_500, values=(("places", 100),))
-    yield Case(tasks.park_again, 60, leased=1, placed=1)
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.request_stop):
         yield Case(query, 60, leased=1)
     for n, pages in ((1, 60), (100, 2_500)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
-        given: tuple[tuple[str, Any], ...] = (("excuses", [1] * n), ("started", []), ("delay", 1.0))
-        # Rows are found, locked, and changed.
-        for query in (tasks.park, tasks.admit, tasks.postpone, tasks.put_back, tasks.put_back_later):
-            yield Case(query, 2 * pages, leased=n, values=given)
 
 
 CASES = list(cases())
-COLD = [Case(SQL.tasks.parked_keys, 600)]  # a descent or two for each of twenty keys
+COLD: list[Case] = []
 """Of statements that are planned each time."""
 
 

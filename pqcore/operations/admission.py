@@ -183,7 +183,7 @@ async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: floa
 
 
 async def _isolation_above(s: Session) -> str | None:
-    """Return the isolation of a caller's transaction above READ COMMITTED, where no lane can be looked at; else None."""
+    """Return the isolation of a caller's transaction above READ COMMITTED, where no lane can be seen; else None."""
     if s.own or not s.in_transaction():
         return None
     [[isolation]] = await s.execute(s.sql.tasks.transaction_isolation)
