@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from pqcore.backend import Mode
-from pqcore.db.asyncio_runtime import AsyncioRuntime
 from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.engine import Engine
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.sql.identifiers import TableName
+
+if TYPE_CHECKING:
+    from pqcore.db.asyncio_runtime import AsyncioRuntime  # not for `PQ`: asyncio takes long to import
 
 Q = TypeVar("Q", bound=QueueSettings)
 

@@ -5,7 +5,6 @@ With no plugin that implements a hook, the caller looks at an empty list and cal
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Iterator
@@ -80,6 +79,8 @@ async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, bloc
     for result in _each(hook, event):
         if not inspect.isawaitable(result):
             continue
+        import asyncio  # takes long to import, and few hooks return awaitables
+
         try:
             if blocking:
                 _run(result)
@@ -94,6 +95,8 @@ async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, bloc
 
 
 def _run(awaitable: Any) -> None:
+    import asyncio
+
     async def wait() -> None:
         await awaitable
 

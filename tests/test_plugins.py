@@ -190,6 +190,15 @@ def test_importing_pqcore_imports_no_backend() -> None:
     assert found == []
 
 
+def test_blocking_face_imports_no_asyncio() -> None:
+    [names] = run("""
+        import sys
+        from pqcore import PQ
+        report(sorted(name for name in sys.modules if name.partition(".")[0] == "asyncio"))
+    """)
+    assert names == []
+
+
 def imports(source: str, *, by_call: bool = True) -> Iterator[str]:
     """The modules that a source imports, wherever in it; also those that it imports by calling a function."""
     for node in ast.walk(ast.parse(source)):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock, run_sync
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Generator
 from types import coroutine
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pqcore.db import runtime
+
+if TYPE_CHECKING:
+    import asyncio  # which sessions of threads do without, as it takes long to import
 
 T = TypeVar("T")
 
@@ -24,7 +26,9 @@ class CallingSession(Protocol):
 
 def _still_cancelled() -> bool:
     """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
-    task = asyncio.current_task()
+    from asyncio import current_task
+
+    task = current_task()
     return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
 
 
@@ -50,7 +54,9 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
             except BaseException as exc:  # noqa: BLE001 - passed on to the call
                 cancelled = exc
                 if timer is None:
-                    timer = asyncio.get_running_loop().call_later(runtime.AFTER_CANCEL, session.abort_if_busy, since)
+                    from asyncio import get_running_loop
+
+                    timer = get_running_loop().call_later(runtime.AFTER_CANCEL, session.abort_if_busy, since)
                 waited_for = steps.throw(exc)
             else:
                 waited_for = steps.send(sent)

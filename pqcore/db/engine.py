@@ -10,12 +10,11 @@ One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
@@ -43,6 +42,9 @@ from pqcore.schema.security import Security
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Paramstyle, Query
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 T = TypeVar("T")
 

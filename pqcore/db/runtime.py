@@ -8,12 +8,14 @@ are awaited (`pqcore.db.asyncio_runtime`).
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pqcore.errors import PQError
+
+if TYPE_CHECKING:
+    import asyncio  # which takes long to import, and the blocking face does without
 
 T = TypeVar("T")
 

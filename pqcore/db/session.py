@@ -6,14 +6,13 @@ asynchronous one's are awaited.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncDriverSession, DriverSession, Row
 from pqcore.db.bounded_call import bounded
@@ -29,6 +28,9 @@ from pqcore.errors import (
 )
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.statement import Query, writes
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger("pqcore")
 
@@ -75,6 +77,8 @@ class Session:
         self.limit = limit
         self._loop: asyncio.AbstractEventLoop | None = None
         if suspends:
+            import asyncio  # takes long to import: sessions of threads do without
+
             with suppress(RuntimeError):  # a connection of the caller's may be wrapped before the loop runs
                 self._loop = asyncio.get_running_loop()
         # The call for which a cancel request was sent, and the call whose connection was broken off: when each began.
@@ -370,6 +374,8 @@ class Session:
                 self._loop.call_soon_threadsafe(call, since)
 
     def _break_off_later(self, since: float) -> None:
+        import asyncio
+
         # Twice round the loop, so that an answer that lay there unread is read before.
         asyncio.get_running_loop().call_later(0.05, self._break_off, since)
 
@@ -386,6 +392,8 @@ class Session:
             _asking.release()
 
     def _ask_in_loop(self, since: float) -> None:
+        import asyncio
+
         async def ask() -> None:
             with suppress(*self._errors, asyncio.TimeoutError):
                 await asyncio.wait_for(self.driver.cancel(), ASKING)

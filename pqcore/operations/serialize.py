@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from pqcore.db.engine import Engine
@@ -13,11 +12,15 @@ async def encode(engine: Engine, queue: QueueSettings, data: Any) -> Encoded:
     """Return data as `QueueSettings.encode_row` does, in a thread if it may hold up an event loop."""
     if not engine.runtime.suspends or queue.writes_quickly(data):
         return queue.encode_row(data)
-    return await asyncio.to_thread(queue.encode_row, data)
+    from asyncio import to_thread  # takes long to import
+
+    return await to_thread(queue.encode_row, data)
 
 
 async def decode(engine: Engine, queue: QueueSettings, job_id: int, serializer: str | None, raw: str | bytes) -> Any:
     """Return data as `QueueSettings.decode_row` does, in a thread if it may hold up an event loop."""
     if not engine.runtime.suspends or queue.reads_quickly(serializer, raw):
         return queue.decode_row(job_id, serializer, raw)
-    return await asyncio.to_thread(queue.decode_row, job_id, serializer, raw)
+    from asyncio import to_thread
+
+    return await to_thread(queue.decode_row, job_id, serializer, raw)

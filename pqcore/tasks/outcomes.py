@@ -5,7 +5,6 @@ No I/O and no threads; `pqcore.tasks.run_job` puts the steps together.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import sys
@@ -165,6 +164,13 @@ def snooze_unrunnable(
     return Outcome(job, "snooze", error=details, delay=UNKNOWN_PAUSE, reason=reason)
 
 
+def is_cancellation(error: BaseException) -> bool:
+    """Return whether an exception is the one that asyncio cancels a task by."""
+    from asyncio import CancelledError  # takes long to import, and few jobs fail
+
+    return isinstance(error, CancelledError)
+
+
 def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
     """Return the failure of a job for the exception of its function: JobCancelled if the function cancelled itself.
 
@@ -176,7 +182,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
         timeout = JobTimeout(f"{path_of(late)} did not end in {late.headers['run']['timeout']} seconds")
         timeout.__cause__ = error
         return timeout
-    if not isinstance(error, asyncio.CancelledError):
+    if not is_cancellation(error):
         return error
     failure = JobCancelled("the function was cancelled from within")
     failure.__cause__ = error
@@ -192,11 +198,11 @@ def failure_of(context: JobContext, error: BaseException) -> BaseException | Non
     """
     if context.leaves(error):
         return None
-    if not isinstance(error, (asyncio.CancelledError, JobCancelled)):
+    if not (isinstance(error, JobCancelled) or is_cancellation(error)):
         return error
     if context.stop_reason:
         return as_failure(error, late=context.job) if context.stop_reason == "timeout" else None
-    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+    if is_cancellation(error) and _is_cancelled():
         return None
     return as_failure(error)
 
@@ -206,8 +212,10 @@ def _is_cancelled() -> bool:
 
     A function that cancels itself raises CancelledError, and cancels no task.
     """
+    from asyncio import current_task
+
     try:
-        task = asyncio.current_task()
+        task = current_task()
     except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and (sys.version_info < (3, 11) or task.cancelling() > 0)

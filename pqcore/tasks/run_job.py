@@ -6,7 +6,6 @@ are stored.  The order of plugins' hooks and the treatment of exceptions are wri
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import time
@@ -22,6 +21,7 @@ from pqcore.tasks.outcomes import (
     Run,
     as_failure,
     bound_call,
+    is_cancellation,
     job_logger,
     outcome_of_failure,
     outcome_of_result,
@@ -84,7 +84,11 @@ class Runner(Generic[A]):
             result = bound_call(run)()
             if not inspect.isawaitable(result):
                 return result
-            return await result if self._suspends else asyncio.run(_await(result))
+            if self._suspends:
+                return await result
+            from asyncio import run as run_loop  # takes long to import: functions that are no coroutines do without
+
+            return run_loop(_await(result))
 
     async def complete(self, attempt: A, result: Any, *, finished: bool) -> Outcome:
         """Return the outcome of a job with headers whose function returned."""
@@ -191,7 +195,7 @@ async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, 
     queue, job, run = attempt.queue, attempt.job, attempt.run
     if context.leaves(error):
         raise error
-    if isinstance(error, (asyncio.CancelledError, JobCancelled)):
+    if isinstance(error, JobCancelled) or is_cancellation(error):
         if not context.stop_reason:
             await runner.notice_shutdown(context)
         return _outcome_of_stop(attempt, context.stop_reason, error)
