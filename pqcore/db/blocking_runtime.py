@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock, run_sync
 
 if TYPE_CHECKING:
@@ -61,16 +61,13 @@ class _Thread:
 class _OfProcess(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._values: dict[int, T] = {}  # with the parent's, if this is a forked child
+        self.made: dict[int, T] = {}  # with the parent's, if this is a forked child
 
     def get(self) -> T:
-        try:  # asked each time: a process that is forked in C (uWSGI) tells nobody
-            return self._values[os.getpid()]
+        try:
+            return self.made[current.id if unforked_page[0] else process_id()]  # for each operation, so no call
         except KeyError:  # threads may come here together
-            return self._values.setdefault(os.getpid(), self._make())
-
-    def made(self) -> bool:
-        return bool(self._values)
+            return self.made.setdefault(process_id(), self._make())
 
     def others(self) -> list[T]:
         return []

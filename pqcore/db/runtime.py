@@ -9,7 +9,7 @@ are awaited (`pqcore.db.asyncio_runtime`).
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pqcore.errors import PQError
@@ -124,11 +124,12 @@ class Kept(Protocol[T]):
     own, and neither uses nor ends the parent's. The value of an event loop lasts no longer than the loop.
     """
 
+    @property
+    def made(self) -> Collection[object]:
+        """Empty as long as there is no value, neither of here nor of a parent's process or another event loop."""
+
     def get(self) -> T:
         """The value of here; made when it is first asked for."""
-
-    def made(self) -> bool:
-        """Whether there may be a value of here: one was made, though for a parent's process or another event loop."""
 
     def others(self) -> list[T]:
         """The values of this process's other event loops."""

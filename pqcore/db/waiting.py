@@ -140,7 +140,7 @@ class Waiting(Transactions):
 
     def snapshot(self, channel: str) -> int | None:
         """What is given to `wait`, asked for before a look; None if the channel is not listened to."""
-        return self.listener.snapshot(channel) if self._listeners.made() else None
+        return self.listener.snapshot(channel) if self._listeners.made else None
 
     def wake(self, channel: str) -> None:
         """Wake those who wait on a channel, as a notification would."""

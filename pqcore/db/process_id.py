@@ -1,0 +1,55 @@
+"""The id of this process, without a system call for each look.
+
+A process that is forked in C (uWSGI) calls no hook of `os.register_at_fork`. On Linux a page under MADV_WIPEONFORK
+tells of it: the kernel gives the child a page of zeros, however the child was forked.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+
+_WIPE_ON_FORK = 18
+"""MADV_WIPEONFORK of Linux 4.14, which the module `mmap` has no name for."""
+
+
+class _Current:
+    """The process as it is known.
+
+    Attributes:
+        id: Its id; that of the parent, if the process is a fork that was not noticed yet.
+    """
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+
+
+def _wiped_page() -> mmap.mmap | bytes:
+    """Return a page whose first byte is 1, and 0 in a forked child; a byte of 0 where the system has no such page."""
+    if sys.platform == "linux":
+        try:
+            page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            page.madvise(_WIPE_ON_FORK)
+        except (OSError, ValueError):
+            return b"\0"
+        page[0] = 1
+        return page
+    return b"\0"
+
+
+current = _Current()
+unforked_page = _wiped_page()
+"""While its first byte is 1, ``current.id`` is the id of this process. A caller to which each call counts looks
+at both; any other calls `process_id`."""
+
+
+def process_id() -> int:
+    """Return the id of this process."""
+    if not unforked_page[0]:
+        current.id = os.getpid()  # first: another thread that sees a 1 takes this id
+        if isinstance(unforked_page, mmap.mmap):
+            unforked_page[0] = 1
+    return current.id
