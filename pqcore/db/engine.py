@@ -337,10 +337,9 @@ class Engine(Waiting):
         """Run an operation by itself, with the session of a loan, which is acquired if there is none in it yet."""
         source = self.source
         try:
-            held = loan.held
-            if not held and not source.lend(loan):
+            if not loan and not source.lend(loan):
                 await source.acquire(loan)
-            session = held[-1]
+            session = loan[-1]
             if not self._checked:
                 await self._check(session)
             within = False

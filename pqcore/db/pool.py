@@ -161,25 +161,24 @@ class Pool(SessionSource):
         self.kept = runtime.kept(_Sessions)
 
     def lend(self, loan: Loan) -> bool:
-        held = loan.held
         if self._closed:
             return False
         try:
-            held.append(self.kept.get().idle.pop())
+            loan.append(self.kept.get().idle.pop())
         except IndexError:
             return False
-        now, session = time.monotonic(), held[-1]
+        now, session = time.monotonic(), loan[-1]
         return now - session.last_reply_at < FRESH and now - session.planned_at < REPLAN
 
     async def acquire(self, loan: Loan) -> None:
         if self._closed:
             raise Closed(CLOSED_PQ)
-        if not loan.held and self.lend(loan):
+        if not loan and self.lend(loan):
             return
         sessions = self.kept.get()
         if sessions.end is None:
             sessions.end = await self._runtime.at_end(partial(_end, sessions)) or True
-        if not loan.held or not await self._sound(loan):
+        if not loan or not await self._sound(loan):
             await self._wait_or_open(sessions, loan)
 
     async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
@@ -201,13 +200,13 @@ class Pool(SessionSource):
             waiter.event = self._runtime.event()
             sessions.hand_over()
             if waiter.held:
-                loan.held.append(waiter.held.pop())
+                loan.append(waiter.held.pop())
                 return False
             place = sessions.reserve(self._size)
             if place is not None:
                 try:
                     sessions.withdraw(waiter)
-                    loan.held.append(await self._connect(sessions, place))
+                    loan.append(await self._connect(sessions, place))
                 except BaseException:
                     sessions.free(place)
                     raise
@@ -240,29 +239,27 @@ class Pool(SessionSource):
         return True
 
     def take_back(self, loan: Loan) -> bool:
-        held = loan.held
-        sessions: _Sessions = held[-1].pool
-        if self._closed or sessions.over or held[-1].state_unknown:
+        sessions: _Sessions = loan[-1].pool
+        if self._closed or sessions.over or loan[-1].state_unknown:
             return False
-        sessions.idle.append(held.pop())
+        sessions.idle.append(loan.pop())
         if sessions.waiting:
             sessions.hand_over()
         return True
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
-        held = loan.held
-        if not held or ((sound or (held[-1].usable() and not held[-1].in_transaction())) and self.take_back(loan)):
+        if not loan or ((sound or (loan[-1].usable() and not loan[-1].in_transaction())) and self.take_back(loan)):
             return
-        left = held[-1].read_only and not await held[-1].writes()
+        left = loan[-1].read_only and not await loan[-1].writes()
         await _give_up(loan)
         if left:
             await self._leave_server()
 
     def lose(self, loan: Loan) -> bool:
-        for session in loan.held:
+        for session in loan:
             session.pool.free(session.place)
             session.drop()
-        loan.held.clear()
+        loan.clear()
         return True
 
     async def listener(self) -> Session | None:
@@ -371,7 +368,7 @@ async def _rest(sessions: _Sessions) -> None:
     began = time.monotonic()
     while sessions.idle:
         with suppress(IndexError):
-            loan.held.append(sessions.idle.pop())
+            loan.append(sessions.idle.pop())
             if time.monotonic() - began > CLOSING:
                 loan.abort()
             await _give_up(loan)
@@ -382,4 +379,4 @@ async def _give_up(loan: Loan) -> None:
     session = loan.session
     session.pool.free(session.place)
     await discard(session)
-    loan.held.clear()
+    loan.clear()

@@ -149,10 +149,8 @@ class Session:
         began = self.busy_since = time.monotonic()
         try:
             rows: Any = self.driver.execute(query, parameters)
-            if self._bounds:
-                rows = await bounded(rows, self)
-            elif self._suspends:
-                rows = await rows
+            if self._suspends:
+                rows = await (bounded(rows, self) if self._bounds else rows)
         except PQError:
             raise
         except self._errors as exc:
@@ -440,10 +438,8 @@ class Session:
         began = self.busy_since = time.monotonic()
         try:
             result: Any = method(*arguments)
-            if self._bounds:
-                result = await bounded(result, self)
-            elif self._suspends:
-                result = await result
+            if self._suspends:
+                result = await (bounded(result, self) if self._bounds else result)
         except PQError:  # which may be an OSError too
             raise
         except self._errors as exc:

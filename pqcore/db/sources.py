@@ -22,31 +22,30 @@ T = TypeVar("T")
 LEFT = "the server takes no more writes: its connections are replaced"
 
 
-class Loan:
-    """The use of one session by one operation, or by one ``with`` block.
+class Loan(list[Session]):
+    """The use of one session by one operation, or by one ``with`` block: a list of the session, or of none.
 
     An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step,
     with ``append(pop())``, and what gives it back holds it in no variable of its own, which a traceback would keep.
     A session that is interrupted on its way belongs to nobody then: it is closed, and no longer counted.
+    The loan is itself the list, as each operation makes one.
 
     Attributes:
-        held: The session, if there is one.
-        idle: Whether it is known to have been in no transaction when it was lent.
+        idle: Whether the session is known to have been in no transaction when it was lent.
     """
 
-    __slots__ = ("held", "idle")
-
-    def __init__(self) -> None:
-        self.held: list[Session] = []
-        self.idle = False
+    idle = False
+    # Two loans of one session are two.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     @property
     def session(self) -> Session:
-        return self.held[-1]
+        return self[-1]
 
     def abort(self) -> None:
         """Break the connection off, if there is one: what is under way on it fails."""
-        for session in list(self.held):
+        for session in list(self):
             session.abort()
 
 
@@ -141,14 +140,14 @@ class AdoptedPool(SessionSource):
         while True:
             try:
                 driver = await self._opener.call("acquire", self._pool)
-                loan.held.append(self._opener.session(driver))
+                loan.append(self._opener.session(driver))
                 break
             except PoolTimeout:
                 if time.monotonic() >= deadline:
                     raise
                 await self._runtime.sleep(0.01)
             except BaseException:
-                if driver is not None and not loan.held:
+                if driver is not None and not loan:
                     await self._opener.call("release", self._pool, driver)
                 raise
         session = loan.session
@@ -160,7 +159,7 @@ class AdoptedPool(SessionSource):
         return fits
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
-        if not loan.held:
+        if not loan:
             return
         try:
             if loan.session.read_only and not await loan.session.writes():
@@ -176,14 +175,14 @@ class AdoptedPool(SessionSource):
     async def _give_back(self, loan: Loan) -> None:
         driver = loan.session.driver
         if self._runtime.suspends:
-            loan.held.clear()
+            loan.clear()
             await self._opener.call("release", self._pool, driver)
             return
         try:
-            loan.held.clear()  # before: the pool may lend it to another thread at any moment
+            loan.clear()  # before: the pool may lend it to another thread at any moment
             self._opener.call_blocking("release", self._pool, driver)
         except BaseException as exc:
-            loan.held.clear()
+            loan.clear()
             if not isinstance(exc, PQError) and not _reached(exc, self._pool):
                 self._opener.call_blocking("release", self._pool, driver)
             raise
@@ -245,7 +244,7 @@ class AdoptedConnection(SessionSource):
             await self.session.enter()
             if not self._looked and not self.session.in_transaction():
                 await self._look()
-        loan.held.append(self.session)
+        loan.append(self.session)
 
     async def _look(self) -> None:
         fits = await self._opener.direct(self.session)
@@ -259,7 +258,7 @@ class AdoptedConnection(SessionSource):
         mine = loan in self._loans
         if mine and len(self._loans) > 1:
             self._loans.remove(loan)
-            loan.held.clear()
+            loan.clear()
         elif mine or (self._lock.mine() and not self._loans):
             await self._leave(loan)
 
@@ -270,7 +269,7 @@ class AdoptedConnection(SessionSource):
                 await self.on_release(session)
             await session.leave()
         finally:
-            loan.held.clear()
+            loan.clear()
             self._loans.clear()
             self._lock.leave()
 
@@ -330,14 +329,14 @@ class ProvidedConnections(SessionSource):
 
     async def acquire(self, loan: Loan) -> None:
         session = self._lender.lend(self._opener.wrap)
-        loan.held.append(session)
+        loan.append(session)
         if session.caller_owned and not session.in_transaction():
             await session.execute(session.sql.ping)  # so that what follows is found to be in the framework's
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
-        if loan.held and not sound:
+        if loan and not sound:
             self._lender.failed(loan.session)
-        loan.held.clear()
+        loan.clear()
 
     def lose(self, loan: Loan) -> bool:
         return False

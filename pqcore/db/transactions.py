@@ -206,7 +206,7 @@ class Transactions(ABC):
                 transaction.blocks.remove(block)
                 if self.runtime.suspends:
                     transaction.abort_only = True
-                elif transaction.loan.held:
+                elif transaction.loan:
                     run_sync(self._undo(transaction.session, block.savepoint))
             return
         transaction.blocks.clear()
@@ -219,7 +219,7 @@ class Transactions(ABC):
 
     async def _failed(self, loan: Loan, exc: BaseException) -> None:
         interrupted = is_interrupt(exc)
-        for session in loan.held:
+        for session in loan:
             session.state_unknown = session.state_unknown or interrupted
             if not interrupted:
                 await make_room(session, exc)
@@ -272,7 +272,7 @@ class Transactions(ABC):
 
     async def _abandon(self, loan: Loan, savepoint: str | None) -> None:
         try:
-            if loan.held:
+            if loan:
                 await self._undo(loan.session, savepoint)
         finally:
             await self.source.release(loan)
