@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from logging import getLogger
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -51,6 +52,10 @@ class Encoded(NamedTuple):
     @property
     def raw(self) -> str | bytes:
         return self.payload if self.data is None else self.data  # type: ignore[return-value]
+
+
+_encoded: Callable[[tuple[str | None, bytes | None]], Encoded] = partial(tuple.__new__, Encoded)
+"""Make an `Encoded`, without the call of Python that each class of a NamedTuple makes."""
 
 
 def _identity(value: Any) -> Any:
@@ -229,7 +234,7 @@ class QueueSettings:
                 "store it elsewhere and put a reference, or raise max_size (PostgreSQL's own limit is 1 GB)"
             )
             raise PayloadTooLarge(msg)
-        return Encoded(None, raw) if isinstance(raw, bytes) else Encoded(raw, None)
+        return _encoded((None, raw) if isinstance(raw, bytes) else (raw, None))
 
     def decode_row(self, job_id: int, written_by: str | None, raw: str | bytes) -> Any:
         """Decode a row's data with the serializer that wrote it, if this queue accepts that.
