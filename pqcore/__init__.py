@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
+    from pqcore.operations.worker_registry import WorkerInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator
     from pqcore.settings import logger
@@ -44,6 +45,7 @@ __all__ = [
     "QueueStats",
     "Reencoded",
     "StoredJob",
+    "WorkerInfo",
     "hookimpl",
     "logger",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
     "JobInfo": "operations.results",
+    "WorkerInfo": "operations.worker_registry",
     "Dedup": "put_options",
     "PQ": "queue",
     "Queue": "queue",

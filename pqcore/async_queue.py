@@ -33,6 +33,7 @@ from pqcore.operations import (
     reencode,
     results,
     retry,
+    worker_registry,
 )
 from pqcore.operations.admin import QueueStats
 from pqcore.operations.encodings import Encoding
@@ -40,6 +41,7 @@ from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.reencode import STEP, WAIT, Reencoded
 from pqcore.operations.results import JobInfo
+from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
 from pqcore.sql.identifiers import TableName
@@ -260,6 +262,10 @@ class AsyncQueue(AsyncTaskQueueMixin):
         found = await admin.stats(self.engine, self.name)
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
+    async def workers(self) -> list[WorkerInfo]:
+        """List the workers of the queue; see `pqcore.Queue.workers`."""
+        return await worker_registry.list_workers(self.engine, self)
+
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
         await admin.clear(self.engine, self)
@@ -309,6 +315,10 @@ class AsyncPQ(BasePQ[AsyncQueue]):
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
         return await admin.stats(self.engine, None)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """List the workers of all queues; see `pqcore.Queue.workers`."""
+        return await worker_registry.list_workers(self.engine)
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pqcore.dead_letters import DeadLetter
@@ -15,6 +16,7 @@ from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.admin import QueueFigures
 from pqcore.operations.list_jobs import StoredJob, WholeJob
+from pqcore.operations.worker_registry import WorkerInfo
 
 
 def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
@@ -104,6 +106,11 @@ def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
         "headers": found.headers,
         **data(found.raw, found.serializer),
     }
+
+
+def worker(found: WorkerInfo) -> dict[str, Any]:
+    """A worker that is listed."""
+    return {**asdict(found), "queues": list(found.queues), "tasks": list(found.tasks)}
 
 
 def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:

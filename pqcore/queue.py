@@ -28,6 +28,7 @@ from pqcore.operations import (
     reencode,
     results,
     retry,
+    worker_registry,
 )
 from pqcore.operations.admin import QueueStats
 from pqcore.operations.encodings import Encoding
@@ -35,6 +36,7 @@ from pqcore.operations.lease import LEASE_DURATION
 from pqcore.operations.list_jobs import StoredJob
 from pqcore.operations.reencode import STEP, WAIT, Reencoded
 from pqcore.operations.results import JobInfo
+from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
 from pqcore.sql.identifiers import TableName
@@ -453,6 +455,14 @@ class Queue(TaskQueueMixin):
         found = run_sync(admin.stats(self.engine, self.name))
         return found.get(self.name, QueueStats(0, 0, 0, None))
 
+    def workers(self) -> list[WorkerInfo]:
+        """List the workers of the queue that run, or that ran within the last hour and did not stop in order.
+
+        Each `pqcore.worker.Worker` is listed, those first that were started first; a consumer that calls `get`,
+        `lease` or `work` is not.
+        """
+        return run_sync(worker_registry.list_workers(self.engine, self))
+
     def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished.
 
@@ -560,6 +570,10 @@ class PQ(BasePQ[Queue]):
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
         return run_sync(admin.stats(self.engine, None))
+
+    def workers(self) -> list[WorkerInfo]:
+        """List the workers of all queues; see `Queue.workers`."""
+        return run_sync(worker_registry.list_workers(self.engine))
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -32,9 +33,10 @@ from pqcore.mcp.answers import Redactor
 from pqcore.mcp.server import listening_address, mcp_server
 from pqcore.runner import open_async
 from pqcore.testing.commands import Command, environment, run
-from pqcore.testing.harness import PATIENCE
+from pqcore.testing.harness import PATIENCE, patiently
+from pqcore.worker import Worker
 
-LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "run_doctor"}
+LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "list_workers", "run_doctor"}
 DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
 CHANGING = DESTROYING | {"put_job", "retry_jobs", "retry_dead_letters", "move_jobs"}
 SECRET = "hush-hush"
@@ -238,6 +240,24 @@ def test_mcp_tools_report_a_missing_table_or_server(secret_dsn: str) -> None:
 
     talk(in_process(secret_dsn), no_table)
     talk(in_process(f"postgresql://ann:{SECRET}@127.0.0.1:1/nowhere"), no_server)
+
+
+def test_mcp_lists_workers(dsn: str, pq: tasks.PQ) -> None:
+    async def conversation(client: Client) -> None:
+        assert await ask(client, "list_workers") == {"workers": []}
+        worker = Worker(pq["fruit"], concurrency=3)
+        working = asyncio.create_task(worker.run())
+        for _ in patiently("the worker is listed"):
+            if found := (await ask(client, "list_workers", queue="fruit"))["workers"]:
+                break
+        [shown] = found
+        assert (shown["pid"], shown["queues"], shown["concurrency"]) == (os.getpid(), ["fruit"], 3)
+        assert shown["alive"] is True
+        assert (await ask(client, "list_workers", queue="other"))["workers"] == []
+        worker.stop()
+        await working
+
+    talk(in_process(dsn), conversation)
 
 
 # Data

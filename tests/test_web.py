@@ -224,6 +224,12 @@ def test_web_pages_list_workers_and_waiters(dsn: str, pq: PQ, tmp_path: Path) ->
         thread.start()
         with Command("worker", "shop:queue", dsn=dsn, folder=tmp_path) as worker:
             eventually(lambda: listed(client) == (True, True))
+            eventually(lambda: tiles(client.get("/workers").text)["Workers"] == "1")
+            page = client.get("/workers").text
+            [info] = pq.workers()
+            row = re.search(rf"<th scope=\"row\">{info.id}</th>.*?</tr>", page)
+            assert row is not None
+            assert all(f">{each}<" in row[0] for each in (worker.process.pid, "shop", "shop.sell"))
             worker.signal(signal.SIGTERM)
             assert worker.wait() == 0
         pq["idle"].put(2)

@@ -23,12 +23,14 @@ from pqcore.cli import (
     tables,
     web,
     worker,
+    workers,
 )
 from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
 GROUPS = (
-    tables, worker, queues, jobs, dead, stats, doctor, encodings, mcp, serializers, plugins, new_backend, bench, web,
+    tables, worker, workers, queues, jobs, dead, stats, doctor, encodings, mcp, serializers, plugins, new_backend,
+    bench, web,
 )  # fmt: skip
 """Modules of commands; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"

@@ -37,6 +37,7 @@ from pqcore.operations import fetch
 from pqcore.operations.encodings import Encoding
 from pqcore.operations.lease import LEASE_DURATION, lease_terms
 from pqcore.operations.reencode import Reencoded
+from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.queue import PQ, Queue
 from pqcore.runner import call_sync
 from pqcore.settings import KEPT_QUEUES
@@ -104,6 +105,7 @@ class ThreadedQueue:
     progress = _awaited(Queue.progress)
     count = _awaited(Queue.count)
     stats = _awaited(Queue.stats)
+    workers = _awaited(Queue.workers)
     clear = _awaited(Queue.clear)
     purge = _awaited(Queue.purge)
 
@@ -227,6 +229,10 @@ class ThreadedPQ:
     async def stats(self) -> Any:
         """What waits, a queue; see `PQ.stats`."""
         return await run_sync(self.blocking.stats)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """List the workers of all queues; see `PQ.workers`."""
+        return await run_sync(self.blocking.workers)
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `PQ.encodings`."""

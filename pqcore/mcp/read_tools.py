@@ -12,7 +12,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, fetch, list_jobs
+from pqcore.operations import admin, dead_letters, fetch, list_jobs, worker_registry
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -109,6 +109,16 @@ class ReadTools:
         total = len(found) if len(found) < limit else await self._runner.call(dead_letters.count, settings)
         dead = ({**json_views.letter(each, settings.name), "error": each.error or None} for each in found)
         return {"dead_letters": self._redactor.documents(dead), "total": total}
+
+    async def list_workers(self, queue: QueueName | None = None) -> dict[str, Any]:
+        """List the workers, with the queues and tasks (paths of functions) of each.
+
+        `alive` says whether a worker has renewed its row within the last minute. A worker that is not has died, or
+        cannot reach the server. `app.emails.*` stands for all functions of a module.
+        """
+        settings = None if queue is None else self._runner.queue(queue)
+        found = await self._runner.call(worker_registry.list_workers, settings)
+        return {"workers": self._redactor.documents(map(json_views.worker, found))}
 
     async def run_doctor(
         self,

@@ -76,6 +76,7 @@ def mcp_server(
             (reading.show_job, "Show a job"),
             (reading.peek_jobs, "Peek at what is due"),
             (reading.list_dead_letters, "List dead letters"),
+            (reading.list_workers, "List workers"),
             (reading.run_doctor, "Run the doctor"),
         )
     ]

@@ -27,6 +27,7 @@ from pqcore.sql.session_statements import SessionStatements
 from pqcore.sql.statement import Paramstyle, Query, compile_query, plain
 from pqcore.sql.statement_set import read_statements
 from pqcore.sql.task_statements import TaskStatements
+from pqcore.sql.worker_statements import WorkerStatements
 
 SCHEMA_STATEMENTS = "schema_statements.sql"
 
@@ -110,6 +111,11 @@ class Dialect(QueueStatements, SessionStatements):
         """The statements that count and re-encode data."""
         return EncodingStatements(self._compile_template)
 
+    @cached_property
+    def workers(self) -> WorkerStatements:
+        """The statements of the list of workers."""
+        return WorkerStatements(self._compile_template)
+
     def peek(self, n: int) -> Query:
         """Return the statement that reads the next ``n`` rows due, locking nothing."""
         return self._compile_template(f"peek_{n}", peek_template(n))
@@ -152,7 +158,7 @@ class Dialect(QueueStatements, SessionStatements):
     @classmethod
     def all_names(cls) -> Iterator[str]:
         """The names of all statements, but for those that have a number of rows in their names."""
-        for statements in (cls, TaskStatements, AdminStatements, EncodingStatements):
+        for statements in (cls, TaskStatements, AdminStatements, EncodingStatements, WorkerStatements):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)
 

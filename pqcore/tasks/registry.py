@@ -104,6 +104,10 @@ class TaskDeclarations:
             return Task(path, function, first=self.conventions.first(function, path))
         return declared if declared.function is function else dataclasses.replace(declared, function=function)
 
+    def known_tasks(self) -> list[str]:
+        """Return the paths of the functions that `find_task` finds, ``module.*`` for those of a trusted module."""
+        return sorted({*self.handler_registry, *self._tasks, *(f"{module}.*" for module in self.trusted_modules)})
+
     def most_crashes(self) -> int:
         """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""
         return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pqcore.errors import JobNotFound
-from pqcore.operations import activity, list_jobs
+from pqcore.operations import activity, list_jobs, worker_registry
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, possible
@@ -131,6 +131,7 @@ class Views:
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
+            "workers": await self._target.call(worker_registry.list_workers),
             "sessions": await self._target.call(activity.list_sessions, sorted(names)),
             "ticks": ticks,
         }

@@ -7,7 +7,8 @@ It is asynchronous inside, over any backend.  These parts run concurrently:
 * `Completer` (one per queue) stores outcomes, and calls plugins' hooks for them;
 * `Heartbeat` (one per queue) extends leases, listens for cancellations, and stores progress;
 * `watch_stalls` gives back jobs that wait for a slot for too long;
-* `Maintenance` (one per queue) puts the jobs of periodic tasks, and sweeps.
+* `Maintenance` (one per queue) puts the jobs of periodic tasks, and sweeps;
+* `Registration` (one per table) lists the worker in the table of workers.
 
 They share a `WorkerState`, with a `QueueState` per queue.  A failure of the database
 stops none of them: each waits a while, with backoff and jitter, and goes on.
@@ -36,6 +37,7 @@ from pqcore.worker.executor import Executor
 from pqcore.worker.fetcher import Fetcher
 from pqcore.worker.heartbeat import Heartbeat, watch_stalls
 from pqcore.worker.maintenance import Maintenance
+from pqcore.worker.registration import Registration, running_worker
 from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -146,7 +148,12 @@ class Worker:
             *(Maintenance(queue_state).run() for queue_state in worker_state.queue_states if not self.burst)
         )
         watchers = _start_tasks(self._until_closing(partial(watch_stalls, worker_state)))
-        services = []
+        running = running_worker(self.concurrency)
+        registrations = [
+            Registration(bridge, [each for each in worker_state.queue_states if each.bridge is bridge], running)
+            for bridge in bridges.values()
+        ]
+        services = _start_tasks(*(registration.run() for registration in registrations))
         for queue_state in worker_state.queue_states:
             heartbeat = Heartbeat(queue_state, executor, self._lease)
             completer = Completer(worker_state, queue_state, job_events, self._lease)
@@ -164,6 +171,7 @@ class Worker:
         finally:
             worker_state.closing = True
             await self._close([*fetchers, *maintenance, *services], executor)
+            await asyncio.gather(*(registration.withdraw() for registration in registrations))
             for bridge in bridges.values():
                 await bridge.close()
             await _cancel_and_wait(watchers)  # last, so that nothing above waits for an answer that does not come
@@ -200,7 +208,7 @@ class Worker:
         for queue in self._queues:
             engine = queue.engine
             if id(engine) not in bridges:
-                bridges[id(engine)] = Bridge(engine, 2 + 6 * len(self._queues), self._stall_timeout)
+                bridges[id(engine)] = Bridge(engine, 3 + 6 * len(self._queues), self._stall_timeout)
         return bridges
 
     def _fetcher(self, queue_state: QueueState, executor: Executor) -> Fetcher:

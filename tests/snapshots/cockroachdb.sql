@@ -296,6 +296,14 @@ PREPARE "admit" AS
   AND q_name = $5::text
   RETURNING id;
 
+-- announce_worker [no rows] $1 id, $2 host, $3 pid, $4 version, $5 concurrency, $6 age, $7 names, $8 tasks
+PREPARE "announce_worker" AS
+  INSERT INTO "queue_workers" (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)
+  SELECT place.name, $1::text, $2::text, $3::int, $4::text, place.tasks::json, $5::int, statement_timestamp() - $6::float8 * interval '1 second', statement_timestamp()
+  FROM unnest($7::text[], $8::text[]) AS place (name, tasks)
+  ON CONFLICT (q_name, id) DO UPDATE
+  SET tasks = excluded.tasks, seen_at = excluded.seen_at;
+
 -- archive_2_bounded [hot] $1 q_name, $2 bound
 PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
     FROM (SELECT id
@@ -1963,6 +1971,15 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   ORDER BY q_name, name
   LIMIT $1::bigint;
 
+-- list_workers $1 alive, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "list_workers" AS
+  SELECT q_name, id, host, pid, version, tasks::text, concurrency, started_at AT TIME ZONE 'UTC', seen_at AT TIME ZONE 'UTC', seen_at > statement_timestamp() - $1::float8 * interval '1 second'
+  FROM "queue_workers"
+  WHERE $2::text IS NULL
+  OR q_name = $2::text
+  ORDER BY started_at, id, q_name
+  LIMIT 10000;
+
 -- listening
 /*NO LOAD BALANCE*/ PREPARE "listening" AS
   SELECT NULL::text
@@ -2933,6 +2950,15 @@ PREPARE "sweep_slots" AS
     WHERE id = slot.job_id
     AND q_name = $1::text) IS NOT TRUE;
 
+-- sweep_workers [no rows] $1 silence
+PREPARE "sweep_workers" AS
+  DELETE FROM "queue_workers"
+  WHERE (q_name, id) IN (SELECT q_name, id
+    FROM "queue_workers"
+    WHERE seen_at < statement_timestamp() - $1::float8 * interval '1 second'
+    FOR UPDATE SKIP LOCKED)
+  AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
+
 -- take_slots [no rows] $1 q_name, $2 keys, $3 ids
 PREPARE "take_slots" AS
   INSERT INTO "queue_slots" (q_name, key, job_id)
@@ -3043,6 +3069,12 @@ PREPARE "update" AS
   WHERE id = $4::bigint
   AND q_name = $5::text
   RETURNING id;
+
+-- withdraw_worker [no rows] $1 names, $2 id
+PREPARE "withdraw_worker" AS
+  DELETE FROM "queue_workers"
+  WHERE q_name = ANY ($1::text[])
+  AND id = $2::text;
 
 -- write_callback $1 id, $2 q_name, $3 old_callback, $4 callback
 PREPARE "write_callback" AS WITH free AS (SELECT id

@@ -1,0 +1,153 @@
+"""The list of workers: each worker writes a row for each of its queues, and renews the rows while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple, cast
+
+from pqcore.db.engine import Engine
+from pqcore.settings import QueueSettings
+from pqcore.times import UtcDatetime
+
+RENEWAL = 10.0
+"""Seconds between two renewals of a worker's rows."""
+ALIVE_FOR = 60.0
+"""Seconds after its last renewal for which a worker is taken to be alive."""
+KEPT_FOR = 3600.0
+"""Seconds after its last renewal for which a worker is listed."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker that runs, or that ran within the last hour and did not stop in order.
+
+    Attributes:
+        id: Its id, of the process and the run: a worker that is started again has another one.
+        host: The name of its host.
+        pid: The process id, on that host.
+        version: The version of pqcore that it runs.
+        queues: The names of its queues, of those that were asked for.
+        tasks: The paths of the functions that it can run; ``app.emails.*`` for all functions of a trusted module.
+        concurrency: How many jobs it runs concurrently, at most.
+        started_at: When it was started.
+        seen_at: When it renewed its rows last; a worker does so every 10 s.
+        alive: Whether that was less than 60 s ago, by the server's clock.
+    """
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    queues: tuple[str, ...]
+    tasks: tuple[str, ...]
+    concurrency: int
+    started_at: UtcDatetime
+    seen_at: UtcDatetime
+    alive: bool
+
+
+@dataclass(frozen=True)
+class RunningWorker:
+    """How a worker that runs is listed.
+
+    Attributes:
+        id: Its id.
+        host: The name of its host.
+        pid: The process id.
+        version: The version of pqcore.
+        concurrency: How many jobs it runs concurrently, at most.
+    """
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    concurrency: int
+
+
+class _WorkerRow(NamedTuple):
+    """The columns of the statement ``list_workers``."""
+
+    queue: str
+    id: str
+    host: str
+    pid: int
+    version: str
+    tasks: str
+    concurrency: int
+    started_at: datetime
+    seen_at: datetime
+    alive: bool
+
+
+async def announce(engine: Engine, worker: RunningWorker, tasks: Mapping[str, Sequence[str]], age: float) -> None:
+    """List a worker for each of its queues, or renew the rows that it has.
+
+    Args:
+        engine: Where.
+        worker: The worker.
+        tasks: By the name of each of its queues, the paths of the functions that it can run.
+        age: Seconds since it was started.
+    """
+    values = {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "version": worker.version,
+        "concurrency": worker.concurrency,
+        "age": age,
+        "names": list(tasks),
+        "tasks": [json.dumps(paths) for paths in tasks.values()],
+    }
+    await engine.execute("workers.announce_worker", values)
+
+
+async def withdraw(engine: Engine, worker: RunningWorker, queues: Sequence[str]) -> None:
+    """Delete the rows of a worker that stops."""
+    await engine.execute("workers.withdraw_worker", {"id": worker.id, "names": list(queues)})
+
+
+async def sweep(engine: Engine) -> None:
+    """Delete the rows of workers that did not renew them for `KEPT_FOR` seconds."""
+    await engine.execute("workers.sweep_workers", {"silence": KEPT_FOR})
+
+
+async def list_workers(engine: Engine, queue: QueueSettings | None = None) -> list[WorkerInfo]:
+    """List the workers, those first that were started first.
+
+    Args:
+        engine: Where.
+        queue: Only workers of this queue; None for all.
+    """
+    values = {"q_name": None if queue is None else queue.name, "alive": ALIVE_FOR}
+    rows = await engine.execute("workers.list_workers", values, protect=False)
+    by_id: dict[str, list[_WorkerRow]] = {}
+    for row in map(_WorkerRow._make, rows):
+        by_id.setdefault(row.id, []).append(row)
+    return [_worker_of(each) for each in by_id.values()]
+
+
+def _worker_of(rows: Sequence[_WorkerRow]) -> WorkerInfo:
+    """Return the worker whose rows these are, one for each of its queues."""
+    newest = max(rows, key=lambda row: row.seen_at)
+    return WorkerInfo(
+        newest.id,
+        newest.host,
+        newest.pid,
+        newest.version,
+        tuple(sorted(row.queue for row in rows)),
+        tuple(sorted({path for row in rows for path in paths_of(row.tasks)})),
+        newest.concurrency,
+        cast(UtcDatetime, UtcDatetime.of(newest.started_at)),
+        cast(UtcDatetime, UtcDatetime.of(newest.seen_at)),
+        newest.alive,
+    )
+
+
+def paths_of(tasks: str) -> list[str]:
+    """Return the paths of functions in a worker's row; none of a row that another program wrote in another form."""
+    found = json.loads(tasks)
+    return [path for path in found if isinstance(path, str)] if isinstance(found, list) else []

@@ -1,0 +1,16 @@
+"""The statements of the list of workers, all of which stand in `worker_statements.sql`."""
+
+from __future__ import annotations
+
+from pqcore.sql.statement_set import StatementSet, from_file
+
+
+class WorkerStatements(StatementSet):
+    """The statements of the list of workers."""
+
+    file = "worker_statements.sql"
+
+    announce_worker = from_file(rows=False)
+    withdraw_worker = from_file(rows=False)
+    sweep_workers = from_file(rows=False)
+    list_workers = from_file()

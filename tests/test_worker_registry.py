@@ -1,0 +1,160 @@
+"""The list of workers: workers that died, roles that may not write to it, processes, and where it is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pqcore import tasks
+from pqcore.operations import worker_registry
+from pqcore.testing.commands import Command, eventually, run
+from pqcore.testing.harness import PATIENCE
+from pqcore.worker import Worker, registration
+
+APP = """
+import os
+from pqcore.tasks import PQ
+
+queue = PQ(os.environ["PQCORE_DSN"])["apples"]
+
+@queue.task()
+def eat(job_id): ...
+"""
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[tasks.PQ]:
+    with tasks.PQ(dsn, backend="psycopg") as made:
+        made.create()
+        yield made
+
+
+def execute(dsn: str, *statements: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def set_back(dsn: str, interval: str) -> None:
+    """Have the workers of now seen so long ago."""
+    execute(dsn, f"UPDATE queue_workers SET seen_at = seen_at - interval '{interval}'")
+
+
+async def until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def test_worker_that_died_is_listed_for_an_hour_as_not_alive(
+    dsn: str, pq: tasks.PQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    with Command("worker", "app:queue", dsn=dsn, folder=tmp_path) as command:
+        [died] = eventually(pq.workers)
+        command.signal(signal.SIGKILL)
+        command.wait()
+    set_back(dsn, "50 s")
+    assert [worker.alive for worker in pq.workers()] == [True]
+    set_back(dsn, "11 s")
+    assert [(worker.id, worker.alive) for worker in pq.workers()] == [(died.id, False)]
+    monkeypatch.setattr(worker_registry, "RENEWAL", 0.02)
+    monkeypatch.setattr(registration, "SWEEP_EVERY", 3)
+
+    async def other() -> None:
+        worker = Worker(pq["pears"])
+        working = asyncio.create_task(worker.run())
+        await until(lambda: len(pq.workers()) == 2)
+        [renewed] = pq["pears"].workers()
+        await until(lambda: (pq["pears"].workers()[0].seen_at - renewed.seen_at).total_seconds() > 0.2)
+        assert len(pq.workers()) == 2
+        set_back(dsn, "1 h")
+        await until(lambda: [each.queues for each in pq.workers()] == [("pears",)])
+        worker.stop()
+        await working
+
+    asyncio.run(other())
+    assert pq.workers() == []
+
+
+@contextmanager
+def role_without_list(dsn: str) -> Iterator[str]:
+    """The DSN of a role that may do all but write to the list of workers."""
+    name = f"app_{time.time_ns()}"
+    execute(
+        dsn,
+        f"CREATE ROLE {name} LOGIN",
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}",
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {name}",
+        f"REVOKE INSERT, UPDATE, DELETE ON queue_workers FROM {name}",
+    )
+    parts = urlsplit(dsn)
+    yield urlunsplit(parts._replace(netloc=f"{name}@{parts.netloc.rpartition('@')[2]}"))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP OWNED BY {0}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("DROP ROLE {0}").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg", "asyncpg"])
+def test_worker_whose_role_may_not_be_listed_runs_jobs_and_warns_once(
+    dsn: str, pq: tasks.PQ, backend: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_registry, "RENEWAL", 0.02)
+    face = tasks.AsyncPQ if backend == "asyncpg" else tasks.PQ
+    ran: list[int] = []
+
+    async def main(dsn: str) -> None:
+        theirs: Any = face(dsn, backend=backend)
+
+        def note(job_id: int) -> None:
+            ran.append(job_id)
+
+        pq["q"].put({"function": theirs["q"].task()(note).task.path, "args": [], "kwargs": {}, "max_retries": 0})
+        worker = Worker(theirs["q"])
+        working = asyncio.create_task(worker.run())
+        await until(lambda: ran)
+        await until(lambda: "is not in the list of workers" in caplog.text)
+        await asyncio.sleep(0.1)  # several renewals
+        worker.stop()
+        await working
+        if (closing := theirs.close()) is not None:
+            await closing
+
+    with role_without_list(dsn) as theirs:
+        asyncio.run(main(theirs))
+    assert caplog.text.count("is not in the list of workers") == 1
+    assert "permission denied" in caplog.text
+
+
+def test_workers_command_lists_each_process_until_the_supervisor_ends(dsn: str, pq: tasks.PQ, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    assert run("workers", dsn=dsn).stdout == 'no worker is listed in table "queue"\n'
+    with Command("worker", "app:queue", "--processes", "2", "--concurrency", "3", dsn=dsn, folder=tmp_path) as command:
+        pids = {int(pid) for _, pid in command.expect(r"worker (\d) is process (\d+)", 2)}
+        assert eventually(lambda: len(pq.workers()) == 2)
+        found = [json.loads(line) for line in run("workers", "--json", dsn=dsn).stdout.splitlines()]
+        assert {worker["pid"] for worker in found} == pids
+        assert len({worker["id"] for worker in found}) == 2
+        for worker in found:
+            assert (worker["host"], worker["queues"], worker["alive"]) == (socket.gethostname(), ["apples"], True)
+            assert (worker["tasks"], worker["concurrency"]) == (["app.eat"], 3)
+        shown = run("workers", "--queue", "apples", dsn=dsn).stdout
+        assert all(str(pid) in shown for pid in pids)
+        assert "app.eat" in shown
+        assert "no worker of 'pears' is listed" in run("workers", "--queue", "pears", dsn=dsn).stdout
+        command.signal(signal.SIGTERM)
+        assert command.wait() == 0
+    assert pq.workers() == []
