@@ -142,7 +142,7 @@ def puts(told: Told, tables: Tables) -> Finding:
     known = told.jobs("put", "begun") | told.jobs("keyed", "begun") | {each.token for each in _ticks(tables)}
     yield from _all("there, and put by nobody", set(there) - known)
     for entry in told.entries("put", "begun"):
-        if 0 < len(set(entry["tokens"]) & set(there)) < len(entry["tokens"]):
+        if 0 < sum(token in there for token in entry["tokens"]) < len(entry["tokens"]):
             yield "put together, and there in part", entry["tokens"][0]
     distances = {e["tokens"][0]: e["distance"] for e in told.entries("put", "begun") if "distance" in e}
     for event in tables.events:

@@ -110,8 +110,8 @@ def run(
         stack.callback(clients.stop)
         of_server = OfServer(server, disks, rng)
         brief = {**of_clients(clients, report.missing), **of_server.brief}
-        kinds = {**of_network(proxy, rng), **of_server.kinds, **brief}
-        calm = random.Random(rng.random())  # another thread's
+        calm, quick = random.Random(rng.random()), random.Random(rng.random())  # other threads'
+        of_connections = {**of_network(proxy, quick), **brief}
         lasting = {
             **brief,
             **within_clients(clients, [mode for _, mode in backends], report.missing),
@@ -120,12 +120,16 @@ def run(
             **({} if clock is None else of_clock(clock, calm)),
         }
         order = FaultOrder()
-        concurrent = ConcurrentFaults(_only(lasting, only), order, calm, told)
-        kinds = _only(kinds, only)
+        concurrent = [
+            ConcurrentFaults(_only(lasting, only), order, calm, told),
+            ConcurrentFaults(_only(of_connections, only), order, quick, told),
+        ]
+        kinds = _only({**of_server.kinds, **brief}, only)
         hire(clients, backends)
         until = time.monotonic() + seconds
-        stack.callback(concurrent.stop)
-        concurrent.start()
+        for thread in concurrent:
+            stack.callback(thread.stop)
+            thread.start()
         while time.monotonic() < until or (kinds and report.injected.total() < least):
             if kinds:
                 fault = order.choose(kinds, rng)
@@ -133,8 +137,9 @@ def run(
                 kinds[fault]()
                 report.injected[fault] += 1
             time.sleep(rng.uniform(0.02, 0.4))
-        concurrent.stop()
-        report.injected += concurrent.injected
+        for thread in concurrent:
+            thread.stop()
+            report.injected += thread.injected
         time.sleep(settle)
         judge(report, clients, server.dsn(), proxy, clock=clock)
     return report
