@@ -17,6 +17,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.isolation import is_above
 from pqcore.db.session import Session
 from pqcore.errors import NotSupported, PQError
+from pqcore.job import BaseJob
 from pqcore.lanes import Choice, LaneBook, has_lane, lane_of, read_lane
 from pqcore.operations.atomic import atomic
 from pqcore.rows import JobRow, job_rows, place_of
@@ -31,7 +32,7 @@ REFUSED = 0.25
 """Seconds after which a patient caller looks again, where the server does not let jobs be admitted."""
 SPARE = 20
 """Rows that a take looks at behind the first of a lane, where these are locked."""
-_BUSY = -2
+_BUSY, _ENDED = -2, -5
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
 """How often a sweep names jobs of one lane, at most: `ADOPT` jobs each time."""
@@ -147,15 +148,9 @@ async def take(
             return plain, None if plain else REFUSED
         *_, state, wait, missing = told
         rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
-        adopted = [row for row, place in rows if not place and has_lane(row.headers)]
-        if adopted:
-            await adopt(queue, s, [(row.id, row.headers) for row in adopted])
-            rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
-        book.took(choice, rows, now)
-        if rows:
-            priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
-            return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row))), None
-        if adopted:
+        if taken := await _settle(queue, s, choice, rows, now):
+            return taken, None
+        if rows:  # all of them wait now
             return (), 0.0
         if missing is not None:
             shunned |= await _create_keys(queue, s, choice, json.loads(missing))
@@ -167,6 +162,54 @@ async def take(
             if pause is not None:
                 await engine.runtime.sleep(pause)
     return (), WAITS[-1]
+
+
+async def end_and_take(
+    queue: QueueSettings, s: Session, jobs: Sequence[BaseJob], n: int, lease: float
+) -> tuple[set[tuple[int, int]], list[JobRow]]:
+    """Finish leased jobs from which nothing follows, and lease others in their places, in one statement.
+
+    Args:
+        queue: Whose jobs.
+        s: The session, which is in no transaction.
+        jobs: The jobs that end.
+        n: How many jobs are leased, at most.
+        lease: Seconds for which they are leased.
+
+    Returns:
+        The ids and tokens of the jobs that ended, and the rows that were leased. There may be others to lease.
+    """
+    book = queue.lanes
+    now = time.monotonic()
+    choice = book.choose(n, now, plain=True)
+    query = s.sql.end_and_take(queue.retention, n)
+    held = sorted((job.id, job.token) for job in jobs)
+    values = {
+        **choice.values(),
+        "q_name": queue.name,
+        "lease": lease,
+        "spare": 0,
+        "channel": queue.channel,
+        "ids": [job for job, _ in held],
+        "tokens": [token for _, token in held],
+    }
+    found = await s.execute(query, query.bind(values))
+    ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
+    rows = [(JobRow._make(job), place) for *job, place, _, _ in found if place >= 0]
+    return ended, await _settle(queue, s, choice, rows, now)
+
+
+async def _settle(
+    queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]], now: float
+) -> list[JobRow]:
+    """Take note of rows that a take gave, have those wait that it found without a lane; the others, in order."""
+    adopted = [row for row, place in rows if not place and has_lane(row.headers)]
+    if adopted:
+        await adopt(queue, s, [(row.id, row.headers) for row in adopted])
+        rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
+    queue.lanes.took(choice, rows, now)
+    priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
+    return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row)))
 
 
 async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> list[JobRow]:

@@ -42,7 +42,8 @@ TRIES = 3
 J = TypeVar("J", bound=BaseJob)
 
 
-def _is_plain(outcome: Outcome) -> bool:
+def is_plain(outcome: Outcome) -> bool:
+    """Return whether a job was done, and nothing follows from that."""
     return outcome.kind == "done" and not has_follow_ups(outcome.job.raw_headers)
 
 
@@ -154,7 +155,7 @@ def _divide(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
     plain: list[Outcome] = []
     others: list[Outcome] = []
     for one in outcomes:
-        (plain if _is_plain(one) else others).append(one)
+        (plain if is_plain(one) else others).append(one)
     return plain, others
 
 
@@ -182,7 +183,7 @@ async def _store_groups(
 async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome], endings: Endings) -> PQError | None:
     """Store ends together or, if one of them is refused, each by itself; returns what ails the server."""
     try:
-        if _is_plain(group[0]):
+        if is_plain(group[0]):
             endings.lost += await _ack_plain(engine, queue, group, None)
         else:
             endings.lost += await _complete_batch(engine, queue, group, None, endings.buried)

@@ -133,6 +133,39 @@ def _take(
     return engine.run(work, protect=False, undo=undo)
 
 
+async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
+    """Return in how many seconds a job comes due that is scheduled; None if there is none."""
+    [[_, wake_in]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
+    return None if wake_in is None else float(wake_in)
+
+
+async def end_and_take(
+    engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], n: int, lease: float
+) -> tuple[list[BaseJob], Sequence[Row]]:
+    """Finish leased jobs from which nothing follows, and lease up to ``n`` others in their places, in one statement.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs; it has no rate.
+        jobs: The jobs that end.
+        n: How many are leased, at most.
+        lease: Seconds for which they are leased.
+
+    Returns:
+        The jobs whose lease was lost, and the rows that were leased.
+    """
+
+    async def work(s: Session) -> tuple[set[tuple[int, int]], Sequence[Row]]:
+        _refuse_hidden(engine, "lease")
+        return await admission.end_and_take(queue, s, jobs, n, lease)
+
+    async def undo(result: tuple[set[tuple[int, int]], Sequence[Row]]) -> None:
+        await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[1])])
+
+    ended, rows = await engine.run(work, protect=False, undo=undo)
+    return [job for job in jobs if (job.id, job.token) not in ended], rows
+
+
 def _take_for_good(engine: Engine, queue: QueueSettings, n: int) -> Awaitable[tuple[Sequence[Row], float | None]]:
     finish = queue.retention
 

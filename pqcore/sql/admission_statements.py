@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from pqcore.rows import JOB
 from pqcore.sql.fragments import DUE_AT, LEASED, OF_QUEUE, ORDER, QUEUE_DEFERRED, VISIBLE_AT
+from pqcore.sql.rewrite import replace
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 MOST_LANES = 100
@@ -52,6 +53,8 @@ _ALIVE = """
       SELECT id FROM {table} WHERE id = admitted.id AND q_name = :q_name::text
         AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 1 AND num_nulls(leased_until) = 0 LIMIT 1
     ) AS job"""
+# The rows of jobs that end in the same statement are still there as it sees them.
+_BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
 # A key that is reserved is for the lane of that job, as long as the job waits.
 _RESERVED = """
     SELECT parked_on AS lane FROM {table} WHERE id = state.reserved AND q_name = :q_name::text
@@ -80,7 +83,7 @@ _NO_JOB = (
 )
 
 
-def _lane_rows(n: int) -> str:
+def _lane_rows(n: int, but: str = "") -> str:
     """The first rows of a lane that has room; of a group its first job, if that one waits, and is of this lane."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane"
     most = "LIMIT least(wanted.quota, has.free) + :spare::int"
@@ -98,7 +101,7 @@ def _lane_rows(n: int) -> str:
     UNION ALL
     (SELECT {_COLUMNS} FROM (
        SELECT {_COLUMNS}, parked_on FROM {{table}}
-       WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL ORDER BY id LIMIT 1
+       WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL{but} ORDER BY id LIMIT 1
      ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane)"""
 
 
@@ -178,7 +181,7 @@ WITH wanted AS MATERIALIZED (
   ) ORDER BY rank LIMIT {n}
 ), admitted AS MATERIALIZED (
   SELECT needs.key, array_agg(picked.id) AS ids FROM picked JOIN needs USING (place) GROUP BY needs.key
-), kept AS (
+), written AS (
   UPDATE {{keys}} AS kept SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (
     SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids,
       room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
@@ -194,6 +197,32 @@ SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked 
 UNION ALL
 SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END,
   (SELECT min((1 - tokens) / rate)::float8 FROM room WHERE tokens < 1), (SELECT json_agg(key)::text FROM missing)"""
+
+
+def end_and_take_template(n: int, plain: str, ended: str) -> str:
+    """Return the template of the statement that ends jobs, and leases others in their places, as `take_lanes_template`.
+
+    Of each job that ended it gives a row too, with the id and the token, and ``place`` -5.  Others are notified if
+    fewer jobs were leased than have ended: then there are free places.
+
+    Args:
+        n: Rows to lease, at most.
+        plain: As there.
+        ended: CTEs, of which the last, ``ended``, has the ids and tokens of the jobs.
+    """
+    take = take_lanes_template(n, plain)
+    take = replace(take, _ALIVE, replace(_ALIVE, " LIMIT 1", f"{_BUT_ENDED} LIMIT 1"))
+    take = replace(take, _lane_rows(n), _lane_rows(n, _BUT_ENDED))
+    take = replace(take, "\nWITH wanted AS", f"\nWITH {ended}, wanted AS")
+    told = (
+        "CASE WHEN (SELECT count(*) FROM ended) > (SELECT count(*) FROM picked)"
+        " THEN pg_notify(:channel::text, '')::text END"
+    )
+    return f"""{take}
+UNION ALL
+SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL FROM ended
+UNION ALL
+SELECT {_NO_JOB}, -6, NULL, {told}"""
 
 
 class AdmissionStatements(StatementSet):

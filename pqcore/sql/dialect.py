@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 from pqcore.backend import Capability
 from pqcore.errors import PluginError
 from pqcore.sql.admin_statements import AdminStatements
-from pqcore.sql.admission_statements import take_lanes_template
+from pqcore.sql.admission_statements import end_and_take_template, take_lanes_template
 from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template, plain_template
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.queue_statements import QueueStatements
+from pqcore.sql.queue_statements import QueueStatements, ended_ctes
 from pqcore.sql.rewrite import Rewrite, RewriteMiss
 from pqcore.sql.session_statements import SessionStatements
-from pqcore.sql.statement import Paramstyle, Query, compile_query, plain
+from pqcore.sql.statement import Paramstyle, Query, Retention, compile_query, plain
 from pqcore.sql.statement_set import read_statements
 from pqcore.sql.task_statements import TaskStatements
 from pqcore.sql.worker_statements import WorkerStatements
@@ -72,6 +72,7 @@ class Dialect(QueueStatements, SessionStatements):
         # Bounded: get_many(n) has a statement for each n.
         self.fetch = lru_cache(maxsize=64)(self._fetch)
         self.take_lanes = lru_cache(maxsize=64)(self._take_lanes)
+        self.end_and_take = lru_cache(maxsize=64)(self._end_and_take)
 
     # What a subclass overrides.
 
@@ -175,6 +176,11 @@ class Dialect(QueueStatements, SessionStatements):
     def _take_lanes(self, n: int) -> Query:
         """See `take_lanes_template`."""
         return self._compile_template(f"take_lanes_{n}", take_lanes_template(n, plain_template(n)), hot=n in SIZES)
+
+    def _end_and_take(self, retention: Retention, n: int) -> Query:
+        """See `end_and_take_template`."""
+        template = end_and_take_template(n, plain_template(n), ended_ctes(retention))
+        return self._compile_template(f"end_and_take_{retention}_{n}", template, hot=n in SIZES)
 
     def _compile_template(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query:
         text = self.checked(name, template)

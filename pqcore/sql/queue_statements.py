@@ -126,6 +126,14 @@ WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}
 SELECT {columns} FROM gone"""
 
 
+def ended_ctes(retention: Retention) -> str:
+    """Return CTEs that finish leased jobs, of which the last, ``ended``, has their ids and tokens."""
+    if retention != "archive":
+        return f"ended AS ({_acknowledged(retention, 'id, attempts')})"
+    ctes, _, columns = _acknowledged(retention, "id, attempts").rpartition("\n)\n")
+    return f"{ctes.removeprefix(chr(10) + 'WITH ')}\n), ended AS ({columns})"
+
+
 class QueueStatements(StatementSet):
     """The statements of a queue."""
 

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.lanes import has_lane
-from pqcore.operations import complete
+from pqcore.operations import complete, fetch
 from pqcore.operations.complete import Endings
 from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
 from pqcore.operations.lease import give_back
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
+from pqcore.worker.executor import Executor
 from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -30,13 +32,22 @@ class Completer:
     Args:
         worker_state: What the worker's parts share.
         queue_state: The queue.
+        executor: Runs the jobs that get the places of those that ended.
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
     """
 
-    def __init__(self, worker_state: WorkerState, queue_state: QueueState, job_events: JobEvents, lease: float) -> None:
+    def __init__(
+        self,
+        worker_state: WorkerState,
+        queue_state: QueueState,
+        executor: Executor,
+        job_events: JobEvents,
+        lease: float,
+    ) -> None:
         self._worker_state = worker_state
         self._queue_state = queue_state
+        self._executor = executor
         self._job_events = job_events
         self._lease = lease
 
@@ -86,7 +97,11 @@ class Completer:
         if not outcomes:
             return None
         try:
-            endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
+            endings = await self._end_and_take(outcomes)
+            if endings is None:
+                endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
+                if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
+                    queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # jobs that wait may get the places
         except BaseException:  # a cancellation: they may have been stored, or not
             self._store_again(outcomes)
             raise
@@ -96,9 +111,40 @@ class Completer:
             outcomes = [outcome for outcome in outcomes if id(outcome) not in refused]
             for outcome, error in endings.refused:
                 server_error = self._refused(outcome, error) or server_error
-        if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
-            queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # jobs that wait may run in free places
         return await self._end_jobs(outcomes, endings) or server_error
+
+    async def _end_and_take(self, outcomes: Sequence[Outcome]) -> Endings | None:
+        """End jobs that have places under keys, and lease others in their places, which then start sooner.
+
+        Returns:
+            What became of the ends; None if nothing was done, as that is not possible now.
+        """
+        queue_state, worker_state = self._queue_state, self._worker_state
+        queue = queue_state.queue
+        if not all(complete.is_plain(outcome) for outcome in outcomes):
+            return None
+        if not any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
+            return None
+        n = queue_state.fetch_size(worker_state.slots_for(queue_state), 0)
+        if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
+            return None
+        leased_at = time.monotonic()
+        queue_state.fetching, queue_state.reserved_slots = True, n
+        rows: Sequence[Any] = ()
+
+        def accept(found: tuple[Any, Sequence[Any]] | None) -> None:
+            queue_state.fetching, queue_state.reserved_slots = False, 0
+            self._executor.accept(queue_state, () if found is None else found[1], leased_at)
+
+        try:
+            jobs = [outcome.job for outcome in outcomes]
+            lost, rows = await queue_state.bridge.finish(accept, fetch.end_and_take, queue, jobs, n, self._lease)
+        except PQError:
+            accept(None)
+            return None  # which of them are at fault is found out by storing them without a take
+        accept((lost, rows))
+        gone = {id(job) for job in lost}
+        return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 
     def _store_again(self, outcomes: Sequence[Outcome]) -> None:
         """Have the next try store outcomes that may be stored already."""

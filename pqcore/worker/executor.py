@@ -8,6 +8,7 @@ import inspect
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -64,6 +65,24 @@ class Executor(Runner[ActiveJob]):
             else:
                 queue_state.wants_slot, queue_state.reserved_slots = False, 1
         worker_state.wake_fetchers.set()
+
+    def accept(self, queue_state: QueueState, rows: Sequence[Any], leased_at: float) -> None:
+        """Run jobs that were leased, as soon as there are free slots; a worker that drains gives them back.
+
+        Args:
+            queue_state: The queue.
+            rows: The rows of the jobs.
+            leased_at: When the leases began, by the monotonic clock, in seconds.
+        """
+        jobs = [queue_state.active_job(row, leased_at) for row in rows]
+        if jobs:
+            self._worker_state.changes += 1
+            queue_state.active_jobs.update((active.key, active) for active in jobs)
+            if self._worker_state.draining.is_set():
+                queue_state.give_back(jobs)
+            else:
+                queue_state.buffer.extend(jobs)
+        self.start_jobs()
 
     def stop(self, active: ActiveJob, reason: str) -> None:
         """Stop a function: cancel its coroutine, kill its process, or set `JobContext.cancelled` for its thread."""

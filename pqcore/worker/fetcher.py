@@ -55,6 +55,8 @@ class Fetcher:
         self._poll_interval = poll_interval
         self._prefetch = prefetch
         self._stop = stop
+        self._took_all = False  # whether the last fetch took all jobs that were admitted
+        self._before: int | None = None  # the snapshot before that fetch
 
     async def run(self) -> None:
         """Fetch jobs until the worker drains."""
@@ -89,7 +91,7 @@ class Fetcher:
         worker_state, queue_state = self._worker_state, self._queue_state
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
-        n = queue_state.fetch_size(slots, self._prefetch)
+        n = 0 if queue_state.fetching else queue_state.fetch_size(slots, self._prefetch)
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
             queue_state.wants_slot = not queue_state.buffer
@@ -103,6 +105,10 @@ class Fetcher:
         engine = queue_state.bridge.engine
         snapshot = engine.snapshot(queue_state.channel)  # before the statement, so that a put after it counts
         seen, leased_at = worker_state.changes, time.monotonic()
+        if self._took_all and (self._stop is not None or (snapshot is not None and snapshot == self._before)):
+            self._took_all = False
+            await self._wait_for_admission(snapshot)
+            return
         queue_state.fetching = True
         try:
             late = partial(self._accept_late, leased_at)
@@ -115,9 +121,10 @@ class Fetcher:
         finally:
             queue_state.reserved_slots = 0
         queue_state.fetching = False
-        self._accept(rows, leased_at)
+        self._executor.accept(self._queue_state, rows, leased_at)
         worker_state.notify_if_idle()
         if rows:
+            self._took_all, self._before = len(rows) < n and bool(queue_state.queue.lanes.lanes), snapshot
             return
         if self._stop is not None and wake_in != 0.0:
             queue_state.empty_at = seen
@@ -126,23 +133,22 @@ class Fetcher:
         pause = math.inf if wake_in is None else max(wake_in, 0.001)
         await queue_state.bridge.run(engine.wait_for_jobs, queue_state.queue, snapshot, pause, self._poll_interval)
 
-    def _accept(self, rows: Sequence[Any], leased_at: float) -> None:
+    async def _wait_for_admission(self, snapshot: int | None) -> None:
+        """Wait where the last fetch took all jobs that were admitted: a look would find no other before a change."""
         queue_state = self._queue_state
-        jobs = [queue_state.active_job(row, leased_at) for row in rows]
-        if jobs:
-            self._worker_state.changes += 1
-            queue_state.active_jobs.update((active.key, active) for active in jobs)
-            if self._worker_state.draining.is_set():
-                queue_state.give_back(jobs)
-            else:
-                queue_state.buffer.extend(jobs)
-        self._executor.start_jobs()
+        if self._stop is not None:
+            await self._stop_if_done(self._stop)
+            return
+        engine, queue = queue_state.bridge.engine, queue_state.queue
+        wake_in = await queue_state.bridge.call(fetch.next_due, queue)
+        pause = math.inf if wake_in is None else max(wake_in, 0.001)
+        await queue_state.bridge.run(engine.wait_for_jobs, queue, snapshot, pause, self._poll_interval)
 
     def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
         """Accept jobs that arrive after the fetcher was cancelled: they are given back."""
         self._queue_state.fetching = False
         if found is not None:
-            self._accept(found[0], leased_at)
+            self._executor.accept(self._queue_state, found[0], leased_at)
         self._worker_state.notify_if_idle()
 
     async def _end_lost_batches(self) -> bool:
