@@ -148,7 +148,8 @@ def _bounded(n: int) -> str:
 # so there is no moment at which a job is neither waiting nor fetched.
 _PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
 _KEEP = f"""
-UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL
+UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL,
+  parked_on = NULL
 WHERE {_PICKED} RETURNING {JOB}"""
 _DELETE = f"""
 DELETE FROM {{table}} WHERE {_PICKED} RETURNING {JOB.replace("attempts", NEXT_ATTEMPT)}"""

@@ -516,6 +516,15 @@ def test_more_lanes_than_one_take_considers_are_all_served(harness: Harness) -> 
     assert slots(harness) == []
 
 
+def test_job_that_get_took_waits_under_its_limit_no_more(harness: Harness) -> None:
+    queue = harness.queue(retention="keep")
+    queue.put_many(["taken", "next"], **ONE)
+    assert queue.get(block=False).data == "taken"
+    assert (queue.stats().ready, queue.stats().parked) == (1, 0)
+    assert queue.lease(60, block=False).data == "next"
+    assert queue.stats().parked == 0
+
+
 def test_number_of_the_newest_put_counts_for_a_limit(harness: Harness) -> None:
     queue = harness.queue()
     queue.put_many(["a", "b"], **ONE)
