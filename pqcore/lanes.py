@@ -14,16 +14,20 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pqcore.headers import read_headers
+
+T = TypeVar("T")
 
 GROUP = "group:"
 LIMIT = "limit:"
 LONGEST = 500
 """Bytes of a lane that is written out; of a longer one, a digest. An entry of an index has 2,700 bytes at most."""
 FIND = 0.02
-"""Seconds after which a take looks for lanes in which jobs arrived."""
+"""Seconds after which a take looks for lanes in which jobs arrived, while no lane is known."""
+FIND_MORE = 0.005
+"""The same while some are known: then a look costs little beside the take."""
 SCAN = 0.5
 """Seconds after which a take looks through more of the lanes that are there."""
 ASIDE = 0.25
@@ -151,7 +155,10 @@ class LaneBook:
         self._hurries = True
         self._turns: dict[str, float] = {}
         self._now = 0.0
-        self._rotation = 0
+        self._shares: dict[str, dict[str, KnownLane]] = {}
+        self._fresh: dict[str, KnownLane] = {}
+        self._seen: set[str] = set()
+        self._rotations: dict[str | None, int] = {}
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:
@@ -166,7 +173,7 @@ class LaneBook:
 
     def must_find(self, now: float) -> bool:
         """Return whether it is time to look for lanes; the time is by the monotonic clock, in seconds."""
-        return now - self._found >= FIND
+        return now - self._found >= (FIND_MORE if self.lanes else FIND)
 
     def question(self, now: float) -> dict[str, object]:
         """Return the parameters of the next look for lanes."""
@@ -201,16 +208,19 @@ class LaneBook:
                     unknown.append(text)
                     continue
                 known = self.add(lane)
-            known.newest = max(known.newest, found.get(text, -1))
+            if found.get(text, -1) > known.newest:
+                known.newest = found[text]
+                self._fresh[text] = known
+        self._seen.update(found, scanned)
         if asked["after"] is not None:
             self._scanned = now
-            first, last = str(asked["after"]), scanned[-1] if len(scanned) >= most else None
-            there = {*scanned, *found}
-            for text in [text for text in self.lanes if text > first and (last is None or text <= last)]:
-                if text not in there:
-                    del self.lanes[text]
-            self._hurries = last is not None and (self._hurries or first != "")
-            self._cursor = last or ""
+            self._cursor = scanned[-1] if len(scanned) >= most else ""
+            if not self._cursor:  # the round is over: a lane that it did not come upon is empty
+                self._hurries = False
+                seen, self._seen = self._seen, set()
+                for text, known in list(self.lanes.items()):
+                    if text not in seen:
+                        self._drop(text, known)
         if arrived >= most and self._newest >= 0:
             self._hurries = True  # there may be others that were not seen
         self._newest = max([self._newest, *found.values()])
@@ -220,35 +230,53 @@ class LaneBook:
         """Add a lane that has a waiting job."""
         known = self.lanes.get(lane.text)
         if known is None:
-            known = self.lanes[lane.text] = KnownLane(lane)
+            known = self.lanes[lane.text] = self._fresh[lane.text] = KnownLane(lane)
+            self._shares.setdefault(lane.share, {})[lane.text] = known
+            self._seen.add(lane.text)
         return known
+
+    def _drop(self, text: str, known: KnownLane) -> None:
+        for lanes in (self.lanes, self._fresh, share := self._shares.get(known.lane.share, {})):
+            lanes.pop(text, None)
+        if not share:
+            self._shares.pop(known.lane.share, None)
+            self._rotations.pop(known.lane.share, None)
 
     # Turns.
 
-    def choose(self, n: int, now: float, *, plain: bool, but: Collection[str] = ()) -> Choice:
+    def choose(self, n: int, now: float, *, plain: bool) -> Choice:
         """Choose lanes for a take of up to ``n`` jobs.
 
         Args:
             n: Jobs.
             now: The time by the monotonic clock, in seconds.
             plain: Whether jobs without a lane are looked at too.
-            but: Keys whose lanes are left out.
         """
-        lanes = list(self.lanes.values())
-        if but:
-            lanes = [known for known in lanes if not any(key in but for key, _ in known.lane.needs)]
-        if len(lanes) > MOST:
-            start = self._rotation % len(lanes)
-            self._rotation = start + MOST
-            lanes = [*lanes[start : start + MOST], *lanes[: max(start + MOST - len(lanes), 0)]]
-        quota = n if len(lanes) <= 8 else max(-(-4 * n // len(lanes)), 1)
+        fresh = list(self._fresh.values())[: MOST // 2]  # jobs came, which no take has considered
+        for known in fresh:
+            self._fresh.pop(known.lane.text, None)
+        lanes = dict.fromkeys(fresh)
+        shares_of_lanes = self._rotate(None, list(self._shares.items()), MOST)
+        most = max(MOST // max(len(shares_of_lanes), 1), 1)
+        for share, of_share in shares_of_lanes:
+            lanes.update(dict.fromkeys(self._rotate(share, list(of_share.values()), most)))
+        chosen = list(lanes)[:MOST]
+        quota = n if len(chosen) <= 8 else max(-(-4 * n // len(chosen)), 1)
         shares: dict[str, int] = {}
         if plain:
             shares[""] = 1
-        for known in lanes:
+        for known in chosen:
             shares.setdefault(known.lane.share, len(shares) + 1)
         starts = {share: max(self._turns.get(share, 0.0), self._now) for share in shares}
-        return Choice(lanes, shares, starts, quota, plain, now, self.weights)
+        return Choice(chosen, shares, starts, quota, plain, now, self.weights)
+
+    def _rotate(self, key: str | None, items: list[T], most: int) -> list[T]:
+        """Return up to ``most`` items, beginning where the last call for the key ended."""
+        if len(items) <= most:
+            return items
+        start = self._rotations.get(key, 0) % len(items)
+        self._rotations[key] = start + most
+        return [*items[start : start + most], *items[: max(start + most - len(items), 0)]]
 
     def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], now: float) -> None:
         """Take note of what a take gave.
@@ -284,14 +312,6 @@ class LaneBook:
         if len(self._turns) > 10_000:
             self._turns = {share: turn for share, turn in self._turns.items() if turn > self._now}
 
-    def patient(self, now: float) -> list[KnownLane]:
-        """Return the lanes under several keys that have given no job for long: their keys are to be kept for them."""
-        return [
-            known
-            for known in self.lanes.values()
-            if known.blocked_since is not None and len(known.lane.needs) > 1 and now - known.blocked_since >= PATIENCE
-        ]
-
 
 class Choice(NamedTuple):
     """What a take asks for.
@@ -313,6 +333,20 @@ class Choice(NamedTuple):
     plain: bool
     now: float
     weights: Mapping[str, float]
+
+    def without(self, keys: Collection[str]) -> Choice:
+        """Return the same without lanes that need one of some keys."""
+        return self._replace(
+            lanes=[known for known in self.lanes if not any(key in keys for key, _ in known.lane.needs)]
+        )
+
+    def patient(self, now: float) -> list[KnownLane]:
+        """Return the lanes under several keys that have given no job for long: their keys are to be kept for them."""
+        return [
+            known
+            for known in self.lanes
+            if known.blocked_since is not None and len(known.lane.needs) > 1 and now - known.blocked_since >= PATIENCE
+        ]
 
     def needs(self) -> list[dict[str, object]]:
         """Return the keys of the lanes, as the statements take them."""

@@ -127,12 +127,11 @@ async def take(
         return plain, None
     book = queue.lanes
     wait: float | None = None
-    shunned: set[str] = set()
     spare = 0
+    now = time.monotonic()
+    choice = book.choose(n, now, plain=True)
+    query = s.sql.take_lanes(n)
     for pause in (*WAITS, None):
-        now = time.monotonic()
-        choice = book.choose(n, now, plain=True, but=shunned)
-        query = s.sql.take_lanes(n)
         values = {**choice.values(), "q_name": queue.name, "lease": lease, "spare": spare}
         try:
             *found, told = await s.execute(query, query.bind(values))
@@ -148,14 +147,15 @@ async def take(
             return plain, None if plain else REFUSED
         *_, state, wait, missing = told
         rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
-        if taken := await _settle(queue, s, choice, rows, now):
+        taken = await _settle(queue, s, choice, rows, now)
+        await _reserve(queue, s, choice, now)
+        if taken:
             return taken, None
         if rows:  # all of them wait now
             return (), 0.0
         if missing is not None:
-            shunned |= await _create_keys(queue, s, choice, json.loads(missing))
+            choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
         elif state != _BUSY:
-            await _reserve(queue, s, now)
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
@@ -196,7 +196,9 @@ async def end_and_take(
     found = await s.execute(query, query.bind(values))
     ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
     rows = [(JobRow._make(job), place) for *job, place, _, _ in found if place >= 0]
-    return ended, await _settle(queue, s, choice, rows, now)
+    taken = await _settle(queue, s, choice, rows, now)
+    await _reserve(queue, s, choice, now)
+    return ended, taken
 
 
 async def _settle(
@@ -242,9 +244,9 @@ async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: I
     return missing - {key for (key,) in await s.execute(query, query.bind(values))}
 
 
-async def _reserve(queue: QueueSettings, s: Session, now: float) -> None:
+async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float) -> None:
     """Keep the keys of jobs under several keys that have waited long, so that their turn comes."""
-    for known in queue.lanes.patient(now):
+    for known in choice.patient(now):
         known.blocked_since = now
         needs = [{"key": key, "number": number, "newest": known.newest} for key, number in known.lane.needs]
         query = s.sql.tasks.reserve

@@ -1,0 +1,164 @@
+"""Shares, priorities and several keys: whose job is leased next, whatever waits."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore.errors import ConfigurationError, InvalidName
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.portal import unwrapped
+
+# Priorities
+
+
+def test_jobs_of_a_higher_priority_are_leased_first(harness: Harness) -> None:
+    queue = harness.queue()
+    for data, priority in (("plain", 0), ("low", -1), ("high", 7), ("higher", 8), ("high, too", 7), ("plain, too", 0)):
+        queue.put(data, priority=priority)
+    order = [queue.lease(60, wait=0).data for _ in range(6)]
+    assert order == ["higher", "high", "high, too", "plain", "plain, too", "low"]
+
+
+def test_get_and_peek_give_jobs_by_priority(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("plain")
+    queue.put_many(["a", "b"], priority=2)
+    queue.put("urgent", None, "0s", priority=1)
+    queue.put("low", priority=-2)
+    order = ["a", "b", "urgent", "plain", "low"]
+    assert [job.data for job in queue.peek(9)] == order
+    assert queue.count() == 5
+    assert [queue.get(block=False).data for _ in range(5)] == order
+
+
+def test_priority_comes_before_the_expected_time_within_a_limit(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("soon", None, "0s", limits={"one": 1})
+    queue.put("important", priority=1, limits={"one": 1})
+    for data in ("important", "soon"):
+        job = queue.lease(60, wait=0)
+        assert job.data == data
+        assert queue.lease(60, wait=0) is None
+        job.ack()
+
+
+def test_priority_holds_for_a_job_that_comes_due_and_for_one_that_is_revived(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("later", "1h", priority=5)
+    queue.put("plain")
+    harness.sql("UPDATE {table} SET schedule_at = now() WHERE schedule_at IS NOT NULL", rows=False)
+    first = queue.lease(60, wait=0)
+    assert first.data in ("later", "plain")  # it may be met as it comes due only, and wait from then on
+    rest = [queue.lease(60, wait=0)]
+    assert {first.data, rest[0].data} == {"later", "plain"}
+
+
+@pytest.mark.parametrize("priority", [1.5, "1", True, 10**7, -(10**7)])
+def test_priority_of_a_bad_value_is_refused(harness: Harness, priority: Any) -> None:
+    queue = harness.queue()
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
+        with pytest.raises(ConfigurationError, match="priority"):
+            attempt(priority=priority)
+    assert queue.count() == 0
+
+
+def test_task_computes_its_tenant_and_priority_from_arguments(harness: Harness) -> None:
+    queue = harness.task_queue()
+
+    @queue.task(tenant=lambda user: f"tenant-{user}", priority=lambda user: user)
+    def work(job_id: int, user: int) -> None:
+        pass
+
+    for user in (1, 3, 2):
+        work(user)
+    taken = [queue.lease(60, wait=0) for _ in range(3)]
+    assert sorted(job.headers["gate"]["share"] for job in taken) == ["tenant-1", "tenant-2", "tenant-3"]
+    assert sorted(job.headers["gate"]["priority"] for job in taken) == [1, 2, 3]
+
+
+# Shares
+
+
+def test_tenants_are_served_in_turn(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(50), tenant="large")
+    for tenant in ("a", "b"):
+        queue.put_many(range(2), tenant=tenant)
+    queue.put_many(range(3))
+    turns = [queue.lease(60, wait=0).headers.get("gate", {}).get("share") for _ in range(8)]
+    assert Counter(turns[:4]) == {"large": 1, "a": 1, "b": 1, None: 1}
+    assert Counter(turns[4:]) == {"large": 1, "a": 1, "b": 1, None: 1}
+
+
+def test_tenant_alone_has_all_turns(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(9), tenant="only")
+    assert [job.data for job in queue.lease_many(20, 60, wait=0)] == list(range(9))
+
+
+def test_tenant_that_comes_later_waits_for_one_round_and_has_saved_up_no_turns(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(100), tenant="large")
+    assert len(queue.lease_many(40, 60, wait=0)) == 40
+    queue.put_many(range(10), tenant="late")
+    harness.eventually(lambda: unwrapped(queue).lanes.must_find(float("inf")))
+    queue = harness.queue(create=False)
+    turns = Counter(queue.lease(60, wait=0).headers["gate"]["share"] for _ in range(8))
+    assert turns == {"large": 4, "late": 4}
+
+
+def test_many_at_a_time_are_divided_between_tenants(harness: Harness) -> None:
+    queue = harness.queue()
+    for tenant in "abcd":
+        queue.put_many(range(30), tenant=tenant)
+    jobs = queue.lease_many(20, 60, wait=0)
+    assert Counter(job.headers["gate"]["share"] for job in jobs) == dict.fromkeys("abcd", 5)
+
+
+@pytest.mark.parametrize("tenant", ["", 5, b"t", "\0", "t" * 501])
+def test_tenant_of_a_bad_value_is_refused(harness: Harness, tenant: Any) -> None:
+    queue = harness.queue()
+    for attempt in (partial(queue.put, 1), partial(queue.put_many, [1])):
+        with pytest.raises((ConfigurationError, InvalidName)):
+            attempt(tenant=tenant)
+    assert queue.count() == 0
+
+
+def test_job_behind_a_large_backlog_of_another_key_is_leased_next(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(5_000), limits={"large": 2})
+    assert len(queue.lease_many(20, 60, wait=0)) == 2
+    queue.put("other", limits={"other": 2})
+    assert queue.lease(60, wait=PATIENCE).data == "other"
+
+
+# Several keys
+
+
+def test_job_under_two_limits_has_its_turn_though_each_is_always_in_use(harness: Harness) -> None:
+    queue = harness.queue()
+    for key in ("x", "y"):
+        queue.put_many([key] * 20_000, limits={key: 1})
+    queue.put("both", limits={"x": 1, "y": 1})
+    running = queue.lease_many(2, 600, wait=0)
+    assert sorted(job.data for job in running) == ["x", "y"]
+    seen: list[str] = []
+    until = time.monotonic() + PATIENCE
+    while "both" not in seen:
+        queue.ack(running.pop(0))  # never both at a time
+        job = queue.lease(600, wait=0.05)
+        if job is not None:
+            seen.append(job.data)
+            running.append(job)
+        elif not running:
+            job = queue.lease(600, wait=PATIENCE)
+            seen.append(job.data)
+            running.append(job)
+        assert time.monotonic() < until
+    queue.ack_many(running)
+    assert queue.lease(60, wait=PATIENCE) is not None
