@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .client import QUEUES
+from .client import CANCELLED
 from .tables import Event, Tables
 from .worker_tasks import NAME, TICK
 
@@ -227,7 +228,7 @@ def _ending(event: Event) -> str:
 
 def cancels(told: Told, tables: Tables) -> Finding:
     """A job that was cancelled is gone, and was not given to anybody after; others are there still."""
-    gone = {event.token for event in tables.events if event.what == "DELETE" and event.queue in QUEUES}
+    gone = {event.token for event in tables.events if event.what == "DELETE" and event.queue in CANCELLED}
     said: dict[bool, set[str]] = {True: set(), False: told.jobs("cancel", "failed")}
     for entry in told.entries("cancel", "ok"):
         said[entry["cancelled"]].update(entry["tokens"])
@@ -277,7 +278,7 @@ def changes(told: Told, tables: Tables) -> Finding:
                 yield "changed after it was done", f"{event.token} ({job})"
             elif event.attempts not in (event.was_attempts, event.was_attempts + 1):
                 yield "its attempts do not rise by one", f"{event.token} ({job})"
-            elif event.what == "DELETE" and event.queue not in QUEUES:
+            elif event.what == "DELETE" and event.queue not in CANCELLED:
                 continue  # a dead letter, which is found as such
             elif event.attempts > event.was_attempts or event.what == "DELETE":
                 if event.was_leased is not None and event.was_leased > event.at:
@@ -338,16 +339,17 @@ class Gate:
 
 @dataclass
 class Run:
-    """A run of a job under limits or in a group, for as long as it counts.
+    """A run of a job under limits or in a group, or a lease of it, for as long as it counts.
 
-    It counts from its first record to its last. A run without a last record may have ended with the first. A run whose
-    lease ran out counts until the server makes the job wait again, or gives it to another. Its function may go on, or
-    begin, after that: this is the promise of at least once. A run that was given back or ended counts no more.
+    A lease counts until the server ends it, or makes the job wait again. A run counts from its first record to its
+    last. A run without a last record may have ended with the first. A run whose lease ran out counts until the server
+    makes the job wait again, or gives it to another. Its function may go on, or begin, after that: this is the promise
+    of at least once. A run that was given back or ended counts no more.
 
     Attributes:
         job: The job.
-        begun: The number of its first record.
-        over: That of what ended it.
+        begun: The number of its first record, or of the event that leased the job.
+        over: The number of what ended it.
     """
 
     job: int
@@ -379,25 +381,36 @@ def _gates(told: Told, tables: Tables) -> dict[int, Gate]:
 
 
 def _runs(tables: Tables) -> list[Run]:
-    """Return the runs, in the order in which they began."""
+    """Return the runs and the leases, in the order in which they began."""
     ended: dict[tuple[int, int], int] = {}
-    for event in tables.events:
-        if _ends_lease(event, tables):
-            ended.setdefault((event.job, event.was_attempts), event.n)
-    last = {(record.job, record.attempt): record.n for record in tables.records if record.over}
+    begun: dict[tuple[int, int], int] = {}
     found = []
+    for event in tables.events:
+        lease = event.job, event.was_attempts
+        if lease in begun and (_waits(event) or _ends_lease(event, tables)):
+            found.append(Run(event.job, begun.pop(lease), event.n))
+        if _ends_lease(event, tables):
+            ended.setdefault(lease, event.n)
+        if event.attempts > event.was_attempts and not event.over and not _waits(event):
+            begun[event.job, event.attempts] = event.n
+    found += [Run(job, n, sys.maxsize) for (job, _), n in begun.items()]
+    last = {(record.job, record.attempt): record.n for record in tables.records if record.over}
     for record in tables.records:
         lease = record.job, record.attempt
         over = last.get(lease, record.n)
         if not record.over and ended.get(lease, over) >= record.n:
             found.append(Run(record.job, record.n, min(over, ended.get(lease, over))))
-    return found
+    return sorted(found, key=lambda run: run.begun)
 
 
-def _together(runs: Sequence[Run]) -> Iterator[tuple[Run, set[int]]]:
-    """Yield each run, and the jobs that run as it begins, its own among them."""
+def _too_many(runs: Sequence[Run], places: int) -> Iterator[str]:
+    """Yield the jobs that run at the same time as another begins, where they are too many."""
+    found: dict[tuple[int, ...], int] = {}
     for number, run in enumerate(runs):
-        yield run, {run.job} | {other.job for other in runs[:number] if other.over > run.begun}
+        jobs = {run.job} | {other.job for other in runs[:number] if other.over > run.begun}
+        if len(jobs) > places:
+            found.setdefault(tuple(sorted(jobs)), run.begun)
+    yield from (f"{list(jobs)} at {begun}" for jobs, begun in found.items())
 
 
 def limits(told: Told, tables: Tables) -> Finding:
@@ -409,11 +422,9 @@ def limits(told: Told, tables: Tables) -> Finding:
         for key in gates[run.job].limits if run.job in gates else ():
             under[key].append(run)
     for key, runs in under.items():
-        for run, jobs in _together(runs):
-            if len(jobs) > places[key]:
-                which = f"{key}, {places[key]} places: {sorted(jobs)} at {run.begun}"
-                yield "more jobs at the same time than their limit admits", which
-    told.counts["runs under limits"] = sum(map(len, under.values()))
+        for jobs in _too_many(runs, places[key]):
+            yield "more jobs at the same time than their limit admits", f"{key}, {places[key]} places: {jobs}"
+    told.counts["runs and leases under limits"] = sum(map(len, under.values()))
 
 
 def groups(told: Told, tables: Tables) -> Finding:
@@ -433,13 +444,17 @@ def groups(told: Told, tables: Tables) -> Finding:
         if group is not None:
             within[group].append(run)
     for group, runs in within.items():
-        for run, jobs in _together(runs):
-            if len(jobs) > 1:
-                yield "jobs of one group at the same time", f"{group}: {sorted(jobs)} at {run.begun}"
-            for job in members[group]:
-                if job < run.job and done.get(job, run.begun) >= run.begun:
-                    yield "run before a job of its group that was put earlier", f"{group}: {run.job} before {job}"
-    told.counts["runs in groups"] = sum(map(len, within.values()))
+        for jobs in _too_many(runs, 1):
+            yield "jobs of one group at the same time", f"{group}: {jobs}"
+        overtaken = {
+            (run.job, job)
+            for run in runs
+            for job in members[group]
+            if job < run.job and done.get(job, run.begun) >= run.begun
+        }
+        pairs = (f"{group}: {later} before {earlier}" for later, earlier in overtaken)
+        yield from _all("run before a job of its group that was put earlier", pairs)
+    told.counts["runs and leases in groups"] = sum(map(len, within.values()))
 
 
 def ends(told: Told, tables: Tables) -> Finding:

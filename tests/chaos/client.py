@@ -28,6 +28,8 @@ from .worker_tasks import BRIEF, GATED, RECORD, declare
 T = TypeVar("T")
 
 QUEUES = ("transaction", "lease", "pop")
+CANCELLED = (*QUEUES, GATED)
+"""The queues of which jobs are cancelled."""
 PLACES = (1, 2, 5)
 """How many jobs may run at the same time under a limit."""
 LEASE = 0.7
@@ -75,7 +77,14 @@ class Client:
         self._tasks = declare(pq)
         self._interruptible = False
         self._lines = 0
-        self._scarce = (self.put_limited, self.put_grouped, self.put_bound, self.put_crosswise, self.put_kept)
+        self._scarce = (
+            self.put_limited,
+            self.put_grouped,
+            self.put_bound,
+            self.put_crosswise,
+            self.put_shared,
+            self.put_kept,
+        )
         self._rested = 0.0
         self.acts: dict[Callable[[], None], int] = {
             self.put: 3,
@@ -89,6 +98,7 @@ class Client:
             self.put_grouped: 1,
             self.put_bound: 1,
             self.put_crosswise: 1,
+            self.put_shared: 1,
             self.put_kept: 1,
             self.ask: 1,
             self.cancel: 1,
@@ -243,7 +253,7 @@ class Client:
         return {f"{moment}-{places}-{self._rng.randrange(2)}": places for places in numbers}
 
     def put_limited(self) -> None:
-        """Put more jobs under a limit than may run."""
+        """Put more jobs under a limit than may run, of any tenants and priorities."""
         places = self._rng.choice(PLACES)
         limits, tokens = self._limits(places), self._tokens(places + 2)
         self._gated(tokens, limits)
@@ -251,9 +261,17 @@ class Client:
             self._put_gated(token, limits)
 
     def _put_gated(self, token: str, limits: dict[str, int], group: str | None = None) -> str:
+        put = self._gated_put(token, limits, group)
         self._tell("put", "begun", tokens=[token])
-        outcome, _ = self._try("put", lambda: self._tasks["gated"](token, limits, group), tokens=[token])
+        outcome, job_id = self._try("put", put, tokens=[token])
+        if job_id is not None and self._rng.random() < 0.1:
+            self._cancellable = [*self._cancellable[-20:], (GATED, token, job_id)]
         return outcome
+
+    def _gated_put(self, token: str, limits: dict[str, int], group: str | None = None) -> Callable[[], Any]:
+        """Return what puts a job under limits or in a group, with any tenant and priority."""
+        tenant, priority = self._rng.choice([None, None, "one", "two"]), self._rng.choice([0, 0, 0, -1, 5])
+        return lambda: self._tasks["gated"](token, limits, group, tenant, priority)
 
     def put_grouped(self, *places: int) -> None:
         """Put jobs into a group of their own, each when the one before is known to be there: their order is known."""
@@ -268,6 +286,12 @@ class Client:
         """Put jobs of a group, each under two limits."""
         self.put_grouped(*self._rng.sample(PLACES, 2))
 
+    def put_shared(self) -> None:
+        """Put a job that has a tenant, or a priority, and no limits."""
+        [token] = self._tokens()
+        self._gated([token], {})
+        self._put_gated(token, {})
+
     def put_crosswise(self) -> None:
         """Put jobs under two limits in a block that stays open for a moment; others do it in the other order."""
         tokens = self._tokens(2)
@@ -279,7 +303,7 @@ class Client:
         def block() -> None:
             with self._pq[GATED]:
                 for token, (key, places) in zip(tokens, keys, strict=True):
-                    self._tasks["gated"](token, {key: places}, None)
+                    self._gated_put(token, {key: places})()
                     time.sleep(BRIEF)
 
         self._tell("put", "begun", tokens=tokens)

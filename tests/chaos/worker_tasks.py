@@ -27,7 +27,15 @@ BRIEF = 0.03
 RECORD = "INSERT INTO runs (job, attempt, over) VALUES ({}, {}, {})"
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "work": (NAME, {}),
-    "gated": (GATED, {"limits": lambda _, limits, __: limits, "group": lambda _, __, group: group}),
+    "gated": (
+        GATED,
+        {
+            "limits": lambda _, limits, *__: limits,
+            "group": lambda _, __, group, *___: group,
+            "tenant": lambda *arguments: arguments[3],
+            "priority": lambda *arguments: arguments[4],
+        },
+    ),
     "kept": (OTHERS, {"keep_result": "1m"}),
     "interrupted": (OTHERS, {"retry_on": BaseException}),
     "interrupted_process": (OTHERS, {"retry_on": BaseException, "run_in": "process"}),
@@ -47,9 +55,9 @@ def work(job_id: int, token: str) -> None:
         current().finish()
 
 
-def gated(job_id: int, token: str, limits: dict[str, int], group: str | None) -> None:
+def gated(job_id: int, token: str, limits: dict[str, int], group: str | None, tenant: str | None, urgency: int) -> None:
     """Hold a place under each limit, and the turn of a group, for a moment."""
-    del token, limits
+    del token, limits, tenant, urgency
     _record(job_id, over=False)
     time.sleep(BRIEF if group is None else BRIEF / 3)
     _record(job_id, over=True)
@@ -67,9 +75,11 @@ async def work_async(job_id: int, token: str) -> None:
         await current().finish()
 
 
-async def gated_async(job_id: int, token: str, limits: dict[str, int], group: str | None) -> None:
+async def gated_async(
+    job_id: int, token: str, limits: dict[str, int], group: str | None, tenant: str | None, urgency: int
+) -> None:
     """`gated`, over asyncpg."""
-    del token, limits
+    del token, limits, tenant, urgency
     await _record_async(job_id, over=False)
     await asyncio.sleep(BRIEF if group is None else BRIEF / 3)
     await _record_async(job_id, over=True)
