@@ -30,6 +30,12 @@ FIND_MORE = 0.005
 """The same while some are known: then a look costs little beside the take."""
 SCAN = 0.5
 """Seconds after which a take looks through more of the lanes that are there."""
+SCAN_IDLE = 0.05
+"""The same after a take that found nothing."""
+LATE = 1_000
+"""Ids below the highest that was seen in which a look finds jobs whose puts were committed late."""
+KNOWN = 20_000
+"""Lanes that are remembered, at most."""
 ASIDE = 0.25
 """Seconds for which no lane is looked at after an admission that ended the connection."""
 MOST = 150
@@ -175,20 +181,33 @@ class LaneBook:
         """Return whether it is time to look for lanes; the time is by the monotonic clock, in seconds."""
         return now - self._found >= (FIND_MORE if self.lanes else FIND)
 
-    def question(self, now: float) -> dict[str, object]:
-        """Return the parameters of the next look for lanes."""
-        self._found = now
-        scans = self._hurries or now - self._scanned >= SCAN or not self.lanes
-        return {"newest": self._newest, "after": self._cursor if scans else None}
+    def question(self, now: float, *, idle: bool = False) -> dict[str, object]:
+        """Return the parameters of the next look for lanes.
 
-    def learn(self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int) -> list[str]:
-        """Take note of what a look found; return the texts of lanes that only headers of jobs tell about.
+        Args:
+            now: The time by the monotonic clock, in seconds.
+            idle: Whether a take has just found nothing.
+        """
+        self._found = now
+        scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
+        if len(self.lanes) >= KNOWN:
+            scans = False  # enough to do; it goes on where it stands when some of these lanes are empty
+        return {"newest": max(self._newest - LATE, -1), "after": self._cursor if scans else None}
+
+    def learn(
+        self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int
+    ) -> tuple[bool, list[str]]:
+        """Take note of what a look found.
 
         Args:
             asked: The parameters of the look.
             rows: Of each lane: its text, the highest id that arrived, or None; and a number.
             now: The time by the monotonic clock, in seconds.
             most: How many lanes, or arrivals, a look finds.
+
+        Returns:
+            Whether there is a lane, or a job, that no look found before; and the texts of lanes that only headers of
+            jobs tell about.
         """
         found: dict[str, int] = {}
         scanned: list[str] = []
@@ -200,9 +219,13 @@ class LaneBook:
                 arrived += number
                 found[text] = newest
         unknown = []
+        news = False
         for text in [*found, *scanned]:
             known = self.lanes.get(text)
             if known is None:
+                if len(self.lanes) >= KNOWN:
+                    continue
+                news = True
                 lane = read_lane(text)
                 if lane is None:
                     unknown.append(text)
@@ -211,6 +234,7 @@ class LaneBook:
             if found.get(text, -1) > known.newest:
                 known.newest = found[text]
                 self._fresh[text] = known
+                news = True
         self._seen.update(found, scanned)
         if asked["after"] is not None:
             self._scanned = now
@@ -221,10 +245,10 @@ class LaneBook:
                 for text, known in list(self.lanes.items()):
                     if text not in seen:
                         self._drop(text, known)
-        if arrived >= most and self._newest >= 0:
+        if arrived >= most and min(found.values()) > self._newest >= 0:
             self._hurries = True  # there may be others that were not seen
         self._newest = max([self._newest, *found.values()])
-        return list(dict.fromkeys(unknown))
+        return news, list(dict.fromkeys(unknown))
 
     def add(self, lane: Lane) -> KnownLane:
         """Add a lane that has a waiting job."""
@@ -303,6 +327,8 @@ class LaneBook:
         for place, known in enumerate(choice.lanes, 1):
             if place in taken:
                 known.blocked_since = None
+            elif len(self.lanes) >= KNOWN:
+                self._drop(known.lane.text, known)  # a scan comes upon it again
             elif known.blocked_since is None:
                 known.blocked_since = now
         for share, number in used.items():

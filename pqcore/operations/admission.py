@@ -38,20 +38,26 @@ _MOST_PARTS = 20
 """How often a sweep names jobs of one lane, at most: `ADOPT` jobs each time."""
 
 
-async def find_lanes(queue: QueueSettings, s: Session) -> None:
+async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) -> bool:
     """Look for lanes with waiting jobs, and note them in the queue's book.
 
     Args:
         queue: The queue.
         s: The session.
+        idle: Whether a take has just found nothing.
+
+    Returns:
+        Whether there is something that a take has not considered: a lane, or a job that arrived.
     """
     book: LaneBook = queue.lanes
     now = time.monotonic()
     query = s.sql.tasks.find_lanes
-    asked = book.question(now)
+    asked = book.question(now, idle=idle)
     rows = await s.execute(query, query.bind({**asked, "q_name": queue.name}))
-    for text in book.learn(asked, rows, now, MOST_LANES):
+    news, unknown = book.learn(asked, rows, now, MOST_LANES)
+    for text in unknown:
         await name_lanes(queue, s, text)
+    return news or bool(unknown)
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
@@ -207,7 +213,7 @@ async def _settle(
     """Take note of rows that a take gave, have those wait that it found without a lane; the others, in order."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
-        await adopt(queue, s, [(row.id, row.headers) for row in adopted])
+        await _adopt_with_others(queue, s, adopted)
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
     queue.lanes.took(choice, rows, now)
     priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
@@ -217,8 +223,18 @@ async def _settle(
 async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> list[JobRow]:
     """Return the rows that a plain take leased, and write down the lanes of those that it made to wait."""
     named = job_rows(rows)
-    await adopt(queue, s, [(row.id, row.headers) for row in named if has_lane(row.headers)])
+    await _adopt_with_others(queue, s, [row for row in named if has_lane(row.headers)])
     return [row for row in named if not has_lane(row.headers)]
+
+
+async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
+    """Write down the lanes of jobs that a take made to wait, and of others like them: there may be many."""
+    await adopt(queue, s, [(row.id, row.headers) for row in rows])
+    if not rows:
+        return
+    find = s.sql.tasks.find_unadopted
+    async with atomic(s):
+        await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
 
 
 async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: float) -> list[JobRow]:

@@ -31,6 +31,9 @@ from pqcore.times import seconds
 
 logger = logging.getLogger("pqcore")
 
+LOOKS = 3
+"""How often one look takes from lanes, at most, while others find new ones."""
+
 
 async def get(
     engine: Engine,
@@ -223,26 +226,24 @@ async def _take_lease(
     """
     values = {"q_name": queue.name, "lease": lease}
     lanes = queue.lanes
-    if looked := lanes.must_find(time.monotonic()):
+    if lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
-    while lanes.lanes and not lanes.aside_for(time.monotonic()):
+    for left in reversed(range(LOOKS)):
+        if not lanes.lanes or lanes.aside_for(time.monotonic()):
+            break
         rows, wake_in = await admission.take(engine, queue, s, n, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in
-        if looked:
+        if not await admission.find_lanes(queue, s, idle=True) or not left:
             [[_, due_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
-        looked = True
-        await admission.find_lanes(queue, s)
     rows, wake_in = await _take_plain(queue, s, n, "lease", values)
     if any(map(has_lane, map(headers_of, rows))):
         rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
-    elif not rows and not looked:
-        await admission.find_lanes(queue, s)
-        if lanes.lanes:
-            wake_in = 0.0
-    if not rows and (left := lanes.aside_for(time.monotonic())):
-        wake_in = left
+    elif not rows and await admission.find_lanes(queue, s, idle=True):
+        wake_in = 0.0
+    if not rows and (aside := lanes.aside_for(time.monotonic())):
+        wake_in = aside
     return rows, None if rows else wake_in
 
 

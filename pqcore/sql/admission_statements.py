@@ -16,7 +16,19 @@ of a lease sees it.  `take_lanes` finds those that may run, leases them, and wri
 from __future__ import annotations
 
 from pqcore.rows import JOB
-from pqcore.sql.fragments import DUE_AT, LEASED, OF_QUEUE, ORDER, QUEUE_DEFERRED, VISIBLE_AT
+from pqcore.sql.fragments import (
+    DUE_AT,
+    IS_GATED,
+    LEASED,
+    OF_QUEUE,
+    ORDER,
+    QUEUE_DEFERRED,
+    QUEUE_URGENT,
+    READY_NOW,
+    READY_ORDER,
+    URGENT_ORDER,
+    VISIBLE_AT,
+)
 from pqcore.sql.rewrite import replace
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
@@ -261,6 +273,22 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
         return (
             f"SELECT id, headers::text FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
             f" ORDER BY {ORDER} LIMIT {ADOPT} FOR UPDATE SKIP LOCKED"
+        )
+
+    @composed()
+    def find_unadopted(self) -> str:
+        """Lock jobs due that name keys and do not wait, as older code puts them. Skips locked rows.
+
+        It looks at the first ones of the two usual classes: a take that came upon such a job asks for others near it.
+        """
+        heads = " UNION ALL ".join(
+            f"(SELECT id FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order} LIMIT {ADOPT})"
+            f" AS head WHERE {IS_GATED})"
+            for condition, order in ((READY_NOW, READY_ORDER), (QUEUE_URGENT, URGENT_ORDER))
+        )
+        return (
+            f"SELECT id, headers::text FROM {{table}} WHERE id = ANY (ARRAY({heads})) AND {OF_QUEUE}"
+            " AND num_nulls(dequeued_at, leased_until) = 2 FOR UPDATE SKIP LOCKED"
         )
 
     set_lanes = from_file(rows=False)

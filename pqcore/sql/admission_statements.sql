@@ -45,7 +45,8 @@ SELECT pg_notify(:channel::text, '')::text;
 UPDATE {table} AS job SET parked_on = named.lane, priority = named.priority,
   leased_until = CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END
 FROM json_to_recordset(:lanes::text::json) AS named (id bigint, lane text, priority int)
-WHERE job.id = named.id AND job.q_name = :q_name::text AND job.parked_on IS NOT NULL;
+WHERE job.id = named.id AND job.q_name = :q_name::text AND job.dequeued_at IS NULL
+  AND (job.parked_on IS NOT NULL OR job.leased_until IS NULL);
 
 -- name: admitted_headers
 -- Reads only. Give the jobs of a queue that are leased, and may be under keys: the rows that places are counted by.
