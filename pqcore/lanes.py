@@ -317,7 +317,7 @@ class LaneBook:
                 known = choice.lanes[place - 1]
                 known.taken = known.taken + 1 if now - known.last_at < FULL_LOOK else 1
                 known.last_at = now
-                if row.expected_at is None:
+                if row.expected_at is None or known.lane.group is not None:
                     known.last = f"{row.due_at.isoformat()}+00 {row.id}"
                 known.newest = max(known.newest, row.id)
         used: dict[str, int] = {}

@@ -113,7 +113,9 @@ def _lane_rows(n: int, but: str = "") -> str:
     UNION ALL
     (SELECT {_COLUMNS} FROM (
        SELECT {_COLUMNS}, parked_on FROM {{table}}
-       WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL{but} ORDER BY id LIMIT 1
+       WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL{but}
+         AND id >= coalesce(({bound})[2]::bigint, 0)
+       ORDER BY id LIMIT 1
      ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane)"""
 
 
