@@ -3534,6 +3534,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND group_key = wanted.group_key
           AND dequeued_at IS NULL
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL

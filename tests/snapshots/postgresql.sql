@@ -1361,6 +1361,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           AND dequeued_at IS NULL
           AND id <> ALL (ARRAY(SELECT id
               FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
@@ -1638,6 +1639,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           AND dequeued_at IS NULL
           AND id <> ALL (ARRAY(SELECT id
               FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
@@ -1916,6 +1918,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           AND dequeued_at IS NULL
           AND id <> ALL (ARRAY(SELECT id
               FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
@@ -4613,6 +4616,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND group_key = wanted.group_key
           AND dequeued_at IS NULL
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
