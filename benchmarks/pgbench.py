@@ -136,7 +136,7 @@ def turn(program: str, bench: Bench, table: Table, name: str) -> Measurement:
 
 def _run(program: str, dsn: str, script: str, number: int) -> tuple[float, str]:
     """Transactions a second, without connecting, and its version."""
-    values = {name: VALUES[name] for name in ("q_name", "serializer", "lease")}
+    values = {name: VALUES[name] for name in ("q_name", "serializer", "lease", "priority")}
     values |= {"data": DATA, "items": f"[{','.join([DATA] * MANY)}]"}
     variables = [part for name, value in values.items() for part in ("-D", f"{name}={value}")]
     parts = urlsplit(dsn)

@@ -48,8 +48,9 @@ VALUES: Mapping[str, Any] = {
     "serializer": "json",
     "payload": None,
     "lease": LEASE,
+    "priority": 0,
     **dict.fromkeys(
-        ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key", "number"),
+        ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key", "lane", "number"),
     ),
 }
 """Parameters that are the same each time."""
