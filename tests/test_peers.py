@@ -17,14 +17,14 @@ import psycopg
 import pytest
 
 if TYPE_CHECKING:  # the same modules, where types are known
-    from benchmarks.peers import environments, measuring, table
+    from benchmarks.peers import environments, measuring, runner, table
     from benchmarks.peers.__main__ import main
-    from benchmarks.peers.runner import WORKLOADS, Measuring, Seen, System, Taken, clock
+    from benchmarks.peers.runner import WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
     from benchmarks.peers.systems import OURS, PEERS, Contender, Running
 else:
-    from pqcore.benchmarks.peers import environments, measuring, table
+    from pqcore.benchmarks.peers import environments, measuring, runner, table
     from pqcore.benchmarks.peers.__main__ import main
-    from pqcore.benchmarks.peers.runner import WORKLOADS, Measuring, Seen, System, Taken, clock
+    from pqcore.benchmarks.peers.runner import WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
     from pqcore.benchmarks.peers.systems import OURS, PEERS, Contender, Running
 
 SLICED = [workload.key for workload in WORKLOADS if workload.sliced]
@@ -46,6 +46,7 @@ class Memory(System):
         self.repeats = repeats
         self.number = 0
         self.came = asyncio.Event()
+        self.keyed: deque[tuple[int, str]] = deque()
 
     async def setup(self, dsn: str) -> None: ...
 
@@ -55,11 +56,12 @@ class Memory(System):
 
     async def reset(self) -> None:
         self.jobs.clear()
+        self.keyed.clear()
 
     async def settle(self) -> None: ...
 
     async def count(self) -> int:
-        return len(self.jobs)
+        return len(self.jobs) + len(self.keyed)
 
     async def put(self, number: int) -> None:
         await self.put_many([number])
@@ -103,6 +105,26 @@ class Memory(System):
 
     async def serve(self, taken: Taken) -> None:
         await self.wait(taken, threading.Event())
+
+    async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+        for _ in range(number):
+            self.number += 1
+            self.keyed.append((self.number, key))
+        self.came.set()
+
+    async def serve_keyed(self, ran: Ran) -> None:
+        while True:
+            self.came.clear()
+            while self.keyed:
+                number, key = self.keyed.popleft()
+                if number == self.loses:
+                    self.keyed.append((number, key))  # it never runs
+                    await asyncio.sleep(0)
+                    continue
+                ran(key)
+                if number == self.repeats:
+                    ran(key)
+            await self.came.wait()
 
 
 async def measured(system: System, key: str) -> dict[str, Any]:
@@ -150,6 +172,52 @@ def test_peers_report_a_job_taken_twice(key: str) -> None:
         return await measured(Memory(repeats=3), key)
 
     assert asyncio.run(run())["repeated"] == 1
+
+
+def test_peers_report_a_job_of_a_key_that_ran_twice() -> None:
+    async def run() -> dict[str, Any]:
+        return await measured(Memory(repeats=3), "limited")
+
+    found = asyncio.run(run())
+    assert (found["lost"], found["repeated"]) == (0, 1)
+
+
+def test_peers_measure_the_jobs_of_a_key_that_ran_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "KEYED_PATIENCE", 0.2)
+
+    async def run() -> dict[str, Any]:
+        return await measured(Memory(loses=1), "limited")
+
+    found = asyncio.run(run())
+    assert found["operations"] == 19
+    assert found["lost"] == 0, "it may come yet"
+
+
+def test_peers_raise_an_error_when_no_job_of_another_key_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "KEYED_PATIENCE", 0.2)
+
+    class OneKey(Memory):
+        async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+            if key == "crowd":
+                await super().put_keyed(key, number, seconds)
+
+    async def run() -> None:
+        await measured(OneKey(), "tenant")
+
+    with pytest.raises(Exception, match="the job of the other key did not start within 0 s"):
+        asyncio.run(run())
+
+
+def test_peers_end_a_worker_of_keys_that_fails() -> None:
+    class Broken(Memory):
+        async def serve_keyed(self, ran: Ran) -> None:
+            raise RuntimeError("no more")
+
+    async def run() -> None:
+        await measured(Broken(), "limited")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        asyncio.run(run())
 
 
 def test_peers_end_a_consumer_that_swallows_its_cancellation() -> None:
@@ -391,6 +459,25 @@ def test_peers_environment_is_separate_per_version(tmp_path: Path, monkeypatch: 
     assert ours == f"psycopg=={psycopg.__version__}"
 
 
+def test_peers_skip_a_system_of_node_without_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    peer = environments.Environment("peer", ("peer@1",), node=True)
+    with pytest.raises(environments.NotMeasured, match="needs npm, and none was found on PATH"):
+        environments.prepare(peer, tmp_path)
+
+
+def test_peers_environment_of_node_has_a_node_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text('#!/bin/sh\nmkdir -p "$3/node_modules/node/bin" && echo "$@" > "$3/node_modules/node/bin/node"\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+    made = environments.prepare(environments.Environment("peer", ("peer@1", "node@2"), node=True), tmp_path)
+    said = made.read_text().split()
+    assert said[:3] == ["install", "--prefix", str(made.parents[3])]
+    assert said[-2:] == ["peer@1", "node@2"]
+
+
 def test_peers_find_a_python_that_is_new_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environments.find_python((3, 10)) == sys.executable
     with pytest.raises(environments.NotMeasured, match=r"needs Python 3\.99 or newer, and none was found"):
@@ -424,7 +511,8 @@ def test_peers_have_pinned_versions() -> None:
     assert PEERS
     for peer in PEERS:
         assert peer.environment is not None
-        assert all("==" in requirement for requirement in peer.environment.requirements)
+        pin = "@" if peer.environment.node else "=="
+        assert all(pin in requirement for requirement in peer.environment.requirements)
         assert ", " in peer.title
 
 

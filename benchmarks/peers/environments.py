@@ -1,4 +1,4 @@
-"""Virtual environments for peers: their dependencies are at odds with one another, and with ours.
+"""Environments for peers, of Python or of Node: their dependencies are at odds with one another, and with ours.
 
 Each is made once, under a cache folder, by pip with a pinned version of the peer and the drivers' versions
 that we use; another version, or another Python, is another folder.  What was not finished is begun anew.
@@ -44,12 +44,15 @@ class Environment:
         requirements: For pip.
         drivers: Distributions that we use too, and of which it gets the same version.
         python: The oldest Python that it runs on.
+        node: Whether it runs on Node, and its requirements are for npm. One of them is ``node``, so that its version
+            does not depend on the machine.
     """
 
     name: str
     requirements: tuple[str, ...]
     drivers: tuple[str, ...] = ()
     python: tuple[int, int] = (3, 10)
+    node: bool = False
 
     def wanted(self) -> list[str]:
         """All requirements, with versions."""
@@ -71,29 +74,46 @@ def cache_folder() -> Path:
 
 
 def prepare(environment: Environment, folder: Path) -> Path:
-    """Make an environment, unless it is there; its Python.
+    """Make an environment, unless it is there; its Python, or its Node.
 
     Raises:
-        NotMeasured: There is no Python that is new enough, or pip failed.
+        NotMeasured: There is no Python that is new enough, no npm, or what installs failed.
     """
-    python = find_python(environment.python)
+    installer = _npm() if environment.node else find_python(environment.python)
     wanted = environment.wanted()
-    digest = hashlib.sha256("\0".join([*wanted, python]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\0".join([*wanted, installer]).encode()).hexdigest()[:12]
     place = folder / f"{environment.name}-{digest}"
-    program = place / "bin" / "python"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{place.name}.lock"):
             if not (place / _MADE).exists():
                 shutil.rmtree(place, ignore_errors=True)
-                _run([python, "-m", "venv", *([] if wanted else ["--without-pip"]), str(place)], "venv")
-                if wanted:
-                    options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
-                    _run([str(program), "-m", "pip", "install", *options, *wanted], "pip")
-                (place / _MADE).write_text(json.dumps({"requirements": wanted, "python": python}), encoding="utf-8")
+                (_install_node if environment.node else _install_python)(installer, place, wanted)
+                made = json.dumps({"requirements": wanted, "installer": installer})
+                (place / _MADE).write_text(made, encoding="utf-8")
     except OSError as error:
         raise NotMeasured(f"its environment could not be made: {error}") from error
-    return program
+    return place / ("node_modules/node/bin/node" if environment.node else "bin/python")
+
+
+def _install_python(python: str, place: Path, wanted: Sequence[str]) -> None:
+    _run([python, "-m", "venv", *([] if wanted else ["--without-pip"]), str(place)], "venv")
+    if wanted:
+        options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
+        _run([str(place / "bin" / "python"), "-m", "pip", "install", *options, *wanted], "pip")
+
+
+def _install_node(npm: str, place: Path, wanted: Sequence[str]) -> None:
+    place.mkdir()
+    options = ["--silent", "--no-audit", "--no-fund", "--no-save", "--fetch-retries=1"]
+    _run([npm, "install", "--prefix", str(place), *options, *wanted], "npm")
+
+
+def _npm() -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise NotMeasured("needs npm, and none was found on PATH")
+    return npm
 
 
 @contextmanager

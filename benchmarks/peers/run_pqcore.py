@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
+import inspect
 import sys
 import threading
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 from pqcore.tasks import PQ, AsyncPQ
 from pqcore.worker import Worker
 
-from .runner import MANY, Seen, System, Taken, clock, in_thread, main
+from .runner import MANY, PLACES, PLACES_OF_WORKER, Ran, Seen, System, Taken, clock, in_thread, main
 
 BACKENDS = {"psycopg2": "blocking", "psycopg": "blocking", "psycopg-async": "async", "asyncpg": "async"}
 
@@ -32,6 +34,8 @@ class Pqcore(System):
         "serve": "Worker(queue)",
         "horizon": "queue.get()",
         "horizon_worker": "as for worker",
+        "limited": f"tasks with limits={{key: {PLACES}}} and tenant=key; Worker(queue)",
+        "tenant": "as for limited",
     }
     tables = ("queue",)
     unfinished = "SELECT count(*) FROM queue"
@@ -42,6 +46,25 @@ class Pqcore(System):
         self.ran: Any = None
         self.queue: Any = None
         self.task: Any = None
+        self.keyed: Any = None
+        self.key_ran: Ran = lambda _: None
+
+    def declare_keyed(self) -> None:
+        """Declare the task of jobs under a key; its share is the key's too, where this pqcore has shares."""
+
+        async def keyed(job_id: int, key: str, seconds: float) -> None:
+            self.key_ran(key)
+            if seconds:
+                await asyncio.sleep(seconds)
+
+        options: dict[str, Any] = {"limits": lambda key, seconds: {key: PLACES}}
+        if "tenant" in inspect.signature(self.queue.put).parameters:
+            options["tenant"] = lambda key, seconds: key
+        self.keyed = self.queue.task(**options)(keyed)
+
+    async def serve_keyed(self, ran: Ran) -> None:
+        self.key_ran = ran
+        await Worker(self.queue, concurrency=PLACES_OF_WORKER).run()
 
     async def work(self, seen: Seen) -> float:
         self.ran = seen.ran
@@ -65,6 +88,10 @@ class Blocking(Pqcore):
             self.ran(job_id)
 
         self.task = self.queue.task()(noop)
+        self.declare_keyed()
+
+    async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+        self.queue.put_calls(*[self.keyed.call(key, seconds)] * number)
 
     async def close(self) -> None:
         self.pq.close()
@@ -121,6 +148,10 @@ class Asynchronous(Pqcore):
             self.ran(job_id)
 
         self.task = self.queue.task()(noop)
+        self.declare_keyed()
+
+    async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+        await self.queue.put_calls(*[self.keyed.call(key, seconds)] * number)
 
     async def close(self) -> None:
         await self.pq.close()

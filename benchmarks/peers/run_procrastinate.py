@@ -5,15 +5,19 @@ Its documentation has no way to take a job but a worker; one at a time is measur
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
-from .runner import MANY, Seen, System, Taken, clock, main
+from .runner import MANY, PLACES_OF_WORKER, Ran, Seen, System, Taken, clock, main
 
 CONCURRENCY = 30
 """As in its guide to concurrency."""
+
+POLL = 0.1
+"""Seconds between two looks of its worker for jobs of keys, the end of which wakes nobody; 5 by default."""
 
 
 class Procrastinate(System):
@@ -28,6 +32,9 @@ class Procrastinate(System):
         "serve": f"run_worker_async(concurrency={CONCURRENCY}, delete_jobs='always')",
         "horizon": "as for lease",
         "horizon_worker": "as for worker",
+        "limited": "task.configure(lock=key), so 1 of a key runs: its only limit by key;"
+        f" run_worker_async(fetch_job_polling_interval={POLL})",
+        "tenant": "as for limited",
     }
     alike = {"get": "lease"}
     tables = ("procrastinate_jobs", "procrastinate_events")
@@ -47,6 +54,13 @@ class Procrastinate(System):
             self.ran(n)
 
         self.task = self.app.task(name="noop", queue="bench")(noop)
+        self.key_ran: Ran = lambda _: None
+
+        async def keyed(key: str, seconds: float) -> None:
+            self.key_ran(key)
+            await asyncio.sleep(seconds)
+
+        self.keyed = self.app.task(name="keyed", queue="bench")(keyed)
 
     async def close(self) -> None:
         await self.app.close_async()
@@ -77,6 +91,14 @@ class Procrastinate(System):
         await manager.finish_job(job=job, status=self.done, delete_job=True)
         return int(job.id)
 
+    async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+        calls = [{"key": key, "seconds": seconds}] * number
+        await self.keyed.configure(lock=key).batch_defer_async(*calls)
+
+    async def serve_keyed(self, ran: Ran) -> None:
+        self.key_ran = ran
+        await self._run(wait=True, concurrency=PLACES_OF_WORKER, fetch_job_polling_interval=POLL)
+
     async def work(self, seen: Seen) -> float:
         self.ran = seen.ran
         await self._run(wait=False)
@@ -86,13 +108,14 @@ class Procrastinate(System):
         self.ran = lambda _: taken()
         await self._run(wait=True)
 
-    async def _run(self, *, wait: bool) -> None:
+    async def _run(self, *, wait: bool, concurrency: int = CONCURRENCY, **options: Any) -> None:
         await self.app.run_worker_async(
             queues=["bench"],
             wait=wait,
-            concurrency=CONCURRENCY,
+            concurrency=concurrency,
             delete_jobs="always",
             install_signal_handlers=False,
+            **options,
         )
 
 

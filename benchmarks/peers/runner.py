@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, ClassVar
 
@@ -45,6 +45,21 @@ MANY = 1_000
 
 BATCH = 100
 """Jobs taken in one call."""
+
+CROWD = 2_000
+"""Jobs that wait under a key, when one of another key is put."""
+
+HELD = 0.2
+"""Seconds that each of them takes."""
+
+PLACES = 2
+"""Jobs of a key that may run together, where a system can say how many."""
+
+PLACES_OF_WORKER = 20
+"""Slots of the worker that runs jobs of keys."""
+
+KEYED_PATIENCE = 20.0
+"""Seconds that all jobs of the other key may take, and that jobs under a limit may."""
 
 PATIENCE = 40.0
 """Seconds that a worker, or one job on its way, may take."""
@@ -86,6 +101,18 @@ WORKLOADS = (
     Workload("serve", "pickup, worker", "ms", "from the call that puts a job to its function in an idle worker"),
     Workload("horizon", "get 1, old", "/s", f"get 1 while a session holds an old snapshot, {_AGED}", sliced=True),
     Workload("horizon_worker", "worker, old", "/s", f"worker while a session holds an old snapshot, {_AGED}"),
+    Workload(
+        "limited",
+        "worker, limited",
+        "/s",
+        f"no-op jobs of one key, of which {PLACES} may run together (1 where a system knows no other number)",
+    ),
+    Workload(
+        "tenant",
+        "other key",
+        "ms",
+        f"from the call that puts a job of another key to its function, while {CROWD:,} jobs of {HELD:g} s wait so",
+    ),
 )
 
 
@@ -111,6 +138,8 @@ class Seen:
 
 
 Taken = Callable[[], None]
+Ran = Callable[[str], None]
+"""Is told of the key of a job that runs."""
 
 
 class System(ABC):
@@ -206,6 +235,14 @@ class System(ABC):
 
     async def serve(self, taken: Taken) -> None:
         """Run a worker, whose job calls ``taken``, until cancelled."""
+        raise NotImplementedError
+
+    async def put_keyed(self, key: str, number: int, seconds: float) -> None:
+        """Put jobs of a key, of which `PLACES` may run together; each takes some seconds."""
+        raise NotImplementedError
+
+    async def serve_keyed(self, ran: Ran) -> None:
+        """Run a worker of `PLACES_OF_WORKER` slots, whose jobs first call ``ran``, until cancelled."""
         raise NotImplementedError
 
     async def until_finished(self) -> float:
@@ -400,6 +437,8 @@ class Measuring:
             "horizon_worker": lambda: self._worker(seconds),
             "pickup": lambda: self._pickup(samples, 5 * seconds),
             "serve": lambda: self._serve(samples, 5 * seconds),
+            "limited": lambda: self._limited(seconds),
+            "tenant": lambda: self._tenant(samples),
         }
         if workload != "horizon_worker":
             await self.system.reset()
@@ -498,6 +537,68 @@ class Measuring:
         middle = sorted(latencies)[len(latencies) // 2]
         return {"figure": middle, "latencies": latencies, "operations": len(latencies), "lost": 0, "repeated": 0}
 
+    # Keys
+
+    async def _limited(self, seconds: float) -> dict[str, Any]:
+        n = self._number("limited", 3 * seconds, round(300 * min(1, seconds / 0.3)), 100 * BATCH)
+        await self.system.put_keyed("crowd", n, 0.0)
+        await self.system.settle()
+        times: list[float] = []
+        all_ran = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def ran(key: str) -> None:
+            times.append(clock())
+            if len(times) == n:
+                loop.call_soon_threadsafe(all_ran.set)
+
+        async with _serving(self.system, ran) as serving:
+            await _first(all_ran, serving, KEYED_PATIENCE)
+            for _ in range(200):  # what ran is finished a little later
+                if not await self.system.count():
+                    break
+                await asyncio.sleep(0.01)
+            left = await self.system.count()
+        if len(times) < 2:
+            raise MeasurementFailed(f"{len(times)} of {n:,} jobs ran within {KEYED_PATIENCE:.0f} s")
+        figure = (len(times) - 1) / (times[-1] - times[0])  # of a slow one, those that ran in time
+        self.rates["limited"] = figure
+        lost = max(n - len(times), left) if all_ran.is_set() else 0
+        return {"figure": figure, "operations": len(times), "lost": lost, "repeated": max(len(times) - n, 0)}
+
+    async def _tenant(self, samples: int) -> dict[str, Any]:
+        await self.system.put_keyed("crowd", CROWD, HELD)
+        await self.system.settle()
+        loop = asyncio.get_running_loop()
+        events = {"crowd": asyncio.Event(), "other": asyncio.Event()}
+        at = 0.0
+
+        def ran(key: str) -> None:
+            nonlocal at
+            if key == "other":
+                at = clock()
+            loop.call_soon_threadsafe(events[key].set)
+
+        latencies: list[float] = []
+        async with _serving(self.system, ran) as serving:
+            await _first(events["crowd"], serving, KEYED_PATIENCE)
+            end = clock() + KEYED_PATIENCE
+            for number in range(1, samples + 1):
+                if clock() > end:
+                    break
+                await asyncio.sleep(0.02 + 0.04 * (number * 0.618 % 1))
+                events["other"].clear()
+                began = clock()
+                await self.system.put_keyed("other", 1, 0.0)
+                await _first(events["other"], serving, max(end - clock(), 1))
+                if not events["other"].is_set():
+                    if latencies:
+                        break
+                    raise MeasurementFailed(f"the job of the other key did not start within {KEYED_PATIENCE:.0f} s")
+                latencies.append(1_000 * (at - began))
+        middle = sorted(latencies)[len(latencies) // 2]
+        return {"figure": middle, "latencies": latencies, "operations": len(latencies), "lost": 0, "repeated": 0}
+
     # Dead rows
 
     async def age(self, number: int) -> None:
@@ -519,6 +620,32 @@ class Measuring:
             if not found:
                 raise MeasurementFailed(f"{number} jobs that were put were not found")
             number -= len(found)
+
+
+@contextlib.asynccontextmanager
+async def _serving(system: System, ran: Ran) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a worker for jobs of keys, and end it."""
+    serving = asyncio.create_task(system.serve_keyed(ran))
+    try:
+        yield serving
+    finally:
+        for _ in range(5):  # some take a cancellation for a time-out
+            serving.cancel()
+            await asyncio.wait({serving}, timeout=2)
+            if serving.done():
+                break
+        if serving.done() and not serving.cancelled() and (error := serving.exception()) is not None:
+            raise error
+
+
+async def _first(event: asyncio.Event, serving: asyncio.Task[None], patience: float) -> None:
+    """Wait for something for some seconds, unless the worker ends."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({waiting, serving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if serving.done():
+        await serving  # raises what ended it
+        raise MeasurementFailed("the worker ended")
 
 
 # The protocol

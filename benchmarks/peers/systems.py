@@ -23,7 +23,7 @@ class Contender:
 
     Attributes:
         title: What it is called in tables; its version is added to a peer's.
-        module: What runs it, in this package.
+        module: What runs it, in this package: a module of Python, or a file of Node's.
         arguments: For that.
         environment: What a peer needs; None for pqcore, which runs as we do.
         slow: Whether it is left out where there is little time.
@@ -48,6 +48,11 @@ _OBAN = Environment("oban", ("oban==0.7.0",), _PSYCOPG, python=(3, 12))
 _CHANCY = Environment("chancy", ("chancy==0.26.0",), _PSYCOPG, python=(3, 11))
 _PGMQ = Environment("pgmq", ("pgmq==1.1.4",), ("asyncpg", *_PSYCOPG))
 _AWA = Environment("awa", ("awa-pg==0.6.9",))
+_AKADZE = Environment("akadze", ("akadze==0.5.0",), ("asyncpg",), python=(3, 13))
+_DBOS = Environment("dbos", ("dbos==3.4.0",), ("psycopg[binary]",))
+_NODE = "node@22.23.3"
+_PGBOSS = Environment("pg-boss", ("pg-boss@12.38.0", _NODE), node=True)
+_GRAPHILE = Environment("graphile-worker", ("graphile-worker@0.18.0", _NODE), node=True)
 
 OURS = tuple(
     Contender(f"pqcore, {driver}", "run_pqcore", (driver,))
@@ -63,6 +68,10 @@ PEERS = (
     Contender("PGMQ, asyncpg", "run_pgmq", ("asyncpg",), _PGMQ),
     Contender("PGMQ, psycopg", "run_pgmq", ("psycopg",), _PGMQ),
     Contender("awa, Rust", "run_awa", (), _AWA),
+    Contender("akadze, asyncpg", "run_akadze", (), _AKADZE),
+    Contender("DBOS, psycopg", "run_dbos", (), _DBOS),
+    Contender("pg-boss, Node", "run_pgboss.mjs", (), _PGBOSS),
+    Contender("Graphile Worker, Node", "run_graphile.mjs", (), _GRAPHILE),
 )
 
 
@@ -156,10 +165,13 @@ def _home() -> tuple[Path, str]:
 
 async def _process(contender: Contender, python: str, errors: IO[bytes]) -> asyncio.subprocess.Process:
     root, package = _home()
+    if contender.module.endswith(".mjs"):
+        program = [str(Path(__file__).with_name(contender.module))]
+    else:
+        program = ["-m", f"{package}.{contender.module}"]
     return await asyncio.create_subprocess_exec(
         python,
-        "-m",
-        f"{package}.{contender.module}",
+        *program,
         *contender.arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

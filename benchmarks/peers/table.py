@@ -119,7 +119,8 @@ def _cell(report: Report, system: Mapping[str, Any], workload: Mapping[str, Any]
     if workload["unit"] == "ms":
         return f"{found['figure']:.2f}, p95 {found['p95']:.1f}"
     spread = (found["most"] - found["least"]) / 2 / found["figure"]
-    return f"{found['figure']:,.0f}" + (f" ±{spread:.0%}" if len(found["rounds"]) > 1 else "")
+    rate = f"{found['figure']:,.0f}" if found["figure"] >= 10 else f"{found['figure']:.2g}"
+    return rate + (f" ±{spread:.0%}" if len(found["rounds"]) > 1 else "")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -162,6 +163,10 @@ def _notes(report: Report) -> str:
     return "\n".join([*notes, *(trouble(report) or ["lost jobs: none; taken twice: none"])])
 
 
+def _language(system: Mapping[str, Any]) -> str:
+    return f"Node {system['node']}" if "node" in system else f"Python {system['python']}"
+
+
 _DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
@@ -169,7 +174,7 @@ def _how(report: Report) -> str:
     lines = []
     for system in report["systems"]:
         if system["not_measured"] is None:
-            lines.append(f"{_name(system)}, on Python {system['python']}")
+            lines.append(f"{_name(system)}, on {_language(system)}")
             lines += [f"    {key}: {text}" for key, text in system["how"].items()]
             lines += [f"    {key}: as {other}" for key, other in system["alike"].items()]
     return "\n".join(lines)
