@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 
 import pqcore
 
+from .admission_calls import declare, held, limits_of, put_held, run_until, speed
 from .backends import Location, closed, contenders
 from .coroutines import run_sync
-from .operations import OPERATIONS, QUEUE, awaited, calls, stepped
+from .operations import LIMITED, OF_BUILDS, OPERATIONS, QUEUE, awaited, calls, stepped
 from .worker_calls import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
+PATIENCE = 100.0
+"""Seconds that the jobs under a limit may take, which is less than an answer may."""
 
 
 class BuildProcess:
@@ -59,6 +62,8 @@ class BuildProcess:
         self._pq = self._contender.open(self._place)
         if operation == "worker":
             self._pq[QUEUE].task()(noop)
+        elif operation == LIMITED:
+            self._task = declare(self._pq[QUEUE], held, limits=limits_of(OF_BUILDS[LIMITED].jobs))
         else:
             self._call = calls(self._pq[QUEUE], self._taken, blocking=self._contender.blocking)[operation]
         return {}
@@ -72,6 +77,8 @@ class BuildProcess:
         """
         if self._name == "worker":
             return {"seconds": self._loop.run_until_complete(self._worked(number * OPERATIONS["worker"].jobs))}
+        if self._name == LIMITED:
+            return {"seconds": self._loop.run_until_complete(self._limited(number * OF_BUILDS[LIMITED].jobs))}
         return {"seconds": self._run(self._called(ahead, number))}
 
     async def _called(self, ahead: int, number: int) -> float:
@@ -84,6 +91,13 @@ class BuildProcess:
         done = await drain(self._pq[QUEUE])
         self._taken += done.taken
         return per_job(done, OPERATIONS["worker"].jobs) * number
+
+    async def _limited(self, number: int) -> float:
+        """Return the seconds of jobs under a limit, from the first ones' start to the last one's."""
+        self._put += await put_held(self._task, self._pq[QUEUE], number, 0.0)
+        done, _ = await run_until([self._pq[QUEUE]], number, PATIENCE)
+        self._taken += done.taken
+        return number / speed(done.times, OF_BUILDS[LIMITED].jobs)
 
     def end(self) -> dict[str, Any]:
         """Disconnect; return the ids of the jobs that were taken, and of those that were put for a worker."""

@@ -101,13 +101,13 @@ def _compare(terminal: Terminal, paths: tuple[str, str], fail_under: float | Non
 def _operations(scenarios: tuple[str, ...]) -> list[str]:
     """Return the operations that are chosen; all, if none is."""
     known = {run.TARGETS: list(operations.OPERATIONS)}
-    for name in operations.OPERATIONS:
+    for name in operations.OF_BUILDS:
         known |= {name: [name], f"{run.TARGETS}:{name}": [name]}
     if unknown := sorted(set(scenarios) - set(known)):
-        msg = f"--against measures {', '.join(operations.OPERATIONS)}, and not {', '.join(unknown)}"
+        msg = f"--against measures {', '.join(operations.OF_BUILDS)}, and not {', '.join(unknown)}"
         raise ConfigurationError(msg)
     chosen = {operation for name in scenarios or (run.TARGETS,) for operation in known[name]}
-    return [name for name in operations.OPERATIONS if name in chosen]
+    return [name for name in operations.OF_BUILDS if name in chosen]
 
 
 def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: float | None) -> list[Failure]:

@@ -29,7 +29,7 @@ from .backends import Location, contenders
 from .compare import Change, Comparison
 from .measurement import Table, dropped, schema_name
 from .observer import Observer, named
-from .operations import OPERATIONS
+from .operations import LIMITED, OF_BUILDS
 from .presets import SCALES
 from .run import Listener
 from .stock import Stock
@@ -47,6 +47,10 @@ WORKER_TURNS = 4
 """Turns of each build in a round of a worker: they are long, as it has to start."""
 WORKER_CALLS = 25
 """Calls of a worker's turn, at least."""
+LIMITED_TURNS = 2
+"""Turns of each build in a round of jobs under a limit."""
+LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
+"""Jobs of such a turn, by scale."""
 TABLE = "queue"
 PATIENCE = 120.0
 """Seconds that an answer may take."""
@@ -73,7 +77,7 @@ class Request:
     Attributes:
         other: Where the other build is: a Python interpreter, a virtual environment, or a checkout.
         backends: Names of backends; all that both builds have, if there are none.
-        operations: Keys of `OPERATIONS`.
+        operations: Keys of `OF_BUILDS`.
         scale: The name of the scale.
         rounds: How often each operation is measured.
         dsn: A server; None for an embedded one.
@@ -246,7 +250,7 @@ def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, 
             for cell in cells:
                 listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
                 if not cell.error:
-                    _round(sides, cell, number, SCALES[request.scale].backlog)
+                    _round(sides, cell, number, request.scale)
     except BuildFailed as exc:
         for cell in cells:
             cell.error = cell.error or str(exc)
@@ -264,9 +268,9 @@ class _Part:
     def __init__(self, side: _Side, operation: str, backlog: int) -> None:
         self._build = side.build
         self._table = side.table
-        jobs = OPERATIONS[operation].jobs
+        jobs = OF_BUILDS[operation].jobs
         self._ahead = AHEAD if jobs == 1 else 0
-        self._stock = None if operation == "worker" else Stock(side.table, operation, backlog)
+        self._stock = None if operation in ("worker", LIMITED) else Stock(side.table, operation, backlog)
         side.table.empty()
         side.build.ask("begin", operation=operation)
         number = max(20 // jobs, 3)
@@ -288,12 +292,11 @@ class _Part:
         return len(done["put"]) - distinct - self._table.count() + len(done["taken"]) - distinct
 
 
-def _round(sides: Sequence[_Side], cell: Cell, number: int, backlog: int) -> None:
+def _round(sides: Sequence[_Side], cell: Cell, number: int, scale: str) -> None:
     """Have both builds connect, run an operation in turns, and disconnect."""
     try:
-        parts = [_Part(side, cell.operation, backlog) for side in sides]
-        turns, least = (WORKER_TURNS, WORKER_CALLS) if cell.operation == "worker" else (TURNS, 1)
-        calls = max(round(SLICE / max(part.seconds for part in parts)), least)
+        parts = [_Part(side, cell.operation, SCALES[scale].backlog) for side in sides]
+        turns, calls = _sizes(cell.operation, scale, max(part.seconds for part in parts))
         times: tuple[list[float], list[float]] = ([], [])
         for turn in range(turns):
             for side in (0, 1) if (turn + number) % 2 else (1, 0):
@@ -302,10 +305,18 @@ def _round(sides: Sequence[_Side], cell: Cell, number: int, backlog: int) -> Non
     except BuildFailed as exc:
         cell.error = str(exc)
         return
-    jobs = OPERATIONS[cell.operation].jobs
+    jobs = OF_BUILDS[cell.operation].jobs
     ratio = median(old / new for old, new in zip(*times, strict=True))
     cell.rounds.append((jobs / median(times[0]), jobs / median(times[1]), ratio))
     cell.lost += lost
+
+
+def _sizes(operation: str, scale: str, seconds: float) -> tuple[int, int]:
+    """Return how many turns there are, and how many calls in each; a call takes so many seconds."""
+    if operation == LIMITED:
+        return LIMITED_TURNS, LIMITED_JOBS[scale] // OF_BUILDS[LIMITED].jobs
+    turns, least = (WORKER_TURNS, WORKER_CALLS) if operation == "worker" else (TURNS, 1)
+    return turns, max(round(SLICE / seconds), least)
 
 
 def _change(cell: Cell) -> Change:

@@ -118,6 +118,16 @@ class Table:
         )
         return int(table), int(indexes), int(dead)
 
+    def writes(self) -> int:
+        """Rows that were inserted, updated or deleted in it, and in the tables that belong to it."""
+        if self.server_observer.flushes:
+            self.server_observer.sql("SELECT pg_stat_force_next_flush()")
+        found = self.server_observer.one(
+            "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables"
+            f" WHERE schemaname = '{self.place.schema}' AND relname ~ '^{self.place.table}(_|$)'"
+        )
+        return int(found)
+
     def drop(self) -> None:
         """Drop it, with the tables that belong to it."""
         names = self.server_observer.sql(

@@ -50,6 +50,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "worker": Operation(f"a worker's no-op jobs, {PLACES} together", PLACES, True, floor=0.15, script="worker"),
 }
 
+LIMITED = "limited_worker"
+"""An operation that has no bare loop: two builds are compared at it, if it is named."""
+OF_BUILDS: Mapping[str, Operation] = {
+    **OPERATIONS,
+    LIMITED: Operation("a worker's no-op jobs under a limit of 2", 2, True, floor=0.0, script=""),
+}
+"""The operations at which two builds can be compared."""
+
 
 def _blocking(queue: Any, taken: list[int]) -> dict[str, Call]:
     def keep(jobs: Any) -> None:

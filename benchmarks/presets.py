@@ -27,7 +27,13 @@ class Scale:
         patience: Seconds that the horizon may take.
         everywhere: Whether what is a matter of the server, not of the driver, is measured over every backend.
         soak: Seconds of the soak.
-        pace: Jobs a second of the soak.
+        crowds: The lengths of a short and of a long backlog of one tenant.
+        keys: Limits that such a backlog is under, where they are many.
+        workers: Workers, where they are many.
+        samples: Jobs of another tenant.
+        limited: No-op jobs under a limit.
+        limited_horizon: Seconds for which jobs under a limit run beside an old snapshot.
+            pace: Jobs a second of the soak.
     """
 
     name: str
@@ -47,6 +53,12 @@ class Scale:
     patience: float
     everywhere: bool
     soak: float
+    crowds: tuple[int, int]
+    keys: int
+    workers: int
+    samples: int
+    limited: int
+    limited_horizon: float
     pace: float = 200.0
 
 
@@ -68,6 +80,12 @@ QUICK = Scale(
     patience=8.0,
     everywhere=False,
     soak=2.0,
+    crowds=(300, 3_000),
+    keys=300,
+    workers=4,
+    samples=10,
+    limited=300,
+    limited_horizon=3.0,
 )
 DEFAULT = Scale(
     name="default",
@@ -87,6 +105,12 @@ DEFAULT = Scale(
     patience=30.0,
     everywhere=False,
     soak=6.0,
+    crowds=(1_000, 10_000),
+    keys=1_000,
+    workers=8,
+    samples=40,
+    limited=2_000,
+    limited_horizon=20.0,
 )
 FULL = Scale(
     name="full",
@@ -106,5 +130,11 @@ FULL = Scale(
     patience=600.0,
     everywhere=True,
     soak=60.0,
+    crowds=(1_000, 1_000_000),
+    keys=10_000,
+    workers=8,
+    samples=200,
+    limited=2_000,
+    limited_horizon=600.0,
 )
 SCALES = {scale.name: scale for scale in (QUICK, DEFAULT, FULL)}

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from pqcore.errors import ConfigurationError, PQError
 
 from . import environment, load_generators, operations, pgbench, targets
+from .admission_workloads import Limited, LimitedHorizon, OtherTenant
 from .backends import Contender
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Measurement, Table, dropped, schema_name
@@ -33,7 +34,21 @@ TARGETS = "targets"
 
 def workloads() -> list[Workload]:
     """All of them, in the order in which they are measured."""
-    return [*PLAIN, Drain(), Pickup(), Queues(), Priorities(), LATER, FINISHED, Scaling(), Horizon(), Soak()]
+    return [
+        *PLAIN,
+        Drain(),
+        Pickup(),
+        Queues(),
+        Priorities(),
+        LATER,
+        FINISHED,
+        Scaling(),
+        Horizon(),
+        OtherTenant(),
+        Limited(),
+        LimitedHorizon(),
+        Soak(),
+    ]
 
 
 def scenarios() -> dict[str, str]:

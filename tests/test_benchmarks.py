@@ -27,14 +27,18 @@ from pqcore import hookimpl
 from pqcore.backend import BackendSpec
 from pqcore.benchmarks import (
     actions,
+    admission_calls,
+    admission_workloads,
     backends,
     colours,
+    command,
     compare,
     environment,
     load_generators,
     observer,
     operations,
     pgbench,
+    pgbouncer,
     presets,
     run,
     statements,
@@ -54,7 +58,7 @@ from pqcore.benchmarks import (
     summary as figures,
 )
 from pqcore.cli.app import app
-from pqcore.errors import UnknownBackend
+from pqcore.errors import ConfigurationError, UnknownBackend
 from pqcore.plugins import plugins
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg import AsyncpgBackend
@@ -79,6 +83,12 @@ TINY = dataclasses.replace(
     window=100,
     patience=20.0,
     soak=0.5,
+    crowds=(6, 12),
+    keys=3,
+    workers=2,
+    samples=1,
+    limited=20,
+    limited_horizon=0.3,
 )
 QUICKEST = ("put", "get", "get_many")
 RULES = verdicts.Rules()
@@ -260,6 +270,25 @@ def test_bench_measures_every_scenario_over_both_faces(pqcore_server: str) -> No
     [horizon] = everything["horizon"]
     assert horizon["operations"] == TINY.horizon
     assert horizon["curve"]["taken"][-1] == TINY.horizon
+    beside = {(row["backend"], row["variant"]) for row in everything["other_tenant"]}
+    few, many = TINY.crowds
+    jobs = f"{few} and {many} jobs"
+    assert beside == {
+        ("psycopg", f"{jobs}, 1 key, 1 worker of 20"),
+        ("psycopg-async", f"{jobs}, 1 key, 1 worker of 20"),
+        ("psycopg", f"{jobs}, 1 key, 1 worker of 4"),
+        ("psycopg", f"{jobs}, 1 key, 2 workers of 20"),
+        ("psycopg", f"{jobs}, 3 keys, 1 worker of 20"),
+        ("psycopg", f"{jobs}, 3 keys, 2 workers of 20"),
+    }
+    limited = {row["variant"]: row["metrics"] for row in everything["limited"] if row["backend"] == "psycopg"}
+    assert any("PgBouncer" in variant for variant in limited) == (pgbouncer.find() is not None)
+    bound = limited["20 ms jobs, 2 places"]
+    assert bound["rate"]["median"] < bound["unlimited"]["median"]
+    assert bound["of bound"]["median"] == pytest.approx(bound["rate"]["median"] / 100, rel=0.01)
+    for row in everything["limited_horizon"]:
+        assert row["curve"].keys() == {"seconds", "rate (/s)"}
+        assert row["metrics"]["taken"]["median"] == row["operations"]
     [soak] = everything["soak"]
     assert len({len(points) for points in soak["curve"].values()}) == 1
     assert soak["curve"].keys() == {"seconds", "table (MB)", "indexes (MB)", "dead rows"}
@@ -520,6 +549,46 @@ def test_bench_run_fails_when_jobs_are_lost_or_repeated(
     assert any(text.startswith("LOST: greedy, get_many: ") and text.endswith("jobs lost") for text in found)
     assert any(text.endswith("taken twice") for text in found)
     assert "LOST: greedy, get_many" in result.output
+
+
+def test_bench_fails_when_a_limit_is_not_kept(pqcore_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_workloads, "limits_of", lambda places, keys: lambda seconds, mark: {})
+    report = measured(pqcore_server, ["psycopg2"], ["limited"])
+    errors = {row["variant"]: row.get("error", "") for row in report["workloads"]}
+    assert errors["20 ms jobs, 2 places"] == "LimitNotKept: 10 jobs ran together, though 2 may"
+    assert not errors[f"{TINY.limited} no-op jobs, one group"], "which are in a group, and under no limit"
+
+
+def test_bench_reports_jobs_under_a_limit_that_do_not_end(pqcore_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_workloads, "PATIENCE", 0.3)
+    monkeypatch.setattr(admission_workloads, "HELD_SHORTLY", 1.0)
+    report = measured(pqcore_server, ["psycopg2"], ["limited"])
+    errors = [row.get("error", "") for row in report["workloads"] if row["variant"].startswith("1000 ms jobs")]
+    assert errors
+    assert all(" jobs ended within 0 s" in error for error in errors)
+
+
+def test_bench_other_tenant_counts_from_a_free_slot() -> None:
+    load = admission_calls.Load(slots=1)
+    load.begin(1, "")
+    load.watch()
+    assert load.freed == math.inf
+    load.end()
+    freed = load.freed
+    assert freed <= load_generators.clock()
+    load.begin(2, "")
+    load.end()
+    assert (load.freed, load.most, load.taken) == (freed, 1, [1, 2])
+    load.watch()
+    assert freed <= load.freed < math.inf
+
+
+def test_bench_without_pgbouncer_measures_no_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pgbouncer, "find", lambda: None)
+    variants = admission_workloads.Limited().variants(workloads.Options(TINY))
+    assert not any("PgBouncer" in variant.label for variant in variants)
+    with pytest.raises(ConfigurationError, match="PgBouncer cannot be put before postgresql://me@here/it; install it"):
+        pgbouncer.pooled("postgresql://me@here/it").__enter__()
 
 
 def test_bench_counts_losses_by_id() -> None:
@@ -955,6 +1024,14 @@ def test_bench_against_compares_two_builds(tmp_path: Path, pqcore_server: str, s
         assert looking.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'pqcore_bench%'") == []
     finally:
         looking.close()
+
+
+def test_bench_against_measures_jobs_under_a_limit_where_they_are_named(invoke: Callable[..., Result]) -> None:
+    arguments = ["--against", str(ROOT), "--backend", "psycopg2", "--quick", "--rounds", "1"]
+    result = invoke(*arguments, "--scenario", "limited_worker")
+    assert result.exit_code == 0, result.output
+    assert "limited_worker" in result.output
+    assert "limited_worker" not in command._operations(())
 
 
 def test_bench_against_refuses_a_bad_build(invoke: Callable[..., Result], tmp_path: Path) -> None:

@@ -312,8 +312,7 @@ class Pool(SessionSource):
 
     async def _set_up(self, session: Session, *, listens: bool) -> None:
         """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
-        # Compiling takes longer than our statements run, and the planner's guess of their cost is a multiple of it.
-        settings = {"jit": ("off", False)}
+        settings = {}
         if self._idle_limit is not None:
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:
@@ -327,7 +326,8 @@ class Pool(SessionSource):
             }
             query = session.sql.session_settings
             try:
-                await session.execute(query, query.bind(values))
+                if wanted:
+                    await session.execute(query, query.bind(values))
             except ConnectionLost:
                 raise
             except DatabaseError as exc:
