@@ -105,7 +105,7 @@ class Fetcher:
         engine = queue_state.bridge.engine
         snapshot = engine.snapshot(queue_state.channel)  # before the statement, so that a put after it counts
         seen, leased_at = worker_state.changes, time.monotonic()
-        if self._took_all and (self._stop is not None or (snapshot is not None and snapshot == self._before)):
+        if self._took_all and snapshot in (None, self._before):
             self._took_all = False
             await self._wait_for_admission(snapshot)
             return
