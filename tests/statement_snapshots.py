@@ -21,7 +21,7 @@ from pqcore.sql.cockroachdb import CockroachDB
 from pqcore.sql.dialect import SCHEMA_STATEMENTS, Dialect
 from pqcore.sql.fetch_statements import Finish, Pick
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.statement import Query
+from pqcore.sql.statement import RETENTIONS, Query
 from pqcore.sql.statement_set import read_statements
 
 FOLDER = Path(__file__).parent / "snapshots"
@@ -43,7 +43,9 @@ def queries(dialect: Dialect) -> dict[str, Query]:
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):
         found += [dialect.fetch(pick, finish, 2) for pick in get_args(Pick)]
-    found.append(dialect.peek(2))
+    found += [dialect.peek(2), dialect.take_lanes(2)]
+    if "end and take" not in dialect.unsupported:
+        found += [dialect.end_and_take(retention, 2) for retention in RETENTIONS]
     places = {"key": "'pqcore \"queue\"'", "table_name": "'\"queue\"'"}
     found += [dialect.schema_statement(name, **places) for name in read_statements(SCHEMA_STATEMENTS)]
     return {query.name: query for query in found}

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from parked_job import lease_after_parking
+from released_job import lease_after_release
 
 from pqcore import PQ, json_views, schema, tasks
 from pqcore.cli.app import app
@@ -382,7 +382,7 @@ def test_jobs_are_listed_by_state(dsn: str, pq: PQ, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_commands_show_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ, backend: str) -> None:
-    job_id = lease_after_parking(pq["a"]).id
+    job_id = lease_after_release(pq["a"]).id
     where = ("--backend", backend)
     for command in (("list", "--queue", "a"), ("show", str(job_id)), ("status", str(job_id), "--queue", "a")):
         [job] = objects(*command, *where, dsn=dsn)

@@ -25,6 +25,13 @@ KINDS = (
     ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'"),
     ("leased_until, attempts", "now() + interval '2 days', 1"),
     ("leased_until, attempts, parked_on, group_key", "'infinity', 1, 'group:' || n % 10, n % 10"),
+    (
+        "leased_until, parked_on, group_key",
+        (
+            "'-infinity', CASE n % 2 WHEN 0 THEN '[0,\"\",\"limit:x=2\"]' ELSE '[0,\"\",\"group:' || n % 10 || '=1\"]'"
+            " END, CASE n % 2 WHEN 1 THEN n % 10 END"
+        ),
+    ),
 )
 BOUNDED: list[tuple[Query, int]] = [
     # Looks up at most so many jobs of each class, in an index of each.

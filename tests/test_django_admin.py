@@ -14,7 +14,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
-from parked_job import lease_after_parking
+from released_job import lease_after_release
 
 from django_project.shop import tasks
 from pqcore.integrations.django import queue
@@ -121,7 +121,7 @@ def test_admin_shows_a_dead_letter_with_its_traceback(root: Client) -> None:
 
 
 def test_admin_shows_the_runs_of_a_job_as_its_attempts(root: Client) -> None:
-    job = lease_after_parking(queue("orders"))
+    job = lease_after_release(queue("orders"))
     assert re.search(r'field-attempts">1</td>', page(root, f"{JOBS}?q={job.id}"))
     assert Job.objects.get(pk=job.id).attempts == Job.objects.get(attempts=1, token=2).attempts == 1
     job.bury("it is of no use")

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
-from parked_job import lease_after_parking
+from released_job import lease_after_release
 
 from pqcore import PQ, Dedup, tasks
 from pqcore.cli.app import app
@@ -210,7 +210,7 @@ def test_mcp_tools_show_the_runs_of_a_job_as_its_attempts(secret_dsn: str, pq: t
         [job] = (await ask(client, "list_jobs", queue="a"))["jobs"]
         assert job["attempts"] == 1
 
-    job_id = lease_after_parking(pq["a"]).id
+    job_id = lease_after_release(pq["a"]).id
     talk(in_process(secret_dsn), conversation)
 
 

@@ -62,7 +62,17 @@ def statements() -> Iterator[Query]:
     yield from (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.replace)
     yield from (tasks.retry, tasks.snooze)
     yield from (tasks.release, tasks.drop, tasks.find_headers, tasks.request_stop, tasks.bury, tasks.find_job)
-    yield from (tasks.revive, tasks.find_lanes, tasks.admitted_headers)
+    yield from (
+        tasks.revive,
+        tasks.find_lanes,
+        tasks.find_unnamed,
+        tasks.find_unadopted,
+        tasks.set_lanes,
+        tasks.reserve,
+        tasks.create_keys,
+    )
+    yield from (tasks.admitted_headers, tasks.sweep_keys, SQL.take_lanes(1))
+    yield from (*SQL.ack_and_tell.values(), *(SQL.end_and_take(retention, 1) for retention in SQL.ack))
     admin = SQL.admin
     yield from (admin.list_ready, admin.list_scheduled, admin.list_leased, admin.list_parked)
     yield from (admin.rerun_finished, admin.rerun_archived, admin.run_now)
@@ -93,7 +103,9 @@ VALUES |= {
     "group": "7",
     "groups": ["7"],
 }
-VALUES |= {"started": [1], "excuses": [1], "delay": 1.0}
+VALUES |= {"started": [1], "excuses": [1], "delay": 1.0, "priority": 0, "newest": 1, "after": "", "table": "queue"}
+VALUES |= {"lane": '[0,"","limit:x=2"]', "lanes": "[]", "wanted": "[]", "needs": "[]", "shares": "[]"}
+VALUES |= {"plain_share": 1, "spare": 0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 

@@ -17,11 +17,13 @@ from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.encoding_statements import SLICE
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.statement import Query
+from pqcore.sql.statement import RETENTIONS, Query
 
 ROWS = 50_000
 MOST_ROWS = 1_500
 """That one scan may give: a thousand hidden ones, and a hundred beside those wanted, are looked at."""
+LEASES = 10_000
+"""Of these, those are looked for that name keys."""
 SQL = Dialect(TableName("queue"), "numeric_dollar")
 
 FINISHED = ("enqueued_at, dequeued_at", "now() - interval '1 hour', now()")
@@ -31,9 +33,19 @@ LEASED = ("leased_until, attempts", "now() + interval '1 day', 1")
 FUTURE_EXPECTED = ("schedule_at, expected_at", "now() + interval '1 day', now() + interval '2 days'")
 DUE_EXPECTED = ("schedule_at, expected_at", "now() - interval '1 hour', now() + interval '2 days'")
 URGENT = ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'")
+# As older code parked them.
 PARKED = (
     "leased_until, attempts, parked_on, group_key",
     "'infinity', 1, CASE n % 3 WHEN 0 THEN 'group:' ELSE 'limit:' END || n % 10, n % 10",
+)
+# Half of them wait in one lane, a quarter in a lane of a hundred each, the others in the lanes of ten groups.
+_LANES = (
+    "CASE n % 4 WHEN 0 THEN '[0,\"\",\"group:' || n / 4 % 10 || '=1\"]'"
+    " WHEN 1 THEN '[0,\"' || n / 400 || '\",\"limit:' || n / 400 || '=2\"]' ELSE '[0,\"\",\"limit:x=2\"]' END"
+)
+WAITING = (
+    "leased_until, parked_on, group_key, headers",
+    f"'-infinity', {_LANES}, CASE n % 4 WHEN 0 THEN (n / 4 % 10)::text END, '{{\"gate\": {{}}}}'",
 )
 KEYED = ("dedup_key, group_key", "'key ' || n, 'group ' || n % 10")
 
@@ -47,6 +59,7 @@ NOTHING = (
     "headers",
     "group_key",
     "dedup_key",
+    "lane",
     "put_at",
 )
 """Parameters that are null."""
@@ -61,13 +74,14 @@ class Case:
 
     query: Query
     pages: int
+    rows: int = MOST_ROWS
     leased: int = 0  # so many jobs are leased first
-    placed: int = 0  # so many hold a place under a limit
+    running: int = 0  # so many run under a limit
     values: tuple[tuple[str, Any], ...] = ()
 
 
 def cases() -> Iterator[Case]:
-    for n, pages in ((1, 60), (100, 2_500)):
+    for n, pages in ((1, 60), (100, 2_700)):
         for finish in ("keep", "delete", "archive", "lease"):
             yield Case(SQL.fetch("ordered", finish, n), pages)
             yield Case(SQL.fetch("unguarded", finish, n), pages)
@@ -78,7 +92,7 @@ def cases() -> Iterator[Case]:
         for ack in SQL.ack.values():
             yield Case(ack, pages, leased=n)
     yield Case(SQL.next_due_probe, 60)
-    for n, pages in ((1, 60), (100, 2_500)):  # a probe of each index for each name
+    for n, pages in ((1, 60), (100, 2_700)):  # a probe of each index for each name
         yield Case(SQL.ready_queues, pages, values=(("names", ["jobs", *map("queue {}".format, range(n - 1))]),))
     yield Case(SQL.put, 60)
     for query in (SQL.put_timed, SQL.put_call, SQL.put_call_timed):
@@ -100,17 +114,72 @@ def task_cases() -> Iterator[Case]:
         for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.claim_key, tasks.tick):
             yield Case(query, 60, values=dedup)
         yield Case(tasks.set_key_holder, 60, values=dedup)
-    for query in (tasks.replace, tasks.find_job, tasks.find_headers):
+    for query in (tasks.replace, tasks.find_headers):
         yield Case(query, 60)
+    yield from admission_cases()
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.request_stop):
         yield Case(query, 60, leased=1)
-    for n, pages in ((1, 60), (100, 2_500)):
+    for n, pages in ((1, 60), (100, 2_700)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
 
 
+def admission_cases() -> Iterator[Case]:
+    tasks = SQL.tasks
+    one, *many = lanes = [("", "limit:x", 2), *((str(n), f"limit:{n}", 2) for n in range(140)), *GROUPS]
+    for n, pages in ((1, 300), (20, 1_200)):
+        yield Case(SQL.take_lanes(n), pages, running=2, values=wanted([one], n, spare=20))
+        yield Case(SQL.take_lanes(n), 5_000, running=2, values=wanted(lanes, n))
+        for retention in RETENTIONS:
+            yield Case(SQL.end_and_take(retention, n), pages, leased=1, running=2, values=wanted([one], n))
+    for ack in SQL.ack_and_tell.values():
+        yield Case(ack, 60, leased=1, running=2)
+    yield Case(tasks.find_lanes, 1_000, values=(("after", ""), ("newest", -1)))
+    yield Case(tasks.find_lanes, 60, values=(("after", None), ("newest", 2**62)))
+    new = json.dumps([{"key": f"limit:new {n}", "number": 2, "newest": 1} for n in range(150)])
+    yield Case(tasks.create_keys, 15_000, LEASES, values=(("needs", new), ("table", "queue")))
+    held = json.dumps([{"key": key, "ids": [1, 2, 3]} for _, key, _ in many])
+    yield Case(tasks.add_running, 4_000, running=2, values=(("needs", held),))
+    yield Case(tasks.find_unnamed, 60, values=(("lane", "?"),))
+    yield Case(tasks.find_unadopted, 2_500)
+    yield Case(tasks.admitted_headers, 11_000, LEASES)
+    lane = text_of(one)
+    yield Case(tasks.reserve, 100, running=2, values=(*wanted([one], 1), ("lane", lane)))
+    yield Case(tasks.set_lanes, 2_500, leased=0, values=(("lanes", LATER),))
+
+
+def text_of(lane: tuple[str, str, int]) -> str:
+    share, key, places = lane
+    return f'[0,"{share}","{key}={places}"]'
+
+
+def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[tuple[str, Any], ...]:
+    """The parameters of a take of some lanes, each of a share and a key."""
+    placed = list(enumerate(lanes, 1))
+    shares = {share: number for number, share in enumerate(dict.fromkeys(("", *(share for share, *_ in lanes))), 1)}
+    rows = [
+        {
+            "place": place,
+            "lane": text_of(lane),
+            "group_key": lane[1].removeprefix("group:") if lane[1].startswith("group:") else None,
+            "share": shares[lane[0]],
+            "priority": 0,
+            "quota": n,
+            "after": None,
+        }
+        for place, lane in placed
+    ]
+    needs = [{"place": place, "key": key, "number": number, "newest": 9} for place, (_, key, number) in placed]
+    turns = [{"share": number, "start": 0.0, "weight": 1.0} for number in shares.values()]
+    texts = {"wanted": rows, "needs": needs, "shares": turns}
+    given = [(name, json.dumps(value)) for name, value in texts.items()]
+    return (*given, ("plain_share", 1), ("spare", spare))
+
+
+GROUPS = [("", f"group:{n}", 1) for n in range(9)]
+LATER = json.dumps([{"id": n, "lane": '[0,""]', "priority": 0} for n in range(100)])
 CASES = list(cases())
-COLD: list[Case] = []
+COLD = [Case(SQL.tasks.find_job, 60), Case(SQL.tasks.sweep_keys, 200)]
 """Of statements that are planned each time."""
 
 
@@ -123,6 +192,12 @@ class Server:
         self.run("SET pqcore.notify = off")
         PQ(self.connection).create()
         self.run("ALTER TABLE queue SET (autovacuum_enabled = off)")
+        self.run("ALTER TABLE queue_keys SET (autovacuum_enabled = off)")
+        self.run(
+            "INSERT INTO queue_keys (q_name, key, version, places, running)"
+            " SELECT 'jobs', kind || name, 7, 2, '{}' FROM unnest(ARRAY['limit:', 'group:']) AS kind,"
+            " unnest(ARRAY['x'] || ARRAY(SELECT n::text FROM generate_series(0, 139) AS n)) AS name"
+        )
 
     def run(self, statement: str) -> list[tuple[Any, ...]]:
         cursor = self.connection.execute(statement.encode())
@@ -145,7 +220,7 @@ class Server:
         values |= {"q_name": "jobs", "channel": "jobs", "data": "{}", "serializer": "json"}
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
-        values["ahead"] = 1.0
+        values |= {"ahead": 1.0, "priority": 0}
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}
         values |= {"tick": datetime.now(timezone.utc), "reason": "failed", "error": "{}", **dict(case.values)}
         literals = [sql.Literal(value) for value in case.query.given(values)]
@@ -161,12 +236,9 @@ class Server:
         ids = sorted(row[0] for row in waiting)
         self.explain(case, ids, name)  # once before, so that the catalogue's pages are not counted
         self.run("BEGIN")
-        if case.placed:
-            some = ", ".join(map(str, ids[: case.placed]))
-            self.run(
-                "INSERT INTO queue_slots (q_name, key, job_id)"
-                f" SELECT 'jobs', 'limit:7', job FROM unnest(ARRAY[{some}]) AS job"
-            )
+        if case.running:  # they have ended, and their places are free
+            some = ", ".join(map(str, ids[: case.running]))
+            self.run(f"UPDATE queue_keys SET running = ARRAY[{some}] WHERE key = 'limit:x'")
         if case.leased:
             some = ", ".join(map(str, ids[: case.leased]))
             self.run(f"UPDATE queue SET leased_until = now() + interval '1 h', attempts = 7 WHERE id IN ({some})")
@@ -176,7 +248,7 @@ class Server:
         found = [f"{pages} pages"] if pages > case.pages else []
         for node in scans(plan):
             rows = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
-            if node["Node Type"] == "Seq Scan" or rows > MOST_ROWS:
+            if node["Node Type"] == "Seq Scan" or rows > case.rows:
                 found.append(f"{node['Node Type']} of {rows} rows")
         return f"{case.query.name}: {', '.join(found)}" if found else None
 
@@ -202,8 +274,8 @@ def test_encodings_statement_reads_slice_by_slice(server: Server, mode: str) -> 
 
 
 def scans(plan: Any) -> Iterator[Any]:
-    """The nodes that read the queue's table."""
-    if plan.get("Relation Name") == "queue":
+    """The nodes that read the queue's table, or that of keys."""
+    if plan.get("Relation Name") in ("queue", "queue_keys"):
         yield plan
     for below in plan.get("Plans", ()):
         yield from scans(below)
@@ -223,6 +295,7 @@ def server(dsn: str) -> Iterator[Server]:
         pytest.param((FINISHED, LEASED, FUTURE_EXPECTED), id="hidden"),
         pytest.param((FINISHED, URGENT, DUE_EXPECTED), id="hidden and out"),
         pytest.param((FINISHED, PARKED, KEYED), id="parked and keyed"),
+        pytest.param((FINISHED, WAITING), id="waiting"),
     ],
 )
 def test_query_plans_do_not_depend_on_the_depth_of_the_queue(server: Server, kinds: tuple[Kind, ...]) -> None:
@@ -252,5 +325,5 @@ def test_prepared_statement_keeps_a_good_plan_when_the_table_changes(server: Ser
     for number, case in enumerate(CASES):
         server.prepare("generic", case, f"case_{number}")
         server.explain(case, list(range(1, 101)), f"case_{number}")
-    server.fill(FINISHED, READY, LEASED, PARKED, KEYED, rows=20_000)  # and nobody analyzes it
+    server.fill(FINISHED, READY, LEASED, PARKED, KEYED, WAITING, rows=20_000)  # and nobody analyzes it
     assert [offence for number, case in enumerate(CASES) if (offence := server.offence(case, f"case_{number}"))] == []

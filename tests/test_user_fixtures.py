@@ -112,7 +112,7 @@ def test_database_of_a_test_is_reset_and_used_again(databases: Databases) -> Non
             queue.lease()
             seen.append((jobs.dsn, counts, first, second, batch.id, len(queue.dead.list())))
             filled = {name for name in tables[0] if quietly(jobs, f'SELECT 1 FROM "{name}" LIMIT 1')}
-            assert filled >= {"queue", "queue_archive", "queue_dead", "queue_dedup", "queue_rates", "queue_slots"}
+            assert filled >= {"queue", "queue_archive", "queue_dead", "queue_dedup", "queue_rates", "queue_keys"}
     assert seen[0] == seen[1]
     assert all(count == [(0,)] for name, count in seen[0][1].items() if name != "pqcore_migrations")
 
@@ -1254,6 +1254,15 @@ def test_travel_moves_every_time_of_every_table(pqcore_jobs: Jobs, pqcore_pq: PQ
     queue.put(1, "1d", "2d", dedup=Dedup("key", until="9d"))
     queue.put(2)
     queue.lease("5m")
+    for statement in (
+        "INSERT INTO queue_keys (q_name, key, version, running, refilled_at) VALUES ('q', 'limit:x', 0, '{}', now())",
+        "INSERT INTO queue_rules (q_name, kind, name, until) VALUES ('q', 'pause', 'limit:y', now())",
+        (
+            "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)"
+            " VALUES ('q', '1', 'here', 1, '0', '[]', 1, now(), now())"
+        ),
+    ):
+        sql(pqcore_jobs.dsn, f"{statement} RETURNING 1")
     columns = sql(
         pqcore_jobs.dsn,
         "SELECT table_name, column_name FROM information_schema.columns WHERE data_type LIKE 'timestamp%'"

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
-from parked_job import lease_after_parking
+from released_job import lease_after_release
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -190,7 +190,7 @@ def test_web_pages_show_jobs_in_every_state(dsn: str, pq: PQ, backend: str) -> N
 
 
 def test_web_page_shows_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ) -> None:
-    job_id = lease_after_parking(pq["a"]).id
+    job_id = lease_after_release(pq["a"]).id
     with visiting(web_app(pq)) as client:
         assert re.search(r"<dt>Attempts</dt><dd>1</dd>", client.get(path("job", id=job_id)).text)
         row = re.search(rf">{job_id}</a></th>.*?</tr>", client.get(path("queue", name="a")).text, re.DOTALL)

@@ -312,7 +312,8 @@ class Pool(SessionSource):
 
     async def _set_up(self, session: Session, *, listens: bool) -> None:
         """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
-        settings = {}
+        # Compiling takes longer than our statements run, and the planner's guess of their cost is a multiple of it.
+        settings = {"jit": ("off", False)}
         if self._idle_limit is not None:
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:
@@ -326,8 +327,7 @@ class Pool(SessionSource):
             }
             query = session.sql.session_settings
             try:
-                if wanted:
-                    await session.execute(query, query.bind(values))
+                await session.execute(query, query.bind(values))
             except ConnectionLost:
                 raise
             except DatabaseError as exc:

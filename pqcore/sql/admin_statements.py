@@ -11,23 +11,22 @@ from pqcore.sql.fragments import (
     AFTER_WAY,
     ATTEMPTS,
     COLUMNS,
+    COMES_OUT,
     DUE_AT,
     EXPRESSIBLE,
     HIDDEN_ORDER,
-    IS_DEFERRED,
-    IS_NEXT,
     IS_READY,
     IS_URGENT,
     MADE_WAY,
-    NOT_WAITING,
+    NO_END,
     OF_PUT,
     OF_QUEUE,
     ORDER,
     READY_ORDER,
-    STATE,
     URGENT_ORDER,
     VISIBLE_AT,
     come_back,
+    job_state,
     lane_room,
 )
 from pqcore.sql.statement_set import StatementSet, composed, family, from_file
@@ -47,8 +46,6 @@ _FILTERS = (
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = "parked_on IS NOT NULL"
-# Of older code, parked jobs are leased without an end.
-_COMES_OUT = f"{IS_DEFERRED} AND {NOT_WAITING} AND {VISIBLE_AT} < 'infinity'"
 _PARKED_ORDER = f"parked_on, {ORDER}"
 
 
@@ -100,21 +97,49 @@ def _some(condition: str, order: str) -> str:
     )
 
 
-# The first jobs of each lane, as many as may be admitted now; it goes from lane to lane through the index.
-_NEXT_OF_LANES = f"""
-(WITH RECURSIVE lanes (lane, number) AS (
-  SELECT (SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on IS NOT NULL), 1
+def _of_lanes(room: str) -> str:
+    """Return a query of waiting jobs, lane by lane: a look into the index leads from each lane to the next.
+
+    Args:
+        room: A query of the jobs of one lane: ``lane`` has its text, ``number`` of jobs that may be admitted now, the
+            ``group_key``, and the first job of the group, its ``head``.
+    """
+    of_queue = f"SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on"
+    return f"""
+(WITH RECURSIVE lanes (lane, place) AS (
+  SELECT ({of_queue} IS NOT NULL), 1
   UNION ALL
-  SELECT (SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on > lanes.lane), number + 1 FROM lanes
-  WHERE lane IS NOT NULL AND number < 1000
+  SELECT ({of_queue} > lanes.lane), place + 1 FROM lanes WHERE lane IS NOT NULL AND place < 1000
+), known AS (
+  SELECT lane, {lane_room("lane", ":q_name::text")} AS number, (
+    SELECT group_key FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane ORDER BY {ORDER} LIMIT 1
+  ) AS group_key FROM lanes WHERE lane IS NOT NULL
+), lane AS (
+  SELECT known.*, (
+    SELECT id FROM {{table}} WHERE {OF_QUEUE} AND group_key = known.group_key AND dequeued_at IS NULL
+    ORDER BY id LIMIT 1
+  ) AS head FROM known
 )
-SELECT next.* FROM lanes CROSS JOIN LATERAL (SELECT {lane_room("lanes.lane", ":q_name::text")} AS number) AS room
-CROSS JOIN LATERAL (
-  SELECT * FROM {{table}} AS job WHERE {OF_QUEUE} AND parked_on = lanes.lane{_FILTERS}
-  ORDER BY {ORDER} LIMIT least(room.number, :n::bigint)
-) AS next WHERE lanes.lane IS NOT NULL AND (next.group_key IS NULL OR next.id = (
-  SELECT id FROM {{table}} AS first WHERE {OF_QUEUE} AND first.group_key = next.group_key
-    AND first.dequeued_at IS NULL ORDER BY id LIMIT 1)))"""
+SELECT job.* FROM lane CROSS JOIN LATERAL ({room}
+) AS job LIMIT {{most}})"""
+
+
+# The rows of a subquery come in its order: they are not sorted again, as that would read all of a lane. So would a
+# plan for the few rows that a lane may have: a limit that the planner cannot know has it take them from the index.
+_OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane"
+_NEXT_OF_LANES = _of_lanes(f"""
+  (SELECT * FROM (
+    {_OF_LANE} AND lane.group_key IS NULL ORDER BY {ORDER} LIMIT lane.number
+  ) AS job WHERE true{_FILTERS} LIMIT :n::bigint)
+  UNION ALL
+  ({_OF_LANE} AND id = lane.head AND lane.number > 0{_FILTERS})""").replace("{most}", "ALL")
+# In the order of lanes, which is theirs: the first are enough.
+_BEHIND_THESE = _of_lanes(f"""
+  SELECT * FROM (
+    {_OF_LANE} AND lane.number < {NO_END} ORDER BY {ORDER}
+    LIMIT (SELECT {NO_END}) OFFSET CASE WHEN lane.group_key IS NULL THEN lane.number ELSE 0 END
+  ) AS job WHERE (lane.number = 0 OR id IS DISTINCT FROM lane.head){_FILTERS} LIMIT :n::bigint
+""").replace("{most}", ":n::bigint")
 
 
 def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> str:
@@ -127,7 +152,7 @@ _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
     # Not those that wait to be admitted: they would all be read in vain.
-    "hidden": (f"{_COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
+    "hidden": (f"{COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
     # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
@@ -174,7 +199,7 @@ class AdminStatements(StatementSet):
             ORDER,
             (IS_URGENT, URGENT_ORDER),
             (f"{IS_READY} AND {due}", READY_ORDER),
-            (f"{_COMES_OUT} AND {VISIBLE_AT} <= {_NOW} AND {due}", HIDDEN_ORDER),
+            (f"{COMES_OUT} AND {VISIBLE_AT} <= {_NOW} AND {due}", HIDDEN_ORDER),
             more=_NEXT_OF_LANES,
         )
 
@@ -186,19 +211,19 @@ class AdminStatements(StatementSet):
             "scheduled",
             READY_ORDER,
             (f"{IS_READY} AND {later}", READY_ORDER),
-            (f"{_COMES_OUT} AND {_FREE} AND {later}", HIDDEN_ORDER),
+            (f"{COMES_OUT} AND {_FREE} AND {later}", HIDDEN_ORDER),
         )
 
     @composed()
     def list_leased(self) -> str:
         """List the jobs under a lease."""
-        leased = f"{_COMES_OUT} AND {VISIBLE_AT} > {_NOW} AND leased_until > {_NOW}"
+        leased = f"{COMES_OUT} AND {VISIBLE_AT} > {_NOW} AND leased_until > {_NOW}"
         return _listed("leased", "leased_until, id", (leased, HIDDEN_ORDER))
 
     @composed()
     def list_parked(self) -> str:
         """List the jobs that wait, and could not be admitted now."""
-        return _listed("parked", _PARKED_ORDER, (f"{_PARKED} AND NOT {IS_NEXT}", _PARKED_ORDER))
+        return _listed("parked", _PARKED_ORDER, more=_BEHIND_THESE)
 
     @composed()
     def list_finished(self) -> str:
@@ -234,7 +259,7 @@ ORDER BY found.id DESC"""
         """Give all of one job, wherever it is: of the three tables at most one has it."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         return f"""
-SELECT {_columns(STATE, whole=True)}, 'table' FROM {{table}} AS job {wanted}
+SELECT {_columns(job_state("job.q_name"), whole=True)}, 'table' FROM {{table}} AS job {wanted}
 UNION ALL
 SELECT {_dead_columns(whole=True)}, 'dead' FROM {{dead}} {wanted}
 UNION ALL

@@ -11,6 +11,7 @@ of a lease sees it.  `take_lanes` finds those that may run, leases them, and wri
   take admitted a job meanwhile, that key is left alone.  So what the snapshot says of the key's jobs is true, but for
   jobs that ended since; those are counted, which is safe.
 * The newest version comes first in the index: old versions, which a snapshot that is held open keeps, are not read.
+  For the same reason a locked row is changed by its ``ctid`` alone: a condition on the queue would lead to the index.
 """
 
 from __future__ import annotations
@@ -138,12 +139,12 @@ WITH wanted AS MATERIALIZED (
     place int, lane text, group_key text, share int, priority int, quota int, after text)
 ), shares AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:shares::text::json) AS shares (share int, start float8, weight float8)
-), {_KEYS}, heads AS MATERIALIZED (
+), {_KEYS}, has AS MATERIALIZED (
+  SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, {n}) END) AS free
+  FROM wanted LEFT JOIN needs USING (place) LEFT JOIN room USING (key) GROUP BY place
+), heads AS MATERIALIZED (
   SELECT wanted.place, wanted.share, wanted.priority, head.*
-  FROM wanted CROSS JOIN LATERAL (
-    SELECT coalesce(min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE room.free END), {n}) AS free
-    FROM needs JOIN room USING (key) WHERE needs.place = wanted.place
-  ) AS has CROSS JOIN LATERAL ({_lane_rows(n)}
+  FROM wanted JOIN has USING (place) CROSS JOIN LATERAL ({_lane_rows(n)}
   ) AS head WHERE has.free > 0
 ), plain AS (
   SELECT 0 AS place, :plain_share::int AS share, 0 AS priority, due.* FROM ({plain}
@@ -156,19 +157,18 @@ WITH wanted AS MATERIALIZED (
   SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys,
     row_number() OVER (PARTITION BY needs.key ORDER BY turn, priority DESC, {ORDER}) AS number
   FROM turns JOIN needs USING (place)
-), unfit AS MATERIALIZED (
-  SELECT id, keys FROM numbered JOIN room USING (key) GROUP BY id, keys HAVING bool_or(number > room.free + :spare::int)
-), left_over AS (
-  SELECT key, count(*) FILTER (WHERE id NOT IN (SELECT id FROM unfit)) AS fit FROM numbered GROUP BY key
+), judged AS MATERIALIZED (
+  SELECT id, key, keys, number, free, bool_or(number > free + :spare::int) OVER (PARTITION BY id) AS unfit
+  FROM numbered JOIN room USING (key)
 ), second AS (
-  SELECT numbered.id FROM numbered JOIN left_over USING (key) JOIN room USING (key)
-  WHERE keys = 1 AND id IN (SELECT id FROM unfit) AND fit + (
-    SELECT count(*) FROM numbered AS before JOIN unfit USING (id, keys)
-    WHERE before.key = numbered.key AND before.keys = 1 AND before.number <= numbered.number
-  ) <= room.free
+  SELECT id FROM (
+    SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit,
+      row_number() OVER (PARTITION BY key, unfit, keys ORDER BY number) AS further
+    FROM judged
+  ) AS alone WHERE unfit AND keys = 1 AND fit + further <= free
 ), chosen AS MATERIALIZED (
   SELECT *, row_number() OVER (ORDER BY turn, priority DESC, {ORDER}) AS rank FROM turns
-  WHERE id NOT IN (SELECT id FROM unfit) OR id IN (SELECT id FROM second) ORDER BY rank LIMIT {n + 20}
+  WHERE id NOT IN (SELECT id FROM judged WHERE unfit) OR id IN (SELECT id FROM second) ORDER BY rank LIMIT {n + 20}
 ), asked AS MATERIALIZED (
   SELECT DISTINCT needs.key FROM needs JOIN chosen USING (place) WHERE rank <= {n} + :spare::int
 ), missing AS MATERIALIZED (
@@ -284,8 +284,8 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
         It looks at the first ones of the two usual classes: a take that came upon such a job asks for others near it.
         """
         heads = " UNION ALL ".join(
-            f"(SELECT id FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order} LIMIT {ADOPT})"
-            f" AS head WHERE {IS_GATED})"
+            f"(SELECT id FROM (SELECT * FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order}"
+            f" LIMIT {ADOPT}) AS first LIMIT (SELECT {ADOPT})) AS head WHERE {IS_GATED})"
             for condition, order in ((READY_NOW, READY_ORDER), (QUEUE_URGENT, URGENT_ORDER))
         )
         return (
@@ -308,7 +308,7 @@ WITH {_KEYS}, first AS MATERIALIZED (
   WHERE room.reserved_for IS NULL OR room.reserved > (SELECT id FROM first)
 )
 UPDATE {{keys}} AS kept SET version = version + 1, reserved = (SELECT id FROM first)
-WHERE kept.ctid = ANY (ARRAY(SELECT ctid FROM locked)) AND EXISTS (SELECT FROM first) RETURNING key"""
+WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked)) AND EXISTS (SELECT FROM first) RETURNING key"""
 
     admitted_headers = from_file()
     sweep_keys = from_file(rows=False)

@@ -13,6 +13,7 @@ from typing import ClassVar
 from pqcore.backend import Capability
 from pqcore.hookspecs import hookimpl
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.fragments import LANE
 from pqcore.sql.rewrite import (
     NOTIFICATION,
     RENUMBERING,
@@ -43,9 +44,19 @@ def _replaced(template: str) -> str:
     for column in ("schedule_at", "expected_at"):
         head, tail = split(template, f"{column} = coalesce(")
         computed, rest = split(tail, "'1 second')")
-        times.append(f"coalesce({computed}'1 second') AS new_{column}")
+        times.append(f"coalesce({computed}'1 second')")
         template = f"{head}{column} = clock.new_{column}{rest}"
-    return replace(template, " WHERE ", f" FROM (SELECT {', '.join(times)}) AS clock WHERE ", 1)
+    template = replace(template, f"ROW ({LANE})", "ROW (clock.lane, clock.leased, clock.new_priority)")
+    computed = ", ".join((*times, LANE))
+    clock = f"(SELECT {computed}) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)"
+    return replace(template, " WHERE ", f" FROM {clock} WHERE ", 1)
+
+
+def _leased(template: str) -> str:
+    until = f"{_NOW} + :lease::float8 * interval '1 second'"
+    template = replace(template, f"ELSE {until} END", "ELSE clock.until END")
+    picked = "WHERE id = ANY (ARRAY(SELECT id FROM picked))"
+    return replace(template, picked, f"FROM (SELECT {until} AS until) AS clock {picked}", 1)
 
 
 def _drawn(template: str) -> str:
@@ -71,6 +82,7 @@ def _of_queue(template: str) -> str:
 
 
 _TAKES = re.compile(r"(keep|delete|lease)_\d+_\w+")
+_LEASES = re.compile(r"lease_\d+_\w+|take_lanes_\d+|end_and_take_\w+")
 
 
 class Citus(Dialect):
@@ -101,6 +113,9 @@ class Citus(Dialect):
     def rewrite(self, name: str, template: str) -> str:
         """Return a statement that Citus sends to the node of the queue."""
         template = super().rewrite(name, without_renumbering(without_notification(template.strip())))
+        if _LEASES.fullmatch(name):
+            template = _leased(template)
+        template = template.replace("WHERE kept.ctid =", "WHERE kept.q_name = :q_name::text AND kept.ctid =")
         if _TAKES.fullmatch(name):
             start = max(template.rfind("\nUPDATE {table}"), template.rfind("\nDELETE FROM {table}"))
             if start < 0:

@@ -19,6 +19,7 @@ from pqcore.sql.rewrite import (
     NOTIFICATION,
     RENUMBERING,
     Rewrite,
+    replace,
     substitute,
     without_notification,
     without_renumbering,
@@ -35,9 +36,25 @@ def _without_standby(template: str) -> str:
     return substitute(template, r"\nUNION ALL SELECT NULL, .* WHERE pg_is_in_recovery\(\)", "")
 
 
+def _by_version(template: str) -> str:
+    # A row of keys is known by its version. PostgreSQL's has a place too, `ctid`, by which it is found sooner.
+    template = replace(template, "SELECT mine.ctid, mine.key FROM", "SELECT mine.version, mine.key FROM")
+    template = replace(template, "SELECT ctid, key FROM", "SELECT version, key FROM")
+    return substitute(
+        template,
+        r"kept\.ctid = ANY \(ARRAY\(SELECT locked\.ctid FROM (.*)\)\)",
+        r"(kept.key, kept.version) IN (SELECT locked.key, locked.version FROM \1)",
+    )
+
+
+def _without_quota(template: str) -> str:
+    # LIMIT cannot name columns of the query around it. What a lane gives beyond its room is left out later anyway.
+    return substitute(_by_version(template), r" LIMIT least\(wanted\.quota, .*?\) \+ :spare::int", "")
+
+
 _LEFT_OUT = re.compile(
-    r"ALTER TABLE \{table\} SET \(|DO \$do\$|INSERT INTO \{table\} |DELETE FROM \{table\} |DROP TRIGGER|CREATE TRIGGER"
-    r"|CREATE OR REPLACE FUNCTION"
+    r"ALTER TABLE \{(table|keys)\} SET \(|DO \$do\$|(INSERT INTO|DELETE FROM) \{(table|keys)\} |DROP TRIGGER"
+    r"|CREATE TRIGGER|CREATE OR REPLACE FUNCTION"
 )
 
 
@@ -49,11 +66,15 @@ class CockroachDB(Dialect):
         Capability.LISTEN: "CockroachDB has no LISTEN: waiters poll",
         Capability.PREPARED: "plans of prepared statements are not made anew, as DISCARD PLANS is not there",
     }
-    unsupported: ClassVar[Mapping[str, str]] = {"partitions": "it divides tables into ranges by itself"}
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "partitions": "it divides tables into ranges by itself",
+        "end and take": "a statement changes a table once",
+    }
 
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
         **read_statements("cockroachdb.sql"),
         "live_batches": _first_number,
+        "reserve": _by_version,
         "stats": _without_standby,
         "stats_all": _without_standby,
     }
@@ -65,6 +86,7 @@ class CockroachDB(Dialect):
         "DO $",
         "advisory",
         "autovacuum",
+        "ctid",
         "hashtext",
         "pg_control",
         "pg_is_in_recovery",
@@ -76,6 +98,8 @@ class CockroachDB(Dialect):
 
     def rewrite(self, name: str, template: str) -> str:
         """Return a statement without what CockroachDB has not."""
+        if name.startswith("take_lanes_"):
+            template = _without_quota(template)
         return without_renumbering(without_notification(super().rewrite(name, template)))
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:

@@ -1,25 +1,57 @@
 -- Statements that CockroachDB runs instead of those of the same names.
 
--- name: lock_keys
--- Lock keys until the transaction ends. Instead of an advisory lock there is a row, under the queue 'pqcore locks':
--- the transaction that inserts or updates it has it locked. The order of the keys is one for all callers.
-INSERT INTO {dedup} (q_name, dedup_key, job_id, until)
-SELECT 'pqcore locks', gate.lock::text, 0, statement_timestamp()
-FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until RETURNING 'read committed', job_id;
+-- name: create_keys
+-- Make the rows of keys that have none. There is no lock to try first: a take waits for another that makes the same
+-- row, until its transaction ends.
+WITH out AS MATERIALIZED (
+  SELECT id, group_key, headers, leased_until, parked_on FROM {table}
+  WHERE q_name = :q_name::text AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) > '-infinity' AND coalesce(leased_until, schedule_at) < 'infinity'
+  ORDER BY coalesce(leased_until, schedule_at), id LIMIT 10000
+), admitted AS MATERIALIZED (
+  SELECT id, group_key, headers #> '{{gate,limits}}' AS limits FROM out
+  WHERE leased_until IS NOT NULL AND parked_on IS NULL AND strpos(headers::text, '"gate"') > 0
+), known AS (
+  SELECT key, array_agg(id) AS ids FROM (
+    SELECT 'group:' || group_key AS key, id FROM admitted WHERE group_key IS NOT NULL
+    UNION ALL
+    SELECT 'limit:' || name, id FROM admitted CROSS JOIN LATERAL
+      json_object_keys(CASE json_typeof(limits) WHEN 'object' THEN limits ELSE '{{}}' END) AS limited (name)
+  ) AS held GROUP BY key
+)
+INSERT INTO {keys} (q_name, key, version, places, newest, running)
+SELECT :q_name::text, wanted.key, 0, wanted.number, wanted.newest, coalesce(known.ids, '{{}}')
+FROM json_to_recordset(:needs::text::json) AS wanted (key text, number int, newest bigint)
+LEFT JOIN known ON known.key = wanted.key
+WHERE NOT EXISTS (SELECT FROM {keys} WHERE q_name = :q_name::text AND key = wanted.key)
+ON CONFLICT DO NOTHING RETURNING key;
 
--- name: try_keys
--- The same: rows cannot be tried here, so admission waits.
-INSERT INTO {dedup} (q_name, dedup_key, job_id, until)
-SELECT 'pqcore locks', gate.lock::text, 0, statement_timestamp()
-FROM unnest(:locks::bigint[]) AS gate (lock) ORDER BY gate.lock
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET until = excluded.until
-RETURNING dedup_key::bigint, true, 'read committed';
+-- name: add_running
+-- Count jobs under keys whose rows miss them. The same, but that a row of keys is known by its version.
+UPDATE {keys} AS kept SET version = kept.version + 1, running = kept.running || missing.ids
+FROM (
+  SELECT mine.key, mine.version, wanted.ids
+  FROM json_to_recordset(:needs::text::json) AS given (key text, ids bigint[])
+  CROSS JOIN LATERAL (
+    SELECT version, running FROM {keys} WHERE q_name = :q_name::text AND key = given.key ORDER BY version DESC LIMIT 1
+  ) AS newest CROSS JOIN LATERAL (
+    SELECT array_agg(job) AS ids FROM unnest(given.ids) AS job WHERE job <> ALL (newest.running)
+  ) AS wanted CROSS JOIN LATERAL (
+    SELECT key, version FROM {keys} WHERE q_name = :q_name::text AND key = given.key AND version = newest.version
+    FOR UPDATE SKIP LOCKED
+  ) AS mine WHERE wanted.ids IS NOT NULL
+) AS missing WHERE kept.q_name = :q_name::text AND kept.key = missing.key AND kept.version = missing.version;
 
--- name: sweep_dedup
--- Delete keys whose time is over, and rows of locks that nobody has used for an hour.
-DELETE FROM {dedup} WHERE (q_name = :q_name::text AND until <= statement_timestamp())
-  OR (q_name = 'pqcore locks' AND until <= statement_timestamp() - interval '1 hour');
+-- name: sweep_keys
+-- Delete keys under which nothing was admitted for an hour. The same, but that a row of keys is known by its version.
+DELETE FROM {keys} WHERE q_name = :q_name::text AND (key, version) IN (
+  SELECT key, version FROM {keys} AS old
+  WHERE q_name = :q_name::text AND admitted_at < statement_timestamp() - interval '1 hour'
+    AND NOT EXISTS (
+      SELECT FROM {table} AS job WHERE job.id = ANY (old.running) AND job.q_name = :q_name::text
+        AND job.dequeued_at IS NULL AND job.parked_on IS NULL AND job.leased_until IS NOT NULL)
+  LIMIT 1000 FOR UPDATE SKIP LOCKED);
 
 -- name: lock_migrations
 -- Migrations are not kept apart: run them one at a time.

@@ -45,7 +45,8 @@ class Dialect(QueueStatements, SessionStatements):
         name: As users write it: ``PQ(dsn, dialect="citus")``.
         missing: Why the engine lacks what a driver may offer; by `pqcore.backend.Capability`.
         unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``, ``shared looks`` (one
-            statement that looks at many queues; without it, each waiter that cannot be notified polls).
+            statement that looks at many queues; without it, each waiter that cannot be notified polls), ``end and
+            take`` (one statement that ends jobs under limits, and leases others in their places; without it, two).
         rewrites: By the name of a statement, the template in its place, or a function that makes it of the template.
         unknown_words: What the engine has not, such as ``pg_notify``. A statement that still has such a word after it
             was rewritten is an error, and is not sent.

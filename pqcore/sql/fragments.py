@@ -20,6 +20,11 @@ NOT_WAITING = f"{VISIBLE_AT} > '-infinity'"
 UNNAMED = "?"
 """The lane of waiting jobs whose own lane is still to be written down: jobs that were put without one."""
 
+NO_END = 2_147_483_647
+"""The room of a lane without keys."""
+# Leased, or scheduled and expected: not those that wait, nor those that older code leased without an end to park them.
+COMES_OUT = f"{IS_DEFERRED} AND {NOT_WAITING} AND {VISIBLE_AT} < 'infinity'"
+
 
 def lane_room(lane: str, queue: str) -> str:
     """Return an expression: how many jobs of a lane may be admitted now, as far as its keys know.
@@ -29,6 +34,7 @@ def lane_room(lane: str, queue: str) -> str:
         queue: An expression that gives the queue's name.
     """
     key = "regexp_replace(need.name, '=[0-9]+$', '')"
+    # Of an array the planner expects ten elements, of the JSON a hundred, which may have it compile the statement.
     return f"""(
   SELECT coalesce(min(CASE WHEN EXISTS (SELECT FROM {{rules}} AS paused WHERE paused.q_name = {queue}
       AND paused.kind = 'pause' AND paused.name = {key} AND (until IS NULL OR until > statement_timestamp())) THEN 0
@@ -37,31 +43,48 @@ def lane_room(lane: str, queue: str) -> str:
         SELECT count(*) FROM unnest(row.running) AS admitted (id) CROSS JOIN LATERAL (
           SELECT FROM {{table}} AS other WHERE other.id = admitted.id AND other.q_name = {queue}
             AND num_nulls(other.dequeued_at) = 1 AND num_nulls(other.parked_on) = 1
-            AND num_nulls(other.leased_until) = 0 LIMIT 1) AS alive), 0) END), 2147483647)
-  FROM json_array_elements_text(CASE WHEN {lane} LIKE '[%' THEN {lane} ELSE '[]' END::json) WITH ORDINALITY
-    AS need (name, number)
-  LEFT JOIN LATERAL (
+            AND num_nulls(other.leased_until) = 0 LIMIT 1) AS alive), 0) END), {NO_END})
+  FROM unnest(ARRAY(
+    SELECT json_array_elements_text(CASE WHEN {lane} LIKE '[%' THEN {lane} ELSE '[]' END::json) OFFSET 2
+  )) AS need (name) LEFT JOIN LATERAL (
     SELECT places, running FROM {{keys}} AS key WHERE key.q_name = {queue} AND key.key = {key}
     ORDER BY version DESC LIMIT 1
-  ) AS row ON true WHERE need.number > 2)"""
+  ) AS row ON true)"""
 
 
-# Whether a waiting job could be admitted now: it is among the first of its lane, as many as the lane has room for.
-IS_NEXT = f"""CASE WHEN job.group_key IS NULL THEN job.id IN (
-    SELECT id FROM {{table}} AS waiting WHERE waiting.q_name = job.q_name AND waiting.parked_on = job.parked_on
-    ORDER BY {ORDER} LIMIT least({lane_room("job.parked_on", "job.q_name")}, 10000)
+def is_next(queue: str) -> str:
+    """Return an expression: whether a waiting job could be admitted now. The queue's table is called ``job``.
+
+    Such a job is among the first of its lane, as many as the lane has room for.
+
+    Args:
+        queue: An expression that gives the queue's name; as a parameter, one partition of a table is looked at.
+    """
+    room = lane_room("job.parked_on", queue)
+    return f"""CASE WHEN job.group_key IS NULL THEN job.id IN (
+    SELECT id FROM {{table}} AS waiting WHERE waiting.q_name = {queue} AND waiting.parked_on = job.parked_on
+    ORDER BY {ORDER} LIMIT least({room}, 10000)
   ) ELSE job.id = (
-    SELECT id FROM {{table}} AS first WHERE first.q_name = job.q_name AND first.group_key = job.group_key
+    SELECT id FROM {{table}} AS first WHERE first.q_name = {queue} AND first.group_key = job.group_key
       AND first.dequeued_at IS NULL ORDER BY id LIMIT 1
-  ) AND {lane_room("job.parked_on", "job.q_name")} > 0 END"""
+  ) AND {room} > 0 END"""
+
+
 # The state of a job in the queue's table, as far as its row tells: of those that wait to be admitted, some could be.
 STORED_STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
     " WHEN leased_until > statement_timestamp() THEN 'leased'"
     f" WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled' ELSE 'ready' END"
 )
-# The state of a job; the queue's table is called job.
-STATE = f"CASE WHEN dequeued_at IS NULL AND parked_on IS NOT NULL AND {IS_NEXT} THEN 'ready' ELSE {STORED_STATE} END"
+
+
+def job_state(queue: str) -> str:
+    """Return an expression: the state of a job; see `is_next`."""
+    return (
+        f"CASE WHEN dequeued_at IS NULL AND parked_on IS NOT NULL AND {is_next(queue)} THEN 'ready'"
+        f" ELSE {STORED_STATE} END"
+    )
+
 
 # Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
 EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
@@ -104,12 +127,13 @@ AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
 # The same of what comes back to the queue's table: a job whose id is taken there is put under a new one.
 _LESS_ID = len("id, ")
 
-
 # What headers say of the priority, which a row that was forged may say wrongly.
 PRIORITY_IN_HEADERS = (
     "CASE WHEN headers #>> '{{gate,priority}}' ~ '^-?[0-9]{{1,9}}$' THEN (headers #>> '{{gate,priority}}')::int"
     " ELSE 0 END"
 )
+# The same of the group: columns of the table that no other table has.
+GROUP_AND_PRIORITY = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
 
 
 def come_back(source: str) -> str:
@@ -120,13 +144,13 @@ def come_back(source: str) -> str:
     Args:
         source: The CTE that has the rows, of the columns of `COLUMNS`.
     """
-    group = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
     return f"""same AS (
   INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
-  SELECT {RESET_COLUMNS}, {group} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
+  SELECT {RESET_COLUMNS}, {GROUP_AND_PRIORITY} FROM {source} WHERE id >= 0 ON CONFLICT DO NOTHING RETURNING id
 ), renumbered AS (
   INSERT INTO {{table}} ({COLUMNS[_LESS_ID:]}, group_key, priority)
-  SELECT {RESET_COLUMNS[_LESS_ID:]}, {group} FROM {source} WHERE id NOT IN (SELECT id FROM same) RETURNING id
+  SELECT {RESET_COLUMNS[_LESS_ID:]}, {GROUP_AND_PRIORITY} FROM {source} WHERE id NOT IN (SELECT id FROM same)
+  RETURNING id
 )"""
 
 

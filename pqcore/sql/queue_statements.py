@@ -22,6 +22,7 @@ from pqcore.sql.fragments import (
     LANE,
     LANE_COLUMNS,
     MADE_WAY,
+    NOT_WAITING,
     OF_QUEUE,
     PRIORITY_IN_HEADERS,
     QUEUE_DEFERRED,
@@ -77,7 +78,7 @@ def _put_many(stored: str, items: str) -> str:
     )
 
 
-def _stats(which: str) -> str:
+def _stats(which: str, queue: str) -> str:
     # One class of waiting rows a term, each through its own index: a table of finished rows is not read.
     # Only a standby gives a row without a name: how old the others may be.
     columns = (
@@ -86,7 +87,7 @@ def _stats(which: str) -> str:
     )
     classes = " UNION ALL ".join(
         f"SELECT {columns} FROM {{table}} WHERE {kind}{which}"
-        for kind in (IS_READY, IS_URGENT, f"{IS_DEFERRED} AND parked_on IS NULL")
+        for kind in (IS_READY, IS_URGENT, f"{IS_DEFERRED} AND {NOT_WAITING} AND parked_on IS NULL")
     )
     return f"""
 SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint,
@@ -98,12 +99,12 @@ FROM (
   UNION ALL
   SELECT q_name, next.number, 0, 0, CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number FROM (
     SELECT q_name, parked_on, count(*) AS number, min({DUE_AT}) AS due_at, min(group_key) AS group_key
-    FROM {{table}} WHERE parked_on IS NOT NULL{which} GROUP BY q_name, parked_on
+    FROM {{table}} WHERE parked_on IS NOT NULL AND dequeued_at IS NULL{which} GROUP BY q_name, parked_on
   ) AS lane CROSS JOIN LATERAL (
     SELECT least(number, CASE WHEN lane.group_key IS NULL OR lane.parked_on = (
-      SELECT parked_on FROM {{table}} AS first WHERE first.q_name = lane.q_name AND first.group_key = lane.group_key
+      SELECT parked_on FROM {{table}} AS first WHERE first.q_name = {queue} AND first.group_key = lane.group_key
         AND first.dequeued_at IS NULL ORDER BY id LIMIT 1
-    ) THEN {lane_room("lane.parked_on", "lane.q_name")} ELSE 0 END) AS number
+    ) THEN {lane_room("lane.parked_on", queue)} ELSE 0 END) AS number
   ) AS next
 ) AS classes GROUP BY q_name
 UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
@@ -280,12 +281,12 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     @composed()
     def stats(self) -> str:
         """Count the jobs of a queue by state. Reads only."""
-        return _stats(f" AND {OF_QUEUE}")
+        return _stats(f" AND {OF_QUEUE}", ":q_name::text")
 
     @composed()
     def stats_all(self) -> str:
         """Count the jobs of each queue by state. Reads only."""
-        return _stats("")
+        return _stats("", "lane.q_name")
 
     purge_kept = from_file()
     purge_archive = from_file()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from pqcore.errors import PluginError
-from pqcore.sql.fragments import AFTER_WAY, COLUMNS, MADE_WAY, RESET_COLUMNS, come_back
+from pqcore.sql.fragments import AFTER_WAY, COLUMNS, GROUP_AND_PRIORITY, MADE_WAY, RESET_COLUMNS, come_back
 
 Rewrite = Callable[[str], str]
 """Makes of a statement's template that of a dialect."""
@@ -16,7 +16,7 @@ NOTIFICATION = ("pg_notify",)
 RENUMBERING = ("made_way", "renumbered")
 """Those of a dialect that uses `without_renumbering`."""
 
-_NOTIFIED = ", pg_notify(:channel::text, '')::text"
+_NOTIFIED = "pg_notify(:channel::text, '')::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
 _KEYED_BY_QUEUE = re.compile(r"PRIMARY KEY \([^)]*\bq_name\b|\bq_name\s+text\s+PRIMARY KEY")
 
@@ -70,7 +70,9 @@ def split(template: str, separator: str) -> tuple[str, str]:
 
 def without_notification(template: str) -> str:
     """Remove the notification from a statement, if it has one."""
-    return template.replace(_NOTIFIED, "").replace("RETURNING pg_notify(:channel::text, '')::text", "RETURNING 1")
+    template = template.replace(f", {_NOTIFIED}", "")
+    template = template.replace(f"THEN {_NOTIFIED} END", "THEN NULL END")
+    return template.replace(f"RETURNING {_NOTIFIED}", "RETURNING 1").replace(f"SELECT {_NOTIFIED}", "SELECT 1")
 
 
 def without_renumbering(template: str) -> str:
@@ -81,8 +83,8 @@ def without_renumbering(template: str) -> str:
     for made_way in MADE_WAY.values():
         template = template.replace(made_way, "")
     same = (
-        f"same AS (\n  INSERT INTO {{table}} ({COLUMNS}, group_key)\n"
-        f"  SELECT {RESET_COLUMNS}, headers #>> '{{{{gate,group}}}}' FROM risen RETURNING id\n)"
+        f"same AS (\n  INSERT INTO {{table}} ({COLUMNS}, group_key, priority)\n"
+        f"  SELECT {RESET_COLUMNS}, {GROUP_AND_PRIORITY} FROM risen RETURNING id\n)"
     )
     template = template.replace(AFTER_WAY, "").replace(come_back("risen"), same)
     return template.replace(" + (SELECT count(*) FROM renumbered)", "").replace(

@@ -25,9 +25,9 @@ from pqcore.sql.fragments import (
     OF_QUEUE,
     ONE_MORE,
     PUT_AT,
-    STATE,
     TIMES,
     come_back,
+    job_state,
 )
 from pqcore.sql.statement import RETENTIONS, Retention
 from pqcore.sql.statement_set import composed, family, from_file
@@ -323,7 +323,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
         found = f"error::text, {ATTEMPTS}, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         return f"""
-SELECT {STATE}, {found} FROM {{table}} AS job {wanted}
+SELECT {job_state(":q_name::text")}, {found} FROM {{table}} AS job {wanted}
 UNION ALL SELECT 'dead', {found} FROM {{dead}} {wanted}
 UNION ALL SELECT 'done', {found} FROM {{archive}} {wanted}
 LIMIT 1"""

@@ -33,7 +33,7 @@ UNION ALL SELECT id, attempts, true FROM {dead} WHERE id = ANY (:ids::bigint[]) 
 -- name: request_stop
 -- Mark a running job, and notify its worker. A job whose lease ended meanwhile is checked again once it is unlocked.
 UPDATE {table} SET cancelling = true WHERE id = :id::bigint AND q_name = :q_name::text
-  AND dequeued_at IS NULL AND parked_on IS NULL AND leased_until > statement_timestamp()
+  AND num_nulls(dequeued_at, parked_on) = 2 AND leased_until > statement_timestamp()
 RETURNING id, pg_notify(:channel::text, '')::text;
 
 -- name: find_stop_requests

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pqcore.errors import PQError
 from pqcore.job import BaseJob
 from pqcore.rows import JOB, JobRow
-from pqcore.sql.fragments import DUE_AT
+from pqcore.sql.fragments import DUE_AT, is_next
 from pqcore.tasks.declaring import Task
 from pqcore.times import TimeSpec, UtcDatetime, parse, seconds
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 ENQUEUED = f"""
 SELECT {JOB}, q_name, dedup_key, group_key,
-  CASE WHEN parked_on IS NOT NULL THEN 'parked' WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled'
-    ELSE 'ready' END
-FROM {{table}} WHERE q_name = :q_name::text AND dequeued_at IS NULL
+  CASE WHEN parked_on IS NOT NULL AND NOT {is_next(":q_name::text")} THEN 'parked'
+    WHEN {DUE_AT} > statement_timestamp() THEN 'scheduled' ELSE 'ready' END
+FROM {{table}} AS job WHERE q_name = :q_name::text AND dequeued_at IS NULL
   AND (parked_on IS NULL AND leased_until > statement_timestamp()) IS NOT TRUE ORDER BY id"""
 NAMES = "SELECT q_name FROM {table} UNION SELECT q_name FROM {dead} ORDER BY 1"
 _CALL = {"function", "args", "kwargs"}

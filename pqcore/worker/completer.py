@@ -121,6 +121,8 @@ class Completer:
         """
         queue_state, worker_state = self._queue_state, self._worker_state
         queue = queue_state.queue
+        if "end and take" in queue_state.bridge.engine.dialect.unsupported:
+            return None
         if not all(complete.is_plain(outcome) for outcome in outcomes):
             return None
         if not any(has_lane(outcome.job.raw_headers) for outcome in outcomes):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pq as pq_1_9_1
 import psycopg2
@@ -104,22 +106,26 @@ def fly(pq: tasks.PQ, version: int) -> Flight:
     flight.ids["scheduled"] = queue.put("scheduled", "1h")
     flight.ids["expected"] = queue.put("expected", expected_at="1h")
     flight.ids["bytes"] = pq["bytes/pickle"].put({"an object"})
-    if version >= 2:  # there is the index of keys
+    if version >= 8:
         flight.ids["keyed"] = queue.put("keyed", dedup="key")
-    if version >= 4:  # there are all the tables
-        _fly_high(pq, flight, version)
+        _fly_high(pq, flight)
+    elif version >= 2:  # today's code needs columns of version 8 for these, so they are written as code of then did
+        with queue as cursor:
+            flight.ids["keyed"] = _insert(cursor, "q", "keyed", dedup_key="key")
+        if version >= 4:  # there are all the tables
+            _fly_as_then(pq, flight)
     flight.ids["waiting"] = queue.put("waiting")
     return flight
 
 
-def _fly_high(pq: tasks.PQ, flight: Flight, version: int) -> None:
+def _fly_high(pq: tasks.PQ, flight: Flight) -> None:
     queue = pq["grouped"]
     for text in ("first", "second"):
         flight.ids[text] = queue.put(text, group="g")
     flight.leases += queue.lease_many(2, "1h")
     flight.ids["held"] = queue.put("held", "1h", dedup=Dedup("held", until=3600))
 
-    @pq["tasks"].task(keep_result="1h" if version >= 7 else None)  # today's code writes what version 7 has
+    @pq["tasks"].task(keep_result="1h")
     def add(job_id: int, a: int, b: int) -> int:
         return a + b
 
@@ -137,13 +143,53 @@ def _fly_high(pq: tasks.PQ, flight: Flight, version: int) -> None:
         await Worker(pq["tasks"], burst=True).run()
 
     asyncio.run(work())
-    if version < 7:
-        with pq["tasks"] as cursor:
-            cursor.execute(
-                "INSERT INTO queue_results (job_id, q_name, state, data, serializer, expires_at)"
-                " VALUES (%s, 'tasks', 'done', '3', 'json', now() + interval '1 hour')",
-                [flight.ids["done"]],
-            )
+
+
+def _insert(cursor: Any, queue: str, data: object, **values: object) -> int:
+    """Write a row of the table as code of an older version did; return its id."""
+    columns = {"q_name": queue, "data": json.dumps(data), "serializer": "json", **values}
+    places = ", ".join(["%s"] * len(columns))
+    cursor.execute(f"INSERT INTO queue ({', '.join(columns)}) VALUES ({places}) RETURNING id", list(columns.values()))
+    return int(cursor.fetchone()[0])
+
+
+def _fly_as_then(pq: tasks.PQ, flight: Flight) -> None:
+    """Write what `_fly_high` puts as code of versions 4 to 7 did, which gave slots, and parked without an end."""
+    queue, ids = pq["grouped"], flight.ids
+    ids["first"] = queue.put("first")
+    flight.leases += queue.lease_many(1, "1h")
+    grouped: dict[str, object] = {"headers": '{"gate": {"group": "g"}}', "group_key": "g"}
+    later = datetime.now(timezone.utc) + timedelta(hours=1)
+    with queue as cursor:
+        cursor.execute(
+            "UPDATE queue SET headers = %s, group_key = %s WHERE id = %s RETURNING id",
+            [*grouped.values(), ids["first"]],
+        )
+        cursor.execute(
+            "INSERT INTO queue_slots (q_name, key, job_id) VALUES ('grouped', 'group:g', %s)", [ids["first"]]
+        )
+        ids["second"] = _insert(
+            cursor, "grouped", "second", attempts=1, excused=1, parked_on="group:g", leased_until="infinity", **grouped
+        )
+        ids["held"] = _insert(cursor, "grouped", "held", schedule_at=later)
+        cursor.execute(
+            "INSERT INTO queue_dedup (q_name, dedup_key, job_id, until) VALUES ('grouped', 'held', %s, %s)",
+            [ids["held"], later],
+        )
+        ids["done"] = _insert(cursor, "tasks", {}, attempts=1, dequeued_at=datetime.now(timezone.utc))
+        cursor.execute(
+            "INSERT INTO queue_results (job_id, q_name, state, data, serializer, expires_at)"
+            " VALUES (%s, 'tasks', 'done', '3', 'json', %s)",
+            [ids["done"], later],
+        )
+        ids["retried"] = _insert(cursor, "tasks", {}, attempts=1, failures=1, schedule_at=later)
+        ids["dead"] = _insert(cursor, "tasks", {}, attempts=1, failures=1)
+        cursor.execute(
+            "WITH gone AS (DELETE FROM queue WHERE id = %s RETURNING *)"
+            " INSERT INTO queue_dead (id, q_name, enqueued_at, data, attempts, serializer, failures, reason)"
+            " SELECT id, q_name, enqueued_at, data, attempts, serializer, failures, 'failed' FROM gone",
+            [ids["dead"]],
+        )
 
 
 def land(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
@@ -172,11 +218,13 @@ def land(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
 
 def _land_from_high(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
     queue, ids = pq["grouped"], flight.ids
-    [lease] = flight.leases[2:]  # of the first; the second was parked when it was looked at
+    [lease] = flight.leases[2:]  # of the first
     assert (queue.status(ids["first"]), queue.status(ids["second"])) == ("leased", "parked")
     queue.ack(lease)
     assert queue.status(ids["second"]) == "ready"
-    assert [job.data for job in older["grouped"].get_many(9)] == ["second"]
+    [second] = queue.lease_many(9)
+    assert (second.data, second.attempts) == ("second", 1)
+    second.ack()
     for each in (queue, older["grouped"]):
         assert each.put("again", dedup=Dedup("held", until=3600)) == ids["held"]
     assert older["tasks"].result(ids["done"]) == pq["tasks"].result(ids["done"]) == 3

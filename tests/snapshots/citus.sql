@@ -280,6 +280,23 @@ CREATE TABLE IF NOT EXISTS "queue_keys" (
 SELECT create_distributed_table($q$"queue_keys"$q$, $q$q_name$q$, colocate_with => $q$"queue"$q$) WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $q$"queue_keys"$q$::regclass);
 
 -- migration 8
+ALTER TABLE "queue_keys" SET (
+  vacuum_index_cleanup = on,
+  vacuum_truncate = off,
+  autovacuum_vacuum_scale_factor = 0.01,
+  autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0.05
+);
+
+-- migration 8
+INSERT INTO "queue_keys" (q_name, key, version, running)
+SELECT '-', '-', -number, array_fill(0::bigint, ARRAY[235]) FROM generate_series(1, 256) AS number;
+
+-- migration 8
+DELETE FROM "queue_keys" WHERE q_name = '-' AND key = '-' AND version < 0;
+
+-- migration 8
 CREATE TABLE IF NOT EXISTS "queue_rules" (
   q_name     text             NOT NULL,
   kind       text             NOT NULL,
@@ -350,6 +367,43 @@ CREATE INDEX  IF NOT EXISTS "queue_waiting" ON "queue"
   (q_name, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id)
   WHERE parked_on IS NOT NULL;
 
+-- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = ANY ($1::text::bigint[])
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND ((id, attempts) IN (SELECT job, token
+        FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+    AND q_name = $3::text
+    RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone)
+  SELECT id, attempts
+  FROM gone;
+
+-- ack_and_tell_delete [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_and_tell_delete" AS
+  DELETE FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_and_tell_keep [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_and_tell_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), leased_until = NULL
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
 -- ack_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -387,22 +441,52 @@ PREPARE "ack_keep" AS
   AND q_name = $3::text
   RETURNING id, attempts;
 
--- admit $1 lease, $2 started, $3 ids, $4 tokens, $5 q_name
-PREPARE "admit" AS
-  UPDATE "queue"
-  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = excused - 1, dedup_key =
-  CASE WHEN id = ANY ($2::text::bigint[]) THEN NULL ELSE dedup_key END
-  WHERE id = ANY (ARRAY(SELECT id
+-- add_running [no rows] $1 needs, $2 q_name
+PREPARE "add_running" AS WITH missing AS MATERIALIZED (SELECT mine.ctid, given.key, wanted.ids
+    FROM json_to_recordset($1::text::json) AS given (key text, ids bigint[])
+    CROSS JOIN LATERAL (SELECT version, running
+      FROM "queue_keys"
+      WHERE q_name = $2::text
+      AND key = given.key
+      ORDER BY version DESC
+      LIMIT 1) AS newest
+    CROSS JOIN LATERAL (SELECT array_agg(job) AS ids
+      FROM unnest(given.ids) AS job
+      WHERE job <> ALL (newest.running)) AS wanted
+    CROSS JOIN LATERAL (SELECT ctid
+      FROM "queue_keys"
+      WHERE q_name = $2::text
+      AND key = given.key
+      AND version = newest.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE wanted.ids IS NOT NULL)
+  UPDATE "queue_keys" AS kept
+  SET version = kept.version + 1, running = kept.running || missing.ids
+  FROM missing
+  WHERE kept.q_name = $2::text
+  AND kept.ctid = ANY (ARRAY(SELECT ctid
+      FROM missing))
+  AND kept.key = missing.key;
+
+-- admitted_headers $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "admitted_headers" AS WITH out AS MATERIALIZED (SELECT *
+    FROM (SELECT id, group_key, headers, leased_until, parked_on
       FROM "queue"
-      WHERE id = ANY ($3::text::bigint[])
-      AND leased_until IS NOT NULL
-      AND num_nulls(dequeued_at, parked_on) = 2
-      AND ((id, attempts) IN (SELECT job, token
-          FROM unnest($3::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
-      AND q_name = $5::text
-      FOR UPDATE SKIP LOCKED))
-  AND q_name = $5::text
-  RETURNING id;
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 10000) AS head
+    LIMIT (SELECT 10000))
+  SELECT id, headers::text
+  FROM out
+  WHERE leased_until IS NOT NULL
+  AND parked_on IS NULL
+  AND strpos(headers::text, '"gate"') > 0;
 
 -- announce_worker [no rows] $1 id, $2 host, $3 pid, $4 version, $5 concurrency, $6 age, $7 names, $8 tasks
 PREPARE "announce_worker" AS
@@ -458,7 +542,7 @@ PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
 PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
       FROM ((SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -469,7 +553,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -480,7 +564,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -488,10 +572,19 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
-          LIMIT (SELECT 1000))) AS candidates
-      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+          LIMIT (SELECT 1000))
+        UNION ALL (SELECT *
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND parked_on IS NOT NULL
+            ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))) AS candidates
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
     CROSS JOIN LATERAL (SELECT id
       FROM "queue"
       WHERE id = candidate.id
@@ -721,8 +814,7 @@ PREPARE "claim_key" AS WITH gone AS (DELETE FROM "queue_dedup"
   RETURNING job_id;
 
 -- clear $1 q_name
-PREPARE "clear" AS WITH freed AS (DELETE FROM "queue_slots"
-    WHERE q_name = $1::text), gone AS (DELETE FROM "queue"
+PREPARE "clear" AS WITH gone AS (DELETE FROM "queue"
     WHERE q_name = $1::text
     RETURNING headers, dequeued_at)
   SELECT headers::text
@@ -812,24 +904,52 @@ PREPARE "close_batch" AS
     LIMIT 10000) AS row
   GROUP BY q_name, state, serializer, marks, linked;
 
--- count_slots $1 q_name, $2 keys
-/*NO LOAD BALANCE*/ PREPARE "count_slots" AS
-  SELECT gate.key, (SELECT count(*)
-    FROM "queue_slots"
-    WHERE q_name = $1::text
-    AND key = gate.key), (SELECT id
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND parked_on = gate.key
-    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-    LIMIT 1) IS NOT NULL
-  FROM unnest($2::text[]) AS gate (key);
-
 -- create_bucket [no rows] $1 q_name, $2 capacity
 PREPARE "create_bucket" AS
   INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
   VALUES ($1::text, $2::float8, clock_timestamp())
   ON CONFLICT DO NOTHING;
+
+-- create_keys $1 q_name, $2 needs, $3 table
+PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
+    FROM (SELECT id, group_key, headers, leased_until, parked_on
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 10000) AS head
+    LIMIT (SELECT 10000)), admitted AS MATERIALIZED (SELECT id, group_key, headers #> '{gate,limits}' AS limits
+    FROM out
+    WHERE leased_until IS NOT NULL
+    AND parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0), known AS (SELECT key, array_agg(id) AS ids
+    FROM (SELECT 'group:' || group_key AS key, id
+      FROM admitted
+      WHERE group_key IS NOT NULL
+      UNION ALL
+      SELECT 'limit:' || name, id
+      FROM admitted
+      CROSS JOIN LATERAL json_object_keys(CASE json_typeof(limits) WHEN 'object' THEN limits ELSE '{}' END) AS limited (name)) AS held
+    GROUP BY key)
+  INSERT INTO "queue_keys" (q_name, key, version, places, newest, running)
+  SELECT $1::text, wanted.key, 0, wanted.number, wanted.newest, coalesce(known.ids, '{}')
+  FROM json_to_recordset($2::text::json) AS wanted (key text, number int, newest bigint)
+  LEFT JOIN known
+  ON known.key = wanted.key
+  WHERE (SELECT version
+    FROM "queue_keys"
+    WHERE q_name = $1::text
+    AND key = wanted.key
+    ORDER BY version DESC
+    LIMIT 1) IS NULL
+  AND pg_try_advisory_xact_lock(hashtextextended($3::text || ' ' || $1::text || ' ' || wanted.key, 7072))
+  ON CONFLICT DO NOTHING
+  RETURNING key;
 
 -- dead_by_queue
 /*NO LOAD BALANCE*/ PREPARE "dead_by_queue" AS
@@ -901,7 +1021,7 @@ PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
 PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
       FROM ((SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -912,7 +1032,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -923,7 +1043,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -931,10 +1051,19 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
-          LIMIT (SELECT 1000))) AS candidates
-      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+          LIMIT (SELECT 1000))
+        UNION ALL (SELECT *
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND parked_on IS NOT NULL
+            ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))) AS candidates
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
     CROSS JOIN LATERAL (SELECT id
       FROM "queue"
       WHERE id = candidate.id
@@ -1054,6 +1183,850 @@ PREPARE "drop" AS
   AND q_name = $3::text
   RETURNING id;
 
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = ANY ($1::text::bigint[])
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND ((id, attempts) IN (SELECT job, token
+        FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+    AND q_name = $3::text
+    RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone), ended AS (SELECT id, attempts
+    FROM gone), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $3::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        AND id <> ALL (ARRAY(SELECT id
+            FROM ended))
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $3::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    FROM wanted
+    LEFT JOIN needs USING (place)
+    LEFT JOIN room USING (key)
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    FROM wanted
+    JOIN has USING (place)
+    CROSS JOIN LATERAL ((SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NOT NULL
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NULL
+          AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND group_key = wanted.group_key
+          AND dequeued_at IS NULL
+          AND id <> ALL (ARRAY(SELECT id
+              FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
+          ORDER BY id
+          LIMIT 1) AS head
+        WHERE wanted.group_key IS NOT NULL
+        AND parked_on = wanted.lane)) AS head
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    FROM (SELECT id, expected_at, schedule_at, enqueued_at
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 22) AS due
+    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
+    FROM (SELECT *
+      FROM heads
+      UNION ALL
+      SELECT *
+      FROM plain) AS job
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    FROM turns
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    FROM numbered
+    JOIN room USING (key)), second AS (SELECT id
+    FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
+        ORDER BY number) AS further
+      FROM judged) AS alone
+    WHERE unfit
+    AND keys = 1
+    AND fit + further <= free), chosen AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS rank
+    FROM turns
+    WHERE id NOT IN (SELECT id
+      FROM judged
+      WHERE unfit)
+    OR id IN (SELECT id
+      FROM second)
+    ORDER BY rank
+    LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
+    FROM needs
+    JOIN chosen USING (place)
+    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    FROM room
+    WHERE version IS NULL
+    AND key IN (SELECT key
+      FROM asked)), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
+    FROM room
+    CROSS JOIN LATERAL (SELECT ctid, key
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = room.key
+      AND version = room.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE room.key IN (SELECT key
+      FROM asked)
+    AND NOT EXISTS (SELECT
+      FROM missing)), allowed AS MATERIALIZED (SELECT *
+    FROM chosen
+    WHERE NOT EXISTS (SELECT
+      FROM missing)
+    AND place NOT IN (SELECT place
+      FROM needs
+      WHERE key NOT IN (SELECT key
+        FROM locked))
+    ORDER BY rank), held AS MATERIALIZED (SELECT allowed.*
+    FROM allowed
+    CROSS JOIN LATERAL (SELECT
+      FROM "queue"
+      WHERE id = allowed.id
+      AND q_name = $3::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (allowed.place = 0) = (parked_on IS NULL)
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    FROM held
+    WHERE id NOT IN (SELECT id
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
+        FROM held
+        JOIN needs USING (place)) AS each
+      JOIN room USING (key)
+      WHERE each.number > room.free)
+    ORDER BY rank
+    LIMIT 2), admitted AS MATERIALIZED (SELECT needs.key, array_agg(picked.id) AS ids
+    FROM picked
+    JOIN needs USING (place)
+    GROUP BY needs.key), written AS (UPDATE "queue_keys" AS kept
+    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+      CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
+      FROM admitted
+      JOIN room USING (key)
+      WHERE admitted.key = kept.key)
+    WHERE kept.q_name = $3::text
+    AND kept.ctid = ANY (ARRAY(SELECT locked.ctid
+        FROM locked
+        JOIN admitted USING (key)))), leased AS (UPDATE "queue"
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
+    CASE WHEN strpos(headers::text, '"started"') > 0
+    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $3::text
+    RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+    CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  FROM leased
+  JOIN picked
+  ON picked.id = leased.id
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  CASE WHEN EXISTS (SELECT
+    FROM chosen)
+  AND NOT EXISTS (SELECT
+    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM room
+    WHERE tokens < 1), (SELECT json_agg(key)::text
+    FROM missing)
+  UNION ALL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  FROM ended
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  CASE WHEN (SELECT count(*)
+    FROM ended) > (SELECT count(*)
+    FROM picked) THEN NULL END;
+
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
+    WHERE id = ANY ($1::text::bigint[])
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND ((id, attempts) IN (SELECT job, token
+        FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+    AND q_name = $3::text
+    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $3::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        AND id <> ALL (ARRAY(SELECT id
+            FROM ended))
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $3::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    FROM wanted
+    LEFT JOIN needs USING (place)
+    LEFT JOIN room USING (key)
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    FROM wanted
+    JOIN has USING (place)
+    CROSS JOIN LATERAL ((SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NOT NULL
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NULL
+          AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND group_key = wanted.group_key
+          AND dequeued_at IS NULL
+          AND id <> ALL (ARRAY(SELECT id
+              FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
+          ORDER BY id
+          LIMIT 1) AS head
+        WHERE wanted.group_key IS NOT NULL
+        AND parked_on = wanted.lane)) AS head
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    FROM (SELECT id, expected_at, schedule_at, enqueued_at
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 22) AS due
+    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
+    FROM (SELECT *
+      FROM heads
+      UNION ALL
+      SELECT *
+      FROM plain) AS job
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    FROM turns
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    FROM numbered
+    JOIN room USING (key)), second AS (SELECT id
+    FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
+        ORDER BY number) AS further
+      FROM judged) AS alone
+    WHERE unfit
+    AND keys = 1
+    AND fit + further <= free), chosen AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS rank
+    FROM turns
+    WHERE id NOT IN (SELECT id
+      FROM judged
+      WHERE unfit)
+    OR id IN (SELECT id
+      FROM second)
+    ORDER BY rank
+    LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
+    FROM needs
+    JOIN chosen USING (place)
+    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    FROM room
+    WHERE version IS NULL
+    AND key IN (SELECT key
+      FROM asked)), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
+    FROM room
+    CROSS JOIN LATERAL (SELECT ctid, key
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = room.key
+      AND version = room.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE room.key IN (SELECT key
+      FROM asked)
+    AND NOT EXISTS (SELECT
+      FROM missing)), allowed AS MATERIALIZED (SELECT *
+    FROM chosen
+    WHERE NOT EXISTS (SELECT
+      FROM missing)
+    AND place NOT IN (SELECT place
+      FROM needs
+      WHERE key NOT IN (SELECT key
+        FROM locked))
+    ORDER BY rank), held AS MATERIALIZED (SELECT allowed.*
+    FROM allowed
+    CROSS JOIN LATERAL (SELECT
+      FROM "queue"
+      WHERE id = allowed.id
+      AND q_name = $3::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (allowed.place = 0) = (parked_on IS NULL)
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    FROM held
+    WHERE id NOT IN (SELECT id
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
+        FROM held
+        JOIN needs USING (place)) AS each
+      JOIN room USING (key)
+      WHERE each.number > room.free)
+    ORDER BY rank
+    LIMIT 2), admitted AS MATERIALIZED (SELECT needs.key, array_agg(picked.id) AS ids
+    FROM picked
+    JOIN needs USING (place)
+    GROUP BY needs.key), written AS (UPDATE "queue_keys" AS kept
+    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+      CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
+      FROM admitted
+      JOIN room USING (key)
+      WHERE admitted.key = kept.key)
+    WHERE kept.q_name = $3::text
+    AND kept.ctid = ANY (ARRAY(SELECT locked.ctid
+        FROM locked
+        JOIN admitted USING (key)))), leased AS (UPDATE "queue"
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
+    CASE WHEN strpos(headers::text, '"started"') > 0
+    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $3::text
+    RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+    CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  FROM leased
+  JOIN picked
+  ON picked.id = leased.id
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  CASE WHEN EXISTS (SELECT
+    FROM chosen)
+  AND NOT EXISTS (SELECT
+    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM room
+    WHERE tokens < 1), (SELECT json_agg(key)::text
+    FROM missing)
+  UNION ALL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  FROM ended
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  CASE WHEN (SELECT count(*)
+    FROM ended) > (SELECT count(*)
+    FROM picked) THEN NULL END;
+
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
+    SET dequeued_at = statement_timestamp(), leased_until = NULL
+    WHERE id = ANY ($1::text::bigint[])
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND ((id, attempts) IN (SELECT job, token
+        FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+    AND q_name = $3::text
+    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $3::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $3::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        AND id <> ALL (ARRAY(SELECT id
+            FROM ended))
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $3::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    FROM wanted
+    LEFT JOIN needs USING (place)
+    LEFT JOIN room USING (key)
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    FROM wanted
+    JOIN has USING (place)
+    CROSS JOIN LATERAL ((SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NOT NULL
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NULL
+          AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $7::int)
+      UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+          FROM "queue"
+          WHERE q_name = $3::text
+          AND group_key = wanted.group_key
+          AND dequeued_at IS NULL
+          AND id <> ALL (ARRAY(SELECT id
+              FROM ended))
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
+          ORDER BY id
+          LIMIT 1) AS head
+        WHERE wanted.group_key IS NOT NULL
+        AND parked_on = wanted.lane)) AS head
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    FROM (SELECT id, expected_at, schedule_at, enqueued_at
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $3::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 22) AS due
+    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
+    FROM (SELECT *
+      FROM heads
+      UNION ALL
+      SELECT *
+      FROM plain) AS job
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    FROM turns
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    FROM numbered
+    JOIN room USING (key)), second AS (SELECT id
+    FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
+        ORDER BY number) AS further
+      FROM judged) AS alone
+    WHERE unfit
+    AND keys = 1
+    AND fit + further <= free), chosen AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS rank
+    FROM turns
+    WHERE id NOT IN (SELECT id
+      FROM judged
+      WHERE unfit)
+    OR id IN (SELECT id
+      FROM second)
+    ORDER BY rank
+    LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
+    FROM needs
+    JOIN chosen USING (place)
+    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    FROM room
+    WHERE version IS NULL
+    AND key IN (SELECT key
+      FROM asked)), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
+    FROM room
+    CROSS JOIN LATERAL (SELECT ctid, key
+      FROM "queue_keys"
+      WHERE q_name = $3::text
+      AND key = room.key
+      AND version = room.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE room.key IN (SELECT key
+      FROM asked)
+    AND NOT EXISTS (SELECT
+      FROM missing)), allowed AS MATERIALIZED (SELECT *
+    FROM chosen
+    WHERE NOT EXISTS (SELECT
+      FROM missing)
+    AND place NOT IN (SELECT place
+      FROM needs
+      WHERE key NOT IN (SELECT key
+        FROM locked))
+    ORDER BY rank), held AS MATERIALIZED (SELECT allowed.*
+    FROM allowed
+    CROSS JOIN LATERAL (SELECT
+      FROM "queue"
+      WHERE id = allowed.id
+      AND q_name = $3::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (allowed.place = 0) = (parked_on IS NULL)
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    FROM held
+    WHERE id NOT IN (SELECT id
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
+        FROM held
+        JOIN needs USING (place)) AS each
+      JOIN room USING (key)
+      WHERE each.number > room.free)
+    ORDER BY rank
+    LIMIT 2), admitted AS MATERIALIZED (SELECT needs.key, array_agg(picked.id) AS ids
+    FROM picked
+    JOIN needs USING (place)
+    GROUP BY needs.key), written AS (UPDATE "queue_keys" AS kept
+    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+      CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
+      FROM admitted
+      JOIN room USING (key)
+      WHERE admitted.key = kept.key)
+    WHERE kept.q_name = $3::text
+    AND kept.ctid = ANY (ARRAY(SELECT locked.ctid
+        FROM locked
+        JOIN admitted USING (key)))), leased AS (UPDATE "queue"
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
+    CASE WHEN strpos(headers::text, '"started"') > 0
+    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $3::text
+    RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+    CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  FROM leased
+  JOIN picked
+  ON picked.id = leased.id
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  CASE WHEN EXISTS (SELECT
+    FROM chosen)
+  AND NOT EXISTS (SELECT
+    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM room
+    WHERE tokens < 1), (SELECT json_agg(key)::text
+    FROM missing)
+  UNION ALL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  FROM ended
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  CASE WHEN (SELECT count(*)
+    FROM ended) > (SELECT count(*)
+    FROM picked) THEN NULL END;
+
 -- end_lost_batch $1 id, $2 q_name, $3 pending
 PREPARE "end_lost_batch" AS
   UPDATE "queue_batches"
@@ -1102,30 +2075,139 @@ PREPARE "extend" AS
   WHERE q_name = $1::text
   AND dedup_key = $2::text;
 
--- find_job $1 id, $2 q_name, $3 put_at
+-- find_job $1 q_name, $2 id, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_job" AS
   SELECT
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
-  FROM "queue"
-  WHERE id = $1::bigint
-  AND q_name = $2::text
+  CASE WHEN dequeued_at IS NULL
+  AND parked_on IS NOT NULL
+  AND
+  CASE WHEN job.group_key IS NULL THEN job.id IN (SELECT id
+    FROM "queue" AS waiting
+    WHERE waiting.q_name = $1::text
+    AND waiting.parked_on = job.parked_on
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+              FROM "queue_rules" AS paused
+              WHERE paused.q_name = $1::text
+              AND paused.kind = 'pause'
+              AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+              AND (until IS NULL
+                OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                  FROM "queue_rules" AS allowed
+                  WHERE allowed.q_name = $1::text
+                  AND allowed.kind = 'limit'
+                  AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                  FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                FROM unnest(row.running) AS admitted (id)
+                CROSS JOIN LATERAL (SELECT
+                  FROM "queue" AS other
+                  WHERE other.id = admitted.id
+                  AND other.q_name = $1::text
+                  AND num_nulls(other.dequeued_at) = 1
+                  AND num_nulls(other.parked_on) = 1
+                  AND num_nulls(other.leased_until) = 0
+                  LIMIT 1) AS alive), 0) END), 2147483647)
+        FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN job.parked_on LIKE '[%' THEN job.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+        LEFT JOIN LATERAL (SELECT places, running
+          FROM "queue_keys" AS key
+          WHERE key.q_name = $1::text
+          AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+          ORDER BY version DESC
+          LIMIT 1) AS row
+        ON true), 10000)) ELSE job.id = (SELECT id
+    FROM "queue" AS first
+    WHERE first.q_name = $1::text
+    AND first.group_key = job.group_key
+    AND first.dequeued_at IS NULL
+    ORDER BY id
+    LIMIT 1)
+  AND (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+          FROM "queue_rules" AS paused
+          WHERE paused.q_name = $1::text
+          AND paused.kind = 'pause'
+          AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+          AND (until IS NULL
+            OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+              FROM "queue_rules" AS allowed
+              WHERE allowed.q_name = $1::text
+              AND allowed.kind = 'limit'
+              AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+              FROM '=([0-9]+)$')::int) - (SELECT count(*)
+            FROM unnest(row.running) AS admitted (id)
+            CROSS JOIN LATERAL (SELECT
+              FROM "queue" AS other
+              WHERE other.id = admitted.id
+              AND other.q_name = $1::text
+              AND num_nulls(other.dequeued_at) = 1
+              AND num_nulls(other.parked_on) = 1
+              AND num_nulls(other.leased_until) = 0
+              LIMIT 1) AS alive), 0) END), 2147483647)
+    FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN job.parked_on LIKE '[%' THEN job.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+    LEFT JOIN LATERAL (SELECT places, running
+      FROM "queue_keys" AS key
+      WHERE key.q_name = $1::text
+      AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true) > 0 END THEN 'ready' ELSE
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  FROM "queue" AS job
+  WHERE id = $2::bigint
+  AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
   SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
-  WHERE id = $1::bigint
-  AND q_name = $2::text
+  WHERE id = $2::bigint
+  AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
   SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
   FROM "queue_archive"
-  WHERE id = $1::bigint
-  AND q_name = $2::text
+  WHERE id = $2::bigint
+  AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   LIMIT 1;
+
+-- find_lanes $1 q_name, $2 after, $3 newest
+/*NO LOAD BALANCE*/ PREPARE "find_lanes" AS WITH RECURSIVE found (lane, number) AS ((SELECT (SELECT parked_on
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND parked_on > $2::text
+        ORDER BY parked_on
+        LIMIT 1), 1
+      WHERE $2::text IS NOT NULL)
+    UNION ALL
+    SELECT (SELECT parked_on
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND parked_on > found.lane
+      ORDER BY parked_on
+      LIMIT 1), number + 1
+    FROM found
+    WHERE lane IS NOT NULL
+    AND number < 100), arrived AS (SELECT parked_on AS lane, id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) = '-infinity'
+    AND id > $3::bigint
+    ORDER BY id DESC
+    LIMIT 100)
+  SELECT lane, max(id), count(*)
+  FROM arrived
+  WHERE lane IS NOT NULL
+  GROUP BY lane
+  UNION ALL
+  SELECT lane, NULL, number
+  FROM found
+  WHERE lane IS NOT NULL;
 
 -- find_leases $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "find_leases" AS
@@ -1171,14 +2253,86 @@ PREPARE "extend" AS
 -- find_row $1 most, $2 id, $3 q_name, $4 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_row" AS
   SELECT id, q_name,
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
+  CASE WHEN dequeued_at IS NULL
+  AND parked_on IS NOT NULL
+  AND
+  CASE WHEN job.group_key IS NULL THEN job.id IN (SELECT id
+    FROM "queue" AS waiting
+    WHERE waiting.q_name = job.q_name
+    AND waiting.parked_on = job.parked_on
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+              FROM "queue_rules" AS paused
+              WHERE paused.q_name = job.q_name
+              AND paused.kind = 'pause'
+              AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+              AND (until IS NULL
+                OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                  FROM "queue_rules" AS allowed
+                  WHERE allowed.q_name = job.q_name
+                  AND allowed.kind = 'limit'
+                  AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                  FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                FROM unnest(row.running) AS admitted (id)
+                CROSS JOIN LATERAL (SELECT
+                  FROM "queue" AS other
+                  WHERE other.id = admitted.id
+                  AND other.q_name = job.q_name
+                  AND num_nulls(other.dequeued_at) = 1
+                  AND num_nulls(other.parked_on) = 1
+                  AND num_nulls(other.leased_until) = 0
+                  LIMIT 1) AS alive), 0) END), 2147483647)
+        FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN job.parked_on LIKE '[%' THEN job.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+        LEFT JOIN LATERAL (SELECT places, running
+          FROM "queue_keys" AS key
+          WHERE key.q_name = job.q_name
+          AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+          ORDER BY version DESC
+          LIMIT 1) AS row
+        ON true), 10000)) ELSE job.id = (SELECT id
+    FROM "queue" AS first
+    WHERE first.q_name = job.q_name
+    AND first.group_key = job.group_key
+    AND first.dequeued_at IS NULL
+    ORDER BY id
+    LIMIT 1)
+  AND (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+          FROM "queue_rules" AS paused
+          WHERE paused.q_name = job.q_name
+          AND paused.kind = 'pause'
+          AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+          AND (until IS NULL
+            OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+              FROM "queue_rules" AS allowed
+              WHERE allowed.q_name = job.q_name
+              AND allowed.kind = 'limit'
+              AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+              FROM '=([0-9]+)$')::int) - (SELECT count(*)
+            FROM unnest(row.running) AS admitted (id)
+            CROSS JOIN LATERAL (SELECT
+              FROM "queue" AS other
+              WHERE other.id = admitted.id
+              AND other.q_name = job.q_name
+              AND num_nulls(other.dequeued_at) = 1
+              AND num_nulls(other.parked_on) = 1
+              AND num_nulls(other.leased_until) = 0
+              LIMIT 1) AS alive), 0) END), 2147483647)
+    FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN job.parked_on LIKE '[%' THEN job.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+    LEFT JOIN LATERAL (SELECT places, running
+      FROM "queue_keys" AS key
+      WHERE key.q_name = job.q_name
+      AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true) > 0 END THEN 'ready' ELSE
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN parked_on IS NULL THEN
   CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000), left(data::text, coalesce($1::int, 2147483647)), substr(payload, 1, coalesce($1::int, 2147483647)), headers::text, group_key, dedup_key, coalesce(octet_length(payload), octet_length(data::text)), 'table'
-  FROM "queue"
+  FROM "queue" AS job
   WHERE id = $2::bigint
   AND ($3::text IS NULL
     OR q_name = $3::text)
@@ -1219,133 +2373,49 @@ PREPARE "extend" AS
   WHERE id = ANY ($1::text::bigint[])
   AND cancelling;
 
--- free_places [no rows] $1 keys, $2 ids, $3 q_name
-PREPARE "free_places" AS
-  DELETE FROM "queue_slots" AS slot USING unnest($1::text[], $2::text::bigint[]) AS place (key, job)
-  WHERE slot.q_name = $3::text
-  AND slot.key = place.key
-  AND slot.job_id = place.job
-  AND (SELECT num_nulls(parked_on) = 0
-    FROM "queue"
-    WHERE id = place.job
-    AND q_name = $3::text);
+-- find_unadopted $1 q_name
+PREPARE "find_unadopted" AS
+  SELECT id, headers::text
+  FROM "queue"
+  WHERE id = ANY (ARRAY((SELECT id
+        FROM (SELECT *
+          FROM (SELECT id, headers
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 1000) AS first
+          LIMIT (SELECT 1000)) AS head
+        WHERE strpos(headers::text, '"gate"') > 0)
+      UNION ALL (SELECT id
+        FROM (SELECT *
+          FROM (SELECT id, headers
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 1000) AS first
+          LIMIT (SELECT 1000)) AS head
+        WHERE strpos(headers::text, '"gate"') > 0)))
+  AND q_name = $1::text
+  AND num_nulls(dequeued_at, leased_until) = 2
+  FOR UPDATE SKIP LOCKED;
 
--- free_slots [no rows] $1 q_name, $2 ids
-PREPARE "free_slots" AS
-  DELETE FROM "queue_slots"
+-- find_unnamed $1 q_name, $2 lane
+PREPARE "find_unnamed" AS
+  SELECT id, headers::text
+  FROM "queue"
   WHERE q_name = $1::text
-  AND job_id = ANY ($2::text::bigint[]);
-
--- gates_of_hidden $1 q_name, $2 last, $3 target, $4 n
-/*NO LOAD BALANCE*/ PREPARE "gates_of_hidden" AS
-  SELECT DISTINCT headers::text
-  FROM (SELECT headers
-    FROM "queue" AS job
-    WHERE q_name = $1::text
-    AND dequeued_at IS NULL
-    AND (leased_until IS NOT NULL
-      OR (schedule_at IS NOT NULL
-        AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) < 'infinity'
-    AND (leased_until IS NULL
-      OR leased_until <= statement_timestamp())
-    AND id <= $2::bigint
-    AND NOT EXISTS (SELECT
-      FROM "queue" AS other
-      WHERE other.q_name = $3::text
-      AND other.dedup_key = job.dedup_key
-      AND other.dequeued_at IS NULL)
-    ORDER BY coalesce(leased_until, schedule_at), id
-    LIMIT $4::bigint) AS picked
-  WHERE headers::text LIKE '%"gate"%';
-
--- gates_of_ids $1 q_name, $2 ids, $3 target, $4 n
-/*NO LOAD BALANCE*/ PREPARE "gates_of_ids" AS
-  SELECT DISTINCT headers::text
-  FROM (SELECT headers
-    FROM "queue" AS job
-    WHERE q_name = $1::text
-    AND id = ANY ($2::text::bigint[])
-    AND num_nulls(dequeued_at) = 1
-    AND ((leased_until IS NULL
-        OR leased_until <= statement_timestamp())
-      OR parked_on IS NOT NULL)
-    AND NOT EXISTS (SELECT
-      FROM "queue" AS other
-      WHERE other.q_name = $3::text
-      AND other.dedup_key = job.dedup_key
-      AND other.dequeued_at IS NULL)
-    ORDER BY id
-    LIMIT $4::bigint) AS picked
-  WHERE headers::text LIKE '%"gate"%';
-
--- gates_of_parked $1 q_name, $2 last, $3 target, $4 n
-/*NO LOAD BALANCE*/ PREPARE "gates_of_parked" AS
-  SELECT DISTINCT headers::text
-  FROM (SELECT headers
-    FROM "queue" AS job
-    WHERE q_name = $1::text
-    AND parked_on IS NOT NULL
-    AND id <= $2::bigint
-    AND NOT EXISTS (SELECT
-      FROM "queue" AS other
-      WHERE other.q_name = $3::text
-      AND other.dedup_key = job.dedup_key
-      AND other.dequeued_at IS NULL)
-    ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
-    LIMIT $4::bigint) AS picked
-  WHERE headers::text LIKE '%"gate"%';
-
--- gates_of_ready $1 q_name, $2 last, $3 target, $4 n
-/*NO LOAD BALANCE*/ PREPARE "gates_of_ready" AS
-  SELECT DISTINCT headers::text
-  FROM (SELECT headers
-    FROM "queue" AS job
-    WHERE q_name = $1::text
-    AND dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND expected_at IS NULL
-    AND id <= $2::bigint
-    AND NOT EXISTS (SELECT
-      FROM "queue" AS other
-      WHERE other.q_name = $3::text
-      AND other.dedup_key = job.dedup_key
-      AND other.dequeued_at IS NULL)
-    ORDER BY coalesce(schedule_at, enqueued_at), id
-    LIMIT $4::bigint) AS picked
-  WHERE headers::text LIKE '%"gate"%';
-
--- gates_of_urgent $1 q_name, $2 last, $3 target, $4 n
-/*NO LOAD BALANCE*/ PREPARE "gates_of_urgent" AS
-  SELECT DISTINCT headers::text
-  FROM (SELECT headers
-    FROM "queue" AS job
-    WHERE q_name = $1::text
-    AND dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND schedule_at IS NULL
-    AND expected_at IS NOT NULL
-    AND id <= $2::bigint
-    AND NOT EXISTS (SELECT
-      FROM "queue" AS other
-      WHERE other.q_name = $3::text
-      AND other.dedup_key = job.dedup_key
-      AND other.dequeued_at IS NULL)
-    ORDER BY expected_at, enqueued_at, id
-    LIMIT $4::bigint) AS picked
-  WHERE headers::text LIKE '%"gate"%';
-
--- group_heads $1 groups, $2 q_name
-/*NO LOAD BALANCE*/ PREPARE "group_heads" AS
-  SELECT wanted.key, head.id
-  FROM unnest($1::text[]) AS wanted (key)
-  CROSS JOIN LATERAL (SELECT id
-    FROM "queue"
-    WHERE q_name = $2::text
-    AND group_key = wanted.key
-    AND dequeued_at IS NULL
-    ORDER BY id
-    LIMIT 1) AS head;
+  AND parked_on = $2::text
+  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+  LIMIT 1000
+  FOR UPDATE SKIP LOCKED;
 
 -- headers_of_archive $1 after, $2 last
 /*NO LOAD BALANCE*/ PREPARE "headers_of_archive" AS
@@ -1430,7 +2500,7 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1444,7 +2514,7 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
 PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
       FROM ((SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1455,7 +2525,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1466,7 +2536,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1474,10 +2544,19 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
-          LIMIT (SELECT 1000))) AS candidates
-      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+          LIMIT (SELECT 1000))
+        UNION ALL (SELECT *
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND parked_on IS NOT NULL
+            ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+            LIMIT 102) AS head
+          LIMIT (SELECT 102))) AS candidates
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
     CROSS JOIN LATERAL (SELECT id
       FROM "queue"
       WHERE id = candidate.id
@@ -1488,7 +2567,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
         OR leased_until <= statement_timestamp())
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1541,7 +2620,7 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1580,7 +2659,7 @@ PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL
+    SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1642,9 +2721,14 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($3::float8,
-      CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
-    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END
+    FROM (SELECT statement_timestamp() + $3::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1658,7 +2742,7 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
 PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
       FROM ((SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1669,7 +2753,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1680,7 +2764,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
             LIMIT 102) AS head
           LIMIT (SELECT 102))
         UNION ALL (SELECT *
-          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM (SELECT id, priority, expected_at, schedule_at, enqueued_at
             FROM "queue"
             WHERE q_name = $1::text
             AND dequeued_at IS NULL
@@ -1688,10 +2772,11 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
-      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS candidate
     CROSS JOIN LATERAL (SELECT id
       FROM "queue"
       WHERE id = candidate.id
@@ -1700,11 +2785,17 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
         OR leased_until <= statement_timestamp())
+      AND parked_on IS NULL
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
-      CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
-    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END
+    FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1722,6 +2813,7 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) > '-infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
@@ -1757,9 +2849,14 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
-      CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
-    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END
+    FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1798,9 +2895,14 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
     UNION ALL
     SELECT id
     FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
-    SET attempts = mod(attempts, 2147483647) + 1, leased_until = statement_timestamp() + least($2::float8,
-      CASE WHEN strpos(headers::text, '"gate"') > 0 THEN 10 END) * interval '1 second', excused =
-    CASE WHEN strpos(headers::text, '"gate"') > 0 THEN least(coalesce(excused, 0), 2147483646) + 1 ELSE excused END
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END
+    FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
@@ -1938,14 +3040,15 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL THEN
   CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
   FROM ((SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > statement_timestamp()
+      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
+      AND coalesce(leased_until, schedule_at) > statement_timestamp()
       AND leased_until > statement_timestamp()
       AND ($2::text IS NULL
         OR left(data::text, 2000) ~ $2::text)
@@ -1967,17 +3070,80 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN dequeued_at IS NOT NULL THEN least(greatest(dequeued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN parked_on IS NULL THEN
   CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
-  FROM ((SELECT *
-      FROM "queue"
-      WHERE q_name = $1::text
-      AND parked_on IS NOT NULL
-      AND ($2::text IS NULL
-        OR left(data::text, 2000) ~ $2::text)
-      AND ($3::float8 IS NULL
-        OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
-      AND ($4::int = 0
-        OR coalesce(failures, 0) > 0)
-      ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
+  FROM ((WITH RECURSIVE lanes (lane, place) AS (SELECT (SELECT min(parked_on)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on IS NOT NULL), 1
+        UNION ALL
+        SELECT (SELECT min(parked_on)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on > lanes.lane), place + 1
+        FROM lanes
+        WHERE lane IS NOT NULL
+        AND place < 1000), known AS (SELECT lane, (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+                FROM "queue_rules" AS paused
+                WHERE paused.q_name = $1::text
+                AND paused.kind = 'pause'
+                AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+                AND (until IS NULL
+                  OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                    FROM "queue_rules" AS allowed
+                    WHERE allowed.q_name = $1::text
+                    AND allowed.kind = 'limit'
+                    AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                    FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                  FROM unnest(row.running) AS admitted (id)
+                  CROSS JOIN LATERAL (SELECT
+                    FROM "queue" AS other
+                    WHERE other.id = admitted.id
+                    AND other.q_name = $1::text
+                    AND num_nulls(other.dequeued_at) = 1
+                    AND num_nulls(other.parked_on) = 1
+                    AND num_nulls(other.leased_until) = 0
+                    LIMIT 1) AS alive), 0) END), 2147483647)
+          FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN lane LIKE '[%' THEN lane ELSE '[]' END::json) OFFSET 2)) AS need (name)
+          LEFT JOIN LATERAL (SELECT places, running
+            FROM "queue_keys" AS key
+            WHERE key.q_name = $1::text
+            AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+            ORDER BY version DESC
+            LIMIT 1) AS row
+          ON true) AS number, (SELECT group_key
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on = lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 1) AS group_key
+        FROM lanes
+        WHERE lane IS NOT NULL), lane AS (SELECT known.*, (SELECT id
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND group_key = known.group_key
+          AND dequeued_at IS NULL
+          ORDER BY id
+          LIMIT 1) AS head
+        FROM known)
+      SELECT job.*
+      FROM lane
+      CROSS JOIN LATERAL (SELECT *
+        FROM (SELECT *
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on = lane.lane
+          AND lane.number < 2147483647
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT (SELECT 2147483647) OFFSET
+          CASE WHEN lane.group_key IS NULL THEN lane.number ELSE 0 END) AS job
+        WHERE (lane.number = 0
+          OR id IS DISTINCT FROM lane.head)
+        AND ($2::text IS NULL
+          OR left(data::text, 2000) ~ $2::text)
+        AND ($3::float8 IS NULL
+          OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+        AND ($4::int = 0
+          OR coalesce(failures, 0) > 0)
+        LIMIT $5::bigint) AS job
       LIMIT $5::bigint)) AS job
   ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT $5::bigint;
@@ -1992,7 +3158,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL THEN
   CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
   FROM ((SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND leased_until IS NULL
@@ -2007,7 +3173,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       ORDER BY expected_at, enqueued_at, id
       LIMIT $5::bigint)
     UNION ALL (SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND leased_until IS NULL
@@ -2022,12 +3188,14 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT $5::bigint)
     UNION ALL (SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
+      AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND ($2::text IS NULL
@@ -2037,7 +3205,92 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
       ORDER BY coalesce(leased_until, schedule_at), id
-      LIMIT $5::bigint)) AS job
+      LIMIT $5::bigint)
+    UNION ALL (WITH RECURSIVE lanes (lane, place) AS (SELECT (SELECT min(parked_on)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on IS NOT NULL), 1
+        UNION ALL
+        SELECT (SELECT min(parked_on)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on > lanes.lane), place + 1
+        FROM lanes
+        WHERE lane IS NOT NULL
+        AND place < 1000), known AS (SELECT lane, (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+                FROM "queue_rules" AS paused
+                WHERE paused.q_name = $1::text
+                AND paused.kind = 'pause'
+                AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+                AND (until IS NULL
+                  OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                    FROM "queue_rules" AS allowed
+                    WHERE allowed.q_name = $1::text
+                    AND allowed.kind = 'limit'
+                    AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                    FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                  FROM unnest(row.running) AS admitted (id)
+                  CROSS JOIN LATERAL (SELECT
+                    FROM "queue" AS other
+                    WHERE other.id = admitted.id
+                    AND other.q_name = $1::text
+                    AND num_nulls(other.dequeued_at) = 1
+                    AND num_nulls(other.parked_on) = 1
+                    AND num_nulls(other.leased_until) = 0
+                    LIMIT 1) AS alive), 0) END), 2147483647)
+          FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN lane LIKE '[%' THEN lane ELSE '[]' END::json) OFFSET 2)) AS need (name)
+          LEFT JOIN LATERAL (SELECT places, running
+            FROM "queue_keys" AS key
+            WHERE key.q_name = $1::text
+            AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+            ORDER BY version DESC
+            LIMIT 1) AS row
+          ON true) AS number, (SELECT group_key
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on = lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 1) AS group_key
+        FROM lanes
+        WHERE lane IS NOT NULL), lane AS (SELECT known.*, (SELECT id
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND group_key = known.group_key
+          AND dequeued_at IS NULL
+          ORDER BY id
+          LIMIT 1) AS head
+        FROM known)
+      SELECT job.*
+      FROM lane
+      CROSS JOIN LATERAL ((SELECT *
+          FROM (SELECT *
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND parked_on = lane.lane
+            AND lane.group_key IS NULL
+            ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+            LIMIT lane.number) AS job
+          WHERE true
+          AND ($2::text IS NULL
+            OR left(data::text, 2000) ~ $2::text)
+          AND ($3::float8 IS NULL
+            OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+          AND ($4::int = 0
+            OR coalesce(failures, 0) > 0)
+          LIMIT $5::bigint)
+        UNION ALL (SELECT *
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND parked_on = lane.lane
+          AND id = lane.head
+          AND lane.number > 0
+          AND ($2::text IS NULL
+            OR left(data::text, 2000) ~ $2::text)
+          AND ($3::float8 IS NULL
+            OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+          AND ($4::int = 0
+            OR coalesce(failures, 0) > 0))) AS job
+      LIMIT ALL)) AS job
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT $5::bigint;
 
@@ -2051,7 +3304,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL THEN
   CASE WHEN leased_until IS NOT NULL THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END END, parked_on, left(data::text, 2000)
   FROM ((SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND leased_until IS NULL
@@ -2066,12 +3319,13 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT $5::bigint)
     UNION ALL (SELECT *
-      FROM "queue"
+      FROM "queue" AS job
       WHERE q_name = $1::text
       AND dequeued_at IS NULL
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND (leased_until IS NULL
         OR leased_until <= statement_timestamp())
@@ -2138,11 +3392,6 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
       AND headers::text LIKE '%"batch"%') AS unfinished) AS found
   WHERE found.number = ANY ($1::text::bigint[]);
 
--- lock_keys $1 locks
-/*NO LOAD BALANCE*/ PREPARE "lock_keys" AS
-  SELECT current_setting('transaction_isolation'), count(pg_advisory_xact_lock(gate.lock)::text)
-  FROM unnest($1::text::bigint[]) AS gate (lock);
-
 -- lock_migrations
 /*NO LOAD BALANCE*/ PREPARE "lock_migrations" AS
   SELECT pg_try_advisory_lock(hashtextextended('pqcore "queue"', 0));
@@ -2159,6 +3408,7 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) > '-infinity'
     AND coalesce(leased_until, schedule_at) < 'infinity'
     AND (leased_until IS NULL
       OR leased_until <= statement_timestamp())
@@ -2176,12 +3426,12 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING id, headers), told AS (UPDATE "queue_results"
+    RETURNING id), told AS (UPDATE "queue_results"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
     AND q_name = $1::text)
-  SELECT id, headers::text
+  SELECT id
   FROM moved;
 
 -- move_ids $1 q_name, $2 ids, $3 target, $4 n
@@ -2206,12 +3456,12 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING id, headers), told AS (UPDATE "queue_results"
+    RETURNING id), told AS (UPDATE "queue_results"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
     AND q_name = $1::text)
-  SELECT id, headers::text
+  SELECT id
   FROM moved;
 
 -- move_parked $1 q_name, $2 last, $3 target, $4 n
@@ -2233,12 +3483,12 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING id, headers), told AS (UPDATE "queue_results"
+    RETURNING id), told AS (UPDATE "queue_results"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
     AND q_name = $1::text)
-  SELECT id, headers::text
+  SELECT id
   FROM moved;
 
 -- move_ready $1 q_name, $2 last, $3 target, $4 n
@@ -2262,12 +3512,12 @@ PREPARE "move_ready" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING id, headers), told AS (UPDATE "queue_results"
+    RETURNING id), told AS (UPDATE "queue_results"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
     AND q_name = $1::text)
-  SELECT id, headers::text
+  SELECT id
   FROM moved;
 
 -- move_urgent $1 q_name, $2 last, $3 target, $4 n
@@ -2292,12 +3542,12 @@ PREPARE "move_urgent" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING id, headers), told AS (UPDATE "queue_results"
+    RETURNING id), told AS (UPDATE "queue_results"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
     AND q_name = $1::text)
-  SELECT id, headers::text
+  SELECT id
   FROM moved;
 
 -- nack $1 delay, $2 id, $3 token, $4 q_name
@@ -2371,55 +3621,6 @@ PREPARE "open_batch" AS
   ORDER BY id
   LIMIT 1000;
 
--- park $1 key, $2 ids, $3 tokens, $4 q_name
-PREPARE "park" AS
-  UPDATE "queue"
-  SET leased_until = 'infinity', parked_on = $1::text
-  WHERE id = ANY (ARRAY(SELECT id
-      FROM "queue"
-      WHERE id = ANY ($2::text::bigint[])
-      AND leased_until IS NOT NULL
-      AND num_nulls(dequeued_at, parked_on) = 2
-      AND ((id, attempts) IN (SELECT job, token
-          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
-      AND q_name = $4::text
-      FOR UPDATE SKIP LOCKED))
-  AND q_name = $4::text
-  RETURNING id;
-
--- park_again [no rows] $1 key, $2 ids, $3 q_name
-PREPARE "park_again" AS WITH again AS (UPDATE "queue"
-    SET leased_until = 'infinity', parked_on = $1::text
-    WHERE id = ANY ($2::text::bigint[])
-    AND q_name = $3::text
-    RETURNING id)
-  DELETE FROM "queue_slots"
-  WHERE q_name = $3::text
-  AND key = $1::text
-  AND job_id = ANY (ARRAY(SELECT id
-      FROM again));
-
--- parked_keys $1 q_name
-/*NO LOAD BALANCE*/ PREPARE "parked_keys" AS WITH RECURSIVE found AS (SELECT min(parked_on) AS parked_on
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND parked_on IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(parked_on)
-      FROM "queue"
-      WHERE q_name = $1::text
-      AND parked_on > found.parked_on)
-    FROM found
-    WHERE found.parked_on IS NOT NULL)
-  SELECT parked_on, (SELECT headers::text
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND parked_on = found.parked_on
-    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-    LIMIT 1)
-  FROM found
-  WHERE parked_on IS NOT NULL;
-
 -- partitions
 /*NO LOAD BALANCE*/ PREPARE "partitions" AS
   SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
@@ -2468,32 +3669,25 @@ PREPARE "park_again" AS WITH again AS (UPDATE "queue"
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+        AND coalesce(leased_until, schedule_at) > '-infinity'
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
-      LIMIT (SELECT 1000))) AS candidates
+      LIMIT (SELECT 1000))
+    UNION ALL (SELECT *
+      FROM (SELECT *
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND parked_on IS NOT NULL
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+        LIMIT 2) AS head
+      LIMIT (SELECT 2))) AS candidates
   WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+  ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT 2;
 
 -- ping
 /*NO LOAD BALANCE*/ PREPARE "ping" AS
   SELECT 1;
-
--- postpone $1 delay, $2 ids, $3 tokens, $4 q_name
-PREPARE "postpone" AS
-  UPDATE "queue"
-  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
-  WHERE id = ANY (ARRAY(SELECT id
-      FROM "queue"
-      WHERE id = ANY ($2::text::bigint[])
-      AND leased_until IS NOT NULL
-      AND num_nulls(dequeued_at, parked_on) = 2
-      AND ((id, attempts) IN (SELECT job, token
-          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
-      AND q_name = $4::text
-      FOR UPDATE SKIP LOCKED))
-  AND q_name = $4::text
-  RETURNING id;
 
 -- purge_archive $1 q_name, $2 age
 PREPARE "purge_archive" AS WITH slice AS (SELECT id
@@ -2549,33 +3743,6 @@ PREPARE "put" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id;
 
--- put_back $1 ids, $2 excuses, $3 tokens, $4 q_name
-PREPARE "put_back" AS
-  UPDATE "queue"
-  SET leased_until = NULL, excused = (SELECT given.excused
-    FROM unnest($1::text::bigint[], $2::text::int[]) AS given (job, excused)
-    WHERE given.job = id)
-  WHERE id = ANY ($1::text::bigint[])
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND ((id, attempts) IN (SELECT job, token
-      FROM unnest($1::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
-  AND q_name = $4::text
-  RETURNING id;
-
--- put_back_later [no rows] $1 delay, $2 ids, $3 excuses, $4 tokens, $5 q_name
-PREPARE "put_back_later" AS
-  UPDATE "queue"
-  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second', excused = (SELECT given.excused
-    FROM unnest($2::text::bigint[], $3::text::int[]) AS given (job, excused)
-    WHERE given.job = id)
-  WHERE id = ANY ($2::text::bigint[])
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND ((id, attempts) IN (SELECT job, token
-      FROM unnest($2::text::bigint[], $4::text::int[]) AS held (job, token))) IS TRUE
-  AND q_name = $5::text;
-
 -- put_call [hot] $1 q_name, $2 data, $3 payload, $4 serializer
 PREPARE "put_call" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
@@ -2588,36 +3755,45 @@ PREPARE "put_call_timed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
--- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key
+-- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key, $12 lane, $13 priority
 PREPARE "put_keyed" AS
-  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
-  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text)
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+  VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text,
+    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END,
+    CASE WHEN
+    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN '-infinity'::timestamptz END, $13::int)
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL
   AND dequeued_at IS NULL DO NOTHING
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
--- put_many [hot] $1 q_name, $2 serializer, $3 schedule_at, $4 schedule_in, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 items, $10 number
-PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key)
-    SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text
-    FROM json_array_elements($9::text::json) WITH ORDINALITY AS item (value, place)
+-- put_many [hot] $1 q_name, $2 serializer, $3 schedule_at, $4 schedule_in, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 lane, $10 priority, $11 items, $12 number
+PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, parked_on, leased_until, priority)
+    SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text,
+    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END,
+    CASE WHEN
+    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN '-infinity'::timestamptz END, $10::int
+    FROM json_array_elements($11::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
-  SELECT min(id), count(*) / ($10::int IS NULL
-    OR count(*) = $10::int)::int,
+  SELECT min(id), count(*) / ($12::int IS NULL
+    OR count(*) = $12::int)::int,
   CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
   FROM put;
 
--- put_many_encoded [hot] $1 q_name, $2 binary, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 items, $11 number
-PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key)
+-- put_many_encoded [hot] $1 q_name, $2 binary, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 lane, $11 priority, $12 items, $13 number
+PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, parked_on, leased_until, priority)
     SELECT $1::text,
     CASE WHEN NOT $2::boolean THEN item.value::json END,
-    CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text
-    FROM json_array_elements_text($10::text::json) WITH ORDINALITY AS item (value, place)
+    CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text,
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
+    CASE WHEN
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    FROM json_array_elements_text($12::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
-  SELECT min(id), count(*) / ($11::int IS NULL
-    OR count(*) = $11::int)::int,
+  SELECT min(id), count(*) / ($13::int IS NULL
+    OR count(*) = $13::int)::int,
   CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
   FROM put;
 
@@ -2634,18 +3810,24 @@ PREPARE "put_off" AS
     OR coalesce(CASE WHEN error->>'type' = $2::text::json->>'type' THEN (error->>'since')::float8 END, extract(epoch FROM statement_timestamp())) > extract(epoch FROM statement_timestamp()) - $6::float8)
   RETURNING id;
 
--- put_replacing $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 q_name, $11 dedup_key
+-- put_replacing $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 lane, $11 priority, $12 q_name, $13 dedup_key
 PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
-    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = clock.new_schedule_at, expected_at = clock.new_expected_at, headers = $4::text::json, group_key = $5::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
-    FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') AS new_schedule_at, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second') AS new_expected_at) AS clock
-    WHERE q_name = $10::text
-    AND dedup_key = $11::text
+    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = clock.new_schedule_at, expected_at = clock.new_expected_at, headers = $4::text::json, group_key = $5::text, (parked_on, leased_until, priority) = ROW (clock.lane, clock.leased, clock.new_priority), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'),
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
+      CASE WHEN
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
+    WHERE q_name = $12::text
+    AND dedup_key = $13::text
     AND dequeued_at IS NULL
     AND dequeued_at IS NULL
     AND (leased_until IS NULL
       OR parked_on IS NOT NULL)
-    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), added AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
-    SELECT $10::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $4::text::json, $5::text, $11::text
+    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), added AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+    SELECT $12::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $4::text::json, $5::text, $13::text,
+    CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
+    CASE WHEN
+    CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
     WHERE NOT EXISTS (SELECT
       FROM replaced)
     ON CONFLICT (q_name, dedup_key)
@@ -2655,10 +3837,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     FROM replaced
     UNION ALL
     SELECT *
-    FROM added), freed AS (DELETE FROM "queue_slots"
-    WHERE q_name = $10::text
-    AND job_id = ANY (ARRAY(SELECT id
-        FROM put)))
+    FROM added)
   SELECT id, put_at
   FROM put;
 
@@ -2784,19 +3963,19 @@ PREPARE "release" AS
   AND q_name = $3::text
   RETURNING id;
 
--- replace $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 id, $11 q_name
+-- replace $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 lane, $11 priority, $12 id, $13 q_name
 PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
-    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = clock.new_schedule_at, expected_at = clock.new_expected_at, headers = $4::text::json, group_key = $5::text, leased_until = NULL, parked_on = NULL, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
-    FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') AS new_schedule_at, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second') AS new_expected_at) AS clock
-    WHERE id = $10::bigint
-    AND q_name = $11::text
+    SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = clock.new_schedule_at, expected_at = clock.new_expected_at, headers = $4::text::json, group_key = $5::text, (parked_on, leased_until, priority) = ROW (clock.lane, clock.leased, clock.new_priority), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'),
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
+      CASE WHEN
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
+    WHERE id = $12::bigint
+    AND q_name = $13::text
     AND dequeued_at IS NULL
     AND (leased_until IS NULL
       OR parked_on IS NOT NULL)
-    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))), freed AS (DELETE FROM "queue_slots"
-    WHERE q_name = $11::text
-    AND job_id = ANY (ARRAY(SELECT id
-        FROM put)))
+    RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')))
   SELECT id, put_at
   FROM put;
 
@@ -2822,8 +4001,7 @@ PREPARE "request_stop" AS
   SET cancelling = true
   WHERE id = $1::bigint
   AND q_name = $2::text
-  AND dequeued_at IS NULL
-  AND parked_on IS NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
   AND leased_until > statement_timestamp()
   RETURNING id;
 
@@ -2832,8 +4010,9 @@ PREPARE "rerun_archived" AS WITH gone AS (DELETE FROM "queue_archive"
     WHERE id = $1::bigint
     AND q_name = $2::text
     RETURNING *), risen AS (SELECT id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($3::text::json, headers) AS headers, failures, excused, error
-    FROM gone), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
-    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    FROM gone), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key, priority)
+    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}',
+    CASE WHEN headers #>> '{gate,priority}' ~ '^-?[0-9]{1,9}$' THEN (headers #>> '{gate,priority}')::int ELSE 0 END
     FROM risen
     RETURNING id), forgotten AS (DELETE FROM "queue_results"
     WHERE job_id = ANY (ARRAY(SELECT id
@@ -2855,19 +4034,98 @@ PREPARE "rerun_finished" AS WITH again AS (UPDATE "queue"
   SELECT id
   FROM again;
 
+-- reserve $1 needs, $2 q_name, $3 lane
+PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $2::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $2::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $2::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true), first AS MATERIALIZED (SELECT id
+    FROM "queue"
+    WHERE q_name = $2::text
+    AND parked_on = $3::text
+    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
+    FROM room
+    CROSS JOIN LATERAL (SELECT ctid, key
+      FROM "queue_keys"
+      WHERE q_name = $2::text
+      AND key = room.key
+      AND version = room.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE room.reserved_for IS NULL
+    OR room.reserved > (SELECT id
+      FROM first))
+  UPDATE "queue_keys" AS kept
+  SET version = version + 1, reserved = (SELECT id
+    FROM first)
+  WHERE kept.q_name = $2::text
+  AND kept.ctid = ANY (ARRAY(SELECT locked.ctid
+      FROM locked))
+  AND EXISTS (SELECT
+    FROM first)
+  RETURNING key;
+
 -- restore_archive $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 attempts, $8 serializer, $9 payload, $10 headers, $11 failures, $12 excused
 PREPARE "restore_archive" AS WITH taken AS (DELETE FROM "queue_archive"
     WHERE id = $1::bigint
     AND q_name = $2::text)
-  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
-  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}')
+  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key, priority)
+  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}',
+    CASE WHEN $10::text::json #>> '{gate,priority}' ~ '^-?[0-9]{1,9}$' THEN ($10::text::json #>> '{gate,priority}')::int ELSE 0 END)
   ON CONFLICT DO NOTHING
   RETURNING id;
 
 -- restore_delete $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 attempts, $8 serializer, $9 payload, $10 headers, $11 failures, $12 excused
 PREPARE "restore_delete" AS
-  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
-  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}')
+  INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key, priority)
+  VALUES ($1::bigint, $2::text, $3::timestamptz, NULL, $4::timestamptz, $5::timestamptz, $6::text::json, $7::int, $8::text, $9::bytea, $10::text::json, $11::int, $12::int, NULL, $10::text::json #>> '{gate,group}',
+    CASE WHEN $10::text::json #>> '{gate,priority}' ~ '^-?[0-9]{1,9}$' THEN ($10::text::json #>> '{gate,priority}')::int ELSE 0 END)
   ON CONFLICT DO NOTHING
   RETURNING id;
 
@@ -2911,8 +4169,9 @@ PREPARE "revive" AS WITH picked AS (SELECT id
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
-    RETURNING *), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key)
-    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}'
+    RETURNING *), same AS (INSERT INTO "queue" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, group_key, priority)
+    SELECT id, q_name, enqueued_at, NULL::timestamptz, expected_at, statement_timestamp(), data, attempts, serializer, payload, headers, NULL::int, attempts, NULL::json, headers #>> '{gate,group}',
+    CASE WHEN headers #>> '{gate,priority}' ~ '^-?[0-9]{1,9}$' THEN (headers #>> '{gate,priority}')::int ELSE 0 END
     FROM risen
     RETURNING id), forgotten AS (DELETE FROM "queue_results"
     WHERE job_id = ANY (ARRAY(SELECT id
@@ -2954,6 +4213,20 @@ PREPARE "set_key_holder" AS
   WHERE q_name = $2::text
   AND dedup_key = $3::text;
 
+-- set_lanes [no rows] $1 lanes, $2 q_name
+PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS named (id bigint, lane text, priority int))
+  UPDATE "queue" AS job
+  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = '-infinity'
+  FROM named
+  WHERE job.id = ANY (ARRAY(SELECT id
+      FROM named))
+  AND job.id = named.id
+  AND job.q_name = $2::text
+  AND num_nulls(job.dequeued_at) = 1
+  AND (job.parked_on IS NOT NULL
+    OR job.leased_until IS NULL);
+
 -- set_tick_back $1 now, $2 q_name, $3 name, $4 tick
 PREPARE "set_tick_back" AS
   UPDATE "queue_ticks"
@@ -2962,25 +4235,6 @@ PREPARE "set_tick_back" AS
   AND name = $3::text
   AND tick = $4::timestamptz
   RETURNING name;
-
--- slots_of $1 q_name, $2 ids
-/*NO LOAD BALANCE*/ PREPARE "slots_of" AS
-  SELECT key, job_id
-  FROM "queue_slots"
-  WHERE q_name = $1::text
-  AND job_id = ANY ($2::text::bigint[]);
-
--- slots_of_parked $1 q_name
-/*NO LOAD BALANCE*/ PREPARE "slots_of_parked" AS
-  SELECT slot.key, slot.job_id, job.parked_on
-  FROM "queue_slots" AS slot
-  CROSS JOIN LATERAL (SELECT parked_on
-    FROM "queue"
-    WHERE id = slot.job_id
-    AND q_name = $1::text
-    AND num_nulls(parked_on) = 0
-    LIMIT 1) AS job
-  WHERE slot.q_name = $1::text;
 
 -- snooze $1 delay, $2 id, $3 token, $4 q_name
 PREPARE "snooze" AS
@@ -2996,34 +4250,83 @@ PREPARE "snooze" AS
 
 -- stats $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "stats" AS
-  SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due
-    AND NOT held), count(*) FILTER (WHERE held
-    AND parked_on IS NULL), (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8, count(*) FILTER (WHERE parked_on IS NOT NULL)
-  FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND expected_at IS NULL
-    AND q_name = $1::text
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+    FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND q_name = $1::text
+      UNION ALL
+      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND q_name = $1::text
+      UNION ALL
+      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
+      AND parked_on IS NULL
+      AND q_name = $1::text) AS plain
+    GROUP BY q_name
     UNION ALL
-    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND schedule_at IS NULL
-    AND expected_at IS NOT NULL
-    AND q_name = $1::text
-    UNION ALL
-    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND (leased_until IS NOT NULL
-      OR (schedule_at IS NOT NULL
-        AND expected_at IS NOT NULL))
-    AND q_name = $1::text) AS waiting
+    SELECT q_name, next.number, 0, 0,
+    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
+      FROM "queue"
+      WHERE parked_on IS NOT NULL
+      AND dequeued_at IS NULL
+      AND q_name = $1::text
+      GROUP BY q_name, parked_on) AS lane
+    CROSS JOIN LATERAL (SELECT least(number,
+        CASE WHEN lane.group_key IS NULL
+        OR lane.parked_on = (SELECT parked_on
+          FROM "queue" AS first
+          WHERE first.q_name = $1::text
+          AND first.group_key = lane.group_key
+          AND first.dequeued_at IS NULL
+          ORDER BY id
+          LIMIT 1) THEN (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+                FROM "queue_rules" AS paused
+                WHERE paused.q_name = $1::text
+                AND paused.kind = 'pause'
+                AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+                AND (until IS NULL
+                  OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                    FROM "queue_rules" AS allowed
+                    WHERE allowed.q_name = $1::text
+                    AND allowed.kind = 'limit'
+                    AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                    FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                  FROM unnest(row.running) AS admitted (id)
+                  CROSS JOIN LATERAL (SELECT
+                    FROM "queue" AS other
+                    WHERE other.id = admitted.id
+                    AND other.q_name = $1::text
+                    AND num_nulls(other.dequeued_at) = 1
+                    AND num_nulls(other.parked_on) = 1
+                    AND num_nulls(other.leased_until) = 0
+                    LIMIT 1) AS alive), 0) END), 2147483647)
+          FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN lane.parked_on LIKE '[%' THEN lane.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+          LEFT JOIN LATERAL (SELECT places, running
+            FROM "queue_keys" AS key
+            WHERE key.q_name = $1::text
+            AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+            ORDER BY version DESC
+            LIMIT 1) AS row
+          ON true) ELSE 0 END) AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -3033,31 +4336,79 @@ PREPARE "snooze" AS
 
 -- stats_all
 /*NO LOAD BALANCE*/ PREPARE "stats_all" AS
-  SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due
-    AND NOT held), count(*) FILTER (WHERE held
-    AND parked_on IS NULL), (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8, count(*) FILTER (WHERE parked_on IS NOT NULL)
-  FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND expected_at IS NULL
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+    FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      UNION ALL
+      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      UNION ALL
+      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+      FROM "queue"
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > '-infinity'
+      AND parked_on IS NULL) AS plain
+    GROUP BY q_name
     UNION ALL
-    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND leased_until IS NULL
-    AND schedule_at IS NULL
-    AND expected_at IS NOT NULL
-    UNION ALL
-    SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-    AND coalesce(leased_until <= statement_timestamp(), true) AS due, parked_on
-    FROM "queue"
-    WHERE dequeued_at IS NULL
-    AND (leased_until IS NOT NULL
-      OR (schedule_at IS NOT NULL
-        AND expected_at IS NOT NULL))) AS waiting
+    SELECT q_name, next.number, 0, 0,
+    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
+      FROM "queue"
+      WHERE parked_on IS NOT NULL
+      AND dequeued_at IS NULL
+      GROUP BY q_name, parked_on) AS lane
+    CROSS JOIN LATERAL (SELECT least(number,
+        CASE WHEN lane.group_key IS NULL
+        OR lane.parked_on = (SELECT parked_on
+          FROM "queue" AS first
+          WHERE first.q_name = lane.q_name
+          AND first.group_key = lane.group_key
+          AND first.dequeued_at IS NULL
+          ORDER BY id
+          LIMIT 1) THEN (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
+                FROM "queue_rules" AS paused
+                WHERE paused.q_name = lane.q_name
+                AND paused.kind = 'pause'
+                AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
+                AND (until IS NULL
+                  OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
+                    FROM "queue_rules" AS allowed
+                    WHERE allowed.q_name = lane.q_name
+                    AND allowed.kind = 'limit'
+                    AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
+                    FROM '=([0-9]+)$')::int) - (SELECT count(*)
+                  FROM unnest(row.running) AS admitted (id)
+                  CROSS JOIN LATERAL (SELECT
+                    FROM "queue" AS other
+                    WHERE other.id = admitted.id
+                    AND other.q_name = lane.q_name
+                    AND num_nulls(other.dequeued_at) = 1
+                    AND num_nulls(other.parked_on) = 1
+                    AND num_nulls(other.leased_until) = 0
+                    LIMIT 1) AS alive), 0) END), 2147483647)
+          FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN lane.parked_on LIKE '[%' THEN lane.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
+          LEFT JOIN LATERAL (SELECT places, running
+            FROM "queue_keys" AS key
+            WHERE key.q_name = lane.q_name
+            AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
+            ORDER BY version DESC
+            LIMIT 1) AS row
+          ON true) ELSE 0 END) AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -3071,19 +4422,28 @@ PREPARE "sweep_dedup" AS
   WHERE q_name = $1::text
   AND until <= statement_timestamp();
 
+-- sweep_keys [no rows] $1 q_name
+PREPARE "sweep_keys" AS
+  DELETE FROM "queue_keys" AS kept
+  WHERE kept.q_name = $1::text
+  AND kept.ctid = ANY (ARRAY(SELECT ctid
+      FROM "queue_keys" AS old
+      WHERE q_name = $1::text
+      AND admitted_at < statement_timestamp() - interval '1 hour'
+      AND NOT EXISTS (SELECT
+        FROM "queue" AS job
+        WHERE job.id = ANY (old.running)
+        AND job.q_name = $1::text
+        AND job.dequeued_at IS NULL
+        AND job.parked_on IS NULL
+        AND job.leased_until IS NOT NULL)
+      LIMIT 1000
+      FOR UPDATE SKIP LOCKED));
+
 -- sweep_results [no rows]
 PREPARE "sweep_results" AS
   DELETE FROM "queue_results"
   WHERE expires_at <= statement_timestamp();
-
--- sweep_slots [no rows] $1 q_name
-PREPARE "sweep_slots" AS
-  DELETE FROM "queue_slots" AS slot
-  WHERE slot.q_name = $1::text
-  AND (SELECT num_nulls(dequeued_at) = 1
-    FROM "queue"
-    WHERE id = slot.job_id
-    AND q_name = $1::text) IS NOT TRUE;
 
 -- sweep_workers [no rows] $1 silence
 PREPARE "sweep_workers" AS
@@ -3094,12 +4454,266 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_slots [no rows] $1 q_name, $2 keys, $3 ids
-PREPARE "take_slots" AS
-  INSERT INTO "queue_slots" (q_name, key, job_id)
-  SELECT $1::text, place.key, place.job
-  FROM unnest($2::text[], $3::text::bigint[]) AS place (key, job)
-  ON CONFLICT DO NOTHING;
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 plain_share, $7 lease
+PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $4::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $4::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $4::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $4::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $4::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $4::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    FROM wanted
+    LEFT JOIN needs USING (place)
+    LEFT JOIN room USING (key)
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    FROM wanted
+    JOIN has USING (place)
+    CROSS JOIN LATERAL ((SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $4::text
+          AND parked_on = wanted.lane
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NULL
+        LIMIT least(wanted.quota, has.free) + $5::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $4::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NOT NULL
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $5::int)
+      UNION ALL (SELECT *
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at
+          FROM "queue"
+          WHERE q_name = $4::text
+          AND parked_on = wanted.lane
+          AND expected_at IS NULL
+          AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
+          ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+          LIMIT 2) AS first
+        WHERE wanted.group_key IS NULL
+        AND wanted.after IS NOT NULL
+        LIMIT least(wanted.quota, has.free) + $5::int)
+      UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+          FROM "queue"
+          WHERE q_name = $4::text
+          AND group_key = wanted.group_key
+          AND dequeued_at IS NULL
+          AND id >= coalesce((string_to_array(wanted.after, ' '))[2]::bigint, 0)
+          ORDER BY id
+          LIMIT 1) AS head
+        WHERE wanted.group_key IS NOT NULL
+        AND parked_on = wanted.lane)) AS head
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, $6::int AS share, 0 AS priority, due.*
+    FROM (SELECT id, expected_at, schedule_at, enqueued_at
+      FROM ((SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $4::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND schedule_at IS NULL
+            AND expected_at IS NOT NULL
+            ORDER BY expected_at, enqueued_at, id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $4::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            ORDER BY coalesce(schedule_at, enqueued_at), id
+            LIMIT 22) AS head
+          LIMIT (SELECT 22))
+        UNION ALL (SELECT *
+          FROM (SELECT id, expected_at, schedule_at, enqueued_at
+            FROM "queue"
+            WHERE q_name = $4::text
+            AND dequeued_at IS NULL
+            AND (leased_until IS NOT NULL
+              OR (schedule_at IS NOT NULL
+                AND expected_at IS NOT NULL))
+            AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) > '-infinity'
+            ORDER BY coalesce(leased_until, schedule_at), id
+            LIMIT 1000) AS head
+          LIMIT (SELECT 1000))) AS candidates
+      WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 22) AS due
+    WHERE $6::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
+    FROM (SELECT *
+      FROM heads
+      UNION ALL
+      SELECT *
+      FROM plain) AS job
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    FROM turns
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
+    FROM numbered
+    JOIN room USING (key)), second AS (SELECT id
+    FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
+        ORDER BY number) AS further
+      FROM judged) AS alone
+    WHERE unfit
+    AND keys = 1
+    AND fit + further <= free), chosen AS MATERIALIZED (SELECT *, row_number() OVER (ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS rank
+    FROM turns
+    WHERE id NOT IN (SELECT id
+      FROM judged
+      WHERE unfit)
+    OR id IN (SELECT id
+      FROM second)
+    ORDER BY rank
+    LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
+    FROM needs
+    JOIN chosen USING (place)
+    WHERE rank <= 2 + $5::int), missing AS MATERIALIZED (SELECT key
+    FROM room
+    WHERE version IS NULL
+    AND key IN (SELECT key
+      FROM asked)), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
+    FROM room
+    CROSS JOIN LATERAL (SELECT ctid, key
+      FROM "queue_keys"
+      WHERE q_name = $4::text
+      AND key = room.key
+      AND version = room.version
+      FOR UPDATE SKIP LOCKED) AS mine
+    WHERE room.key IN (SELECT key
+      FROM asked)
+    AND NOT EXISTS (SELECT
+      FROM missing)), allowed AS MATERIALIZED (SELECT *
+    FROM chosen
+    WHERE NOT EXISTS (SELECT
+      FROM missing)
+    AND place NOT IN (SELECT place
+      FROM needs
+      WHERE key NOT IN (SELECT key
+        FROM locked))
+    ORDER BY rank), held AS MATERIALIZED (SELECT allowed.*
+    FROM allowed
+    CROSS JOIN LATERAL (SELECT
+      FROM "queue"
+      WHERE id = allowed.id
+      AND q_name = $4::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NULL
+        OR leased_until <= statement_timestamp())
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (allowed.place = 0) = (parked_on IS NULL)
+      FOR UPDATE SKIP LOCKED) AS free
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
+    FROM held
+    WHERE id NOT IN (SELECT id
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
+        FROM held
+        JOIN needs USING (place)) AS each
+      JOIN room USING (key)
+      WHERE each.number > room.free)
+    ORDER BY rank
+    LIMIT 2), admitted AS MATERIALIZED (SELECT needs.key, array_agg(picked.id) AS ids
+    FROM picked
+    JOIN needs USING (place)
+    GROUP BY needs.key), written AS (UPDATE "queue_keys" AS kept
+    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+      CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
+      FROM admitted
+      JOIN room USING (key)
+      WHERE admitted.key = kept.key)
+    WHERE kept.q_name = $4::text
+    AND kept.ctid = ANY (ARRAY(SELECT locked.ctid
+        FROM locked
+        JOIN admitted USING (key)))), leased AS (UPDATE "queue"
+    SET attempts =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    CASE WHEN parked_on IS NULL
+    AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
+    CASE WHEN strpos(headers::text, '"started"') > 0
+    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    FROM (SELECT statement_timestamp() + $7::float8 * interval '1 second' AS until) AS clock
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $4::text
+    RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+    CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  FROM leased
+  JOIN picked
+  ON picked.id = leased.id
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  CASE WHEN EXISTS (SELECT
+    FROM chosen)
+  AND NOT EXISTS (SELECT
+    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM room
+    WHERE tokens < 1), (SELECT json_agg(key)::text
+    FROM missing);
 
 -- take_tokens $1 q_name, $2 capacity, $3 rate, $4 n
 PREPARE "take_tokens" AS WITH bucket AS (SELECT q_name, tokens, clock_timestamp() AS now, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 AS elapsed
@@ -3116,7 +4730,11 @@ PREPARE "take_tokens" AS WITH bucket AS (SELECT q_name, tokens, clock_timestamp(
   SELECT number, (greatest(1 - (available - number), 0) / $3::float8)::float8
   FROM drawn;
 
--- tick $1 q_name, $2 name, $3 tick, $4 ahead, $5 data, $6 payload, $7 serializer, $8 expected_at, $9 expected_in, $10 headers, $11 group_key, $12 dedup_key
+-- tell
+/*NO LOAD BALANCE*/ PREPARE "tell" AS
+  SELECT 1;
+
+-- tick $1 q_name, $2 name, $3 tick, $4 ahead, $5 data, $6 payload, $7 serializer, $8 expected_at, $9 expected_in, $10 headers, $11 group_key, $12 dedup_key, $13 lane, $14 priority
 PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, tick)
     SELECT $1::text, $2::text, $3::timestamptz
     WHERE $3::timestamptz <= statement_timestamp() + $4::float8 * interval '1 second'
@@ -3124,69 +4742,22 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
     SET tick = excluded.tick
     WHERE last.tick < excluded.tick
     RETURNING tick)
-  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key)
-  SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+  SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text, $13::text,
+  CASE WHEN $13::text IS NOT NULL THEN '-infinity'::timestamptz END, $14::int
   FROM won
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL
   AND dequeued_at IS NULL DO NOTHING
   RETURNING id;
 
--- try_keys $1 locks
-/*NO LOAD BALANCE*/ PREPARE "try_keys" AS
-  SELECT gate.lock, pg_try_advisory_xact_lock(gate.lock), current_setting('transaction_isolation')
-  FROM unnest($1::text::bigint[]) AS gate (lock);
+-- transaction_isolation
+/*NO LOAD BALANCE*/ PREPARE "transaction_isolation" AS
+  SELECT current_setting('transaction_isolation');
 
 -- unlock_migrations
 /*NO LOAD BALANCE*/ PREPARE "unlock_migrations" AS
   SELECT pg_advisory_unlock(hashtextextended('pqcore "queue"', 0));
-
--- unpark $1 q_name, $2 key, $3 places
-PREPARE "unpark" AS WITH next AS (SELECT id
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND parked_on = $2::text
-    ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-    LIMIT (SELECT greatest($3::int - count(*), 0)
-      FROM "queue_slots"
-      WHERE q_name = $1::text
-      AND key = $2::text)
-    FOR UPDATE SKIP LOCKED), freed AS (UPDATE "queue"
-    SET leased_until = NULL, parked_on = NULL
-    WHERE id = ANY (ARRAY(SELECT id
-        FROM next))
-    AND q_name = $1::text
-    RETURNING *), kept AS (INSERT INTO "queue_slots" (q_name, key, job_id)
-    SELECT $1::text, $2::text, id
-    FROM freed
-    ON CONFLICT DO NOTHING)
-  SELECT id, headers::text, (SELECT count(*)
-    FROM "queue_slots"
-    WHERE q_name = $1::text
-    AND key = $2::text) AS used
-  FROM freed
-  ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id;
-
--- unpark_head $1 q_name, $2 group, $3 key
-PREPARE "unpark_head" AS WITH head AS (SELECT id
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND group_key = $2::text
-    AND dequeued_at IS NULL
-    ORDER BY id
-    LIMIT 1), free AS (SELECT id
-    FROM "queue"
-    WHERE id = ANY (ARRAY(SELECT id
-        FROM head))
-    AND q_name = $1::text
-    AND parked_on = $3::text
-    FOR UPDATE SKIP LOCKED)
-  UPDATE "queue"
-  SET leased_until = NULL, parked_on = NULL
-  WHERE id = ANY (ARRAY(SELECT id
-      FROM free))
-  AND q_name = $1::text
-  RETURNING id;
 
 -- unregister $1 channels
 /*NO LOAD BALANCE*/ PREPARE "unregister" AS

@@ -225,7 +225,8 @@ def test_dedup_until_started_holds_the_key_until_the_job_is_fetched(harness: Har
     assert put(queue, "d", dedup) == ("refused", second)
     harness.expire()  # the first is waiting again, without its key
     assert put(queue, "e", dedup) == ("refused", second)
-    assert sorted(job.id for job in queue.lease_many(5)) == ([second] if way == "get" else [first, second])
+    left = [second] if way == "get" else [first, second]  # the first is admitted again
+    assert sorted(job.id for _ in left for job in queue.lease_many(5, block=False)) == left
 
 
 def test_rolled_back_lease_takes_its_dedup_key_back(harness: Harness) -> None:
