@@ -13,43 +13,33 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pqcore import operations
 from pqcore.base_pq import BasePQ
 from pqcore.db.asyncio_runtime import AsyncioRuntime
 from pqcore.db.blocks import Leaving
 from pqcore.db.engine import Engine
 from pqcore.dead_letters import AsyncDeadLetters
 from pqcore.job import AsyncJob
-from pqcore.operations import (
-    admin,
-    complete,
-    dead_letters,
-    encodings,
-    fetch,
-    lease,
-    list_jobs,
-    move,
-    put,
-    put_many,
-    reencode,
-    results,
-    retry,
-    worker_registry,
-)
-from pqcore.operations.admin import QueueStats
-from pqcore.operations.encodings import Encoding
+from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.operations.list_jobs import StoredJob
-from pqcore.operations.reencode import STEP, WAIT, Reencoded
-from pqcore.operations.results import JobInfo
-from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
+from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks.async_queue import AsyncTaskQueueMixin
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    import pqcore.operations.move
+    import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
+    from pqcore.operations.admin import QueueStats
+    from pqcore.operations.encodings import Encoding
+    from pqcore.operations.list_jobs import StoredJob
+    from pqcore.operations.reencode import Reencoded
+    from pqcore.operations.results import JobInfo
+    from pqcore.operations.worker_registry import WorkerInfo
 
 
 async def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
@@ -194,11 +184,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     async def update(self, job_id: int, data: Any) -> int:
         """Replace a job's data; see `pqcore.Queue.update`."""
-        return await admin.update(self.engine, self, job_id, data)
+        return await operations.admin.update(self.engine, self, job_id, data)
 
     async def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
-        return await admin.cancel(self.engine, self, job_id, running=running)
+        return await operations.admin.cancel(self.engine, self, job_id, running=running)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
         """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
@@ -213,28 +203,28 @@ class AsyncQueue(AsyncTaskQueueMixin):
         failed: bool = False,
     ) -> list[StoredJob]:
         """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
-        wanted = states or list_jobs.UNFINISHED
-        return await list_jobs.list_by_state(
+        wanted = states or operations.list_jobs.UNFINISHED
+        return await operations.list_jobs.list_by_state(
             self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed
         )
 
     async def retry(self, job_id: int) -> bool:
         """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""
-        return (await retry.retry(self.engine, self, job_id)).done
+        return (await operations.retry.retry(self.engine, self, job_id)).done
 
     async def move(self, target: AsyncQueue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs to another queue of the table; see `pqcore.Queue.move`."""
-        return await move.move(self.engine, self, target, ids, most)
+        return await operations.move.move(self.engine, self, target, ids, most)
 
     async def reencode(
-        self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+        self, *, step: int = REENCODE_STEP, every: bool = False, wait: str | float | timedelta = REENCODE_WAIT
     ) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `pqcore.PQ.reencode`."""
-        return await reencode.reencode(self.engine, [self], step=step, every=every, wait=wait)
+        return await operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""
-        return await results.inspect(self.engine, self, job_id)
+        return await operations.results.inspect(self.engine, self, job_id)
 
     async def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""
@@ -242,7 +232,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
         """What the function of a job returned; see `pqcore.Queue.result`."""
-        return await results.wait_for(self.engine, self, job_id, timeout)
+        return await operations.results.wait_for(self.engine, self, job_id, timeout)
 
     async def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; see `pqcore.Queue.progress`."""
@@ -255,24 +245,24 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     async def count(self) -> int:
         """How many jobs are due; `len` cannot be awaited."""
-        return await admin.count(self.engine, self)
+        return await operations.admin.count(self.engine, self)
 
     async def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = await admin.stats(self.engine, self.name)
-        return found.get(self.name, QueueStats(0, 0, 0, None))
+        found = await operations.admin.stats(self.engine, self.name)
+        return found.get(self.name, operations.admin.QueueStats(0, 0, 0, None))
 
     async def workers(self) -> list[WorkerInfo]:
         """List the workers of the queue; see `pqcore.Queue.workers`."""
-        return await worker_registry.list_workers(self.engine, self)
+        return await operations.worker_registry.list_workers(self.engine, self)
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""
-        await admin.clear(self.engine, self)
+        await operations.admin.clear(self.engine, self)
 
     async def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived; see `pqcore.Queue.purge`."""
-        return await admin.purge(self.engine, self, older_than)
+        return await operations.admin.purge(self.engine, self, older_than)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -310,26 +300,30 @@ class AsyncPQ(BasePQ[AsyncQueue]):
 
     async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await admin.create(self.engine, partitions, set_sequences=set_sequences)
+        await operations.admin.create(self.engine, partitions, set_sequences=set_sequences)
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return await admin.stats(self.engine, None)
+        return await operations.admin.stats(self.engine, None)
 
     async def workers(self) -> list[WorkerInfo]:
         """List the workers of all queues; see `pqcore.Queue.workers`."""
-        return await worker_registry.list_workers(self.engine)
+        return await operations.worker_registry.list_workers(self.engine)
 
     async def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
-        return await encodings.count_all(self.engine)
+        return await operations.encodings.count_all(self.engine)
 
     async def reencode(
-        self, *queues: AsyncQueue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+        self,
+        *queues: AsyncQueue | str,
+        step: int = REENCODE_STEP,
+        every: bool = False,
+        wait: str | float | timedelta = REENCODE_WAIT,
     ) -> Reencoded:
         """Re-encode data that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return await reencode.reencode(self.engine, named, step=step, every=every, wait=wait)
+        return await operations.reencode.reencode(self.engine, named, step=step, every=every, wait=wait)
 
     async def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pqcore import operations
 from pqcore.base_pq import BasePQ
 from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.blocks import Leaving
@@ -14,31 +15,11 @@ from pqcore.db.engine import Engine
 from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetters
 from pqcore.job import Job
-from pqcore.operations import (
-    admin,
-    complete,
-    dead_letters,
-    encodings,
-    fetch,
-    lease,
-    list_jobs,
-    move,
-    put,
-    put_many,
-    reencode,
-    results,
-    retry,
-    worker_registry,
-)
-from pqcore.operations.admin import QueueStats
-from pqcore.operations.encodings import Encoding
+from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.operations.list_jobs import StoredJob
-from pqcore.operations.reencode import STEP, WAIT, Reencoded
-from pqcore.operations.results import JobInfo
-from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
+from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks.fetched_jobs import claim_owed
 from pqcore.tasks.queue import TaskQueueMixin
@@ -46,6 +27,15 @@ from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    import pqcore.operations.move
+    import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
+    from pqcore.operations.admin import QueueStats
+    from pqcore.operations.encodings import Encoding
+    from pqcore.operations.list_jobs import StoredJob
+    from pqcore.operations.reencode import Reencoded
+    from pqcore.operations.results import JobInfo
+    from pqcore.operations.worker_registry import WorkerInfo
 
 
 def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
@@ -335,7 +325,7 @@ class Queue(TaskQueueMixin):
         Raises:
             JobNotFound: There is no such row.
         """
-        return run_sync(admin.update(self.engine, self, job_id, data))
+        return run_sync(operations.admin.update(self.engine, self, job_id, data))
 
     def cancel(self, job_id: int, *, running: bool = False) -> bool:
         """Delete a job that is waiting.
@@ -348,7 +338,7 @@ class Queue(TaskQueueMixin):
         Returns:
             Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
         """
-        return run_sync(admin.cancel(self.engine, self, job_id, running=running))
+        return run_sync(operations.admin.cancel(self.engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
         """The next ``n`` jobs that are due, in order; they stay where they are."""
@@ -375,9 +365,11 @@ class Queue(TaskQueueMixin):
         Raises:
             ConfigurationError: A state is none, or ``n`` is out of its range.
         """
-        wanted = states or list_jobs.UNFINISHED
+        wanted = states or operations.list_jobs.UNFINISHED
         return run_sync(
-            list_jobs.list_by_state(self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed)
+            operations.list_jobs.list_by_state(
+                self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed
+            )
         )
 
     def retry(self, job_id: int) -> bool:
@@ -386,7 +378,7 @@ class Queue(TaskQueueMixin):
         Returns:
             Whether it is due now: False if it waits already, is leased or parked, or is not there.
         """
-        return run_sync(retry.retry(self.engine, self, job_id)).done
+        return run_sync(operations.retry.retry(self.engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
@@ -404,11 +396,13 @@ class Queue(TaskQueueMixin):
         Raises:
             ConfigurationError: It is the same queue, or one of another table.
         """
-        return run_sync(move.move(self.engine, self, target, ids, most))
+        return run_sync(operations.move.move(self.engine, self, target, ids, most))
 
-    def reencode(self, *, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT) -> Reencoded:
+    def reencode(
+        self, *, step: int = REENCODE_STEP, every: bool = False, wait: str | float | timedelta = REENCODE_WAIT
+    ) -> Reencoded:
         """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
-        return run_sync(reencode.reencode(self.engine, [self], step=step, every=every, wait=wait))
+        return run_sync(operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job: its state, attempts, last error, progress.
@@ -416,7 +410,7 @@ class Queue(TaskQueueMixin):
         Raises:
             JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
         """
-        return run_sync(results.inspect(self.engine, self, job_id))
+        return run_sync(operations.results.inspect(self.engine, self, job_id))
 
     def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""
@@ -435,7 +429,7 @@ class Queue(TaskQueueMixin):
             ResultNotStored: It was done, and its result could not be stored.
             ResultTimeout: It was not there in time.
         """
-        return run_sync(results.wait_for(self.engine, self, job_id, timeout))
+        return run_sync(operations.results.wait_for(self.engine, self, job_id, timeout))
 
     def progress(self, job_id: int) -> Any:
         """What a job that runs has reported last; None if nothing."""
@@ -448,12 +442,12 @@ class Queue(TaskQueueMixin):
 
     def count(self) -> int:
         """How many jobs are due."""
-        return run_sync(admin.count(self.engine, self))
+        return run_sync(operations.admin.count(self.engine, self))
 
     def stats(self) -> QueueStats:
         """What waits in the queue."""
-        found = run_sync(admin.stats(self.engine, self.name))
-        return found.get(self.name, QueueStats(0, 0, 0, None))
+        found = run_sync(operations.admin.stats(self.engine, self.name))
+        return found.get(self.name, operations.admin.QueueStats(0, 0, 0, None))
 
     def workers(self) -> list[WorkerInfo]:
         """List the workers of the queue that run, or that ran within the last hour and did not stop in order.
@@ -461,14 +455,14 @@ class Queue(TaskQueueMixin):
         Each `pqcore.worker.Worker` is listed, those first that were started first; a consumer that calls `get`,
         `lease` or `work` is not.
         """
-        return run_sync(worker_registry.list_workers(self.engine, self))
+        return run_sync(operations.worker_registry.list_workers(self.engine, self))
 
     def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished.
 
         Their batches count those that were not finished as failed, and put what follows a batch.
         """
-        run_sync(admin.clear(self.engine, self))
+        run_sync(operations.admin.clear(self.engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
         """Delete finished rows, kept or archived.
@@ -479,7 +473,7 @@ class Queue(TaskQueueMixin):
         Returns:
             The number of rows deleted.
         """
-        return run_sync(admin.purge(self.engine, self, older_than))
+        return run_sync(operations.admin.purge(self.engine, self, older_than))
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -565,22 +559,26 @@ class PQ(BasePQ[Queue]):
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        run_sync(admin.create(self.engine, partitions, set_sequences=set_sequences))
+        run_sync(operations.admin.create(self.engine, partitions, set_sequences=set_sequences))
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""
-        return run_sync(admin.stats(self.engine, None))
+        return run_sync(operations.admin.stats(self.engine, None))
 
     def workers(self) -> list[WorkerInfo]:
         """List the workers of all queues; see `Queue.workers`."""
-        return run_sync(worker_registry.list_workers(self.engine))
+        return run_sync(operations.worker_registry.list_workers(self.engine))
 
     def encodings(self) -> list[Encoding]:
         """Count the data of all queues by place, serializer and key; no key is needed for that."""
-        return run_sync(encodings.count_all(self.engine))
+        return run_sync(operations.encodings.count_all(self.engine))
 
     def reencode(
-        self, *queues: Queue | str, step: int = STEP, every: bool = False, wait: str | float | timedelta = WAIT
+        self,
+        *queues: Queue | str,
+        step: int = REENCODE_STEP,
+        every: bool = False,
+        wait: str | float | timedelta = REENCODE_WAIT,
     ) -> Reencoded:
         """Re-encode data that are not as their queue writes them now, after a key or a serializer has changed.
 
@@ -604,7 +602,7 @@ class PQ(BasePQ[Queue]):
                 range, or a transaction is open.
         """
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
-        return run_sync(reencode.reencode(self.engine, named, step=step, every=every, wait=wait))
+        return run_sync(operations.reencode.reencode(self.engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
         """Close the connection or pool: ours, or the one given."""

@@ -66,6 +66,10 @@ QUICK_SIZE = 32_768
 """Characters or bytes: more take longer to decode than it takes to have another thread decode them."""
 QUICK_VALUES = 1_000
 """Values, or 32 characters: data with more takes as long to encode."""
+REENCODE_STEP = 100
+"""Rows that `Queue.reencode` writes in one transaction, unless told otherwise."""
+REENCODE_WAIT = 10.0
+"""Seconds for which `Queue.reencode` waits for rows that are in use, unless told otherwise."""
 KEPT_QUEUES = 1_000
 """Queues that a `PQ` keeps by name, at most; those that are used elsewhere or were changed are not counted."""
 

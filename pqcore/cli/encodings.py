@@ -14,6 +14,7 @@ from pqcore.cli.options import duration, import_option, json_option, with_databa
 from pqcore.cli.output import emit, table, write
 from pqcore.operations import reencode as reencoding
 from pqcore.operations.encodings import Encoding, count_all
+from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
 
 
 @click.command()
@@ -31,7 +32,7 @@ from pqcore.operations.encodings import Encoding, count_all
     "--step",
     metavar="N",
     type=click.IntRange(1, reencoding.MOST_STEP),
-    default=reencoding.STEP,
+    default=REENCODE_STEP,
     show_default=True,
     help="Rows in one transaction, at most.",
 )
@@ -40,7 +41,7 @@ from pqcore.operations.encodings import Encoding, count_all
     "--wait",
     metavar="TIME",
     type=duration,
-    default=reencoding.WAIT,
+    default=REENCODE_WAIT,
     show_default=True,
     help="Time to wait for rows in use.",
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import DatabaseError, NotStored
-from pqcore.operations.schema_info import ask
 
 # Triggers that run before rows are inserted, for each row: 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules for INSERT: 3.
 _CAUSES = """
@@ -22,6 +21,8 @@ BALANCED = (
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
     """Return what may have kept a row from being stored, or from being seen."""
+    from pqcore.operations.schema_info import ask  # which few programs need
+
     try:
         [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
     except DatabaseError:  # in a transaction that has failed, nothing can be asked

@@ -38,17 +38,13 @@ from pqcore.operations.encodings import (
 )
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
-from pqcore.settings import Encoded, QueueSettings
+from pqcore.settings import REENCODE_STEP, REENCODE_WAIT, Encoded, QueueSettings
 from pqcore.sql.encoding_statements import ROWS, SLICE
 from pqcore.times import seconds
 
-STEP = 100
-"""Rows that are written in one transaction, unless told otherwise."""
 MOST_STEP = 1_000
 STEP_SIZE = 8 * 2**20
 """Bytes that are written in one transaction, about: of larger rows fewer."""
-WAIT = 10.0
-"""Seconds for which rows that are in use are waited for, unless told otherwise."""
 PAUSES = (0.1, 0.2, 0.5)
 """Seconds between looks at rows that are in use; the last one stays."""
 MOST_ERRORS = 10
@@ -328,9 +324,9 @@ async def reencode(
     engine: Engine,
     queues: Sequence[QueueSettings],
     *,
-    step: int = STEP,
+    step: int = REENCODE_STEP,
     every: bool = False,
-    wait: str | float | timedelta = WAIT,
+    wait: str | float | timedelta = REENCODE_WAIT,
 ) -> Reencoded:
     """Re-encode data of queues that are not as the queues write them now, wherever the data lie.
 
