@@ -35,6 +35,7 @@ class Completer:
         executor: Runs the jobs that get the places of those that ended.
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
+        prefetch: Jobs fetched ahead, at most.
     """
 
     def __init__(
@@ -44,12 +45,15 @@ class Completer:
         executor: Executor,
         job_events: JobEvents,
         lease: float,
+        prefetch: int,
     ) -> None:
         self._worker_state = worker_state
         self._queue_state = queue_state
         self._executor = executor
         self._job_events = job_events
         self._lease = lease
+        self._prefetch = prefetch
+        self._is_limited = False  # whether keys let fewer jobs run than there are slots for
 
     async def run(self) -> None:
         """Store outcomes until cancelled; run again, go on with those that were left."""
@@ -68,7 +72,7 @@ class Completer:
                 queue_state.wake_completer.set()
                 continue
             failures = 0
-            if queue_state.throughput > GATHER_ABOVE:
+            if queue_state.throughput > GATHER_ABOVE and not self._is_limited:
                 await asyncio.sleep(GATHER_SECONDS)
 
     async def _give_back_unstarted(self) -> PQError | None:
@@ -120,14 +124,14 @@ class Completer:
             What became of the ends; None if nothing was done, as that is not possible now.
         """
         queue_state, worker_state = self._queue_state, self._worker_state
-        queue = queue_state.queue
+        queue, self._is_limited = queue_state.queue, False
         if "end and take" in queue_state.bridge.engine.dialect.unsupported:
             return None
         if not all(complete.is_plain(outcome) for outcome in outcomes):
             return None
         if not any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
             return None
-        n = queue_state.fetch_size(worker_state.slots_for(queue_state), 0)
+        n = queue_state.fetch_size(worker_state.slots_for(queue_state), self._prefetch)
         if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
             return None
         leased_at = time.monotonic()
@@ -141,9 +145,13 @@ class Completer:
         try:
             jobs = [outcome.job for outcome in outcomes]
             lost, rows = await queue_state.bridge.finish(accept, fetch.end_and_take, queue, jobs, n, self._lease)
-        except PQError:
+        except PQError as exc:
             accept(None)
+            for outcome in outcomes if isinstance(exc, OutcomeUnknown) else ():
+                if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
+                    active.may_be_stored = True
             return None  # which of them are at fault is found out by storing them without a take
+        self._is_limited = len(rows) < n
         accept((lost, rows))
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])

@@ -156,7 +156,7 @@ class Worker:
         services = _start_tasks(*(registration.run() for registration in registrations))
         for queue_state in worker_state.queue_states:
             heartbeat = Heartbeat(queue_state, executor, self._lease)
-            completer = Completer(worker_state, queue_state, executor, job_events, self._lease)
+            completer = Completer(worker_state, queue_state, executor, job_events, self._lease, self._prefetch)
             services += _start_tasks(self._until_closing(completer.run), heartbeat.run(), heartbeat.listen())
         try:
             try:
