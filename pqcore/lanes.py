@@ -332,11 +332,12 @@ class LaneBook:
             elif known.blocked_since is None:
                 known.blocked_since = now
         for share, number in used.items():
-            self._turns[share] = choice.starts[share] + number / self.weights.get(share, 1.0)
+            begun = max(choice.starts[share], self._turns.get(share, 0.0))  # another thread may have taken meanwhile
+            self._turns[share] = begun + number / self.weights.get(share, 1.0)
         if used:  # the virtual time is that of the share that was furthest behind, of those that had something to give
             self._now = max(self._now, min(choice.starts[share] for share in used))
         if len(self._turns) > 10_000:
-            self._turns = {share: turn for share, turn in self._turns.items() if turn > self._now}
+            self._turns = {share: turn for share, turn in list(self._turns.items()) if turn > self._now}
 
 
 class Choice(NamedTuple):
