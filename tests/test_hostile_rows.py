@@ -70,6 +70,8 @@ HEADERS = [
     f'{{"gate": {"9" * 5_000}}}',
     '{"\\ud800": 1}',
     '{"a": "\\u0000", "gate": {}}',
+    '{"a": "\\u0000", "gate": {"dedup": "started", "limits": {"x": 1}}}',
+    '{"a": "\\ud800", "gate": {"dedup": "started", "limits": {"y": 1, "\\u0000": 1}, "group": "g"}}',
     *map(json.dumps, ODD),
     '{"keep": 1e400}',
     '{"run": {"timeout": 1e400, "deadline": -1e400}}',

@@ -19,6 +19,7 @@ from __future__ import annotations
 from pqcore.rows import JOB
 from pqcore.sql.fragments import (
     DUE_AT,
+    HELD_UNTIL_STARTED,
     IS_GATED,
     LEASED,
     OF_QUEUE,
@@ -203,8 +204,7 @@ WITH wanted AS MATERIALIZED (
     FROM admitted JOIN room USING (key) WHERE admitted.key = kept.key
   ) WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked JOIN admitted USING (key)))
 ), leased AS (
-  UPDATE {{table}} SET {LEASED}, dedup_key = CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{{{{gate,dedup}}}}' = 'started' THEN NULL ELSE dedup_key END
+  UPDATE {{table}} SET {LEASED}, dedup_key = CASE WHEN {HELD_UNTIL_STARTED} THEN NULL ELSE dedup_key END
   WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING {JOB}
 )
 SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked ON picked.id = leased.id

@@ -10,7 +10,9 @@ WITH out AS MATERIALIZED (
     AND coalesce(leased_until, schedule_at) > '-infinity' AND coalesce(leased_until, schedule_at) < 'infinity'
   ORDER BY coalesce(leased_until, schedule_at), id LIMIT 10000
 ), admitted AS MATERIALIZED (
-  SELECT id, group_key, headers #> '{{gate,limits}}' AS limits FROM out
+  SELECT id, group_key, CASE
+    WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') = 0
+    THEN headers #> '{{gate,limits}}' END AS limits FROM out
   WHERE leased_until IS NOT NULL AND parked_on IS NULL AND strpos(headers::text, '"gate"') > 0
 ), known AS (
   SELECT key, array_agg(id) AS ids FROM (

@@ -154,6 +154,14 @@ def come_back(source: str) -> str:
 )"""
 
 
+# Headers that a producer wrote in SQL, with escapes that functions of JSON do not read: a NUL, or half of a surrogate
+# pair. (Whole pairs have the same escapes.) No other job of the queue may suffer for such a row.
+UNREADABLE = "strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0"
+# Whether a dedup key is held until the job starts.
+HELD_UNTIL_STARTED = (
+    f"""strpos(headers::text, '"started"') > 0 AND CASE WHEN {UNREADABLE}"""
+    """ THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{{gate,dedup}}' = 'started' END"""
+)
 # Whether a job may name keys, a share or a priority; see `pqcore.lanes`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
 # How a take of a lease changes a row.  A job that names keys and does not wait was put by older code, scheduled, or

@@ -923,7 +923,8 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
       AND coalesce(leased_until, schedule_at) < 'infinity'
       ORDER BY coalesce(leased_until, schedule_at), id
       LIMIT 10000) AS head
-    LIMIT (SELECT 10000)), admitted AS MATERIALIZED (SELECT id, group_key, headers #> '{gate,limits}' AS limits
+    LIMIT (SELECT 10000)), admitted AS MATERIALIZED (SELECT id, group_key,
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') = 0 THEN headers #> '{gate,limits}' END AS limits
     FROM out
     WHERE leased_until IS NOT NULL
     AND parked_on IS NULL
@@ -1436,7 +1437,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    AND
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
     FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
@@ -1716,7 +1718,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    AND
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
     FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
@@ -1997,7 +2000,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    AND
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
     FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
@@ -4693,7 +4697,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    AND
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
     FROM (SELECT statement_timestamp() + $7::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))

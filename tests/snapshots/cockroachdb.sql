@@ -791,7 +791,8 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
     AND coalesce(leased_until, schedule_at) > '-infinity'
     AND coalesce(leased_until, schedule_at) < 'infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
-    LIMIT 10000), admitted AS MATERIALIZED (SELECT id, group_key, headers #> '{gate,limits}' AS limits
+    LIMIT 10000), admitted AS MATERIALIZED (SELECT id, group_key,
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') = 0 THEN headers #> '{gate,limits}' END AS limits
     FROM out
     WHERE leased_until IS NOT NULL
     AND parked_on IS NULL
@@ -3673,7 +3674,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
-    AND headers #>> '{gate,dedup}' = 'started' THEN NULL ELSE dedup_key END
+    AND
+    CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $4::text
