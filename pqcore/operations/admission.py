@@ -271,8 +271,12 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:
-    """Set right what was changed by other ways than a take: old code's parked jobs, keys that miss a job, old keys."""
+    """Set right what was changed by other ways than a take: lanes of jobs, keys that miss a job, old keys.
+
+    pq, older code and SQL finish and lease waiting jobs without taking them off their lanes, and older code parks jobs.
+    """
     tasks = s.sql.tasks
+    await s.execute(tasks.leave_lanes, tasks.leave_lanes.bind({"q_name": queue.name}))
     after: Any = ""
     unknown: list[str] = []
     while after is not None:

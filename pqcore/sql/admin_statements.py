@@ -23,6 +23,7 @@ from pqcore.sql.fragments import (
     OF_QUEUE,
     ORDER,
     READY_ORDER,
+    UNFINISHED,
     URGENT_ORDER,
     VISIBLE_AT,
     come_back,
@@ -45,7 +46,7 @@ _FILTERS = (
 # Not under a lease, or under one that has run out.
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
-_PARKED = "parked_on IS NOT NULL"
+_PARKED = f"parked_on IS NOT NULL AND {UNFINISHED}"
 _PARKED_ORDER = f"parked_on, {ORDER}"
 
 
@@ -126,7 +127,7 @@ SELECT job.* FROM lane CROSS JOIN LATERAL ({room}
 
 # The rows of a subquery come in its order: they are not sorted again, as that would read all of a lane. So would a
 # plan for the few rows that a lane may have: a limit that the planner cannot know has it take them from the index.
-_OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane"
+_OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (
     {_OF_LANE} AND lane.group_key IS NULL ORDER BY {ORDER} LIMIT lane.number
@@ -302,7 +303,7 @@ FROM finished GROUP BY q_name"""
         """Have a finished job run again."""
         return f"""
 WITH again AS (
-  UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, schedule_at = {_NOW}, failures = NULL,
+  UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, parked_on = NULL, schedule_at = {_NOW}, failures = NULL,
     excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL,
     headers = coalesce(:headers::text::json, headers)
   WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 0 RETURNING id

@@ -28,6 +28,8 @@ from pqcore.sql.fragments import (
     QUEUE_URGENT,
     READY_NOW,
     READY_ORDER,
+    STILL_WAITS,
+    UNFINISHED,
     URGENT_ORDER,
     VISIBLE_AT,
 )
@@ -99,7 +101,7 @@ _NO_JOB = (
 
 def _lane_rows(n: int, but: str = "") -> str:
     """The first rows of a lane that has room; of a group its first job, if that one waits, and is of this lane."""
-    head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane"
+    head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
     most = "LIMIT least(wanted.quota, has.free) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
     bound = "string_to_array(wanted.after, ' ')"
@@ -114,11 +116,12 @@ def _lane_rows(n: int, but: str = "") -> str:
       ORDER BY {ORDER} LIMIT {n}) AS first WHERE {begun} {most})
     UNION ALL
     (SELECT {_COLUMNS} FROM (
-       SELECT {_COLUMNS}, parked_on FROM {{table}}
+       SELECT {_COLUMNS}, parked_on, leased_until FROM {{table}}
        WHERE {OF_QUEUE} AND group_key = wanted.group_key AND dequeued_at IS NULL{but}
          AND id >= coalesce(({bound})[2]::bigint, 0)
        ORDER BY id LIMIT 1
-     ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane)"""
+     ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane
+       AND (leased_until > statement_timestamp()) IS NOT TRUE)"""
 
 
 def take_lanes_template(n: int, plain: str) -> str:
@@ -274,7 +277,7 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
         """Lock waiting jobs of a lane that names no keys, as old code wrote it: headers tell. Skips locked rows."""
         return (
             f"SELECT id, headers::text FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
-            f" ORDER BY {ORDER} LIMIT {ADOPT} FOR UPDATE SKIP LOCKED"
+            f" AND {UNFINISHED} ORDER BY {ORDER} LIMIT {ADOPT} FOR UPDATE SKIP LOCKED"
         )
 
     @composed()
@@ -294,6 +297,7 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
         )
 
     set_lanes = from_file(rows=False)
+    leave_lanes = from_file(rows=False)
 
     @composed()
     def reserve(self) -> str:
@@ -303,7 +307,7 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
         """
         return f"""
 WITH {_KEYS}, first AS MATERIALIZED (
-  SELECT id FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text ORDER BY {ORDER} LIMIT 1
+  SELECT id FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text AND {STILL_WAITS} ORDER BY {ORDER} LIMIT 1
 ), locked AS MATERIALIZED ({_LOCKED}
   WHERE room.reserved_for IS NULL OR room.reserved > (SELECT id FROM first)
 )

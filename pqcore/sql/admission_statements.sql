@@ -74,6 +74,22 @@ FROM named
 WHERE job.id = ANY (ARRAY(SELECT id FROM named)) AND job.id = named.id AND job.q_name = :q_name::text
   AND num_nulls(job.dequeued_at) = 1 AND (job.parked_on IS NOT NULL OR job.leased_until IS NULL);
 
+-- name: leave_lanes
+-- Take jobs off their lanes that pq, older code or SQL finished or leased: these change no `parked_on`. Such jobs are among
+-- the first, as they were taken in order. Each row is checked again as it is locked; a row that is locked is skipped.
+UPDATE {table} SET parked_on = NULL, leased_until = CASE WHEN dequeued_at IS NULL THEN leased_until END
+WHERE q_name = :q_name::text AND id = ANY (ARRAY(
+  SELECT mine.id FROM (
+    SELECT id, dequeued_at, leased_until FROM {table} WHERE q_name = :q_name::text AND parked_on IS NOT NULL
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id LIMIT 10000
+  ) AS first CROSS JOIN LATERAL (
+    SELECT id FROM {table} WHERE id = first.id AND q_name = :q_name::text AND parked_on IS NOT NULL
+      AND (dequeued_at IS NOT NULL OR leased_until > statement_timestamp() AND leased_until < 'infinity')
+    FOR UPDATE SKIP LOCKED
+  ) AS mine
+  WHERE first.dequeued_at IS NOT NULL OR first.leased_until > statement_timestamp() AND first.leased_until < 'infinity'
+));
+
 -- name: admitted_headers
 -- Reads only. Give the jobs of a queue that are leased, and may be under keys: the rows that places are counted by.
 -- Those are found among the 10,000 that come out first: others are scheduled, as a rule.

@@ -455,6 +455,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -925,6 +926,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -1103,6 +1105,7 @@ PREPARE "extend" AS
     FROM "queue" AS waiting
     WHERE waiting.q_name = $1::text
     AND waiting.parked_on = job.parked_on
+    AND num_nulls(waiting.dequeued_at) <> 0
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
               FROM "queue_rules" AS paused
@@ -1278,6 +1281,7 @@ PREPARE "extend" AS
     FROM "queue" AS waiting
     WHERE waiting.q_name = job.q_name
     AND waiting.parked_on = job.parked_on
+    AND num_nulls(waiting.dequeued_at) <> 0
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
               FROM "queue_rules" AS paused
@@ -1431,6 +1435,7 @@ PREPARE "find_unnamed" AS
   FROM "queue"
   WHERE q_name = $1::text
   AND parked_on = $2::text
+  AND num_nulls(dequeued_at) <> 0
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT 1000
   FOR UPDATE SKIP LOCKED;
@@ -1570,6 +1575,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -1918,6 +1924,32 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
+-- leave_lanes [no rows] $1 q_name
+PREPARE "leave_lanes" AS
+  UPDATE "queue"
+  SET parked_on = NULL, leased_until =
+  CASE WHEN dequeued_at IS NULL THEN leased_until END
+  WHERE q_name = $1::text
+  AND id = ANY (ARRAY(SELECT mine.id
+      FROM (SELECT id, dequeued_at, leased_until
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND parked_on IS NOT NULL
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+        LIMIT 10000) AS first
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = first.id
+        AND q_name = $1::text
+        AND parked_on IS NOT NULL
+        AND (dequeued_at IS NOT NULL
+          OR leased_until > statement_timestamp()
+          AND leased_until < 'infinity')
+        FOR UPDATE SKIP LOCKED) AS mine
+      WHERE first.dequeued_at IS NOT NULL
+      OR first.leased_until > statement_timestamp()
+      AND first.leased_until < 'infinity'));
+
 -- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_archived" AS
   SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
@@ -2137,6 +2169,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
           AND parked_on = lane.lane
+          AND num_nulls(dequeued_at) <> 0
           AND lane.number < 2147483647
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT (SELECT 2147483647) OFFSET
@@ -2273,6 +2306,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on = lane.lane
+            AND num_nulls(dequeued_at) <> 0
             AND lane.group_key IS NULL
             ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT lane.number) AS job
@@ -2288,6 +2322,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
           AND parked_on = lane.lane
+          AND num_nulls(dequeued_at) <> 0
           AND id = lane.head
           AND lane.number > 0
           AND ($2::text IS NULL
@@ -2447,7 +2482,8 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
     AND num_nulls(dequeued_at) = 1
     AND ((leased_until IS NULL
         OR leased_until <= statement_timestamp())
-      OR parked_on IS NOT NULL)
+      OR parked_on IS NOT NULL
+      AND num_nulls(dequeued_at) <> 0)
     AND NOT EXISTS (SELECT
       FROM "queue" AS other
       WHERE other.q_name = $3::text
@@ -2474,6 +2510,7 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
     FROM "queue" AS job
     WHERE q_name = $1::text
     AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
     AND id <= $2::bigint
     AND NOT EXISTS (SELECT
       FROM "queue" AS other
@@ -2674,6 +2711,7 @@ PREPARE "open_batch" AS
         FROM "queue"
         WHERE q_name = $1::text
         AND parked_on IS NOT NULL
+        AND num_nulls(dequeued_at) <> 0
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
         LIMIT 2) AS head
       LIMIT (SELECT 2))) AS candidates
@@ -3014,7 +3052,7 @@ PREPARE "rerun_archived" AS WITH gone AS (DELETE FROM "queue_archive"
 
 -- rerun_finished $1 headers, $2 id, $3 q_name
 PREPARE "rerun_finished" AS WITH again AS (UPDATE "queue"
-    SET dequeued_at = NULL, leased_until = NULL, schedule_at = statement_timestamp(), failures = NULL, excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL, headers = coalesce($1::text::json, headers)
+    SET dequeued_at = NULL, leased_until = NULL, parked_on = NULL, schedule_at = statement_timestamp(), failures = NULL, excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL, headers = coalesce($1::text::json, headers)
     WHERE id = $2::bigint
     AND q_name = $3::text
     AND num_nulls(dequeued_at) = 0
@@ -3080,6 +3118,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
     FROM "queue"
     WHERE q_name = $2::text
     AND parked_on = $3::text
+    AND num_nulls(dequeued_at) <> 0
+    AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), locked AS MATERIALIZED (SELECT mine.version, mine.key
     FROM room
@@ -3504,6 +3544,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -3513,6 +3555,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -3523,6 +3567,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -3530,7 +3576,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
-        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
           WHERE q_name = $4::text
           AND group_key = wanted.group_key
@@ -3539,7 +3585,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
-        AND parked_on = wanted.lane)) AS head
+        AND parked_on = wanted.lane
+        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, $5::int AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *

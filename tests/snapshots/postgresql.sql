@@ -600,6 +600,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -1123,6 +1124,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -1326,6 +1328,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1336,6 +1340,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1347,6 +1353,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1355,7 +1363,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
         AND wanted.after IS NOT NULL
         LIMIT least(wanted.quota, has.free) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
-        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
           WHERE q_name = $3::text
           AND group_key = wanted.group_key
@@ -1366,7 +1374,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
-        AND parked_on = wanted.lane)) AS head
+        AND parked_on = wanted.lane
+        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1605,6 +1614,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1615,6 +1626,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1626,6 +1639,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1634,7 +1649,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         AND wanted.after IS NOT NULL
         LIMIT least(wanted.quota, has.free) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
-        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
           WHERE q_name = $3::text
           AND group_key = wanted.group_key
@@ -1645,7 +1660,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
-        AND parked_on = wanted.lane)) AS head
+        AND parked_on = wanted.lane
+        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1885,6 +1901,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1895,6 +1913,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1906,6 +1926,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1914,7 +1936,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         AND wanted.after IS NOT NULL
         LIMIT least(wanted.quota, has.free) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
-        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
           WHERE q_name = $3::text
           AND group_key = wanted.group_key
@@ -1925,7 +1947,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
-        AND parked_on = wanted.lane)) AS head
+        AND parked_on = wanted.lane
+        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -2148,6 +2171,7 @@ PREPARE "extend" AS
     FROM "queue" AS waiting
     WHERE waiting.q_name = $1::text
     AND waiting.parked_on = job.parked_on
+    AND num_nulls(waiting.dequeued_at) <> 0
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
               FROM "queue_rules" AS paused
@@ -2323,6 +2347,7 @@ PREPARE "extend" AS
     FROM "queue" AS waiting
     WHERE waiting.q_name = job.q_name
     AND waiting.parked_on = job.parked_on
+    AND num_nulls(waiting.dequeued_at) <> 0
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT least((SELECT coalesce(min(CASE WHEN EXISTS (SELECT
               FROM "queue_rules" AS paused
@@ -2476,6 +2501,7 @@ PREPARE "find_unnamed" AS
   FROM "queue"
   WHERE q_name = $1::text
   AND parked_on = $2::text
+  AND num_nulls(dequeued_at) <> 0
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT 1000
   FOR UPDATE SKIP LOCKED;
@@ -2615,6 +2641,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on IS NOT NULL
+            AND num_nulls(dequeued_at) <> 0
             ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT 102) AS head
           LIMIT (SELECT 102))) AS candidates
@@ -2963,6 +2990,32 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
+-- leave_lanes [no rows] $1 q_name
+PREPARE "leave_lanes" AS
+  UPDATE "queue"
+  SET parked_on = NULL, leased_until =
+  CASE WHEN dequeued_at IS NULL THEN leased_until END
+  WHERE q_name = $1::text
+  AND id = ANY (ARRAY(SELECT mine.id
+      FROM (SELECT id, dequeued_at, leased_until
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND parked_on IS NOT NULL
+        ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+        LIMIT 10000) AS first
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = first.id
+        AND q_name = $1::text
+        AND parked_on IS NOT NULL
+        AND (dequeued_at IS NOT NULL
+          OR leased_until > statement_timestamp()
+          AND leased_until < 'infinity')
+        FOR UPDATE SKIP LOCKED) AS mine
+      WHERE first.dequeued_at IS NOT NULL
+      OR first.leased_until > statement_timestamp()
+      AND first.leased_until < 'infinity'));
+
 -- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_archived" AS
   SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
@@ -3182,6 +3235,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
           AND parked_on = lane.lane
+          AND num_nulls(dequeued_at) <> 0
           AND lane.number < 2147483647
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT (SELECT 2147483647) OFFSET
@@ -3318,6 +3372,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
             FROM "queue"
             WHERE q_name = $1::text
             AND parked_on = lane.lane
+            AND num_nulls(dequeued_at) <> 0
             AND lane.group_key IS NULL
             ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
             LIMIT lane.number) AS job
@@ -3333,6 +3388,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
           AND parked_on = lane.lane
+          AND num_nulls(dequeued_at) <> 0
           AND id = lane.head
           AND lane.number > 0
           AND ($2::text IS NULL
@@ -3493,7 +3549,8 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
     AND num_nulls(dequeued_at) = 1
     AND ((leased_until IS NULL
         OR leased_until <= statement_timestamp())
-      OR parked_on IS NOT NULL)
+      OR parked_on IS NOT NULL
+      AND num_nulls(dequeued_at) <> 0)
     AND NOT EXISTS (SELECT
       FROM "queue" AS other
       WHERE other.q_name = $3::text
@@ -3520,6 +3577,7 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
     FROM "queue" AS job
     WHERE q_name = $1::text
     AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
     AND id <= $2::bigint
     AND NOT EXISTS (SELECT
       FROM "queue" AS other
@@ -3728,6 +3786,7 @@ PREPARE "open_batch" AS
         FROM "queue"
         WHERE q_name = $1::text
         AND parked_on IS NOT NULL
+        AND num_nulls(dequeued_at) <> 0
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
         LIMIT 2) AS head
       LIMIT (SELECT 2))) AS candidates
@@ -4080,7 +4139,7 @@ PREPARE "rerun_archived" AS WITH gone AS (DELETE FROM "queue_archive"
 
 -- rerun_finished $1 headers, $2 id, $3 q_name, $4 channel
 PREPARE "rerun_finished" AS WITH again AS (UPDATE "queue"
-    SET dequeued_at = NULL, leased_until = NULL, schedule_at = statement_timestamp(), failures = NULL, excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL, headers = coalesce($1::text::json, headers)
+    SET dequeued_at = NULL, leased_until = NULL, parked_on = NULL, schedule_at = statement_timestamp(), failures = NULL, excused = attempts, error = NULL, cancelling = NULL, dedup_key = NULL, headers = coalesce($1::text::json, headers)
     WHERE id = $2::bigint
     AND q_name = $3::text
     AND num_nulls(dequeued_at) = 0
@@ -4146,6 +4205,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
     FROM "queue"
     WHERE q_name = $2::text
     AND parked_on = $3::text
+    AND num_nulls(dequeued_at) <> 0
+    AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
     FROM room
@@ -4586,6 +4647,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -4596,6 +4659,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -4607,6 +4672,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           FROM "queue"
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
+          AND num_nulls(dequeued_at) <> 0
+          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -4615,7 +4682,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
         AND wanted.after IS NOT NULL
         LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
-        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on
+        FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
           WHERE q_name = $4::text
           AND group_key = wanted.group_key
@@ -4624,7 +4691,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           ORDER BY id
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
-        AND parked_on = wanted.lane)) AS head
+        AND parked_on = wanted.lane
+        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, $6::int AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *

@@ -782,6 +782,37 @@ def test_slot_of_a_job_that_is_gone_is_free(harness: Harness, way: str, gate: An
     assert data(all_leased(queue)) == ["third"]
 
 
+ELSEWHERE = {
+    "finished": "dequeued_at = now()",  # as pq does
+    "finished by older code": "dequeued_at = now(), attempts = attempts + 1, leased_until = NULL",
+    "leased by older code": "attempts = attempts + 1, leased_until = now() + interval '1 hour'",
+}
+"""Changes of waiting jobs that leave them on their lane."""
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
+@pytest.mark.parametrize("gate", [ONE, {"group": "g"}], ids=["limit", "group"])
+def test_waiting_jobs_that_others_took_hold_up_no_job_behind_them(harness: Harness, change: str, gate: Any) -> None:
+    queue = harness.queue()
+    taken = queue.put_many(range(200), **gate)[:198]
+    harness.sql(f"UPDATE {{table}} SET {ELSEWHERE[change]} WHERE id <= {taken[-1]}", rows=False)
+    leased = change.startswith("leased")
+    assert queue.count() == 2
+    if not leased:
+        assert data(queue.peek(9)) == [198, 199]
+        assert queue.stats().parked + queue.stats().ready == 2
+        assert [job.id for job in queue.jobs("parked")] == [taken[-1] + 2]
+    if not (leased and "group" in gate):
+        [job] = all_leased(queue)
+        assert job.data == 198
+        job.ack()
+    sweep(harness, queue)
+    assert harness.sql("SELECT count(*) FROM {table} WHERE parked_on IS NOT NULL") == [
+        (2 if leased and "group" in gate else 1,)
+    ]
+    assert data(queue.get_many(9, block=False))[-1] == 199
+
+
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_running_jobs_count_though_the_row_of_their_key_was_lost(
     harness: Harness, parked: Parked, sweeps: bool
