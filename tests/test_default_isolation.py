@@ -99,10 +99,10 @@ def test_isolation_of_a_sqlalchemy_transaction_is_kept(dsn: str, witness: Witnes
         witness.seen()
         queue.put("plain", connection=connection)
         queue.ack(job, connection=connection)
-        assert queue.lease(60, wait=0) is None
         connection.commit()
         assert witness.seen() == {"repeatable read"}
-        assert queue.lease_many(9, 60, wait=0)
+        leased = [job.data for _ in range(2) for job in queue.lease_many(9, 60, wait=0)]
+        assert sorted(leased) == ["plain", "waits"]
     engine.dispose()
 
 
