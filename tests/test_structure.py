@@ -61,7 +61,6 @@ LONGER = {
     "benchmarks/plans.py": "a table and its plans: mostly statements",
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",
-    "pqcore/operations/concurrency_limits.py": "one protocol: admission, parking and deadlocks",
     "pqcore/queue.py": "the blocking face: mostly docstrings",
     "pqcore/testing/databases.py": "databases of a run of tests, and looking at them",
     "pqcore/testing/harness.py": "one class: what a scenario sees of a backend",

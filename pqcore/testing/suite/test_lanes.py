@@ -112,7 +112,7 @@ def test_tenant_that_comes_later_waits_for_one_round_and_has_saved_up_no_turns(h
     assert turns == {"large": 4, "late": 4}
 
 
-def test_many_at_a_time_are_divided_between_tenants(harness: Harness) -> None:
+def test_tenants_divide_a_take_of_many_jobs(harness: Harness) -> None:
     queue = harness.queue()
     for tenant in "abcd":
         queue.put_many(range(30), tenant=tenant)

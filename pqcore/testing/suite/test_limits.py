@@ -499,7 +499,7 @@ def test_work_performs_jobs_behind_jobs_that_cannot_be_admitted_first(harness: H
     assert len(seen.items) == 3
 
 
-def test_more_lanes_than_one_take_considers_are_all_served(harness: Harness) -> None:
+def test_lanes_are_all_served_where_one_take_considers_fewer(harness: Harness) -> None:
     queue = harness.queue()
     number = 2 * lanes.MOST + 50
     queue.put_many([None] * number)
