@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
+    from pqcore.operations.rules import Rule
     from pqcore.operations.worker_registry import WorkerInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator
@@ -44,6 +45,7 @@ __all__ = [
     "QueueIterator",
     "QueueStats",
     "Reencoded",
+    "Rule",
     "StoredJob",
     "WorkerInfo",
     "hookimpl",
@@ -63,6 +65,7 @@ _HOMES = {
     "Encoding": "operations.encodings",
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
+    "Rule": "operations.rules",
     "JobInfo": "operations.results",
     "WorkerInfo": "operations.worker_registry",
     "Dedup": "put_options",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
+    from pqcore.operations.rules import Rate, Rule
     from pqcore.operations.worker_registry import WorkerInfo
 
 
@@ -255,6 +256,40 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def workers(self) -> list[WorkerInfo]:
         """List the workers of the queue; see `pqcore.Queue.workers`."""
         return await operations.worker_registry.list_workers(self.engine, self)
+
+    async def pause(
+        self,
+        until: TimeSpec = None,
+        *,
+        task: Any = None,
+        limit: str | None = None,
+        group: str | None = None,
+        connection: Any = None,
+    ) -> None:
+        """Have none of the queue's jobs begin; see `pqcore.Queue.pause`."""
+        await operations.rules.pause(self.engine, self, until, connection, task=task, limit=limit, group=group)
+
+    async def resume(
+        self, *, task: Any = None, limit: str | None = None, group: str | None = None, connection: Any = None
+    ) -> bool:
+        """End a pause; see `pqcore.Queue.resume`."""
+        return await operations.rules.resume(self.engine, self, connection, task=task, limit=limit, group=group)
+
+    async def set_limit(self, name: str, places: int | None, *, connection: Any = None) -> None:
+        """Set how many jobs of a limit may run concurrently; see `pqcore.Queue.set_limit`."""
+        await operations.rules.set_limit(self.engine, self, name, places, connection)
+
+    async def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
+        """Set how many jobs of a limit may begin in a time; see `pqcore.Queue.set_rate`."""
+        await operations.rules.set_rate(self.engine, self, name, rate, connection)
+
+    async def set_weight(self, share: str, weight: float | None, *, connection: Any = None) -> None:
+        """Set the weight of a share; see `pqcore.Queue.set_weight`."""
+        await operations.rules.set_weight(self.engine, self, share, weight, connection)
+
+    async def rules(self) -> list[Rule]:
+        """The limits, rates, weights and pauses that are set, and in force."""
+        return await operations.rules.list_rules(self.engine, self)
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""

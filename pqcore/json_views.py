@@ -1,4 +1,4 @@
-"""Jobs and queues as objects of JSON, for programs: what `pqcore` writes with ``--json``, and its MCP server answers.
+"""Jobs, queues and rules as objects of JSON: what `pqcore` writes with ``--json``, and its MCP server answers.
 
 Nothing is decoded but JSON; times are datetimes still.
 """
@@ -16,6 +16,7 @@ from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.admin import QueueFigures
 from pqcore.operations.list_jobs import StoredJob, WholeJob
+from pqcore.operations.rules import Rule
 from pqcore.operations.worker_registry import WorkerInfo
 
 
@@ -30,6 +31,19 @@ def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
         "dead": found.dead,
         "oldest": found.oldest,
         "stale": found.stale,
+    }
+
+
+def rule(found: Rule, queue: str) -> dict[str, Any]:
+    """A rule that is in force."""
+    return {
+        "queue": queue,
+        "kind": found.kind,
+        "name": found.name,
+        "number": found.number,
+        "period": found.period,
+        "until": found.until,
+        "changed_at": found.changed_at,
     }
 
 

@@ -94,13 +94,18 @@ def lane_of_gate(gate: Mapping[str, Any] | None) -> Lane | None:
         needs[GROUP + group] = 1
     priority, share = gate.get("priority", 0), gate.get("share", "")
     ordered = tuple(sorted(needs.items()))
-    text = json.dumps(
-        [priority, share, *(f"{key}={number}" for key, number in ordered)], ensure_ascii=False, separators=(",", ":")
-    )
+    text = write_lane(priority, share, ordered)
     if len(text.encode()) > LONGEST:
         digest = sha256(text.encode()).hexdigest()
         text = f'[{priority},"","#{digest}"]'
     return Lane(text, priority, share, ordered, group)
+
+
+def write_lane(priority: object, share: object, needs: Iterable[tuple[str, int]]) -> str:
+    """Return the text of a lane, however long it is."""
+    return json.dumps(
+        [priority, share, *(f"{key}={number}" for key, number in needs)], ensure_ascii=False, separators=(",", ":")
+    )
 
 
 def read_lane(text: str) -> Lane | None:
@@ -180,6 +185,10 @@ class LaneBook:
     def must_find(self, now: float) -> bool:
         """Return whether it is time to look for lanes; the time is by the monotonic clock, in seconds."""
         return now - self._found >= (FIND_MORE if self.lanes else FIND)
+
+    def hurry(self) -> None:
+        """Have the next looks go through all lanes."""
+        self._found, self._hurries = float("-inf"), True
 
     def question(self, now: float, *, idle: bool = False) -> dict[str, object]:
         """Return the parameters of the next look for lanes.

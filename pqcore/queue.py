@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
+    from pqcore.operations.rules import Rate, Rule
     from pqcore.operations.worker_registry import WorkerInfo
 
 
@@ -456,6 +457,98 @@ class Queue(TaskQueueMixin):
         `lease` or `work` is not.
         """
         return run_sync(operations.worker_registry.list_workers(self.engine, self))
+
+    def pause(
+        self,
+        until: TimeSpec = None,
+        *,
+        task: Any = None,
+        limit: str | None = None,
+        group: str | None = None,
+        connection: Any = None,
+    ) -> None:
+        """Have none of the queue's jobs begin: neither `get` nor `lease` gives one, and no worker starts one.
+
+        Jobs can be put meanwhile, and those that run go on. Consumers heed a pause within a second of its commit, or
+        within the queue's ``poll_interval`` if that is shorter.
+
+        Args:
+            until: When the pause ends: ``'5m'``, a timedelta or a datetime; None to last until `resume`.
+            task: Pause only calls of this task, for workers and `lease`: a path, as in ``"app.emails.send"``, or the
+                declared function. `get` gives them.
+            limit: Pause only jobs under this limit, for workers and `lease`.
+            group: Pause only jobs of this group, for workers and `lease`.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            ConfigurationError: More than one of ``task``, ``limit`` and ``group`` is given.
+            InvalidName: One of them cannot be a name.
+            InvalidTimeSpec: ``until`` is no time, or has passed.
+        """
+        run_sync(operations.rules.pause(self.engine, self, until, connection, task=task, limit=limit, group=group))
+
+    def resume(
+        self, *, task: Any = None, limit: str | None = None, group: str | None = None, connection: Any = None
+    ) -> bool:
+        """End a pause; consumers that wait for a job look immediately.
+
+        Args:
+            task: As for `pause`.
+            limit: As for `pause`.
+            group: As for `pause`.
+            connection: As for `pause`.
+
+        Returns:
+            Whether there was such a pause.
+        """
+        return run_sync(operations.rules.resume(self.engine, self, connection, task=task, limit=limit, group=group))
+
+    def set_limit(self, name: str, places: int | None, *, connection: Any = None) -> None:
+        """Set how many leased jobs of a limit may run concurrently, whatever number they were put with.
+
+        Args:
+            name: The limit, as in ``put(limits={name: 2})``.
+            places: How many; None to remove the rule: then the number of the newest put counts.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            ConfigurationError: ``places`` is not a number of at least 1.
+            InvalidName: ``name`` cannot be one.
+        """
+        run_sync(operations.rules.set_limit(self.engine, self, name, places, connection))
+
+    def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
+        """Set how many jobs of a limit may begin in a time. After a pause that many may begin together.
+
+        Args:
+            name: The limit, as in ``put(limits={name: 2})``.
+            rate: ``"10/s"``, ``"600/min"``, ``"5/h"`` or ``"100/5m"``, or a number and a time: ``(100, "5m")``; None
+                to remove the rule.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            ConfigurationError: ``rate`` is none.
+            InvalidName: ``name`` cannot be one.
+        """
+        run_sync(operations.rules.set_rate(self.engine, self, name, rate, connection))
+
+    def set_weight(self, share: str, weight: float | None, *, connection: Any = None) -> None:
+        """Set the weight of a share: while others have jobs too, it gets that many times the jobs of one of weight 1.
+
+        Args:
+            share: The share; ``""`` is that of jobs which name none.
+            weight: A number above 0; None to remove the rule: then it is 1.
+            connection: Do it in the transaction of this connection, as for `put`.
+
+        Raises:
+            ConfigurationError: ``weight`` is no such number.
+            InvalidName: ``share`` cannot be a name.
+        """
+        run_sync(operations.rules.set_weight(self.engine, self, share, weight, connection))
+
+    def rules(self) -> list[Rule]:
+        """The limits, rates, weights and pauses that are set, and in force."""
+        return run_sync(operations.rules.list_rules(self.engine, self))
 
     def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished.

@@ -9,6 +9,7 @@ from itertools import islice
 from logging import getLogger
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from pqcore.current_rules import RuleCache
 from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import (
     ConfigurationError,
@@ -35,7 +36,7 @@ from pqcore.serializers import (
 )
 from pqcore.sql.identifiers import MAX_QUEUE_NAME, TableName, channel, check_text, split_queue_name
 from pqcore.sql.statement import Retention
-from pqcore.times import seconds
+from pqcore.times import parse_rate
 
 logger = getLogger("pqcore")
 
@@ -88,7 +89,7 @@ class QueueSettings:
             ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
         serializer: The serializer, or its name, where the queue's name does not tell; JSON by default.
         accept: Further serializers, or their names, whose rows this queue reads.
-        rate: How many jobs may be leased in a time, by all workers together: ``"100/1m"``;
+        rate: How many jobs may be leased in a time, by all workers together: ``"100/1m"`` or ``"10/s"``;
             None for as many as there are.  Up to so many at once, after a pause.
         max_size: Bytes of encoded data that a job may have.
         cursor_kwargs: For the cursor that ``with queue as cursor`` gives.
@@ -120,6 +121,7 @@ class QueueSettings:
             name, suffix = split_queue_name(check_text(name, "queue name"))
         self.bound = ScanPosition()
         self.lanes = LaneBook()
+        self.rule_cache = RuleCache()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.channel = channel(self.name)
         self.table = table
@@ -171,14 +173,7 @@ class QueueSettings:
     @property
     def bucket(self) -> tuple[int, float]:
         """The rate limit as a token bucket: its size, and tokens a second."""
-        number, _, time = str(self.rate).partition("/")
-        try:
-            size, length = int(number), seconds(time)
-        except ValueError:
-            size, length = 0, 0.0
-        if size < 1 or length <= 0:
-            msg = f"rate is {self.rate!r}; give a number of jobs and a time, as in '100/1m' or '5/1s'"
-            raise ConfigurationError(msg) from None
+        size, length = parse_rate(self.rate or "")
         return size, size / length
 
     def _use(self, serializer: Serializer | str | None) -> None:

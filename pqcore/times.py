@@ -11,13 +11,19 @@ import re
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeAlias, cast
 
-from pqcore.errors import InvalidTimeSpec
+from pqcore.errors import ConfigurationError, InvalidTimeSpec
 
 TimeSpec: TypeAlias = str | timedelta | datetime | None
 """``'5m'`` (s, m, h, d), a timedelta, a datetime (naive means UTC), or None."""
 
 _INFINITIES = (datetime.min, datetime.max)  # noqa: DTZ901 - compared with naive ones
 _SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
+_RATE_UNITS = {
+    **dict.fromkeys(("s", "sec", "second"), "1s"),
+    **dict.fromkeys(("m", "min", "minute"), "1m"),
+    **dict.fromkeys(("h", "hour"), "1h"),
+    **dict.fromkeys(("d", "day"), "1d"),
+}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _FURTHEST = timedelta(days=366 * 1_000)  # the server's clock, give or take this, is a datetime
 _MOST_SECONDS = _FURTHEST.total_seconds()
@@ -141,6 +147,33 @@ def seconds(spec: str | float | timedelta) -> float:
         msg = f"not a duration: {spec!r} is negative or too long"
         raise InvalidTimeSpec(msg)
     return value
+
+
+def parse_rate(spec: str | tuple[int, Any], what: str = "rate") -> tuple[int, float]:
+    """Read a rate: a number of jobs, and the seconds in which that many may begin.
+
+    Args:
+        spec: ``"10/s"``, ``"600/min"``, ``"5/h"``, ``"100/5m"``; or a number and a duration as `seconds` takes it:
+            ``(100, "5m")``.
+        what: What the rate is, for the message.
+
+    Raises:
+        ConfigurationError: It is none, the number is not a whole number of at least 1, or the time is 0.
+    """
+    number: Any
+    number, time = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, None)
+    if isinstance(spec, str):
+        number, _, time = spec.partition("/")
+        number = int(number) if number.isascii() and number.isdecimal() and len(number) < 12 else number
+        time = _RATE_UNITS.get(time.strip(), time.strip())
+    try:
+        length = 0.0 if time is None else seconds(time)
+    except InvalidTimeSpec:
+        length = 0.0
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1 or length <= 0:
+        msg = f"{what} is {spec!r}; give a number of jobs and a time, as in '10/s', '600/min' or '100/5m'"
+        raise ConfigurationError(msg)
+    return number, length
 
 
 def _near(distance: timedelta) -> timedelta:

@@ -28,7 +28,7 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat", "plan",
-    "batches", "put_off", "ticks", "encodings",
+    "batches", "put_off", "pauses", "ticks", "encodings",
 ]  # fmt: skip
 
 
@@ -123,6 +123,21 @@ def test_doctor_names_jobs_that_wait_for_another_deployment(dsn: str, pq: PQ) ->
     jobs = {job["reason"]: (job["queue"], job["number"]) for job in found["details"]["jobs"]}
     assert jobs == {"unknown": ("q", 1), "unreadable": ("q", 1)}
     assert "deploy workers" in found["advice"]
+
+
+def test_doctor_names_pauses_in_force(dsn: str, pq: PQ) -> None:
+    assert findings(dsn)["pauses"][0]["level"] == "ok"
+    pq["q"].pause("1h", task="app.send")
+    [found] = findings(dsn)["pauses"]
+    assert found["level"] == "warning"
+    assert "no job of task 'app.send' of queue 'q' begins, for 3" in found["message"]
+    assert "pqcore resume --queue q --task app.send" in found["advice"]
+    execute(dsn, "UPDATE queue_rules SET until = now()")
+    assert findings(dsn)["pauses"][0]["level"] == "ok"
+    pq["q"].pause()
+    [found] = findings(dsn)["pauses"]
+    assert "no job of queue 'q' begins, until it is resumed" in found["message"]
+    assert [pause["name"] for pause in found["details"]["pauses"]] == ["queue"]
 
 
 def test_doctor_names_ticks_ahead_of_the_clock(dsn: str, pq: PQ) -> None:

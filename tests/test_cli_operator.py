@@ -602,6 +602,69 @@ def test_archive_and_purge_commands_handle_finished_rows(dsn: str, pq: PQ, backe
     assert execute(dsn, "SELECT count(*) FROM queue WHERE q_name = 'b' AND dequeued_at IS NOT NULL") == [(1,)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rule_commands_change_rules_while_all_runs(dsn: str, pq: PQ, backend: str) -> None:
+    queue, where = pq["q"], ("--queue", "q", "--backend", backend)
+    queue.put("job")
+    assert objects("pause", *where, dsn=dsn) == [
+        {"queue": "q", "task": None, "limit": None, "group": None, "paused": True}
+    ]
+    assert queue.get(timeout=0) is None
+    assert "no job of 'q' is due" in line(call("get", *where, dsn=dsn), 1)
+    [rule] = objects("rules", *where, dsn=dsn)
+    assert rule.items() >= {"queue": "q", "kind": "pause", "name": "queue", "number": None, "until": None}.items()
+    assert objects("resume", *where, dsn=dsn)[0]["resumed"] is True
+    job = queue.get(timeout=0)
+    assert job is not None
+    assert "was not paused" in line(call("resume", *where, dsn=dsn), 1)
+    assert call("rules", *where, dsn=dsn).output == "no rules are set for 'q'\n"
+    for arguments in (
+        ("pause", "--task", "app.send", "--until", "1h"),
+        ("pause", "--limit", "x", "--until", "2099-01-31T12:00Z"),
+        ("pause", "--group", "g"),
+        ("limit", "x", "5"),
+        ("rate", "x", "600/min"),
+        ("weight", "tenant-42", "2.5"),
+    ):
+        assert call(*arguments, *where, dsn=dsn).exit_code == 0
+    assert {
+        (rule["kind"], rule["name"], rule["number"], rule["period"]) for rule in objects("rules", *where, dsn=dsn)
+    } == {
+        ("pause", "task:app.send", None, None),
+        ("pause", "limit:x", None, None),
+        ("pause", "group:g", None, None),
+        ("limit", "x", 5, None),
+        ("rate", "x", 600, 60),
+        ("weight", "tenant-42", 2.5, None),
+    }
+    shown = call("rules", *where, dsn=dsn).stdout
+    assert re.search(r"rate +x +600/60s", shown)
+    assert "2099-01-31 12:00:00" in shown
+    for kind, name in (("limit", "x"), ("rate", "x"), ("weight", "tenant-42")):
+        assert f"the {kind} of '{name}' of 'q' is removed" in call(kind, name, "none", *where, dsn=dsn).stdout
+    assert call("resume", "--group", "g", *where, dsn=dsn).stdout == "group 'g' of 'q' is resumed\n"
+    assert {rule.name for rule in queue.rules()} == {"task:app.send", "limit:x"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("limit", "x", "0"), "give a number of jobs from 1"),
+        (("limit", "x", "many"), "'many' is not a number"),
+        (("limit", "", "1"), "limit is empty"),
+        (("rate", "x", "fast"), "the rate of 'x' is 'fast'"),
+        (("weight", "x", "nan"), "give a number above 0"),
+        (("pause", "--task", "a", "--group", "b"), "a pause is of one thing"),
+        (("pause", "--until", "soon"), "is not a time"),
+        (("pause", "--until", "2001-01-01T00:00Z"), "has passed"),
+        (("resume", "--group", ""), "group is empty"),
+    ],
+)
+def test_rule_commands_refuse_what_cannot_be_a_rule(dsn: str, pq: PQ, arguments: tuple[str, ...], said: str) -> None:
+    assert said in line(call(*arguments, "--queue", "q", dsn=dsn), 2)
+    assert pq["q"].rules() == []
+
+
 # Ctrl-C
 
 

@@ -36,9 +36,11 @@ from pqcore.testing.commands import Command, environment, run
 from pqcore.testing.harness import PATIENCE, patiently
 from pqcore.worker import Worker
 
-LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "list_workers", "run_doctor"}
+LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "list_workers", "list_rules"}
+LOOKING |= {"run_doctor"}
 DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
-CHANGING = DESTROYING | {"put_job", "retry_jobs", "retry_dead_letters", "move_jobs"}
+RULING = {"pause", "resume", "set_limit", "set_rate", "set_weight"}
+CHANGING = DESTROYING | RULING | {"put_job", "retry_jobs", "retry_dead_letters", "move_jobs"}
 SECRET = "hush-hush"
 
 
@@ -345,6 +347,59 @@ def test_mcp_answers_cut_long_values_and_say_so(secret_dsn: str, pq: tasks.PQ) -
 
 
 # Changing
+
+
+def test_mcp_sets_rules_when_allowed(secret_dsn: str, pq: tasks.PQ) -> None:
+    queue = pq["fruit"]
+
+    async def conversation(client: Client) -> None:
+        assert await ask(client, "list_rules", queue="fruit") == {"rules": []}
+        await ask(client, "set_limit", queue="fruit", name="press", places=3)
+        await ask(client, "set_rate", queue="fruit", name="press", rate="10/s")
+        await ask(client, "set_weight", queue="fruit", share="ann", weight=2.5)
+        await ask(client, "pause", queue="fruit", task="app.press", until="1h")
+        paused = await ask(client, "pause", queue="fruit", group="ann")
+        assert paused == {"queue": "fruit", "task": None, "limit": None, "group": "ann", "paused": True}
+        listed = (await ask(client, "list_rules", queue="fruit"))["rules"]
+        assert {(rule["kind"], rule["name"], rule["number"], rule["period"]) for rule in listed} == {
+            ("limit", "press", 3, None),
+            ("rate", "press", 10, 1),
+            ("weight", "ann", 2.5, None),
+            ("pause", "task:app.press", None, None),
+            ("pause", "group:ann", None, None),
+        }
+        assert (await ask(client, "resume", queue="fruit", group="ann"))["resumed"] is True
+        assert (await ask(client, "resume", queue="fruit", group="ann"))["resumed"] is False
+        await ask(client, "set_limit", queue="fruit", name="press", places=None)
+        await ask(client, "set_rate", queue="fruit", name="press", rate=None)
+        await ask(client, "set_weight", queue="fruit", share="ann", weight=None)
+        assert [rule.name for rule in queue.rules()] == ["task:app.press"]
+        assert "give a number of jobs from 1" in await refused(client, "set_limit", queue="fruit", name="x", places=0)
+        assert "give a number of jobs and a time" in await refused(
+            client, "set_rate", queue="fruit", name="x", rate="fast"
+        )
+        assert "a pause is of one thing" in await refused(client, "pause", queue="fruit", task="a", limit="b")
+        assert "is not a time" in await refused(client, "pause", queue="fruit", until="soon")
+        assert [rule.name for rule in queue.rules()] == ["task:app.press"]
+
+    talk(in_process(secret_dsn, changes=True), conversation)
+
+
+def test_mcp_hides_names_of_rules_with_the_data(secret_dsn: str, pq: tasks.PQ) -> None:
+    queue = pq["fruit"]
+    queue.set_limit("ann@example.com", 1)
+    queue.pause(group="ann@example.com")
+    queue.pause(task="app.press")
+
+    async def conversation(client: Client) -> None:
+        rules = (await ask(client, "list_rules", queue="fruit"))["rules"]
+        assert [(rule["kind"], rule["name"]) for rule in rules] == [
+            ("limit", None),
+            ("pause", "group"),
+            ("pause", "task:app.press"),
+        ]
+
+    talk(in_process(secret_dsn, hide_data=True), conversation)
 
 
 def test_mcp_changes_are_made_when_allowed(dsn: str, secret_dsn: str, pq: tasks.PQ, orchard: Orchard) -> None:

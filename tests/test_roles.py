@@ -196,6 +196,22 @@ def test_admin_role_retries_and_purges(users: Users) -> None:
     queue.clear()
 
 
+def test_admin_role_sets_rules_and_consumer_role_obeys(users: Users) -> None:
+    consumer, admin = users.pq("consumer")["q"], users.pq("admin")["q"]
+    consumer.put(1)
+    denied: Any
+    for denied in (consumer.pause, lambda: consumer.set_limit("x", 1), lambda: users.pq("producer")["q"].pause()):
+        with pytest.raises(AccessDenied):
+            denied()
+    admin.set_limit("x", 1)
+    admin.set_limit("x", 2)
+    admin.pause()
+    assert consumer.get(block=False) is None
+    assert [(rule.kind, rule.name) for rule in consumer.rules()] == [("limit", "x"), ("pause", "queue")]
+    assert admin.resume()
+    assert consumer.get(block=False) is not None
+
+
 def test_role_without_grants_is_denied_everything(users: Users) -> None:
     queue = users.pq("nobody")["q"]
     for forbidden in (lambda: queue.put(1), lambda: queue.get(block=False), queue.stats):

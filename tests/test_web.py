@@ -473,6 +473,67 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         assert execute(dsn, "SELECT cancelling FROM queue WHERE id = %s", leased.id) == [(True,)]
 
 
+def test_web_page_sets_rules_and_lists_them(dsn: str, pq: PQ) -> None:
+    queue = pq["a b&c"]
+    with visiting(web_app(pq, changes=True)) as client:
+
+        def change(do: str, **more: str) -> httpx.Response:
+            return confirmed(client, path("change", do=do, queue=queue.name), **more)
+
+        def shown() -> str:
+            return html.unescape(client.get(path("queue", name=queue.name)).text)
+
+        assert "Rules" not in shown()
+        done = change("pause", what="queue", until="1h")
+        assert done.status_code == 303
+        assert "It is paused" in client.get(done.headers["location"]).text
+        assert change("pause", what="task", name="app.send").status_code == 303
+        assert change("limit", name=EVIL, places="3").status_code == 303
+        assert change("rate", name="api", rate="100/5m").status_code == 303
+        assert change("weight", name="ann", weight="2.5").status_code == 303
+        found = {(rule.kind, rule.name): rule for rule in queue.rules()}
+        assert {key: rule.value for key, rule in found.items()} == {
+            ("pause", "queue"): "",
+            ("pause", "task:app.send"): "",
+            ("limit", EVIL): "3",
+            ("rate", "api"): "100/300s",
+            ("weight", "ann"): "2.5",
+        }
+        assert found["pause", "queue"].until is not None
+        assert found["pause", "task:app.send"].until is None
+        page = client.get(path("queue", name=queue.name)).text
+        assert EVIL not in page
+        assert html.escape(EVIL) in page.replace("&#39;", "&#x27;").replace("&#34;", "&quot;")
+        # A link leads to the change of each rule, with what it is now.
+        links = [html.unescape(link) for link in re.findall(r'id="rule-\d+" href="([^"]+)"', page)]
+        assert len(links) == 5
+        for link in links:
+            asked = client.get(link)
+            assert asked.status_code == 200
+            fields = form_of(asked.text)
+            fields |= {"what": re.findall(r"<option selected>(\w+)", asked.text)[0]} if fields["do"] == "resume" else {}
+            emptied = {name: "" for name in ("places", "rate", "weight") if name in fields}
+            done = client.post("/change", data=fields | emptied, headers={"origin": str(client.base_url).rstrip("/")})
+            assert done.status_code == 303
+        assert queue.rules() == []
+        assert change("resume", what="queue").status_code == 303
+        for do, fields in (
+            ("pause", {"until": "soon"}),
+            ("pause", {"what": "job", "name": "1"}),
+            ("pause", {"what": "task"}),
+            ("pause", {"what": "queue", "name": "app.send"}),
+            ("limit", {"name": "x", "places": "many"}),
+            ("limit", {"name": "x", "places": "0"}),
+            ("limit", {"name": "", "places": "1"}),
+            ("rate", {"name": "x", "rate": "fast"}),
+            ("weight", {"name": "x", "weight": "nan"}),
+        ):
+            wrong = change(do, **fields)
+            assert wrong.status_code == 400, (do, fields)
+            assert 'role="alert"' in wrong.text
+        assert queue.rules() == []
+
+
 def test_web_changes_need_a_form_of_the_page_itself(dsn: str, pq: PQ) -> None:
     job_id = pq["a"].put(1)
     bury(dsn, "a", job_id)

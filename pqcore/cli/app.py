@@ -18,6 +18,7 @@ from pqcore.cli import (
     new_backend,
     plugins,
     queues,
+    rules,
     serializers,
     stats,
     tables,
@@ -29,8 +30,8 @@ from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
 GROUPS = (
-    tables, worker, workers, queues, jobs, dead, stats, doctor, encodings, mcp, serializers, plugins, new_backend,
-    bench, web,
+    tables, worker, workers, queues, jobs, dead, rules, stats, doctor, encodings, mcp, serializers, plugins,
+    new_backend, bench, web,
 )  # fmt: skip
 """Modules of commands; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"

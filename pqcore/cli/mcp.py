@@ -19,7 +19,7 @@ from pqcore.runner import PQRunner, open_async
 
 
 @click.command()
-@click.option("--allow-changes", is_flag=True, help="Have tools that put, retry, cancel, move and purge jobs, too.")
+@click.option("--allow-changes", is_flag=True, help="Have tools that change jobs and rules, too.")
 @click.option("--no-data", is_flag=True, help="Show nothing of what was put, nor what errors say.")
 @click.option(
     "--data-limit",

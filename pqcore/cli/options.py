@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from pqcore.cli.database import DEFAULT_DSN, Database
 from pqcore.cli.errors import UsageError
 from pqcore.errors import InvalidTimeSpec
 from pqcore.plugins import plugins
-from pqcore.times import seconds
+from pqcore.times import seconds, typed
 
 
 def duration(text: str | float) -> float:
@@ -32,6 +33,19 @@ def duration(text: str | float) -> float:
     except InvalidTimeSpec:
         msg = f"{text!r} is not a time: write seconds, or a number and a unit, as in '30s' or '14d'"
         raise click.BadParameter(msg) from None
+
+
+def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
+    """A point in time, or a distance from now."""
+    try:
+        return typed(text)
+    except InvalidTimeSpec as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
+def time_option(name: str, *, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # noqa: A002 - as click
+    """Give a command an option that is a point in time, or a distance from now."""
+    return click.option(name, metavar="TIME", callback=_when, help=help)
 
 
 JOB_ID = click.IntRange(min=1, max=2**63 - 1)

@@ -6,7 +6,6 @@ import base64
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -14,10 +13,19 @@ import click
 from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed, UsageError
-from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.options import (
+    JOB_ID,
+    confirm,
+    duration,
+    json_option,
+    queue_option,
+    time_option,
+    with_database,
+    yes_option,
+)
 from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, unencodable, write
 from pqcore.db.engine import Engine
-from pqcore.errors import InvalidTimeSpec, SerializationError
+from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations import admin, fetch, list_jobs, put_many
 from pqcore.operations.move import archive as archive_jobs
@@ -25,15 +33,6 @@ from pqcore.operations.move import move as move_jobs
 from pqcore.operations.put import put as put_job
 from pqcore.put_options import given
 from pqcore.settings import QueueSettings
-from pqcore.times import typed
-
-
-def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
-    """A point in time, or a distance from now."""
-    try:
-        return typed(text)
-    except InvalidTimeSpec as exc:
-        raise click.BadParameter(str(exc)) from None
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -78,8 +77,8 @@ def _input() -> Any:
 @click.argument("data", required=False)
 @queue_option
 @click.option("--lines", is_flag=True, help="Put a job for each line of standard input: all, or none.")
-@click.option("--schedule-at", metavar="TIME", callback=_when, help="Not before: 5m from now, or ISO 8601.")
-@click.option("--expected-at", metavar="TIME", callback=_when, help="Wanted by: the earlier, the sooner it is taken.")
+@time_option("--schedule-at", help="Not before: 5m from now, or ISO 8601.")
+@time_option("--expected-at", help="Wanted by: the earlier, the sooner it is taken.")
 @click.option("--dedup", metavar="KEY", help="A key that one unfinished job has at a time.")
 @click.option("--group", metavar="NAME", help="Jobs of a group run one at a time, in order.")
 @click.option(

@@ -13,7 +13,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.doctor.context import Check, CheckContext
 from pqcore.doctor.findings import Finding
-from pqcore.doctor.job_checks import check_batches, check_encodings, check_put_off, check_ticks
+from pqcore.doctor.job_checks import check_batches, check_encodings, check_pauses, check_put_off, check_ticks
 from pqcore.doctor.plan_checks import check_plans
 from pqcore.doctor.server_checks import (
     check_clock,
@@ -103,6 +103,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("plan", check_plans),
     ("batches", check_batches),
     ("put_off", check_put_off),
+    ("pauses", check_pauses),
     ("ticks", check_ticks),
     ("encodings", check_encodings),
 )

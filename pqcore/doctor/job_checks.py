@@ -1,4 +1,4 @@
-"""Checks of what lies in the tables: lost batches, jobs that are put off, ticks, and encoded data."""
+"""Checks of what lies in the tables: lost batches, jobs that are put off, pauses, ticks, and encoded data."""
 
 from __future__ import annotations
 
@@ -67,6 +67,27 @@ async def check_put_off(context: CheckContext) -> list[Finding]:
         " again within a minute"
     )
     return [Finding("put_off", "warning", said, advice, details)]
+
+
+async def check_pauses(context: CheckContext) -> list[Finding]:
+    """Check for pauses in force, which somebody may have forgotten."""
+    rows = await context.ask(
+        "pauses",
+        "SELECT q_name, name, extract(epoch FROM statement_timestamp() - changed_at)::float8,"
+        " extract(epoch FROM until - statement_timestamp())::float8 FROM {rules}"
+        " WHERE kind = 'pause' AND coalesce(until > statement_timestamp(), true) ORDER BY changed_at LIMIT 1000",
+    )
+    if not rows:
+        return [Finding("pauses", "ok", "nothing is paused", details={"pauses": []})]
+    details = {"pauses": [dict(zip(("queue", "name", "age", "remaining"), row, strict=True)) for row in rows]}
+    queue, name, age, remaining = rows[0]
+    kind, _, part = name.partition(":")
+    what = f"queue {queue!r}" if kind == "queue" else f"{kind} {part!r} of queue {queue!r}"
+    end = "until it is resumed" if remaining is None else f"for {remaining:.0f} s more"
+    message = f"{len(rows)} pauses are in force, the first since {age:.0f} s ago: no job of {what} begins, {end}"
+    option = "" if kind == "queue" else f" --{kind} {part}"
+    advice = f"if it was forgotten, pqcore resume --queue {queue}{option} ends it"
+    return [Finding("pauses", "warning", message, advice, details)]
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:

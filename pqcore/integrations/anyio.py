@@ -106,6 +106,12 @@ class ThreadedQueue:
     count = _awaited(Queue.count)
     stats = _awaited(Queue.stats)
     workers = _awaited(Queue.workers)
+    pause = _awaited(Queue.pause)
+    resume = _awaited(Queue.resume)
+    set_limit = _awaited(Queue.set_limit)
+    set_rate = _awaited(Queue.set_rate)
+    set_weight = _awaited(Queue.set_weight)
+    rules = _awaited(Queue.rules)
     clear = _awaited(Queue.clear)
     purge = _awaited(Queue.purge)
 

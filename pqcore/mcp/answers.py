@@ -95,11 +95,15 @@ class Redactor:
 
 
 def _without_data(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a job without its data, and without what may quote the data."""
+    """Return a job without its data, and a job or rule without what may quote data."""
     for name in ("data", "payload", "headers", "group", "dedup_key"):
         found.pop(name, None)
     if found.get("error"):
         found["error"] = {"type": found["error"].get("type")}
     if found.get("parked_on"):
         found["parked_on"] = found["parked_on"].partition(":")[0]
+    if found.get("kind") in ("limit", "rate", "weight"):  # a rule, whose name may be made of a job's arguments
+        found["name"] = None
+    elif found.get("kind") == "pause" and not found["name"].startswith("task:"):
+        found["name"] = found["name"].partition(":")[0]
     return found

@@ -12,7 +12,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, fetch, list_jobs, worker_registry
+from pqcore.operations import admin, dead_letters, fetch, list_jobs, rules, worker_registry
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -119,6 +119,17 @@ class ReadTools:
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(worker_registry.list_workers, settings)
         return {"workers": self._redactor.documents(map(json_views.worker, found))}
+
+    async def list_rules(self, queue: QueueName) -> dict[str, Any]:
+        """List the rules that operators have set for a queue: limits, rates, weights of shares, and pauses.
+
+        Each has a `kind` and a `name`. Of a limit, `number` is how many jobs under it run concurrently. Of a rate,
+        `number` jobs may begin in `period` seconds. Of a pause, `name` is `queue`, or `task:`, `limit:` or `group:`
+        and a name; it ends at `until`, or when it is resumed.
+        """
+        settings = self._runner.queue(queue)
+        found = await self._runner.call(rules.list_rules, settings)
+        return {"rules": self._redactor.documents(json_views.rule(each, settings.name) for each in found)}
 
     async def run_doctor(
         self,

@@ -1,4 +1,4 @@
-"""Tools that change jobs; a server has them only if asked to."""
+"""Tools that change jobs and rules; a server has them only if asked to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from pydantic import Field
 
 from pqcore import json_views
 from pqcore.errors import ConfigurationError
-from pqcore.mcp.tool_arguments import Age, JobId, JobIds, QueueName, Time
-from pqcore.operations import admin, dead_letters, move, put, retry
+from pqcore.mcp.tool_arguments import (
+    Age,
+    JobId,
+    JobIds,
+    LimitName,
+    PausedGroup,
+    PausedLimit,
+    PausedTask,
+    QueueName,
+    Time,
+)
+from pqcore.operations import admin, dead_letters, move, put, retry, rules
 from pqcore.put_options import given
 from pqcore.times import typed
 
@@ -124,6 +134,74 @@ class WriteTools:
         settings, target = self._runner.queue(queue), self._runner.queue(to)
         moved = await self._runner.call(move.move, settings, target, job_ids, limit)
         return self._redactor.document({"queue": settings.name, "to": target.name, "moved": moved})
+
+    async def pause(
+        self,
+        queue: QueueName,
+        until: Annotated[Time | None, Field(description="When it ends; without it, when it is resumed.")] = None,
+        task: PausedTask | None = None,
+        limit: PausedLimit | None = None,
+        group: PausedGroup | None = None,
+    ) -> dict[str, Any]:
+        """Have no job of a queue begin, or of one task, limit or group of it. Jobs that run go on, and puts too.
+
+        Give at most one of `task`, `limit` and `group`; without any, the whole queue is paused.
+        """
+        settings = self._runner.queue(queue)
+        await self._runner.call(rules.pause, settings, typed(until), task=task, limit=limit, group=group)
+        what = {"task": task, "limit": limit, "group": group}
+        return self._redactor.document({"queue": settings.name, **what, "paused": True})
+
+    async def resume(
+        self,
+        queue: QueueName,
+        task: PausedTask | None = None,
+        limit: PausedLimit | None = None,
+        group: PausedGroup | None = None,
+    ) -> dict[str, Any]:
+        """End a pause of a queue, or of one task, limit or group of it. `resumed` says whether there was one."""
+        settings = self._runner.queue(queue)
+        resumed = await self._runner.call(rules.resume, settings, task=task, limit=limit, group=group)
+        what = {"task": task, "limit": limit, "group": group}
+        return self._redactor.document({"queue": settings.name, **what, "resumed": resumed})
+
+    async def set_limit(
+        self,
+        queue: QueueName,
+        name: LimitName,
+        places: Annotated[int | None, Field(description="How many; null to remove the rule.")],
+    ) -> dict[str, Any]:
+        """Set how many jobs under a limit run concurrently, whatever number they were put with.
+
+        Without such a rule the number of the newest put counts.
+        """
+        settings = self._runner.queue(queue)
+        await self._runner.call(rules.set_limit, settings, name, places)
+        return self._redactor.document({"queue": settings.name, "name": name, "places": places})
+
+    async def set_rate(
+        self,
+        queue: QueueName,
+        name: LimitName,
+        rate: Annotated[
+            str | None, Field(description="Jobs and a time: '10/s', '600/min', '100/5m'; null to remove the rule.")
+        ],
+    ) -> dict[str, Any]:
+        """Set how many jobs under a limit may begin in a time."""
+        settings = self._runner.queue(queue)
+        await self._runner.call(rules.set_rate, settings, name, rate)
+        return self._redactor.document({"queue": settings.name, "name": name, "rate": rate})
+
+    async def set_weight(
+        self,
+        queue: QueueName,
+        share: Annotated[str, Field(description="The share; '' is that of jobs which name none.")],
+        weight: Annotated[float | None, Field(description="A number above 0; null to remove the rule, for 1.")],
+    ) -> dict[str, Any]:
+        """Set the weight of a share: with 3, it gets three times the jobs of another share while both have some."""
+        settings = self._runner.queue(queue)
+        await self._runner.call(rules.set_weight, settings, share, weight)
+        return self._redactor.document({"queue": settings.name, "share": share, "weight": weight})
 
     async def purge_finished(
         self,

@@ -9,7 +9,20 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-_RARE = frozenset({"admin", "encodings", "list_jobs", "move", "reencode", "results", "retry", "worker_registry"})
+_RARE = frozenset(
+    {
+        "admin",
+        "encodings",
+        "list_jobs",
+        "move",
+        "paused_tasks",
+        "reencode",
+        "results",
+        "retry",
+        "rules",
+        "worker_registry",
+    }
+)
 """Modules that are imported when they are first used: a program that puts and takes jobs needs none of them."""
 
 if not TYPE_CHECKING:  # else any name would be taken for one of ours

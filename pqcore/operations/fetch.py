@@ -8,8 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pqcore import operations
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.interrupts import let_through
@@ -24,10 +25,14 @@ from pqcore.operations.follow_ups import follow_up, is_continued, without_follow
 from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
+from pqcore.operations.read_rules import read_current_rules
 from pqcore.rows import headers_of, job_rows, place_of
 from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import Finish
 from pqcore.times import seconds
+
+if TYPE_CHECKING:
+    import pqcore.operations.paused_tasks  # noqa: F401 - with this, the type checker knows the name in `operations`
 
 logger = logging.getLogger("pqcore")
 
@@ -66,9 +71,14 @@ async def get(
     look_once = look if lease is not None and queue.rate is not None else _take
     deadline = None
     topic = queue.channel
+    rows: Sequence[Row] = ()
     while True:
         ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
-        rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
+        # The clock is asked here, so that a take on a queue whose rules are known costs no further coroutine.
+        if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
+            rows, wake_in = (), queue.rule_cache.rules.seconds_paused(time.monotonic())
+        else:
+            rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
             break
         if wake_in == 0.0:  # what was found may not run, and there may be others behind it
@@ -107,6 +117,8 @@ async def look(
         lease: Seconds for which they are leased; None to take them for good.
         patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
     """
+    if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
+        return (), queue.rule_cache.rules.seconds_paused(time.monotonic())
     if lease is None or queue.rate is None:
         return await _take(engine, queue, n, lease, patient=patient)
     granted, pause = await draw(engine, queue, n)
@@ -128,7 +140,11 @@ def _take(
 
     async def work(s: Session) -> tuple[Sequence[Row], float | None]:
         _refuse_hidden(engine, "lease")
-        return await _take_lease(engine, queue, s, n, lease, patient=patient)
+        rows, wake_in = await _take_lease(engine, queue, s, n, lease, patient=patient)
+        if rows and queue.rule_cache.rules.paused_tasks:
+            rows = await operations.paused_tasks.set_aside(queue, s, rows)
+            wake_in = None if rows else 0.0
+        return rows, wake_in
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
         await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[0])])

@@ -105,10 +105,8 @@ def path_in(head: str | None) -> str | None:
     return None if call is None else call[1]
 
 
-def _pattern(task: str | None) -> str | None:
-    """A regular expression of PostgreSQL's for JSON that calls a function."""
-    if task is None:
-        return None
+def call_pattern(task: str) -> str:
+    """Return a regular expression of PostgreSQL's for JSON that calls a function."""
     path = "".join(letter if letter.isalnum() or letter == "_" else rf"\{letter}" for letter in task)
     return rf'^\s*\{{\s*"function"\s*:\s*"{path}"\s*[,}}]'
 
@@ -149,7 +147,7 @@ async def list_by_state(
             raise ConfigurationError(f"{state!r} is no state of a job; choose of {', '.join(STATES)}")
     values: dict[str, object] = {
         "q_name": queue.name,
-        "task": _pattern(task),
+        "task": None if task is None else call_pattern(task),
         "age": None if older_than is None else seconds(older_than),
         "failed": int(failed),
     }

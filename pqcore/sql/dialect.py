@@ -23,6 +23,7 @@ from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, pee
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.queue_statements import QueueStatements, ended_ctes
 from pqcore.sql.rewrite import Rewrite, RewriteMiss
+from pqcore.sql.rule_statements import RuleStatements
 from pqcore.sql.session_statements import SessionStatements
 from pqcore.sql.statement import Paramstyle, Query, Retention, compile_query, plain
 from pqcore.sql.statement_set import read_statements
@@ -109,6 +110,11 @@ class Dialect(QueueStatements, SessionStatements):
         return AdminStatements(self._compile_template)
 
     @cached_property
+    def rules(self) -> RuleStatements:
+        """The statements of limits, rates, weights and pauses."""
+        return RuleStatements(self._compile_template)
+
+    @cached_property
     def encodings(self) -> EncodingStatements:
         """The statements that count and re-encode data."""
         return EncodingStatements(self._compile_template)
@@ -160,7 +166,14 @@ class Dialect(QueueStatements, SessionStatements):
     @classmethod
     def all_names(cls) -> Iterator[str]:
         """The names of all statements, but for those that have a number of rows in their names."""
-        for statements in (cls, TaskStatements, AdminStatements, EncodingStatements, WorkerStatements):
+        for statements in (
+            cls,
+            TaskStatements,
+            AdminStatements,
+            RuleStatements,
+            EncodingStatements,
+            WorkerStatements,
+        ):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)
 

@@ -16,7 +16,7 @@ NOTIFICATION = ("pg_notify",)
 RENUMBERING = ("made_way", "renumbered")
 """Those of a dialect that uses `without_renumbering`."""
 
-_NOTIFIED = "pg_notify(:channel::text, '')::text"
+_NOTIFIED = r"pg_notify\(:\w+::text, ''\)::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
 _KEYED_BY_QUEUE = re.compile(r"PRIMARY KEY \([^)]*\bq_name\b|\bq_name\s+text\s+PRIMARY KEY")
 
@@ -69,10 +69,10 @@ def split(template: str, separator: str) -> tuple[str, str]:
 
 
 def without_notification(template: str) -> str:
-    """Remove the notification from a statement, if it has one."""
-    template = template.replace(f", {_NOTIFIED}", "")
-    template = template.replace(f"THEN {_NOTIFIED} END", "THEN NULL END")
-    return template.replace(f"RETURNING {_NOTIFIED}", "RETURNING 1").replace(f"SELECT {_NOTIFIED}", "SELECT 1")
+    """Remove the notifications from a statement, if it has any."""
+    template = re.sub(f", {_NOTIFIED}", "", template)
+    template = re.sub(f"THEN {_NOTIFIED} END", "THEN NULL END", template)
+    return re.sub(f"(RETURNING|SELECT) {_NOTIFIED}", r"\1 1", template)
 
 
 def without_renumbering(template: str) -> str:

@@ -32,7 +32,8 @@ def web_app(
 
     Args:
         target: Whose queues: a `PQ`, whose operations run in threads, an `AsyncPQ`, or a DSN.
-        changes: Whether jobs can be retried, cancelled and purged; the routes for that do not exist otherwise.
+        changes: Whether jobs can be retried, cancelled and purged, and rules be set; the routes for that do not exist
+            otherwise.
         token: The token that visitors must know, at least 16 characters; None if they need none.
         hosts: The names, without ports, by which it may be called, so that no other site can pose as it; None for any.
         interval: Seconds between two looks at the table, while somebody has a page open.

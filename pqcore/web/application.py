@@ -184,7 +184,7 @@ class Site:
         name, wanted = self._wanted(form)
         try:
             number = await ACTIONS[name].do(self._target, wanted)
-        except InvalidTimeSpec as exc:
+        except (ConfigurationError, InvalidName, InvalidTimeSpec) as exc:
             return await self._question(request, form, str(exc))
         if not number and ACTIONS[name].of_job:
             raise HTTPException(
@@ -229,8 +229,8 @@ class Site:
         number = views.number(id_) if action.of_job else 0
         if number is None:
             raise HTTPException(400, f"{id_[:40]!r} is no id of a job")
-        older_than = given.get("older_than", "14d") if action.timed else ""
-        return name, ActionRequest(self._target.queue(given.get("queue", "")), number, older_than)
+        fields = {field.name: given.get(field.name, field.default).strip() for field in action.fields}
+        return name, ActionRequest(self._target.queue(given.get("queue", "")), number, fields)
 
     # The token
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pqcore.errors import JobNotFound
-from pqcore.operations import activity, list_jobs, worker_registry
+from pqcore.operations import activity, list_jobs, rules, worker_registry
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
-from pqcore.web.actions import ACTIONS, possible
+from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.sampling import Figures, Sample, Sampler
 from pqcore.web.target import Target
@@ -75,6 +75,7 @@ class Views:
             "n": n,
             "more": next((step for step in STEPS if step > n), None) if len(jobs) == n else None,
             "sample": sample,
+            "rules": [(rule, change_of_rule(rule)) for rule in await self._target.call(rules.list_rules, settings)],
             "changes": _of_queue() if self._changes else (),
         }
 

@@ -1,4 +1,4 @@
-"""The heartbeat of active jobs: it extends leases, listens for cancellations and stores progress."""
+"""The heartbeat of active jobs: it extends leases, heeds cancellations and pauses, and stores progress."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pqcore.errors import PQError
 from pqcore.operations import results
 from pqcore.operations.job_outcome import Outcome
 from pqcore.operations.lease import beat
+from pqcore.operations.paused_tasks import calls_one_of, paused_paths
+from pqcore.operations.read_rules import current_rules
 from pqcore.worker.executor import Executor
 from pqcore.worker.state import ActiveJob, QueueState, WorkerState
 
@@ -28,7 +30,7 @@ STALL_WARNING = 2.0
 
 
 class Heartbeat:
-    """Extends the leases of one queue's active jobs, and stops those that are cancelled or lost.
+    """Extends the leases of one queue's active jobs, and stops those that are cancelled, lost or paused.
 
     Args:
         queue_state: The queue.
@@ -46,13 +48,17 @@ class Heartbeat:
         while True:
             await asyncio.sleep(INTERVAL)
             try:
+                await self._heed_pause()
                 await self._extend_leases(time.monotonic())
                 await self._store_progress(time.monotonic())
             except PQError as exc:
                 logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
 
     async def listen(self) -> None:
-        """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended."""
+        """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended.
+
+        A change of the queue's rules is notified too.
+        """
         queue_state = self._queue_state
         engine = queue_state.bridge.engine
         snapshot = None
@@ -62,10 +68,24 @@ class Heartbeat:
                 # Taken before the statement, so that a cancellation after it counts.
                 snapshot, last = engine.snapshot(queue_state.control), snapshot
                 if snapshot != last:
+                    queue_state.queue.rule_cache.forget(now=time.monotonic(), in_transaction=False)
+                    await self._heed_pause()
                     await self._stop_cancelled()
             except PQError as exc:
                 logger.debug("%r: cannot listen for cancellations: %s", queue_state.queue.name, exc)
                 await asyncio.sleep(1.0)
+
+    async def _heed_pause(self) -> None:
+        """Give back jobs that were fetched ahead, if their queue or task is paused: takes find none of them then."""
+        queue_state = self._queue_state
+        if not queue_state.buffer:
+            return
+        rules = await queue_state.bridge.call(current_rules, queue_state.queue)
+        if rules.paused:
+            queue_state.give_back(list(queue_state.buffer))
+        elif paths := paused_paths(rules):
+            queue = queue_state.queue
+            queue_state.give_back([active for active in queue_state.buffer if calls_one_of(queue, active.job, paths)])
 
     async def _stop_cancelled(self) -> None:
         queue_state = self._queue_state

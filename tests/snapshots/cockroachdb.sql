@@ -818,6 +818,24 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
   ON CONFLICT DO NOTHING
   RETURNING key;
 
+-- current_rules $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "current_rules" AS
+  SELECT 'age' AS kind, '' AS name,
+  CASE WHEN current_setting('transaction_isolation') = 'read committed' THEN 0 ELSE extract(epoch FROM statement_timestamp() - transaction_timestamp()) END::float8 AS number, NULL::float8 AS remaining
+  UNION ALL
+  SELECT kind, name, number, extract(epoch FROM until - statement_timestamp())::float8
+  FROM "queue_rules"
+  WHERE q_name = $1::text
+  AND kind = 'weight'
+  UNION ALL
+  SELECT kind, name, number, extract(epoch FROM until - statement_timestamp())::float8
+  FROM "queue_rules"
+  WHERE q_name = $1::text
+  AND kind = 'pause'
+  AND (name = 'queue'
+    OR left(name, 5) = 'task:')
+  AND coalesce(until > statement_timestamp(), true);
+
 -- dead_by_queue
 /*NO LOAD BALANCE*/ PREPARE "dead_by_queue" AS
   SELECT q_name, count(*)
@@ -2335,6 +2353,15 @@ PREPARE "leave_lanes" AS
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT $5::bigint;
 
+-- list_rules $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "list_rules" AS
+  SELECT kind, name, number, period,
+  CASE WHEN until IS NOT NULL THEN least(until AT TIME ZONE 'UTC', timestamp '9999-12-31 23:59:59.999999') END, changed_at AT TIME ZONE 'UTC'
+  FROM "queue_rules"
+  WHERE q_name = $1::text
+  AND coalesce(until > statement_timestamp(), true)
+  ORDER BY kind, name;
+
 -- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
 /*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
   SELECT id, q_name, 'scheduled', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
@@ -2994,6 +3021,15 @@ PREPARE "release" AS
   AND q_name = $3::text
   RETURNING id;
 
+-- remove_rule $1 q_name, $2 kind, $3 name
+PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
+    WHERE q_name = $1::text
+    AND kind = $2::text
+    AND name = $3::text
+    RETURNING coalesce(until > statement_timestamp(), true) AS held)
+  SELECT held
+  FROM gone;
+
 -- replace $1 data, $2 payload, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 lane, $11 priority, $12 id, $13 q_name
 PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
     SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, (parked_on, leased_until, priority) = ROW (CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
@@ -3235,6 +3271,58 @@ PREPARE "run_now" AS WITH free AS (SELECT id
   AND $2::text[] IS NULL
   AND $3::text::bool[] IS NULL;
 
+-- set_aside_due [no rows] $1 tasks, $2 q_name
+PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (pattern text, lane text)), met AS MATERIALIZED (SELECT head.id, min(wanted.lane) AS lane
+    FROM ((SELECT id, data
+        FROM "queue"
+        WHERE q_name = $2::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND schedule_at IS NULL
+        AND expected_at IS NOT NULL
+        ORDER BY expected_at, enqueued_at, id
+        LIMIT 5000)
+      UNION ALL (SELECT id, data
+        FROM "queue"
+        WHERE q_name = $2::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND expected_at IS NULL
+        AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+        ORDER BY coalesce(schedule_at, enqueued_at), id
+        LIMIT 5000)) AS head
+    JOIN wanted
+    ON left(head.data::text, 2000) ~ wanted.pattern
+    GROUP BY head.id), free AS MATERIALIZED (SELECT id
+    FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM met))
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at, leased_until, parked_on) = 3
+    AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue" AS job
+  SET parked_on = met.lane, leased_until = '-infinity'
+  FROM met
+  WHERE job.id = met.id
+  AND job.id = ANY (ARRAY(SELECT id
+      FROM free))
+  AND job.q_name = $2::text;
+
+-- set_aside_leased [no rows] $1 jobs, $2 q_name
+PREPARE "set_aside_leased" AS
+  UPDATE "queue" AS job
+  SET parked_on = named.lane, excused = least(coalesce(job.excused, 0), 2147483646) + 1, leased_until =
+  CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END, schedule_at =
+  CASE WHEN named.lane IS NULL THEN clock.later ELSE job.schedule_at END
+  FROM json_to_recordset($1::text::json) AS named (id bigint, token int, lane text), (SELECT statement_timestamp() + interval '60 seconds' AS later) AS clock
+  WHERE job.id = named.id
+  AND job.attempts = named.token
+  AND job.q_name = $2::text
+  AND job.leased_until IS NOT NULL
+  AND num_nulls(job.dequeued_at, job.parked_on) = 2;
+
 -- set_key_holder [no rows] $1 id, $2 q_name, $3 dedup_key
 PREPARE "set_key_holder" AS
   UPDATE "queue_dedup"
@@ -3255,6 +3343,17 @@ PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
   AND num_nulls(job.dequeued_at) = 1
   AND (job.parked_on IS NOT NULL
     OR job.leased_until IS NULL);
+
+-- set_rule $1 q_name, $2 kind, $3 name, $4 number, $5 period, $6 until_at, $7 until_in
+PREPARE "set_rule" AS WITH kept AS (INSERT INTO "queue_rules" (q_name, kind, name, number, period, until, changed_at)
+    SELECT $1::text, $2::text, $3::text, $4::float8, $5::float8, wanted.until, wanted.now
+    FROM (SELECT statement_timestamp() AS now, coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') AS until) AS wanted
+    WHERE coalesce(wanted.until > wanted.now, true)
+    ON CONFLICT (q_name, kind, name) DO UPDATE
+    SET number = excluded.number, period = excluded.period, until = excluded.until, changed_at = excluded.changed_at
+    RETURNING name)
+  SELECT name
+  FROM kept;
 
 -- set_tick_back $1 now, $2 q_name, $3 name, $4 tick
 PREPARE "set_tick_back" AS

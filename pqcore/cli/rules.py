@@ -1,0 +1,154 @@
+"""``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight`` and ``rules``: rules, changed while all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from pqcore import json_views
+from pqcore.cli.database import Database
+from pqcore.cli.errors import CommandFailed
+from pqcore.cli.options import json_option, queue_option, time_option, with_database
+from pqcore.cli.output import emit, table, write
+from pqcore.operations import rules as operations
+
+NONE = "none"
+"""What is written in place of a value to remove a rule."""
+
+
+def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what a pause is of."""
+    for option in (
+        click.option("--group", metavar="NAME", help="Only jobs of this group, for workers and leases."),
+        click.option("--limit", metavar="NAME", help="Only jobs under this limit, for workers and leases."),
+        click.option("--task", metavar="PATH", help="Only calls of this task, for workers and leases: app.tasks.send."),
+    ):
+        function = option(function)
+    return function
+
+
+def _named(queue: str, what: dict[str, str | None]) -> str:
+    """What a pause is of, in words."""
+    for kind, name in what.items():
+        if name is not None:
+            return f"{kind} {name!r} of {queue!r}"
+    return f"queue {queue!r}"
+
+
+@click.command()
+@queue_option
+@_what_options
+@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: when it is resumed]")
+@json_option
+@with_database
+def pause(
+    database: Database, queue: str, until: datetime | timedelta | None, as_json: bool, **what: str | None
+) -> None:
+    """Have no job of a queue begin, or of a task, limit or group of it; those that run go on."""
+    settings = database.queue(queue)
+    database.call(operations.pause, settings, until, **what)
+    if as_json:
+        emit({"queue": queue, **what, "paused": True})
+    else:
+        write(f"{_named(queue, what)} is paused")
+
+
+@click.command()
+@queue_option
+@_what_options
+@json_option
+@with_database
+def resume(database: Database, queue: str, as_json: bool, **what: str | None) -> None:
+    """End a pause."""
+    settings = database.queue(queue)
+    resumed = database.call(operations.resume, settings, **what)
+    if as_json:
+        emit({"queue": queue, **what, "resumed": resumed})
+    elif resumed:
+        write(f"{_named(queue, what)} is resumed")
+    if not resumed:
+        raise CommandFailed(f"{_named(queue, what)} was not paused")
+
+
+def _set(
+    database: Database, change: Callable[..., Any], kind: str, queue: str, name: str, value: Any, *, as_json: bool
+) -> None:
+    settings = database.queue(queue)
+    database.call(change, settings, name, value)
+    if as_json:
+        emit({"queue": queue, "kind": kind, "name": name, "value": value})
+    elif value is None:
+        write(f"the {kind} of {name!r} of {queue!r} is removed")
+    else:
+        write(f"the {kind} of {name!r} of {queue!r} is {value}")
+
+
+def _number(kind: type[int | float]) -> Callable[..., Any]:
+    """Make the callback of an argument that is a number, or `NONE`."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str) -> float | None:
+        if text == NONE:
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a number: write one, or {NONE} to remove the rule") from None
+
+    return read
+
+
+@click.command()
+@click.argument("name")
+@click.argument("places", metavar="N|none", callback=_number(int))
+@queue_option
+@json_option
+@with_database
+def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
+    """Set how many jobs under limit NAME run concurrently, whatever number they were put with."""
+    _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("rate", metavar="RATE|none")
+@queue_option
+@json_option
+@with_database
+def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) -> None:
+    """Set how many jobs under limit NAME begin in a time: 10/s, 600/min, 100/5m."""
+    _set(database, operations.set_rate, "rate", queue, name, None if rate == NONE else rate, as_json=as_json)
+
+
+@click.command()
+@click.argument("share")
+@click.argument("weight", metavar="N|none", callback=_number(float))
+@queue_option
+@json_option
+@with_database
+def weight(database: Database, share: str, weight: float | None, queue: str, as_json: bool) -> None:
+    """Set the weight of SHARE among the shares of a queue: with 3, it gets three times the jobs of others."""
+    _set(database, operations.set_weight, "weight", queue, share, weight, as_json=as_json)
+
+
+@click.command()
+@queue_option
+@json_option
+@with_database
+def rules(database: Database, queue: str, as_json: bool) -> None:
+    """List the limits, rates, weights and pauses that are set, and in force."""
+    found = database.call(operations.list_rules, database.queue(queue))
+    if as_json:
+        for rule in found:
+            emit(json_views.rule(rule, queue))
+        return
+    if not found:
+        write(f"no rules are set for {queue!r}")
+        return
+    rows = [(rule.kind, rule.name, rule.value, rule.until, rule.changed_at) for rule in found]
+    table(("kind", "name", ">value", "until (UTC)", "set at (UTC)"), rows)
+
+
+COMMANDS = (pause, resume, limit, rate, weight, rules)

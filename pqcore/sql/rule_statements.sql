@@ -1,0 +1,53 @@
+-- Statements of rules: limits, rates and weights that operators set, and pauses.
+--
+-- A rule is one row. No put, take or end of a job locks it: they read it. So only operators that change the same rule
+-- wait for each other.
+
+-- name: set_rule
+-- Set a rule, and notify those that wait for jobs and those that run them. A second operator that sets the same rule
+-- waits for the end of the first one's transaction (ON CONFLICT), and its values stay. Gives no row, and sets nothing,
+-- if the time until which it holds has passed by the server's clock.
+WITH kept AS (
+  INSERT INTO {rules} (q_name, kind, name, number, period, until, changed_at)
+  SELECT :q_name::text, :kind::text, :name::text, :number::float8, :period::float8, wanted.until, wanted.now
+  FROM (
+    SELECT statement_timestamp() AS now, coalesce(:until_at::timestamptz,
+      statement_timestamp() + :until_in::float8 * interval '1 second') AS until
+  ) AS wanted
+  WHERE coalesce(wanted.until > wanted.now, true)
+  ON CONFLICT (q_name, kind, name) DO UPDATE SET number = excluded.number, period = excluded.period,
+    until = excluded.until, changed_at = excluded.changed_at
+  RETURNING name
+)
+SELECT name, pg_notify(:channel::text, '')::text, pg_notify(:control::text, '')::text FROM kept;
+
+-- name: remove_rule
+-- Remove a rule, and notify as `set_rule`; gives whether it was in force. A rule that is changed at this moment is
+-- removed once it is unlocked.
+WITH gone AS (
+  DELETE FROM {rules} WHERE q_name = :q_name::text AND kind = :kind::text AND name = :name::text
+  RETURNING coalesce(until > statement_timestamp(), true) AS held
+)
+SELECT held, pg_notify(:channel::text, '')::text, pg_notify(:control::text, '')::text FROM gone;
+
+-- name: list_rules
+-- Reads only. Give the rules of a queue that are in force.
+SELECT kind, name, number, period,
+  CASE WHEN until IS NOT NULL THEN least(until AT TIME ZONE 'UTC', timestamp '9999-12-31 23:59:59.999999') END,
+  changed_at AT TIME ZONE 'UTC'
+FROM {rules} WHERE q_name = :q_name::text AND coalesce(until > statement_timestamp(), true) ORDER BY kind, name;
+
+-- name: current_rules
+-- Reads only. Give the rules that consumers remember, each with the seconds for which it holds; and, in the first row,
+-- for how many seconds this transaction has not seen what others commit. Pauses of keys, which may be many, are not
+-- among them: a take reads those of the keys that it meets.
+SELECT 'age' AS kind, '' AS name, CASE WHEN current_setting('transaction_isolation') = 'read committed' THEN 0
+  ELSE extract(epoch FROM statement_timestamp() - transaction_timestamp()) END::float8 AS number,
+  NULL::float8 AS remaining
+UNION ALL
+SELECT kind, name, number, extract(epoch FROM until - statement_timestamp())::float8
+FROM {rules} WHERE q_name = :q_name::text AND kind = 'weight'
+UNION ALL
+SELECT kind, name, number, extract(epoch FROM until - statement_timestamp())::float8
+FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause' AND (name = 'queue' OR left(name, 5) = 'task:')
+  AND coalesce(until > statement_timestamp(), true);
