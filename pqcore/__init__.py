@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
@@ -40,6 +41,7 @@ __all__ = [
     "Encoding",
     "Job",
     "JobInfo",
+    "LimitUsage",
     "PQError",
     "Queue",
     "QueueIterator",
@@ -65,6 +67,7 @@ _HOMES = {
     "Encoding": "operations.encodings",
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
+    "LimitUsage": "operations.limits",
     "Rule": "operations.rules",
     "JobInfo": "operations.results",
     "WorkerInfo": "operations.worker_registry",

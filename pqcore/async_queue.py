@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
@@ -290,6 +291,10 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def rules(self) -> list[Rule]:
         """The limits, rates, weights and pauses that are set, and in force."""
         return await operations.rules.list_rules(self.engine, self)
+
+    async def limits(self) -> list[LimitUsage]:
+        """The limits and groups in use; see `pqcore.Queue.limits`."""
+        return await operations.limits.list_limits(self.engine, self)
 
     async def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished."""

@@ -15,6 +15,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.admin import QueueFigures
+from pqcore.operations.limits import LimitUsage
 from pqcore.operations.list_jobs import StoredJob, WholeJob
 from pqcore.operations.rules import Rule
 from pqcore.operations.worker_registry import WorkerInfo
@@ -45,6 +46,11 @@ def rule(found: Rule, queue: str) -> dict[str, Any]:
         "until": found.until,
         "changed_at": found.changed_at,
     }
+
+
+def limit(found: LimitUsage, queue: str) -> dict[str, Any]:
+    """A limit or group in use."""
+    return {"queue": queue, **asdict(found), "running": list(found.running)}
 
 
 def taken(job: BaseJob, queue: str) -> dict[str, Any]:

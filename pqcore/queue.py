@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
@@ -549,6 +550,13 @@ class Queue(TaskQueueMixin):
     def rules(self) -> list[Rule]:
         """The limits, rates, weights and pauses that are set, and in force."""
         return run_sync(operations.rules.list_rules(self.engine, self))
+
+    def limits(self) -> list[LimitUsage]:
+        """The limits and groups in use: the numbers of each, the jobs that run under it, and how many wait.
+
+        All waiting jobs are counted, so it takes as long as `stats`.
+        """
+        return run_sync(operations.limits.list_limits(self.engine, self))
 
     def clear(self) -> None:
         """Delete all rows of the queue: waiting, leased and finished.

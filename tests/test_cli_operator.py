@@ -646,6 +646,22 @@ def test_rule_commands_change_rules_while_all_runs(dsn: str, pq: PQ, backend: st
     assert {rule.name for rule in queue.rules()} == {"task:app.send", "limit:x"}
 
 
+def test_limits_command_lists_what_is_in_use(dsn: str, pq: PQ) -> None:
+    queue = pq["q"]
+    assert "no limits or groups of 'q' are in use" in call("limits", "--queue", "q", dsn=dsn).stdout
+    queue.put_many([1, 2], limits={"x": 1})
+    job = queue.lease(60)
+    assert job is not None
+    queue.pause(group="g")
+    [limit, group] = objects("limits", "--queue", "q", dsn=dsn)
+    assert limit == {
+        "queue": "q", "kind": "limit", "name": "x", "places": 1, "newest": 1, "rule": None, "rate": None,
+        "paused": False, "running": [job.id], "waiting": 1,
+    }  # fmt: skip
+    assert (group["kind"], group["name"], group["paused"]) == ("group", "g", True)
+    assert re.search(r"group +g +paused", call("limits", "--queue", "q", dsn=dsn).stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

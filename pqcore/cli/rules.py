@@ -1,4 +1,4 @@
-"""``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight`` and ``rules``: rules, changed while all runs."""
+"""``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``: rules, while all runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import json_option, queue_option, time_option, with_database
 from pqcore.cli.output import emit, table, write
 from pqcore.operations import rules as operations
+from pqcore.operations.limits import list_limits
 
 NONE = "none"
 """What is written in place of a value to remove a rule."""
@@ -151,4 +152,35 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
     table(("kind", "name", ">value", "until (UTC)", "set at (UTC)"), rows)
 
 
-COMMANDS = (pause, resume, limit, rate, weight, rules)
+@click.command()
+@queue_option
+@json_option
+@with_database
+def limits(database: Database, queue: str, as_json: bool) -> None:
+    """List the limits and groups in use: their places, the jobs that run under them, and how many wait."""
+    found = database.call(list_limits, database.queue(queue))
+    if as_json:
+        for usage in found:
+            emit(json_views.limit(usage, queue))
+        return
+    if not found:
+        write(f"no limits or groups of {queue!r} are in use")
+        return
+    rows = [
+        (
+            each.kind,
+            each.name,
+            "paused" if each.paused else each.places,
+            each.newest,
+            each.rule,
+            each.rate,
+            len(each.running),
+            each.waiting,
+        )
+        for each in found
+    ]
+    columns = ("kind", "name", ">places", ">newest put", ">rule", ">rate", ">running", ">waiting")
+    table(columns, rows)
+
+
+COMMANDS = (pause, resume, limit, rate, weight, rules, limits)

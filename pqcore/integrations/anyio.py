@@ -112,6 +112,7 @@ class ThreadedQueue:
     set_rate = _awaited(Queue.set_rate)
     set_weight = _awaited(Queue.set_weight)
     rules = _awaited(Queue.rules)
+    limits = _awaited(Queue.limits)
     clear = _awaited(Queue.clear)
     purge = _awaited(Queue.purge)
 

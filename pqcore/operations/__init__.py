@@ -13,6 +13,7 @@ _RARE = frozenset(
     {
         "admin",
         "encodings",
+        "limits",
         "list_jobs",
         "move",
         "paused_tasks",

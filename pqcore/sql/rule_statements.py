@@ -32,6 +32,8 @@ class RuleStatements(StatementSet):
     remove_rule = from_file()
     list_rules = from_file()
     current_rules = from_file()
+    key_states = from_file()
+    waiting_lanes = from_file()
 
     # Jobs of paused tasks. None of these statements waits for a lock of another consumer.
 

@@ -51,3 +51,24 @@ UNION ALL
 SELECT kind, name, number, extract(epoch FROM until - statement_timestamp())::float8
 FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause' AND (name = 'queue' OR left(name, 5) = 'task:')
   AND coalesce(until > statement_timestamp(), true);
+
+-- name: key_states
+-- Reads only. Give the keys under which jobs were admitted: the places by the newest put, and the jobs that still run.
+SELECT newest.key, newest.places, (
+  SELECT coalesce(json_agg(job.id ORDER BY job.id), '[]')::text FROM {table} AS job
+  WHERE job.id = ANY (newest.running) AND job.q_name = :q_name::text
+    AND num_nulls(job.dequeued_at, job.parked_on) = 2 AND num_nulls(job.leased_until) = 0
+)
+FROM (
+  SELECT DISTINCT ON (key) key, places, running FROM {keys} WHERE q_name = :q_name::text ORDER BY key, version DESC
+) AS newest;
+
+-- name: waiting_lanes
+-- Reads only. Count the waiting jobs of each lane; the headers of one of them tell the keys of a lane that is a digest.
+SELECT lane.name, lane.number, (
+  SELECT headers::text FROM {table} WHERE q_name = :q_name::text AND parked_on = lane.name LIMIT 1
+)
+FROM (
+  SELECT parked_on AS name, count(*) AS number FROM {table}
+  WHERE q_name = :q_name::text AND parked_on IS NOT NULL AND dequeued_at IS NULL GROUP BY parked_on
+) AS lane;

@@ -2727,6 +2727,20 @@ PREPARE "keep_result" AS
   CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.progress END, payload = excluded.payload, serializer = excluded.serializer, error = excluded.error, put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at
   RETURNING 1;
 
+-- key_states $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "key_states" AS
+  SELECT newest.key, newest.places, (SELECT coalesce(json_agg(job.id
+        ORDER BY job.id), '[]')::text
+    FROM "queue" AS job
+    WHERE job.id = ANY (newest.running)
+    AND job.q_name = $1::text
+    AND num_nulls(job.dequeued_at, job.parked_on) = 2
+    AND num_nulls(job.leased_until) = 0)
+  FROM (SELECT DISTINCT ON (key) key, places, running
+    FROM "queue_keys"
+    WHERE q_name = $1::text
+    ORDER BY key, version DESC) AS newest;
+
 -- last_id
 /*NO LOAD BALANCE*/ PREPARE "last_id" AS
   SELECT max(id)
@@ -4943,6 +4957,20 @@ PREPARE "update" AS
   WHERE id = $4::bigint
   AND q_name = $5::text
   RETURNING id;
+
+-- waiting_lanes $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "waiting_lanes" AS
+  SELECT lane.name, lane.number, (SELECT headers::text
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on = lane.name
+    LIMIT 1)
+  FROM (SELECT parked_on AS name, count(*) AS number
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND dequeued_at IS NULL
+    GROUP BY parked_on) AS lane;
 
 -- withdraw_worker [no rows] $1 names, $2 id
 PREPARE "withdraw_worker" AS

@@ -566,3 +566,34 @@ def test_rate_of_a_key_holds_over_all_consumers(harness: Harness) -> None:
     assert first.lease("1h", block=False) is None
     second.set_rate("x", None)
     assert len(second.lease_many(100, "1h", block=False)) == 16
+
+
+def test_limits_in_use_are_listed_with_their_numbers(harness: Harness) -> None:
+    queue = harness.queue()
+    assert queue.limits() == []
+    queue.put_many(range(3), limits={"x": 1})
+    queue.put("grouped", group="g", limits={"y" * 490: 5})  # of a lane that is a digest
+    queue.put_many(["a", "b"], limits={"x": 2, "z": 1})
+    queue.set_limit("x", 2)
+    queue.set_limit("unused", 7)
+    queue.set_rate("x", "100/s")
+    jobs: list[Any] = []
+
+    def has_three() -> bool:
+        jobs.extend(queue.lease_many(10, "1h", block=False))
+        return len(jobs) == 3
+
+    harness.eventually(has_three)
+    queue.pause(limit="z")
+    found = {(usage.kind, usage.name): usage for usage in queue.limits()}
+    x = found["limit", "x"]
+    assert (x.places, x.rule, x.rate, x.paused, x.waiting) == (2, 2, "100/1s", False, 3)
+    assert x.newest in (1, 2)
+    assert x.running == tuple(sorted(job.id for job in jobs if job.data != "grouped"))
+    [grouped] = [job.id for job in jobs if job.data == "grouped"]
+    assert (found["group", "g"].running, found["limit", "y" * 490].running) == ((grouped,), (grouped,))
+    assert (found["limit", "y" * 490].places, found["limit", "unused"].places) == (5, 7)
+    assert found["limit", "z"].paused
+    assert len(found) == 5
+    queue.ack_many(jobs)
+    assert {usage.running for usage in queue.limits()} == {()}
