@@ -20,7 +20,7 @@ from pqcore.errors import (
     Unreadable,
     UnsafeSerializer,
 )
-from pqcore.lanes import LaneBook
+from pqcore.lane_book import LaneBook
 from pqcore.plugins import plugins
 from pqcore.scan_position import ScanPosition
 from pqcore.serializers import (

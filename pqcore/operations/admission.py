@@ -18,7 +18,8 @@ from pqcore.db.isolation import is_above
 from pqcore.db.session import Session
 from pqcore.errors import NotSupported, PQError
 from pqcore.job import BaseJob
-from pqcore.lanes import Choice, LaneBook, has_lane, lane_of, read_lane
+from pqcore.lane_book import Choice, LaneBook
+from pqcore.lanes import has_lane, lane_of, read_lane
 from pqcore.operations.atomic import atomic
 from pqcore.rows import JobRow, job_rows, place_of
 from pqcore.settings import QueueSettings

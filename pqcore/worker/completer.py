@@ -131,6 +131,9 @@ class Completer:
             return None
         if not any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
             return None
+        rules = queue.rule_cache
+        if time.monotonic() >= rules.expires_at or rules.rules.paused_tasks:
+            return None  # a fetch reads the rules, and heeds pauses
         n = queue_state.fetch_size(worker_state.slots_for(queue_state), self._prefetch)
         if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
             return None

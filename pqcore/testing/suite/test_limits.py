@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pqcore import lanes
+from pqcore import lane_book
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, DatabaseError, InvalidName, LeaseLost
 from pqcore.operations import admission
@@ -501,7 +501,7 @@ def test_work_performs_jobs_behind_jobs_that_cannot_be_admitted_first(harness: H
 
 def test_lanes_are_all_served_where_one_take_considers_fewer(harness: Harness) -> None:
     queue = harness.queue()
-    number = 2 * lanes.MOST + 50
+    number = 2 * lane_book.MOST + 50
     queue.put_many([None] * number)
     harness.sql(
         """UPDATE {table} SET headers = json_build_object('gate', json_build_object('limits',
