@@ -341,3 +341,19 @@ async def feed(
 
 FED = 4 * CHUNK
 """Jobs that wait, at most, while workers are fed."""
+
+
+async def run_for(queues: Sequence[Any], seconds: float, patience: float, **options: Any) -> tuple[ClientReport, Load]:
+    """Have workers run for some seconds from their first job on, which must begin within ``patience`` seconds."""
+    load, began = Load(), clock()
+    async with workers(queues, load, **options):
+        await _busy(load, 1, began + patience)
+        await asyncio.sleep(seconds)
+    return load.report(began), load
+
+
+def parts_of(load: Load, marks: Sequence[str], seconds: float) -> dict[str, float]:
+    """Return what part of the jobs that began within some seconds of the first has each of the marks."""
+    number = sum(time <= load.times[0] + seconds for time in load.times)
+    began = load.marks[:number]
+    return {mark: began.count(mark) / number for mark in marks}

@@ -11,11 +11,15 @@ from typing import Any
 from . import pgbouncer
 from .admission_calls import (
     Backlog,
+    called,
     declare,
     feed,
     held,
     limits_of,
+    parts_of,
     put_held,
+    put_in_turn,
+    run_for,
     run_until,
     sample_starts,
     speed,
@@ -36,6 +40,10 @@ HELD = 0.2
 """Seconds that a job of a tenant's backlog holds its slot."""
 HELD_SHORTLY = 0.02
 """Seconds that a job holds its slot where a limit's own speed is measured."""
+HELD_BY_SHARES = 0.01
+"""Seconds that a job of a tenant with a weight holds its slot."""
+WEIGHTS = {"light": 1, "middling": 2, "heavy": 5}
+"""The tenants of `Shares`, and their weights."""
 PATIENCE = 100.0
 """Seconds that the jobs of one turn may take, where a limit's own speed is measured."""
 
@@ -302,6 +310,63 @@ def _rates(times: Sequence[float], seconds: float) -> dict[str, list[float]]:
         "seconds": [width * (index + 1) for index in range(PARTS)],
         "rate (/s)": [count / width for count in counts],
     }
+
+
+@dataclass(frozen=True)
+class Shares(Common):
+    """Tenants with weights, of whom each has more jobs than can run: what part of the runs each gets."""
+
+    name: str = "shares"
+    title: str = "the parts of the runs that tenants get, beside the parts of their weights"
+    metrics: tuple[Metric, ...] = (
+        *(Metric(tenant, "of the runs") for tenant in WEIGHTS),
+        Metric("off", "% of a part, at most", "lower"),
+        Metric("rate", "/s"),
+    )
+
+    def variants(self, options: Options) -> Sequence[Variant]:
+        weights = ", ".join(map(str, WEIGHTS.values()))
+        return [
+            Variant(f"weights {weights}, {label}, for {options.scale.shares:g} s", parameters={"places": places})
+            for label, places in (("no limits", 0), (f"{CONCURRENCY} places each", CONCURRENCY))
+        ]
+
+    def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
+        return options.scale.everywhere or contender == first
+
+    def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
+        with _fresh(bench, contender) as own:
+            return self._shared(bench, own, contender, variant)
+
+    def _shared(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
+        seconds, all_weights = bench.scale.shares, sum(WEIGHTS.values())
+        most = 2 * CONCURRENCY * (seconds + 1) / HELD_BY_SHARES
+        options: dict[str, Any] = {"tenant": lambda seconds, mark: mark}
+        if variant.parameters["places"]:
+            options["limits"] = lambda seconds, mark: {mark: variant.parameters["places"]}
+        parts: dict[str, float] = {}
+
+        async def fill(queues: Sequence[Any]) -> list[int]:
+            task, ids = queues[0].task(**options)(held), []
+            for tenant, weight in WEIGHTS.items():
+                await called(queues[0].set_weight, tenant, weight)
+                calls = [task.call(HELD_BY_SHARES, tenant)]
+                ids += await put_in_turn(queues[0], calls, round(most * weight / all_weights))
+            return ids
+
+        async def work(queues: Sequence[Any]) -> list[ClientReport]:
+            queues[0].task(**options)(held)
+            report, load = await run_for(queues, seconds, bench.scale.patience)
+            parts.update(parts_of(load, [*WEIGHTS], seconds))
+            return [report]
+
+        def values(reports: Sequence[ClientReport]) -> dict[str, float]:
+            off = max(abs(parts[tenant] * all_weights / weight - 1) for tenant, weight in WEIGHTS.items())
+            return {**parts, "off": 100 * off, "rate": len(reports[0].taken) / seconds}
+
+        filled = _over(contender, table.place, 1, fill)
+        bench.server_observer.do(f"VACUUM ANALYZE {table.name}")
+        return observe(table, lambda: _over(contender, table.place, 1, work), values, filled=filled)
 
 
 # What these have in common

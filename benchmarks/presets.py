@@ -33,7 +33,8 @@ class Scale:
         samples: Jobs of another tenant.
         limited: No-op jobs under a limit.
         limited_horizon: Seconds for which jobs under a limit run beside an old snapshot.
-            pace: Jobs a second of the soak.
+        shares: Seconds for which tenants share a worker.
+        pace: Jobs a second of the soak.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Scale:
     samples: int
     limited: int
     limited_horizon: float
+    shares: float
     pace: float = 200.0
 
 
@@ -86,6 +88,7 @@ QUICK = Scale(
     samples=10,
     limited=300,
     limited_horizon=3.0,
+    shares=3.0,
 )
 DEFAULT = Scale(
     name="default",
@@ -111,6 +114,7 @@ DEFAULT = Scale(
     samples=40,
     limited=2_000,
     limited_horizon=20.0,
+    shares=10.0,
 )
 FULL = Scale(
     name="full",
@@ -136,5 +140,6 @@ FULL = Scale(
     samples=200,
     limited=2_000,
     limited_horizon=600.0,
+    shares=10.0,
 )
 SCALES = {scale.name: scale for scale in (QUICK, DEFAULT, FULL)}

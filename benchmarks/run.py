@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from pqcore.errors import ConfigurationError, PQError
 
 from . import environment, load_generators, operations, pgbench, targets
-from .admission_workloads import Limited, LimitedHorizon, OtherTenant
+from .admission_workloads import Limited, LimitedHorizon, OtherTenant, Shares
 from .backends import Contender
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Measurement, Table, dropped, schema_name
@@ -47,6 +47,7 @@ def workloads() -> list[Workload]:
         OtherTenant(),
         Limited(),
         LimitedHorizon(),
+        Shares(),
         Soak(),
     ]
 

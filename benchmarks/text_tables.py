@@ -104,8 +104,9 @@ def workload(rows: Sequence[Row]) -> Grid:
     variants = any(row["variant"] for row in rows)
     columns = ["backend"]
     columns += ["variant"] if variants else []
+    spread = any(figure["rounds"] > 1 for row in rows for figure in row.get("metrics", {}).values())
     for name in names:
-        columns += [f">{'median' if name == 'rate' else name}", ">least to most"]
+        columns += [f">{'median' if name == 'rate' else name}", *([">least to most"] if spread else [])]
     columns += [">of pgbench"] if beside else []
     columns += [">WAL B/op", ">commits/op", ">dead rows/op", ">lost"]
     spare = (">dead rows/op", ">commits/op", ">WAL B/op", ">least to most", ">of pgbench")
@@ -120,7 +121,7 @@ def workload(rows: Sequence[Row]) -> Grid:
             figure = row["metrics"][name]
             unit = figure["unit"] if figure["unit"].startswith("/") else f" {figure['unit'].partition(' at ')[0]}"
             cells += [f"{number(figure['median'])}{'' if '/ ' in unit else unit}"]
-            cells += [f"{number(figure['least'])} to {number(figure['most'])}"]
+            cells += [f"{number(figure['least'])} to {number(figure['most'])}"] if spread else []
         if beside:
             cells.append(f"{row['of_pgbench']['median']:.2f}" if "of_pgbench" in row else "")
         per = row["per_operation"]

@@ -89,6 +89,7 @@ TINY = dataclasses.replace(
     samples=1,
     limited=20,
     limited_horizon=0.3,
+    shares=0.3,
 )
 QUICKEST = ("put", "get", "get_many")
 RULES = verdicts.Rules()
@@ -289,6 +290,9 @@ def test_bench_measures_every_scenario_over_both_faces(pqcore_server: str) -> No
     for row in everything["limited_horizon"]:
         assert row["curve"].keys() == {"seconds", "rate (/s)"}
         assert row["metrics"]["taken"]["median"] == row["operations"]
+    for row in everything["shares"]:
+        parts = [row["metrics"][tenant]["median"] for tenant in ("light", "middling", "heavy")]
+        assert sum(parts) == pytest.approx(1, abs=0.001)
     [soak] = everything["soak"]
     assert len({len(points) for points in soak["curve"].values()}) == 1
     assert soak["curve"].keys() == {"seconds", "table (MB)", "indexes (MB)", "dead rows"}
@@ -583,6 +587,11 @@ def test_bench_other_tenant_counts_from_a_free_slot() -> None:
     assert freed <= load.freed < math.inf
 
 
+def test_bench_shares_are_parts_of_the_jobs_that_began_in_time() -> None:
+    load = admission_calls.Load(times=[0.0, 1.0, 2.0, 9.0], marks=["a", "b", "a", "b"])
+    assert admission_calls.parts_of(load, ["a", "b"], 3.0) == {"a": pytest.approx(2 / 3), "b": pytest.approx(1 / 3)}
+
+
 def test_bench_without_pgbouncer_measures_no_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pgbouncer, "find", lambda: None)
     variants = admission_workloads.Limited().variants(workloads.Options(TINY))
@@ -800,7 +809,7 @@ def test_bench_fills_the_marks_of_a_document(invoke: Callable[..., Result], tmp_
 def test_bench_fills_every_mark_of_the_performance_page() -> None:
     text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
     names = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
-    known = {"environment", "peers", *run.scenarios()}
+    known = {"environment", "peers", "limited peers", *run.scenarios()}
     for name, block in names:
         assert name.removesuffix(" chart") in known
         assert block.strip(), name

@@ -625,6 +625,30 @@ def test_peers_table_shows_figures_and_ratios() -> None:
     ]
 
 
+def test_peers_document_has_jobs_under_limits_in_a_place_of_their_own() -> None:
+    limited = {"key": "limited", "title": "worker, limited", "unit": "/s", "what": "jobs of one key"}
+    both = {"put": "queue.put()", "limited": "limits="}
+    systems = [
+        system("pqcore, psycopg2", how=both),
+        system("pq, psycopg2", how={"put": "queue.put()"}),
+        system("Keyed, Node", how={"limited": "a limit"}),
+        system("Gone, psycopg", not_measured="needs Python 3.12"),
+    ]
+    figures = {
+        "put": {"pqcore, psycopg2": rate(100), "pq, psycopg2": rate(200)},
+        "limited": {"pqcore, psycopg2": rate(4.25), "Keyed, Node": {"failed": "too slow", "rounds": []}},
+    }
+    report = {**REPORT, "workloads": [REPORT["workloads"][0], limited], "systems": systems, "figures": figures}
+    found = table.blocks(report)
+    assert found.keys() == {"peers", "limited peers"}
+    assert "Keyed" not in found["peers"]
+    assert "pq 1.2, psycopg2" in found["peers"]
+    assert "| pqcore, psycopg2 |             4.2 |" in found["limited peers"]
+    assert "Keyed, Node, limited: failed: too slow" in found["limited peers"]
+    assert "pq 1.2" not in found["limited peers"]
+    assert table.blocks({**report, "workloads": report["workloads"][:1]}).keys() == {"peers"}
+
+
 def test_peers_table_reports_lost_jobs_and_a_server_that_is_not_durable() -> None:
     environment = {**REPORT["environment"], "server": {**REPORT["environment"]["server"], "fsync": "off"}}
     figures = {**REPORT["figures"], "put": {"pqcore, psycopg2": rate(1, lost=2, repeated=3)}}

@@ -21,7 +21,7 @@ from .environments import VARIABLE, cache_folder
 from .measuring import Plan, run, trouble
 from .runner import WORKLOADS
 from .systems import OURS, PEERS, Contender
-from .table import ratios, render
+from .table import blocks, ratios, render
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(report: dict[str, Any], options: argparse.Namespace) -> None:
     print(render(report, how=options.how))
     if options.markdown is not None:
-        fill(options.markdown, {"peers": render(report)})
+        fill(options.markdown, blocks(report))
 
 
 def _say(text: str) -> None:

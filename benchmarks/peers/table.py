@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from .measuring import trouble
@@ -57,6 +57,25 @@ def _pairs(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple
     for one, another in zip(mine["rounds"], theirs["rounds"], strict=False):
         parts = (each.get("slices", [each["figure"]]) for each in (one, another))
         yield from zip(*parts, strict=False)
+
+
+def part(report: Report, keys: Collection[str]) -> Report | None:
+    """The report of some workloads, and of the systems that have any of them; None if none was measured."""
+    workloads = [workload for workload in report["workloads"] if workload["key"] in keys]
+    systems = [each for each in report["systems"] if "how" not in each or {*each["how"], *each["alike"]} & {*keys}]
+    figures = {key: found for key, found in report["figures"].items() if key in keys}
+    return {**report, "workloads": workloads, "systems": systems, "figures": figures} if workloads else None
+
+
+def blocks(report: Report) -> dict[str, str]:
+    """What a document's places for the comparison are filled with: that of jobs under limits is another one."""
+    every = {workload["key"] for workload in report["workloads"]}
+    parts = {"peers": part(report, every - KEYED), "limited peers": part(report, every & KEYED)}
+    return {name: render(found) for name, found in parts.items() if found is not None}
+
+
+KEYED = frozenset({"limited", "tenant"})
+"""Workloads of jobs under limits."""
 
 
 def ratios(report: Report) -> dict[str, dict[str, dict[str, float]]]:
