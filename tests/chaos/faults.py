@@ -254,19 +254,21 @@ class OfServer:
     @contextmanager
     def _session(self) -> Iterator[psycopg.Connection[Any]]:
         """A session of a superuser's; that it breaks is part of it."""
-        session = self._connected()
+        session = self._connected(options="-c lock_timeout=2s")
         limit = threading.Timer(LONGEST, _cancel, [session])
         limit.daemon = True
         limit.start()
         try:
             with suppress(psycopg.Error), session:
-                session.execute("SET lock_timeout = '2s'")
                 yield session
         finally:
             limit.cancel()
 
-    def _connected(self) -> psycopg.Connection[Any]:
-        """A session, however long the server takes to be there.
+    def _connected(self, options: str = "") -> psycopg.Connection[Any]:
+        """Return a session, however long the server takes to be there.
+
+        Args:
+            options: Settings of the session, as libpq takes them.
 
         Raises:
             psycopg.OperationalError: It is not in a minute.
@@ -274,7 +276,7 @@ class OfServer:
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                return psycopg.connect(self._server.dsn(), autocommit=True)
+                return psycopg.connect(self._server.dsn(), autocommit=True, options=options)
             except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise
