@@ -17,7 +17,7 @@ from pqcore.db.interrupts import let_through
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.job import BaseJob
-from pqcore.lanes import has_lane
+from pqcore.lanes import has_lane, lane_of
 from pqcore.operations import admission
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, hold_open
@@ -228,8 +228,16 @@ async def _take_plain(
             bound.advance((), time.monotonic(), full=True)
             return rows, wake_in
     rows = sorted(rows, key=place_of) if len(rows) > 1 else rows  # RETURNING promises no order
+    if any(map(has_lane, map(headers_of, rows))):  # their places are not in the order of other jobs
+        bound.advance((), time.monotonic(), full=not bounded)
+        return sorted(rows, key=_urgency), None
     bound.advance(rows, time.monotonic(), full=not bounded)
     return rows, None
+
+
+def _urgency(row: Row) -> int:
+    lane = lane_of(headers_of(row))
+    return 0 if lane is None else -lane.priority
 
 
 async def _take_lease(

@@ -36,6 +36,14 @@ def test_get_and_peek_give_jobs_by_priority(harness: Harness) -> None:
     assert [queue.get(block=False).data for _ in range(5)] == order
 
 
+def test_get_many_gives_jobs_by_priority(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("urgent", None, "0s")
+    queue.put("first", None, "0s", priority=2)
+    queue.put_many(["second", "third"], priority=2)
+    assert [job.data for job in queue.get_many(9, block=False)] == ["first", "second", "third", "urgent"]
+
+
 def test_priority_comes_before_the_expected_time_within_a_limit(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("soon", None, "0s", limits={"one": 1})

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from pqcore.errors import JobNotFound, LeaseLost
-from pqcore.testing.harness import Harness
+from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.undo import Undo
 
 EXAMPLES = int(os.environ.get("PQCORE_MODEL_EXAMPLES", "7"))
@@ -39,6 +39,43 @@ CROWDED = 12
 Times = tuple[int | None, int | None]
 """In how many hours a job is to be scheduled, and expected."""
 TIMES = st.tuples(st.sampled_from([None, None, None, 1, 2]), st.sampled_from([None, 0, 3, 1]))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What else is said of a job when it is put. Jobs of which the same is said are of one lane."""
+
+    limits: tuple[tuple[str, int], ...] = ()
+    group: str | None = None
+    tenant: str | None = None
+    priority: int = 0
+
+    def options(self) -> dict[str, Any]:
+        said = {"group": self.group, "tenant": self.tenant, "priority": self.priority, "limits": dict(self.limits)}
+        return {name: value for name, value in said.items() if value}
+
+    def keys(self) -> set[str]:
+        """The limits and the group, of which a job needs a place under each."""
+        return {key for key, _ in self.limits} | ({"group"} if self.group else set())
+
+
+PLAIN = Gate()
+ONE, TWO = ("one", 1), ("two", 2)
+GATES = st.sampled_from(
+    [
+        *[PLAIN] * 4,
+        Gate((ONE,)),
+        Gate((TWO,)),
+        Gate((TWO,), priority=3),
+        Gate((ONE, TWO)),
+        Gate(group="g"),
+        Gate(group="g", priority=3),
+        Gate((TWO,), "g", "tenant"),
+        Gate(tenant="tenant"),
+        Gate(priority=3),
+        Gate(priority=-1),
+    ]
+)
 
 Moment = tuple[int, int]
 """Hours, and the number of the statement: real time stands between two statements, and is set forward by hours."""
@@ -55,10 +92,13 @@ class Row:
     attempts: int = 0
     leased_until: Moment | None = None
     done: bool = False
+    gate: Gate = PLAIN
+    waits: bool = True  # if it has a lane, it certainly waits on it: else a take has it wait when it finds it
+    may_wait: bool = False  # its lease ran out, and a take may have had it wait again
 
-    def place(self) -> tuple[bool, Moment, Moment]:
+    def place(self) -> tuple[int, bool, Moment, Moment]:
         """Where it stands in the order of its queue, but for its id."""
-        return self.expected is None, self.expected or self.due, self.due
+        return -self.gate.priority, self.expected is None, self.expected or self.due, self.due
 
 
 @dataclass
@@ -76,8 +116,33 @@ class Model:
         ]
         return [job_id for _, job_id in sorted(found)]
 
+    def is_admitted(self, job_ids: set[int], queue: str, now: Moment) -> bool:
+        """Return whether limits and groups let jobs be leased, beside those that are."""
+        rows = {job_id: row for job_id, row in self.rows.items() if row.queue == queue and not row.done}
+        running = job_ids | {job_id for job_id, row in rows.items() if (row.leased_until or now) > now}
+        for key, places in (ONE, TWO):
+            under = {job_id for job_id in running if (key, places) in rows[job_id].gate.limits}
+            if under & job_ids and len(under) > places:
+                return False
+        group = [job_id for job_id, row in sorted(rows.items()) if row.gate.group]
+        return not job_ids & set(group[1:])
+
+    def must_be_leased(self, queue: str, now: Moment) -> set[int]:
+        """Return the jobs that a lease must find if it gives no other.
+
+        A job under several keys that waits may have these keys kept for it, so that others wait, too.
+        """
+        ready = self.ready(queue, now)
+        several = {job_id for job_id in ready if len(self.rows[job_id].gate.keys()) > 1}
+        return {
+            job_id
+            for job_id in ready
+            if self.is_admitted({job_id}, queue, now)
+            and not any(self.rows[job_id].gate.keys() & self.rows[other].gate.keys() for other in several - {job_id})
+        }
+
     def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
-        """The ids of the jobs in each state."""
+        """The ids of the jobs in each state; those that wait to be admitted are ready."""
         found: dict[str, set[int]] = {"ready": set(self.ready(queue, now)), "scheduled": set(), "leased": set()}
         found["done"] = {job_id for job_id, row in self.rows.items() if row.queue == queue and row.done}
         for job_id, row in self.rows.items():
@@ -109,7 +174,7 @@ class Machine(RuleBasedStateMachine):
         self.leases: list[Any] = []  # jobs, some of which are held no more
         for name in QUEUES:
             self.pq[name].clear()
-            self.put(name, [(None, None), (None, 2), (None, None)])
+            self.put(name, [(None, None), (None, 2), (None, None)], PLAIN)
 
     def teardown(self) -> None:
         while getattr(self, "blocks", None):
@@ -135,22 +200,25 @@ class Machine(RuleBasedStateMachine):
 
     # In
 
-    @rule(queue=queues, jobs=st.lists(TIMES, min_size=1, max_size=5))
-    def put(self, queue: str, jobs: list[Times]) -> None:
+    @rule(queue=queues, jobs=st.lists(TIMES, min_size=1, max_size=5), gate=GATES)
+    def put(self, queue: str, jobs: list[Times], gate: Gate) -> None:
         for times in jobs:
             now = self.now()
-            self.was_put(queue, [self.pq[queue].put(0, *map(written, times))], times, now)
+            put = self.pq[queue].put(0, *map(written, times), **gate.options())
+            self.was_put(queue, [put], times, gate, now)
 
-    @rule(queue=queues, times=TIMES, number=st.integers(1, 4))
-    def put_many(self, queue: str, times: Times, number: int) -> None:
+    @rule(queue=queues, times=TIMES, number=st.integers(1, 4), gate=GATES)
+    def put_many(self, queue: str, times: Times, number: int, gate: Gate) -> None:
         now = self.now()
-        self.was_put(queue, self.pq[queue].put_many([0] * number, *map(written, times)), times, now)
+        put = self.pq[queue].put_many([0] * number, *map(written, times), **gate.options())
+        self.was_put(queue, put, times, gate, now)
 
-    def was_put(self, queue: str, ids: list[int], times: Times, now: Moment) -> None:
+    def was_put(self, queue: str, ids: list[int], times: Times, gate: Gate, now: Moment) -> None:
         schedule, expected = times
         for job_id in ids:
             assert job_id not in self.model.rows
-            self.model.rows[job_id] = Row(queue, 0, self.after(now, schedule) or now, self.after(now, expected))
+            due = self.after(now, schedule) or now
+            self.model.rows[job_id] = Row(queue, 0, due, self.after(now, expected), gate=gate, waits=schedule is None)
 
     # Out
 
@@ -173,16 +241,43 @@ class Machine(RuleBasedStateMachine):
         queue = self.filled(queue)
         now = self.now()
         jobs = self.pq[queue].lease_many(n, hours * HOUR, block=False)
-        self.compare_taken(jobs, queue, n, now)
+        if not jobs and self.model.must_be_leased(queue, now):  # a take remembers for a moment where none waits
+            jobs = self.pq[queue].lease_many(n, hours * HOUR, timeout=PATIENCE)
+        self.compare_leased(jobs, queue, n, now)
+        for row in self.model.rows.values():
+            if row.queue == queue and row.leased_until is not None and row.leased_until <= now:
+                row.may_wait = row.gate != PLAIN
         for job in jobs:
             row = self.model.rows[job.id]
             row.attempts += 1
-            row.leased_until = self.after(now, hours)
+            row.leased_until, row.waits, row.may_wait = self.after(now, hours), False, False
             assert job.token == row.attempts
         self.leases += jobs
 
+    def compare_leased(self, jobs: list[Any], queue: str, n: int, now: Moment) -> None:
+        taken = {job.id for job in jobs}
+        assert len(jobs) == len(taken) <= n
+        ready = self.model.ready(queue, now)
+        assert [job.id for job in jobs] == [job_id for job_id in ready if job_id in taken]
+        assert self.model.is_admitted(taken, queue, now)
+        assert jobs or not self.model.must_be_leased(queue, now)
+        for lane in {self.model.rows[job_id].gate for job_id in taken}:
+            waiting = [
+                job_id
+                for job_id in ready
+                if (row := self.model.rows[job_id]).gate == lane and (row.waits or lane == PLAIN)
+            ]
+            if lane.group is None:
+                assert set(waiting[: len(taken & set(waiting))]) <= taken
+        assert [job.data for job in jobs] == [self.model.rows[job.id].data for job in jobs]
+
     def compare_taken(self, jobs: list[Any], queue: str, n: int, now: Moment) -> None:
-        assert [job.id for job in jobs] == self.model.ready(queue, now)[:n]
+        ready = self.model.ready(queue, now)
+        if all(row.waits or not row.gate.priority for row in map(self.model.rows.__getitem__, ready)):
+            assert [job.id for job in jobs] == ready[:n]
+        else:  # what was scheduled, or given back, has its priority once a take of a lease has found it
+            assert {job.id for job in jobs} <= set(ready)
+            assert len(jobs) == min(n, len(ready))
         assert [job.data for job in jobs] == [self.model.rows[job.id].data for job in jobs]
 
     # Under a lease
@@ -203,6 +298,8 @@ class Machine(RuleBasedStateMachine):
         verb, hours = what
         now = self.now()
         row = self.holds(job)
+        if row is not None and row.may_wait:
+            return
         queue = self.pq[QUEUES[0] if row is None else row.queue]
         arguments = [] if verb == "ack" else [None if hours is None else hours * HOUR]
         if row is None:
@@ -257,7 +354,7 @@ class Machine(RuleBasedStateMachine):
         again = row is not None and row.queue == queue and (row.done or job_id in self.states(queue, now)["scheduled"])
         assert self.pq[queue].retry(job_id) is again
         if again and row is not None:
-            row.done, row.due = False, now
+            row.done, row.due, row.waits = False, now, False
 
     def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
         return self.model.states(queue, now)
@@ -284,6 +381,7 @@ class Machine(RuleBasedStateMachine):
         assert moved == len(sorted(candidates)[:most])
         for job_id in sorted(candidates)[:most]:
             self.model.rows[job_id].queue = target
+            self.model.rows[job_id].waits = False
 
     # All at once
 
@@ -345,9 +443,12 @@ class Machine(RuleBasedStateMachine):
             expected = self.model.ready(name, now)
             assert [job.id for job in queue.peek(100)] == expected
             assert queue.count() == len(expected)
-            found: dict[str, set[int]] = {"ready": set(), "scheduled": set(), "leased": set(), "done": set()}
-            for job in queue.jobs(*found):
-                found[job.state].add(job.id)
+            states: dict[str, set[int]] = {state: set() for state in ("ready", "parked", "scheduled", "leased", "done")}
+            for job in queue.jobs(*states):
+                states[job.state].add(job.id)
+            parked = states.pop("parked")
+            assert all(self.model.rows[job_id].gate != PLAIN for job_id in parked)
+            found = {**states, "ready": states["ready"] | parked}
             assert found == self.states(name, now)
 
 
