@@ -33,6 +33,7 @@ from pqcore.db.dsn import with_database, with_options
 from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
+from pqcore.operations.schema_info import ADMISSION
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
 
@@ -571,6 +572,75 @@ OLDER |= {
 the time of the put in a result."""
 
 
+OLDER_LIMITS = {
+    "put": "INSERT INTO queue (q_name, data, serializer, headers, group_key) VALUES ('q', %s, 'json', %s, %s)"
+    " RETURNING id",
+    "lease": "UPDATE queue SET attempts = attempts + 1, leased_until = now() + interval '1 h' WHERE id = %s"
+    " AND dequeued_at IS NULL AND leased_until IS NULL RETURNING attempts",
+    "take_slots": "INSERT INTO queue_slots (q_name, key, job_id) VALUES ('q', %s, %s) RETURNING job_id",
+    "park": "UPDATE queue SET leased_until = 'infinity', parked_on = %s, excused = coalesce(excused, 0) + 1"
+    " WHERE id = %s AND leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2 RETURNING id",
+    "acknowledge": "UPDATE queue SET dequeued_at = now(), leased_until = NULL WHERE id = %s AND attempts = %s"
+    " AND leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2 RETURNING id",
+    "get": "UPDATE queue SET dequeued_at = now(), attempts = attempts + 1, leased_until = NULL WHERE id ="
+    " (SELECT id FROM queue WHERE q_name = 'q' AND dequeued_at IS NULL AND leased_until <= now()"
+    " ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
+    "put in SQL": "INSERT INTO queue (q_name, data, headers) VALUES ('q', %s, %s) RETURNING id",
+}
+"""Statements of the code of version 6, which parks jobs that have no place under a limit, after it has leased them."""
+
+
+def test_version_6_jobs_under_limits_and_in_groups_are_admitted_by_newer_code(place: Place) -> None:
+    place.create()
+    limit, group = json.dumps({"gate": {"limits": {"x": 1}}}), json.dumps({"gate": {"group": "g"}})
+
+    def ask_older(name: str, *values: Any) -> Any:
+        [found] = place.eyes.execute(OLDER_LIMITS[name], values).fetchone() or (None,)
+        return found
+
+    def lease() -> list[Any]:
+        return list(queue.lease_many(10, 60, timeout=0.2))
+
+    with place.pq() as pq:
+        queue = pq["q"]
+        running, parked = (ask_older("put", json.dumps(data), limit, None) for data in ("running", "parked"))
+        token = ask_older("lease", running)
+        assert ask_older("take_slots", "limit:x", running) == running
+        assert ask_older("lease", parked) == 1
+        assert ask_older("park", "limit:x", parked) == parked
+        limited = ask_older("put", '"limited"', limit, None)
+        in_sql = ask_older("put in SQL", '"in SQL"', limit)
+        first, second = (ask_older("put", json.dumps(data), group, "g") for data in ("first", "second"))
+
+        [job] = lease()  # the job that older code leased counts under its limit
+        assert job.id == first
+        assert queue.stats().parked == 4
+        assert ask_older("acknowledge", running, token) == running
+        order = []
+        while jobs := lease():
+            assert len(jobs) == 1
+            order.append(jobs[0].id)
+            queue.ack_many(jobs)
+        assert order == [parked, limited, in_sql]
+        job.ack()
+        [job] = lease()
+        assert job.id == second
+        assert ask_older("acknowledge", job.id, job.token) == second
+        assert queue.stats().parked == 0
+
+
+def test_version_6_get_takes_waiting_jobs_and_holds_up_none_behind_them(place: Place) -> None:
+    place.create()
+    with place.pq() as pq:
+        queue = pq["q"]
+        ids = queue.put_many(range(60), limits={"x": 1})
+        assert [place.eyes.execute(OLDER_LIMITS["get"]).fetchone() for _ in range(50)] == [(job,) for job in ids[:50]]
+        [job] = queue.lease_many(10, 60, timeout=0.2)
+        assert job.data == 50
+        assert queue.count() == 9
+        assert [job.data for job in queue.get_many(1)] == [51]
+
+
 def test_version_6_batches_and_ticks_continue_beside_newer_code(place: Place) -> None:
     place.create()
     with place.pq() as pq:
@@ -643,6 +713,25 @@ def call(command: str, dsn: str, code: int) -> str:
     done = CliRunner().invoke(app, command.split(), env={"PQCORE_DSN": dsn, "PQCORE_BACKEND": "psycopg"})
     assert done.exit_code == code, done.output
     return done.output
+
+
+@pytest.mark.parametrize("command", ["create", "migrate"])
+def test_migrate_command_says_when_older_workers_must_be_stopped(place: Place, command: str) -> None:
+    told = "stop workers of older versions before the first of this version starts"
+    before = ADMISSION - 1
+    for version, put, stop in ((before, True, True), (before, False, False), (ADMISSION, True, False)):
+        for as_json in (False, True):
+            place.anew()
+            starts.make(place.dsn, version)
+            if put:
+                place.eyes.execute("INSERT INTO queue (q_name, data) VALUES ('q', '1')")
+            if as_json:
+                assert json.loads(call(f"{command} --json", place.dsn, 0))["stop_older_workers"] is stop
+            else:
+                lines = call(command, place.dsn, 0).splitlines()
+                assert [line.startswith(told) for line in lines] == ([False, True] if stop else [False])
+    assert "stop" not in call(command, place.dsn, 0)
+    assert "stop_older_workers" not in call(f"{command} --json", place.dsn, 0)
 
 
 CONTRACTS = re.compile(

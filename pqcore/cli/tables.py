@@ -23,6 +23,10 @@ _sequences_option = click.option(
     "--set-sequences", is_flag=True, help="Also set sequences that are behind the ids that are there beyond them."
 )
 _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
+_STOP_OLDER = (
+    "stop workers of older versions before the first of this version starts on a queue with limits or groups: else limits"
+    " do not hold, and jobs run more than once"
+)
 
 
 def _named(number: int | None) -> str:
@@ -64,12 +68,15 @@ def _make(
 ) -> None:
     table = database.table
     changed = not database.call(schema_info.is_current)
+    stop_older = changed and database.call(schema_info.needs_workers_stopped)
     behind: Sequence[IdSequence] = ()
     if changed or partitions is not None or set_sequences:
         behind = database.call(admin.create, partitions, set_sequences=set_sequences)
     roles = asdict(database.call(grant, role_prefix)) if with_roles else {}
     if as_json:
         facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
+        if changed:
+            facts["stop_older_workers"] = stop_older
         if with_roles:
             facts["roles"] = roles
         if set_sequences:
@@ -79,6 +86,8 @@ def _make(
     if changed:
         how = "made" if found is None else f"migrated: it was {_named(found)}"
         write(f"table {table} is {how}; schema version {schema.latest()}")
+        if stop_older:
+            write(_STOP_OLDER)
     else:
         write(f"table {table} is up to date: schema version {found}")
     for role in roles.values():

@@ -24,6 +24,8 @@ PQ_COLUMNS = {
     "data": "json",
 }
 """The columns of a table of pq 1.9.1."""
+ADMISSION = 8
+"""The schema version since which a lease admits jobs under limits by other rows than before."""
 COUNTED = 100_000
 """Rows of a table that are counted, before it is said that there are more."""
 
@@ -50,6 +52,22 @@ async def is_current(engine: Engine) -> bool:
     except (TableMissing, SchemaOutdated):
         return False
     return True
+
+
+async def needs_workers_stopped(engine: Engine) -> bool:
+    """Return whether workers of older versions must be stopped when the table has been migrated, as it has jobs.
+
+    It is asked before the migration: older versions and this one do not count each other's jobs under limits.
+    """
+
+    async def work(s: Session) -> bool:
+        found = await schema.version(s, engine.names)
+        if not found or found >= ADMISSION:
+            return False
+        [[has_jobs]] = await ask(engine, s, "has_jobs", "SELECT EXISTS (SELECT FROM {table} WHERE dequeued_at IS NULL)")
+        return bool(has_jobs)
+
+    return await engine.migrate(work)
 
 
 @dataclass(frozen=True)
