@@ -144,7 +144,7 @@ def knows_shares(queue: Any) -> bool:
 
 
 async def put_held(task: Any, queue: Any, number: int, seconds: float, keys: int = 1, first: int = 0) -> list[int]:
-    """Put jobs that hold a slot, one after the other under each of the keys.
+    """Put jobs that hold a slot: one after the other under each of the keys, or if there are more, some for each key.
 
     Args:
         task: What `declare` returned for `held`.
@@ -158,7 +158,12 @@ async def put_held(task: Any, queue: Any, number: int, seconds: float, keys: int
         The ids.
     """
     calls = [task.call(seconds, str((first + index) % keys)) for index in range(min(keys, number))]
-    return await put_in_turn(queue, calls, number)
+    if keys == 1 or number < 2 * keys:
+        return await put_in_turn(queue, calls, number)
+    ids: list[int] = []  # jobs put together that name the same limits are one statement
+    for index, call in enumerate(calls):
+        ids += await put_in_turn(queue, [call], number * (index + 1) // keys - number * index // keys)
+    return ids
 
 
 async def put_in_turn(queue: Any, calls: Sequence[Any], number: int) -> list[int]:
