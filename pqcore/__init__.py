@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.explanation import Cause, Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
@@ -37,8 +38,10 @@ __all__ = [
     "AsyncPQ",
     "AsyncQueue",
     "AsyncQueueIterator",
+    "Cause",
     "Dedup",
     "Encoding",
+    "Explanation",
     "Job",
     "JobInfo",
     "LimitUsage",
@@ -65,6 +68,8 @@ _HOMES = {
     "Job": "job",
     "StoredJob": "operations.list_jobs",
     "Encoding": "operations.encodings",
+    "Cause": "operations.explanation",
+    "Explanation": "operations.explanation",
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
     "LimitUsage": "operations.limits",

@@ -32,10 +32,12 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.explanation import Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
@@ -227,6 +229,10 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def inspect(self, job_id: int) -> JobInfo:
         """What is known of a job; see `pqcore.Queue.inspect`."""
         return await operations.results.inspect(self.engine, self, job_id)
+
+    async def explain(self, job_id: int) -> Explanation:
+        """Tell why a job does not run, and what would free it; see `pqcore.Queue.explain`."""
+        return await operations.explain.explain(self.engine, job_id, self)
 
     async def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""

@@ -15,6 +15,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.admin import QueueFigures
+from pqcore.operations.explanation import Explanation
 from pqcore.operations.limits import LimitUsage
 from pqcore.operations.list_jobs import StoredJob, WholeJob
 from pqcore.operations.rules import Rule
@@ -131,6 +132,11 @@ def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
 def worker(found: WorkerInfo) -> dict[str, Any]:
     """A worker that is listed."""
     return {**asdict(found), "queues": list(found.queues), "tasks": list(found.tasks)}
+
+
+def explanation(found: Explanation) -> dict[str, Any]:
+    """Why a job does not run."""
+    return asdict(found)
 
 
 def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:

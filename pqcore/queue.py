@@ -28,10 +28,12 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.explanation import Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
     from pqcore.operations.reencode import Reencoded
@@ -413,6 +415,17 @@ class Queue(TaskQueueMixin):
             JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
         """
         return run_sync(operations.results.inspect(self.engine, self, job_id))
+
+    def explain(self, job_id: int) -> Explanation:
+        """Tell why a job does not run, and what would free it. It changes nothing, and locks nothing.
+
+        Args:
+            job_id: The job.
+
+        Returns:
+            All causes that are found, the most important first; without one, the next free worker takes the job.
+        """
+        return run_sync(operations.explain.explain(self.engine, job_id, self))
 
     def status(self, job_id: int) -> str:
         """Where a job is: the ``state`` of `inspect`."""

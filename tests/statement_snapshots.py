@@ -39,7 +39,15 @@ _INSIDE = frozenset({"epoch", "DISTINCT", "DO", "DELETE", "FOR", "LEFT", "CROSS"
 
 def queries(dialect: Dialect) -> dict[str, Query]:
     """All statements of a dialect by name; of those for a number of rows, those for two."""
-    sets = (dialect, dialect.tasks, dialect.admin, dialect.rules, dialect.encodings, dialect.workers)
+    sets = (
+        dialect,
+        dialect.tasks,
+        dialect.admin,
+        dialect.rules,
+        dialect.encodings,
+        dialect.explain,
+        dialect.workers,
+    )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):
         found += [dialect.fetch(pick, finish, 2) for pick in get_args(Pick)]

@@ -469,6 +469,20 @@ def states(pq: PQ, *ids: int, queue: str = "a") -> list[str]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_explain_command_tells_why_a_job_does_not_run(dsn: str, pq: PQ, backend: str) -> None:
+    first, job_id = (pq["a"].put(number, limits={"x": 1}) for number in range(2))
+    assert pq["a"].lease(60, block=False)
+    [found] = objects("explain", str(job_id), "--backend", backend, dsn=dsn)
+    assert (found["id"], found["queue"], found["state"], found["position"]) == (job_id, "a", "parked", 0)
+    assert [(cause["code"], cause["jobs"]) for cause in found["causes"]] == [("limit_full", [first]), ("no_worker", [])]
+    said = call("explain", str(job_id), "--queue", "a", "--backend", backend, dsn=dsn).stdout.splitlines()
+    assert said[:2] == [f"job {job_id} of 'a': parked", f"  1. {found['causes'][0]['text']}"]
+    assert said[2] == f"     {found['causes'][0]['action']}  [limit_full]"
+    [missing] = objects("explain", "4711", "--backend", backend, dsn=dsn)
+    assert (missing["queue"], missing["causes"][0]["code"]) == (None, "unknown_id")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_retry_command_runs_jobs_of_every_state_again(dsn: str, pq: PQ, backend: str) -> None:
     ids = fill(pq)
     execute(

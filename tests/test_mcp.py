@@ -37,7 +37,7 @@ from pqcore.testing.harness import PATIENCE, patiently
 from pqcore.worker import Worker
 
 LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "list_workers", "list_rules"}
-LOOKING |= {"run_doctor"}
+LOOKING |= {"run_doctor", "explain_job"}
 DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
 RULING = {"pause", "resume", "set_limit", "set_rate", "set_weight"}
 CHANGING = DESTROYING | RULING | {"put_job", "retry_jobs", "retry_dead_letters", "move_jobs"}
@@ -260,6 +260,26 @@ def test_mcp_lists_workers(dsn: str, pq: tasks.PQ) -> None:
         await working
 
     talk(in_process(dsn), conversation)
+
+
+def test_mcp_explains_why_a_job_does_not_run(dsn: str, pq: tasks.PQ) -> None:
+    queue = pq["fruit"]
+    first, job_id = (queue.put(number, limits={"secret name": 1}) for number in range(2))
+    assert queue.lease(60, block=False)
+
+    async def conversation(client: Client) -> None:
+        shown = await ask(client, "explain_job", job_id=job_id)
+        [full, *_] = shown["causes"]
+        assert (shown["state"], full["code"], full["jobs"]) == ("parked", "limit_full", [first])
+        assert "secret name" in full["text"]
+
+    async def hidden(client: Client) -> None:
+        shown = await ask(client, "explain_job", job_id=job_id, queue="fruit")
+        assert shown["causes"][0]["code"] == "limit_full"
+        assert "secret name" not in json.dumps(shown)
+
+    talk(in_process(dsn), conversation)
+    talk(in_process(dsn, hide_data=True), hidden)
 
 
 # Data

@@ -16,6 +16,7 @@ from pqcore import PQ
 from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.encoding_statements import SLICE
+from pqcore.sql.explain_statements import MOST_LOOKED_AT
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import RETENTIONS, Query
 
@@ -148,6 +149,21 @@ def admission_cases() -> Iterator[Case]:
     yield Case(tasks.set_lanes, 2_500, leased=0, values=(("lanes", LATER),))
 
 
+def explain_cases() -> Iterator[Case]:
+    explain, most = SQL.explain, MOST_LOOKED_AT + 1
+    lane = ("", "limit:x", 2)
+    needs = json.dumps([{"place": 1, "key": "limit:x", "number": 2, "newest": 9}])
+    yield Case(explain.explain_job, 60)
+    yield Case(explain.explain_before, 25_000, most)
+    yield Case(explain.explain_before_in_lane, 8_000, values=(("lane", text_of(lane)),))
+    yield Case(explain.explain_leased, 25_000, most, values=(("names", ["jobs"]), ("n", 20)))
+    yield Case(explain.explain_group, 8_000)
+    yield Case(explain.explain_lock, 60, values=(("xmax", "1234"),))
+    yield Case(explain.explain_key_locks, 60, values=(("keys", ["limit:x"]), ("table", "queue")))
+    yield Case(explain.explain_pauses, 60, values=(("names", ["queue"]),))
+    yield Case(SQL.tasks.explain_keys, 100, running=2, values=(("needs", needs),))
+
+
 def text_of(lane: tuple[str, str, int]) -> str:
     share, key, places = lane
     return f'[0,"{share}","{key}={places}"]'
@@ -179,7 +195,7 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[t
 GROUPS = [("", f"group:{n}", 1) for n in range(9)]
 LATER = json.dumps([{"id": n, "lane": '[0,""]', "priority": 0} for n in range(100)])
 CASES = list(cases())
-COLD = [Case(SQL.tasks.find_job, 60), Case(SQL.tasks.sweep_keys, 200)]
+COLD = [Case(SQL.tasks.find_job, 60), Case(SQL.tasks.sweep_keys, 200), *explain_cases()]
 """Of statements that are planned each time."""
 
 

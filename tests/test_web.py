@@ -236,6 +236,21 @@ def test_web_pages_list_workers_and_waiters(dsn: str, pq: PQ, tmp_path: Path) ->
         thread.join(PATIENCE)
 
 
+def test_web_page_of_a_job_says_why_it_does_not_run(pq: PQ) -> None:
+    job_id = pq["a"].put(1, "1d", limits={"x": 1})
+    done = pq["a"].put(2)
+    assert pq["a"].get(block=False)
+    with visiting(web_app(pq)) as client:
+        page = client.get(path("job", id=job_id)).text
+        found = re.findall(r"<li><bdi>(.*?)</bdi> <span class=\"note\"><bdi>(.*?)</bdi>", page)
+        causes = pq["a"].explain(job_id).causes
+        assert [(html.unescape(text), html.unescape(action)) for text, action in found] == [
+            (cause.text, cause.action) for cause in causes
+        ]
+        assert [cause.code for cause in causes] == ["scheduled", "no_worker"]
+        assert "Why it does not run" not in client.get(path("job", id=done)).text
+
+
 # Escaping
 
 

@@ -1,4 +1,4 @@
-"""``pqcore status``, ``show``, ``retry`` and ``cancel``: single jobs."""
+"""``pqcore status``, ``show``, ``explain``, ``retry`` and ``cancel``: single jobs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
 from pqcore.operations import admin, list_jobs, results
+from pqcore.operations.explain import explain as explain_job
+from pqcore.operations.explanation import Cause
 from pqcore.operations.retry import retry as retry_job
 
 
@@ -99,6 +101,34 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 
 
 @click.command()
+@click.argument("job_id", type=JOB_ID, metavar="ID")
+@click.option("--queue", metavar="NAME", help="The queue that the job should be of; any, if left out.")
+@json_option
+@with_database
+def explain(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
+    """Tell why a job does not run, and what would free it."""
+    found = database.call(explain_job, job_id, None if queue is None else database.queue(queue))
+    if as_json:
+        emit(json_views.explanation(found))
+        return
+    of = "" if found.queue is None else f" of {found.queue!r}"
+    write(f"job {job_id}{of}: {found.state}")
+    if not found.causes:
+        write(f"  {found.text}")
+    for number, cause in enumerate(found.causes, 1):
+        write(f"  {number}. {cause.text}")
+        write(_lines(cause))
+    for note in found.notes:
+        write(f"  note: {note.text}")
+        write(_lines(note))
+
+
+def _lines(cause: Cause) -> str:
+    """What frees a job of a cause, and the cause's code, below the cause."""
+    return f"     {cause.action}  [{cause.code}]"
+
+
+@click.command()
 @click.argument("job_ids", type=JOB_ID, nargs=-1, required=True, metavar="ID...")
 @queue_option
 @json_option
@@ -121,4 +151,4 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str, as_json: boo
         raise CommandFailed(f"{left} of {len(set(job_ids))} jobs are left as they are")
 
 
-COMMANDS = (status, show, retry, cancel)
+COMMANDS = (status, show, explain, retry, cancel)

@@ -101,6 +101,7 @@ class ThreadedQueue:
     retry = _awaited(Queue.retry)
     reencode = _awaited(Queue.reencode)
     inspect = _awaited(Queue.inspect)
+    explain = _awaited(Queue.explain)
     status = _awaited(Queue.status)
     progress = _awaited(Queue.progress)
     count = _awaited(Queue.count)

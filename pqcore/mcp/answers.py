@@ -60,6 +60,19 @@ class Redactor:
         cut = [name for name in ("data", "payload", "headers", "error") if self._cut(found, name)]
         return {**found, "cut": cut} if cut else found
 
+    def explanation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return why a job does not run, as `document` does; without texts that may quote the data, if they are hidden.
+
+        Args:
+            fields: As `pqcore.json_views.explanation` gives them.
+        """
+        found = self.document(fields)
+        if self._hide_data:
+            for cause in (*found["causes"], *found["notes"]):
+                for name in ("text", "action", "key"):
+                    cause.pop(name)
+        return found
+
     def documents(self, each: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return an object for each, as `document` does."""
         return [self.document(fields) for fields in each]

@@ -12,7 +12,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, fetch, list_jobs, rules, worker_registry
+from pqcore.operations import admin, dead_letters, explain, fetch, list_jobs, rules, worker_registry
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -84,6 +84,16 @@ class ReadTools:
         if isinstance(job.raw, str) and job.size > self._redactor.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of it, which is no JSON
         return self._redactor.document(fields)
+
+    async def explain_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
+        """Tell why a job does not run: each cause in a sentence, with the action that would free the job of it.
+
+        The most important cause comes first. Without causes, nothing keeps the job from running. `position` is how
+        many jobs are before it. `notes` do not keep it from running.
+        """
+        settings = None if queue is None else self._runner.queue(queue)
+        found = await self._runner.call(explain.explain, job_id, settings)
+        return self._redactor.explanation(json_views.explanation(found))
 
     async def peek_jobs(
         self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="How many, at most.")] = 5

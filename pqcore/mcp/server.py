@@ -74,6 +74,7 @@ def mcp_server(
             (reading.list_queues, "List queues"),
             (reading.list_jobs, "List jobs"),
             (reading.show_job, "Show a job"),
+            (reading.explain_job, "Explain why a job does not run"),
             (reading.peek_jobs, "Peek at what is due"),
             (reading.list_dead_letters, "List dead letters"),
             (reading.list_workers, "List workers"),

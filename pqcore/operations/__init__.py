@@ -13,6 +13,7 @@ _RARE = frozenset(
     {
         "admin",
         "encodings",
+        "explain",
         "limits",
         "list_jobs",
         "move",

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple, cast
 
 from pqcore.db.engine import Engine
+from pqcore.db.session import Session
 from pqcore.settings import QueueSettings
 from pqcore.times import UtcDatetime
 
@@ -122,8 +124,13 @@ async def list_workers(engine: Engine, queue: QueueSettings | None = None) -> li
         engine: Where.
         queue: Only workers of this queue; None for all.
     """
-    values = {"q_name": None if queue is None else queue.name, "alive": ALIVE_FOR}
-    rows = await engine.execute("workers.list_workers", values, protect=False)
+    return await engine.run(partial(list_workers_of, queue=None if queue is None else queue.name), protect=False)
+
+
+async def list_workers_of(s: Session, queue: str | None) -> list[WorkerInfo]:
+    """List the workers of a queue, by its name, or of all queues; see `list_workers`."""
+    query = s.sql.workers.list_workers
+    rows = await s.execute(query, query.bind({"q_name": queue, "alive": ALIVE_FOR}))
     by_id: dict[str, list[_WorkerRow]] = {}
     for row in map(_WorkerRow._make, rows):
         by_id.setdefault(row.id, []).append(row)

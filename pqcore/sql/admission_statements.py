@@ -314,5 +314,17 @@ WITH {_KEYS}, first AS MATERIALIZED (
 UPDATE {{keys}} AS kept SET version = version + 1, reserved = (SELECT id FROM first)
 WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked)) AND EXISTS (SELECT FROM first) RETURNING key"""
 
+    @composed()
+    def explain_keys(self) -> str:
+        """Give the state of keys, as a take sees it. Reads only.
+
+        Of each: the rule's places and those of the newest put, the jobs that run under it, the tokens of its rate, and
+        the job that it is kept for, with that job's lane.
+        """
+        return f"""
+WITH {_KEYS}
+SELECT key, allowed, put_places, alive, rate, tokens, CASE WHEN reserved_for IS NOT NULL THEN reserved END, reserved_for
+FROM room ORDER BY key"""
+
     admitted_headers = from_file()
     sweep_keys = from_file(rows=False)

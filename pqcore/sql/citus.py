@@ -24,6 +24,7 @@ from pqcore.sql.rewrite import (
     split,
     without_notification,
     without_renumbering,
+    without_xmax,
 )
 from pqcore.sql.statement_set import read_statements
 
@@ -99,6 +100,7 @@ class Citus(Dialect):
     }
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
         **read_statements("citus.sql"),
+        "explain_job": without_xmax,
         "nack": _beside,
         "retry": _beside,
         "snooze": _beside,

@@ -15,3 +15,11 @@ ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id;
 -- name: sweep_results
 -- Delete results whose time is over, on all nodes.
 DELETE FROM {results} WHERE expires_at <= statement_timestamp();
+
+-- name: explain_lock
+-- Nothing is found. The rows are on other nodes, whose locks this one does not show.
+SELECT NULL::int, false, NULL::float8, NULL::text WHERE false AND :xmax::text IS NULL;
+
+-- name: explain_key_locks
+-- See explain_lock.
+SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :keys::text[] IS NULL;

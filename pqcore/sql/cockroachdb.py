@@ -23,6 +23,7 @@ from pqcore.sql.rewrite import (
     substitute,
     without_notification,
     without_renumbering,
+    without_xmax,
 )
 from pqcore.sql.statement_set import read_statements
 
@@ -73,6 +74,7 @@ class CockroachDB(Dialect):
 
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
         **read_statements("cockroachdb.sql"),
+        "explain_job": without_xmax,
         "live_batches": _first_number,
         "reserve": _by_version,
         "stats": _without_standby,

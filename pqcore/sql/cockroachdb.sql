@@ -102,3 +102,15 @@ SELECT NULL::text WHERE false AND :names::text[] IS NULL AND :values::text[] IS 
 -- name: notify_waiters
 -- Never run, as no connection listens.
 SELECT NULL::text WHERE false;
+
+-- name: explain_lock
+-- Nothing is found. There is neither xmax nor pg_locks.
+SELECT NULL::int, false, NULL::float8, NULL::text WHERE false AND :xmax::text IS NULL;
+
+-- name: explain_key_locks
+-- See explain_lock.
+SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :keys::text[] IS NULL;
+
+-- name: explain_snapshot
+-- Transactions keep no dead rows.
+SELECT NULL::float8;

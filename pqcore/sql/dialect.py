@@ -19,6 +19,7 @@ from pqcore.errors import PluginError
 from pqcore.sql.admin_statements import AdminStatements
 from pqcore.sql.admission_statements import end_and_take_template, take_lanes_template
 from pqcore.sql.encoding_statements import EncodingStatements
+from pqcore.sql.explain_statements import ExplainStatements
 from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template, plain_template
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.queue_statements import QueueStatements, ended_ctes
@@ -120,6 +121,11 @@ class Dialect(QueueStatements, SessionStatements):
         return EncodingStatements(self._compile_template)
 
     @cached_property
+    def explain(self) -> ExplainStatements:
+        """The statements that say why a job does not run."""
+        return ExplainStatements(self._compile_template)
+
+    @cached_property
     def workers(self) -> WorkerStatements:
         """The statements of the list of workers."""
         return WorkerStatements(self._compile_template)
@@ -172,6 +178,7 @@ class Dialect(QueueStatements, SessionStatements):
             AdminStatements,
             RuleStatements,
             EncodingStatements,
+            ExplainStatements,
             WorkerStatements,
         ):
             yield from statements.names()

@@ -108,3 +108,8 @@ def keyed_by_queue(statement: str) -> str:
     column = found[1].split()[0]
     declared = statement[: found.start()] + found[1].rstrip() + " NOT NULL," + statement[found.end() :]
     return declared.rpartition(")")[0].rstrip() + f",\n  PRIMARY KEY ({column}, q_name)\n)"
+
+
+def without_xmax(template: str) -> str:
+    """Read no system column of a row, for an engine that has none, or whose locks do not show what it means."""
+    return replace(template, "xmax::text", "NULL::text")

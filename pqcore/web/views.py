@@ -7,6 +7,7 @@ from typing import Any
 
 from pqcore.errors import JobNotFound
 from pqcore.operations import activity, list_jobs, rules, worker_registry
+from pqcore.operations.explain import explain
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
@@ -92,10 +93,13 @@ class Views:
         queue = self._target.queue(query["queue"]) if query.get("queue") else None
         job = await self._target.call(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)
+        settings = self._target.queue(job.queue)
+        waits = job.state not in ("done", "dead")
         return {
             "job": job,
             "data": text,
             "cut": cut,
+            "explanation": await self._target.call(explain, job_id, settings) if waits else None,
             "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
             "changes": [(name, ACTIONS[name]) for name in possible(job.state)] if self._changes else (),
         }

@@ -2081,6 +2081,236 @@ PREPARE "end_lost_batch" AS
   AND pending = $3::int
   RETURNING pending, total, failed, callback::text;
 
+-- explain_before $1 id, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "explain_before" AS WITH me AS (SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text), visible AS (SELECT id, expected_at, schedule_at, enqueued_at
+    FROM "queue"
+    WHERE q_name = $2::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    AND coalesce(leased_until, schedule_at) > '-infinity'
+    AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 10000), before AS ((SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
+      FROM "queue"
+      WHERE q_name = $2::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND (expected_at, enqueued_at, id) < (SELECT expected, due, id
+        FROM me)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 1000)
+    UNION ALL (SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
+      FROM "queue"
+      WHERE q_name = $2::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(schedule_at, enqueued_at), id) < (SELECT due, id
+        FROM me)
+      AND (SELECT expected
+        FROM me) = 'infinity'
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 1000)
+    UNION ALL (SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
+      FROM visible
+      WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND (coalesce(expected_at, 'infinity'), coalesce(schedule_at, enqueued_at), id) < (SELECT expected, due, id
+        FROM me)
+      LIMIT 1000))
+  SELECT id
+  FROM before
+  ORDER BY expected, due, id
+  LIMIT 1000;
+
+-- explain_before_in_lane $1 id, $2 q_name, $3 lane
+/*NO LOAD BALANCE*/ PREPARE "explain_before_in_lane" AS WITH me AS (SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text)
+  SELECT id
+  FROM ((SELECT id, expected_at, coalesce(schedule_at, enqueued_at) AS due
+      FROM "queue"
+      WHERE q_name = $2::text
+      AND parked_on = $3::text
+      AND (expected_at, coalesce(schedule_at, enqueued_at), id) < (SELECT expected, due, id
+        FROM me)
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 1000)
+    UNION ALL (SELECT id, expected_at, coalesce(schedule_at, enqueued_at) AS due
+      FROM "queue"
+      WHERE q_name = $2::text
+      AND parked_on = $3::text
+      AND expected_at IS NULL
+      AND (coalesce(schedule_at, enqueued_at), id) < (SELECT due, id
+        FROM me)
+      AND (SELECT expected
+        FROM me) = 'infinity'
+      ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
+      LIMIT 1000)) AS before
+  ORDER BY expected_at, due, id
+  LIMIT 1000;
+
+-- explain_bucket $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "explain_bucket" AS
+  SELECT tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8
+  FROM "queue_rates"
+  WHERE q_name = $1::text;
+
+-- explain_group $1 q_name, $2 group, $3 id
+/*NO LOAD BALANCE*/ PREPARE "explain_group" AS
+  SELECT id
+  FROM "queue"
+  WHERE q_name = $1::text
+  AND group_key = $2::text
+  AND dequeued_at IS NULL
+  AND id < $3::bigint
+  ORDER BY id
+  LIMIT 1000;
+
+-- explain_job $1 id, $2 put_at
+/*NO LOAD BALANCE*/ PREPARE "explain_job" AS
+  SELECT 'table', q_name,
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, parked_on,
+  CASE WHEN leased_until > '-infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), NULL::text, priority
+  FROM "queue"
+  WHERE id = $1::bigint
+  AND ($2::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $2::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT 'dead', q_name, 'dead', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, NULL::text, NULL::timestamp, NULL::text, reason, false, NULL::text, 0
+  FROM "queue_dead"
+  WHERE id = $1::bigint
+  AND ($2::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $2::timestamptz AT TIME ZONE 'UTC')
+  UNION ALL
+  SELECT 'archive', q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, NULL::text, NULL::timestamp, NULL::text, NULL::text, false, NULL::text, 0
+  FROM "queue_archive"
+  WHERE id = $1::bigint
+  AND ($2::timestamptz IS NULL
+    OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $2::timestamptz AT TIME ZONE 'UTC')
+  LIMIT 1;
+
+-- explain_key_locks $1 keys
+/*NO LOAD BALANCE*/ PREPARE "explain_key_locks" AS
+  SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text
+  WHERE false
+  AND $1::text[] IS NULL;
+
+-- explain_keys $1 needs, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "explain_keys" AS WITH needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    CASE WHEN wanted.newest > row.newest
+    OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'limit'
+      AND name = wanted.key) AS allowed, (SELECT true
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'pause'
+      AND name = wanted.key
+      AND (until IS NULL
+        OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
+    FROM (SELECT DISTINCT ON (key) key, number, newest
+      FROM needs
+      ORDER BY key, newest DESC) AS wanted
+    LEFT JOIN LATERAL (SELECT *
+      FROM "queue_keys"
+      WHERE q_name = $2::text
+      AND key = wanted.key
+      ORDER BY version DESC
+      LIMIT 1) AS row
+    ON true
+    LEFT JOIN LATERAL (SELECT number, number / period AS rate
+      FROM "queue_rules"
+      WHERE q_name = $2::text
+      AND kind = 'rate'
+      AND name = wanted.key
+      LIMIT 1) AS rated
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    FROM state
+    CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
+      FROM unnest(state.running) AS admitted (id)
+      CROSS JOIN LATERAL (SELECT id
+        FROM "queue"
+        WHERE id = admitted.id
+        AND q_name = $2::text
+        AND num_nulls(dequeued_at) = 1
+        AND num_nulls(parked_on) = 1
+        AND num_nulls(leased_until) = 0
+        LIMIT 1) AS job) AS alive
+    LEFT JOIN LATERAL (SELECT parked_on AS lane
+      FROM "queue"
+      WHERE id = state.reserved
+      AND q_name = $2::text
+      AND num_nulls(dequeued_at) = 1
+      AND num_nulls(parked_on) = 0
+      LIMIT 1) AS holder
+    ON true)
+  SELECT key, allowed, put_places, alive, rate, tokens,
+  CASE WHEN reserved_for IS NOT NULL THEN reserved END, reserved_for
+  FROM room
+  ORDER BY key;
+
+-- explain_leased $1 names, $2 n
+/*NO LOAD BALANCE*/ PREPARE "explain_leased" AS
+  SELECT job.id
+  FROM unnest($1::text[]) AS place (name)
+  CROSS JOIN LATERAL (SELECT id, leased_until
+    FROM (SELECT id, leased_until
+      FROM "queue"
+      WHERE q_name = place.name
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) > statement_timestamp()
+      AND coalesce(leased_until, schedule_at) < 'infinity'
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 10000) AS hidden
+    WHERE leased_until IS NOT NULL
+    LIMIT $2::bigint) AS job
+  ORDER BY job.leased_until, job.id
+  LIMIT $2::bigint;
+
+-- explain_lock $1 xmax
+/*NO LOAD BALANCE*/ PREPARE "explain_lock" AS
+  SELECT NULL::int, false, NULL::float8, NULL::text
+  WHERE false
+  AND $1::text IS NULL;
+
+-- explain_pauses $1 q_name, $2 names
+/*NO LOAD BALANCE*/ PREPARE "explain_pauses" AS
+  SELECT name,
+  CASE WHEN until < 'infinity' THEN until AT TIME ZONE 'UTC' END
+  FROM "queue_rules"
+  WHERE q_name = $1::text
+  AND kind = 'pause'
+  AND name = ANY ($2::text[])
+  AND coalesce(until > statement_timestamp(), true)
+  ORDER BY name;
+
+-- explain_snapshot
+/*NO LOAD BALANCE*/ PREPARE "explain_snapshot" AS
+  SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8
+  FROM pg_stat_activity
+  WHERE pid <> pg_backend_pid()
+  AND datname = current_database()
+  AND (backend_xmin IS NOT NULL
+    OR backend_xid IS NOT NULL);
+
 -- extend [hot] $1 lease, $2 id, $3 token, $4 q_name
 PREPARE "extend" AS
   UPDATE "queue"

@@ -1,0 +1,392 @@
+"""The causes for which a job does not run, in words: what each is, and what frees the job of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pqcore.operations.explanation import SHOWN, Cause, named, shown_time
+from pqcore.times import UtcDatetime
+
+# What is not there, or finished
+
+
+def not_found(job_id: int, queue: str | None) -> Cause:
+    """Return the cause of a job of which nothing is found."""
+    where = "The table" if queue is None else f"Queue {queue!r}"
+    return Cause(
+        "unknown_id",
+        f"{where} has no job {job_id}: it was never put, its put is not committed, or it was finished and deleted.",
+        "Commit the transaction that puts the job, or put the job again.",
+    )
+
+
+def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
+    """Return the cause of a job of another queue than was asked for."""
+    return Cause(
+        "other_queue",
+        f"Job {job_id} is of queue {queue!r}, not of {named_queue!r}.",
+        f"Run a worker of queue {queue!r}, or move the job: pq[{queue!r}].move({named_queue!r}, [{job_id}]).",
+    )
+
+
+def ended(job_id: int, state: str) -> Cause:
+    """Return the cause of a job that has ended without its row being kept, and whose result is."""
+    said = {
+        "done": "ended well",
+        "failed": "failed for good",
+        "cancelled": "was cancelled",
+        "discarded": "was discarded by its function or its retry policy",
+    }
+    return Cause(
+        f"ended_{state}",
+        f"Job {job_id} {said.get(state, 'has ended')}, and only its result is kept.",
+        "Put the job again.",
+    )
+
+
+def done(job_id: int, place: str) -> Cause:
+    """Return the cause of a job that is done."""
+    archived = place == "archive"
+    return Cause(
+        "archived" if archived else "done",
+        f"Job {job_id} is done{', and in the archive' if archived else ''}.",
+        f"To run it once more: retry({job_id}).",
+    )
+
+
+_DIED = {
+    "failed": ("failed for good: it had no retries left", "Mend what failed"),
+    "crashed": ("died too often with its worker", "Mend what kills the worker"),
+    "expired": ("was not started before its deadline", "If it is still wanted"),
+    "invalid": (
+        "has data that are no call of a function",
+        "Mend the data with update() after the retry, or the worker",
+    ),
+    "unreadable": ("could not be read: no worker had its serializer or key", "Give the workers the serializer or key"),
+    "unknown": ("names a function that no worker knew", "Run a worker that declares the function"),
+}
+
+
+def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
+    """Return the cause of a dead letter."""
+    text, first = _DIED.get(reason or "", (f"is a dead letter, of reason {reason!r}", "Mend that"))
+    said = f" ({error['type'].removeprefix('builtins.')}: {error.get('message', '')})" if error.get("type") else ""
+    code = f"dead_{reason}" if reason in _DIED else "dead"
+    return Cause(code, f"Job {job_id} {text}{said}.", f"{first}, then call retry({job_id}).")
+
+
+# What a consumer has
+
+
+def locked(pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
+    """Return the cause of a job whose row an open transaction has locked or changed."""
+    if own:
+        return Cause(
+            "locked_here",
+            "This transaction has taken or changed the job, and is not committed.",
+            "Commit it, or roll it back.",
+        )
+    age = "" if seconds is None else f", open for {seconds:.0f} s"
+    who = "a prepared transaction" if pid is None else f"the transaction of server process {pid}"
+    name = f" ({application})" if application else ""
+    action = "COMMIT PREPARED or ROLLBACK PREPARED it" if pid is None else "Commit it or roll it back"
+    end = "" if pid is None else f", or end it: SELECT pg_terminate_backend({pid})"
+    return Cause("locked", f"Its row is locked or changed by {who}{name}{age}.", f"{action}{end}.")
+
+
+def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str, ...]) -> Cause:
+    """Return the cause of a job under a lease."""
+    if stops:
+        return Cause(
+            "stopping",
+            f"Job {job_id} runs, and is asked to stop; its lease ends at {shown_time(until)}.",
+            "Wait until its function ends.",
+            workers=workers,
+            until=until,
+        )
+    if not workers:
+        return Cause(
+            "leased_without_worker",
+            f"Job {job_id} is leased until {shown_time(until)}, and no worker of its queue is alive: its worker may"
+            " have died, or a consumer without a worker has it.",
+            "Wait until the lease has ended: then the next worker takes the job.",
+            until=until,
+        )
+    return Cause(
+        "leased",
+        f"Job {job_id} runs, or waits in a worker for a free slot; its lease ends at {shown_time(until)}, if it is not"
+        " extended.",
+        f"Wait until it ends. To stop it: cancel({job_id}, running=True).",
+        workers=workers,
+        until=until,
+    )
+
+
+# Not due
+
+
+def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error: dict[str, str]) -> Cause:
+    """Return the cause of a job that is not due."""
+    when, kind = shown_time(due), error.get("type", "")
+    now = f"retry({job_id}) makes it due now."
+    if kind == "unknown":
+        return Cause(
+            "unknown_task",
+            f"The worker that took it has no such function: {error.get('message', '')}. The next try is at {when}.",
+            f"Run a worker that declares the function; {now}",
+            until=due,
+        )
+    if kind == "unreadable":
+        return Cause(
+            "unreadable",
+            f"The worker that took it cannot read its data: {error.get('message', '')}. The next try is at {when}.",
+            f"Give the workers the serializer or key; {now}",
+            until=due,
+        )
+    if failures:
+        said = f" ({kind.removeprefix('builtins.')}: {error.get('message', '')})" if kind else ""
+        return Cause(
+            "retry", f"It failed {_times(failures)}{said}, and is tried again at {when}.", f"Wait, or {now}", until=due
+        )
+    if attempts or error:
+        return Cause("put_off", f"It was taken before, and given back until {when}.", f"Wait, or {now}", until=due)
+    return Cause("scheduled", f"It is scheduled for {when}.", f"Wait, or {now}", until=due)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def expired(job_id: int, deadline: UtcDatetime) -> Cause:
+    """Return the cause of a job whose deadline has passed."""
+    return Cause(
+        "expired",
+        f"Its deadline was {shown_time(deadline)}: the worker that takes it makes a dead letter of it.",
+        f"Put the job again with a later deadline, and cancel({job_id}).",
+    )
+
+
+# Limits and rates of keys
+
+
+def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tuple[str, ...], *, ruled: bool) -> Cause:
+    """Return the cause of a job whose limit has no place free.
+
+    Args:
+        key: The key of the limit.
+        places: The places that it has.
+        own: The places that the job was put with.
+        jobs: The jobs that hold them.
+        workers: The workers of the queue that are alive.
+        ruled: Whether an operator has set the number.
+    """
+    name = key.removeprefix("limit:")
+    set_by = " by a rule" if ruled else "" if own == places else f" by the newest put, and this job asks for {own}"
+    if places <= 0:
+        return Cause(
+            "limit_zero",
+            f"Limit {name!r} has no places{set_by}.",
+            f"Set a number, or remove the rule: set_limit({name!r}, None).",
+            key,
+        )
+    return Cause(
+        "limit_full",
+        f"Limit {name!r} has {places} place{'' if places == 1 else 's'}{set_by}, held by {named(jobs)}.",
+        f"Wait until one of them ends, or set more places: set_limit({name!r}, {places + 1}).",
+        key,
+        tuple(jobs[:SHOWN]),
+        workers,
+    )
+
+
+def limit_reserved(key: str, job: int) -> Cause:
+    """Return the cause of a job whose key is kept for a job under several keys."""
+    return Cause(
+        "limit_reserved",
+        f"{_called(key)} is kept for job {job}, which needs several limits and has waited for long.",
+        f"Wait until job {job} has run, or cancel({job}).",
+        key,
+        (job,),
+    )
+
+
+def rate_of_key(key: str, until: UtcDatetime) -> Cause:
+    """Return the cause of a job whose key has no token left of its rate."""
+    return Cause(
+        "rate_of_key",
+        f"The rate of {_called(key, 'limit')} is used up until {shown_time(until)}.",
+        f"Wait, or change the rate: set_rate({key.partition(':')[2]!r}, ...).",
+        key,
+        until=until,
+    )
+
+
+def key_locked(key: str, pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
+    """Return the cause of a job of whose key an open transaction has leased a job."""
+    cause = locked(pid, seconds, application, own=own)
+    who = "this transaction" if own else cause.text.removeprefix("Its row is locked or changed by ").rstrip(".")
+    return Cause(
+        "key_locked",
+        f"A job of {_called(key, key.partition(':')[0])} was leased in {who}, which is not committed.",
+        cause.action,
+        key,
+    )
+
+
+def _called(key: str, kind: str | None = None) -> str:
+    of, _, name = key.partition(":")
+    return f"{(kind or of.capitalize())} {name!r}"
+
+
+# Groups
+
+
+def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None, *, failed: bool) -> Cause:
+    """Return the cause of a job whose turn in a group has not come.
+
+    Args:
+        group: The group.
+        head: The first unfinished job of the group.
+        state: Where that job is.
+        until: When its lease ends, or when it is due.
+        failed: Whether it waits for a retry.
+    """
+    text = f"It waits for its turn in group {group!r}: job {head}, which was put before it, "
+    key = f"group:{group}"
+    when = "" if until is None else f" {shown_time(until)}"
+    if state == "leased":
+        return Cause(
+            "group_running",
+            f"{text}runs under a lease until{when}.",
+            f"Wait until job {head} ends, or stop it: cancel({head}, running=True).",
+            key,
+            (head,),
+        )
+    if state == "scheduled":
+        code, why = ("group_retry", "failed, and is tried again at") if failed else ("group_scheduled", "is due at")
+        return Cause(
+            code,
+            f"{text}{why}{when}.",
+            f"Wait, or call retry({head}), which makes job {head} due now, or cancel({head}).",
+            key,
+            (head,),
+        )
+    return Cause(
+        "group_waiting",
+        f"{text}waits too.",
+        f"Free job {head} (explain({head}) says how), or cancel({head}).",
+        key,
+        (head,),
+    )
+
+
+# Workers
+
+
+def no_worker(queue: str) -> Cause:
+    """Return the cause of a job for whose queue no worker is alive."""
+    return Cause(
+        "no_worker",
+        f"No worker of queue {queue!r} has been seen within the last minute.",
+        "Run one, as in: pqcore worker module:queue.",
+    )
+
+
+def no_worker_of_task(queue: str, task: str, workers: tuple[str, ...]) -> Cause:
+    """Return the cause of a job whose function no worker that is alive knows."""
+    return Cause(
+        "no_worker_of_task",
+        f"None of the {len(workers)} workers of queue {queue!r} knows the function {task!r}.",
+        "Run a worker whose program declares it with @queue.task().",
+        workers=workers,
+    )
+
+
+def workers_busy(slots: int, jobs: Sequence[int], workers: tuple[str, ...]) -> Cause:
+    """Return the cause of a job for which no worker has a free slot."""
+    return Cause(
+        "workers_busy",
+        f"The workers that know its function have {slots} slots, and {named(jobs)} have a lease.",
+        "Wait until one of them ends, or run another worker, or the same with more concurrency.",
+        jobs=tuple(jobs[:SHOWN]),
+        workers=workers,
+    )
+
+
+def behind(jobs: Sequence[int], most: int) -> Cause:
+    """Return the cause of a job before which there are others."""
+    number = (
+        f"{most:,} or more jobs are" if len(jobs) >= most else "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
+    )
+    return Cause(
+        "behind",
+        f"{number} before it, the first of them {named(jobs[:1])}.",
+        "Wait, or run more workers.",
+        jobs=tuple(jobs[:SHOWN]),
+    )
+
+
+# Rates, rules
+
+
+def rate_of_queue(rate: str, until: UtcDatetime) -> Cause:
+    """Return the cause of a job whose queue has no token left of its rate."""
+    return Cause(
+        "rate_of_queue",
+        f"The rate of its queue, {rate}, is used up until {shown_time(until)}.",
+        "Wait, or raise the rate.",
+        until=until,
+    )
+
+
+def paused(queue: str, name: str, until: UtcDatetime | None) -> Cause:
+    """Return the cause of a job whose queue, task or key is paused.
+
+    Args:
+        queue: The name of the queue.
+        name: What is paused, as its rule has it: ``queue``, or ``task:``, ``limit:`` or ``group:`` and a name.
+        until: When the pause ends; None if it lasts until it is resumed.
+    """
+    when = "until it is resumed" if until is None else f"until {shown_time(until)}"
+    kind, _, what = name.partition(":")
+    if kind == "queue":
+        return Cause("queue_paused", f"Queue {queue!r} is paused {when}.", "Resume it: resume().", until=until)
+    code, key = ("task_paused", None) if kind == "task" else ("key_paused", name)
+    text = f"{kind.capitalize()} {what!r} of queue {queue!r} is paused {when}."
+    return Cause(code, text, f"Resume it: resume({kind}={what!r}).", key, until=until)
+
+
+# The table
+
+
+def no_table(text: str) -> Cause:
+    """Return the cause of a job whose table is missing."""
+    return Cause("table_missing", f"{text}.", "Make the table: pqcore create, or pq.create().")
+
+
+def outdated(text: str) -> Cause:
+    """Return the cause of a job whose table is older than this pqcore."""
+    return Cause("schema_outdated", f"{text}.", "Migrate the table: pqcore migrate, or pq.create().")
+
+
+def too_new(text: str) -> Cause:
+    """Return the cause of a job whose table is newer than this pqcore."""
+    return Cause("schema_too_new", f"{text}.", "Upgrade pqcore here, and in the workers.")
+
+
+def hidden(text: str) -> Cause:
+    """Return the cause of a job that row-level security may hide."""
+    return Cause(
+        "hidden",
+        f"{text[:1].upper()}{text[1:]}.",
+        "Create a policy for the role, or ask as the owner of the table, or as a role with BYPASSRLS.",
+    )
+
+
+def old_snapshot(seconds: float) -> Cause:
+    """Return the note of a transaction that keeps dead rows from being removed."""
+    return Cause(
+        "old_snapshot",
+        f"A transaction has been open for {seconds:.0f} s, so that dead rows stay, and takes become slower.",
+        "End it: pqcore doctor says which it is.",
+    )
