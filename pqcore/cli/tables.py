@@ -75,7 +75,7 @@ def _make(
     roles = asdict(database.call(grant, role_prefix)) if with_roles else {}
     if as_json:
         facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
-        if changed:
+        if changed and found is not None:
             facts["stop_older_workers"] = stop_older
         if with_roles:
             facts["roles"] = roles
