@@ -229,13 +229,22 @@ async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> 
 
 
 async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
-    """Write down the lanes of jobs that a take made to wait, and of others like them: there may be many."""
-    await adopt(queue, s, [(row.id, row.headers) for row in rows])
+    """Write down the lanes of jobs that a take made to wait, and of others like them: there may be many.
+
+    Outside of a transaction the take is committed: the caller gets what was leased, and a later look names the lanes.
+    """
     if not rows:
         return
-    find = s.sql.tasks.find_unadopted
-    async with atomic(s):
-        await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
+    in_transaction = s.in_transaction()
+    try:
+        await adopt(queue, s, [(row.id, row.headers) for row in rows])
+        find = s.sql.tasks.find_unadopted
+        async with atomic(s):
+            await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
+    except PQError as exc:
+        if in_transaction:
+            raise
+        logger.warning("%r: jobs that came due are not on their lanes yet: %s", queue.name, exc)
 
 
 async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: float) -> list[JobRow]:

@@ -66,6 +66,26 @@ def test_priority_holds_for_a_job_that_comes_due_and_for_one_that_is_revived(har
     assert {first.data, rest[0].data} == {"later", "plain"}
 
 
+def test_lease_gives_jobs_where_another_cannot_be_made_to_wait_on_its_lane(harness: Harness) -> None:
+    queue, schema = harness.queue(), harness.schema
+    queue.put("plain")
+    queue.put("limited", "1h", limits={"one": 1})
+    harness.sql("UPDATE {table} SET schedule_at = now() WHERE schedule_at IS NOT NULL", rows=False)
+    harness.sql(
+        f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '40P01'; END $$",
+        rows=False,
+    )
+    harness.sql(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW"
+        f" WHEN (NEW.parked_on LIKE '[%') EXECUTE FUNCTION {schema}.refuse()",
+        rows=False,
+    )
+    assert [job.data for job in queue.lease_many(5, 60, block=False)] == ["plain"]
+    harness.sql("DROP TRIGGER refuse ON {table}", rows=False)
+    assert queue.lease(60, timeout=PATIENCE).data == "limited"
+
+
 @pytest.mark.parametrize("priority", [1.5, "1", True, 10**7, -(10**7)])
 def test_priority_of_a_bad_value_is_refused(harness: Harness, priority: Any) -> None:
     queue = harness.queue()
