@@ -98,6 +98,11 @@ class LaneBook:
         """Return for how many seconds lanes are still set aside; the time is by the monotonic clock."""
         return max(self._aside_until - now, 0.0)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether jobs of a tenant wait, who takes turns with others."""
+        return any(self._shares)
+
     # Finding.
 
     def must_find(self, now: float) -> bool:

@@ -21,7 +21,9 @@ THROUGHPUT_WINDOW = 0.02
 PREFETCH_SECONDS = 0.1
 """Seconds of work, at the current throughput, that a worker fetches ahead."""
 PREFETCH_SECONDS_OF_LANES = 0.01
-"""The same where jobs wait to be admitted: a job that comes has its turn behind those that were fetched ahead."""
+"""The same where jobs wait to be admitted, and none where tenants have shares: a job that comes has its turn behind
+those that were fetched ahead.
+"""
 
 Key: TypeAlias = tuple[int, int]
 """A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
@@ -124,7 +126,8 @@ class QueueState:
 
     def fetch_size(self, free: int, prefetch: int) -> int:
         """Return how many jobs to fetch: for the free slots, and ahead if jobs run fast."""
-        seconds = PREFETCH_SECONDS_OF_LANES if self.queue.lanes.lanes else PREFETCH_SECONDS
+        lanes = self.queue.lanes
+        seconds = PREFETCH_SECONDS if not lanes.lanes else 0.0 if lanes.has_shares else PREFETCH_SECONDS_OF_LANES
         ahead = min(prefetch, int(self.throughput * seconds))
         waiting = len(self.buffer)
         if free <= 0 and waiting > ahead // 2:
