@@ -56,6 +56,7 @@ BESIDES = {
 LONGEST = 400
 """Lines of a module, at most; scenarios of the conformance suite stand together by subject, however many they are."""
 LONGER = {
+    "benchmarks/admission_workloads.py": "the workloads of one subject: a class each",
     "benchmarks/peers/measuring.py": "one measurement, from its databases to its row",
     "benchmarks/peers/runner.py": "what drives each peer: a file per peer stands next to it",
     "benchmarks/plans.py": "a table and its plans: mostly statements",

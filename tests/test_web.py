@@ -126,7 +126,6 @@ def test_web_pages_show_jobs_in_every_state(dsn: str, pq: PQ, backend: str) -> N
     bury(dsn, "apples", dead, "broke", "Traceback of it")
     pq["pears/pickle"].put({"bytes"})
     [(pears,)] = execute(dsn, "SELECT id FROM queue WHERE q_name = 'pears'")
-    execute(dsn, "UPDATE queue SET leased_until = 'infinity', parked_on = 'group:group of it' WHERE id = %s", parked)
     execute(dsn, "INSERT INTO queue_ticks VALUES ('apples', 'orchard.nightly', '2030-01-31 12:00Z')")
     execute(dsn, "INSERT INTO queue_archive (id, q_name, data, enqueued_at, dequeued_at, attempts)"
         " VALUES (9000, 'apples', '1', now() - interval '2 minutes', now() - interval '90 seconds', 1)")  # fmt: skip
