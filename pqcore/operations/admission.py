@@ -56,9 +56,16 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
     asked = book.question(now, idle=idle)
     rows = await s.execute(query, query.bind({**asked, "q_name": queue.name}))
     news, unknown = book.learn(asked, rows, now, MOST_LANES)
+    in_transaction = s.in_transaction()
     for text in unknown:
-        await name_lanes(queue, s, text)
-    return news or bool(unknown)
+        try:
+            await name_lanes(queue, s, text)
+            news = True
+        except PQError as exc:
+            if in_transaction or not s.usable():
+                raise
+            logger.warning("%r: jobs of %r are not on their lanes yet: %s", queue.name, text, exc)  # others have theirs
+    return news
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
@@ -277,7 +284,14 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
         needs = [{"key": key, "number": number, "newest": known.newest} for key, number in known.lane.needs]
         query = s.sql.tasks.reserve
         values = {"q_name": queue.name, "lane": known.lane.text, "needs": json.dumps(needs)}
-        await s.execute(query, query.bind(values))
+        in_transaction = s.in_transaction()
+        try:
+            await s.execute(query, query.bind(values))
+        except PQError as exc:
+            if in_transaction:
+                raise
+            logger.warning("%r: keys are not kept for a job under several: %s", queue.name, exc)
+            return  # the take is committed: the caller gets what was leased
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:

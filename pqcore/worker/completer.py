@@ -148,9 +148,9 @@ class Completer:
         try:
             jobs = [outcome.job for outcome in outcomes]
             lost, rows = await queue_state.bridge.finish(accept, fetch.end_and_take, queue, jobs, n, self._lease)
-        except PQError as exc:
+        except PQError:
             accept(None)
-            for outcome in outcomes if isinstance(exc, OutcomeUnknown) else ():
+            for outcome in outcomes:  # the statement may have been committed, and what comes after it have failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
             return None  # which of them are at fault is found out by storing them without a take
