@@ -28,6 +28,12 @@ LATE = 1_000
 """Ids below the highest that was seen in which a look finds jobs whose puts were committed late."""
 KNOWN = 20_000
 """Lanes that are remembered, at most."""
+DUE = -1
+"""The number that a look gives in place of a lane where jobs came due that name one."""
+DUE_MARGIN = 1.0
+"""Seconds before the last look from which a look finds jobs that came due: clocks, and commits, may lag."""
+LONGEST_AGO = 3_600.0
+"""Seconds from which the first look of a queue object finds jobs that came due."""
 ASIDE = 0.25
 """Seconds for which no lane is looked at after an admission that ended the connection."""
 MOST = 150
@@ -120,11 +126,15 @@ class LaneBook:
             now: The time by the monotonic clock, in seconds.
             idle: Whether a take has just found nothing.
         """
-        self._found = now
+        since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
         if len(self.lanes) >= KNOWN:
             scans = False  # enough to do; it goes on where it stands when some of these lanes are empty
-        return {"newest": max(self._newest - LATE, -1), "after": self._cursor if scans else None}
+        return {
+            "newest": max(self._newest - LATE, -1),
+            "after": self._cursor if scans else None,
+            "since": min(since + DUE_MARGIN, LONGEST_AGO),
+        }
 
     def learn(
         self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int
@@ -143,14 +153,16 @@ class LaneBook:
         """
         found: dict[str, int] = {}
         scanned: list[str] = []
+        unknown: list[str] = []
         arrived = 0
         for text, newest, number in rows:
-            if newest is None:
+            if number == DUE:
+                unknown.append(text)
+            elif newest is None:
                 scanned.append(text)
             else:
                 arrived += number
                 found[text] = newest
-        unknown = []
         news = False
         for text in [*found, *scanned]:
             known = self.lanes.get(text)

@@ -103,7 +103,16 @@ VALUES |= {
     "group": "7",
     "groups": ["7"],
 }
-VALUES |= {"started": [1], "excuses": [1], "delay": 1.0, "priority": 0, "newest": 1, "after": "", "table": "queue"}
+VALUES |= {
+    "started": [1],
+    "excuses": [1],
+    "delay": 1.0,
+    "priority": 0,
+    "newest": 1,
+    "after": "",
+    "since": 1.0,
+    "table": "queue",
+}
 VALUES |= {"lane": '[0,"","limit:x=2"]', "lanes": "[]", "wanted": "[]", "needs": "[]", "shares": "[]"}
 VALUES |= {"plain_share": 1, "spare": 0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}

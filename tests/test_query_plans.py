@@ -135,8 +135,8 @@ def admission_cases() -> Iterator[Case]:
             yield Case(SQL.end_and_take(retention, n), pages, leased=1, running=2, values=wanted([one], n))
     for ack in SQL.ack_and_tell.values():
         yield Case(ack, 60, leased=1, running=2)
-    yield Case(tasks.find_lanes, 1_000, values=(("after", ""), ("newest", -1)))
-    yield Case(tasks.find_lanes, 60, values=(("after", None), ("newest", 2**62)))
+    yield Case(tasks.find_lanes, 1_000, values=(("after", ""), ("newest", -1), ("since", 60.0)))
+    yield Case(tasks.find_lanes, 60, values=(("after", None), ("newest", 2**62), ("since", 1.0)))
     new = json.dumps([{"key": f"limit:new {n}", "number": 2, "newest": 1} for n in range(150)])
     yield Case(tasks.create_keys, 15_000, LEASES, values=(("needs", new), ("table", "queue")))
     held = json.dumps([{"key": key, "ids": [1, 2, 3]} for _, key, _ in many])

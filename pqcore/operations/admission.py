@@ -24,6 +24,7 @@ from pqcore.operations.atomic import atomic
 from pqcore.rows import JobRow, job_rows, place_of
 from pqcore.settings import QueueSettings
 from pqcore.sql.admission_statements import ADOPT, MOST_LANES
+from pqcore.sql.fragments import UNNAMED
 
 logger = logging.getLogger("pqcore")
 
@@ -59,13 +60,21 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
     in_transaction = s.in_transaction()
     for text in unknown:
         try:
-            await name_lanes(queue, s, text)
+            await (_adopt_due(queue, s) if text == UNNAMED else name_lanes(queue, s, text))
             news = True
         except PQError as exc:
             if in_transaction or not s.usable():
                 raise
             logger.warning("%r: jobs of %r are not on their lanes yet: %s", queue.name, text, exc)  # others have theirs
     return news
+
+
+async def _adopt_due(queue: QueueSettings, s: Session) -> None:
+    """Put jobs on their lanes that came due, and jobs that wait on no lane of their own."""
+    await name_lanes(queue, s, UNNAMED)
+    find = s.sql.tasks.find_unadopted
+    async with atomic(s):
+        await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
@@ -304,9 +313,8 @@ async def sweep(queue: QueueSettings, s: Session) -> None:
     after: Any = ""
     unknown: list[str] = []
     while after is not None:
-        found = await s.execute(
-            tasks.find_lanes, tasks.find_lanes.bind({"q_name": queue.name, "after": after, "newest": _NO_ARRIVALS})
-        )
+        asked = {"q_name": queue.name, "after": after, "newest": _NO_ARRIVALS, "since": 0.0}
+        found = await s.execute(tasks.find_lanes, tasks.find_lanes.bind(asked))
         texts = sorted(text for text, _, _ in found)
         unknown += [text for text in texts if read_lane(text) is None]
         after = texts[-1] if len(texts) >= MOST_LANES else None

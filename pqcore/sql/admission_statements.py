@@ -30,6 +30,7 @@ from pqcore.sql.fragments import (
     READY_ORDER,
     STILL_WAITS,
     UNFINISHED,
+    UNNAMED,
     URGENT_ORDER,
     VISIBLE_AT,
 )
@@ -242,6 +243,15 @@ UNION ALL
 SELECT {_NO_JOB}, -6, NULL, {told}"""
 
 
+def _came_due(condition: str = "true") -> str:
+    """Return a query of the jobs without an expectation that came due last."""
+    order = ", ".join(f"{column} DESC" for column in READY_ORDER.rsplit(", ", 1))
+    return (
+        f"SELECT * FROM (SELECT id, schedule_at, headers FROM {{table}} WHERE {READY_NOW} AND {condition}"
+        f" ORDER BY {order} LIMIT {ADOPT}) AS last LIMIT (SELECT {ADOPT})"
+    )
+
+
 class AdmissionStatements(StatementSet):
     """The statements of admission, but for `take_lanes_template`."""
 
@@ -253,6 +263,7 @@ class AdmissionStatements(StatementSet):
 
         Arrivals are those with the highest ids that are above a bound.  The others are found by going from lane to
         lane through the index, whatever the number of their jobs.  Old code's parked jobs are found among these.
+        A row with the number -1 tells that jobs came due lately which are on no lane yet: see `find_unadopted`.
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""
@@ -265,7 +276,10 @@ WITH RECURSIVE found (lane, number) AS (
     AND id > :newest::bigint ORDER BY id DESC LIMIT {MOST_LANES}
 )
 SELECT lane, max(id), count(*) FROM arrived WHERE lane IS NOT NULL GROUP BY lane
-UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
+UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL
+UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
+  SELECT FROM ({_came_due(f"{DUE_AT} > statement_timestamp() - :since::float8 * interval '1 second'")}) AS lately
+  WHERE schedule_at IS NOT NULL AND {IS_GATED})"""
 
     transaction_isolation = from_file()
     create_keys = from_file()
@@ -284,13 +298,15 @@ UNION ALL SELECT lane, NULL, number FROM found WHERE lane IS NOT NULL"""
     def find_unadopted(self) -> str:
         """Lock jobs due that name keys and do not wait, as older code puts them. Skips locked rows.
 
-        It looks at the first ones of the two usual classes: a take that came upon such a job asks for others near it.
+        It looks at the first ones of the two usual classes, as a take that came upon such a job asks for others near
+        it; and at those that came due last, which were scheduled, and may be behind many jobs without a lane.
         """
         heads = " UNION ALL ".join(
             f"(SELECT id FROM (SELECT * FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order}"
             f" LIMIT {ADOPT}) AS first LIMIT (SELECT {ADOPT})) AS head WHERE {IS_GATED})"
             for condition, order in ((READY_NOW, READY_ORDER), (QUEUE_URGENT, URGENT_ORDER))
         )
+        heads += f" UNION ALL (SELECT id FROM ({_came_due()}) AS lately WHERE {IS_GATED})"
         return (
             f"SELECT id, headers::text FROM {{table}} WHERE id = ANY (ARRAY({heads})) AND {OF_QUEUE}"
             " AND num_nulls(dequeued_at, leased_until) = 2 FOR UPDATE SKIP LOCKED"

@@ -2448,7 +2448,7 @@ PREPARE "extend" AS
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   LIMIT 1;
 
--- find_lanes $1 q_name, $2 after, $3 newest
+-- find_lanes $1 q_name, $2 after, $3 newest, $4 since
 /*NO LOAD BALANCE*/ PREPARE "find_lanes" AS WITH RECURSIVE found (lane, number) AS ((SELECT (SELECT parked_on
         FROM "queue"
         WHERE q_name = $1::text
@@ -2483,7 +2483,24 @@ PREPARE "extend" AS
   UNION ALL
   SELECT lane, NULL, number
   FROM found
-  WHERE lane IS NOT NULL;
+  WHERE lane IS NOT NULL
+  UNION ALL
+  SELECT '?', NULL, -1
+  WHERE EXISTS (SELECT
+    FROM (SELECT *
+      FROM (SELECT id, schedule_at, headers
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND expected_at IS NULL
+        AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+        AND coalesce(schedule_at, enqueued_at) > statement_timestamp() - $4::float8 * interval '1 second'
+        ORDER BY coalesce(schedule_at, enqueued_at) DESC, id DESC
+        LIMIT 1000) AS last
+      LIMIT (SELECT 1000)) AS lately
+    WHERE schedule_at IS NOT NULL
+    AND strpos(headers::text, '"gate"') > 0);
 
 -- find_leases $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "find_leases" AS
@@ -2679,6 +2696,20 @@ PREPARE "find_unadopted" AS
             ORDER BY expected_at, enqueued_at, id
             LIMIT 1000) AS first
           LIMIT (SELECT 1000)) AS head
+        WHERE strpos(headers::text, '"gate"') > 0)
+      UNION ALL (SELECT id
+        FROM (SELECT *
+          FROM (SELECT id, schedule_at, headers
+            FROM "queue"
+            WHERE q_name = $1::text
+            AND dequeued_at IS NULL
+            AND leased_until IS NULL
+            AND expected_at IS NULL
+            AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+            AND true
+            ORDER BY coalesce(schedule_at, enqueued_at) DESC, id DESC
+            LIMIT 1000) AS last
+          LIMIT (SELECT 1000)) AS lately
         WHERE strpos(headers::text, '"gate"') > 0)))
   AND q_name = $1::text
   AND num_nulls(dequeued_at, leased_until) = 2
