@@ -30,7 +30,7 @@ KNOWN = 20_000
 """Lanes that are remembered, at most."""
 DUE = -1
 """The number that a look gives in place of a lane where jobs came due that name one."""
-DUE_MARGIN = 1.0
+DUE_MARGIN = 0.2
 """Seconds before the last look from which a look finds jobs that came due: clocks, and commits, may lag."""
 LONGEST_AGO = 3_600.0
 """Seconds from which the first look of a queue object finds jobs that came due."""
