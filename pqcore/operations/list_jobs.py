@@ -10,10 +10,12 @@ from typing import Any
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
+from pqcore.lanes import read_lane
 from pqcore.operations.error_details import read_error
 from pqcore.operations.results import put_time
 from pqcore.rows import StoredJobRow
 from pqcore.settings import QueueSettings
+from pqcore.sql.fragments import UNNAMED
 from pqcore.times import UtcDatetime, seconds
 
 UNFINISHED = ("leased", "ready", "scheduled", "parked")
@@ -42,7 +44,7 @@ class StoredJob:
         expected_at: By when it is wanted.
         finished_at: When it was finished, or died.
         leased_until: When its lease ends, or ended.
-        parked_on: What it waits for: ``limit:`` or ``group:`` and a name.
+        parked_on: What it waits for: ``limit:`` or ``group:`` and a name, or several with a comma between.
         task: The path of its function, if it is a call of one.
     """
 
@@ -89,10 +91,18 @@ _TIMES = ("enqueued_at", "schedule_at", "expected_at", "finished_at", "leased_un
 
 def _fields(row: StoredJobRow) -> dict[str, Any]:
     """Return the attributes of the `StoredJob` of a row."""
-    fields = row._asdict()
+    fields = {**row._asdict(), "parked_on": _waited_for(row.parked_on)}
     head = fields.pop("head")
     times = {name: UtcDatetime.of(fields[name]) for name in _TIMES}
     return {**fields, **times, "error": read_error(row.error), "task": path_in(head)}
+
+
+def _waited_for(lane: str | None) -> str | None:
+    """Return the keys that a lane names, as users write them; None if they are not written out."""
+    if lane is None or lane[:1] != "[":
+        return None if lane == UNNAMED else lane
+    found = read_lane(lane)
+    return None if found is None else ", ".join(key for key, _ in found.needs) or None
 
 
 def path_in(head: str | None) -> str | None:
