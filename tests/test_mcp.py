@@ -182,7 +182,7 @@ def test_mcp_server_reads_and_changes_nothing_by_default(
         assert [job["id"] for job in failed["jobs"]] == [orchard.dead]
         assert failed["jobs"][0]["task"].endswith("press")
 
-        [peeked] = (await ask(client, "peek_jobs", queue="fruit"))["jobs"]
+        [_, peeked] = (await ask(client, "peek_jobs", queue="fruit"))["jobs"]
         assert peeked["data"] == {"pear": [1, None], "where": "password=***"}
         letters = await ask(client, "list_dead_letters", queue="fruit")
         assert letters["total"] == 1
@@ -296,7 +296,7 @@ def test_mcp_answers_hide_data_if_asked(secret_dsn: str, orchard: Orchard) -> No
         listed = (await ask(client, "list_jobs", queue="fruit", states=[*orchard.by_state]))["jobs"]
         dead = (await ask(client, "list_dead_letters", queue="fruit"))["dead_letters"]
         jobs = [*whole, *peeked, *listed, *dead]
-        assert len(jobs) == 14
+        assert len(jobs) == 15
         for job in jobs:
             assert not {"data", "payload", "headers", "group", "dedup_key"} & job.keys()
         assert {json.dumps(job["error"]) for job in jobs if job.get("error")} == {'{"type": "builtins.LookupError"}'}

@@ -15,8 +15,12 @@ import psycopg2
 import pytest
 
 from pqcore import Dedup, Job, schema, tasks
+from pqcore.current_rules import CurrentRules
+from pqcore.db.engine import Engine
+from pqcore.operations import fetch
 from pqcore.schema import scripts
-from pqcore.worker import Worker
+from pqcore.settings import QueueSettings
+from pqcore.worker import Worker, heartbeat
 
 RECORD_BEFORE_6 = (
     "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
@@ -34,7 +38,14 @@ def knowing(version: int) -> Iterator[None]:
             patch.setattr(module, "migrations", lambda: known)
         if version < 6:
             patch.setattr(schema, "RECORD", RECORD_BEFORE_6)
+        if version < 8:  # it asked for no rules
+            patch.setattr(fetch, "read_current_rules", _no_rules)
+            patch.setattr(heartbeat, "current_rules", _no_rules)
         yield
+
+
+async def _no_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:
+    return CurrentRules()
 
 
 def make_pqs(dsn: str) -> None:
