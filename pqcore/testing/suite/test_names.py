@@ -227,7 +227,8 @@ def test_queue_name_of_maximum_length_fits_all_indexes(harness: Harness, retenti
     assert queue.put(6, dedup=Dedup(key, until=60)) != first
     for gate in ({"group": key}, {"limits": {key: 1}}):
         queue.put(7, **gate)
-    assert [job.data for job in queue.lease_many(9)] == [4, 6]
+    leased = [job.data for _ in range(2) for job in queue.lease_many(9, wait=0)]  # one is put on its lane first
+    assert sorted(leased) == [4, 6]
     assert queue.stats().parked == 2
 
 
