@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from types import FrameType
 from typing import Any
 
+import psycopg
+import psycopg2
 import pytest
 
 from pqcore import PQ, AsyncPQ, AsyncQueue
-from pqcore.errors import DatabaseError
+from pqcore.errors import ConnectionLost, DatabaseError
 
 BLOCKING = pytest.mark.parametrize("backend", ["psycopg", "psycopg2"])
 AWAITED = pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
@@ -300,3 +302,31 @@ def test_block_ends_with_a_statement_of_a_task_that_is_interrupted(
     finally:
         loop.run_until_complete(pq.close())
         loop.close()
+
+
+class ClosesAsItIsRead(Mapping[str, Any]):
+    """Options for a cursor; reading them closes a connection, as a watchdog may at any moment."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __getitem__(self, name: str) -> Any:
+        raise KeyError(name)
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[str]:
+        self._connection.close()
+        return iter(())
+
+
+@pytest.mark.parametrize("driver", [psycopg2, psycopg], ids=["psycopg2", "psycopg"])
+def test_block_whose_connection_is_closed_as_it_begins_raises_connection_lost(dsn: str, driver: Any) -> None:
+    connection = driver.connect(dsn)
+    pq = PQ(connection)
+    pq.create()
+    queue = pq["q"]
+    queue.cursor_kwargs = ClosesAsItIsRead(connection)
+    with pytest.raises(ConnectionLost), queue:
+        pass

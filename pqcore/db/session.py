@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -137,6 +137,22 @@ class Session:
 
     def in_transaction(self) -> bool:
         return bool(self.driver.in_transaction())
+
+    def cursor(self, options: Mapping[str, Any]) -> Any:
+        """Return a cursor of the driver's, for statements of the user's.
+
+        Args:
+            options: For the driver.
+
+        Raises:
+            ConnectionLost: The connection was closed at this moment.
+        """
+        try:
+            return self.driver.cursor(**options)
+        except self._errors as exc:
+            if self.usable():
+                raise
+            raise translate(exc, "cursor", lost=True) from exc
 
     def usable(self) -> bool:
         return bool(self.driver.usable())

@@ -82,7 +82,7 @@ class Transactions(ABC):
         block = Block(transaction, savepoint, first=False)
         try:
             await self._run_in_block(transaction, lambda s: s.execute(query), protect=False)
-            handle = transaction.session.driver.cursor(**options)
+            handle = transaction.session.cursor(options)
             self._opened(block, statement)
             return handle  # noqa: TRY300 - an interrupt may come to this line, too
         except BaseException:
@@ -109,7 +109,7 @@ class Transactions(ABC):
             else:
                 loan.session.block_of = get_ident()
             block = Block(OpenTransaction(loan, loan.session.lock, task), savepoint, first=True)
-            handle = loan.session.driver.cursor(**options)
+            handle = loan.session.cursor(options)
             self._opened(block, statement)
             return handle  # noqa: TRY300 - an interrupt may come to this line, too
         except BaseException as exc:
