@@ -43,7 +43,7 @@ class Load:
         times: When each of them began.
         marks: The text that each of them was put with.
         freed: When a slot was free first since `watch`; infinite if none was.
-        expected: Once so many jobs have ended, `all` is set.
+        expected: The number of ended jobs at which `all` is set.
         ended: Jobs that have ended.
     """
 
@@ -167,7 +167,7 @@ async def put_held(task: Any, queue: Any, number: int, seconds: float, keys: int
 
 
 async def put_in_turn(queue: Any, calls: Sequence[Any], number: int) -> list[int]:
-    """Put some calls, one after the other and again from the first, until they are so many; return the ids."""
+    """Put some calls, one after the other and again from the first, up to a number; return the ids."""
     ids: list[int] = []
     for start in range(0, number, CHUNK):
         ids += await put(queue, [calls[index % len(calls)] for index in range(start, min(start + CHUNK, number))])
@@ -207,7 +207,7 @@ async def workers(queues: Sequence[Any], load: Load, **options: Any) -> AsyncIte
 
 
 async def run_until(queues: Sequence[Any], number: int, patience: float, **options: Any) -> tuple[ClientReport, Load]:
-    """Have workers run until so many jobs have ended.
+    """Have workers run until a number of jobs have ended.
 
     Raises:
         LoadNotFinished: They have not within ``patience`` seconds.
@@ -316,7 +316,7 @@ STARTS = 4
 
 
 async def _busy(load: Load, number: int, end: float) -> None:
-    """Wait until so many jobs have begun, or until a time."""
+    """Wait until a number of jobs have begun, or until a time."""
     while len(load.taken) < number and clock() < end:  # noqa: ASYNC110 - jobs tell nobody
         await asyncio.sleep(0.01)
 

@@ -312,7 +312,7 @@ def _round(sides: Sequence[_Side], cell: Cell, number: int, scale: str) -> None:
 
 
 def _sizes(operation: str, scale: str, seconds: float) -> tuple[int, int]:
-    """Return how many turns there are, and how many calls in each; a call takes so many seconds."""
+    """Return how many turns there are, and how many calls in each; by the seconds that a call takes."""
     if operation == LIMITED:
         return LIMITED_TURNS, LIMITED_JOBS[scale] // OF_BUILDS[LIMITED].jobs
     turns, least = (WORKER_TURNS, WORKER_CALLS) if operation == "worker" else (TURNS, 1)

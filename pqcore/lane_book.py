@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from pqcore.lanes import Lane, read_lane
+from pqcore.sql.admission_statements import PLAIN_SHARE
 
 T = TypeVar("T")
 
@@ -212,13 +213,12 @@ class LaneBook:
 
     # Turns.
 
-    def choose(self, n: int, now: float, *, plain: bool) -> Choice:
+    def choose(self, n: int, now: float) -> Choice:
         """Choose lanes for a take of up to ``n`` jobs.
 
         Args:
             n: Jobs.
             now: The time by the monotonic clock, in seconds.
-            plain: Whether jobs without a lane are looked at too.
         """
         fresh = list(self._fresh.values())[: MOST // 2]  # jobs came, which no take has considered
         for known in fresh:
@@ -230,13 +230,11 @@ class LaneBook:
             lanes.update(dict.fromkeys(self._rotate(share, list(of_share.values()), most)))
         chosen = list(lanes)[:MOST]
         quota = n if len(chosen) <= 8 else max(-(-4 * n // len(chosen)), 1)
-        shares: dict[str, int] = {}
-        if plain:
-            shares[""] = 1
+        shares = {"": PLAIN_SHARE}
         for known in chosen:
             shares.setdefault(known.lane.share, len(shares) + 1)
         starts = {share: max(self._turns.get(share, 0.0), self._now) for share in shares}
-        return Choice(chosen, shares, starts, quota, plain, now, self.weights)
+        return Choice(chosen, shares, starts, quota, now, self.weights)
 
     def _rotate(self, key: str | None, items: list[T], most: int) -> list[T]:
         """Return up to ``most`` items, beginning where the last call for the key ended."""
@@ -292,7 +290,6 @@ class Choice(NamedTuple):
         shares: The number of each share.
         starts: The virtual time of each share.
         quota: Jobs, at most, of one lane.
-        plain: Whether jobs without a lane are looked at.
         now: The time by the monotonic clock, in seconds.
         weights: Of shares; 1 for others.
     """
@@ -301,7 +298,6 @@ class Choice(NamedTuple):
     shares: dict[str, int]
     starts: dict[str, float]
     quota: int
-    plain: bool
     now: float
     weights: Mapping[str, float]
 
@@ -350,5 +346,4 @@ class Choice(NamedTuple):
             "wanted": json.dumps(wanted),
             "needs": json.dumps(self.needs()),
             "shares": json.dumps(shares),
-            "plain_share": 1 if self.plain else 0,
         }

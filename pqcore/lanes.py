@@ -76,6 +76,11 @@ def lane_of_gate(gate: Mapping[str, Any] | None) -> Lane | None:
     return Lane(text, priority, share, ordered, group)
 
 
+def lane_values(lane: Lane | None) -> dict[str, object]:
+    """Return what is stored of a job's lane, as the statements take it."""
+    return {"lane": None, "priority": 0} if lane is None else {"lane": lane.text, "priority": lane.priority}
+
+
 def write_lane(priority: object, share: object, needs: Iterable[tuple[str, int]]) -> str:
     """Return the text of a lane, however long it is."""
     return json.dumps(

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
 from pqcore.errors import ConfigurationError, SerializationError
-from pqcore.lanes import Lane, lane_of_gate
+from pqcore.lanes import Lane, lane_of_gate, lane_values
 from pqcore.serializers.plain_json import check_json
 from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
 from pqcore.times import seconds
@@ -72,13 +72,7 @@ class PutOptions:
 
     def values(self) -> dict[str, object]:
         """Return the values of the statements that put a job."""
-        lane = self.lane
-        return {
-            "headers": self.headers,
-            "group_key": self.group,
-            "lane": None if lane is None else lane.text,
-            "priority": 0 if lane is None else lane.priority,
-        }
+        return {"headers": self.headers, "group_key": self.group, **lane_values(self.lane)}
 
 
 def given(

@@ -24,6 +24,7 @@ from django.test import override_settings
 from django_project.shop import tasks
 from django_project.shop.models import Order
 from pqcore.integrations.django import queue
+from pqcore.testing.harness import SIDE_TABLES
 from pqcore.testing.undo import Undo
 
 DRIVER, SECRET, dsn, point_to, project = (
@@ -111,20 +112,7 @@ def test_call_command_runs_any_command_in_the_process(dsn: str, capsys: Any, mon
     call_command("pqcore")
     assert "worker" in capsys.readouterr().out
     with connection.cursor() as cursor:
-        for table in (
-            "",
-            "_archive",
-            "_slots",
-            "_dead",
-            "_results",
-            "_batches",
-            "_ticks",
-            "_rates",
-            "_dedup",
-            "_keys",
-            "_rules",
-            "_workers",
-        ):
+        for table in ("", *SIDE_TABLES):
             cursor.execute(f"DROP TABLE more{table}")
         cursor.execute("DROP FUNCTION more_notify; DELETE FROM pqcore_migrations WHERE table_name = 'more'")
 

@@ -114,7 +114,7 @@ VALUES |= {
     "table": "queue",
 }
 VALUES |= {"lane": '[0,"","limit:x=2"]', "lanes": "[]", "wanted": "[]", "needs": "[]", "shares": "[]"}
-VALUES |= {"plain_share": 1, "spare": 0}
+VALUES |= {"spare": 0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 

@@ -77,7 +77,7 @@ class Case:
     pages: int
     rows: int = MOST_ROWS
     leased: int = 0  # so many jobs are leased first
-    running: int = 0  # so many run under a limit
+    running: int = 0  # the number that run under a limit
     values: tuple[tuple[str, Any], ...] = ()
 
 
@@ -189,7 +189,7 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[t
     turns = [{"share": number, "start": 0.0, "weight": 1.0} for number in shares.values()]
     texts = {"wanted": rows, "needs": needs, "shares": turns}
     given = [(name, json.dumps(value)) for name, value in texts.items()]
-    return (*given, ("plain_share", 1), ("spare", spare))
+    return (*given, ("spare", spare))
 
 
 GROUPS = [("", f"group:{n}", 1) for n in range(9)]

@@ -16,24 +16,11 @@ import pytest
 from pqcore import PQ, AsyncPQ, tasks
 from pqcore.errors import AccessDenied, NotStored
 from pqcore.testing.commands import run
-from pqcore.testing.harness import PATIENCE
+from pqcore.testing.harness import PATIENCE, SIDE_TABLES
 from pqcore.worker import Worker, maintenance
 
 FACES = [("psycopg2", PQ), ("psycopg", PQ), ("psycopg", AsyncPQ), ("asyncpg", AsyncPQ)]
-PARTS = [
-    "",
-    "_archive",
-    "_dead",
-    "_results",
-    "_batches",
-    "_slots",
-    "_ticks",
-    "_rates",
-    "_dedup",
-    "_keys",
-    "_rules",
-    "_workers",
-]
+PARTS = ["", *SIDE_TABLES]
 
 
 def execute(dsn: str, *statements: str) -> None:

@@ -48,7 +48,7 @@ def execute(dsn: str, *statements: str) -> None:
 
 
 def set_back(dsn: str, interval: str) -> None:
-    """Have the workers of now seen so long ago."""
+    """Have the workers of now seen a time ago."""
     execute(dsn, f"UPDATE queue_workers SET seen_at = seen_at - interval '{interval}'")
 
 

@@ -19,8 +19,9 @@ from pqcore.db.session import Session
 from pqcore.errors import NotSupported, PQError
 from pqcore.job import BaseJob
 from pqcore.lane_book import Choice, LaneBook
-from pqcore.lanes import has_lane, lane_of, read_lane
+from pqcore.lanes import has_lane, lane_of, lane_values, read_lane
 from pqcore.operations.atomic import atomic
+from pqcore.operations.lease import ids_and_tokens
 from pqcore.rows import JobRow, job_rows, place_of
 from pqcore.settings import QueueSettings
 from pqcore.sql.admission_statements import ADOPT, MOST_LANES
@@ -60,7 +61,9 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
     in_transaction = s.in_transaction()
     for text in unknown:
         try:
-            await (_adopt_due(queue, s) if text == UNNAMED else name_lanes(queue, s, text))
+            await name_lanes(queue, s, text)
+            if text == UNNAMED:
+                await _adopt_due(queue, s)
             news = True
         except PQError as exc:
             if in_transaction or not s.usable():
@@ -70,8 +73,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
 
 
 async def _adopt_due(queue: QueueSettings, s: Session) -> None:
-    """Put jobs on their lanes that came due, and jobs that wait on no lane of their own."""
-    await name_lanes(queue, s, UNNAMED)
+    """Put jobs on their lanes that are due and do not wait."""
     find = s.sql.tasks.find_unadopted
     async with atomic(s):
         await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
@@ -112,7 +114,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
         if lane is not None and lane.text == but:
             queue.lanes.add(lane)
             return True
-        lanes.append({"id": job, "lane": lane and lane.text, "priority": 0 if lane is None else lane.priority})
+        lanes.append({"id": job, **lane_values(lane)})
         if lane is not None:
             queue.lanes.add(lane)
     if lanes:
@@ -152,7 +154,7 @@ async def take(
     wait: float | None = None
     spare = 0
     now = time.monotonic()
-    choice = book.choose(n, now, plain=True)
+    choice = book.choose(n, now)
     query = s.sql.take_lanes(n)
     for pause in (*WAITS, None):
         values = {**choice.values(), "q_name": queue.name, "lease": lease, "spare": spare}
@@ -204,17 +206,15 @@ async def end_and_take(
     """
     book = queue.lanes
     now = time.monotonic()
-    choice = book.choose(n, now, plain=True)
+    choice = book.choose(n, now)
     query = s.sql.end_and_take(queue.retention, n)
-    held = sorted((job.id, job.token) for job in jobs)
     values = {
         **choice.values(),
+        **ids_and_tokens(jobs),
         "q_name": queue.name,
         "lease": lease,
         "spare": 0,
         "channel": queue.channel,
-        "ids": [job for job, _ in held],
-        "tokens": [token for _, token in held],
     }
     found = await s.execute(query, query.bind(values))
     ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
@@ -254,9 +254,7 @@ async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[Jo
     in_transaction = s.in_transaction()
     try:
         await adopt(queue, s, [(row.id, row.headers) for row in rows])
-        find = s.sql.tasks.find_unadopted
-        async with atomic(s):
-            await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
+        await _adopt_due(queue, s)
     except PQError as exc:
         if in_transaction:
             raise

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pqcore.lanes import lane_of_gate
+from pqcore.lanes import lane_of_gate, lane_values
 from pqcore.operations.put import NO_TIMES
 from pqcore.settings import Encoded, QueueSettings
 
@@ -86,7 +86,6 @@ class StoredPut:
     def values(self) -> dict[str, object]:
         """The values of the statement that puts it."""
         gate = self.headers.get("gate", {})
-        lane = lane_of_gate(gate)
         return {
             **NO_TIMES,
             "q_name": self.queue,
@@ -95,7 +94,6 @@ class StoredPut:
             "payload": None if self.payload is None else base64.b64decode(self.payload),
             "headers": json.dumps(self.headers) if self.headers else None,
             "group_key": gate.get("group"),
-            "lane": None if lane is None else lane.text,
-            "priority": 0 if lane is None else lane.priority,
+            **lane_values(lane_of_gate(gate)),
             "schedule_in": self.delay,
         }

@@ -39,6 +39,8 @@ from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 MOST_LANES = 100
 """Lanes that one statement finds, at most, of those that are there, and of those in which jobs arrived."""
+PLAIN_SHARE = 1
+"""The number of the share of jobs that name none, which jobs without a lane are counted to."""
 ADOPT = 1_000
 """Rows whose lanes one statement writes down, at most."""
 
@@ -129,7 +131,7 @@ def take_lanes_template(n: int, plain: str) -> str:
     """Return the template of the statement that leases up to ``n`` jobs of some lanes, and plain jobs among them.
 
     Parameters: ``wanted``, the lanes, in JSON; ``needs``, the keys of each; ``shares``, the virtual time of each share,
-    and its weight; ``plain_share``, the share of plain jobs, 0 for none of them; ``spare``, the rows of a lane that
+    and its weight; ``spare``, the rows of a lane that
     are looked at behind those that could be given, as these may be locked.  Besides the jobs it gives one row more, the
     last: whether others have all locked that could be given (``place`` -2) or not (-1), the seconds until a rate has a
     token, and the keys that have no row yet, in JSON: then no job is given.
@@ -152,8 +154,8 @@ WITH wanted AS MATERIALIZED (
   FROM wanted JOIN has USING (place) CROSS JOIN LATERAL ({_lane_rows(n)}
   ) AS head WHERE has.free > 0
 ), plain AS (
-  SELECT 0 AS place, :plain_share::int AS share, 0 AS priority, due.* FROM ({plain}
-  ) AS due WHERE :plain_share::int > 0
+  SELECT 0 AS place, {PLAIN_SHARE} AS share, 0 AS priority, due.* FROM ({plain}
+  ) AS due
 ), turns AS MATERIALIZED (
   SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share ORDER BY priority DESC, {ORDER}) - 1)
     / shares.weight AS turn

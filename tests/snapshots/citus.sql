@@ -1204,7 +1204,7 @@ PREPARE "drop" AS
   AND q_name = $3::text
   RETURNING id;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -1329,7 +1329,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1368,8 +1368,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -1466,7 +1465,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -1495,7 +1494,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     FROM ended) > (SELECT count(*)
     FROM picked) THEN NULL END;
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -1617,7 +1616,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1656,8 +1655,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -1754,7 +1752,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -1783,7 +1781,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     FROM ended) > (SELECT count(*)
     FROM picked) THEN NULL END;
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -1906,7 +1904,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1945,8 +1943,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -2043,7 +2040,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $9::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -4893,7 +4890,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 plain_share, $7 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -5004,7 +5001,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $6::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -5043,8 +5040,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $6::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -5141,7 +5137,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $7::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $6::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $4::text

@@ -3848,7 +3848,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 plain_share, $6 spare, $7 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -3956,7 +3956,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $5::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -3995,8 +3995,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $5::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -4006,7 +4005,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
       ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $6::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -4025,7 +4024,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $6::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $5::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -4060,7 +4059,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $6::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
       FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
@@ -4086,7 +4085,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $7::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0

@@ -1263,7 +1263,7 @@ PREPARE "drop" AS
   AND q_name = $3::text
   RETURNING id;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease, $10 channel
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -1394,7 +1394,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1433,8 +1433,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -1524,7 +1523,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $9::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1556,9 +1555,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($10::text, '')::text END;
+    FROM picked) THEN pg_notify($9::text, '')::text END;
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease, $10 channel
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -1680,7 +1679,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1719,8 +1718,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -1810,7 +1808,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $9::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1842,9 +1840,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($10::text, '')::text END;
+    FROM picked) THEN pg_notify($9::text, '')::text END;
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 plain_share, $9 lease, $10 channel
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -1967,7 +1965,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $8::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2006,8 +2004,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $8::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -2097,7 +2094,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $9::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2129,7 +2126,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($10::text, '')::text END;
+    FROM picked) THEN pg_notify($9::text, '')::text END;
 
 -- end_lost_batch $1 id, $2 q_name, $3 pending
 PREPARE "end_lost_batch" AS
@@ -4980,7 +4977,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 plain_share, $7 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -5091,7 +5088,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
         AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, $6::int AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -5130,8 +5127,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT (SELECT 1000))) AS candidates
       WHERE coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 22) AS due
-    WHERE $6::int > 0), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
+      LIMIT 22) AS due), turns AS MATERIALIZED (SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share
         ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 1) / shares.weight AS turn
     FROM (SELECT *
       FROM heads
@@ -5221,7 +5217,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $7::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
