@@ -390,15 +390,21 @@ class OfServer:
             disk.empty()
 
     def _fill_log(self, disk: Disk) -> None:
-        """Leave no room for what is to be written ahead: the server stops, and cannot come back until there is."""
-        disk.fill()
+        """Leave no room for what is written ahead: the server stops, and cannot come back until there is.
+
+        Nobody starts it meanwhile: a start that fails removes the server's data.
+        """
         try:
-            with self._session() as session:
-                for _ in range(30):  # past the segments that are there already
-                    session.execute("SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
-            self._pause()
+            with self._session() as session, self._starting:
+                try:
+                    disk.fill()
+                    with suppress(psycopg.Error):
+                        for _ in range(30):  # past the segments that are there already
+                            session.execute("SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
+                    self._pause()
+                finally:
+                    disk.empty()
         finally:
-            disk.empty()
             self._insist("SELECT 1")
 
     def _restart(self, mode: Literal["fast", "immediate"]) -> None:
