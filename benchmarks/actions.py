@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .concurrent_calls import call_of
 from .load_generators import Client, ClientReport, Go, clock
 from .operations import DATA
 
@@ -76,6 +77,26 @@ async def get_in_transaction(client: Client, go: Go, *, seconds: float) -> Clien
     await go()
     deadline = clock() + seconds
     while (not done.count or clock() < deadline) and await one():
+        done.count += 1
+    return done
+
+
+async def one_by_one(client: Client, go: Go, *, seconds: float, operation: str) -> ClientReport:
+    """Do one of `concurrent_calls.CALLS` again and again, and note how long each call took."""
+    call, done = call_of(client.queue(), operation), ClientReport()
+    jobs = done.put if operation == "put" else done.taken
+    jobs += [job for _ in range(WARM) if (job := await call()) is not None]
+    await go()
+    ended = clock()
+    deadline = ended + seconds
+    while not done.count or ended < deadline:
+        began = ended
+        job = await call()
+        ended = clock()
+        if job is None:
+            break
+        jobs.append(job)
+        done.times.append(ended - began)
         done.count += 1
     return done
 

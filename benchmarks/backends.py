@@ -16,7 +16,7 @@ from pqcore.tasks import PQ, AsyncPQ
 from .coroutines import run_sync
 
 T = TypeVar("T")
-METHODS = ("put", "put_many", "get", "get_many", "lease_many", "ack_many", "put_calls", "count")
+METHODS = ("put", "put_many", "get", "get_many", "lease", "lease_many", "ack_many", "put_calls", "count")
 
 
 @dataclass(frozen=True)

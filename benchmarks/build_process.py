@@ -18,8 +18,10 @@ import pqcore
 
 from .admission_calls import declare, held, limits_of, put_held, run_until, speed
 from .backends import Location, closed, contenders
+from .concurrent_calls import Callers, Turn
 from .coroutines import run_sync
 from .operations import LIMITED, OF_BUILDS, OPERATIONS, QUEUE, awaited, calls, stepped
+from .summary import percentile
 from .worker_calls import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ class BuildProcess:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._pq: Any = None
+        self._crowds: list[tuple[Any, Callers, Turn]] = []
 
     def backends(self, names: list[str]) -> dict[str, Any]:
         """Return the labels of the backends of these names; of all that are installed, if there are none."""
@@ -104,6 +107,42 @@ class BuildProcess:
         pq, self._pq = self._pq, None
         self._run(closed(self._contender, pq))
         return {"put": self._put, "taken": self._taken}
+
+    # Concurrent callers
+
+    def gather(self, operation: str, callers: int, connections: int | None) -> dict[str, Any]:
+        """Connect for concurrent callers, which have turns from then on.
+
+        Args:
+            operation: One of `concurrent_calls.CALLS`.
+            callers: How many.
+            connections: Connections that they share at most; None for the default of `PQ`.
+        """
+        options = {} if connections is None else {"max_connections": connections}
+        pq = self._contender.open(self._place, **options)
+        self._crowds.append((pq, Callers(self._contender, pq, operation, callers), Turn()))
+        return {}
+
+    def turn(self, crowd: int, seconds: float, *, timed: bool) -> dict[str, Any]:
+        """Have the callers that were gathered as number ``crowd`` call for some seconds.
+
+        Returns:
+            The calls that returned in that time, and the jobs that were put or taken.
+        """
+        _, callers, all_turns = self._crowds[crowd]
+        turn = self._run(callers.turn(seconds))
+        all_turns.jobs += turn.jobs
+        if timed:
+            all_turns.times += turn.times
+        return {"in_time": turn.in_time, "jobs": len(turn.jobs)}
+
+    def disperse(self) -> dict[str, Any]:
+        """Disconnect all; return the ids of the jobs that they put or took, and p50 and p99 of each crowd's calls."""
+        crowds, self._crowds = self._crowds, []
+        for pq, _, _ in crowds:
+            self._run(closed(self._contender, pq))
+        times = [[percentile(turn.times, share) for share in (0.5, 0.99)] for _, _, turn in crowds]
+        return {"jobs": [job for _, _, turn in crowds for job in turn.jobs], "times": times}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return run_sync(work) if self._contender.blocking else self._loop.run_until_complete(work)

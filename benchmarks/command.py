@@ -11,7 +11,7 @@ from pqcore.errors import ConfigurationError
 
 from . import compare as comparing
 from . import compare_builds as comparing_builds
-from . import operations, presets, run, targets, text_tables, update_docs
+from . import concurrent_builds, concurrent_calls, operations, presets, run, targets, text_tables, update_docs
 from .backends import contenders
 from .terminal import Terminal
 from .verdicts import Failure, Rules, failures, named
@@ -50,18 +50,22 @@ def main(
         if compare or json_file or html_file or markdown_file:
             msg = "--against shows what changed, and writes nothing: leave --compare, --json, --html and --markdown out"
             raise ConfigurationError(msg)
-        return _against(
-            terminal,
-            comparing_builds.Request(
+        concurrent = [name for name in scenarios if name in concurrent_builds.NAMES]
+        others = tuple(name for name in scenarios if name not in concurrent)
+        wrong: list[Failure] = []
+        if concurrent:
+            wrong += _concurrent(terminal, Path(against), backends, concurrent, scale or "default", rounds, dsn, judged)
+        if others or not concurrent:
+            request = comparing_builds.Request(
                 Path(against),
                 backends,
-                _operations(scenarios),
+                _operations(others),
                 scale or "default",
                 comparing_builds.ROUNDS if rounds is None else rounds,
                 dsn,
-            ),
-            fail_under,
-        )
+            )
+            wrong += _against(terminal, request, fail_under)
+        return wrong
     if compare:
         return _compare(terminal, compare, fail_under)
     chosen = contenders(backends)
@@ -104,7 +108,8 @@ def _operations(scenarios: tuple[str, ...]) -> list[str]:
     for name in operations.OF_BUILDS:
         known |= {name: [name], f"{run.TARGETS}:{name}": [name]}
     if unknown := sorted(set(scenarios) - set(known)):
-        msg = f"--against measures {', '.join(operations.OF_BUILDS)}, and not {', '.join(unknown)}"
+        names = ", ".join([*operations.OF_BUILDS, *concurrent_builds.NAMES])
+        msg = f"--against measures {names}, and not {', '.join(unknown)}"
         raise ConfigurationError(msg)
     chosen = {operation for name in scenarios or (run.TARGETS,) for operation in known[name]}
     return [name for name in operations.OF_BUILDS if name in chosen]
@@ -117,6 +122,37 @@ def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: 
         terminal.close()
     terminal.compared(found, fail_under)
     return [] if fail_under is None else found.failures(fail_under)
+
+
+def _concurrent(
+    terminal: Terminal,
+    other: Path,
+    backends: tuple[str, ...],
+    names: list[str],
+    scale: str,
+    rounds: int | None,
+    dsn: str | None,
+    judged: bool | None,
+) -> list[Failure]:
+    """Compare two builds with concurrent callers; a quick run judges no target, unless it is told to."""
+    whole = concurrent_builds.CONCURRENT in names
+    request = concurrent_builds.Request(
+        other,
+        backends,
+        [name for name in concurrent_calls.CALLS if whole or f"{concurrent_builds.CONCURRENT}:{name}" in names],
+        scale,
+        concurrent_builds.ROUNDS if rounds is None else rounds,
+        dsn,
+    )
+    judging = scale != "quick" if judged is None else judged
+    try:
+        found = concurrent_builds.compare(request, terminal)
+    finally:
+        terminal.close()
+    wrong = found.failures(judged=judging)
+    terminal.show(concurrent_builds.grid(found, judged=judging))
+    terminal.told([f"before: {found.builds[0]}", f"after: {found.builds[1]}"], wrong)
+    return wrong
 
 
 def _list(terminal: Terminal, chosen: list[Any]) -> None:

@@ -180,7 +180,7 @@ def compare(request: Request, listener: Listener) -> Comparison:
         ConfigurationError: There is no build where the other one is said to be.
         BuildFailed: A build's process ended.
     """
-    with environment.server(request.dsn) as (dsn, _), _builds(request.other) as builds:
+    with environment.server(request.dsn) as (dsn, _), builds_of(request.other) as builds:
         both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
         broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
         cells = []
@@ -199,7 +199,7 @@ def compare(request: Request, listener: Listener) -> Comparison:
 
 
 @contextmanager
-def _builds(other: Path) -> Iterator[list[Build]]:
+def builds_of(other: Path) -> Iterator[list[Build]]:
     """The processes of the other build and of this one."""
     here = [str(Path(place).absolute()) for place in sys.path]
     own = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}

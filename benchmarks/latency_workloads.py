@@ -19,7 +19,8 @@ PATIENCE = 30.0
 LATENCY = (Metric("p50", "ms", "lower"), Metric("p99", "ms", "lower"))
 
 
-def _latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
+def latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
+    """Return p50 and p99 of what clients timed, in milliseconds."""
     times = [1000 * time for done in reports for time in done.times]
     return {"p50": percentile(times, 0.5), "p99": percentile(times, 0.99)}
 
@@ -55,7 +56,7 @@ class Pickup(Common):
         seconds = 4 * bench.scale.seconds
         rate = IDLE if variant.parameters["idle"] else 0.5 * self._capacity(bench, table, contender)
         parts = _pair(seconds, rate)
-        turn = observe(table, lambda: bench.clients.work(contender, table.place, parts), _latencies)
+        turn = observe(table, lambda: bench.clients.work(contender, table.place, parts), latencies)
         turn.notes["rate (/s)"] = round(rate)
         return turn
 
@@ -103,7 +104,7 @@ class Soak(Common):
             return bench.clients.end(len(parts))
 
         def values(reports: Sequence[ClientReport]) -> dict[str, float]:
-            return {**_latencies(reports), "table": curve["table (MB)"][-1], "indexes": curve["indexes (MB)"][-1]}
+            return {**latencies(reports), "table": curve["table (MB)"][-1], "indexes": curve["indexes (MB)"][-1]}
 
         turn = observe(table, work, values)
         turn.curve.update(curve)

@@ -16,6 +16,7 @@ from pqcore.errors import ConfigurationError, PQError
 from . import environment, load_generators, operations, pgbench, targets
 from .admission_workloads import Limited, LimitedHorizon, OtherTenant, Shares
 from .backends import Contender
+from .concurrent_workloads import CONCURRENT
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Measurement, Table, dropped, schema_name
 from .observer import Observer, named
@@ -43,6 +44,7 @@ def workloads() -> list[Workload]:
         LATER,
         FINISHED,
         Scaling(),
+        *CONCURRENT,
         Horizon(),
         OtherTenant(),
         Limited(),

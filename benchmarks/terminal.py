@@ -113,6 +113,12 @@ class Terminal:
         said = f"{'failed' if failures else 'done'} in {report['seconds']:.0f} s: {lost:,} jobs lost{met}"
         self.console.print(Text(said, style="bold red" if failures else "bold green"))
 
+    def told(self, lines: Sequence[str], failures: Sequence[Failure]) -> None:
+        """Print lines, then what failed."""
+        self.console.print(Text("\n".join(lines)))
+        for failure in failures:
+            self.console.print(Text(str(failure), style="bold red"))
+
     def compared(self, found: Comparison, fail_under: float | None) -> None:
         """Show what changed between two reports, or two builds.
 

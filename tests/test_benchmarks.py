@@ -33,6 +33,8 @@ from pqcore.benchmarks import (
     colours,
     command,
     compare,
+    concurrent_builds,
+    concurrent_calls,
     environment,
     load_generators,
     observer,
@@ -57,6 +59,7 @@ from pqcore.benchmarks import (
 from pqcore.benchmarks import (
     summary as figures,
 )
+from pqcore.benchmarks.coroutines import run_sync
 from pqcore.cli.app import app
 from pqcore.errors import ConfigurationError, UnknownBackend
 from pqcore.plugins import plugins
@@ -268,6 +271,10 @@ def test_bench_measures_every_scenario_over_both_faces(pqcore_server: str) -> No
     }
     assert all(row["metrics"]["rate"]["rounds"] == TINY.rounds for row in everything["get"])
     assert everything["pickup"][0]["metrics"].keys() == {"p50", "p99"}
+    for operation in concurrent_calls.CALLS:
+        rows = everything[f"concurrent_{operation}"]
+        assert sorted(row["consumers"] for row in rows) == sorted(concurrent_calls.CALLERS * 2)
+        assert all(row["metrics"].keys() == {"rate", "p50", "p99"} for row in rows)
     [horizon] = everything["horizon"]
     assert horizon["operations"] == TINY.horizon
     assert horizon["curve"]["taken"][-1] == TINY.horizon
@@ -809,7 +816,7 @@ def test_bench_fills_the_marks_of_a_document(invoke: Callable[..., Result], tmp_
 def test_bench_fills_every_mark_of_the_performance_page() -> None:
     text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
     names = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
-    known = {"environment", "peers", "limited peers", *run.scenarios()}
+    known = {"environment", "peers", "limited peers", "concurrent peers", *run.scenarios()}
     for name, block in names:
         assert name.removesuffix(" chart") in known
         assert block.strip(), name
@@ -1041,6 +1048,93 @@ def test_bench_against_measures_jobs_under_a_limit_where_they_are_named(invoke: 
     assert result.exit_code == 0, result.output
     assert "limited_worker" in result.output
     assert "limited_worker" not in command._operations(())
+
+
+def test_bench_against_measures_concurrent_callers(invoke: Callable[..., Result]) -> None:
+    arguments = ["--against", str(ROOT), "--backend", "psycopg", "--quick", "--rounds", "1"]
+    result = invoke(*arguments, "--scenario", "concurrent:put", "--scenario", "concurrent:lease")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a commit of one row takes \d+\.\d\d ms", result.output)
+    rows = [line.split()[:3] for line in result.output.splitlines() if "not judged" in line]
+    assert rows == [
+        [operation, callers, label]
+        for label in ("psycopg", "psycopg-async")
+        for operation in ("put", "lease")
+        for callers in ("1", "8", "64")
+    ]
+
+
+def ratios_of(*ratios: float, callers: int = 64, p99: float = 1.0) -> concurrent_builds.Cell:
+    """What came of puts by async callers, whose rates are some times as high as the other build's."""
+    cell = concurrent_builds.Cell("asyncpg", "async", "put", callers)
+    cell.rounds += [
+        concurrent_builds.Round(100, 100 * each, each, 10, (0.001, 0.001), (0.01, 0.01 * p99)) for each in ratios
+    ]
+    return cell
+
+
+def test_bench_concurrent_verdict_depends_on_the_interval() -> None:
+    assert ratios_of(*[10.0] * 6).verdict() == "pass"
+    assert ratios_of(*[9.0] * 6).verdict() == "FALLS SHORT"
+    assert ratios_of(*[9.0] * 4, 11.0, 11.0).verdict() == "undecided"
+    assert ratios_of(*[9.0] * 5).verdict() == "undecided", "too few rounds"
+    assert ratios_of(*[2.0] * 6, callers=8).verdict() == "pass"
+    assert ratios_of(*[0.97] * 6, callers=1).verdict() == "FALLS SHORT"
+
+
+def test_bench_concurrent_failures_name_what_falls_short() -> None:
+    slow, late = ratios_of(*[9.0] * 6), ratios_of(*[10.0] * 6, p99=1.5)
+    lossy, broken = ratios_of(*[10.0] * 6), ratios_of()
+    lossy.lost, broken.error = 2, "it ended"
+    found = concurrent_builds.Found([slow, late, lossy, broken], ["before", "after"], [0.001])
+    said = [failure.text for failure in found.failures(judged=True)]
+    name = "asyncpg, concurrent put by 64"
+    assert said == [
+        f"{name} FALLS SHORT: 9.00 times the other build's rate (95 % interval up to 9.00), target 10",
+        f"{name} FALLS SHORT: its p99 is longer than the other build's",
+        f"{name} LOST: 2 jobs were lost, or came twice",
+        f"{name} failed: it ended",
+    ]
+    assert [failure.text for failure in found.failures(judged=False)] == said[2:]
+    assert concurrent_builds.grid(found, judged=True).bad == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode", "callers", "target"),
+    [
+        ("put", "async", 64, 10),
+        ("put", "blocking", 64, 5),
+        ("get", "async", 64, 5),
+        ("lease", "blocking", 64, 3),
+        ("get", "async", 8, 2),
+        ("lease", "blocking", 8, 1.3),
+        ("put", "blocking", 1, 0.98),
+    ],
+)
+def test_bench_concurrent_targets_depend_on_the_callers(operation: str, mode: str, callers: int, target: float) -> None:
+    assert concurrent_builds.target_of(operation, mode, callers) == target
+
+
+@pytest.mark.parametrize("operation", concurrent_calls.CALLS)
+def test_bench_concurrent_callers_count_lost_and_repeated_jobs(pqcore_server: str, operation: str) -> None:
+    [contender] = backends.contenders(["psycopg2"])
+    looking = observer.Observer(contender, pqcore_server)
+    schema = turns.schema_name("counted")
+    try:
+        bench = turns.Bench(pqcore_server, pqcore_server, schema, looking, TINY, load_generators.ClientProcesses())
+        table = bench.table(contender)
+        jobs = concurrent_builds._Jobs(table, operation, 10)
+        jobs.prepare()
+        pq = contender.open(table.place)
+        turn = run_sync(concurrent_calls.Callers(contender, pq, operation, 3).turn(0.01))
+        pq.close()
+        assert len(turn.jobs) == len(turn.times) > 0
+        assert jobs.lost(turn.jobs) == 0
+        assert jobs.lost([*turn.jobs, turn.jobs[0]]) == 1
+        assert jobs.lost(turn.jobs[1:]) == 1
+    finally:
+        turns.dropped(looking, schema)
+        looking.close()
 
 
 def test_bench_against_refuses_a_bad_build(invoke: Callable[..., Result], tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ import pytest
 if TYPE_CHECKING:  # the same modules, where types are known
     from benchmarks.peers import environments, measuring, runner, table
     from benchmarks.peers.__main__ import main
-    from benchmarks.peers.runner import WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
+    from benchmarks.peers.runner import CONCURRENT, WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
     from benchmarks.peers.systems import OURS, PEERS, Contender, Running
 else:
     from pqcore.benchmarks.peers import environments, measuring, runner, table
     from pqcore.benchmarks.peers.__main__ import main
-    from pqcore.benchmarks.peers.runner import WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
+    from pqcore.benchmarks.peers.runner import CONCURRENT, WORKLOADS, Measuring, Ran, Seen, System, Taken, clock
     from pqcore.benchmarks.peers.systems import OURS, PEERS, Contender, Running
 
 SLICED = [workload.key for workload in WORKLOADS if workload.sliced]
@@ -150,7 +150,7 @@ def test_peers_report_no_loss_for_a_system_that_loses_nothing(key: str) -> None:
     assert (found["lost"], found["repeated"]) == (0, 0)
 
 
-@pytest.mark.parametrize("key", ["put", "put_many", "get", "lease", "get_many"])
+@pytest.mark.parametrize("key", ["put", "put_many", "get", "lease", "get_many", *CONCURRENT])
 def test_peers_report_a_lost_job(key: str) -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(loses=1), key)
@@ -166,7 +166,7 @@ def test_peers_report_a_job_that_a_worker_never_runs() -> None:
     assert (found["lost"], found["repeated"]) == (1, 0)
 
 
-@pytest.mark.parametrize("key", ["get", "lease", "get_many", "worker"])
+@pytest.mark.parametrize("key", ["get", "lease", "get_many", "worker", "concurrent_get", "concurrent_lease"])
 def test_peers_report_a_job_taken_twice(key: str) -> None:
     async def run() -> dict[str, Any]:
         return await measured(Memory(repeats=3), key)

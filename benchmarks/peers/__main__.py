@@ -19,7 +19,7 @@ from ..environment import server
 from ..update_docs import fill
 from .environments import VARIABLE, cache_folder
 from .measuring import Plan, run, trouble
-from .runner import WORKLOADS
+from .runner import CONCURRENT, WORKLOADS
 from .systems import OURS, PEERS, Contender
 from .table import blocks, ratios, render
 
@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3, or 1 if quick)")
     parser.add_argument("--quick", action="store_true", help="less of everything, in under a minute")
     parser.add_argument("--only", action="append", metavar="NAME", help="systems whose name has this in it, and pqcore")
-    parser.add_argument("--workload", action="append", choices=keys, help="only this (may be repeated)")
+    parser.add_argument(
+        "--workload",
+        action="append",
+        choices=[*keys, "concurrent"],
+        help="only this (may be repeated); 'concurrent' is all of concurrent callers",
+    )
     parser.add_argument(
         "--dead", type=int, metavar="N", help="jobs taken before, under an old snapshot (default: 2,000)"
     )
@@ -55,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = replace(plan, rounds=max(1, options.rounds), limit=None)
     if options.dead is not None:
         plan = replace(plan, dead=max(0, options.dead))
-    plan = replace(plan, workloads=tuple(options.workload or keys))
+    chosen = [key for name in options.workload or keys for key in (CONCURRENT if name == "concurrent" else (name,))]
+    plan = replace(plan, workloads=tuple(dict.fromkeys(chosen)))
     peers = [peer for peer in PEERS if _is_wanted(peer, options.only) and not (options.quick and peer.slow)]
     try:
         with server(options.dsn) as (dsn, _):

@@ -55,7 +55,7 @@ class Plan:
     seconds: float = 0.3
     samples: int = 20
     dead: int = 2_000
-    limit: float | None = 220.0
+    limit: float | None = 270.0
     workloads: tuple[str, ...] = tuple(workload.key for workload in WORKLOADS)
 
 

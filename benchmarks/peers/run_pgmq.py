@@ -6,15 +6,18 @@ two round trips.  It has no worker.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
+import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
-from .runner import BATCH, MANY, System, Taken, in_thread, main
+from .runner import BATCH, MANY, POOL, System, Taken, in_thread, main
 
 NAME = "bench"
 
@@ -31,6 +34,9 @@ class Pgmq(System):
         "get_many": f"queue.pop(name, qty={BATCH}, conn=connection)",
         "pickup": "enable_notify(throttle_interval_ms=0), NotificationListener, queue.pop()",
         "horizon": "queue.pop()",
+        "concurrent_put": f"as for put, each with one of {POOL} connections that are passed round",
+        "concurrent_get": "as for get, likewise",
+        "concurrent_lease": "as for lease, likewise",
     }
     tables = (f"pgmq.q_{NAME}",)
     unfinished = f"SELECT count(*) FROM pgmq.q_{NAME}"
@@ -62,22 +68,41 @@ class PgmqPsycopg(Pgmq):
         cursor = self.connection.execute(statement)
         return cursor.fetchone()[0] if cursor.description else None
 
+    def send(self, number: int, connection: Any) -> None:
+        self.queue.send(NAME, {"n": number}, conn=connection)
+
+    def pop(self, connection: Any) -> int | None:
+        message = self.queue.pop(NAME, conn=connection)
+        return None if message is None else int(message.msg_id)
+
+    def read(self, connection: Any) -> int | None:
+        message = self.queue.read(NAME, conn=connection)
+        if message is None:
+            return None
+        self.queue.delete(NAME, message.msg_id, conn=connection)
+        return int(message.msg_id)
+
+    async def shared(self) -> System:
+        self.pooled = PooledPgmqPsycopg(self.queue)
+        for _ in range(POOL):
+            self.pooled.free.put(self.psycopg.connect(self.options["conn_string"], autocommit=True))
+        return self.pooled
+
+    async def unshare(self) -> None:
+        for _ in range(POOL):
+            self.pooled.free.get().close()
+
     async def put(self, number: int) -> None:
-        self.queue.send(NAME, {"n": number}, conn=self.connection)
+        self.send(number, self.connection)
 
     async def put_many(self, numbers: Sequence[int]) -> None:
         self.queue.send_batch(NAME, [{"n": number} for number in numbers], conn=self.connection)
 
     async def get(self) -> int | None:
-        message = self.queue.pop(NAME, conn=self.connection)
-        return None if message is None else int(message.msg_id)
+        return self.pop(self.connection)
 
     async def lease(self) -> int | None:
-        message = self.queue.read(NAME, conn=self.connection)
-        if message is None:
-            return None
-        self.queue.delete(NAME, message.msg_id, conn=self.connection)
-        return int(message.msg_id)
+        return self.read(self.connection)
 
     async def get_many(self, n: int) -> Sequence[int]:
         return [message.msg_id for message in self.queue.pop(NAME, qty=n, conn=self.connection)]
@@ -103,6 +128,36 @@ class PgmqPsycopg(Pgmq):
             listener.listen(NAME, arrived)
 
 
+class PooledPgmqPsycopg(PgmqPsycopg):
+    """Its blocking client, called by threads, each with a connection that is free."""
+
+    threads = True
+
+    def __init__(self, client: Any) -> None:
+        self.queue = client
+        self.free: queue.LifoQueue[Any] = queue.LifoQueue()
+
+    async def put(self, number: int) -> None:
+        with self._connection() as connection:
+            self.send(number, connection)
+
+    async def get(self) -> int | None:
+        with self._connection() as connection:
+            return self.pop(connection)
+
+    async def lease(self) -> int | None:
+        with self._connection() as connection:
+            return self.read(connection)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        connection = self.free.get()
+        try:
+            yield connection
+        finally:
+            self.free.put(connection)
+
+
 class PgmqAsyncpg(Pgmq):
     """Its asynchronous client."""
 
@@ -122,22 +177,42 @@ class PgmqAsyncpg(Pgmq):
     async def sql(self, statement: str) -> Any:
         return await self.connection.fetchval(statement)
 
+    async def send(self, number: int, connection: Any) -> None:
+        await self.queue.send(NAME, {"n": number}, conn=connection)
+
+    async def pop(self, connection: Any) -> int | None:
+        message = await self.queue.pop(NAME, conn=connection)
+        return None if message is None else int(message.msg_id)
+
+    async def read(self, connection: Any) -> int | None:
+        message = await self.queue.read(NAME, conn=connection)
+        if message is None:
+            return None
+        await self.queue.delete(NAME, message.msg_id, conn=connection)
+        return int(message.msg_id)
+
+    async def shared(self) -> System:
+        self.pooled = PooledPgmqAsyncpg(self.queue)
+        connect = importlib.import_module("asyncpg").connect
+        for _ in range(POOL):
+            self.pooled.free.put_nowait(await connect(self.options["conn_string"]))
+        return self.pooled
+
+    async def unshare(self) -> None:
+        for _ in range(POOL):
+            await self.pooled.free.get_nowait().close()
+
     async def put(self, number: int) -> None:
-        await self.queue.send(NAME, {"n": number}, conn=self.connection)
+        await self.send(number, self.connection)
 
     async def put_many(self, numbers: Sequence[int]) -> None:
         await self.queue.send_batch(NAME, [{"n": number} for number in numbers], conn=self.connection)
 
     async def get(self) -> int | None:
-        message = await self.queue.pop(NAME, conn=self.connection)
-        return None if message is None else int(message.msg_id)
+        return await self.pop(self.connection)
 
     async def lease(self) -> int | None:
-        message = await self.queue.read(NAME, conn=self.connection)
-        if message is None:
-            return None
-        await self.queue.delete(NAME, message.msg_id, conn=self.connection)
-        return int(message.msg_id)
+        return await self.read(self.connection)
 
     async def get_many(self, n: int) -> Sequence[int]:
         return [message.msg_id for message in await self.queue.pop(NAME, qty=n, conn=self.connection)]
@@ -157,6 +232,34 @@ class PgmqAsyncpg(Pgmq):
             await listener.listen(NAME, arrived)
         finally:
             await self.queue.disable_notify(NAME)
+
+
+class PooledPgmqAsyncpg(PgmqAsyncpg):
+    """Its asynchronous client, called by tasks, each with a connection that is free."""
+
+    def __init__(self, client: Any) -> None:
+        self.queue = client
+        self.free: asyncio.LifoQueue[Any] = asyncio.LifoQueue()
+
+    async def put(self, number: int) -> None:
+        async with self._connection() as connection:
+            await self.send(number, connection)
+
+    async def get(self) -> int | None:
+        async with self._connection() as connection:
+            return await self.pop(connection)
+
+    async def lease(self) -> int | None:
+        async with self._connection() as connection:
+            return await self.read(connection)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        connection = await self.free.get()
+        try:
+            yield connection
+        finally:
+            self.free.put_nowait(connection)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from .runner import BATCH, MANY, Seen, System, Taken, clock, main
+from .runner import BATCH, MANY, POOL, Seen, System, Taken, clock, main
 
 SIZE = 1_000
 """Jobs that its manager takes at once: the best of 10, 100 and 1,000 for jobs that do nothing."""
@@ -121,5 +121,28 @@ class PgQueuer(System):
             await self._unlink(link)
 
 
+class PgQueuerOverPool(PgQueuer):
+    """PgQueuer over asyncpg, of whose drivers one has a pool."""
+
+    how = {
+        **PgQueuer.how,
+        "concurrent_put": f"as for put, over AsyncpgPoolDriver(asyncpg.create_pool(max_size={POOL}))",
+        "concurrent_lease": "as for lease, likewise",
+    }
+    alike = {**PgQueuer.alike, "concurrent_get": "concurrent_lease"}
+
+    async def shared(self) -> System:
+        drivers: Any = importlib.import_module("pgqueuer.db")
+        self.pool = await importlib.import_module("asyncpg").create_pool(self.dsn, min_size=POOL, max_size=POOL)
+        shared = PgQueuer(self.driver)
+        shared.queries = importlib.import_module("pgqueuer.queries").Queries(drivers.AsyncpgPoolDriver(self.pool))
+        shared.claim = self.claim
+        return shared
+
+    async def unshare(self) -> None:
+        await self.pool.close()
+
+
 if __name__ == "__main__":
-    main(PgQueuer(sys.argv[1]))
+    [driver] = sys.argv[1:]
+    main(PgQueuerOverPool(driver) if driver == "asyncpg" else PgQueuer(driver))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from .runner import BATCH, MANY, Seen, System, Taken, clock, in_thread, main
+from .runner import BATCH, CALLERS, MANY, Seen, System, Taken, clock, in_thread, main
 
 
 class Pq(System):
@@ -25,13 +25,17 @@ class Pq(System):
         "pickup": "queue.get()",
         "horizon": "queue.get()",
         "horizon_worker": "as for worker",
+        "concurrent_put": f"as for put, over psycopg2.pool.ThreadedConnectionPool({CALLERS}, {CALLERS})",
+        "concurrent_get": "as for get, likewise",
     }
     alike = {"serve": "pickup"}
+    threads = True
     tables = ("queue",)
     unfinished = "SELECT count(*) FROM queue WHERE dequeued_at IS NULL"
 
     async def setup(self, dsn: str) -> None:
         self.version = importlib.metadata.version("pq")
+        self.dsn = dsn
         self.connect: Any = partial(importlib.import_module("psycopg2").connect, dsn)
         self.new: Any = importlib.import_module("pq").PQ
         self.connection = self.connect()
@@ -72,6 +76,16 @@ class Pq(System):
     async def get(self) -> int | None:
         job = self.queue.get(block=False)
         return None if job is None else int(job.id)
+
+    async def shared(self) -> System:
+        pool: Any = importlib.import_module("psycopg2.pool")
+        self.pool = pool.ThreadedConnectionPool(CALLERS, CALLERS, self.dsn)
+        shared = Pq()
+        shared.queue = self.new(pool=self.pool)["bench"]
+        return shared
+
+    async def unshare(self) -> None:
+        self.pool.closeall()
 
     async def get_many(self, n: int) -> Sequence[int]:
         with self.queue:

@@ -36,6 +36,9 @@ class Pqcore(System):
         "horizon_worker": "as for worker",
         "limited": f"tasks with limits={{key: {PLACES}}} and tenant=key; Worker(queue)",
         "tenant": "as for limited",
+        "concurrent_put": "as for put, over the connections that a PQ has by default",
+        "concurrent_get": "likewise",
+        "concurrent_lease": "likewise",
     }
     tables = ("queue",)
     unfinished = "SELECT count(*) FROM queue"
@@ -78,6 +81,8 @@ class Pqcore(System):
 
 class Blocking(Pqcore):
     """The blocking face."""
+
+    threads = True
 
     async def setup(self, dsn: str) -> None:
         self.pq = PQ(dsn, backend=self.driver, retention="delete")

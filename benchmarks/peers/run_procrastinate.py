@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
-from .runner import MANY, PLACES_OF_WORKER, Ran, Seen, System, Taken, clock, main
+from .runner import MANY, PLACES_OF_WORKER, POOL, Ran, Seen, System, Taken, clock, main
 
 CONCURRENCY = 30
 """As in its guide to concurrency."""
@@ -35,8 +35,10 @@ class Procrastinate(System):
         "limited": "task.configure(lock=key), so 1 of a key runs: its only limit by key;"
         f" run_worker_async(fetch_job_polling_interval={POLL})",
         "tenant": "as for limited",
+        "concurrent_put": f"as for put, over its pool: PsycopgConnector(min_size={POOL}, max_size={POOL})",
+        "concurrent_lease": "as for lease, over its pool",
     }
-    alike = {"get": "lease"}
+    alike = {"get": "lease", "concurrent_get": "concurrent_lease"}
     tables = ("procrastinate_jobs", "procrastinate_events")
     unfinished = "SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
 
@@ -44,7 +46,7 @@ class Procrastinate(System):
         self.version = importlib.metadata.version("procrastinate")
         procrastinate: Any = importlib.import_module("procrastinate")
         self.done = importlib.import_module("procrastinate.jobs").Status.SUCCEEDED
-        self.connector = procrastinate.PsycopgConnector(conninfo=dsn)
+        self.connector = procrastinate.PsycopgConnector(conninfo=dsn, min_size=POOL, max_size=POOL)
         self.app = procrastinate.App(connector=self.connector)
         await self.app.open_async()
         await self.app.schema_manager.apply_schema_async()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import math
@@ -34,7 +35,9 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, ClassVar
 
 DEPTH = 2_000
@@ -61,6 +64,12 @@ PLACES_OF_WORKER = 20
 KEYED_PATIENCE = 20.0
 """Seconds that all jobs of the other key may take, and that jobs under a limit may."""
 
+CALLERS = 64
+"""Threads or tasks of one process that call concurrently."""
+
+POOL = 20
+"""Connections that they share, where a system does not say how many: the best of 10, 20 and 64 for PGMQ."""
+
 PATIENCE = 40.0
 """Seconds that a worker, or one job on its way, may take."""
 
@@ -85,6 +94,9 @@ class Workload:
     what: str
     sliced: bool = False
 
+
+CONCURRENT = ("concurrent_put", "concurrent_get", "concurrent_lease")
+"""The workloads of concurrent callers."""
 
 _AGED = "after others were put and taken"
 
@@ -112,6 +124,12 @@ WORKLOADS = (
         "other key",
         "ms",
         f"from the call that puts a job of another key to its function, while {CROWD:,} jobs of {HELD:g} s wait so",
+    ),
+    *(
+        Workload(
+            key, f"{key.removeprefix('concurrent_')} 1, {CALLERS}", "/s", f"{what}, by {CALLERS} callers of a process"
+        )
+        for key, what in zip(CONCURRENT, ("one job a call", "as get 1", "as lease 1"), strict=True)
     ),
 )
 
@@ -155,6 +173,8 @@ class System(ABC):
     """How it does each workload that it has, by `Workload.key`."""
     alike: ClassVar[Mapping[str, str]] = {}
     """Workloads that it does as it does another, so they are not measured again."""
+    threads: ClassVar[bool] = False
+    """Whether its concurrent callers are threads, as its methods block; else they are tasks."""
     uvloop: ClassVar[bool] = False
     """Whether its own programs run under uvloop."""
     tables: ClassVar[Sequence[str]]
@@ -224,6 +244,14 @@ class System(ABC):
     async def get_many(self, n: int) -> Sequence[int]:
         """Take and finish up to ``n`` jobs."""
         raise NotImplementedError
+
+    async def shared(self) -> System:
+        """Return the system whose `put`, `get` and `lease` `CALLERS` callers may call concurrently."""
+        return self
+
+    async def unshare(self) -> None:
+        """Disconnect what `shared` connected."""
+        return
 
     async def work(self, seen: Seen) -> float:
         """Run a worker until all jobs are finished; when they were, by `clock`."""
@@ -439,6 +467,7 @@ class Measuring:
             "serve": lambda: self._serve(samples, 5 * seconds),
             "limited": lambda: self._limited(seconds),
             "tenant": lambda: self._tenant(samples),
+            **{key: partial(self._concurrent, key, seconds) for key in CONCURRENT},
         }
         if workload != "horizon_worker":
             await self.system.reset()
@@ -456,6 +485,30 @@ class Measuring:
         different = len(set(seen.jobs))
         lost = max(n - different, await self.system.count())
         return {"figure": n / took, "operations": n, "lost": lost, "repeated": len(seen.jobs) - different}
+
+    async def _concurrent(self, key: str, seconds: float) -> dict[str, Any]:
+        system, name = self.system, key.removeprefix("concurrent_")
+        put = 0
+        if name != "put":
+            put = self._number(key, 2 * seconds, DEPTH, 1_000 * BATCH)
+            await system.fill(put)
+            await system.settle()
+        shared = await system.shared()
+        numbers = itertools.count()
+        operation = (lambda: shared.put(next(numbers))) if name == "put" else getattr(shared, name)
+        jobs: list[Any] = []
+        try:
+            await _by_callers(operation, 0, put, jobs, threads=shared.threads)  # one call each, which connects
+            before, began = len(jobs), clock()
+            in_time = await _by_callers(operation, seconds, put, jobs, threads=shared.threads)
+            slow = (len(jobs) - before) / (clock() - began)
+        finally:
+            await system.unshare()
+        figure = self.rates[key] = in_time / seconds or slow  # a machine may be too busy for a call in time
+        there = await system.count()
+        different = len(jobs) if name == "put" else len(set(jobs))
+        lost = different - there if name == "put" else put - there - different
+        return {"figure": figure, "operations": len(jobs), "lost": lost, "repeated": len(jobs) - different}
 
     def _number(self, key: str, seconds: float, least: int, most: int) -> int:
         """How many jobs take so long, as last measured; whole batches."""
@@ -620,6 +673,55 @@ class Measuring:
             if not found:
                 raise MeasurementFailed(f"{number} jobs that were put were not found")
             number -= len(found)
+
+
+async def _by_callers(
+    operation: Callable[[], Coroutine[Any, Any, Any]], seconds: float, most: int, jobs: list[Any], *, threads: bool
+) -> int:
+    """Have callers do an operation again and again, each one call after the other, and at least one.
+
+    Args:
+        operation: Puts or takes a job.
+        seconds: How long.
+        most: How many jobs can be taken; 0 where jobs are put.
+        jobs: Is told what each call returned, if that was a job or a put.
+        threads: Whether the callers are threads.
+
+    Returns:
+        How many calls returned in time.
+    """
+    until = clock() + seconds
+
+    async def caller() -> int:
+        in_time, calls = 0, 0
+        while not calls or clock() < until:
+            calls += 1
+            job = await operation()
+            if job is None and most:
+                if len(jobs) >= most:
+                    break
+                continue  # others had locked what is left
+            jobs.append(job)
+            in_time += clock() < until
+        return in_time
+
+    if not threads:
+        return sum(await asyncio.gather(*(caller() for _ in range(CALLERS))))
+    barrier = threading.Barrier(CALLERS)
+
+    def blocking() -> int:
+        nonlocal until
+        if barrier.wait() == 0:
+            until = clock() + seconds
+        barrier.wait()
+        try:
+            caller().send(None)
+        except StopIteration as stop:
+            return int(stop.value)
+        raise MeasurementFailed("a call that blocks did not block")
+
+    with ThreadPoolExecutor(CALLERS) as executor:
+        return sum(done.result() for done in [executor.submit(blocking) for _ in range(CALLERS)])
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from .measuring import trouble
+from .runner import CONCURRENT
 
 PQ = "pq, psycopg2"
 NONE = "-"
@@ -68,9 +69,13 @@ def part(report: Report, keys: Collection[str]) -> Report | None:
 
 
 def blocks(report: Report) -> dict[str, str]:
-    """What a document's places for the comparison are filled with: that of jobs under limits is another one."""
+    """Return what a document's places are filled with: jobs under limits and concurrent callers have their own."""
     every = {workload["key"] for workload in report["workloads"]}
-    parts = {"peers": part(report, every - KEYED), "limited peers": part(report, every & KEYED)}
+    parts = {
+        "peers": part(report, every - KEYED - {*CONCURRENT}),
+        "limited peers": part(report, every & KEYED),
+        "concurrent peers": part(report, every & {*CONCURRENT}),
+    }
     return {name: render(found) for name, found in parts.items() if found is not None}
 
 

@@ -1,0 +1,399 @@
+"""Two builds of pqcore with concurrent callers, side by side: ``pqcore bench --against BUILD --scenario concurrent``.
+
+The other build has its turns with several numbers of connections, and is judged at its best of them. This one has
+the number that `PQ` has by default. Each round gives one ratio: the median over its turns.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from pqcore.errors import PQError
+
+from . import environment
+from .backends import Contender, Location, contenders
+from .compare_builds import TABLE, Build, BuildFailed, builds_of
+from .concurrent_calls import CALLERS, CALLS
+from .measurement import Table, dropped, schema_name
+from .observer import Observer, named
+from .presets import SCALES
+from .run import Listener
+from .summary import FEWEST, Figure
+from .text_tables import Grid, number
+from .verdicts import Failure, Verdict
+
+CONCURRENT = "concurrent"
+"""What ``--scenario`` calls it; ``concurrent:put`` is one operation of it."""
+NAMES = (CONCURRENT, *(f"{CONCURRENT}:{name}" for name in CALLS))
+CONNECTIONS = (1, 10, 20, 64)
+"""Connections of the other build, which is judged at its best of them."""
+ROUNDS = FEWEST
+"""Rounds, if the command line does not say otherwise."""
+TURNS = 6
+"""Turns of each side in a round."""
+SECONDS = {"quick": 0.05, "default": 0.2, "full": 0.5}
+"""Of a turn of several callers, by scale."""
+ALONE = 0.02
+"""Seconds of a turn of one caller."""
+COMMITS = 40
+"""Rows that are inserted one by one in each round, to tell how long a commit takes."""
+PUT, TAKEN = {"async": 10.0, "blocking": 5.0}, {"async": 5.0, "blocking": 3.0}
+FEW = {"async": 2.0, "blocking": 1.3}
+
+
+def target_of(operation: str, mode: str, callers: int) -> float:
+    """Return how many times as fast as the other build this one has to be.
+
+    Args:
+        operation: One of `CALLS`.
+        mode: The backend's.
+        callers: How many.
+    """
+    if callers == 1:
+        return 0.98
+    if callers <= 8:
+        return FEW[mode]
+    return (PUT if operation == "put" else TAKEN)[mode]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is compared.
+
+    Attributes:
+        other: Where the other build is, as for `compare_builds.Request`.
+        backends: Names of backends; all that both builds have, if there are none.
+        operations: Some of `CALLS`.
+        scale: The name of the scale.
+        rounds: How often.
+        dsn: A server; None for an embedded one.
+        callers: Numbers of callers.
+    """
+
+    other: Path
+    backends: Sequence[str]
+    operations: Sequence[str]
+    scale: str
+    rounds: int = ROUNDS
+    dsn: str | None = None
+    callers: Sequence[int] = CALLERS
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of a round.
+
+    Attributes:
+        before, after: Jobs per second of the other build at its best, and of this one.
+        ratio: How many times as fast this one was: the median over the turns.
+        connections: With how many the other build was at its best.
+        p50, p99: Seconds of a call, of the other build at its best and of this one.
+    """
+
+    before: float
+    after: float
+    ratio: float
+    connections: int
+    p50: tuple[float, float]
+    p99: tuple[float, float]
+
+
+@dataclass
+class Cell:
+    """One operation over one backend by one number of callers.
+
+    Attributes:
+        backend, mode, operation, callers: Which.
+        rounds: What came of it.
+        error: Why there are no more.
+        lost: Jobs that this build lost, or gave twice.
+    """
+
+    backend: str
+    mode: str
+    operation: str
+    callers: int
+    rounds: list[Round] = field(default_factory=list)
+    error: str = ""
+    lost: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend}, {CONCURRENT} {self.operation} by {self.callers}"
+
+    @property
+    def target(self) -> float:
+        return target_of(self.operation, self.mode, self.callers)
+
+    def verdict(self) -> Verdict:
+        """Return the verdict on the rate."""
+        if self.error or not self.rounds:
+            return "failed"
+        return _verdict([found.ratio for found in self.rounds], self.target)
+
+    def verdict_on_p99(self) -> Verdict:
+        """Return the verdict on the slowest hundredth of calls, which is judged where callers are many."""
+        if self.error or not self.rounds:
+            return "failed"
+        if self.callers < max(CALLERS):
+            return "not judged"
+        return _verdict([found.p99[0] / found.p99[1] for found in self.rounds], 1.0)
+
+
+def _verdict(ratios: Sequence[float], least: float) -> Verdict:
+    ratio = Figure.of(ratios)
+    if len(ratios) < FEWEST:
+        return "undecided"
+    if ratio.median >= least:
+        return "pass"
+    return "FALLS SHORT" if ratio.high < least else "undecided"
+
+
+@dataclass
+class Found:
+    """What came of a comparison.
+
+    Attributes:
+        cells: All that was measured.
+        builds: Where the other build and this one are.
+        commits: Seconds of a commit of one row, in each round.
+        broken: What this build has not.
+    """
+
+    cells: list[Cell]
+    builds: list[str]
+    commits: list[float]
+    broken: list[Failure] = field(default_factory=list)
+
+    def failures(self, *, judged: bool) -> list[Failure]:
+        """Return what failed; with ``judged``, also what falls short of its target."""
+        found = [*self.broken]
+        for cell in self.cells:
+            if cell.error:
+                found.append(Failure(cell.name, f"{cell.name} failed: {cell.error}"))
+            if cell.lost:
+                found.append(Failure(cell.name, f"{cell.name} LOST: {cell.lost:,} jobs were lost, or came twice"))
+            if judged and cell.verdict() == "FALLS SHORT":
+                ratio = Figure.of([each.ratio for each in cell.rounds])
+                said = f"{ratio.median:.2f} times the other build's rate (95 % interval up to {ratio.high:.2f})"
+                found.append(Failure(cell.name, f"{cell.name} FALLS SHORT: {said}, target {cell.target:g}"))
+            if judged and cell.verdict_on_p99() == "FALLS SHORT":
+                found.append(Failure(cell.name, f"{cell.name} FALLS SHORT: its p99 is longer than the other build's"))
+        return found
+
+
+def compare(request: Request, listener: Listener) -> Found:
+    """Measure two builds side by side.
+
+    Raises:
+        ConfigurationError: There is no build where the other one is said to be.
+        BuildFailed: A build's process ended.
+    """
+    commits: list[float] = []
+    with environment.server(request.dsn) as (dsn, _), builds_of(request.other) as builds:
+        both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
+        broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
+        cells = []
+        for label in (label for label in both[0] if label in both[1]):
+            [contender] = [each for each in contenders() if each.label == label]
+            cells += _backend(request, builds, contender, dsn, listener, commits)
+        return Found(cells, [build.about["file"] for build in builds], commits, broken)
+
+
+def _backend(
+    request: Request, builds: Sequence[Build], contender: Contender, dsn: str, listener: Listener, commits: list[float]
+) -> list[Cell]:
+    """Measure all over one backend."""
+    cells = [
+        Cell(contender.label, contender.mode, operation, callers)
+        for operation in request.operations
+        for callers in request.callers
+    ]
+    listener.begin(f"{contender.label}: two builds side by side, concurrent callers", request.rounds * len(cells))
+    with _tables(builds, contender, dsn) as tables:
+        for round_number in range(request.rounds):
+            commits.append(commit_time(tables[0]))
+            for cell in cells:
+                listener.step(f"round {round_number + 1} of {request.rounds}: {cell.operation}, {cell.callers} callers")
+                if not cell.error:
+                    _round(builds, tables, cell, request.scale, round_number)
+    return cells
+
+
+@contextmanager
+def _tables(builds: Sequence[Build], contender: Contender, dsn: str) -> Iterator[list[Table]]:
+    """A table of each build's own, dropped afterwards."""
+    schemas = [schema_name(f"{os.getpid()}_{index}_{time.time_ns() % 10**9}") for index in range(len(builds))]
+    server_observer = Observer(contender, dsn)
+    try:
+        made = []
+        for build, schema in zip(builds, schemas, strict=True):
+            place = Location(named(dsn), schema, TABLE)
+            build.ask("open", backend=contender.label, dsn=place.dsn, schema=place.schema, table=place.table)
+            made.append(Table(server_observer, place))
+        yield made
+    finally:
+        with suppress(PQError):
+            for schema in schemas:
+                dropped(server_observer, schema)
+        server_observer.close()
+
+
+def commit_time(table: Table) -> float:
+    """Return the median seconds of a commit of one row, on the observer's connection."""
+    server_observer, name = table.server_observer, f'"{table.place.schema}".commits'
+    server_observer.do(f"CREATE TABLE IF NOT EXISTS {name} (n integer)")
+    took = []
+    for n in range(COMMITS):
+        began = time.perf_counter()
+        server_observer.do(f"INSERT INTO {name} VALUES ({n})")
+        took.append(time.perf_counter() - began)
+    return median(took)
+
+
+class _Side:
+    """The callers of one build, over one number of connections.
+
+    Attributes:
+        connections: How many; None for the default.
+        rates: Jobs per second, turn by turn.
+    """
+
+    def __init__(self, build: Build, crowd: int, connections: int | None, stock: _Jobs) -> None:
+        self.connections = connections
+        self.rates: list[float] = []
+        self._build = build
+        self._crowd = crowd
+        self._stock = stock
+
+    def turn(self, seconds: float, *, timed: bool = True) -> None:
+        """Have a turn."""
+        self._stock.prepare()
+        done = self._build.ask("turn", crowd=self._crowd, seconds=seconds, timed=timed)
+        self._stock.use(done["jobs"])
+        if timed:
+            self.rates.append(done["in_time"] / seconds)
+
+
+class _Jobs:
+    """The jobs of a table that concurrent callers put or take."""
+
+    def __init__(self, table: Table, operation: str, backlog: int) -> None:
+        self._table = table
+        self._takes = operation != "put"
+        self._backlog = backlog
+        self._most = 0
+        self._left = 0
+        self._filled = 0
+        table.empty()
+
+    def prepare(self) -> None:
+        """See that there are more jobs than a turn takes."""
+        if self._takes and self._left < 3 * self._most + self._backlog:
+            more = max(self._backlog, 6 * self._most) * 2
+            self._table.fill(more)
+            self._left += more
+            self._filled += more
+
+    def use(self, number: int) -> None:
+        """Note how many a turn took."""
+        self._most = max(self._most, number)
+        self._left -= number
+
+    def lost(self, jobs: Sequence[int]) -> int:
+        """Return how many were lost, or came twice, given the ids of all that were put or taken."""
+        distinct, there = len(set(jobs)), self._table.count()
+        wanted = self._filled - distinct if self._takes else distinct
+        return abs(wanted - there) + len(jobs) - distinct
+
+
+def _round(builds: Sequence[Build], tables: Sequence[Table], cell: Cell, scale: str, round_number: int) -> None:
+    """Have both builds connect, their callers call in turns, and disconnect."""
+    seconds = ALONE if cell.callers == 1 else SECONDS[scale]
+    counts = [n for n in CONNECTIONS if n <= cell.callers]
+    if counts[-1] < cell.callers:
+        counts.append(next(n for n in CONNECTIONS if n > cell.callers))  # as many as can be used
+    try:
+        stocks = [_Jobs(table, cell.operation, SCALES[scale].backlog // 4) for table in tables]
+        sides: list[_Side] = []
+        for index, connections in [*((0, count) for count in counts), (1, None)]:
+            builds[index].ask("gather", operation=cell.operation, callers=cell.callers, connections=connections)
+            crowd = len(sides) if index == 0 else 0
+            sides.append(_Side(builds[index], crowd, connections, stocks[index]))
+        for side in sides:
+            side.turn(max(seconds, 0.1), timed=False)  # connects, and warms up
+        for turn in range(TURNS):
+            for side in sides if (turn + round_number) % 2 else sides[::-1]:
+                side.turn(seconds)
+        answers = [build.ask("disperse") for build in builds]
+        lost = [stock.lost(answer["jobs"]) for stock, answer in zip(stocks, answers, strict=True)]
+    except BuildFailed as exc:
+        cell.error = str(exc)
+        for build in builds:
+            with suppress(BuildFailed):
+                build.ask("disperse")
+        return
+    *others, ours = sides
+    best = max(others, key=lambda side: median(side.rates))
+    times = answers[0]["times"][others.index(best)], answers[1]["times"][0]
+    cell.rounds.append(
+        Round(
+            median(best.rates),
+            median(ours.rates),
+            median(mine / max(theirs, 1e-9) for mine, theirs in zip(ours.rates, best.rates, strict=True)),
+            best.connections or 0,
+            (times[0][0], times[1][0]),
+            (times[0][1], times[1][1]),
+        )
+    )
+    cell.lost += lost[1]
+
+
+def grid(found: Found, *, judged: bool) -> Grid:
+    """Return what came of a comparison as a table of text."""
+    took = 1000 * median(found.commits) if found.commits else 0.0
+    made = Grid(
+        f"concurrent callers; a commit of one row takes {took:.2f} ms",
+        (
+            *("operation", "callers", "backend", ">before", ">connections", ">p50, p99 ms", ">after", ">p50, p99 ms"),
+            *(">ratio", ">95 %", ">target", "verdict", "p99"),
+        ),
+        [],
+        spare=(">p50, p99 ms", ">95 %"),
+    )
+    for cell in found.cells:
+        said, slowest = (cell.verdict(), cell.verdict_on_p99()) if judged else ("not judged", "not judged")
+        bad = {"failed", "FALLS SHORT"} & {said, slowest}
+        if bad or cell.lost:
+            made.bad.add(len(made.rows))
+        elif said == "pass":
+            made.good.add(len(made.rows))
+        made.rows.append((cell.operation, str(cell.callers), cell.backend, *_figures(cell), said, slowest))
+    return made
+
+
+def _figures(cell: Cell) -> tuple[str, ...]:
+    if not cell.rounds:
+        return ("", "", "", "", "", cell.error.partition("\n")[0], "", f"{cell.target:g}")
+    rounds = cell.rounds
+    ratio = Figure.of([found.ratio for found in rounds])
+    numbers: Mapping[int, int] = {n: sum(found.connections == n for found in rounds) for n in CONNECTIONS}
+    p50, p99 = (
+        [1000 * median(getattr(found, name)[index] for found in rounds) for index in (0, 1)] for name in ("p50", "p99")
+    )
+    return (
+        f"{number(median(found.before for found in rounds))}/s",
+        str(max(numbers, key=lambda n: numbers[n])),
+        f"{number(p50[0])}, {number(p99[0])}",
+        f"{number(median(found.after for found in rounds))}/s",
+        f"{number(p50[1])}, {number(p99[1])}",
+        f"{ratio.median:.2f}",
+        f"{ratio.low:.2f} to {ratio.high:.2f}",
+        f"{cell.target:g}",
+    )
