@@ -305,6 +305,11 @@ def _(run: Forger) -> None:
     run.forget(run.told("put", "ok", lambda entry: len(entry["tokens"]) > 2)["tokens"][1])
 
 
+@forges("put, and told the id of another's job")
+def _(run: Forger) -> None:
+    run.told("put", "ok", lambda entry: entry.get("jobs"))["jobs"][0] += 1
+
+
 @forges("scheduled for another time than was said")
 def _(run: Forger) -> None:
     event = run.event(lambda event: event.what == "INSERT" and event.distance and not ticked(event))

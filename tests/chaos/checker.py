@@ -145,6 +145,10 @@ def puts(told: Told, tables: Tables) -> Finding:
     for entry in told.entries("put", "begun"):
         if 0 < sum(token in there for token in entry["tokens"]) < len(entry["tokens"]):
             yield "put together, and there in part", entry["tokens"][0]
+    token_of = {event.job: event.token for event in tables.events if event.what == "INSERT"}
+    for entry in told.entries("put", "ok"):
+        if "jobs" in entry and [token_of.get(job) for job in entry["jobs"]] != entry["tokens"]:
+            yield "put, and told the id of another's job", entry["tokens"][0]
     distances = {e["tokens"][0]: e["distance"] for e in told.entries("put", "begun") if "distance" in e}
     for event in tables.events:
         if event.what == "INSERT" and event.token in distances:

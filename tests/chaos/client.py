@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
 import signal
+import string
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -20,7 +23,7 @@ import pqcore_backends
 from pqcore import Dedup
 from pqcore.errors import LeaseLost, OutcomeUnknown, PQError
 from pqcore.tasks import PQ, AsyncPQ
-from pqcore.testing.portal import Blocking, Portal
+from pqcore.testing.portal import Blocking, Portal, unwrapped
 
 from .log import Log
 from .worker_tasks import BRIEF, GATED, RECORD, declare
@@ -38,6 +41,8 @@ LATER = 1.5
 """Seconds: jobs are scheduled for so long at most."""
 THREADS = 3
 """Of each process."""
+CROWD = 7
+"""Further threads that a thread calls together with now and then, so that calls travel in groups."""
 KEYS = 5
 """Dedup keys that clients share."""
 PAUSE = 4.0
@@ -86,6 +91,8 @@ class Client:
             self.put_kept,
         )
         self._rested = 0.0
+        self._seed = seed
+        self._crowd: list[Client] = []
         self.acts: dict[Callable[[], None], int] = {
             self.put: 3,
             self.put_later: 1,
@@ -107,6 +114,8 @@ class Client:
             self.lease_gated: 3,
             self.pop: 3,
             self.pop_gated: 1,
+            self.put_together: 2,
+            self.take_together: 2,
         }
 
     def run(self) -> None:
@@ -126,7 +135,7 @@ class Client:
 
     def become(self, name: str) -> None:
         """Go on under another name, as a forked process."""
-        self._name, self._number, self._cancellable = name, 0, []
+        self._name, self._number, self._cancellable, self._crowd = name, 0, [], []
         self._rng = random.Random(name)
 
     def interrupt(self, *_: object) -> None:
@@ -199,16 +208,33 @@ class Client:
             time.sleep(0.02)
         return outcome, found
 
+    def _call(self, name: str, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of a queue; of an asynchronous one, now and then in a task that is cancelled soon.
+
+        A get or a lease is not cancelled: it would be undone, and the checker knows only what clients ask for.
+        """
+        if self._portal is None or method not in ("put", "ack") or self._rng.random() < 0.7:
+            return getattr(self._pq[name], method)(*args, **options)
+        target, seconds = unwrapped(self._pq[name]), 10 ** self._rng.uniform(-4, -1.5)
+
+        async def limited() -> Any:
+            return await asyncio.wait_for(getattr(target, method)(*args, **options), seconds)
+
+        try:
+            return self._portal.call(limited)
+        except asyncio.TimeoutError:
+            raise TimeLimit from None
+
     def _tokens(self, number: int = 1) -> list[str]:
         self._number += number
         return [f"{self._name}-{number}" for number in range(self._number - number + 1, self._number + 1)]
 
     # Putting
 
-    def put(self) -> None:
-        queue, [token] = self._rng.choice(QUEUES), self._tokens()
+    def put(self, queue: str = "") -> None:
+        queue, [token] = queue or self._rng.choice(QUEUES), self._tokens()
         self._tell("put", "begun", tokens=[token])
-        self._try("put", lambda: self._pq[queue].put(token), tokens=[token])
+        self._try("put", lambda: self._call(queue, "put", token), lambda job: {"jobs": [int(job)]}, tokens=[token])
 
     def put_later(self) -> None:
         """Put a job that is scheduled or expected, and maybe cancel it later."""
@@ -218,7 +244,9 @@ class Client:
         if self._rng.random() < 0.3:
             times["expected_at"] = timedelta(seconds=5)
         self._tell("put", "begun", tokens=[token], distance=distance)
-        _, job_id = self._try("put", lambda: self._pq[queue].put(token, **times), tokens=[token])
+        _, job_id = self._try(
+            "put", lambda: self._pq[queue].put(token, **times), lambda job: {"jobs": [int(job)]}, tokens=[token]
+        )
         if job_id is not None:
             self._cancellable = [*self._cancellable[-20:], (queue, token, job_id)]
 
@@ -236,7 +264,9 @@ class Client:
     def put_many(self) -> None:
         queue, tokens = self._rng.choice(QUEUES), self._tokens(self._rng.randint(2, 8))
         self._tell("put", "begun", tokens=tokens)
-        self._try("put", lambda: self._pq[queue].put_many(tokens), tokens=tokens)
+        self._try(
+            "put", lambda: self._pq[queue].put_many(tokens), lambda jobs: {"jobs": [*map(int, jobs)]}, tokens=tokens
+        )
 
     def put_work(self) -> None:
         [token] = self._tokens()
@@ -343,6 +373,28 @@ class Client:
             if outcome != "unknown":
                 break
 
+    def put_together(self) -> None:
+        """Put a job of each of several threads at the same time, into one queue."""
+        queue = self._rng.choice(QUEUES)
+        self._together(lambda client: client.put(queue))
+
+    def take_together(self) -> None:
+        """Take jobs by several threads at the same time, from one queue."""
+        self._together(self._rng.choice([Client.pop, Client.lease]))
+
+    def _together(self, act: Callable[[Client], None]) -> None:
+        if not self._crowd:
+            letters = string.ascii_lowercase[:CROWD]
+            self._crowd = [
+                Client(self._pq, self._portal, self._log, f"{self._name}-{letter}", self._seed + 1000 * ord(letter))
+                for letter in letters
+            ]
+            self._threads = ThreadPoolExecutor(CROWD)
+        calls = [self._threads.submit(act, client) for client in self._crowd]
+        act(self)
+        for call in calls:
+            call.result()
+
     def cancel(self) -> None:
         if not self._cancellable:
             return
@@ -410,7 +462,7 @@ class Client:
         self._tell("pop", "begun", n=n)
         self._try(
             "pop",
-            lambda: self._pq["pop"].get_many(n),
+            lambda: self._pq["pop"].get_many(n) if n > 1 else _some(self._call("pop", "get")),
             lambda jobs: {"tokens": [job.data for job in jobs]},
             n=n,
         )
@@ -425,7 +477,12 @@ class Client:
                 self._tell("leased", "ok", tokens=[job.data], attempt=job.token)
             return {}
 
-        _, jobs = self._try("lease", lambda: queue.lease_many(n, LEASE, wait=0.05), told, n=n)
+        def lease() -> Sequence[Any]:
+            if n > 1:
+                return queue.lease_many(n, LEASE, wait=0.05)  # type: ignore[no-any-return]
+            return _some(self._call("lease", "lease", LEASE, wait=0.05))
+
+        _, jobs = self._try("lease", lease, told, n=n)
         if not jobs:
             return
         if self._rng.random() < 0.2:
@@ -436,7 +493,7 @@ class Client:
             delay = self._rng.choice([None, timedelta(seconds=0.2)])
             self._end("nack", jobs, lambda job: queue.nack(job, delay))
         elif how < 0.6:
-            self._end("ack", jobs, queue.ack)
+            self._end("ack", jobs, lambda job: self._call("lease", "ack", job))
         elif how < 0.95:
             self._ack_all(queue, jobs)
 
@@ -486,6 +543,10 @@ class Client:
         outcome, lost = self._try("ack_many", lambda: [job.data for job in queue.ack_many(jobs)])
         for each in facts:
             self._tell("ack", outcome if lost is None else "lost" if each["tokens"][0] in lost else "ok", **each)
+
+
+def _some(job: Any) -> list[Any]:
+    return [] if job is None else [job]
 
 
 def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:

@@ -66,6 +66,8 @@ def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
     wanted: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, _: wanted.append(number))
     client = Client(pq, loop, Log(Path(log)), f"{os.getpid()}-{seed}", int(seed))
+    if loop is not None:  # which runs in this thread alone
+        del client.acts[client.put_together], client.acts[client.take_together]
     # The GIL is held during the call, so that the child's only thread has it.
     fork = ctypes.PyDLL(None).fork
     children: set[int] = set()
