@@ -45,6 +45,7 @@ class BasePQ(Generic[Q]):
         answer_timeout: float | None = 60.0,
         prepared: bool | None = None,
         dialect: str | None = None,
+        group_commit: bool | None = None,
         **options: Any,
     ) -> None:
         engine = Engine(
@@ -59,6 +60,7 @@ class BasePQ(Generic[Q]):
             answer_timeout=answer_timeout,
             prepared=prepared,
             dialect=dialect,
+            group_commit=group_commit,
         )
         self._begin(engine, queue_class, options)
 

@@ -644,6 +644,9 @@ class PQ(BasePQ[Queue]):
             poll. True for one in session mode; False for one in transaction mode says so at once.
         dialect: What the server is, if it is like PostgreSQL and not the same: ``"citus"``, ``"cockroachdb"``.
             By default what PQCORE_DIALECT says, or PostgreSQL.
+        group_commit: Whether concurrent calls of tasks or threads travel together, in one statement and one commit.
+            None does so with a DSN. True does so on ``pool``, too: then the pool must give all borrowers the same
+            role and settings. False has each call commit by itself.
         **options: Set as attributes of the queues; see `QueueSettings`.
 
     Attributes:
@@ -653,6 +656,7 @@ class PQ(BasePQ[Queue]):
     Raises:
         UnknownBackend: No backend has the name, or adopts the connection.
         BackendNotInstalled: Its driver is missing.
+        ConfigurationError: An option has a value that it cannot have.
     """
 
     queue_class: type[Queue] = Queue

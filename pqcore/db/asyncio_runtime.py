@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 from pqcore.db import runtime
+from pqcore.db.group_commit import Line, Runner, Together
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock
+from pqcore.db.task_line import TaskLine
 from pqcore.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -145,6 +147,9 @@ class AsyncioRuntime:
 
     def context_slot(self) -> Local:
         return _LoopLocal()
+
+    def line(self, runner: Runner, together: Together) -> Line:
+        return TaskLine(runner, together)
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
         return _LoopTask(work)

@@ -7,8 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pqcore.db.group_commit import Line, Runner, Together
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock, run_sync
+from pqcore.db.thread_line import ThreadLine
 
 if TYPE_CHECKING:
     import asyncio
@@ -95,6 +97,9 @@ class BlockingRuntime:
 
     def context_slot(self) -> Local:
         return _ThreadLocal()
+
+    def line(self, runner: Runner, together: Together) -> Line:
+        return ThreadLine(runner, together)
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
         return _Thread(work)

@@ -21,6 +21,7 @@ from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.blocks import OpenTransaction
 from pqcore.db.dsn import dsn_text, of_libpq, redact
+from pqcore.db.grouping import Grouping
 from pqcore.db.pool import Pool
 from pqcore.db.runtime import Runtime
 from pqcore.db.session import Session
@@ -34,7 +35,6 @@ from pqcore.db.sources import (
     lent,
 )
 from pqcore.db.transactions import limited
-from pqcore.db.waiting import Waiting
 from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.plugins import plugins, unwrap
 from pqcore.schema import check_version
@@ -54,7 +54,7 @@ PATIENT = 10
 """How many times that long the statements of operations may take that read or change many rows."""
 
 
-class Engine(Waiting):
+class Engine(Grouping):
     """Runs operations over a backend.
 
     Args:
@@ -70,6 +70,7 @@ class Engine(Waiting):
         idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
         answer_timeout: Seconds that a statement may wait for the server's answer; None for no limit.
         dialect: The name of the dialect; None for PQCORE_DIALECT's, or PostgreSQL's own.
+        group_commit: Whether concurrent calls travel together; None for as it is best: on our own connections only.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Engine(Waiting):
         idle_limit: float | None = None,
         answer_timeout: float | None = ANSWER_TIMEOUT,
         dialect: str | None = None,
+        group_commit: bool | None = None,
     ) -> None:
         super().__init__(runtime)
         self.dialect = plugins.dialect(dialect)
@@ -135,8 +137,7 @@ class Engine(Waiting):
             msg = f"not a DSN, connection or pool that {backend or 'any installed backend'} knows: {kind}"
             raise ConfigurationError(msg)
         else:
-            self.spec, is_pool = found
-            self.why = f"it adopts a {kind_of(given)}"
+            (self.spec, is_pool), self.why = found, f"it adopts a {kind_of(given)}"
             opener = self._opener(self.spec)
             self.source = (
                 AdoptedPool(opener, given, runtime, pool_timeout)
@@ -146,6 +147,7 @@ class Engine(Waiting):
         # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
         self._listeners = self._listen(lambda: listens and not opener.alternates)
+        self._group(group_commit)
 
     def loops(self) -> list[AbstractEventLoop]:
         """The event loops in which it has waited, or holds connections."""
@@ -190,6 +192,7 @@ class Engine(Waiting):
             idle_limit=limit,
             answer_timeout=limit,
             dialect=self.dialect.name,
+            group_commit=self._groups,
         )
         clone._lent = not isinstance(clone.source, Pool)
         return clone

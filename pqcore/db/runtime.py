@@ -17,6 +17,8 @@ from pqcore.errors import PQError
 if TYPE_CHECKING:
     import asyncio  # which takes long to import, and the blocking face does without
 
+    from pqcore.db.group_commit import Line, Runner, Together
+
 T = TypeVar("T")
 
 AFTER_CANCEL = 3.0
@@ -90,6 +92,9 @@ class Runtime(Protocol):
     def event(self) -> Event: ...
     def lock(self) -> Lock: ...
     def context_slot(self) -> Local: ...
+    def line(self, runner: Runner, together: Together) -> Line:
+        """Make a line of concurrent calls, for this process or event loop; see `pqcore.db.group_commit`."""
+
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:

@@ -17,8 +17,8 @@ from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import StoredPut
-from pqcore.operations.put import NO_TIMES, insert, read_identity
-from pqcore.operations.put_many import as_element, insert_many
+from pqcore.operations.put import NO_TIMES, as_element, insert, read_identity
+from pqcore.operations.put_many import insert_many
 from pqcore.plugins import plugins
 from pqcore.settings import Encoded, QueueSettings
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
+from pqcore.db.group_commit import ALONE, LARGE, Line, Lines
 from pqcore.db.session import Session
 from pqcore.errors import DuplicateJob, NotStored, TransientError
 from pqcore.events import PutEvent
@@ -18,7 +21,8 @@ from pqcore.operations.atomic import atomic
 from pqcore.operations.put_refusals import find_causes, not_stored
 from pqcore.plugins import plugins
 from pqcore.put_options import Dedup, PutOptions, put_options
-from pqcore.settings import QueueSettings
+from pqcore.serializers import json_encode
+from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.identifiers import channel
 from pqcore.times import TimeSpec, parse
 
@@ -26,6 +30,8 @@ Times: TypeAlias = dict[str, datetime | float | None]
 T = TypeVar("T")
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
 _NO_OPTIONS = PutOptions(None, None, None)
+_DROPPED = object()
+"""The answer to a put that was part of a statement, and whose row a trigger left out."""
 
 
 def put(
@@ -128,9 +134,61 @@ async def _put(
         return read(rows[0])
 
     if chosen is None or chosen == _NO_OPTIONS:
+        lines = engine.lines() if times is None and connection is None else None
+        if lines is not None and len(encoded.data or encoded.payload or "") < LARGE:
+            line = _line(lines, read, queue, encoded)
+            if not line.since:  # it goes by itself
+                began = line.begin()
+                try:
+                    return await engine.run_outside(plain)
+                finally:
+                    line.end(began)
+            answer = await line.join(encoded.data if queue.writes_json else as_element(encoded))
+            if answer is _DROPPED:
+                raise await engine.run_outside(lambda s: not_stored(engine, s, "put"))
+            if answer is not ALONE:
+                return answer  # type: ignore[no-any-return]
         return await engine.run(plain, connection=connection)
     row = {**NO_TIMES, **values, **chosen.values()}
     return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
+
+
+def _line(lines: Lines, read: Callable[[Row], T], queue: QueueSettings, encoded: Encoded) -> Line:
+    """The line of the puts that may travel with one of these data."""
+    binary = None if queue.writes_json else encoded.data is None
+    name, serializer = queue.name, queue.serializer_name
+    key = read, name, serializer, binary
+    return lines.get(key) or lines.make(key, partial(_put_together, read, name, serializer, binary))
+
+
+async def _put_together(
+    read: Callable[[Row], T], name: str, serializer: str, binary: bool | None, s: Session, elements: list[str]
+) -> Sequence[Any]:
+    """Put rows of several callers; what `read` gives for each, or `_DROPPED`.
+
+    Args:
+        read: What the callers want to know of a row.
+        name: The queue's.
+        serializer: Its serializer's name.
+        binary: As for `pqcore.operations.put_many.insert_many`.
+        s: The session.
+        elements: The data of each, likewise.
+    """
+    query, number = s.sql.put_group if binary is None else s.sql.put_group_encoded, len(elements)
+    values = {"q_name": name, "serializer": serializer, "binary": binary, "number": number}
+    values["items"] = f"[{','.join(elements)}]"
+    [[first, places, put_at, _]] = await s.execute(query, query.bind(values))
+    ids: Sequence[int | None]
+    if first is not None and places is None:
+        ids = range(first, first + number)
+        if read is read_id:
+            return ids
+    else:
+        found = [int(each) for each in (places or "").split()]
+        by_place = dict(zip(found[::2], found[1::2], strict=True))
+        ids = [by_place.get(place) for place in range(number)]
+    began = round(put_at * 1_000_000)
+    return [_DROPPED if each is None else read((each, (began + place) / 1_000_000)) for place, each in enumerate(ids)]
 
 
 async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None) -> Row:
@@ -195,6 +253,13 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
         job, _ = read_identity(rows[0])
         await s.execute(tasks.set_key_holder, tasks.set_key_holder.bind({**values, "id": job}))
     return rows
+
+
+def as_element(encoded: Encoded) -> str:
+    """What a row holds, as a string in JSON: an element of what a statement takes that puts many."""
+    if encoded.payload is not None:
+        return f'"{base64.b64encode(encoded.payload).decode()}"'
+    return json_encode(encoded.data)
 
 
 def checked_options(options: Mapping[str, Any]) -> PutOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,12 +13,11 @@ from pqcore.errors import InvalidData, PayloadTooLarge
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put import NO_TIMES, Times, checked_options, times_of
+from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, times_of
 from pqcore.operations.put_refusals import not_stored
 from pqcore.plugins import plugins
-from pqcore.serializers import json_encode
 from pqcore.serializers.plain_json import check_json
-from pqcore.settings import Encoded, QueueSettings
+from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec
 
 _Chunk: TypeAlias = tuple[list[str], int]
@@ -156,13 +154,6 @@ def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
     except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below
         pass
     return ",".join([str(queue.encode_row(item).data) for item in piece])
-
-
-def as_element(encoded: Encoded) -> str:
-    """What a row holds, as a string in JSON: an element of what `insert_many` takes."""
-    if encoded.payload is not None:
-        return f'"{base64.b64encode(encoded.payload).decode()}"'
-    return json_encode(encoded.data)
 
 
 async def insert_many(

@@ -46,6 +46,15 @@ _PUT_TIMED = (
     f"INSERT INTO {{table}} ({_PUT_COLUMNS}, schedule_at, expected_at) VALUES ({_PUT_VALUES}, {TIMES}) RETURNING"
 )
 
+# Rows that come as strings: their columns, and their source.
+_STORED = (
+    "CASE WHEN NOT :binary::boolean THEN item.value::json END,"
+    " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END"
+)
+_STRINGS = "json_array_elements_text(:items::text::json)"
+# The same of rows that come as JSON.
+_JSON_STORED, _JSONS = "item.value, NULL", "json_array_elements(:items::text::json)"
+
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
 # The row keeps its id and its place.
 _RESTORED = f"""
@@ -75,6 +84,23 @@ def _put_many(stored: str, items: str) -> str:
         " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
         " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END,"
         " date_part('epoch', statement_timestamp()) FROM put"
+    )
+
+
+def _put_group(stored: str, items: str) -> str:
+    # `place` is the number of a row in the group, from 0.  It is carried in the time of the put, as microseconds, and
+    # computed back from the row as stored: so it is right whatever triggers do with ids and rows.
+    return (
+        f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
+        " statement_timestamp() + (place - 1) * interval '1 microsecond'"
+        f" FROM {items} WITH ORDINALITY AS item (value, place)"
+        " RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)"
+        # All ids are in one value: the first, if the others follow it; else each with its place.
+        " SELECT min(id), CASE WHEN min(id - place) = max(id - place) AND count(*) = :number::int THEN NULL"
+        " ELSE (SELECT string_agg(place || ' ' || id, ' ') FROM put) END, date_part('epoch', statement_timestamp()),"
+        # Divides by zero, and so is undone, if a trigger has changed the times so that places are none.
+        " 1 / (coalesce(min(place) >= 0 AND max(place) < :number::int, true)"
+        " AND count(DISTINCT place) = count(*))::int FROM put"
     )
 
 
@@ -170,16 +196,25 @@ class QueueStatements(StatementSet):
         first and the last: a driver takes longer over 5,000 values than the server over splitting them.  Ids are
         drawn in order: a column default is computed above the Sort.
         """
-        return _put_many("item.value, NULL", "json_array_elements(:items::text::json)")
+        return _put_many(_JSON_STORED, _JSONS)
 
     @composed(hot=True)
     def put_many_encoded(self) -> str:
         """Insert jobs from strings, each of which is read by itself: bytes, or text that may not be JSON."""
-        return _put_many(
-            "CASE WHEN NOT :binary::boolean THEN item.value::json END,"
-            " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END",
-            "json_array_elements_text(:items::text::json)",
-        )
+        return _put_many(_STORED, _STRINGS)
+
+    @composed(hot=True)
+    def put_group(self) -> str:
+        """Insert the jobs of concurrent callers; as `put`, this waits for no other insert.
+
+        Rows are inserted later than the times that they get: each takes longer than a microsecond.
+        """
+        return _put_group(_JSON_STORED, _JSONS)
+
+    @composed(hot=True)
+    def put_group_encoded(self) -> str:
+        """Insert the jobs of concurrent callers, as `put_group`, from strings, as `put_many_encoded`."""
+        return _put_group(_STORED, _STRINGS)
 
     # Waiting.
 

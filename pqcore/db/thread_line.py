@@ -1,0 +1,204 @@
+"""Lines of calls of threads; see `pqcore.db.group_commit`.
+
+No thread is ours.  One of the callers leads: it sends what waits, its own call among it, and answers the others.  Then
+it appoints the first of those that came meanwhile, and returns.
+
+An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread.  So each step can be done again, the
+answers are given in nested ``finally`` clauses, and when the group is deleted; and each wait has a bound, after which
+the waiter looks for itself, and leads if nobody does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from pqcore.db import group_commit
+from pqcore.db.group_commit import ALONE, MOST_CALLS, MOST_SIZE, NOT_YET, Runner, Together, error_for_each
+from pqcore.db.session import Session
+from pqcore.db.sources import Loan
+from pqcore.errors import PQError
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a caller whose call is under way looks whether it was answered, and not told."""
+
+
+class _Call:
+    """A call of a thread.
+
+    Attributes:
+        value: What it carries.
+        bell: Locked while there is nothing to look at.
+        claimed: Whether a leader has taken it.
+        settled: Whether it has its answer, or its error.
+        answer: The answer.
+        error: The error.
+    """
+
+    __slots__ = ("answer", "bell", "claimed", "error", "settled", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.claimed = self.settled = False
+        self.answer: Any = ALONE
+        self.error: PQError | None = None
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+    def ring(self) -> None:
+        """Have the caller look."""
+        with suppress(RuntimeError):  # it was rung before
+            self.bell.release()
+
+
+class ThreadLine:
+    """The calls of one operation, of one process.
+
+    Args:
+        runner: Runs a statement.
+        together: What several calls ask for.
+
+    Attributes:
+        since: See `pqcore.db.group_commit.Line`.
+        waiting: The calls that wait to travel.
+        runner: The same.
+        together: The same.
+    """
+
+    def __init__(self, runner: Runner, together: Together) -> None:
+        self.runner = runner
+        self.together = together
+        self.since = 0.0
+        self.waiting: deque[_Call] = deque()
+
+    def begin(self) -> float:
+        self.since = began = time.monotonic()
+        return began
+
+    def end(self, began: float) -> None:
+        if self.since == began:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Have the first of those that wait lead; if there is none, the line is free."""
+        while True:
+            with suppress(IndexError):
+                first = self.waiting[0]
+                self.since = time.monotonic()
+                first.ring()
+                return
+            self.since = 0.0
+            if not self.waiting:  # else a call came in between, and has seen no free line
+                return
+
+    async def join(self, value: Any) -> Any:
+        call = _Call(value)
+        try:
+            self.waiting.append(call)
+            while not call.settled:
+                if call.claimed:
+                    call.bell.acquire(timeout=LOOK_AGAIN)
+                    continue
+                if self.since:
+                    left = self.since + group_commit.PATIENCE - time.monotonic()
+                    rung = call.bell.acquire(timeout=min(max(left, 0.0), 5 * group_commit.PATIENCE))
+                    if call.claimed or call.settled:
+                        continue
+                    if not rung and self.since + group_commit.PATIENCE > time.monotonic():  # of another statement
+                        continue
+                await self._lead()
+        except BaseException:
+            self._withdraw(call)
+            raise
+        if call.error is not None:
+            raise call.error
+        return call.answer
+
+    def _withdraw(self, call: _Call) -> None:
+        """Have a call travel no more, as its caller was interrupted."""
+        with suppress(ValueError):  # it is under way
+            self.waiting.remove(call)
+            self.pass_on()  # maybe it was to lead
+
+    async def _lead(self) -> None:
+        """Send what waits."""
+        group = _Group(self)
+        try:
+            try:
+                await group.go()
+            finally:
+                group.settle()
+        finally:
+            group.settle()
+
+
+class _Group:
+    """Calls that travel together.
+
+    Args:
+        line: Whence.
+    """
+
+    def __init__(self, line: ThreadLine) -> None:
+        self._over = False
+        self._line = line
+        self._came = len(line.waiting)
+        self._began = line.since = NOT_YET
+        self._calls: list[_Call] = []
+        self._answers: Sequence[Any] | None = None
+        self._failure: BaseException | None = None
+
+    async def go(self) -> None:
+        """Send what waits."""
+        try:
+            await self._line.runner(Loan(), self._send, protect=True)
+        except PQError as exc:
+            self._failure = exc
+
+    async def _send(self, session: Session) -> None:
+        values = self._claim()
+        if values:
+            self._answers = await self._line.together(session, values)
+
+    def _claim(self) -> list[Any]:
+        """Take calls out of the line, in their order, and return their values."""
+        line, waiting, calls, size = self._line, self._line.waiting, self._calls, 0
+        self._began = line.since = time.monotonic()
+        values: list[Any] = []
+        with suppress(IndexError):  # those were all
+            while len(calls) < MOST_CALLS and (not calls or size + len(waiting[0].value) <= MOST_SIZE):
+                calls.append(waiting.popleft())  # in one step, which no interrupt comes in between
+                calls[-1].claimed = True
+                size += len(calls[-1].value)
+                values.append(calls[-1].value)
+        return values
+
+    def settle(self) -> None:
+        """Have another lead what came meanwhile, and answer the calls; may be called again after an interrupt."""
+        line, calls = self._line, self._calls
+        claimed = self._began != NOT_YET
+        if self._answers is not None:
+            for call, answer in zip(calls, self._answers, strict=True):
+                call.answer = answer
+        else:
+            if not claimed:
+                while self._came and line.waiting:
+                    self._came -= 1
+                    calls.append(line.waiting.popleft())
+            make = error_for_each(self._failure, claimed=claimed)
+            for call in calls:
+                call.error = None if make is None else make()
+        if line.since == self._began:
+            line.pass_on()
+        for call in calls:
+            call.settled = True
+            call.ring()
+        self._over = True
+
+    def __del__(self) -> None:
+        if not self._over:  # interrupted again, on its way to the end
+            self.settle()

@@ -1,0 +1,419 @@
+"""Concurrent calls of one process that travel together, in one statement and one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pqcore.backend import Capability
+from pqcore.db import group_commit
+from pqcore.errors import ConfigurationError, InvalidData, NotStored, OutcomeUnknown
+from pqcore.sql.identifiers import quote
+from pqcore.testing.harness import PATIENCE, Harness
+from pqcore.testing.portal import unwrapped
+from pqcore.testing.proxy import Proxy
+from pqcore.testing.suite.test_forks import in_child
+
+CALLERS = 12
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have calls wait for a statement that is held up, until a test lets it go."""
+    monkeypatch.setattr(group_commit, "PATIENCE", PATIENCE)
+
+
+def lines_of(harness: Harness, queue: Any) -> list[Any]:
+    engine = unwrapped(queue).engine
+
+    async def find() -> list[Any]:
+        return list((engine.lines() or {}).values())
+
+    return harness.wait_for(find)
+
+
+def wait_for_waiting(harness: Harness, queue: Any, number: int) -> None:
+    """Wait until so many calls wait to travel."""
+    harness.eventually(lambda: sum(len(line.waiting) for line in lines_of(harness, queue)) == number)
+
+
+def caught(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that returns what a call raises, too."""
+
+    def work() -> Any:
+        try:
+            return call()
+        except Exception as exc:
+            return exc
+
+    return work
+
+
+@contextmanager
+def locked(harness: Harness, lock: str) -> Iterator[Callable[[], None]]:
+    """Hold a lock in a transaction; gives what ends that."""
+    holder = harness.connect()
+    holder.begin()
+    holder.sql(lock, rows=lock.startswith("SELECT"))
+    try:
+        yield holder.rollback
+    finally:
+        holder.rollback()
+
+
+def slow_lock(harness: Harness) -> str:
+    """Make a trigger that has puts of "slow" wait for a lock; returns what takes the lock."""
+    take = "pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA))"
+    make_trigger(harness, f"IF NEW.data::text = '\"slow\"' THEN PERFORM {take}; END IF; RETURN NEW;")
+    return f"SELECT pg_advisory_xact_lock(hashtext('{harness.schema}'))"
+
+
+def wait_for_blocked(harness: Harness, number: int) -> None:
+    """Wait until so many of the queues' connections wait for a lock."""
+    found = (
+        f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
+    )
+    harness.eventually(lambda: len(harness.sql(found)) == number)
+
+
+def travel(
+    harness: Harness, queue: Any, *calls: Callable[[], Any], first: Callable[[], Any] | None = None
+) -> list[Any]:
+    """Have calls travel together, as a first put is held up until they all wait; what each returns or raises."""
+    with ExitStack() as stack:
+        with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
+            stack.enter_context(harness.thread(first or (lambda: queue.put("first"))))
+            wait_for_blocked(harness, 1)
+            joins = []
+            for number, call in enumerate(calls, 1):
+                joins.append(stack.enter_context(harness.thread(caught(call))))
+                wait_for_waiting(harness, queue, number)
+        return [join() for join in joins]
+
+
+def put_each(queue: Any, values: Any) -> list[Callable[[], Any]]:
+    return [partial(queue.put, value) for value in values]
+
+
+def commits(harness: Harness) -> int:
+    """By how many transactions the jobs of the table were put."""
+    [[number]] = harness.sql("SELECT count(DISTINCT xmin::text) FROM {table}")
+    return int(number)
+
+
+def stored(harness: Harness) -> dict[int, str]:
+    return dict(harness.sql("SELECT id, data::text FROM {table}"))
+
+
+def make_trigger(harness: Harness, body: str) -> None:
+    """Have a trigger see each row before it is inserted."""
+    name = f"{quote(harness.schema)}.changes"
+    harness.sql(
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
+        rows=False,
+    )
+    harness.sql(f"CREATE TRIGGER changes BEFORE INSERT ON {{table}} FOR EACH ROW EXECUTE FUNCTION {name}()", rows=False)
+
+
+def test_concurrent_puts_take_one_commit_and_each_gets_its_own_id(harness: Harness) -> None:
+    queue = harness.queue()
+    ids = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    found = stored(harness)
+    assert [found.pop(job) for job in ids] == [str(number) for number in range(CALLERS)]
+    assert list(found.values()) == ['"first"']
+    assert commits(harness) == 2
+    assert [job.data for job in queue.peek(20)] == ["first", *range(CALLERS)]
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "own"])
+def test_concurrent_puts_of_other_serializers_are_read_as_they_were_put(harness: Harness, serializer: str) -> None:
+    options: dict[str, Any] = {"serializer": "pickle"}
+    if serializer == "own":
+        options = {"serializer": "json", "encode": lambda value: f'{{"value": "{value}"}}', "decode": str}
+    queue = harness.pq().queue("q", **options)
+    values = list(range(1, CALLERS))
+    ids = travel(harness, queue, *put_each(queue, values))
+    assert len(set(ids)) == len(values)
+    assert commits(harness) == 2
+    jobs = {job.id: job.data for job in queue.peek(CALLERS + 5)}
+    expected = values if serializer == "pickle" else [f'{{"value": "{value}"}}' for value in values]
+    assert [jobs[job] for job in ids] == expected
+
+
+def test_concurrent_calls_of_a_task_get_handles_with_the_time_of_their_own_row(harness: Harness) -> None:
+    queue = harness.task_queue()
+
+    @queue.task
+    def work(job_id: int, number: int) -> int:
+        return number
+
+    handles = travel(harness, queue, *[partial(work, number) for number in range(CALLERS)], first=lambda: work(-1))
+    handles = [unwrapped(handle) for handle in handles]
+    assert commits(harness) == 2
+    times = dict(harness.sql("SELECT id, enqueued_at AT TIME ZONE 'UTC' FROM {table}"))
+    assert [handle.put_at.replace(tzinfo=None) for handle in handles] == [times[int(handle)] for handle in handles]
+
+
+def test_puts_that_a_trigger_drops_raise_not_stored_and_others_get_their_own_ids(harness: Harness) -> None:
+    queue = harness.queue()
+    make_trigger(
+        harness, "IF NEW.data::text ~ '^[0-9]+$' AND NEW.data::text::int % 3 = 0 THEN RETURN NULL; END IF; RETURN NEW;"
+    )
+    answers = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    found = stored(harness)
+    for number, answer in enumerate(answers):
+        if number % 3 == 0:
+            assert isinstance(answer, NotStored)
+            assert "changes" in str(answer)
+        else:
+            assert found.pop(answer) == str(number)
+    assert list(found.values()) == ['"first"']
+    assert commits(harness) == 2
+
+
+def test_puts_whose_ids_a_trigger_changes_get_their_own_ids(harness: Harness) -> None:
+    queue = harness.queue()
+    make_trigger(
+        harness,
+        "IF NEW.data::text ~ '^[0-9]+$' THEN"
+        " NEW.id := CASE WHEN NEW.data::text::int % 2 = 0 THEN 1000 ELSE 5000 END - NEW.data::text::int; END IF;"
+        " RETURN NEW;",
+    )
+    answers = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    assert answers == [(1000 if number % 2 == 0 else 5000) - number for number in range(CALLERS)]
+    found = stored(harness)
+    assert [found[job] for job in answers] == [str(number) for number in range(CALLERS)]
+    assert commits(harness) == 2
+
+
+@pytest.mark.parametrize(
+    "time", ["'epoch'", "date_trunc('second', NEW.enqueued_at)", "NEW.enqueued_at + interval '1 microsecond'"]
+)
+def test_puts_whose_times_a_trigger_changes_get_their_own_ids(harness: Harness, time: str) -> None:
+    queue = harness.queue()
+    make_trigger(harness, f"NEW.enqueued_at := {time}; RETURN NEW;")
+    answers = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    found = stored(harness)
+    assert [found[job] for job in answers] == [str(number) for number in range(CALLERS)]
+    assert len(found) == CALLERS + 1
+
+
+def test_put_that_is_refused_fails_alone(harness: Harness) -> None:
+    queue = harness.queue()
+    harness.sql("ALTER TABLE {table} ADD CHECK (data::text <> '3')", rows=False)
+    answers = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    assert isinstance(answers.pop(3), InvalidData)
+    found = stored(harness)
+    assert [found[job] for job in answers] == [str(number) for number in range(CALLERS) if number != 3]
+    assert len(found) == CALLERS
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+def test_lost_connection_is_told_to_each_put_that_was_under_way(harness: Harness, answered: bool) -> None:
+    proxy = Proxy(harness.dsn)
+    try:
+        queue = harness.pq(proxy.dsn)["q"]
+        proxy.cut_at('"mark"', answered=answered)
+        errors = travel(harness, queue, *put_each(queue, ["mark", *range(1, CALLERS)]))
+        assert [type(error) for error in errors] == [OutcomeUnknown] * CALLERS
+        assert len({id(error) for error in errors}) == CALLERS
+        assert all(error.__cause__ is not None for error in errors)
+        assert len(stored(harness)) == (CALLERS + 1 if answered else 1)
+        assert queue.put("after") in stored(harness)
+    finally:
+        proxy.close()
+
+
+def test_caller_that_is_held_up_delays_no_other(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    queue = harness.queue()
+    with locked(harness, slow_lock(harness)) as release, harness.thread(lambda: queue.put("slow")) as slow:
+        wait_for_blocked(harness, 1)
+        ids = harness.at_once(*put_each(queue, range(CALLERS)))
+        assert len(set(ids)) == CALLERS
+        assert len(stored(harness)) == CALLERS  # the slow one is still held up
+        release()
+        assert slow() not in ids
+
+
+def test_put_within_a_block_does_not_travel(harness: Harness) -> None:
+    queue = harness.queue()
+
+    def put_and_undo() -> None:
+        with queue:
+            queue.put("undone")
+            raise ZeroDivisionError
+
+    with ExitStack() as stack:
+        with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
+            stack.enter_context(harness.thread(lambda: queue.put("first")))
+            wait_for_blocked(harness, 1)
+            join = stack.enter_context(harness.thread(caught(put_and_undo)))
+            wait_for_blocked(harness, 2)
+        assert isinstance(join(), ZeroDivisionError)
+    assert list(stored(harness).values()) == ['"first"']
+
+
+def test_large_put_goes_by_itself(harness: Harness) -> None:
+    queue = harness.queue()
+    large = "x" * group_commit.LARGE
+    queue.put(1)
+    with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE") as release, ExitStack() as stack:
+        stack.enter_context(harness.thread(lambda: queue.put(large)))
+        wait_for_blocked(harness, 1)
+        stack.enter_context(harness.thread(lambda: queue.put(2)))  # does not wait for the large one
+        wait_for_blocked(harness, 2)
+        stack.enter_context(harness.thread(lambda: queue.put(large)))  # nor the other way round
+        wait_for_blocked(harness, 3)
+        release()
+    assert commits(harness) == 4
+
+
+def test_puts_that_are_many_go_in_several_groups(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "pqcore.db.task_line" if harness.mode == "async" else "pqcore.db.thread_line"
+    monkeypatch.setattr(f"{module}.MOST_CALLS", 5)
+    queue = harness.queue()
+    ids = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    found = stored(harness)
+    assert [found[job] for job in ids] == [str(number) for number in range(CALLERS)]
+    assert 3 <= commits(harness) <= 4
+
+
+def test_switch_has_each_put_commit_by_itself(harness: Harness) -> None:
+    queue = harness.queue(group_commit=False)
+    assert lines_of(harness, queue) == []
+    harness.at_once(*put_each(queue, range(CALLERS)))
+    assert lines_of(harness, queue) == []
+    assert commits(harness) == CALLERS
+
+
+@pytest.mark.requires(Capability.POOL)
+def test_puts_on_a_pool_of_the_callers_travel_only_if_asked_to(harness: Harness) -> None:
+    queue = harness.pq(pool=harness.pool(size=2))["q"]
+    queue.put(1)
+    assert lines_of(harness, queue) == []
+    queue = harness.pq(pool=harness.pool(size=2), group_commit=True)["q"]
+    ids = travel(harness, queue, *put_each(queue, range(CALLERS)))
+    found = stored(harness)
+    assert [found[job] for job in ids] == [str(number) for number in range(CALLERS)]
+    assert commits(harness) == 3
+
+
+def test_switch_is_refused_for_a_single_connection(harness: Harness) -> None:
+    connection = harness.connect()
+    with pytest.raises(ConfigurationError, match="group_commit=True"):
+        harness.pq(connection.raw, create=False, group_commit=True)
+    with pytest.raises(ConfigurationError, match="group_commit is 'yes'"):
+        harness.pq(create=False, group_commit="yes")
+
+
+def test_data_are_encoded_by_their_own_caller(harness: Harness) -> None:
+    encoded: dict[str, object] = {}
+
+    def encode(value: str) -> str:
+        encoded[value] = asyncio.current_task() if harness.mode == "async" else threading.get_ident()
+        return f'"{value}"'
+
+    queue = harness.pq().queue("q", encode=encode)
+    values = [f"value {number}" for number in range(CALLERS)]
+    travel(harness, queue, *put_each(queue, values))
+    assert len({encoded[value] for value in values}) == CALLERS
+    assert sorted(job.data for job in queue.peek(20)) == sorted(["first", *values])
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "under way"])
+def test_cancelled_put_takes_no_other_along(harness: Harness, waits: bool) -> None:
+    queue = unwrapped(harness.queue())
+    tasks: list[asyncio.Task[int]] = []
+
+    async def begin(*values: Any) -> None:
+        tasks.extend([asyncio.get_running_loop().create_task(queue.put(value)) for value in values])
+
+    async def cancel() -> None:
+        cancelled = tasks.pop(2)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    async def finish() -> list[Any]:
+        return await asyncio.gather(*tasks)
+
+    lock = slow_lock(harness)
+    with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE") as release, locked(harness, lock) as go_on:
+        harness.in_loop(lambda: begin("first"))
+        wait_for_blocked(harness, 1)
+        harness.in_loop(lambda: begin("slow", *range(CALLERS)))
+        wait_for_waiting(harness, queue, CALLERS + 1)
+        if waits:
+            harness.in_loop(cancel)
+        release()
+        if not waits:
+            wait_for_waiting(harness, queue, 0)
+            wait_for_blocked(harness, 1)
+            harness.in_loop(cancel)
+        go_on()
+        ids = harness.in_loop(finish)
+    found = stored(harness)
+    assert [found.pop(job) for job in ids] == ['"first"', '"slow"', *map(str, range(1, CALLERS))]
+    assert list(found.values()) == ([] if waits else ["0"])
+
+
+class Interrupted(Exception):
+    """As that of a time limit."""
+
+
+@pytest.mark.only("blocking")
+def test_interrupted_leader_leaves_no_follower_waiting(harness: Harness) -> None:
+    queue = harness.queue()
+    leader: list[int] = []
+
+    def lead() -> Any:
+        leader.append(threading.get_ident())
+        return queue.put("slow")
+
+    with ExitStack() as stack:
+        go_on = stack.enter_context(locked(harness, slow_lock(harness)))
+        joins = []
+        with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
+            stack.enter_context(harness.thread(lambda: queue.put("first")))
+            wait_for_blocked(harness, 1)
+            for number, call in enumerate([lead, *put_each(queue, range(1, CALLERS))], 1):
+                joins.append(stack.enter_context(harness.thread(caught(call))))
+                wait_for_waiting(harness, queue, number)
+        wait_for_waiting(harness, queue, 0)
+        wait_for_blocked(harness, 1)
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(leader[0]), ctypes.py_object(Interrupted)) == 1
+        go_on()
+        answers = [join() for join in joins]
+    assert isinstance(answers[0], (int, Interrupted))
+    found = stored(harness)
+    for number, answer in enumerate(answers[1:], 1):
+        assert isinstance(answer, OutcomeUnknown) or found[answer] == str(number)
+    assert queue.put("after") not in found
+    assert [line.since for line in lines_of(harness, queue)] == [0.0]
+
+
+@pytest.mark.only("blocking")
+def test_child_that_is_forked_while_puts_wait_puts_by_itself(harness: Harness) -> None:
+    queue = harness.queue()
+
+    with ExitStack() as stack:
+        with locked(harness, slow_lock(harness)):
+            joins = [stack.enter_context(harness.thread(lambda: queue.put("slow")))]
+            wait_for_blocked(harness, 1)
+            for number in range(1, 4):
+                joins.append(stack.enter_context(harness.thread(partial(queue.put, number))))
+                wait_for_waiting(harness, queue, number)
+            in_child(lambda: queue.put("child"))
+        ids = [join() for join in joins]
+    found = stored(harness)
+    assert [found.pop(job) for job in ids] == ['"slow"', "1", "2", "3"]
+    assert list(found.values()) == ['"child"']
