@@ -48,9 +48,20 @@ class TaskLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
-            self.since = 0.0
-            if self.waiting:
-                self._set_off()
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Have those that wait go together; if nobody waits, the line is free."""
+        self.since = 0.0
+        if self.is_waited_for():
+            self._set_off()
+
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits. Calls that were cancelled leave: no task begins for them, as their loop may end."""
+        waiting = self.waiting
+        while waiting and waiting[0][0].done():
+            waiting.popleft()
+        return bool(waiting)
 
     def join(self, value: Any) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -62,7 +73,7 @@ class TaskLine:
     def _look(self) -> None:
         """Open the line, if a statement takes long for which calls wait."""
         self._timer = None
-        if not self.waiting:
+        if not self.is_waited_for():
             return
         left = self.since + group_commit.PATIENCE - time.monotonic()
         if left <= 0:
@@ -74,7 +85,13 @@ class TaskLine:
         self.since = NOT_YET
         task = Context().run(self._loop.create_task, self._travel())
         self._travelling.add(task)
-        task.add_done_callback(self._travelling.discard)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        """Forget a task that sent groups; if somebody cancelled it, as all tasks of the loop, have another go on."""
+        self._travelling.discard(task)
+        if task.cancelled():
+            self.pass_on()
 
     async def _travel(self) -> None:
         """Send groups, one after the other, while calls wait."""
@@ -112,7 +129,7 @@ class _Group:
             await asyncio.sleep(0)  # callers that were answered may call again, and then travel too
         if line.since != self._began:  # it was opened, and another sends what waits
             return False
-        if line.waiting:
+        if line.is_waited_for():
             line.since = NOT_YET
             return True
         line.since = 0.0

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from pqcore.db import group_commit
@@ -144,13 +145,14 @@ class _Group:
     """
 
     def __init__(self, line: ThreadLine) -> None:
-        self._over = False
         self._line = line
         self._came = len(line.waiting)
-        self._began = line.since = NOT_YET
+        self._began = NOT_YET
         self._calls: list[_Call] = []
         self._answers: Sequence[Any] | None = None
         self._failure: BaseException | None = None
+        self._over = False  # the last, as `__del__` looks for it
+        line.since = NOT_YET
 
     async def go(self) -> None:
         """Send what waits."""
@@ -168,14 +170,15 @@ class _Group:
         """Take calls out of the line, in their order, and return their values."""
         line, waiting, calls, size = self._line, self._line.waiting, self._calls, 0
         self._began = line.since = time.monotonic()
-        values: list[Any] = []
-        with suppress(IndexError):  # those were all
-            while len(calls) < MOST_CALLS and (not calls or size + len(waiting[0].value) <= MOST_SIZE):
-                calls.append(waiting.popleft())  # in one step, which no interrupt comes in between
-                calls[-1].claimed = True
-                size += len(calls[-1].value)
-                values.append(calls[-1].value)
-        return values
+        _move(waiting, calls, MOST_CALLS)
+        for place, call in enumerate(calls):
+            size += len(call.value)
+            if place and size > MOST_SIZE:
+                waiting.extendleft(calls[: place - 1 : -1])
+                del calls[place:]
+                break
+            call.claimed = True
+        return [call.value for call in calls]
 
     def settle(self) -> None:
         """Have another lead what came meanwhile, and answer the calls; may be called again after an interrupt."""
@@ -186,9 +189,7 @@ class _Group:
                 call.answer = answer
         else:
             if not claimed:
-                while self._came and line.waiting:
-                    self._came -= 1
-                    calls.append(line.waiting.popleft())
+                _move(line.waiting, calls, self._came)
             make = error_for_each(self._failure, claimed=claimed)
             for call in calls:
                 call.error = None if make is None else make()
@@ -200,5 +201,15 @@ class _Group:
         self._over = True
 
     def __del__(self) -> None:
-        if not self._over:  # interrupted again, on its way to the end
+        if not getattr(self, "_over", True):  # interrupted again, on its way to the end
             self.settle()
+
+
+def _move(waiting: deque[_Call], calls: list[_Call], number: int) -> None:
+    """Move calls out of a line in one step of the interpreter, so that an interrupt in between loses none.
+
+    A signal handler may run after each call that bytecode makes, so a call that was popped by one and is appended by
+    the next can be lost on the way. `list.extend` calls `popleft` itself, and keeps what it got when that raises.
+    """
+    with suppress(IndexError):  # those were all
+        calls.extend(islice(iter(waiting.popleft, None), number))
