@@ -28,7 +28,7 @@ KINDS = (
     (
         "leased_until, parked_on, group_key",
         (
-            "'-infinity', CASE n % 2 WHEN 0 THEN '[0,\"\",\"limit:x=2\"]' ELSE '[0,\"\",\"group:' || n % 10 || '=1\"]'"
+            "'infinity', CASE n % 2 WHEN 0 THEN '[0,\"\",\"limit:x=2\"]' ELSE '[0,\"\",\"group:' || n % 10 || '=1\"]'"
             " END, CASE n % 2 WHEN 1 THEN n % 10 END"
         ),
     ),

@@ -583,8 +583,13 @@ OLDER_LIMITS = {
     "acknowledge": "UPDATE queue SET dequeued_at = now(), leased_until = NULL WHERE id = %s AND attempts = %s"
     " AND leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2 RETURNING id",
     "get": "UPDATE queue SET dequeued_at = now(), attempts = attempts + 1, leased_until = NULL WHERE id ="
-    " (SELECT id FROM queue WHERE q_name = 'q' AND dequeued_at IS NULL AND leased_until <= now()"
+    " (SELECT id FROM queue WHERE q_name = 'q' AND dequeued_at IS NULL AND coalesce(leased_until <= now(), true)"
     " ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
+    "lease next": "UPDATE queue SET attempts = attempts + 1, leased_until = now() + interval '1 h' WHERE id ="
+    " (SELECT id FROM queue WHERE q_name = 'q' AND dequeued_at IS NULL AND coalesce(leased_until <= now(), true)"
+    " ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
+    "pq's get": "UPDATE queue SET dequeued_at = now() WHERE id = (SELECT id FROM queue WHERE q_name = 'q'"
+    " AND dequeued_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
     "put in SQL": "INSERT INTO queue (q_name, data, headers) VALUES ('q', %s, %s) RETURNING id",
 }
 """Statements of the code of version 6, which parks jobs that have no place under a limit, after it has leased them."""
@@ -629,12 +634,31 @@ def test_version_6_jobs_under_limits_and_in_groups_are_admitted_by_newer_code(pl
         assert queue.stats().parked == 0
 
 
-def test_version_6_get_takes_waiting_jobs_and_holds_up_none_behind_them(place: Place) -> None:
+@pytest.mark.parametrize("options", [{"limits": {"x": 1}}, {"group": "g"}, {"tenant": "a"}, {"priority": 1}])
+def test_version_6_consumers_leave_waiting_jobs_to_newer_code(place: Place, options: dict[str, Any]) -> None:
+    place.create()
+    with place.pq() as pq:
+        queue = pq["q"]
+        waiting, plain = queue.put(1, **options), queue.put(2)
+        assert place.eyes.execute(OLDER_LIMITS["lease next"]).fetchone() == (plain,)
+        for take in ("lease next", "get"):
+            assert place.eyes.execute(OLDER_LIMITS[take]).fetchone() is None
+        assert (queue.count(), [job.data for job in queue.peek(2)]) == (1, [1])
+        job = queue.lease(60)
+        assert (job.id, job.attempts) == (waiting, 1)
+        for take in ("lease next", "get"):
+            assert place.eyes.execute(OLDER_LIMITS[take]).fetchone() is None
+        job.ack()
+
+
+def test_pq_get_takes_waiting_jobs_and_holds_up_none_behind_them(place: Place) -> None:
     place.create()
     with place.pq() as pq:
         queue = pq["q"]
         ids = queue.put_many(range(60), limits={"x": 1})
-        assert [place.eyes.execute(OLDER_LIMITS["get"]).fetchone() for _ in range(50)] == [(job,) for job in ids[:50]]
+        assert [place.eyes.execute(OLDER_LIMITS["pq's get"]).fetchone() for _ in range(50)] == [
+            (job,) for job in ids[:50]
+        ]
         [job] = queue.lease_many(10, 60, timeout=0.2)
         assert job.data == 50
         assert queue.count() == 9

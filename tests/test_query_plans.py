@@ -46,7 +46,7 @@ _LANES = (
 )
 WAITING = (
     "leased_until, parked_on, group_key, headers",
-    f"'-infinity', {_LANES}, CASE n % 4 WHEN 0 THEN (n / 4 % 10)::text END, '{{\"gate\": {{}}}}'",
+    f"'infinity', {_LANES}, CASE n % 4 WHEN 0 THEN (n / 4 % 10)::text END, '{{\"gate\": {{}}}}'",
 )
 KEYED = ("dedup_key, group_key", "'key ' || n, 'group ' || n % 10")
 

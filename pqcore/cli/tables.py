@@ -24,8 +24,8 @@ _sequences_option = click.option(
 )
 _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
 _STOP_OLDER = (
-    "stop workers of older versions before the first of this version starts on a queue with limits or groups:"
-    " else limits do not hold, and jobs run more than once"
+    "stop workers of older versions before the first of this version starts on a queue with limits that must hold:"
+    " beside one another, they may run up to twice as many jobs"
 )
 
 

@@ -154,7 +154,7 @@ def _take(
 
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
     """Return in how many seconds a job comes due that is scheduled; None if there is none."""
-    [[_, wake_in]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
+    [[_, wake_in, _]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
     return None if wake_in is None else float(wake_in)
 
 
@@ -218,8 +218,8 @@ async def _take_plain(
         query = s.sql.fetch("ordered", finish, n)
         rows = await s.execute(query, query.bind(values))
     if not rows:
-        [[something_out, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
-        if something_out:
+        [[something_out, wake_in, waits]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+        if something_out or (waits and finish != "lease"):
             for query in (s.sql.fetch("merged", finish, n), s.sql.fetch("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))
                 if rows:
@@ -259,7 +259,7 @@ async def _take_lease(
         if rows or wake_in == 0.0:
             return rows, wake_in
         if not await admission.find_lanes(queue, s, idle=True) or not left:
-            [[_, due_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            [[_, due_in, _]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
     rows, wake_in = await _take_plain(queue, s, n, "lease", values)
     if any(map(has_lane, map(headers_of, rows))):

@@ -20,6 +20,7 @@ from pqcore.rows import JOB
 from pqcore.sql.fragments import (
     DUE_AT,
     HELD_UNTIL_STARTED,
+    IS_FREE,
     IS_GATED,
     LEASED,
     OF_QUEUE,
@@ -33,6 +34,7 @@ from pqcore.sql.fragments import (
     UNNAMED,
     URGENT_ORDER,
     VISIBLE_AT,
+    WAITING_UNTIL,
 )
 from pqcore.sql.rewrite import replace
 from pqcore.sql.statement_set import StatementSet, composed, from_file
@@ -124,7 +126,7 @@ def _lane_rows(n: int, but: str = "") -> str:
          AND id >= coalesce(({bound})[2]::bigint, 0)
        ORDER BY id LIMIT 1
      ) AS head WHERE wanted.group_key IS NOT NULL AND parked_on = wanted.lane
-       AND (leased_until > statement_timestamp()) IS NOT TRUE)"""
+       AND {IS_FREE})"""
 
 
 def take_lanes_template(n: int, plain: str) -> str:
@@ -189,7 +191,7 @@ WITH wanted AS MATERIALIZED (
 ), held AS MATERIALIZED (
   SELECT allowed.* FROM allowed CROSS JOIN LATERAL (
     SELECT FROM {{table}} WHERE id = allowed.id AND {OF_QUEUE} AND dequeued_at IS NULL
-      AND (leased_until IS NULL OR leased_until <= statement_timestamp()) AND {DUE_AT} <= statement_timestamp()
+      AND {IS_FREE} AND {DUE_AT} <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n} + :spare::int
@@ -274,7 +276,7 @@ WITH RECURSIVE found (lane, number) AS (
   UNION ALL
   SELECT ({first.replace("{0}", "found.lane")}), number + 1 FROM found WHERE lane IS NOT NULL AND number < {MOST_LANES}
 ), arrived AS (
-  SELECT parked_on AS lane, id FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} = '-infinity'
+  SELECT parked_on AS lane, id FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} = {WAITING_UNTIL}
     AND id > :newest::bigint ORDER BY id DESC LIMIT {MOST_LANES}
 )
 SELECT lane, max(id), count(*) FROM arrived WHERE lane IS NOT NULL GROUP BY lane

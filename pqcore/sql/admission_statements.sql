@@ -69,7 +69,7 @@ WITH named AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:lanes::text::json) AS named (id bigint, lane text, priority int)
 )
 UPDATE {table} AS job SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority,
-  leased_until = '-infinity'
+  leased_until = 'infinity'
 FROM named
 WHERE job.id = ANY (ARRAY(SELECT id FROM named)) AND job.id = named.id AND job.q_name = :q_name::text
   AND num_nulls(job.dequeued_at) = 1 AND (job.parked_on IS NOT NULL OR job.leased_until IS NULL);

@@ -13,7 +13,6 @@ from pqcore.sql.fragments import (
     IS_DEFERRED,
     IS_READY,
     IS_URGENT,
-    NOT_WAITING,
     OF_PUT,
     OF_QUEUE,
     ORDER,
@@ -49,7 +48,7 @@ class ExplainStatements(StatementSet):
         elsewhere = "NULL::text, NULL::timestamp, NULL::text, NULL::text, false, NULL::text, 0"
         return f"""
 SELECT 'table', q_name, {STORED_STATE}, {_COMMON}, {_SCHEDULE}, parked_on,
-  CASE WHEN leased_until > '-infinity' THEN {EXPRESSIBLE.format("leased_until")} END,
+  CASE WHEN leased_until < 'infinity' THEN {EXPRESSIBLE.format("leased_until")} END,
   group_key, NULL::text, coalesce(cancelling, false), xmax::text, priority
 FROM {{table}} {wanted}
 UNION ALL
@@ -75,13 +74,15 @@ LIMIT 1"""
         """
         expected = "coalesce(expected_at, 'infinity')"
         columns = f"id, {expected} AS expected, {DUE_AT} AS due"
+        # A range with two ends: the planner expects fewer rows of it, and takes them from the index in their order.
+        out = f"{VISIBLE_AT} > '-infinity' AND {VISIBLE_AT} <= {_NOW}"
         place = f"({expected}, {DUE_AT}, id) < (SELECT expected, due, id FROM me)"
         return f"""
 WITH me AS (
   SELECT {columns} FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE}
 ), visible AS (
   SELECT id, expected_at, schedule_at, enqueued_at FROM {{table}} WHERE {OF_QUEUE} AND {IS_DEFERRED}
-    AND {NOT_WAITING} AND {VISIBLE_AT} <= {_NOW} ORDER BY {HIDDEN_ORDER} LIMIT {MOST_LOOKED_AT}
+    AND {out} ORDER BY {HIDDEN_ORDER} LIMIT {MOST_LOOKED_AT}
 ), before AS (
   (SELECT {columns} FROM {{table}} WHERE {OF_QUEUE} AND {IS_URGENT}
      AND (expected_at, enqueued_at, id) < (SELECT expected, due, id FROM me)

@@ -33,11 +33,12 @@ from pqcore.sql.fragments import (
     COLUMNS,
     DUE_AT,
     FIRST_DEFERRED,
+    FIRST_WAITING,
     HIDDEN_ORDER,
+    IS_FREE,
     LEASED,
     MADE_WAY,
     NEXT_ATTEMPT,
-    NOT_WAITING,
     OF_QUEUE,
     ORDER,
     QUEUE_URGENT,
@@ -46,6 +47,7 @@ from pqcore.sql.fragments import (
     READY_ORDER,
     URGENT_ORDER,
     VISIBLE_NOW,
+    WAITING_ORDER,
 )
 
 Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
@@ -99,10 +101,10 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
     classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})
   UNION ALL ({_head(READY_NOW, READY_ORDER, near, columns=columns)})
-  UNION ALL ({_head(f"{VISIBLE_NOW} AND {NOT_WAITING}", HIDDEN_ORDER, reach, columns=columns)})"""
+  UNION ALL ({_head(f"{VISIBLE_NOW} AND parked_on IS NULL", HIDDEN_ORDER, reach, columns=columns)})"""
     if not waiting:
         return classes
-    return f"{classes}\n  UNION ALL ({_head(QUEUE_WAITING, f'priority DESC, {ORDER}', near, columns=columns)})"
+    return f"{classes}\n  UNION ALL ({_head(QUEUE_WAITING, WAITING_ORDER, near, columns=columns)})"
 
 
 def _merged(n: int, *, waiting: bool) -> str:
@@ -119,17 +121,20 @@ WITH picked AS (
   ) AS candidate CROSS JOIN LATERAL (
     SELECT id FROM {{table}} WHERE id = candidate.id AND {OF_QUEUE}
       AND dequeued_at IS NULL AND {DUE_AT} <= statement_timestamp()
-      AND (leased_until IS NULL OR leased_until <= statement_timestamp()){"" if waiting else " AND parked_on IS NULL"}
+      AND {IS_FREE}{"" if waiting else " AND parked_on IS NULL"}
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n}
 )"""
 
 
 def _ordered(n: int, *, waiting: bool) -> str:
-    """Pick of the two usual classes, unless a hidden row came out: then nothing, and `_merged` is needed."""
-    first = FIRST_DEFERRED if waiting else FIRST_DEFERRED.replace(" ORDER BY", f" AND {NOT_WAITING} ORDER BY")
+    """Pick of the two usual classes, unless a row of another class is due: then nothing, and `_merged` is needed."""
+    first = f"hidden AS ({FIRST_DEFERRED}), "
     guard = " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())"
-    return _usual(n, f"hidden AS ({first}), ", guard, guard)
+    if waiting:
+        first += f"waiting AS ({FIRST_WAITING}), "
+        guard += " AND NOT EXISTS (SELECT FROM waiting)"
+    return _usual(n, first, guard, guard)
 
 
 def _bounded(n: int) -> str:

@@ -15,18 +15,26 @@ URGENT_ORDER = "expected_at, enqueued_at, id"
 HIDDEN_ORDER = f"{VISIBLE_AT}, id"
 # The order of a get.
 ORDER = f"expected_at, {DUE_AT}, id"
-# Waiting rows, of all classes, lie below all that a lease can bring out.
-NOT_WAITING = f"{VISIBLE_AT} > '-infinity'"
+WAITING_ORDER = f"priority DESC, {ORDER}"
 UNNAMED = "?"
 """The lane of waiting jobs whose own lane is still to be written down: jobs that were put without one."""
 
 NO_END = 2_147_483_647
 """The room of a lane without keys."""
-# Leased, or scheduled and expected: not those that wait, nor those that older code leased without an end to park them.
-COMES_OUT = f"{IS_DEFERRED} AND {NOT_WAITING} AND {VISIBLE_AT} < 'infinity'"
+# A job that waits to be admitted is leased without an end, to nobody: so older code, which parks jobs so, takes none.
+WAITING_UNTIL = "'infinity'"
+# Leased, or scheduled and expected: not those that wait.
+COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"
+# A lease that has an end, which is still to come.
+IS_LEASED = f"leased_until > statement_timestamp() AND leased_until < {WAITING_UNTIL}"
 
 UNFINISHED = "num_nulls(dequeued_at) <> 0"
-STILL_WAITS = f"{UNFINISHED} AND coalesce(leased_until > statement_timestamp(), false)::int <> 1"
+# Under no lease, or under one that has run out; a job that waits is leased to nobody.
+IS_FREE = (
+    "(leased_until IS NULL OR leased_until <= statement_timestamp()"
+    f" OR (parked_on IS NOT NULL AND leased_until = {WAITING_UNTIL}))"
+)
+STILL_WAITS = f"{UNFINISHED} AND coalesce({IS_LEASED}, false)::int <> 1"
 """Whether a row on a lane waits to be admitted: pq, older code and SQL finish and lease rows that stay on their lane.
 
 In these words it leads the planner to no partial index of others, and lets it expect that nearly all rows are such.
@@ -177,7 +185,7 @@ IS_GATED = """strpos(headers::text, '"gate"') > 0"""
 _ADOPTED = f"parked_on IS NULL AND {IS_GATED}"
 LEASED = (
     f"attempts = CASE WHEN {_ADOPTED} THEN attempts ELSE {NEXT_ATTEMPT} END,"
-    f" leased_until = CASE WHEN {_ADOPTED} THEN '-infinity'"
+    f" leased_until = CASE WHEN {_ADOPTED} THEN {WAITING_UNTIL}"
     " ELSE statement_timestamp() + :lease::float8 * interval '1 second' END,"
     f" parked_on = CASE WHEN {_ADOPTED} THEN '{UNNAMED}' END"
 )
@@ -191,7 +199,7 @@ TIMES = (
 # due, and has it wait.  See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
 _WAITS = f"CASE WHEN {_SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
-LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN '-infinity'::timestamptz END, :priority::int"
+LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"
 
 # A lease is held by the consumer that knows the count of attempts that it was given with: the
 # fencing token.  The count rises with each lease, so a token that was overtaken
@@ -218,4 +226,5 @@ QUEUE_WAITING = f"{OF_QUEUE} AND parked_on IS NOT NULL AND {UNFINISHED}"
 READY_NOW = f"{QUEUE_READY} AND {DUE_AT} <= statement_timestamp()"
 VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
 # The first one by order, not any: then the planner has no reason to try its luck with a scan.
+FIRST_WAITING = f"SELECT id FROM {{table}} WHERE {QUEUE_WAITING} ORDER BY {WAITING_ORDER} LIMIT 1"
 FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pqcore.sql.fragments import (
     AFTER_WAY,
     COLUMNS,
+    COMES_OUT,
     DUE_AT,
     EXPRESSIBLE,
     FIRST_DEFERRED,
+    FIRST_WAITING,
     HELD_ONE,
     HELD_ONES,
     HIDDEN_ORDER,
@@ -22,18 +24,21 @@ from pqcore.sql.fragments import (
     LANE,
     LANE_COLUMNS,
     MADE_WAY,
-    NOT_WAITING,
     OF_QUEUE,
     PRIORITY_IN_HEADERS,
     QUEUE_DEFERRED,
     QUEUE_READY,
     QUEUE_URGENT,
+    QUEUE_WAITING,
     READY_NOW,
     READY_ORDER,
+    STILL_WAITS,
     TIMES,
     URGENT_ORDER,
     VISIBLE_AT,
     VISIBLE_NOW,
+    WAITING_ORDER,
+    WAITING_UNTIL,
     lane_room,
 )
 from pqcore.sql.statement import RETENTIONS, Retention
@@ -105,15 +110,15 @@ def _put_group(stored: str, items: str) -> str:
 
 
 def _stats(which: str, queue: str) -> str:
-    # One class of waiting rows a term, each through its own index: a table of finished rows is not read.
+    # One class of waiting rows a term, each through its own index: a table of finished rows is not read.  Jobs on lanes
+    # are leased without an end, as are no others but those that are scheduled for no time at all.
     # Only a standby gives a row without a name: how old the others may be.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
     )
     classes = " UNION ALL ".join(
-        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}"
-        for kind in (IS_READY, IS_URGENT, f"{IS_DEFERRED} AND {NOT_WAITING} AND parked_on IS NULL")
+        f"SELECT {columns} FROM {{table}} WHERE {kind}{which}" for kind in (IS_READY, IS_URGENT, COMES_OUT)
     )
     return f"""
 SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint,
@@ -123,14 +128,16 @@ FROM (
     count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
   FROM ({classes}) AS plain GROUP BY q_name
   UNION ALL
-  SELECT q_name, next.number, 0, 0, CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number FROM (
+  SELECT q_name, next.number, CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END, CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+  FROM (
     SELECT q_name, parked_on, count(*) AS number, min({DUE_AT}) AS due_at, min(group_key) AS group_key
-    FROM {{table}} WHERE parked_on IS NOT NULL AND dequeued_at IS NULL{which} GROUP BY q_name, parked_on
+    FROM {{table}} WHERE {IS_DEFERRED} AND {VISIBLE_AT} = {WAITING_UNTIL}{which} GROUP BY q_name, parked_on
   ) AS lane CROSS JOIN LATERAL (
-    SELECT least(number, CASE WHEN lane.group_key IS NULL OR lane.parked_on = (
+    SELECT CASE WHEN parked_on IS NULL THEN 0 ELSE least(number, CASE WHEN lane.group_key IS NULL OR lane.parked_on = (
       SELECT parked_on FROM {{table}} AS first WHERE first.q_name = {queue} AND first.group_key = lane.group_key
         AND first.dequeued_at IS NULL ORDER BY id LIMIT 1
-    ) THEN {lane_room("lane.parked_on", queue)} ELSE 0 END) AS number
+    ) THEN {lane_room("lane.parked_on", queue)} ELSE 0 END) END AS number
   ) AS next
 ) AS classes GROUP BY q_name
 UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
@@ -220,14 +227,17 @@ class QueueStatements(StatementSet):
 
     @composed(hot=True)
     def next_due_probe(self) -> str:
-        """Tell why a fetch came back empty, and in how many seconds to look again. Reads only."""
+        """Tell why a fetch came back empty, and in how many seconds to look again. Reads only.
+
+        It says whether a hidden job came out, and whether a job waits to be admitted, for which a get does not wait.
+        """
         return f"""
 SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(epoch FROM least(
   (SELECT {DUE_AT} FROM {{table}} WHERE {QUEUE_READY} AND {DUE_AT} > statement_timestamp()
    ORDER BY {DUE_AT}, id LIMIT 1),
   (SELECT {VISIBLE_AT} FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} > statement_timestamp()
-   ORDER BY {VISIBLE_AT}, id LIMIT 1)
-)) - extract(epoch FROM statement_timestamp()))::float8"""
+     AND {VISIBLE_AT} < {WAITING_UNTIL} ORDER BY {VISIBLE_AT}, id LIMIT 1)
+)) - extract(epoch FROM statement_timestamp()))::float8, ({FIRST_WAITING}) IS NOT NULL"""
 
     @composed()
     def ready_queues(self) -> str:
@@ -236,7 +246,12 @@ SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(ep
         The probes are scalar subqueries, which the planner makes no join or hash of: it looks once into each index for
         each name.
         """
-        classes = ((QUEUE_URGENT, URGENT_ORDER), (READY_NOW, READY_ORDER), (VISIBLE_NOW, HIDDEN_ORDER))
+        classes = (
+            (QUEUE_URGENT, URGENT_ORDER),
+            (READY_NOW, READY_ORDER),
+            (VISIBLE_NOW, HIDDEN_ORDER),
+            (QUEUE_WAITING, WAITING_ORDER),
+        )
         probes = ", ".join(
             f"(SELECT true FROM {{table}} WHERE {condition.replace(OF_QUEUE, 'q_name = waited.name')}"
             f" ORDER BY {order} LIMIT 1)"
@@ -310,7 +325,9 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
         return (
             f"SELECT (SELECT count(*) FROM {{table}} WHERE {QUEUE_URGENT})"
             f" + (SELECT count(*) FROM {{table}} WHERE {READY_NOW})"
-            f" + (SELECT count(*) FROM {{table}} WHERE {VISIBLE_NOW} AND {DUE_AT} <= statement_timestamp())"
+            f" + (SELECT count(*) FROM {{table}} WHERE {VISIBLE_NOW} AND {DUE_AT} <= statement_timestamp()"
+            " AND parked_on IS NULL)"
+            f" + (SELECT count(*) FROM {{table}} WHERE {OF_QUEUE} AND parked_on IS NOT NULL AND {STILL_WAITS})"
         )
 
     @composed()

@@ -45,7 +45,7 @@ class RuleStatements(StatementSet):
         """
         return f"""
 UPDATE {{table}} AS job SET parked_on = named.lane, excused = {ONE_MORE.format("job.excused")},
-  leased_until = CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END,
+  leased_until = CASE WHEN named.lane IS NULL THEN NULL ELSE 'infinity'::timestamptz END,
   schedule_at = CASE WHEN named.lane IS NULL THEN clock.later ELSE job.schedule_at END
 FROM json_to_recordset(:jobs::text::json) AS named (id bigint, token int, lane text),
   (SELECT statement_timestamp() + interval '{UNWRITTEN} seconds' AS later) AS clock
@@ -74,5 +74,5 @@ WITH wanted AS MATERIALIZED (
   SELECT id FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM met)) AND {OF_QUEUE}
     AND num_nulls(dequeued_at, leased_until, parked_on) = 3 AND {plain} FOR UPDATE SKIP LOCKED
 )
-UPDATE {{table}} AS job SET parked_on = met.lane, leased_until = '-infinity' FROM met
+UPDATE {{table}} AS job SET parked_on = met.lane, leased_until = 'infinity' FROM met
 WHERE job.id = met.id AND job.id = ANY (ARRAY(SELECT id FROM free)) AND job.q_name = :q_name::text"""

@@ -375,7 +375,7 @@ WITH won AS (
 INSERT INTO {{table}} ({_PUT_COLUMNS})
 SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, tick,
   coalesce(:expected_at::timestamptz, {_IN.format(_NOW, "expected_in")}), :headers::text::json, :group_key::text,
-  :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN '-infinity'::timestamptz END, :priority::int
+  :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN 'infinity'::timestamptz END, :priority::int
 FROM won {_CONFLICT} DO NOTHING RETURNING id"""
 
     register_periodic = from_file()

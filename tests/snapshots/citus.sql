@@ -572,7 +572,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -593,7 +593,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), gone AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
@@ -616,6 +618,12 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -627,6 +635,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -641,6 +651,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -850,7 +862,14 @@ PREPARE "close_batch" AS
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp());
+    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND parked_on IS NULL) + (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1);
 
 -- count_dead $1 q_name, $2 reason
 /*NO LOAD BALANCE*/ PREPARE "count_dead" AS
@@ -1071,7 +1090,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -1092,7 +1111,9 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
@@ -1113,6 +1134,12 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -1124,6 +1151,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1138,6 +1167,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1282,7 +1313,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1294,7 +1326,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1307,7 +1340,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1328,7 +1362,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1362,7 +1399,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -1428,7 +1465,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -1459,7 +1498,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1569,7 +1608,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1581,7 +1621,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1594,7 +1635,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1615,7 +1657,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1649,7 +1694,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -1715,7 +1760,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -1746,7 +1793,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1857,7 +1904,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1869,7 +1917,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1882,7 +1931,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1903,7 +1953,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1937,7 +1990,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -2003,7 +2056,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -2034,7 +2089,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2177,7 +2232,7 @@ PREPARE "end_lost_batch" AS
   SELECT 'table', q_name,
   CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, parked_on,
-  CASE WHEN leased_until > '-infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), NULL::text, priority
+  CASE WHEN leased_until < 'infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), NULL::text, priority
   FROM "queue"
   WHERE id = $1::bigint
   AND ($2::timestamptz IS NULL
@@ -2469,7 +2524,7 @@ PREPARE "extend" AS
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) = '-infinity'
+    AND coalesce(leased_until, schedule_at) = 'infinity'
     AND id > $3::bigint
     ORDER BY id DESC
     LIMIT 100)
@@ -2850,7 +2905,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -2871,7 +2926,9 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
@@ -2893,6 +2950,12 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -2904,6 +2967,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -2918,6 +2983,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -3046,7 +3113,7 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END
     FROM (SELECT statement_timestamp() + $3::float8 * interval '1 second' AS until) AS clock
@@ -3093,7 +3160,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -3105,7 +3172,9 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND parked_on IS NULL
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
@@ -3113,7 +3182,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END
     FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
@@ -3134,7 +3203,6 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
@@ -3174,7 +3242,7 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END
     FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
@@ -3220,7 +3288,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END
     FROM (SELECT statement_timestamp() + $2::float8 * interval '1 second' AS until) AS clock
@@ -3393,7 +3461,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) > statement_timestamp()
       AND leased_until > statement_timestamp()
@@ -3542,7 +3609,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
@@ -3684,7 +3750,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND (leased_until IS NULL
         OR leased_until <= statement_timestamp())
@@ -3767,7 +3832,6 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     AND coalesce(leased_until, schedule_at) < 'infinity'
     AND (leased_until IS NULL
       OR leased_until <= statement_timestamp())
@@ -3949,8 +4013,15 @@ PREPARE "nack" AS
             OR (schedule_at IS NOT NULL
               AND expected_at IS NOT NULL))
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
+          AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1) IS NOT NULL;
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
@@ -4030,7 +4101,7 @@ PREPARE "open_batch" AS
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-        AND coalesce(leased_until, schedule_at) > '-infinity'
+        AND parked_on IS NULL
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
       LIMIT (SELECT 1000))
@@ -4123,7 +4194,7 @@ PREPARE "put_keyed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text,
     CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END,
     CASE WHEN
-    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN '-infinity'::timestamptz END, $13::int)
+    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN 'infinity'::timestamptz END, $13::int)
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL
   AND dequeued_at IS NULL DO NOTHING
@@ -4134,7 +4205,7 @@ PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, s
     SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text,
     CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END,
     CASE WHEN
-    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN '-infinity'::timestamptz END, $10::int
+    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN 'infinity'::timestamptz END, $10::int
     FROM json_array_elements($11::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -4150,7 +4221,7 @@ PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
     CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     FROM json_array_elements_text($12::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -4178,7 +4249,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'),
       CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
     WHERE q_name = $12::text
     AND dedup_key = $13::text
     AND dequeued_at IS NULL
@@ -4189,7 +4260,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     SELECT $12::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $4::text::json, $5::text, $13::text,
     CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     WHERE NOT EXISTS (SELECT
       FROM replaced)
     ON CONFLICT (q_name, dedup_key)
@@ -4276,6 +4347,12 @@ PREPARE "put_timed" AS
           AND expected_at IS NOT NULL))
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1), (SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND parked_on IS NOT NULL
+      AND num_nulls(dequeued_at) <> 0
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
       LIMIT 1), false);
 
 -- recent_completions
@@ -4340,7 +4417,7 @@ PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
     FROM (SELECT coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'),
       CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
+      CASE WHEN coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int) AS clock (new_schedule_at, new_expected_at, lane, leased, new_priority)
     WHERE id = $12::bigint
     AND q_name = $13::text
     AND dequeued_at IS NULL
@@ -4461,7 +4538,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
     WHERE q_name = $2::text
     AND parked_on = $3::text
     AND num_nulls(dequeued_at) <> 0
-    AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
     FROM room
@@ -4611,7 +4689,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
     FOR UPDATE SKIP LOCKED)
   UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = '-infinity'
+  SET parked_on = met.lane, leased_until = 'infinity'
   FROM met
   WHERE job.id = met.id
   AND job.id = ANY (ARRAY(SELECT id
@@ -4622,7 +4700,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
 PREPARE "set_aside_leased" AS
   UPDATE "queue" AS job
   SET parked_on = named.lane, excused = least(coalesce(job.excused, 0), 2147483646) + 1, leased_until =
-  CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END, schedule_at =
+  CASE WHEN named.lane IS NULL THEN NULL ELSE 'infinity'::timestamptz END, schedule_at =
   CASE WHEN named.lane IS NULL THEN clock.later ELSE job.schedule_at END
   FROM json_to_recordset($1::text::json) AS named (id bigint, token int, lane text), (SELECT statement_timestamp() + interval '60 seconds' AS later) AS clock
   WHERE job.id = named.id
@@ -4642,7 +4720,7 @@ PREPARE "set_key_holder" AS
 PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS named (id bigint, lane text, priority int))
   UPDATE "queue" AS job
-  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = '-infinity'
+  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = 'infinity'
   FROM named
   WHERE job.id = ANY (ARRAY(SELECT id
       FROM named))
@@ -4713,20 +4791,25 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL
+      AND coalesce(leased_until, schedule_at) < 'infinity'
       AND q_name = $1::text) AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       AND q_name = $1::text
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -4762,7 +4845,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -4797,18 +4880,23 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL) AS plain
+      AND coalesce(leased_until, schedule_at) < 'infinity') AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -4844,7 +4932,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -4956,7 +5044,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -4968,7 +5057,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -4981,7 +5071,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -5000,7 +5091,10 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -5034,7 +5128,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -5100,7 +5194,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND q_name = $4::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -5131,7 +5227,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE clock.until END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE clock.until END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -5187,7 +5283,7 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
     RETURNING tick)
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
   SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text, $13::text,
-  CASE WHEN $13::text IS NOT NULL THEN '-infinity'::timestamptz END, $14::int
+  CASE WHEN $13::text IS NOT NULL THEN 'infinity'::timestamptz END, $14::int
   FROM won
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL

@@ -446,7 +446,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -467,7 +467,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), gone AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
@@ -490,6 +492,12 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -501,6 +509,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -515,6 +525,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -720,7 +732,14 @@ PREPARE "close_batch" AS
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp());
+    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND parked_on IS NULL) + (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1);
 
 -- count_dead $1 q_name, $2 reason
 /*NO LOAD BALANCE*/ PREPARE "count_dead" AS
@@ -935,7 +954,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -956,7 +975,9 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
   DELETE FROM "queue"
@@ -976,6 +997,12 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -987,6 +1014,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1001,6 +1030,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1173,7 +1204,7 @@ PREPARE "end_lost_batch" AS
   SELECT 'table', q_name,
   CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, parked_on,
-  CASE WHEN leased_until > '-infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), NULL::text, priority
+  CASE WHEN leased_until < 'infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), NULL::text, priority
   FROM "queue"
   WHERE id = $1::bigint
   AND ($2::timestamptz IS NULL
@@ -1460,7 +1491,7 @@ PREPARE "extend" AS
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) = '-infinity'
+    AND coalesce(leased_until, schedule_at) = 'infinity'
     AND id > $3::bigint
     ORDER BY id DESC
     LIMIT 100)
@@ -1840,7 +1871,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -1861,7 +1892,9 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
   UPDATE "queue"
@@ -1882,6 +1915,12 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -1893,6 +1932,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1907,6 +1948,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -2034,7 +2077,7 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $3::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $3::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -2078,7 +2121,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -2090,7 +2133,9 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND parked_on IS NULL
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
@@ -2099,7 +2144,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -2117,7 +2162,6 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
@@ -2158,7 +2202,7 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -2202,7 +2246,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -2372,7 +2416,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) > statement_timestamp()
       AND leased_until > statement_timestamp()
@@ -2521,7 +2564,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
@@ -2663,7 +2705,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND (leased_until IS NULL
         OR leased_until <= statement_timestamp())
@@ -2745,7 +2786,6 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     AND coalesce(leased_until, schedule_at) < 'infinity'
     AND (leased_until IS NULL
       OR leased_until <= statement_timestamp())
@@ -2926,8 +2966,15 @@ PREPARE "nack" AS
             OR (schedule_at IS NOT NULL
               AND expected_at IS NOT NULL))
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
+          AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1) IS NOT NULL;
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
@@ -2999,7 +3046,7 @@ PREPARE "open_batch" AS
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-        AND coalesce(leased_until, schedule_at) > '-infinity'
+        AND parked_on IS NULL
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
       LIMIT (SELECT 1000))
@@ -3092,7 +3139,7 @@ PREPARE "put_keyed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text,
     CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END,
     CASE WHEN
-    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN '-infinity'::timestamptz END, $13::int)
+    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN 'infinity'::timestamptz END, $13::int)
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL
   AND dequeued_at IS NULL DO NOTHING
@@ -3103,7 +3150,7 @@ PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, s
     SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text,
     CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END,
     CASE WHEN
-    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN '-infinity'::timestamptz END, $10::int
+    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN 'infinity'::timestamptz END, $10::int
     FROM json_array_elements($11::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -3119,7 +3166,7 @@ PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
     CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     FROM json_array_elements_text($12::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -3145,7 +3192,7 @@ PREPARE "put_off" AS
 PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, (parked_on, leased_until, priority) = ROW (CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
     WHERE q_name = $12::text
     AND dedup_key = $13::text
     AND dequeued_at IS NULL
@@ -3156,7 +3203,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     SELECT $12::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text, $13::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     WHERE NOT EXISTS (SELECT
       FROM replaced)
     ON CONFLICT (q_name, dedup_key)
@@ -3243,6 +3290,12 @@ PREPARE "put_timed" AS
           AND expected_at IS NOT NULL))
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1), (SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND parked_on IS NOT NULL
+      AND num_nulls(dequeued_at) <> 0
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
       LIMIT 1), false);
 
 -- recent_completions
@@ -3304,7 +3357,7 @@ PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
 PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
     SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, (parked_on, leased_until, priority) = ROW (CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
     WHERE id = $12::bigint
     AND q_name = $13::text
     AND dequeued_at IS NULL
@@ -3425,7 +3478,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
     WHERE q_name = $2::text
     AND parked_on = $3::text
     AND num_nulls(dequeued_at) <> 0
-    AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), locked AS MATERIALIZED (SELECT mine.version, mine.key
     FROM room
@@ -3573,7 +3627,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
     FOR UPDATE SKIP LOCKED)
   UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = '-infinity'
+  SET parked_on = met.lane, leased_until = 'infinity'
   FROM met
   WHERE job.id = met.id
   AND job.id = ANY (ARRAY(SELECT id
@@ -3584,7 +3638,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
 PREPARE "set_aside_leased" AS
   UPDATE "queue" AS job
   SET parked_on = named.lane, excused = least(coalesce(job.excused, 0), 2147483646) + 1, leased_until =
-  CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END, schedule_at =
+  CASE WHEN named.lane IS NULL THEN NULL ELSE 'infinity'::timestamptz END, schedule_at =
   CASE WHEN named.lane IS NULL THEN clock.later ELSE job.schedule_at END
   FROM json_to_recordset($1::text::json) AS named (id bigint, token int, lane text), (SELECT statement_timestamp() + interval '60 seconds' AS later) AS clock
   WHERE job.id = named.id
@@ -3604,7 +3658,7 @@ PREPARE "set_key_holder" AS
 PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS named (id bigint, lane text, priority int))
   UPDATE "queue" AS job
-  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = '-infinity'
+  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = 'infinity'
   FROM named
   WHERE job.id = ANY (ARRAY(SELECT id
       FROM named))
@@ -3674,20 +3728,25 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL
+      AND coalesce(leased_until, schedule_at) < 'infinity'
       AND q_name = $1::text) AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       AND q_name = $1::text
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -3723,7 +3782,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   ORDER BY q_name;
 
@@ -3754,18 +3813,23 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL) AS plain
+      AND coalesce(leased_until, schedule_at) < 'infinity') AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -3801,7 +3865,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   ORDER BY q_name;
 
@@ -3914,7 +3978,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -3925,7 +3990,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -3937,7 +4003,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -3955,7 +4022,10 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -3989,7 +4059,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -4055,7 +4125,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND q_name = $4::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -4085,7 +4157,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -4138,7 +4210,7 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
     RETURNING tick)
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
   SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text, $13::text,
-  CASE WHEN $13::text IS NOT NULL THEN '-infinity'::timestamptz END, $14::int
+  CASE WHEN $13::text IS NOT NULL THEN 'infinity'::timestamptz END, $14::int
   FROM won
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL

@@ -591,7 +591,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -612,7 +612,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2), gone AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
@@ -641,6 +643,12 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -652,6 +660,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -666,6 +676,8 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -913,7 +925,14 @@ PREPARE "close_batch" AS
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp());
+    AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND parked_on IS NULL) + (SELECT count(*)
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1);
 
 -- count_dead $1 q_name, $2 reason
 /*NO LOAD BALANCE*/ PREPARE "count_dead" AS
@@ -1133,7 +1152,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -1154,7 +1173,9 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
   DELETE FROM "queue"
@@ -1174,6 +1195,12 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -1185,6 +1212,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1199,6 +1228,8 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -1347,7 +1378,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1359,7 +1391,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1372,7 +1405,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1393,7 +1427,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1427,7 +1464,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -1493,7 +1530,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -1523,7 +1562,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1632,7 +1671,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1644,7 +1684,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1657,7 +1698,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1678,7 +1720,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1712,7 +1757,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -1778,7 +1823,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -1808,7 +1855,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -1918,7 +1965,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -1930,7 +1978,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -1943,7 +1992,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           WHERE q_name = $3::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -1964,7 +2014,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -1998,7 +2051,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -2064,7 +2117,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND q_name = $3::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -2094,7 +2149,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2236,7 +2291,7 @@ PREPARE "end_lost_batch" AS
   SELECT 'table', q_name,
   CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END, serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, headers::text, left(data::text, 2000), least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, parked_on,
-  CASE WHEN leased_until > '-infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), xmax::text, priority
+  CASE WHEN leased_until < 'infinity' THEN least(greatest(leased_until AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, group_key, NULL::text, coalesce(cancelling, false), xmax::text, priority
   FROM "queue"
   WHERE id = $1::bigint
   AND ($2::timestamptz IS NULL
@@ -2552,7 +2607,7 @@ PREPARE "extend" AS
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) = '-infinity'
+    AND coalesce(leased_until, schedule_at) = 'infinity'
     AND id > $3::bigint
     ORDER BY id DESC
     LIMIT 100)
@@ -2932,7 +2987,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))
@@ -2953,7 +3008,9 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
   UPDATE "queue"
@@ -2974,6 +3031,12 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
     ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
       FROM "queue"
@@ -2985,6 +3048,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY expected_at, enqueued_at, id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -2999,6 +3064,8 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       AND NOT EXISTS (SELECT
         FROM hidden
         WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -3126,7 +3193,7 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $3::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $3::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -3170,7 +3237,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -3182,7 +3249,9 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
       AND dequeued_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND parked_on IS NULL
       FOR UPDATE SKIP LOCKED) AS free
     LIMIT 2)
@@ -3191,7 +3260,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -3209,7 +3278,6 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT 1), urgent AS (SELECT *
     FROM (SELECT id
@@ -3250,7 +3318,7 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -3294,7 +3362,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
-  AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id
@@ -3464,7 +3532,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) > statement_timestamp()
       AND leased_until > statement_timestamp()
@@ -3613,7 +3680,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
@@ -3755,7 +3821,6 @@ PREPARE "leave_lanes" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
       AND coalesce(leased_until, schedule_at) < 'infinity'
       AND (leased_until IS NULL
         OR leased_until <= statement_timestamp())
@@ -3838,7 +3903,6 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     AND (leased_until IS NOT NULL
       OR (schedule_at IS NOT NULL
         AND expected_at IS NOT NULL))
-    AND coalesce(leased_until, schedule_at) > '-infinity'
     AND coalesce(leased_until, schedule_at) < 'infinity'
     AND (leased_until IS NULL
       OR leased_until <= statement_timestamp())
@@ -4019,8 +4083,15 @@ PREPARE "nack" AS
             OR (schedule_at IS NOT NULL
               AND expected_at IS NOT NULL))
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
+          AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1) IS NOT NULL;
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
@@ -4100,7 +4171,7 @@ PREPARE "open_batch" AS
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-        AND coalesce(leased_until, schedule_at) > '-infinity'
+        AND parked_on IS NULL
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
       LIMIT (SELECT 1000))
@@ -4193,7 +4264,7 @@ PREPARE "put_keyed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'), $9::text::json, $10::text, $11::text,
     CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END,
     CASE WHEN
-    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN '-infinity'::timestamptz END, $13::int)
+    CASE WHEN coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $12::text END IS NOT NULL THEN 'infinity'::timestamptz END, $13::int)
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL
   AND dequeued_at IS NULL DO NOTHING
@@ -4204,7 +4275,7 @@ PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, s
     SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text,
     CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END,
     CASE WHEN
-    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN '-infinity'::timestamptz END, $10::int
+    CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN 'infinity'::timestamptz END, $10::int
     FROM json_array_elements($11::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -4220,7 +4291,7 @@ PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
     CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     FROM json_array_elements_text($12::text::json) WITH ORDINALITY AS item (value, place)
     ORDER BY place
     RETURNING id)
@@ -4246,7 +4317,7 @@ PREPARE "put_off" AS
 PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, (parked_on, leased_until, priority) = ROW (CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
     WHERE q_name = $12::text
     AND dedup_key = $13::text
     AND dequeued_at IS NULL
@@ -4257,7 +4328,7 @@ PREPARE "put_replacing" AS WITH replaced AS (UPDATE "queue" AS held
     SELECT $12::text, $1::text::json, $2::bytea, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text, $13::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
-    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int
+    CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     WHERE NOT EXISTS (SELECT
       FROM replaced)
     ON CONFLICT (q_name, dedup_key)
@@ -4344,6 +4415,12 @@ PREPARE "put_timed" AS
           AND expected_at IS NOT NULL))
       AND coalesce(leased_until, schedule_at) <= statement_timestamp()
       ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1), (SELECT true
+      FROM "queue"
+      WHERE q_name = waited.name
+      AND parked_on IS NOT NULL
+      AND num_nulls(dequeued_at) <> 0
+      ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
       LIMIT 1), false);
 
 -- recent_completions
@@ -4406,7 +4483,7 @@ PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
 PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
     SET data = $1::text::json, payload = $2::bytea, serializer = $3::text, schedule_at = coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), expected_at = coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), headers = $8::text::json, group_key = $9::text, (parked_on, leased_until, priority) = ROW (CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
       CASE WHEN
-      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN '-infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+      CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int), failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
     WHERE id = $12::bigint
     AND q_name = $13::text
     AND dequeued_at IS NULL
@@ -4538,7 +4615,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
     WHERE q_name = $2::text
     AND parked_on = $3::text
     AND num_nulls(dequeued_at) <> 0
-    AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+    AND coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false)::int <> 1
     ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1), locked AS MATERIALIZED (SELECT mine.ctid, mine.key
     FROM room
@@ -4695,7 +4773,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
     FOR UPDATE SKIP LOCKED)
   UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = '-infinity'
+  SET parked_on = met.lane, leased_until = 'infinity'
   FROM met
   WHERE job.id = met.id
   AND job.id = ANY (ARRAY(SELECT id
@@ -4706,7 +4784,7 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
 PREPARE "set_aside_leased" AS
   UPDATE "queue" AS job
   SET parked_on = named.lane, excused = least(coalesce(job.excused, 0), 2147483646) + 1, leased_until =
-  CASE WHEN named.lane IS NULL THEN NULL ELSE '-infinity'::timestamptz END, schedule_at =
+  CASE WHEN named.lane IS NULL THEN NULL ELSE 'infinity'::timestamptz END, schedule_at =
   CASE WHEN named.lane IS NULL THEN clock.later ELSE job.schedule_at END
   FROM json_to_recordset($1::text::json) AS named (id bigint, token int, lane text), (SELECT statement_timestamp() + interval '60 seconds' AS later) AS clock
   WHERE job.id = named.id
@@ -4726,7 +4804,7 @@ PREPARE "set_key_holder" AS
 PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS named (id bigint, lane text, priority int))
   UPDATE "queue" AS job
-  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = '-infinity'
+  SET parked_on = coalesce(named.lane, '[0,""]'), priority = named.priority, leased_until = 'infinity'
   FROM named
   WHERE job.id = ANY (ARRAY(SELECT id
       FROM named))
@@ -4796,20 +4874,25 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL
+      AND coalesce(leased_until, schedule_at) < 'infinity'
       AND q_name = $1::text) AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       AND q_name = $1::text
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -4845,7 +4928,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -4880,18 +4963,23 @@ PREPARE "snooze" AS
       AND (leased_until IS NOT NULL
         OR (schedule_at IS NOT NULL
           AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) > '-infinity'
-      AND parked_on IS NULL) AS plain
+      AND coalesce(leased_until, schedule_at) < 'infinity') AS plain
     GROUP BY q_name
     UNION ALL
-    SELECT q_name, next.number, 0, 0,
-    CASE WHEN next.number > 0 THEN due_at END, lane.number - next.number
+    SELECT q_name, next.number,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
+    CASE WHEN next.number > 0 THEN due_at END,
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
-      WHERE parked_on IS NOT NULL
-      AND dequeued_at IS NULL
+      WHERE dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      AND coalesce(leased_until, schedule_at) = 'infinity'
       GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT least(number,
+    CROSS JOIN LATERAL (SELECT
+      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
         CASE WHEN lane.group_key IS NULL
         OR lane.parked_on = (SELECT parked_on
           FROM "queue" AS first
@@ -4927,7 +5015,7 @@ PREPARE "snooze" AS
             AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
             ORDER BY version DESC
             LIMIT 1) AS row
-          ON true) ELSE 0 END) AS number) AS next) AS classes
+          ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
@@ -5043,7 +5131,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
@@ -5055,7 +5144,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NOT NULL
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 2) AS first
@@ -5068,7 +5158,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           WHERE q_name = $4::text
           AND parked_on = wanted.lane
           AND num_nulls(dequeued_at) <> 0
-          AND coalesce(leased_until > statement_timestamp(), false)::int <> 1
+          AND coalesce(leased_until > statement_timestamp()
+            AND leased_until < 'infinity', false)::int <> 1
           AND expected_at IS NULL
           AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array(wanted.after, ' '))[1]::timestamptz, (string_to_array(wanted.after, ' '))[2]::bigint)
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
@@ -5087,7 +5178,10 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 1) AS head
         WHERE wanted.group_key IS NOT NULL
         AND parked_on = wanted.lane
-        AND (leased_until > statement_timestamp()) IS NOT TRUE)) AS head
+        AND (leased_until IS NULL
+          OR leased_until <= statement_timestamp()
+          OR (parked_on IS NOT NULL
+            AND leased_until = 'infinity')))) AS head
     WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
@@ -5121,7 +5215,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) > '-infinity'
+            AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
           LIMIT (SELECT 1000))) AS candidates
@@ -5187,7 +5281,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND q_name = $4::text
       AND dequeued_at IS NULL
       AND (leased_until IS NULL
-        OR leased_until <= statement_timestamp())
+        OR leased_until <= statement_timestamp()
+        OR (parked_on IS NOT NULL
+          AND leased_until = 'infinity'))
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
@@ -5217,7 +5313,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN '-infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -5270,7 +5366,7 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
     RETURNING tick)
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
   SELECT $1::text, $5::text::json, $6::bytea, $7::text, statement_timestamp(), tick, coalesce($8::timestamptz, statement_timestamp() + $9::float8 * interval '1 second'), $10::text::json, $11::text, $12::text, $13::text,
-  CASE WHEN $13::text IS NOT NULL THEN '-infinity'::timestamptz END, $14::int
+  CASE WHEN $13::text IS NOT NULL THEN 'infinity'::timestamptz END, $14::int
   FROM won
   ON CONFLICT (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL

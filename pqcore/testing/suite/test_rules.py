@@ -36,7 +36,7 @@ def rule_rows(harness: Harness) -> list[tuple[Any, ...]]:
 def unfinished(harness: Harness) -> list[tuple[Any, ...]]:
     """The jobs that are not finished: whether they are leased, and how many attempts count."""
     return harness.sql(
-        "SELECT leased_until > now(), attempts - coalesce(excused, 0) FROM {table}"
+        "SELECT leased_until > now() AND parked_on IS NULL, attempts - coalesce(excused, 0) FROM {table}"
         " WHERE dequeued_at IS NULL ORDER BY id"
     )
 
