@@ -644,7 +644,7 @@ def test_version_6_consumers_leave_waiting_jobs_to_newer_code(place: Place, opti
         for take in ("lease next", "get"):
             assert place.eyes.execute(OLDER_LIMITS[take]).fetchone() is None
         assert (queue.count(), [job.data for job in queue.peek(2)]) == (1, [1])
-        job = queue.lease(60)
+        [job] = queue.lease_many(1, 60)
         assert (job.id, job.attempts) == (waiting, 1)
         for take in ("lease next", "get"):
             assert place.eyes.execute(OLDER_LIMITS[take]).fetchone() is None
