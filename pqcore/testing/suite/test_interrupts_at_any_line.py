@@ -9,7 +9,11 @@ import gc
 import linecache
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +22,8 @@ import pytest
 
 import pqcore
 from pqcore.backend import Capability
-from pqcore.errors import SerializationError
+from pqcore.db import group_commit
+from pqcore.errors import OutcomeUnknown, SerializationError
 from pqcore.plugins import plugins
 from pqcore.testing.databases import prepared
 from pqcore.testing.harness import PATIENCE, Harness
@@ -157,6 +162,63 @@ def test_interrupt_at_any_line_leaves_no_block_open_and_no_connection_lost(
     assert harness.connections() <= PLACES
     queue.close()
     harness.eventually(lambda: harness.connections() == 0)
+
+
+def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.needs_sessions()
+    monkeypatch.setattr(group_commit, "PATIENCE", 2.0)  # so that the first of those that wait leads
+    queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
+    queue.put("first")
+    [line] = queue.engine.lines().values()
+    told: dict[str, object] = {}
+
+    def follow(data: str) -> None:
+        try:
+            told[data] = queue.put(data)
+        except OutcomeUnknown as exc:
+            told[data] = exc
+
+    def have_others_follow(began: float) -> None:
+        with ExitStack() as stack:
+            waits(1)
+            for _ in range(3):
+                stack.enter_context(harness.thread(partial(follow, f"follower {next(numbers)}")))
+            waits(3)
+            line.end(began)
+
+    def waits(number: int) -> None:
+        """Wait until so many calls wait to travel, or the leader is gone."""
+        deadline = time.monotonic() + group_commit.PATIENCE
+        while len(line.waiting) < number and not gone.is_set() and time.monotonic() < deadline:
+            time.sleep(0)
+
+    def lead() -> None:
+        late: BaseException | None = None
+        gone.clear()
+        with harness.thread(partial(have_others_follow, line.begin())):
+            try:
+                queue.put("leader")
+            except (*KINDS, SerializationError) as exc:
+                late = exc
+            gone.set()
+        if late is not None:
+            raise late
+
+    numbers, gone = count(), threading.Event()
+    for number, _ in enumerate(interrupted(harness, lead)):
+        if number % 8 == 0:
+            is_committed(harness, queue)
+            lends_all(queue)
+    lends_all(queue)
+    found = dict(harness.sql("SELECT id, data #>> '{}' FROM {table} WHERE data #>> '{}' LIKE 'follower%'"))
+    assert len(set(found.values())) == len(found), "none is put twice"
+    assert {job: data for data, job in told.items() if isinstance(job, int)}.items() <= found.items()
+    assert set(found.values()) <= told.keys()
+    assert len(told) == next(numbers)
+    assert harness.connections() <= PLACES
+    queue.close()
 
 
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
