@@ -19,6 +19,7 @@ from pqcore.db.asyncio_runtime import AsyncioRuntime
 from pqcore.db.blocks import Leaving
 from pqcore.db.engine import Engine
 from pqcore.dead_letters import AsyncDeadLetters
+from pqcore.errors import InvalidCall
 from pqcore.job import AsyncJob
 from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
@@ -323,6 +324,14 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def __aenter__(self) -> Any:
         return await self.engine.enter(self.cursor_kwargs)
 
+    if not TYPE_CHECKING:  # where a checker says so itself
+
+        def __enter__(self) -> None:
+            msg = "this queue is awaited: write async with queue, or take the queue from a PQ"
+            raise InvalidCall(msg)
+
+        def __exit__(self, kind: object, value: object, traceback: object) -> None: ...
+
     if TYPE_CHECKING:
 
         async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...
@@ -377,6 +386,14 @@ class AsyncPQ(BasePQ[AsyncQueue]):
 
     async def __aenter__(self) -> Self:
         return self
+
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> None:
+            msg = "an AsyncPQ is awaited: write async with pq, or open a PQ"
+            raise InvalidCall(msg)
+
+        def __exit__(self, kind: object, value: object, traceback: object) -> None: ...
 
     async def __aexit__(self, kind: object, value: object, traceback: object) -> None:
         await self.close()

@@ -22,6 +22,10 @@ class ConfigurationError(PQError, ValueError):
     """The arguments of a queue, a backend or a plugin do not fit together."""
 
 
+class InvalidCall(PQError, TypeError):
+    """A task was called with arguments that its function does not take; or an object was used as another kind is."""
+
+
 class UnknownBackend(ConfigurationError):
     """No installed backend has this name, URL scheme or connection type."""
 

@@ -14,6 +14,7 @@ from pqcore.db.blocks import Leaving
 from pqcore.db.engine import Engine
 from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetters
+from pqcore.errors import InvalidCall
 from pqcore.job import Job
 from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
@@ -607,6 +608,14 @@ class Queue(TaskQueueMixin):
     def __enter__(self) -> Any:
         return run_sync(self.engine.enter(self.cursor_kwargs))
 
+    if not TYPE_CHECKING:  # where a checker says so itself
+
+        async def __aenter__(self) -> None:
+            msg = "this queue blocks: write with queue, or take the queue from an AsyncPQ"
+            raise InvalidCall(msg)
+
+        async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...
+
     if TYPE_CHECKING:
 
         def __exit__(self, kind: object, value: object, traceback: object) -> None: ...
@@ -728,6 +737,14 @@ class PQ(BasePQ[Queue]):
 
     def __enter__(self) -> Self:
         return self
+
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self) -> None:
+            msg = "a PQ blocks: write with pq, or open an AsyncPQ"
+            raise InvalidCall(msg)
+
+        async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         self.close()

@@ -17,7 +17,7 @@ TimeSpec: TypeAlias = str | timedelta | datetime | None
 """``'5m'`` (s, m, h, d), a timedelta, a datetime (naive means UTC), or None."""
 
 _INFINITIES = (datetime.min, datetime.max)  # noqa: DTZ901 - compared with naive ones
-_SPEC = re.compile(r"(\d+)([smhd])", re.ASCII)
+_SPEC = re.compile(r"(\d+(?:\.\d+)?)([smhd])", re.ASCII)
 _RATE_UNITS = {
     **dict.fromkeys(("s", "sec", "second"), "1s"),
     **dict.fromkeys(("m", "min", "minute"), "1m"),
@@ -81,7 +81,7 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
     """Read a time as users write it.
 
     Args:
-        spec: ``'30s'``, ``'5m'``, ``'2h'`` or ``'1d'``; a timedelta from now
+        spec: ``'30s'``, ``'0.5s'``, ``'5m'``, ``'2h'`` or ``'1d'``; a timedelta from now
             (negative for the past); a datetime, where naive means UTC; None.
 
     Returns:
@@ -101,7 +101,7 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
             msg = f"not a time: {spec!r}; write a number and a unit, as in '30s', '5m', '2h' or '1d'"
             raise InvalidTimeSpec(msg)
         try:
-            return _near(timedelta(**{_UNITS[match[2]]: int(match[1])}))
+            return _near(timedelta(**{_UNITS[match[2]]: float(match[1])}))
         except (OverflowError, ValueError) as exc:
             msg = f"not a time: {spec[:40]!r} is too far away"
             raise InvalidTimeSpec(msg) from exc

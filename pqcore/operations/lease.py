@@ -9,7 +9,7 @@ from typing import TypeVar
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.errors import ConfigurationError, LeaseLost
+from pqcore.errors import ConfigurationError, InvalidCall, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.lanes import has_lane
 from pqcore.settings import QueueSettings
@@ -64,6 +64,25 @@ def lease_terms(
     return lease_time(duration), wait
 
 
+def refuse_not_leased(jobs: Sequence[BaseJob], what: str) -> None:
+    """Refuse to end or extend leases of jobs that have none.
+
+    Args:
+        jobs: The jobs.
+        what: What was asked for, for the message.
+
+    Raises:
+        InvalidCall: One of them was taken for good.
+    """
+    for job in jobs:
+        if not job.leased:
+            msg = (
+                f"{what}: job {job.id} has no lease; get takes jobs for good, so there is nothing left to {what}:"
+                " take jobs that may have to run again with lease()"
+            )
+            raise InvalidCall(msg)
+
+
 async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
     """Finish leased jobs; returns those whose lease was lost."""
     if not jobs:
@@ -95,6 +114,7 @@ def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
+    refuse_not_leased([job], "nack")
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
@@ -120,6 +140,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
     """Let a lease end ``duration`` from now."""
+    refuse_not_leased([job], "extend")
     values: dict[str, object] = {"id": job.id, "token": job.token, "lease": lease_time(duration)}
     values["q_name"] = queue.name
     if not await engine.execute("extend", values, protect=False):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 from pqcore.operations import batches
 from pqcore.operations.put import put_call
 from pqcore.settings import QueueSettings
+from pqcore.tasks.calling import BaseEnqueuer, call_of
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
-from pqcore.tasks.declaring import Call, Task, call_of, stored_calls, task_options
+from pqcore.tasks.declaring import Call, DeclarationOptions, stored_calls, stored_links, task_options
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from typing_extensions import Unpack
+
     from pqcore.db.engine import Engine
-    from pqcore.job import Identity
+    from pqcore.job import AsyncJob, Identity, Job
     from pqcore.tasks.handles import AsyncQueueOfHandle
     from pqcore.tasks.periodic import Missed
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class AsyncEnqueuer:
+
+class AsyncEnqueuer(BaseEnqueuer[P, R]):
     """What a declared function becomes: calling and awaiting it puts a job.
 
     Attributes:
@@ -30,19 +37,42 @@ class AsyncEnqueuer:
         queue: The queue that it is put into.
     """
 
-    def __init__(self, queue: AsyncTaskQueueMixin, task: Task) -> None:
-        functools.update_wrapper(self, task.function)
-        self.task = task
-        self.queue = queue
-        self._path = task.path
-
-    async def __call__(self, *args: Any, **kwargs: Any) -> AsyncHandle:
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]:
         """Put a job; see `pqcore.tasks.Enqueuer`."""
-        return await self.queue.put_call(call_of(self.queue, self.task, args, kwargs))
+        handle: AsyncHandle[R] = await self.queue.put_call(self.call(*args, **kwargs))
+        return handle
 
-    def call(self, *args: Any, **kwargs: Any) -> Call:
-        """The call, not put yet: for `AsyncQueue.chain`, `AsyncQueue.batch` and `AsyncQueue.put_calls`."""
-        return call_of(self.queue, self.task, args, kwargs)
+
+class DeclareAsync(Protocol):
+    """Declares a function as a task of a `pqcore.AsyncQueue`."""
+
+    @overload
+    def __call__(self, function: AsyncEnqueuer[P, R], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Job, P], Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[AsyncJob, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Job, P], R], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[AsyncJob, P], R], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> AsyncEnqueuer[P, R]: ...
+
+
+class DeclareAsyncAsPq(Protocol):
+    """Declares a function as a task of a `pqcore.tasks.AsyncQueue`."""
+
+    @overload
+    def __call__(self, function: AsyncEnqueuer[..., R], /) -> AsyncEnqueuer[..., R]: ...
+    @overload
+    def __call__(self, function: Callable[..., Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[..., R]: ...
+    @overload
+    def __call__(self, function: Callable[..., R], /) -> AsyncEnqueuer[..., R]: ...
 
 
 class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
@@ -56,29 +86,47 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
     engine: Engine
 
     @overload
-    def task(self, function: Callable[..., Any], /) -> AsyncEnqueuer: ...
+    def task(self, function: Callable[Concatenate[Job, P], Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def task(self, function: Callable[Concatenate[AsyncJob, P], Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def task(self, function: Callable[Concatenate[Job, P], R], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def task(self, function: Callable[Concatenate[AsyncJob, P], R], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> AsyncEnqueuer[P, R]: ...
     @overload
     def task(
         self,
         schedule_at: TimeSpec = None,
         expected_at: TimeSpec = None,
         max_retries: int = BY_CONVENTION,
-        retry_in: Any = BY_CONVENTION,
-        **options: Any,
-    ) -> Callable[[Callable[..., Any]], AsyncEnqueuer]: ...
+        retry_in: str | float | timedelta | None = BY_CONVENTION,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+        **options: Unpack[DeclarationOptions],
+    ) -> DeclareAsync: ...
     def task(
         self,
         schedule_at: Any = None,
         expected_at: TimeSpec = None,
         max_retries: int = BY_CONVENTION,
         retry_in: Any = BY_CONVENTION,
+        *,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
         **options: Any,
     ) -> Any:
         """Declare a function as a task; see `pqcore.tasks.Queue.task`."""
         if callable(schedule_at):  # @queue.task, without parentheses
-            return self.task(None, expected_at, max_retries, retry_in, **options)(schedule_at)
+            return self.task(None, expected_at, max_retries, retry_in, name=name, aliases=aliases, **options)(
+                schedule_at
+            )
         chosen = task_options(self.conventions, schedule_at, expected_at, max_retries, retry_in, **options)
-        return lambda function: AsyncEnqueuer(self, self.declare(function, chosen))
+        return lambda function: AsyncEnqueuer(self, self.declare(function, chosen, name, aliases))
 
     def periodic(
         self,
@@ -88,44 +136,44 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         name: str | None = None,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Callable[[Any], AsyncEnqueuer]:
+    ) -> DeclareAsync:
         """Have workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
         from pqcore.tasks.periodic import make_periodic, refuse_bare  # which few programs need
 
         refuse_bare(cron)
 
-        def decorate(function: Any) -> AsyncEnqueuer:
-            task: AsyncEnqueuer = function if isinstance(function, AsyncEnqueuer) else self.task()(function)
+        def decorate(function: Any) -> Any:
+            task = function if isinstance(function, AsyncEnqueuer) else self.task()(function)
             call = call_of(self, task.task, args, dict(kwargs or {}))
             self.add_periodic(make_periodic(call, cron, tz, missed, name))
             return task
 
         return decorate
 
-    def _handle(self, identity: Identity) -> AsyncHandle:
+    def _handle(self, identity: Identity) -> AsyncHandle[Any]:
         return AsyncHandle.of(cast("AsyncQueueOfHandle", self), *identity)
 
-    async def put_call(self, call: Call) -> AsyncHandle:
+    async def put_call(self, call: Call) -> AsyncHandle[Any]:
         """Put a call; its job's id."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return self._handle(await put)
 
-    async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle]:
+    async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle[Any]]:
         """Put calls together, all or none; the ids in order."""
-        ids = await batches.put_all(self.engine, [call.stored() for call in calls], connection)
+        ids = await batches.put_all(self.engine, stored_links(calls, "put_calls"), connection)
         return [self._handle(identity) for identity in ids]
 
-    async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle:
+    async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle[Any]:
         """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
-        first = batches.chain_calls([call.stored() for call in calls])
+        first = batches.chain_calls(stored_links(calls, "chain"))
         return self._handle((await batches.put_all(self.engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
-    ) -> Batch[AsyncHandle]:
+    ) -> Batch[AsyncHandle[Any]]:
         """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
-        after = None if then is None else then.stored()
+        after = None if then is None else stored_links([then], "batch")[0]
         number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
         return Batch(number, [self._handle(identity) for identity in ids])

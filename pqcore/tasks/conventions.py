@@ -72,7 +72,7 @@ OF_PQ = Conventions(always_id=True, max_retries=0, retry=None)
 def _takes_job(function: Callable[..., Any], path: str) -> bool:
     """Whether the first parameter of a function is annotated as a job."""
     try:
-        parameters = list(_signature(function).parameters.values())
+        parameters = list(signature_of(function).parameters.values())
     except (TypeError, ValueError):  # of a function that is not written in Python
         return False
     if not parameters or parameters[0].kind not in (
@@ -84,13 +84,23 @@ def _takes_job(function: Callable[..., Any], path: str) -> bool:
     return annotation is not inspect.Parameter.empty and _is_job(annotation, _names_of(function), path)
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
+def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
+    """Return the signature of a function.
+
+    Args:
+        function: The function.
+        follow_wrapped: Whether that of a decorated function is that of the function within, which its decorator may
+            call with further arguments.
+
+    Raises:
+        TypeError, ValueError: It has none that can be read, as it is not written in Python.
+    """
     if sys.version_info >= (3, 14):
         from annotationlib import Format
 
         # Names that are imported under TYPE_CHECKING alone stay as they are written, and raise nothing.
-        return inspect.signature(function, annotation_format=Format.FORWARDREF)
-    return inspect.signature(function)
+        return inspect.signature(function, follow_wrapped=follow_wrapped, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function, follow_wrapped=follow_wrapped)
 
 
 def _is_job(annotation: Any, names: Mapping[str, Any], path: str) -> bool:

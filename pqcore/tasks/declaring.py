@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import json
@@ -10,14 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, InvalidCall
+from pqcore.job import JobId
 from pqcore.operations.batches import chain_calls
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.put_options import Dedup, put_options
-from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First
-from pqcore.tasks.retry import Fixed, RetryPolicy, policy_to_json
+from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, signature_of
+from pqcore.tasks.retry import RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
@@ -106,6 +106,26 @@ class TaskOptions:
             raise ConfigurationError(msg)
 
 
+class DeclarationOptions(TypedDict, total=False):
+    """The further options of a declaration; `pqcore.tasks.TaskOptions` says what each means."""
+
+    retry: RetryPolicy | None
+    retry_on: type[BaseException] | tuple[type[BaseException], ...]
+    discard_on: type[BaseException] | tuple[type[BaseException], ...]
+    timeout: str | float | timedelta | None
+    deadline: TimeSpec
+    keep_result: str | float | timedelta | None
+    dedup: Dedup | str | Callable[..., Dedup | str | None] | None
+    group: Key
+    limit: int | None
+    limits: Limits
+    max_crashes: int
+    run_in: Literal["thread", "process"] | None
+    headers: Mapping[str, Any] | None
+    tenant: Key
+    priority: int | Callable[..., int]
+
+
 def task_options(
     conventions: Conventions,
     schedule_at: TimeSpec,
@@ -128,17 +148,12 @@ def task_options(
     return TaskOptions(schedule_at, expected_at, max_retries, retry_in, **options)
 
 
-_OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
-# What decides in the worker is read from the declaration there: a function or class cannot travel.
-_DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "limit"}
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """A declared function.
 
     Attributes:
-        path: ``module.qualname``.
+        path: Its name in rows: the one that it was declared with, or else ``module.qualname``.
         function: The function.
         options: How it is put and run.
         first: The argument that the function gets before those of the call.
@@ -148,6 +163,19 @@ class Task:
     function: Callable[..., Any]
     options: TaskOptions = field(default_factory=TaskOptions)
     first: First = "id"
+
+    @property
+    def location(self) -> str:
+        """``module.qualname``: where the function can be imported from, whatever its name in rows."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    @functools.cached_property
+    def signature(self) -> inspect.Signature | None:
+        """The signature of what is called, a decorator's own included; None if it cannot be read."""
+        try:
+            return signature_of(self.function, follow_wrapped=False)
+        except (TypeError, ValueError):  # it is not written in Python
+            return None
 
     @functools.cached_property
     def is_coroutine(self) -> bool:
@@ -193,6 +221,8 @@ class Call:
         if isinstance(retry_in, timedelta):
             whole = retry_in // timedelta(seconds=1)
             retry_in = f"{whole}s" if retry_in == timedelta(seconds=whole) else retry_in.total_seconds()
+        elif isinstance(retry_in, str) and "." in retry_in:  # which pq's workers cannot read
+            retry_in = seconds(retry_in)
         return {
             "function": self.task.path,
             "args": self.args,
@@ -296,32 +326,40 @@ def refuse_generator(function: Callable[..., Any], path: str) -> None:
 
 
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
-    """Calls as they are put with others; a tuple of them is a chain."""
+    """Calls of a batch as they are put with others; a tuple of them is a chain."""
     return [
-        chain_calls([link.stored() for link in call]) if isinstance(call, tuple) else call.stored() for call in calls
+        chain_calls(stored_links(call, "batch")) if isinstance(call, tuple) else stored_links([call], "batch")[0]
+        for call in calls
     ]
+
+
+def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
+    """Return calls as they are put with others.
+
+    Args:
+        calls: The calls.
+        what: The method that puts them, for the message.
+
+    Raises:
+        InvalidCall: One of them is no call that is not put yet.
+        ConfigurationError: One has what can only be decided by a put of its own.
+    """
+    links = list(calls)
+    for call in links:
+        if isinstance(call, Call):
+            continue
+        given: Any = call
+        put = ""
+        if isinstance(given, JobId):
+            put = f"; job {int(given)} has been put, and stays"
+        elif inspect.iscoroutine(given):
+            given.close()  # it was not awaited, so nothing was put
+        msg = (
+            f"{what} takes calls that are not put yet: write task.call(...), without await; it was given {given!r}{put}"
+        )
+        raise InvalidCall(msg)
+    return [call.stored() for call in links]
 
 
 def _in_seconds(distance: timedelta | None) -> float:
     return 0.0 if distance is None else distance.total_seconds()
-
-
-def call_of(queue: QueueSettings, task: Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """A call: arguments that begin with an underscore and name an option are options of this call.
-
-    Raises:
-        ConfigurationError: An option that only a declaration can have.
-    """
-    own = {}
-    connection = kwargs.pop("_connection", None)
-    for name in [name for name in kwargs if name[:1] == "_" and name[1:] in _OPTIONS]:
-        value = kwargs.pop(name)
-        if name[1:] in _DECLARED_ONLY:
-            msg = f"{name} is not an option of a call: give {name[1:]} to the task"
-            raise ConfigurationError(msg)
-        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq: None is no override
-            own[name[1:]] = value
-    if "retry_in" in own and "retry" not in own and task.options.retry is not None:
-        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # instead of the task's policy
-    options = dataclasses.replace(task.options, **own) if own else task.options
-    return Call(queue, task, args, kwargs, options, connection)

@@ -33,16 +33,20 @@ class AsyncQueueOfHandle(Protocol):
     async def cancel(self, job_id: int, *, running: bool = False) -> bool: ...
 
 
-class Handle(JobId):
+R = TypeVar("R")
+
+
+class Handle(JobId, Generic[R]):
     """The id of a job, as pq returns it, that can be asked about the job.
 
     A handle that a put returned is of that job alone: it never tells of another job that got the same id later.
+    For type checkers it is a ``Handle[R]``, with the type of what the function returns.
     """
 
     queue: QueueOfHandle
 
     @classmethod
-    def of(cls, queue: QueueOfHandle, job_id: int, epoch: float | None = None) -> Handle:
+    def of(cls, queue: QueueOfHandle, job_id: int, epoch: float | None = None) -> Handle[R]:
         """The handle of a job.
 
         Args:
@@ -50,14 +54,15 @@ class Handle(JobId):
             job_id: The job's id.
             epoch: When it was put, as in `JobId`; without it, the handle is of whatever job has the id.
         """
-        handle = cls(job_id)
+        handle: Handle[R] = cls(job_id)
         handle.queue = queue
         handle.epoch = epoch
         return handle
 
-    def result(self, timeout: str | float | timedelta | None = None) -> Any:
+    def result(self, timeout: str | float | timedelta | None = None) -> R:
         """What the function returned, waited for; see `pqcore.Queue.result`."""
-        return self.queue.result(self, timeout)
+        result: R = self.queue.result(self, timeout)
+        return result
 
     def status(self) -> str:
         """Where the job is; see `pqcore.Queue.status`."""
@@ -72,13 +77,13 @@ class Handle(JobId):
         return self.queue.cancel(self, running=running)
 
 
-class AsyncHandle(JobId):
+class AsyncHandle(JobId, Generic[R]):
     """The id of a job that can be asked about the job, awaited; see `Handle`."""
 
     queue: AsyncQueueOfHandle
 
     @classmethod
-    def of(cls, queue: AsyncQueueOfHandle, job_id: int, epoch: float | None = None) -> AsyncHandle:
+    def of(cls, queue: AsyncQueueOfHandle, job_id: int, epoch: float | None = None) -> AsyncHandle[R]:
         """The handle of a job.
 
         Args:
@@ -86,14 +91,15 @@ class AsyncHandle(JobId):
             job_id: The job's id.
             epoch: When it was put, as in `JobId`; without it, the handle is of whatever job has the id.
         """
-        handle = cls(job_id)
+        handle: AsyncHandle[R] = cls(job_id)
         handle.queue = queue
         handle.epoch = epoch
         return handle
 
-    async def result(self, timeout: str | float | timedelta | None = None) -> Any:
+    async def result(self, timeout: str | float | timedelta | None = None) -> R:
         """What the function returned, waited for; see `pqcore.Queue.result`."""
-        return await self.queue.result(self, timeout)
+        result: R = await self.queue.result(self, timeout)
+        return result
 
     async def status(self) -> str:
         """Where the job is; see `pqcore.Queue.status`."""
@@ -108,7 +114,7 @@ class AsyncHandle(JobId):
         return await self.queue.cancel(self, running=running)
 
 
-H = TypeVar("H", Handle, AsyncHandle)
+H = TypeVar("H", "Handle[Any]", "AsyncHandle[Any]")
 
 
 @dataclass(frozen=True)

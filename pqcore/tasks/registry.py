@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pqcore.errors import ConfigurationError, UnknownTask
 from pqcore.tasks.conventions import OF_PQ, Conventions
-from pqcore.tasks.declaring import Task, TaskOptions, refuse_generator
+from pqcore.tasks.declaring import Task, TaskOptions, called_by, refuse_generator
 
 if TYPE_CHECKING:
     from pqcore.tasks.periodic import Periodic
@@ -59,22 +59,45 @@ class TaskDeclarations:
             raise ConfigurationError(msg)
         self.periodics.append(periodic)
 
-    def declare(self, function: Callable[..., Any], options: TaskOptions) -> Task:
+    def declare(
+        self,
+        function: Callable[..., Any],
+        options: TaskOptions,
+        name: str | None = None,
+        aliases: Sequence[str] = (),
+    ) -> Task:
         """Declare a function, and mark it with its path as pq does; one that is declared already is replaced.
 
+        Args:
+            function: The function.
+            options: How it is put and run.
+            name: Its path in rows; None for ``module.qualname``.
+            aliases: Further paths that rows may have for it.
+
         Raises:
-            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find; or
-                the annotation of its first parameter cannot be read, and may be a job's.
+            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find;
+                the annotation of its first parameter cannot be read, and may be a job's; or a name is none, or is
+                that of another function.
         """
         if isinstance(declared := getattr(function, "task", None), Task):
             function = declared.function
-        path = _path_of(function)
+        location = _path_of(function)
+        path = location if name is None else name
         refuse_generator(function, path)
+        paths = _checked_paths(path, aliases)
+        for one in paths:
+            if (other := self._tasks.get(one)) is not None and not _is_same(other.function, function):
+                msg = (
+                    f"two functions are declared under the name {one!r}: {_path_of(other.function)} and {location};"
+                    " give one of them another name"
+                )
+                raise ConfigurationError(msg)
         setattr(function, PATH_ATTRIBUTE, path)
         task = Task(path, function, options, self.conventions.first(function, path))
         self.performs_taken = True
-        self.handler_registry[path] = function
-        self._tasks[path] = task
+        for one in paths:
+            self.handler_registry[one] = function
+            self._tasks[one] = task
         return task
 
     @classmethod
@@ -114,6 +137,32 @@ class TaskDeclarations:
 
     def _trusts(self, path: str) -> bool:
         return any(path.startswith(module + ".") for module in self.trusted_modules)
+
+
+def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
+    """The names of a task, its own first."""
+    if isinstance(aliases, str):
+        msg = f"aliases is {aliases!r}; give a list of names"
+        raise ConfigurationError(msg)
+    paths = [path, *aliases]
+    for one in paths:
+        if not isinstance(one, str) or not one.strip() or "\0" in one:
+            msg = f"the name of a task is {one!r}; give text that is not empty"
+            raise ConfigurationError(msg)
+    return paths
+
+
+def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are the same one, declared twice: as a module is loaded again, or run as a program."""
+    if one is other or _path_of(one) == _path_of(other):
+        return True
+    mine, others = (getattr(called_by(function), "__code__", None) for function in (one, other))
+    return (
+        mine is not None
+        and others is not None
+        and (mine.co_filename, mine.co_name) == (others.co_filename, others.co_name)
+        and "__main__" in (one.__module__, other.__module__)
+    )
 
 
 def _path_of(function: Callable[..., Any]) -> str:

@@ -161,7 +161,7 @@ class BlockingHandle(int):
     _blocking: Blocking
 
     @classmethod
-    def of(cls, handle: AsyncHandle, portal: Portal) -> BlockingHandle:
+    def of(cls, handle: AsyncHandle[Any], portal: Portal) -> BlockingHandle:
         """The same handle."""
         made = cls(handle)
         made._blocking = Blocking(handle, portal)

@@ -36,7 +36,8 @@ class Request:
     """A call of a function, and its job.
 
     Attributes:
-        path: The function's path.
+        path: The name of the task.
+        location: Where its function can be imported from.
         first: The argument that the function gets before those of the call.
         args: The positional arguments, after the first.
         kwargs: The keyword arguments.
@@ -46,6 +47,7 @@ class Request:
     """
 
     path: str
+    location: str
     first: First
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -58,7 +60,7 @@ class Request:
         """Return the request for a run."""
         queue = run.job.settings
         names = (queue.name, queue.table, queue.serializer_name)
-        call = (run.task.path, run.task.first, tuple(run.args), dict(run.kwargs))
+        call = (run.task.path, run.task.location, run.task.first, tuple(run.args), dict(run.kwargs))
         return cls(*call, names, type(run.job), run.job.as_row())
 
 
@@ -148,8 +150,8 @@ def _raised(error: BaseException) -> bytes:
 
 def _find(request: Request) -> tuple[Any, QueueSettings]:
     """The function, which the worker has found before, and the queue: as it was declared with, if that is here."""
-    path = request.path
-    module = path
+    location = request.location
+    module = location
     while "." in module:
         module = module.rpartition(".")[0]
         with suppress(ModuleNotFoundError):
@@ -158,15 +160,15 @@ def _find(request: Request) -> tuple[Any, QueueSettings]:
     found: Any = None
     with suppress(AttributeError):
         found = importlib.import_module(module)
-        for name in path.removeprefix(module + ".").split("."):
+        for name in location.removeprefix(module + ".").split("."):
             found = getattr(found, name)
     queue = getattr(found, "queue", None)
-    function = TaskDeclarations.handler_registry.get(path) or getattr(found, "__wrapped__", found)
+    function = TaskDeclarations.handler_registry.get(request.path) or getattr(found, "__wrapped__", found)
     name, table, serializer = request.queue
     if not isinstance(queue, QueueSettings) or queue.name != name:
         queue = QueueSettings(name, table, serializer, {})
     if function is None:
         raise LookupError(
-            f"there is no {path} to be imported in a process: it must be a function at the top level of a module"
+            f"there is no {location} to be imported in a process: it must be a function at the top level of a module"
         )
     return function, queue

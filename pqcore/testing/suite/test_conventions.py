@@ -259,7 +259,7 @@ def test_declared_retries_hold_in_both_conventions(harness: Harness, convention:
 
 
 def test_rows_are_the_same_in_both_conventions(harness: Harness) -> None:
-    def function(*_: Any) -> None:
+    def function(*_: Any, number: int) -> None:
         pass
 
     options: dict[str, Any] = {"max_retries": 2, "retry_in": "5s", "timeout": 7, "group": "g", "headers": {"a": 1}}

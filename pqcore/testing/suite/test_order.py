@@ -298,6 +298,8 @@ DISTANCES: list[tuple[Any, timedelta]] = [
     ("3h", timedelta(hours=3)),
     ("1d", timedelta(days=1)),
     ("007d", timedelta(days=7)),
+    ("0.5s", timedelta(seconds=0.5)),
+    ("1.5h", timedelta(hours=1.5)),
     ("90s", timedelta(seconds=90)),
     (timedelta(0), timedelta(0)),
     (timedelta(seconds=1.5), timedelta(seconds=1.5)),
@@ -449,7 +451,9 @@ def test_schedule_at_infinity_leaves_other_jobs_unaffected(harness: Harness, exp
 
 BAD = [
     "10m garbage",
-    "1.5h",
+    "1.5.5h",
+    ".5h",
+    "1.h",
     "90",
     "5w",
     "-5s",

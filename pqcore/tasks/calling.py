@@ -1,0 +1,226 @@
+"""Calls of declared functions: their options are told from their arguments, and both are checked before a put."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+
+from pqcore.errors import ConfigurationError, InvalidCall
+from pqcore.tasks.conventions import BY_CONVENTION
+from pqcore.tasks.declaring import Call, Key, Limits, Task, TaskOptions
+from pqcore.tasks.retry import Fixed, RetryPolicy
+from pqcore.times import TimeSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pqcore.put_options import Dedup
+    from pqcore.settings import QueueSettings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
+# What decides in the worker is read from the declaration there: a function or class cannot travel.
+_DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "limit"}
+_OF_CALLS = _OPTIONS - _DECLARED_ONLY | {"connection"}
+_OTHER_WAYS = {
+    **dict.fromkeys(("delay", "defer", "send", "enqueue"), "call it: {name}(...)"),
+    **dict.fromkeys(("apply_async", "configure", "send_with_options"), "write {name}.options(schedule_at=...)(...)"),
+    **dict.fromkeys(("s", "si", "signature", "message"), "write {name}.call(...)"),
+}
+"""What other libraries call it, and what to write here."""
+
+
+class BaseEnqueuer(Generic[P, R]):
+    """What a declared function becomes, on a queue of either kind.
+
+    Attributes:
+        task: The task.
+        queue: The queue that it is put into.
+    """
+
+    def __init__(self, queue: Any, task: Task, chosen: Mapping[str, Any] | None = None) -> None:
+        function: Callable[..., Any] = task.function
+        functools.update_wrapper(cast("Any", self), function)
+        self.task = task
+        self.queue = queue
+        self._path = task.path
+        self._chosen = chosen or {}
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
+        """Return the call, not put yet: for `Queue.chain`, `Queue.batch` and `Queue.put_calls`.
+
+        Raises:
+            InvalidCall: The function does not take these arguments.
+        """
+        return call_of(self.queue, self.task, args, dict(kwargs), self._chosen)
+
+    def options(
+        self,
+        *,
+        schedule_at: TimeSpec = BY_CONVENTION,
+        expected_at: TimeSpec = BY_CONVENTION,
+        max_retries: int = BY_CONVENTION,
+        retry_in: str | float | timedelta | None = BY_CONVENTION,
+        retry: RetryPolicy | None = BY_CONVENTION,
+        timeout: str | float | timedelta | None = BY_CONVENTION,
+        deadline: TimeSpec = BY_CONVENTION,
+        keep_result: str | float | timedelta | None = BY_CONVENTION,
+        dedup: Dedup | str | None = BY_CONVENTION,
+        group: Key = BY_CONVENTION,
+        limits: Limits = BY_CONVENTION,
+        headers: Mapping[str, Any] | None = BY_CONVENTION,
+        tenant: Key = BY_CONVENTION,
+        priority: int = BY_CONVENTION,
+        connection: Any = BY_CONVENTION,
+    ) -> Self:
+        """Return the same task with options for its calls: ``ship.options(schedule_at="1h", priority=5)(42)``.
+
+        What is not given is as it was declared. `TaskOptions` says what each means.
+
+        Args:
+            schedule_at: Not before this time.
+            expected_at: Wanted by this time.
+            max_retries: How often it is tried again after an exception.
+            retry_in: The time until then, always the same: seconds, ``'5m'``, a timedelta, or None for no pause.
+            retry: The policy instead.
+            timeout: How long it may run: seconds, ``'5m'`` or a timedelta.
+            deadline: Until when it must have been started.
+            keep_result: How long its result is kept: seconds, ``'5m'`` or a timedelta; None to keep none.
+            dedup: A dedup key.
+            group: The FIFO group.
+            limits: Limits by key.
+            headers: What travels with it, as JSON.
+            tenant: Whose share it is counted to.
+            priority: Higher first.
+            connection: In whose transaction it is put, as for `Queue.put`.
+
+        Raises:
+            ConfigurationError, InvalidTimeSpec: An option has a value that it cannot have.
+        """
+        given = {
+            "schedule_at": schedule_at,
+            "expected_at": expected_at,
+            "max_retries": max_retries,
+            "retry_in": retry_in,
+            "retry": retry,
+            "timeout": timeout,
+            "deadline": deadline,
+            "keep_result": keep_result,
+            "dedup": dedup,
+            "group": group,
+            "limits": limits,
+            "headers": headers,
+            "tenant": tenant,
+            "priority": priority,
+            "connection": connection,
+        }
+        chosen = {**self._chosen, **{name: value for name, value in given.items() if value is not BY_CONVENTION}}
+        with_options(self.task.options, {name: value for name, value in chosen.items() if name != "connection"})
+        return type(self)(self.queue, self.task, chosen)
+
+    if not TYPE_CHECKING:  # else any name would be taken for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OTHER_WAYS and not name.startswith("__"):
+                called = self.__dict__.get("__name__", "task")
+                msg = f"a task has no {name!r}: {_OTHER_WAYS[name].format(name=called)}"
+            else:
+                msg = f"a task has no attribute {name!r}"
+            raise AttributeError(msg)
+
+
+def with_options(declared: TaskOptions, chosen: Mapping[str, Any]) -> TaskOptions:
+    """Return the options of a call: those of the declaration, but for those that the call chose."""
+    if not chosen:
+        return declared
+    own = dict(chosen)
+    if "retry_in" in own and "retry" not in own and declared.retry is not None:
+        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # instead of the task's policy
+    return dataclasses.replace(declared, **own)
+
+
+def call_of(
+    queue: QueueSettings,
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    chosen: Mapping[str, Any] | None = None,
+) -> Call:
+    """Return a call: arguments that begin with an underscore and name an option are options of this call.
+
+    Args:
+        queue: Where it would be put.
+        task: What is called.
+        args: With these.
+        kwargs: And these; the options are removed.
+        chosen: Further options, without an underscore, and ``connection``.
+
+    Raises:
+        ConfigurationError: An option that only a declaration can have.
+        InvalidCall: The function does not take these arguments, or an option is misspelled.
+    """
+    own = dict(chosen or ())
+    for name in [name for name in kwargs if (name[:1] == "_" and name[1:] in _OPTIONS) or name == "_connection"]:
+        value = kwargs.pop(name)
+        if name[1:] in _DECLARED_ONLY:
+            msg = f"{name} is not an option of a call: give {name[1:]} to the task"
+            raise ConfigurationError(msg)
+        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq: None is no override
+            own[name[1:]] = value
+    connection = own.pop("connection", None)
+    check_arguments(task, args, kwargs)
+    return Call(queue, task, args, kwargs, with_options(task.options, own), connection)
+
+
+def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that a function takes the arguments of a call.
+
+    Args:
+        task: The function.
+        args: The arguments, without the job or its id.
+        kwargs: The keyword arguments.
+
+    Raises:
+        InvalidCall: It does not, or one looks like an option that is misspelled.
+    """
+    signature = task.signature
+    if signature is None:
+        return
+    try:
+        bound = signature.bind(*args, **kwargs) if task.first == "nothing" else signature.bind(None, *args, **kwargs)
+    except TypeError as exc:
+        msg = f"{task.path} cannot be called like this: {exc}; it takes {_taken(task, signature)}{_hints(kwargs)}"
+        raise InvalidCall(msg) from None
+    if any(name[:1] == "_" for name in kwargs):
+        others = {name for name in kwargs if name not in signature.parameters and name in bound.kwargs}
+        if hint := _hints(dict.fromkeys(name for name in others if name[:1] == "_")):
+            msg = f"{task.path} cannot be called like this{hint} Give an argument of the function another name"
+            raise InvalidCall(msg)
+
+
+def _taken(task: Task, signature: inspect.Signature) -> str:
+    """The arguments of a call, as Python writes them."""
+    parameters = list(signature.parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if task.first != "nothing" and parameters and parameters[0].kind in positional:
+        del parameters[0]
+    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+
+
+def _hints(kwargs: Mapping[str, Any]) -> str:
+    """What was meant by arguments that have the name of an option, or nearly."""
+    from difflib import get_close_matches  # which a right call does not need
+
+    told = []
+    for name in kwargs:
+        if name in _OF_CALLS:
+            told.append(f"{name} is an option of the call: write _{name}=..., or options({name}=...)(...)")
+        elif name[:1] == "_" and (near := get_close_matches(name[1:], _OF_CALLS, 1)):
+            told.append(f"{name} is no option: did you mean _{near[0]}?")
+    return "".join(f"; {hint}" for hint in told)

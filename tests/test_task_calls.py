@@ -1,0 +1,314 @@
+"""Calls of tasks: arguments and options are checked before a put, and a mistake is told with what to write instead."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pqcore.tasks
+from pqcore import PQ, AsyncPQ, Job
+from pqcore.errors import ConfigurationError, InvalidCall, InvalidTimeSpec, LeaseLost
+from pqcore.tasks import TaskDeclarations, TaskOptions
+from pqcore.worker import Worker
+
+ROOT = Path(__file__).parent.parent
+TYPED = ROOT / "tests/typed_calls.py"
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop."""
+
+    @wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+@pytest.fixture
+def pq(dsn: str) -> Iterator[PQ]:
+    with PQ(dsn) as opened:
+        opened.create()
+        yield opened
+
+
+@pytest.fixture
+def queue(pq: PQ) -> Any:
+    return pq["calls"]
+
+
+@pytest.fixture(autouse=True)
+def _declarations() -> Iterator[None]:
+    """Forget what a test declares."""
+    registries: list[dict[str, Any]] = [TaskDeclarations.handler_registry, TaskDeclarations._tasks]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def ship(order: int, fast: bool = False) -> None: ...
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "told"),
+    [
+        ((), {}, "missing a required argument: 'order'"),
+        ((1, True, 3), {}, "too many positional arguments"),
+        ((1,), {"nonsense": 1}, "unexpected keyword argument 'nonsense'"),
+        ((1,), {"schedule_at": "1h"}, "write _schedule_at=..., or options(schedule_at=...)(...)"),
+        ((1,), {"priority": 5}, "write _priority=..., or options(priority=...)(...)"),
+        ((1,), {"connection": None}, "write _connection=..., or options(connection=...)(...)"),
+        ((1,), {"_max_retris": 3}, "did you mean _max_retries?"),
+        ((1,), {"_shedule_at": "1h"}, "did you mean _schedule_at?"),
+    ],
+)
+def test_task_call_with_wrong_arguments_is_refused_and_puts_nothing(
+    queue: Any, args: tuple[Any, ...], kwargs: dict[str, Any], told: str
+) -> None:
+    task = queue.task()(ship)
+    for call in (task, task.call, task.options(priority=1)):
+        with pytest.raises(InvalidCall, match=re.escape(told)) as refused:
+            call(*args, **kwargs)
+        assert "test_task_calls.ship cannot be called like this" in str(refused.value)
+        assert isinstance(refused.value, TypeError)
+    assert queue.stats().ready == queue.stats().scheduled == 0
+
+
+def test_task_call_error_names_what_the_function_takes(queue: Any) -> None:
+    def send(job: Job, to: str, *, urgent: bool = False) -> None: ...
+
+    with pytest.raises(InvalidCall, match=re.escape("it takes (to: 'str', *, urgent: 'bool' = False)")):
+        queue.task()(send)()
+
+
+def test_task_call_of_pqs_conventions_is_checked_after_the_id(dsn: str) -> None:
+    with pqcore.tasks.PQ(dsn) as opened:
+        opened.create()
+        task = opened["calls"].task()(lambda job_id, kind: None)
+        task("apple")
+        with pytest.raises(InvalidCall, match="missing a required argument: 'kind'"):
+            task()
+        assert opened["calls"].stats().ready == 1
+
+
+@in_loop
+async def test_async_task_call_with_wrong_arguments_is_refused(dsn: str) -> None:
+    async with AsyncPQ(dsn) as opened:
+        await opened.create()
+        task: Any = opened["calls"].task()(ship)
+        with pytest.raises(InvalidCall, match="nonsense"):
+            await task(1, nonsense=1)
+        await task.options(schedule_at="1h")(1)
+        assert (await opened["calls"].stats()).scheduled == 1
+
+
+def test_task_of_a_decorated_function_takes_what_the_decorator_takes(queue: Any) -> None:
+    def with_database(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> None:
+            function("database", *args, **kwargs)
+
+        return call
+
+    @with_database
+    def store(database: str, number: int) -> None: ...
+
+    queue.task()(store)(5)
+    assert queue.stats().ready == 1
+
+
+@pytest.mark.parametrize(
+    "function", [partial(ship, fast=True), type("Sends", (), {"__call__": lambda self, order: order})()]
+)
+def test_task_call_of_any_callable_is_checked(queue: Any, function: Any) -> None:
+    function.__module__, function.__qualname__ = __name__, "callable"
+    task = queue.task()(function)
+    task(1)
+    with pytest.raises(InvalidCall):
+        task()
+    assert queue.stats().ready == 1
+
+
+def test_task_call_of_a_function_that_takes_anything_refuses_a_misspelled_option(queue: Any) -> None:
+    task = queue.task()(lambda **fields: None)
+    task(schedule="weekly", _id=5)  # what the function is given, as no option has such a name
+    with pytest.raises(InvalidCall, match="did you mean _schedule_at"):
+        task(_schedul_at="1h")
+    assert queue.stats().ready == 1
+
+
+def test_periodic_task_of_wrong_arguments_is_refused_where_it_is_declared(queue: Any) -> None:
+    with pytest.raises(InvalidCall, match="missing a required argument"):
+        queue.periodic("0 3 * * *")(queue.task()(ship))
+    queue.periodic("0 3 * * *", args=(1,))(queue.task()(ship))
+
+
+# Options that share no namespace with arguments
+
+
+def test_task_options_apply_to_the_calls_of_what_they_return_alone(queue: Any) -> None:
+    task = queue.task()(lambda timeout: None)
+    later = task.options(schedule_at="1h", timeout=9, headers={"trace": 1})
+    later("an argument")
+    later.options(schedule_at=None)("an argument")
+    task("an argument")
+    assert (queue.stats().ready, queue.stats().scheduled) == (2, 1)
+    first, second = queue.get_many(2)
+    assert (first.data["args"], first.headers["trace"], first.headers["run"]) == (["an argument"], 1, {"timeout": 9.0})
+    assert second.raw_headers is None
+
+
+def test_task_options_put_in_the_callers_transaction(queue: Any, dsn: str) -> None:
+    import psycopg
+
+    task = queue.task()(ship)
+    with psycopg.connect(dsn) as connection:
+        task.options(connection=connection)(1)
+        connection.rollback()
+        assert queue.stats().ready == 0
+        task.options(connection=connection)(1)
+    assert queue.stats().ready == 1
+
+
+def test_task_options_of_bad_values_are_refused_before_the_call(queue: Any) -> None:
+    task = queue.task()(ship)
+    with pytest.raises(InvalidTimeSpec):
+        task.options(schedule_at="soon")
+    with pytest.raises(ConfigurationError):
+        task.options(max_retries=-1)
+    with pytest.raises(TypeError):
+        task.options(run_in="process")
+
+
+def test_retry_in_may_be_a_part_of_a_second(queue: Any) -> None:
+    assert TaskOptions(retry_in="0.5s").retry_in == "0.5s"
+    queue.task(retry_in="0.5s")(ship)(1)
+    assert queue.get().data["retry_in"] == 0.5  # as pq's workers can read it
+
+
+# Names
+
+
+def test_task_name_stands_in_the_row_and_finds_the_function(queue: Any) -> None:
+    task = queue.task(name="ship", aliases=["shop.old.ship"])(ship)
+    task(1)
+    assert queue.peek()[0].data["function"] == task.task.path == "ship"
+    assert queue.find_task("ship").function is queue.find_task("shop.old.ship").function is ship
+    assert {"ship", "shop.old.ship"} <= set(queue.known_tasks())
+
+
+@pytest.mark.parametrize("run_in", ["thread", "process"])
+@in_loop
+async def test_worker_runs_a_task_by_its_name_and_its_aliases(queue: Any, run_in: Any) -> None:
+    task = queue.task(name="double", aliases=["before.double"], keep_result="1h", run_in=run_in)(double)
+    first = task(2)
+    second = queue.put({**queue.peek()[0].data, "function": "before.double"})
+    await Worker(queue, burst=True).run()
+    assert first.result() == 4
+    assert queue.status(second) == "done"
+
+
+def test_task_name_of_another_function_is_refused(queue: Any) -> None:
+    queue.task(name="ship")(ship)
+    queue.task(name="ship")(ship)  # as when a module is loaded again
+    with pytest.raises(ConfigurationError, match="two functions are declared under the name 'ship'"):
+        queue.task(name="ship")(lambda order: None)
+    with pytest.raises(ConfigurationError, match="two functions"):
+        queue.task(aliases=["ship"])(lambda order: None)
+
+
+@pytest.mark.parametrize(
+    "names", [{"name": ""}, {"name": 5}, {"aliases": "ship"}, {"aliases": [None]}, {"name": "a\0"}]
+)
+def test_task_name_that_is_none_is_refused(queue: Any, names: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        queue.task(**names)(ship)
+
+
+# Errors that name the next step
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("delay", r"ship\(\.\.\.\)"), ("apply_async", r"ship\.options"), ("s", r"ship\.call")]
+)
+def test_task_attribute_of_another_library_is_told_what_to_write(queue: Any, name: str, told: str) -> None:
+    with pytest.raises(AttributeError, match=told):
+        getattr(queue.task()(ship), name)
+    assert not hasattr(queue.task()(ship), "nothing")
+
+
+def test_chain_of_what_was_put_is_refused_and_told(queue: Any) -> None:
+    task = queue.task()(ship)
+    number = task(1)
+    for put in (queue.chain, queue.batch, queue.put_calls, lambda *calls: queue.batch(then=calls[0])):
+        with pytest.raises(InvalidCall, match=rf"write task\.call\(\.\.\.\).*job {int(number)} has been put"):
+            put(number)
+    assert queue.stats().ready == 1
+
+
+@in_loop
+async def test_async_chain_of_calls_without_await_is_refused_and_puts_nothing(dsn: str) -> None:
+    async with AsyncPQ(dsn) as opened:
+        await opened.create()
+        task: Any = opened["calls"].task()(ship)
+        with pytest.raises(InvalidCall, match=r"write task\.call"):
+            await opened["calls"].chain(task(1))
+        assert (await opened["calls"].stats()).ready == 0
+
+
+@in_loop
+async def test_queue_of_the_other_kind_of_with_is_told_what_to_write(pq: PQ, dsn: str) -> None:
+    async with AsyncPQ(dsn) as opened:
+        with pytest.raises(InvalidCall, match="async with queue"), opened["calls"]:  # type: ignore[attr-defined]
+            pass
+        with pytest.raises(InvalidCall, match="async with pq"), opened:  # type: ignore[attr-defined]
+            pass
+    with pytest.raises(InvalidCall, match="with queue"):
+        async with pq["calls"]:  # type: ignore[attr-defined]
+            pass
+    with pytest.raises(InvalidCall, match="with pq"):
+        async with pq:  # type: ignore[attr-defined]
+            pass
+
+
+def test_ending_a_job_that_get_took_is_refused(queue: Any) -> None:
+    queue.put(1)
+    job = queue.get()
+    for method, arguments in (("ack", ()), ("nack", ()), ("extend", (60,))):
+        with pytest.raises(InvalidCall, match=rf"{method}: job {job.id} has no lease"):
+            getattr(job, method)(*arguments)
+    with pytest.raises(InvalidCall):
+        queue.ack_many([job])
+    queue.put(2)
+    leased = queue.lease(60)
+    leased.ack()
+    with pytest.raises(LeaseLost):
+        leased.ack()
+
+
+# Types
+
+
+def test_type_checker_refuses_wrong_calls_and_no_others() -> None:
+    wrong = {number for number, line in enumerate(TYPED.read_text().splitlines(), 1) if line.endswith("# wrong")}
+    command = (sys.executable, "-m", "mypy", "--no-error-summary", TYPED.relative_to(ROOT))
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    told = {int(line) for line in re.findall(r"typed_calls\.py:(\d+): error:", said)}
+    assert told == wrong, said
