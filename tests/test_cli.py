@@ -51,6 +51,9 @@ def make_nothing():
 def make_with(something):
     return queue
 
+def make_raising():
+    raise RuntimeError("the sky fell")
+
 def tell(*words):
     plain["seen"].put(list(words))
 
@@ -272,11 +275,13 @@ def test_worker_command_refuses_bad_arguments_with_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
-def test_worker_command_shows_the_traceback_of_its_module(pqcore_server: str, folder: Path) -> None:
-    done = run("worker", "raising:queue", dsn=pqcore_server, folder=folder)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+@pytest.mark.parametrize("target", ["raising:queue", "app:make_raising"])
+def test_worker_command_shows_the_line_of_a_module_that_raises(pqcore_server: str, folder: Path, target: str) -> None:
+    done = run("worker", target, dsn=pqcore_server, folder=folder)
+    assert done.returncode == 2  # a service manager that starts it again would change nothing
+    assert "Traceback" not in done.stderr
     assert "RuntimeError: the sky fell" in done.stderr
+    assert re.search(r"  .*\.py:\d+, in .*: raise RuntimeError", done.stderr)
 
 
 def test_worker_command_without_its_table_fails(dsn: str, folder: Path) -> None:
@@ -499,6 +504,53 @@ def test_dead_command_retries_letters_of_one_reason(dsn: str, pq: tasks.PQ) -> N
     assert retried("--reason", "crashed") == "retried 0\n"
     assert retried("--reason", "unreadable") == "retried 1\n"
     assert retried("--all", "--reason", "failed") == "retried 2\n"
+
+
+def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    [dead_id] = dead_letters(dsn, folder, pq, ["Cox"])
+    pears = pq["pears"]
+    ready, later = pears.put(1), pears.put(2, schedule_at="1h")
+    pears.put(3, expected_at="1s")
+    rotten = pears.get()
+    assert rotten is not None
+    rotten.bury("rotten")
+    assert run("status", str(ready), dsn=dsn).stdout.startswith(f"job {ready} of 'pears': ready")
+    assert run("retry", str(later), dsn=dsn).stdout == f"job {later} of 'pears' was scheduled, and is due now\n"
+    assert run("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' is deleted\n"
+    gone = run("cancel", str(ready), dsn=dsn)
+    assert gone.returncode == 1
+    assert f"has no job {ready}" in gone.stderr
+    mixed = run("retry", str(ready), str(later), dsn=dsn)
+    assert (mixed.returncode, mixed.stdout.count("\n")) == (1, 2)
+    listed = [json.loads(line) for line in run("dead", "list", "--json", dsn=dsn).stdout.splitlines()]
+    assert [letter["queue"] for letter in listed] == ["pears", "apples"]  # the latest first
+    text = run("dead", "list", "--limit", "1", dsn=dsn).stdout
+    assert "pears" in text
+    assert "1 of 2; --limit shows more" in text
+    assert run("dead", "show", str(dead_id), dsn=dsn).stdout.startswith(f"job {dead_id} of 'apples': failed")
+    assert "give --queue" in run("dead", "retry", "--all", "--yes", dsn=dsn).stderr
+    assert run("dead", "retry", str(dead_id), dsn=dsn).stdout == "retried 1\n"
+    assert run("dead", "purge", str(listed[0]["id"]), "--yes", dsn=dsn).stdout == "purged 1\n"
+    assert run("dead", "list", dsn=dsn).stdout == "no dead letters\n"
+
+
+def test_put_command_says_when_a_dedup_key_is_taken(dsn: str, pq: tasks.PQ) -> None:
+    put = ("put", "1", "--queue", "apples", "--dedup", "once")
+    first = run(*put, dsn=dsn)
+    again = run(*put, dsn=dsn)
+    assert (first.returncode, first.stderr) == (again.returncode, "") == (0, "")
+    assert again.stdout == first.stdout
+    assert "has the dedup key 'once'; nothing was put" in again.stderr
+    assert json.loads(run(*put, "--json", dsn=dsn).stdout) == {"id": int(first.stdout), "queue": "apples", "put": False}
+
+
+def test_help_lists_every_command_under_a_heading() -> None:
+    text = run("--help", dsn="").stdout
+    listed = re.findall(r"^  ([a-z][a-z-]+) {2,}\S", text, re.MULTILINE)
+    assert sorted(listed) == sorted(root.commands)
+    assert re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)[1:] == [
+        "Tables", "Queues", "Jobs", "Workers", "Limits and pauses", "Servers", "Drivers and plugins",
+    ]  # fmt: skip
 
 
 def test_commands_take_a_table_and_a_schema(dsn: str, folder: Path) -> None:

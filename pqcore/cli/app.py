@@ -29,23 +29,39 @@ from pqcore.cli import (
 from pqcore.cli.errors import explained
 from pqcore.errors import PQError
 
-GROUPS = (
-    tables, worker, workers, queues, jobs, dead, rules, stats, doctor, encodings, mcp, serializers, plugins,
-    new_backend, bench, web,
-)  # fmt: skip
-"""Modules of commands; each has a tuple ``COMMANDS``."""
+GROUPS = {
+    "Tables": (tables, doctor, encodings),
+    "Queues": (queues, stats),
+    "Jobs": (jobs, dead),
+    "Workers": (worker, workers),
+    "Limits and pauses": (rules,),
+    "Servers": (web, mcp),
+    "Drivers and plugins": (plugins, serializers, new_backend, bench),
+}
+"""Modules of commands under the headings of the help; each has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"
 """Seconds after which libpq gives a host up that does not answer, unless PGCONNECT_TIMEOUT says otherwise."""
 
 
 class App(click.Group):
-    """Shows pqcore's errors as messages."""
+    """Shows commands under headings, and pqcore's errors as messages."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, modules in GROUPS.items():
+            commands = sorted((command for module in modules for command in module.COMMANDS), key=_name)
+            width = formatter.width - 6 - max(len(_name(command)) for command in commands)
+            with formatter.section(heading):
+                formatter.write_dl([(_name(command), command.get_short_help_str(width)) for command in commands])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PQError as exc:
             raise explained(ctx, exc) from exc
+
+
+def _name(command: click.Command) -> str:
+    return command.name or ""
 
 
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +71,7 @@ def app() -> None:
     os.environ.setdefault("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)
 
 
-for _group in GROUPS:
-    for _command in _group.COMMANDS:
-        app.add_command(_command)
+for _modules in GROUPS.values():
+    for _module in _modules:
+        for _command in _module.COMMANDS:
+            app.add_command(_command)

@@ -9,6 +9,7 @@ import click
 
 from pqcore.cli.errors import remember, remember_none
 from pqcore.db.dsn import with_options
+from pqcore.operations import list_jobs
 from pqcore.runner import BlockingRunner, open_blocking
 from pqcore.settings import QueueSettings
 
@@ -60,6 +61,16 @@ class Database(BlockingRunner):
     def queue(self, name: str, **options: Any) -> QueueSettings:
         """Return a queue, as ``pq[name]``; or with options of its own."""
         return self.pq.queue(name, **options) if options else self.pq[name]
+
+    def queue_of(self, job_id: int, name: str | None) -> QueueSettings:
+        """Return the queue that is named, or else that of a job, wherever the job is.
+
+        Raises:
+            JobNotFound: No queue is named, and there is no such job.
+        """
+        if name is None:
+            name = self.call(list_jobs.get_full_job, job_id, None, 0).queue
+        return self.queue(name)
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ import click
 from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
-from pqcore.cli.options import JOB_ID, confirm, duration, json_option, queue_option, with_database, yes_option
+from pqcore.cli.options import JOB_ID, any_queue_option, confirm, duration, json_option, with_database, yes_option
 from pqcore.cli.output import (
     LONGEST_MESSAGE,
     described,
@@ -22,6 +22,8 @@ from pqcore.cli.output import (
 )
 from pqcore.dead_letters import DeadLetter
 from pqcore.operations import dead_letters
+from pqcore.operations.list_jobs import count_dead_by_queue
+from pqcore.settings import QueueSettings
 
 
 @click.group()
@@ -30,41 +32,60 @@ def dead() -> None:
 
 
 @dead.command("list")
-@queue_option
+@click.option("--queue", metavar="NAME", help="The queue; all that have any, if left out.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="How many, at most."
 )
 @json_option
 @with_database
-def list_(database: Database, queue: str, limit: int, as_json: bool) -> None:
+def list_(database: Database, queue: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, the latest first."""
-    settings = database.queue(queue)
-    found = [DeadLetter(settings, row) for row in database.call(dead_letters.list_latest, settings, limit)]
+    numbers: dict[str, int | None] = {queue: None} if queue is not None else dict(database.call(count_dead_by_queue))
+    found: list[tuple[str, DeadLetter]] = []
+    for name in numbers:
+        settings = database.queue(name)
+        found += [(name, DeadLetter(settings, row)) for row in database.call(dead_letters.list_latest, settings, limit)]
+    if queue is None:
+        found = sorted(found, key=lambda one: one[1].died_at, reverse=True)[:limit]
     if as_json:
-        for letter in found:
-            emit(json_views.letter(letter, queue))
+        for name, letter in found:
+            emit(json_views.letter(letter, name))
         return
-    total = len(found) if len(found) < limit else database.call(dead_letters.count, settings)
     if not found:
-        write(f"no dead letters in {queue!r}")
+        write("no dead letters" if queue is None else f"no dead letters in {queue!r}")
         return
     rows = [
-        (one.id, one.died_at, one.reason, one.attempts, json_views.task(one), described(one.error)[:LONGEST_MESSAGE])
-        for one in found
+        (
+            one.id,
+            *(() if queue is not None else (name,)),
+            one.died_at,
+            one.reason,
+            one.attempts,
+            json_views.task(one),
+            described(one.error)[:LONGEST_MESSAGE],
+        )
+        for name, one in found
     ]
-    table((">id", "died at (UTC)", "reason", ">attempts", "task", "error"), rows)
-    if total > len(found):
-        write(f"{len(found)} of {total}; --limit shows more")
+    heads = [">id", *(() if queue is not None else ("queue",)), "died at (UTC)", "reason", ">attempts", "task", "error"]
+    table(heads, rows)
+    if len(found) == limit:
+        counted = [
+            database.call(dead_letters.count, database.queue(name)) if number is None else number
+            for name, number in numbers.items()
+        ]
+        if sum(counted) > limit:
+            write(f"{limit} of {sum(counted)}; --limit shows more")
 
 
 @dead.command()
 @click.argument("job_id", type=JOB_ID, metavar="ID")
-@queue_option
+@any_queue_option
 @json_option
 @with_database
-def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
+def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
     """Show a dead letter: its data, and the last traceback."""
-    settings = database.queue(queue)
+    settings = database.queue_of(job_id, queue)
+    queue = settings.name
     letter = DeadLetter(settings, database.call(dead_letters.find, settings, job_id))
     if as_json:
         emit(json_views.whole_letter(letter, queue))
@@ -84,15 +105,25 @@ def show(database: Database, job_id: int, queue: str, as_json: bool) -> None:
     write_facts(facts, letter.error)
 
 
-def _chosen(ids: tuple[int, ...], everything: bool) -> tuple[int, ...] | None:
-    """Which are meant; None for all.
+def _chosen(
+    database: Database, ids: tuple[int, ...], everything: bool, queue: str | None
+) -> list[tuple[QueueSettings, tuple[int, ...] | None]]:
+    """Return the queues that are meant, each with its dead letters that are; None for all.
 
     Raises:
-        click.UsageError: Neither is said, or both.
+        click.UsageError: Neither ids are given nor all are meant, or both, or all of no queue.
+        JobNotFound: There is no job of an id.
     """
     if bool(ids) == everything:
         raise click.UsageError("give IDs, or --all")
-    return tuple(dict.fromkeys(ids)) or None
+    if everything and queue is None:
+        raise click.UsageError("--all and --reason are of one queue: give --queue")
+    if queue is not None:
+        return [(database.queue(queue), tuple(dict.fromkeys(ids)) or None)]
+    chosen: dict[str, list[int]] = {}
+    for job_id in dict.fromkeys(ids):
+        chosen.setdefault(database.queue_of(job_id, None).name, []).append(job_id)
+    return [(database.queue(name), tuple(numbers)) for name, numbers in chosen.items()]
 
 
 _ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
@@ -104,7 +135,7 @@ _ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 @click.option(
     "--reason", type=click.Choice(dead_letters.REASONS), help="All that died for this reason, as in unreadable."
 )
-@queue_option
+@any_queue_option
 @yes_option
 @json_option
 @with_database
@@ -113,26 +144,25 @@ def retry(
     job_ids: tuple[int, ...],
     everything: bool,
     reason: str | None,
-    queue: str,
+    queue: str | None,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Make jobs of dead letters again: same id, due immediately, with a clean record."""
-    chosen = _chosen(job_ids, everything or reason is not None)
-    settings = database.queue(queue)
-    if chosen is None:
-        which = "" if reason is None else f"{reason} "
-        number = database.call(dead_letters.count, settings, reason)
-        confirm(f"Retry all {number} {which}dead letters of {printable(queue)!r}?", yes=yes)
-    number = database.call(dead_letters.revive, settings, chosen, reason)
-    _done("retried", number, chosen, queue, as_json)
+    for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue):
+        if chosen is None:
+            which = "" if reason is None else f"{reason} "
+            number = database.call(dead_letters.count, settings, reason)
+            confirm(f"Retry all {number} {which}dead letters of {printable(settings.name)!r}?", yes=yes)
+        number = database.call(dead_letters.revive, settings, chosen, reason)
+        _done("retried", number, chosen, settings.name, as_json)
 
 
 @dead.command()
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All of the queue's.")
 @click.option("--older-than", metavar="TIME", type=duration, help="Only those that died so long ago, as in 14d.")
-@queue_option
+@any_queue_option
 @yes_option
 @json_option
 @with_database
@@ -141,20 +171,19 @@ def purge(
     job_ids: tuple[int, ...],
     everything: bool,
     older_than: float | None,
-    queue: str,
+    queue: str | None,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Delete dead letters for good."""
-    chosen = _chosen(job_ids, everything)
-    settings = database.queue(queue)
-    which = f"all {database.call(dead_letters.count, settings)}" if chosen is None else str(len(chosen))
-    age = "" if older_than is None else f" older than {older_than:g} seconds"
-    if older_than is not None and chosen is None:
-        which = "all"
-    confirm(f"Delete {which} dead letters of {printable(queue)!r}{age} for good?", yes=yes)
-    number = database.call(dead_letters.purge, settings, chosen, older_than or 0)
-    _done("purged", number, None if older_than is not None else chosen, queue, as_json)
+    for settings, chosen in _chosen(database, job_ids, everything, queue):
+        which = f"all {database.call(dead_letters.count, settings)}" if chosen is None else str(len(chosen))
+        age = "" if older_than is None else f" older than {older_than:g} seconds"
+        if older_than is not None and chosen is None:
+            which = "all"
+        confirm(f"Delete {which} dead letters of {printable(settings.name)!r}{age} for good?", yes=yes)
+        number = database.call(dead_letters.purge, settings, chosen, older_than or 0)
+        _done("purged", number, None if older_than is not None else chosen, settings.name, as_json)
 
 
 def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as_json: bool) -> None:

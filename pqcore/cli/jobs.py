@@ -10,8 +10,9 @@ import click
 from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
-from pqcore.cli.options import JOB_ID, json_option, queue_option, with_database
+from pqcore.cli.options import JOB_ID, any_queue_option, json_option, with_database
 from pqcore.cli.output import described, emit, shown, write, write_facts
+from pqcore.errors import JobNotFound
 from pqcore.operations import admin, list_jobs, results
 from pqcore.operations.explain import explain as explain_job
 from pqcore.operations.explanation import Cause
@@ -20,16 +21,17 @@ from pqcore.operations.retry import retry as retry_job
 
 @click.command()
 @click.argument("job_id", type=JOB_ID)
-@queue_option
+@any_queue_option
 @json_option
 @with_database
-def status(database: Database, job_id: int, queue: str, as_json: bool) -> None:
+def status(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
     """Show where a job is, and what is known of it."""
-    info = database.call(results.inspect, database.queue(queue), job_id)
+    settings = database.queue_of(job_id, queue)
+    info = database.call(results.inspect, settings, job_id)
     if as_json:
-        emit({"id": job_id, "queue": queue, **dataclasses.asdict(info)})
+        emit({"id": job_id, "queue": settings.name, **dataclasses.asdict(info)})
         return
-    write(f"job {job_id} of {queue!r}: {info.state}")
+    write(f"job {job_id} of {settings.name!r}: {info.state}")
     facts = {
         "put": shown(info.enqueued_at),
         "not before": shown(info.schedule_at),
@@ -43,14 +45,14 @@ def status(database: Database, job_id: int, queue: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_id", type=JOB_ID)
-@queue_option
+@any_queue_option
 @click.option("--running", is_flag=True, help="If it is being worked on, ask its worker to stop it.")
 @json_option
 @with_database
-def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: bool) -> None:
+def cancel(database: Database, job_id: int, queue: str | None, running: bool, as_json: bool) -> None:
     """Delete a job that waits; with --running, stop one that runs."""
-    settings = database.queue(queue)
-
+    settings = database.queue_of(job_id, queue)
+    queue = settings.name
     outcome = "none"
     if database.call(admin.cancel, settings, job_id, running=False):
         outcome = "deleted"
@@ -69,7 +71,7 @@ def cancel(database: Database, job_id: int, queue: str, running: bool, as_json: 
 
 @click.command()
 @click.argument("job_id", type=JOB_ID, metavar="ID")
-@click.option("--queue", metavar="NAME", help="The queue that it is to be of; any, if left out.")
+@any_queue_option
 @json_option
 @with_database
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
@@ -102,7 +104,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 
 @click.command()
 @click.argument("job_id", type=JOB_ID, metavar="ID")
-@click.option("--queue", metavar="NAME", help="The queue that the job should be of; any, if left out.")
+@any_queue_option
 @json_option
 @with_database
 def explain(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
@@ -130,23 +132,32 @@ def _lines(cause: Cause) -> str:
 
 @click.command()
 @click.argument("job_ids", type=JOB_ID, nargs=-1, required=True, metavar="ID...")
-@queue_option
+@any_queue_option
 @json_option
 @with_database
-def retry(database: Database, job_ids: tuple[int, ...], queue: str, as_json: bool) -> None:
+def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_json: bool) -> None:
     """Make jobs due now that are dead, done, or scheduled for later; with the same id."""
-    settings = database.queue(queue)
     left = 0
     for job_id in dict.fromkeys(job_ids):
+        try:
+            settings = database.queue_of(job_id, queue)
+        except JobNotFound as exc:  # the others are retried
+            left += 1
+            if as_json:
+                emit({"id": job_id, "queue": None, "was": "none", "retried": False})
+            else:
+                write(str(exc))
+            continue
         outcome = database.call(retry_job, settings, job_id)
         left += not outcome.done
+        of = f"of {settings.name!r}"
         if as_json:
-            emit({"id": job_id, "queue": queue, "was": outcome.state, "retried": outcome.done})
+            emit({"id": job_id, "queue": settings.name, "was": outcome.state, "retried": outcome.done})
         elif outcome.done:
-            write(f"job {job_id} of {queue!r} was {outcome.state}, and is due now")
+            write(f"job {job_id} {of} was {outcome.state}, and is due now")
         else:
             known = "is not there" if outcome.state == "none" else f"is {outcome.state}"
-            write(f"job {job_id} of {queue!r} {known}: it is left as it is")
+            write(f"job {job_id} {of} {known}: it is left as it is")
     if left:
         raise CommandFailed(f"{left} of {len(set(job_ids))} jobs are left as they are")
 

@@ -91,6 +91,9 @@ def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")
+any_queue_option = click.option(
+    "--queue", metavar="NAME", help="The queue that the job should be of; any, if left out."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 

@@ -25,13 +25,13 @@ from pqcore.cli.options import (
 )
 from pqcore.cli.output import LONGEST_MESSAGE, described, emit, printable, table, unencodable, write
 from pqcore.db.engine import Engine
-from pqcore.errors import SerializationError
+from pqcore.errors import DuplicateJob, SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations import admin, fetch, list_jobs, put_many
 from pqcore.operations.move import archive as archive_jobs
 from pqcore.operations.move import move as move_jobs
 from pqcore.operations.put import put as put_job
-from pqcore.put_options import given
+from pqcore.put_options import Dedup, given
 from pqcore.settings import QueueSettings
 
 
@@ -119,12 +119,20 @@ def put(
             if not text.strip():
                 raise UsageError("the data is empty: give JSON, as in '{\"n\": 1}'")
             value = json_views.read(text, "the data")
-            more = given(dedup=dedup, **options)
+            key = None if dedup is None else Dedup(dedup, on_conflict="error")
+            more = given(dedup=key, **options)
             ids = [database.call(put_job, settings, value, schedule_at, expected_at, None, more)]
     except UnicodeDecodeError as exc:
         raise UsageError(f"standard input is not text: {exc}") from None
     except SerializationError as exc:
         raise UsageError(str(exc)) from exc
+    except DuplicateJob as exc:
+        if as_json:
+            emit({"id": exc.job_id, "queue": queue, "put": False})
+        else:
+            write(str(exc.job_id))
+            click.echo(str(exc), err=True)
+        return
     for job_id in ids:
         if as_json:
             emit({"id": job_id, "queue": queue})

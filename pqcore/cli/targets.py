@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from traceback import extract_tb
 from typing import Any
 
 from pqcore.async_queue import AsyncPQ
@@ -76,10 +77,10 @@ def _find(target: str) -> Any:
         return found
     try:
         return found()
-    except TypeError as exc:
-        if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:  # raised by the call, not within
-            raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
-        raise
+    except Exception as exc:
+        if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
+            raise UsageError(f"{target} cannot be called without arguments: {exc}") from None  # raised by the call
+        raise UsageError(f"{target} failed: {_told(exc)}") from exc
 
 
 def _queue(found: Any, target: str) -> Any:
@@ -98,16 +99,24 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(
             f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
         )
+    if not module.strip(".") or module.startswith("."):  # importlib takes it for a relative name
+        raise UsageError(f"{where}: {module!r} is no name of a module")
     try:
         return importlib.import_module(module)
-    except (ImportError, SyntaxError) as exc:
+    except Exception as exc:
         if isinstance(exc, ModuleNotFoundError) and exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
             raise UsageError(f"{where}: there is no module {exc.name!r} in {os.getcwd()} or on sys.path") from None  # noqa: PTH109
-        raise UsageError(f"{where}: module {module!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
-    except (TypeError, ValueError) as exc:
-        if not module.strip(".") or module.startswith("."):  # what importlib says to relative names
-            raise UsageError(f"{where}: {module!r} is no name of a module") from exc
-        raise
+        raise UsageError(f"{where}: module {module!r} cannot be imported: {_told(exc)}") from exc
+
+
+def _told(error: Exception) -> str:
+    """What an error of the user's code says, and the line that raised it."""
+    text = f"{type(error).__name__}: {error}"
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    if isinstance(error, SyntaxError) or len(frames) < 2:  # which names its line; or raised here
+        return text
+    last = frames[-1]
+    return f"{text}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line or ''}".rstrip(": ")
 
 
 def _named(found: Any) -> str:
