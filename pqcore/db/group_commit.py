@@ -14,13 +14,9 @@ What a group does is the operation's affair: it gets the values of the calls, an
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from pqcore.errors import ConnectionLost, OutcomeUnknown, PoolTimeout, PQError
-
-if TYPE_CHECKING:
-    from pqcore.db.session import Session
-    from pqcore.db.sources import Loan
 
 T = TypeVar("T")
 
@@ -52,14 +48,15 @@ class Alone:
 
 
 ALONE: Final = Alone()
-Together: TypeAlias = Callable[["Session", list[Any]], Awaitable[Sequence[Any]]]
-"""Does what several calls ask for, in one statement. Given their values, it returns an answer for each, in order."""
+Together: TypeAlias = Callable[[Any, list[Any]], Awaitable[Sequence[Any]]]
+"""Does what several calls ask for, in one statement. Given a session and their values, it returns an answer for each,
+in order."""
 
 
 class Runner(Protocol):
     """Runs an operation by itself, with the session of a loan; see `pqcore.db.engine.Engine`."""
 
-    async def __call__(self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool) -> T: ...
+    async def __call__(self, loan: Any, operation: Callable[[Any], Awaitable[T]], *, protect: bool) -> T: ...
 
 
 class Line(Protocol):
