@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +24,7 @@ from pqcore.db.task_line import TaskLine
 from pqcore.db.thread_line import ThreadLine
 from pqcore.errors import OutcomeUnknown
 
+L = TypeVar("L", ThreadLine, TaskLine)
 PATIENCE = 20.0
 """Seconds that a test waits for what has to come."""
 OTHERS = ["b", "c", "d"]
@@ -49,6 +50,10 @@ class Sent:
         self.groups: list[list[str]] = []
         self._pauses = pauses
         self._nap = nap
+
+    def line(self, kind: Callable[..., L]) -> L:
+        """Make a line of these."""
+        return kind(self.run, self.together)
 
     async def run(self, loan: object, operation: Callable[[Any], Awaitable[Any]], *, protect: bool) -> Any:
         """Run an operation as an engine does, where connections are always free."""
@@ -142,8 +147,8 @@ def interrupted(number: int, whom: int) -> tuple[list[Caller], list[int]]:
     """
     raised: list[int] = []
     sent = Sent()
-    line = ThreadLine(sent.run, sent.together)
-    began = line.begin()
+    line = sent.line(ThreadLine)
+    line.since = began = time.monotonic()
     callers = []
     for place, value in enumerate(["a", *OTHERS]):
         kind = (Interrupted, TimeLimit)[number % 2]
@@ -185,7 +190,7 @@ def test_interrupt_of_a_thread_at_any_instruction_leaves_no_caller_waiting(whom:
 def test_interrupts_at_random_moments_leave_no_thread_waiting() -> None:
     """Exceptions as `PyThreadState_SetAsyncExc` raises them, in threads that call again and again."""
     sent = Sent(nap=0.0002)
-    line = ThreadLine(sent.run, sent.together)
+    line = sent.line(ThreadLine)
     stop = threading.Event()
     told: list[tuple[str, object]] = []
 
@@ -247,8 +252,8 @@ async def caught(value: Awaitable[Any]) -> object:
 def test_cancelled_caller_takes_no_other_along_at_any_step(whom: int, after: int) -> None:
     async def act() -> None:
         sent = Sent(pauses=3)
-        line = TaskLine(sent.run, sent.together)
-        began = line.begin()
+        line = sent.line(TaskLine)
+        line.since = began = time.monotonic()
         values = ["a", *OTHERS]
         tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
         await turns(1)
@@ -275,8 +280,8 @@ def test_line_goes_on_after_all_tasks_of_its_loop_were_cancelled(after: int) -> 
 
     async def act() -> None:
         sent = Sent(pauses=3)
-        line = TaskLine(sent.run, sent.together)
-        began = line.begin()
+        line = sent.line(TaskLine)
+        line.since = began = time.monotonic()
         values = ["a", *OTHERS]
         tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
         await turns(1)
@@ -306,8 +311,8 @@ def test_loop_that_ends_amid_concurrent_calls_begins_no_task(caplog: pytest.LogC
             await asyncio.sleep(3 * group_commit.PATIENCE)
 
     async def act() -> None:
-        line = TaskLine(sent.run, sent.together)
-        line.begin()
+        line = sent.line(TaskLine)
+        line.since = time.monotonic()
         tasks.extend(asyncio.ensure_future(caught(line.join(value))) for value in OTHERS)
         tasks.append(asyncio.ensure_future(stay()))
         await turns(2)

@@ -197,7 +197,8 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
     def lead() -> None:
         late: BaseException | None = None
         gone.clear()
-        with harness.thread(partial(have_others_follow, line.begin())):
+        line.since = began = time.monotonic()
+        with harness.thread(partial(have_others_follow, began)):
             try:
                 queue.put("leader")
             except (*KINDS, SerializationError) as exc:
