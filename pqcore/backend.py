@@ -228,6 +228,8 @@ class AsyncDriverSession(Protocol):
 
     If the driver ends a call immediately when its task is cancelled, and waits for nothing then, the session may
     have an attribute ``ends_when_cancelled`` that is true. Else the core sees to that, which costs a little per call.
+    If no call of the driver cancels the task that it runs in, as `asyncio.timeout` does, the session may have an
+    attribute ``cancels_task`` that is false: then a get or a lease needs no task of its own.
     """
 
     connection: Any

@@ -32,6 +32,7 @@ class AsyncpgSession:
     """One connection."""
 
     ends_when_cancelled = True
+    cancels_task = False
 
     def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import sql, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import FeatureNotSupported, InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
@@ -115,6 +116,9 @@ class PsycopgSession(Common, AutocommitSession):
 
 class AsyncPsycopgSession(Common):
     """One connection, asynchronous."""
+
+    # Older versions of psycopg wait by `asyncio.wait_for`, which since Python 3.12 cancels the task when time is up.
+    cancels_task = sys.version_info >= (3, 12) and "wait_for" in waiting.wait_async.__code__.co_names
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
         self.prepared = prepared

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import ContextVar
-from types import AsyncGeneratorType
+from types import AsyncGeneratorType, coroutine
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 from pqcore.db import runtime
+from pqcore.db.bounded_call import still_cancelled
 from pqcore.db.group_commit import Line, Runner, Together
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock
@@ -170,6 +171,28 @@ class AsyncioRuntime:
             task.add_done_callback(self._finishing.discard)
 
     async def shield(
+        self,
+        work: Coroutine[Any, Any, T],
+        undo: Callable[[T], Awaitable[None]],
+        break_off: Callable[[], object],
+        *,
+        own_task: bool = True,
+    ) -> T:
+        if own_task:
+            return await self._shield_in_task(work, undo, break_off)
+        guard = _Guard(break_off, asyncio.get_running_loop())
+        try:
+            result = await guard.run(work)
+        except BaseException:
+            if guard.cancelled():
+                raise guard.cancellation() from None
+            raise
+        if guard.cancelled():
+            await _undo(undo(result))
+            raise guard.cancellation()
+        return result
+
+    async def _shield_in_task(
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()
@@ -191,11 +214,16 @@ class AsyncioRuntime:
                 break_off()
                 await _end(task)
             if task.done() and not task.cancelled() and task.exception() is None:
-                undoing = asyncio.ensure_future(undo(task.result()))
-                if not await _outlast(undoing, runtime.UNDOING):
-                    await _end(undoing)
+                await _undo(undo(task.result()))
             raise
         return task.result()
+
+
+async def _undo(work: Awaitable[None]) -> None:
+    """Undo the result of what was finished after a cancellation, though the waiter is cancelled again."""
+    undoing = asyncio.ensure_future(work)
+    if not await _outlast(undoing, runtime.UNDOING):
+        await _end(undoing)
 
 
 def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
@@ -203,6 +231,103 @@ def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asy
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
     return asyncio.Task(work, loop=loop)  # as the loop's own method, in half the time
+
+
+class _Guard:
+    """Runs a coroutine to its end in the running task, though another task cancels that task meanwhile.
+
+    A task that waits for a future cancels the future when the task is cancelled. So the task is given this in place of
+    the future that the coroutine waits for. A task of its own for the coroutine would cost each call two turns of the
+    event loop, which is more than all else that pqcore does for it.
+
+    After a cancellation the coroutine has `AFTER_CANCEL` seconds, then its connection is broken off; after as many
+    again it is cancelled, and then left alone.
+
+    Args:
+        break_off: Makes the coroutine fail where it waits for the server.
+        loop: The event loop. A task may be cancelled while its loop does not run.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_break_off", "_cancellation", "_cancels", "_future", "_loop", "_timer")
+
+    def __init__(self, break_off: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
+        self._break_off = break_off
+        self._loop = loop
+        self._cancels = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._future: Any = None
+        self._cancellation: asyncio.CancelledError | None = None
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled: not by a timeout within the coroutine, which takes that back."""
+        return self._cancellation is not None and still_cancelled()
+
+    def cancellation(self) -> asyncio.CancelledError:
+        """Give up what the cancellation threw: its traceback leads here, which would be a cycle of references."""
+        thrown, self._cancellation = self._cancellation, None
+        return thrown or asyncio.CancelledError()
+
+    @coroutine
+    def run(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Run a coroutine, and return its result."""
+        try:
+            waits_for = work.send(None)
+            while True:
+                self._future = waits_for
+                if waits_for is not None:  # else it only lets others have a turn
+                    waits_for._asyncio_future_blocking = False  # noqa: SLF001 - as each task sets it
+                    self._asyncio_future_blocking = True
+                try:
+                    yield None if waits_for is None else self
+                except asyncio.CancelledError as exc:  # of the future, or of the task
+                    if self._timer is None and (waits_for is None or not waits_for.cancelled()):
+                        self.cancel()
+                    if self._timer is not None:
+                        self._cancellation = self._cancellation or exc
+                except GeneratorExit:
+                    work.close()
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - passed on to the coroutine
+                    if waits_for is None or not waits_for.done():
+                        waits_for = work.throw(exc)
+                        continue
+                if self._cancels == 1:
+                    self._cancels += 1
+                    waits_for = work.throw(asyncio.CancelledError())
+                elif self._cancels > 2:
+                    work.close()
+                    raise asyncio.CancelledError
+                else:
+                    waits_for = work.send(None)  # the future says itself what it came to
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    # What a task calls on a future that it waits for
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
+        self._future.add_done_callback(callback, context=context)
+
+    def cancel(self, msg: object = None) -> bool:
+        """Take note of a cancellation of the task; false, so that the task is told once the future is done."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(runtime.AFTER_CANCEL, self._end_connection)
+        return False
+
+    def _end_connection(self) -> None:
+        self._timer = self._loop.call_later(runtime.AFTER_CANCEL, self._end_work)
+        self._break_off()
+
+    def _end_work(self) -> None:
+        self._timer = self._loop.call_later(runtime.AFTER_CANCEL, self._end_work)
+        self._cancels += 1
+        if self._future is not None:
+            self._future.cancel()
 
 
 async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:

@@ -115,6 +115,11 @@ class BlockingRuntime:
         run_sync(work())
 
     async def shield(
-        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+        self,
+        work: Coroutine[Any, Any, T],
+        undo: Callable[[T], Awaitable[None]],
+        break_off: Callable[[], object],
+        *,
+        own_task: bool = True,
     ) -> T:
         return await work

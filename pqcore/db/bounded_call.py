@@ -24,7 +24,7 @@ class CallingSession(Protocol):
     def abort_if_busy(self, since: float | None) -> None: ...
 
 
-def _still_cancelled() -> bool:
+def still_cancelled() -> bool:
     """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
     from asyncio import current_task
 
@@ -63,7 +63,7 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     except Exception as exc:
-        if cancelled is None or not session.state_unknown or not _still_cancelled():
+        if cancelled is None or not session.state_unknown or not still_cancelled():
             raise  # a driver's own timeout cancels the task, too, and takes that back
         raise cancelled from exc
     finally:

@@ -246,7 +246,9 @@ class Engine(Grouping):
         try:
             if not self.source.lend(loan):
                 await self.source.acquire(loan)  # of which a cancellation makes an end
-            return await self.runtime.shield(self._run_alone(loan, operation, protect=protect), undo, loan.abort)
+            own_task = loan[-1].cancels_task
+            work = self._run_alone(loan, operation, protect=protect)
+            return await self.runtime.shield(work, undo, loan.abort, own_task=own_task)
         except BaseException as exc:
             await self._failed(loan, exc)
             raise

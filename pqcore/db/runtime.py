@@ -104,7 +104,12 @@ class Runtime(Protocol):
         """Have some work done where nothing can be awaited: immediately, or as a task of the running loop."""
 
     async def shield(
-        self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
+        self,
+        work: Coroutine[Any, Any, T],
+        undo: Callable[[T], Awaitable[None]],
+        break_off: Callable[[], object],
+        *,
+        own_task: bool = True,
     ) -> T:
         """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it.
 
@@ -112,6 +117,7 @@ class Runtime(Protocol):
             work: What to finish. After a cancellation it has `AFTER_CANCEL` seconds.
             undo: Undoes the result of ``work`` after a cancellation, within `UNDOING` seconds.
             break_off: Makes ``work`` fail where it waits for the server.
+            own_task: Whether ``work`` needs a task of its own, as timeouts within it cancel the task that they run in.
         """
 
 

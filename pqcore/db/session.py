@@ -74,6 +74,8 @@ class Session:
         self._errors = errors
         self._suspends = suspends
         self._bounds = suspends and not getattr(driver, "ends_when_cancelled", False)
+        # Whether a call of the driver may cancel the task that it runs in, as `asyncio.timeout` does.
+        self.cancels_task = bool(getattr(driver, "cancels_task", True))
         self.limit = limit
         self._loop: asyncio.AbstractEventLoop | None = None
         if suspends:

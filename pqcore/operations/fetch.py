@@ -78,7 +78,11 @@ async def get(
         if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
             rows, wake_in = (), queue.rule_cache.rules.seconds_paused(time.monotonic())
         else:
-            rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
+            rows, wake_in = await (
+                _take_for_good(engine, queue, n)
+                if lease is None
+                else look_once(engine, queue, n, lease, patient=patient)
+            )
         if rows:
             break
         if wake_in == 0.0:  # what was found may not run, and there may be others behind it
@@ -94,12 +98,8 @@ async def get(
         pause = left if wake_in is None else min(left, max(wake_in, 0.001))
         with let_through():
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
-    if lease is None:
-        for row in rows:
-            headers = headers_of(row)
-            if headers is not None and is_continued(headers):
-                await _follow(engine, queue, rows, performed=performed)
-                break
+    if lease is None and _any_headers(is_continued, rows):
+        await _follow(engine, queue, rows, performed=performed)
     return rows
 
 
@@ -188,10 +188,10 @@ async def end_and_take(
 def _take_for_good(engine: Engine, queue: QueueSettings, n: int) -> Awaitable[tuple[Sequence[Row], float | None]]:
     finish = queue.retention
 
-    async def work(s: Session) -> tuple[Sequence[Row], float | None]:
-        _refuse_hidden(engine, finish)
-        rows, wake_in = await _take_plain(queue, s, n, finish, {"q_name": queue.name})
-        return rows, None if rows else wake_in
+    def work(s: Session) -> Awaitable[tuple[Sequence[Row], float | None]]:  # no coroutine of its own
+        if engine.security is not None:
+            _refuse_hidden(engine, finish)
+        return _take_plain(queue, s, n, finish, {"q_name": queue.name})
 
     async def undo(result: tuple[Sequence[Row], float | None]) -> None:
         await _restore(engine, queue, result[0])
@@ -212,7 +212,8 @@ async def _take_plain(
     rows: Sequence[Row] = ()
     if bounded := bound.usable(time.monotonic()):
         query = s.sql.fetch("bounded", finish, n)
-        rows = await s.execute(query, query.bind({**values, "bound": bound.value()}))
+        values["bound"] = bound.value()
+        rows = await s.execute(query, query.bind(values))
     if not rows:
         bounded = False
         query = s.sql.fetch("ordered", finish, n)
@@ -228,11 +229,16 @@ async def _take_plain(
             bound.advance((), time.monotonic(), full=True)
             return rows, wake_in
     rows = sorted(rows, key=place_of) if len(rows) > 1 else rows  # RETURNING promises no order
-    if any(map(has_lane, map(headers_of, rows))):  # their places are not in the order of other jobs
+    if _any_headers(has_lane, rows):  # their places are not in the order of other jobs
         bound.advance((), time.monotonic(), full=not bounded)
         return sorted(rows, key=_urgency), None
     bound.advance(rows, time.monotonic(), full=not bounded)
     return rows, None
+
+
+def _any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
+    """Whether a row has such headers; most have none, which is told without a call for each."""
+    return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))
 
 
 def _urgency(row: Row) -> int:
@@ -262,7 +268,7 @@ async def _take_lease(
             [[_, due_in, _]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
     rows, wake_in = await _take_plain(queue, s, n, "lease", values)
-    if any(map(has_lane, map(headers_of, rows))):
+    if _any_headers(has_lane, rows):
         rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
     elif not rows and await admission.find_lanes(queue, s, idle=True):
         wake_in = 0.0
