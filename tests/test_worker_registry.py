@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import time
@@ -18,6 +19,7 @@ import pytest
 from psycopg import sql
 
 from pqcore import tasks
+from pqcore.db.dsn import with_options
 from pqcore.operations import worker_registry
 from pqcore.testing.commands import Command, eventually, run
 from pqcore.testing.harness import PATIENCE
@@ -57,6 +59,40 @@ async def until(condition: Any) -> None:
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("backend", ["psycopg", "psycopg2", "asyncpg"])
+def test_workers_connections_have_its_name_unless_they_are_named(
+    dsn: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: Any = tasks.AsyncPQ if backend == "asyncpg" else tasks.PQ
+
+    def names() -> set[str]:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            return {
+                name
+                for (name,) in connection.execute(
+                    "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+            }
+
+    async def seen(dsn_of_worker: str, expected: str) -> None:
+        queue = kind(dsn_of_worker, backend=backend)["apples"]
+        running = asyncio.create_task(Worker(queue).run())
+        await until(lambda: names() == {expected})
+        running.cancel()
+        await asyncio.wait([running])
+        closed = queue.close()
+        if backend == "asyncpg":
+            await closed
+
+    with tasks.PQ(dsn) as made:
+        made.create()
+    asyncio.run(seen(dsn, f"pqcore worker {socket.gethostname()}:{os.getpid()}"[:63]))
+    asyncio.run(seen(with_options(dsn, application_name="mine"), "mine"))
+    monkeypatch.setenv("PGAPPNAME", "theirs")
+    asyncio.run(seen(dsn, "theirs"))
 
 
 def test_worker_that_died_is_listed_for_an_hour_as_not_alive(

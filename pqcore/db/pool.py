@@ -137,6 +137,10 @@ class Pool(SessionSource):
         size: Connections, at most; one more is opened for listening.
         timeout: Seconds to wait for a free one.
         idle_limit: Seconds after which the server ends one that idles in a transaction; None for as it is set to.
+
+    Attributes:
+        application_name: What the server calls the connections that are opened from now on, unless the DSN or the
+            environment names them; None for nothing.
     """
 
     may_have_open_transaction = False
@@ -156,6 +160,7 @@ class Pool(SessionSource):
         self._size = size
         self._timeout = timeout
         self._idle_limit = idle_limit
+        self.application_name: str | None = None
         self.seeks_primary = seeks_primary(dsn)
         self._closed = False
         self.kept = runtime.kept(_Sessions)
@@ -314,6 +319,8 @@ class Pool(SessionSource):
         """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
         # Compiling takes longer than our statements run, and the planner's guess of their cost is a multiple of it.
         settings = {"jit": ("off", False)}
+        if self.application_name is not None:
+            settings["application_name"] = (self.application_name, True)
         if self._idle_limit is not None:
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:

@@ -19,10 +19,10 @@ SELECT pg_advisory_unlock_shared(hashtextextended(channel, 7071)) FROM unnest(:c
 
 -- name: session_settings
 -- Set settings of this session alone; those that the server does not know are left out. A mild setting is set only
--- where it has the value 0: no value of the server's, the role's or the caller's is replaced.
+-- where it is 0 or empty: no value of the server's, the role's or the caller's is replaced.
 SELECT set_config(name, value, false)
 FROM unnest(:names::text[], :values::text[], :mild::bool[]) AS wanted (name, value, mild)
-WHERE current_setting(name, true) IS NOT NULL AND (NOT mild OR current_setting(name, true) = '0');
+WHERE current_setting(name, true) IS NOT NULL AND (NOT mild OR current_setting(name, true) IN ('0', ''));
 
 -- name: listening
 -- Reads only. Give one channel that the connection listens to; no row if there is none.

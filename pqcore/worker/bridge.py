@@ -6,12 +6,15 @@ Users' functions have other threads, so they cannot delay operations.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from pqcore.db.engine import Engine
+from pqcore.db.pool import Pool
 from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConfigurationError, PQError
 from pqcore.runner import Runner, call_sync
@@ -42,7 +45,10 @@ class Bridge(Runner):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
         self._threads = Threads(threads, "pqcore-worker")  # each starts when needed: never for an asynchronous engine
-        super().__init__(engine.clone_for_worker(CONNECTIONS, limit), self._threads.run)
+        clone = engine.clone_for_worker(CONNECTIONS, limit)
+        if isinstance(clone.source, Pool):
+            clone.source.application_name = f"pqcore worker {socket.gethostname()}:{os.getpid()}"
+        super().__init__(clone, self._threads.run)
 
     async def finish(
         self, late: Callable[[T | None], None], operation: Callable[..., Awaitable[T]], *arguments: Any

@@ -4767,7 +4767,7 @@ PREPARE "run_now" AS WITH free AS (SELECT id
   FROM unnest($1::text[], $2::text[], $3::text::bool[]) AS wanted (name, value, mild)
   WHERE current_setting(name, true) IS NOT NULL
   AND (NOT mild
-    OR current_setting(name, true) = '0');
+    OR current_setting(name, true) IN ('0', ''));
 
 -- set_aside_due [no rows] $1 tasks, $2 q_name
 PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
