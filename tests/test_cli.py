@@ -232,6 +232,13 @@ def test_worker_command_target_may_be_a_function_or_an_attribute(
     assert "worker starts: 'apples', 20" in done.stderr  # once, though named twice
 
 
+def test_worker_command_warns_of_a_queue_on_which_no_task_is_declared(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    done = run("worker", "app:pq", "--queues", "appels,apples", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    told = re.findall(r"(\S+): no task is declared on this queue, but on ('apples', .*): is its name", done.stderr)
+    assert [queue for queue, _ in told] == ["'appels'"]
+
+
 def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("late.come_late"))
     done = run("worker", "app:queue", "--import", "late", "--burst", "--log-level", "warning", dsn=dsn, folder=folder)

@@ -39,6 +39,7 @@ class TaskDeclarations:
     performs_taken: bool = False
     logger = logger
     _tasks: ClassVar[dict[str, Task]] = {}
+    _queues_of_tasks: ClassVar[set[str | None]] = set()  # None: some tasks are put into any queue
     _periodics: list[Periodic] | None = None
 
     @property
@@ -95,6 +96,7 @@ class TaskDeclarations:
         setattr(function, PATH_ATTRIBUTE, path)
         task = Task(path, function, options, self.conventions.first(function, path))
         self.performs_taken = True
+        self._queues_of_tasks.add(getattr(self, "name", None))
         for one in paths:
             self.handler_registry[one] = function
             self._tasks[one] = task
@@ -130,6 +132,18 @@ class TaskDeclarations:
     def known_tasks(self) -> list[str]:
         """Return the paths of the functions that `find_task` finds, ``module.*`` for those of a trusted module."""
         return sorted({*self.handler_registry, *self._tasks, *(f"{module}.*" for module in self.trusted_modules)})
+
+    def queues_of_tasks(self) -> Sequence[str]:
+        """Return the names of the queues on which tasks are declared, if this queue is none of them.
+
+        Returns:
+            The names, in order. None of them if a task is declared on this queue, if it may have jobs of any module
+            or task, or if no task is declared at all.
+        """
+        names = {name for name in self._queues_of_tasks if name is not None}
+        if self.trusted_modules or len(names) < len(self._queues_of_tasks) or getattr(self, "name", None) in names:
+            return ()
+        return sorted(names)
 
     def most_crashes(self) -> int:
         """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""

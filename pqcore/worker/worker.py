@@ -139,6 +139,12 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
         logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
+        for queue in self._queues:
+            if others := queue.queues_of_tasks():
+                listed = ", ".join(map(repr, others[:10]))
+                logger.warning(
+                    "%r: no task is declared on this queue, but on %s: is its name right?", queue.name, listed
+                )
         job_events = find_job_events()
         executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout)
         fetchers = _start_tasks(
