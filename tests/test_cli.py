@@ -239,6 +239,14 @@ def test_worker_command_warns_of_a_queue_on_which_no_task_is_declared(dsn: str, 
     assert [queue for queue, _ in told] == ["'appels'"]
 
 
+def test_worker_command_logs_the_traceback_of_the_function_alone(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    pq["apples"].put(call("app.fail", "Cox"))
+    done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder)
+    _, _, trace = done.stderr.partition("Traceback (most recent call last)")
+    assert "in fail" in trace
+    assert f"{Path('pqcore', 'tasks')}{os.sep}" not in trace
+
+
 def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     pq["apples"].put(call("late.come_late"))
     done = run("worker", "app:queue", "--import", "late", "--burst", "--log-level", "warning", dsn=dsn, folder=folder)

@@ -25,8 +25,8 @@ def error_text(error: dict[str, str] | None) -> str | None:
 
 def describe_error(error: BaseException) -> dict[str, str]:
     """Return an exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
-    kind = type(error)
-    text = "".join(traceback.format_exception(kind, error, _traceback_of_function(error.__traceback__)))
+    kind, _, trace = exc_info_of(error)
+    text = "".join(traceback.format_exception(kind, error, trace))
     try:
         message = str(error)
     except BaseException as exc:
@@ -38,6 +38,11 @@ def describe_error(error: BaseException) -> dict[str, str]:
         "message": _storable(message[:MAX_TRACEBACK]),
         "traceback": _storable(text[-MAX_TRACEBACK:]),
     }
+
+
+def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return an exception of a function as it is logged, without the frames that led to the function."""
+    return type(error), error, _traceback_of_function(error.__traceback__)
 
 
 def _traceback_of_function(trace: TracebackType | None) -> TracebackType | None:

@@ -24,7 +24,7 @@ from pqcore.errors import (
     Unreadable,
 )
 from pqcore.job import BaseJob
-from pqcore.operations.error_details import describe_error
+from pqcore.operations.error_details import describe_error, exc_info_of
 from pqcore.operations.job_outcome import Outcome, OutcomeKind, dead_letter_of
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
@@ -248,7 +248,9 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
         return Outcome(job, "drop", error=describe_error(error), reason="discarded")
     details = describe_error(error)
     if kind == "dead":
-        job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
+        job_logger.error(
+            "job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=exc_info_of(error)
+        )
         return Outcome(job, "dead", error=details, reason="failed")
     try:
         delay = error.delay if isinstance(error, Retry) else run.retry(run.failures + 1, error)
@@ -261,7 +263,7 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
         logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
     again = "job %d of %r (%s) failed; again in %.1f s"
-    job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=error)
+    job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=exc_info_of(error))
     return Outcome(job, "retry", error=details, delay=pause)
 
 
