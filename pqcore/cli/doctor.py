@@ -17,16 +17,19 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 @click.command()
 @click.option("--queue", "queues", metavar="NAME", multiple=True, help="Explain the takes of this queue; repeatable.")
+@click.option("--read-only", is_flag=True, help="Send no notification; all else reads only.")
 @import_option
 @json_option
 @with_database
-def doctor(database: Database, queues: tuple[str, ...], modules: tuple[str, ...], as_json: bool) -> None:
+def doctor(
+    database: Database, queues: tuple[str, ...], read_only: bool, modules: tuple[str, ...], as_json: bool
+) -> None:
     """Look for what is wrong with the table, the server, or the way there, and say what to do."""
     from pqcore.cli.targets import import_modules  # which imports tasks
 
     import_modules(modules)
     names = [database.queue(name).name for name in queues]
-    found = database.call(examine, names)
+    found = database.call(examine, names, read_only=read_only)
     for one in found:
         message, advice = database.engine.redact(one.message), database.engine.redact(one.advice)
         if as_json:

@@ -71,11 +71,13 @@ class CheckContext:
         engine: The engine.
         s: A session, in no transaction.
         queues: Whose takes are explained; empty for those with most jobs.
+        read_only: Whether no notification may be sent.
     """
 
     engine: Engine
     s: Session
     queues: Sequence[str]
+    read_only: bool = False
     _table: TableRow | None = None
 
     async def table(self) -> TableRow:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
+from pqcore.doctor.backlog_checks import check_backlog, check_dead_letters, check_leases
 from pqcore.doctor.context import Check, CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.doctor.job_checks import check_batches, check_encodings, check_pauses, check_put_off, check_ticks
@@ -34,15 +35,19 @@ from pqcore.doctor.table_checks import (
     check_sequences,
     check_trigger,
 )
-from pqcore.errors import ConnectionLost, DatabaseError, PQError
+from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError
+
+LIMIT = 10.0
+"""Seconds that each statement of a check may take: it could wait for a lock that somebody holds."""
 
 
-async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
+async def examine(engine: Engine, queues: Sequence[str] = (), *, read_only: bool = False) -> list[Finding]:
     """Look at everything.
 
     Args:
         engine: Where; it is asked over two connections.
         queues: Whose takes are explained; by default those with most jobs.
+        read_only: Whether to send no notification; all else reads only anyway.
 
     Raises:
         ConfigurationError: The DSN is none.
@@ -50,14 +55,20 @@ async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
     found: list[Finding] = []
 
     async def work(s: Session) -> None:
-        context = CheckContext(engine, s, queues)
+        context = CheckContext(engine, s, queues, read_only=read_only)
         for name, check in _SERVER:
             await _collect(found, context, name, check)
         before = len(found)
         await _collect(found, context, "schema", check_schema_version)
-        if all(one.level != "problem" for one in found[before:]):
-            for name, check in _TABLE:
-                await _collect(found, context, name, check)
+        if any(one.level == "problem" for one in found[before:]):
+            return
+        for name, check in _TABLE:
+            await _collect(found, context, name, check)
+        if any(one.check == "indexes" and one.level == "problem" for one in found):
+            message = "takes were not explained, as an index is missing"
+            found.append(Finding("plan", "warning", message, "repair the indexes, and look again"))
+        else:
+            await _collect(found, context, "plan", check_plans)
 
     try:
         await engine.migrate(work)
@@ -72,15 +83,16 @@ async def examine(engine: Engine, queues: Sequence[str] = ()) -> list[Finding]:
 
 async def _collect(found: list[Finding], context: CheckContext, name: str, check: Check) -> None:
     try:
-        found += await check(context)
+        with context.s.limited(LIMIT):
+            found += await check(context)
     except ConnectionLost:
         raise
     except PQError as exc:
         if context.s.in_transaction():
             await context.s.rollback()
-        found.append(
-            Finding(name, "warning", f"could not be looked at: {exc}", "ask with a role that may: GRANT pg_monitor")
-        )
+        refused = isinstance(exc, AccessDenied)
+        advice = "ask with a role that may: GRANT pg_monitor" if refused else "look again, once the server is free"
+        found.append(Finding(name, "warning", f"could not be looked at: {exc}", advice))
 
 
 _SERVER: tuple[tuple[str, Check], ...] = (
@@ -100,9 +112,11 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("trigger", check_trigger),
     ("autovacuum", check_autovacuum),
     ("bloat", check_bloat),
-    ("plan", check_plans),
     ("batches", check_batches),
     ("put_off", check_put_off),
+    ("backlog", check_backlog),
+    ("leases", check_leases),
+    ("dead_letters", check_dead_letters),
     ("pauses", check_pauses),
     ("ticks", check_ticks),
     ("encodings", check_encodings),

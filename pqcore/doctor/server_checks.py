@@ -156,8 +156,8 @@ async def check_notifications(context: CheckContext) -> list[Finding]:
 
 
 _POOLER = (
-    "connect to the server itself, or to a pooler in session mode with PQ(dsn, prepared=True); else waiters poll"
-    " (poll_interval), and PQ(dsn, prepared=False) says so"
+    "waiters hear of jobs sooner on connections to the server itself, or to a pooler in session mode with"
+    " PQ(dsn, prepared=True); PQ(dsn, prepared=False) says that a pooler is in between"
 )
 
 
@@ -172,8 +172,11 @@ async def check_listen(context: CheckContext) -> list[Finding]:
         return [Finding("listen", "warning", "there is no connection to listen on, so waiters poll")]
     try:
         if await _is_moved(s, listener):
-            message = "a pooler in transaction mode is in between: statements of one connection reach several sessions"
-            return [Finding("listen", "problem", message, _POOLER, {"heard": False, "seconds": None, "pooler": True})]
+            message = "a pooler in transaction mode is in between, so waiters poll, and nothing is prepared"
+            return [Finding("listen", "ok", message, _POOLER, {"heard": False, "seconds": None, "pooler": True})]
+        if context.read_only:
+            message = "no notification was sent, as was asked for"
+            return [Finding("listen", "ok", message, details={"heard": False, "seconds": None, "pooler": False})]
         topic = f"pqcore_doctor_{uuid.uuid4().hex}"
         await listener.listen(topic)
         began = time.monotonic()

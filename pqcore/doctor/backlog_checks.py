@@ -1,0 +1,76 @@
+"""Checks of what waits and does not move: jobs that nobody takes, leases that ran out, dead letters."""
+
+from __future__ import annotations
+
+from pqcore.doctor.context import CheckContext
+from pqcore.doctor.findings import Finding
+from pqcore.operations.worker_registry import list_workers_of
+from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
+
+OLD = 300.0
+"""Seconds: a job that has been ready for so long, and that nobody took, is worth a word."""
+OVERDUE = 60.0
+"""Seconds for which a lease has run out, until somebody should have taken the job again."""
+COUNTED = 10_000
+"""Leases that ran out are counted up to this number."""
+
+
+async def check_backlog(context: CheckContext) -> list[Finding]:
+    """Check for jobs that have been ready for long, above all where no worker of their queue is alive."""
+    rows = await context.s.execute(context.s.sql.stats_all)
+    old = [(queue, ready, age) for queue, ready, _, _, age, _ in rows if queue is not None and (age or 0.0) > OLD]
+    details = {"queues": [{"queue": queue, "ready": ready, "oldest": age} for queue, ready, age in old]}
+    if not old:
+        message = f"no job has been ready for {OLD:.0f} s"
+        return [Finding("backlog", "ok", message, details=details)]
+    alive = {queue for worker in await list_workers_of(context.s, None) if worker.alive for queue in worker.queues}
+    found = []
+    for queue, ready, age in sorted(old, key=lambda one: -one[2]):
+        said = f"{ready} jobs of queue {queue!r} are ready, the first for {age:.0f} s"
+        if queue in alive:
+            message, advice = (
+                f"{said}, though workers of the queue are alive",
+                "run more workers, or see what holds them",
+            )
+        else:
+            message, advice = f"{said}, and no worker of the queue is alive", "start a worker of the queue"
+        figures = {"queue": queue, "ready": ready, "oldest": age, "workers": queue in alive}
+        found.append(Finding("backlog", "warning", message, advice, figures))
+    return found
+
+
+_EXPIRED = f"""
+SELECT q_name, count(*), max(age) FROM (
+  SELECT q_name, extract(epoch FROM statement_timestamp() - {VISIBLE_AT})::float8 AS age FROM {{table}}
+  WHERE {COMES_OUT} AND leased_until IS NOT NULL
+    AND {VISIBLE_AT} < statement_timestamp() - :overdue::float8 * interval '1 second'
+  LIMIT {COUNTED}
+) AS expired GROUP BY q_name ORDER BY 2 DESC, 1"""
+
+
+async def check_leases(context: CheckContext) -> list[Finding]:
+    """Check for leases that ran out, of whose jobs nobody took care."""
+    rows = await context.ask("expired_leases", _EXPIRED, overdue=OVERDUE)
+    details = {"queues": [{"queue": queue, "leases": number, "seconds": age} for queue, number, age in rows]}
+    if not rows:
+        message = f"no lease ran out more than {OVERDUE:.0f} s ago"
+        return [Finding("leases", "ok", message, details=details)]
+    queue, number, age = rows[0]
+    some = f"{number}" if number < COUNTED else f"at least {COUNTED}"
+    message = (
+        f"{some} leases of queue {queue!r} have run out, the first {age:.0f} s ago, and nobody took the jobs again"
+    )
+    return [Finding("leases", "warning", message, "start a worker of the queue: it runs them again", details)]
+
+
+async def check_dead_letters(context: CheckContext) -> list[Finding]:
+    """Check for dead letters."""
+    rows = [(queue, int(number)) for queue, number in await context.s.execute(context.s.sql.admin.dead_by_queue)]
+    details = {"queues": [{"queue": queue, "dead": number} for queue, number in rows]}
+    if not rows:
+        return [Finding("dead_letters", "ok", "there are none", details=details)]
+    queue, number = max(rows, key=lambda row: row[1])
+    all_of_them = sum(each for _, each in rows)
+    message = f"{all_of_them} jobs failed for good, {number} of them in queue {queue!r}"
+    advice = "pqcore dead list shows them, pqcore dead retry runs them again, pqcore dead purge deletes them"
+    return [Finding("dead_letters", "warning", message, advice, details)]
