@@ -323,8 +323,12 @@ class Choice(NamedTuple):
             for key, number in known.lane.needs
         ]
 
-    def values(self) -> dict[str, object]:
-        """Return the parameters of the statement that takes jobs, but for those of the queue and the lease."""
+    def values(self, times: int = 1) -> dict[str, object]:
+        """Return the parameters of the statement that takes jobs, but for those of the queue and the lease.
+
+        Args:
+            times: How many jobs of a lane under one limit may be given for a place.
+        """
         wanted = [
             {
                 "place": place,
@@ -334,6 +338,7 @@ class Choice(NamedTuple):
                 "priority": known.lane.priority,
                 "quota": self.quota,
                 "after": known.after(self.now),
+                "times": times if known.lane.limit is not None else 1,
             }
             for place, known in enumerate(self.lanes, 1)
         ]

@@ -42,6 +42,11 @@ class Lane(NamedTuple):
     needs: tuple[tuple[str, int], ...]
     group: str | None
 
+    @property
+    def limit(self) -> str | None:
+        """The only key of its jobs, if that is a limit."""
+        return self.needs[0][0] if len(self.needs) == 1 and self.needs[0][0].startswith(LIMIT) else None
+
 
 def has_lane(headers: str | None) -> bool:
     """Return whether a job with these headers may have a lane: statements tell by the same text."""

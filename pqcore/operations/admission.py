@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
@@ -39,6 +39,30 @@ _BUSY, _ENDED = -2, -5
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
 """How often a sweep names jobs of one lane, at most: `ADOPT` jobs each time."""
+
+
+class SharedPlaces(NamedTuple):
+    """Jobs that were leased for fewer places than they are.
+
+    Attributes:
+        ids: The jobs, in no order.
+        places: How many of them may run concurrently.
+    """
+
+    ids: list[int]
+    places: int
+
+
+class Taken(NamedTuple):
+    """What was leased in the places of jobs that ended.
+
+    Attributes:
+        rows: The rows, in order.
+        shared: Those of them that may not all run concurrently.
+    """
+
+    rows: Sequence[JobRow]
+    shared: Sequence[SharedPlaces]
 
 
 async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) -> bool:
@@ -190,8 +214,8 @@ async def take(
 
 
 async def end_and_take(
-    queue: QueueSettings, s: Session, jobs: Sequence[BaseJob], n: int, lease: float
-) -> tuple[set[tuple[int, int]], list[JobRow]]:
+    queue: QueueSettings, s: Session, jobs: Sequence[BaseJob], n: int, lease: float, times: int
+) -> tuple[set[tuple[int, int]], Taken]:
     """Finish leased jobs from which nothing follows, and lease others in their places, in one statement.
 
     Args:
@@ -200,16 +224,17 @@ async def end_and_take(
         jobs: The jobs that end.
         n: How many jobs are leased, at most.
         lease: Seconds for which they are leased.
+        times: How many jobs under one limit may be leased for a place; the caller runs them one after the other.
 
     Returns:
-        The ids and tokens of the jobs that ended, and the rows that were leased. There may be others to lease.
+        The ids and tokens of the jobs that ended, and what was leased. There may be others to lease.
     """
     book = queue.lanes
     now = time.monotonic()
     choice = book.choose(n, now)
     query = s.sql.end_and_take(queue.retention, n)
     values = {
-        **choice.values(),
+        **choice.values(times),
         **ids_and_tokens(jobs),
         "q_name": queue.name,
         "lease": lease,
@@ -219,9 +244,34 @@ async def end_and_take(
     found = await s.execute(query, query.bind(values))
     ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
     rows = [(JobRow._make(job), place) for *job, place, _, _ in found if place >= 0]
+    free = {place: int(room) for *_, place, room, _ in found if place > 0 and room is not None}
     taken = await _settle(queue, s, choice, rows, now)
     await _reserve(queue, s, choice, now)
-    return ended, taken
+    return ended, Taken(taken, _shared(choice, rows, free))
+
+
+def _shared(choice: Choice, rows: Sequence[tuple[JobRow, int]], free: Mapping[int, int]) -> list[SharedPlaces]:
+    """Return the jobs for which there are fewer places than jobs.
+
+    Args:
+        choice: What was asked for.
+        rows: The rows, each with the place of its lane in the choice.
+        free: The number of free places, by the places of lanes of which several jobs may be given for one.
+    """
+    if not free:
+        return []
+    of_key: dict[str, list[tuple[int, int]]] = {}
+    for row, place in rows:
+        for key, _ in choice.lanes[place - 1].lane.needs if place else ():
+            of_key.setdefault(key, []).append((row.id, place))
+    shared = []
+    for jobs in of_key.values():
+        ids = [job_id for job_id, place in jobs if place in free]
+        if ids:
+            places = free[next(place for _, place in jobs if place in free)] - (len(jobs) - len(ids))
+            if places < len(ids):
+                shared.append(SharedPlaces(ids, places))
+    return shared
 
 
 async def _settle(

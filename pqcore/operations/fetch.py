@@ -159,8 +159,8 @@ async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
 
 
 async def end_and_take(
-    engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], n: int, lease: float
-) -> tuple[list[BaseJob], Sequence[Row]]:
+    engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], n: int, lease: float, times: int = 1
+) -> tuple[list[BaseJob], admission.Taken]:
     """Finish leased jobs from which nothing follows, and lease up to ``n`` others in their places, in one statement.
 
     Args:
@@ -169,20 +169,21 @@ async def end_and_take(
         jobs: The jobs that end.
         n: How many are leased, at most.
         lease: Seconds for which they are leased.
+        times: How many jobs under one limit may be leased for a place; the caller runs them one after the other.
 
     Returns:
-        The jobs whose lease was lost, and the rows that were leased.
+        The jobs whose lease was lost, and what was leased.
     """
 
-    async def work(s: Session) -> tuple[set[tuple[int, int]], Sequence[Row]]:
+    async def work(s: Session) -> tuple[set[tuple[int, int]], admission.Taken]:
         _refuse_hidden(engine, "lease")
-        return await admission.end_and_take(queue, s, jobs, n, lease)
+        return await admission.end_and_take(queue, s, jobs, n, lease, times)
 
-    async def undo(result: tuple[set[tuple[int, int]], Sequence[Row]]) -> None:
-        await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(result[1])])
+    async def undo(result: tuple[set[tuple[int, int]], admission.Taken]) -> None:
+        await give_back(engine, queue, [(row.id, row.attempts) for row in result[1].rows])
 
-    ended, rows = await engine.run(work, protect=False, undo=undo)
-    return [job for job in jobs if (job.id, job.token) not in ended], rows
+    ended, taken = await engine.run(work, protect=False, undo=undo)
+    return [job for job in jobs if (job.id, job.token) not in ended], taken
 
 
 def _take_for_good(engine: Engine, queue: QueueSettings, n: int) -> Awaitable[tuple[Sequence[Row], float | None]]:

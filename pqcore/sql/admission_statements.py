@@ -107,7 +107,7 @@ _NO_JOB = (
 def _lane_rows(n: int, but: str = "") -> str:
     """The first rows of a lane that has room; of a group its first job, if that one waits, and is of this lane."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
-    most = "LIMIT least(wanted.quota, has.free) + :spare::int"
+    most = "LIMIT least(wanted.quota, has.free * has.times) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
     bound = "string_to_array(wanted.after, ' ')"
     return f"""
@@ -129,14 +129,20 @@ def _lane_rows(n: int, but: str = "") -> str:
        AND {IS_FREE})"""
 
 
+def _places(order: str) -> str:
+    """The places that a job and those before it take up under a key: several jobs may be given for one place."""
+    return f"ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key ORDER BY {order}) - 0.000001)"
+
+
 def take_lanes_template(n: int, plain: str) -> str:
     """Return the template of the statement that leases up to ``n`` jobs of some lanes, and plain jobs among them.
 
     Parameters: ``wanted``, the lanes, in JSON; ``needs``, the keys of each; ``shares``, the virtual time of each share,
-    and its weight; ``spare``, the rows of a lane that
-    are looked at behind those that could be given, as these may be locked.  Besides the jobs it gives one row more, the
-    last: whether others have all locked that could be given (``place`` -2) or not (-1), the seconds until a rate has a
-    token, and the keys that have no row yet, in JSON: then no job is given.
+    and its weight; ``spare``, the rows of a lane that are looked at behind those that could be given, as these may be
+    locked.  A lane of which several jobs may be given for one place, to be run one after the other, says how many
+    (``times``), and each of its jobs comes with the number of free places.  Under a rate, each place is given for one.
+    Besides the jobs it gives one row more, the last: whether others have all locked that could be given (``place`` -2)
+    or not (-1), the seconds until a rate has a token, and the keys that have no row yet, in JSON: then no job is given.
 
     Args:
         n: Rows, at most.
@@ -145,18 +151,19 @@ def take_lanes_template(n: int, plain: str) -> str:
     return f"""
 WITH wanted AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:wanted::text::json) AS wanted (
-    place int, lane text, group_key text, share int, priority int, quota int, after text)
+    place int, lane text, group_key text, share int, priority int, quota int, after text, times int)
 ), shares AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:shares::text::json) AS shares (share int, start float8, weight float8)
 ), {_KEYS}, has AS MATERIALIZED (
-  SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, {n}) END) AS free
+  SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, {n}) END) AS free,
+    min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
   FROM wanted LEFT JOIN needs USING (place) LEFT JOIN room USING (key) GROUP BY place
 ), heads AS MATERIALIZED (
-  SELECT wanted.place, wanted.share, wanted.priority, head.*
+  SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
   FROM wanted JOIN has USING (place) CROSS JOIN LATERAL ({_lane_rows(n)}
   ) AS head WHERE has.free > 0
 ), plain AS (
-  SELECT 0 AS place, {PLAIN_SHARE} AS share, 0 AS priority, due.* FROM ({plain}
+  SELECT 0 AS place, {PLAIN_SHARE} AS share, 0 AS priority, 1 AS times, due.* FROM ({plain}
   ) AS due
 ), turns AS MATERIALIZED (
   SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share ORDER BY priority DESC, {ORDER}) - 1)
@@ -164,7 +171,7 @@ WITH wanted AS MATERIALIZED (
   FROM (SELECT * FROM heads UNION ALL SELECT * FROM plain) AS job JOIN shares USING (share)
 ), numbered AS MATERIALIZED (
   SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys,
-    row_number() OVER (PARTITION BY needs.key ORDER BY turn, priority DESC, {ORDER}) AS number
+    {_places(f"turn, priority DESC, {ORDER}")} AS number
   FROM turns JOIN needs USING (place)
 ), judged AS MATERIALIZED (
   SELECT id, key, keys, number, free, bool_or(number > free + :spare::int) OVER (PARTITION BY id) AS unfit
@@ -196,9 +203,9 @@ WITH wanted AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n} + :spare::int
 ), picked AS MATERIALIZED (
-  SELECT place, id FROM held WHERE id NOT IN (
+  SELECT place, id, times FROM held WHERE id NOT IN (
     SELECT id FROM (
-      SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key ORDER BY rank) AS number
+      SELECT held.id, needs.key, {_places("rank")} AS number
       FROM held JOIN needs USING (place)
     ) AS each JOIN room USING (key) WHERE each.number > room.free
   ) ORDER BY rank LIMIT {n}
@@ -215,7 +222,9 @@ WITH wanted AS MATERIALIZED (
   UPDATE {{table}} SET {LEASED}, dedup_key = CASE WHEN {HELD_UNTIL_STARTED} THEN NULL ELSE dedup_key END
   WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING {JOB}
 )
-SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked ON picked.id = leased.id
+SELECT leased.*, picked.place, CASE WHEN picked.times > 1 THEN (
+    SELECT min(room.free) FROM needs JOIN room USING (key) WHERE needs.place = picked.place
+  )::float8 END, NULL::text FROM leased JOIN picked ON picked.id = leased.id
 UNION ALL
 SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END,
   (SELECT min((1 - tokens) / rate)::float8 FROM room WHERE tokens < 1), (SELECT json_agg(key)::text FROM missing)"""

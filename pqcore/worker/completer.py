@@ -12,9 +12,11 @@ from pqcore.db.runtime import backoff
 from pqcore.errors import OutcomeUnknown, PQError
 from pqcore.lanes import has_lane
 from pqcore.operations import complete, fetch
+from pqcore.operations.admission import Taken
 from pqcore.operations.complete import Endings
 from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
 from pqcore.operations.lease import give_back
+from pqcore.sql.fetch_statements import SIZES
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
@@ -24,6 +26,10 @@ logger = logging.getLogger("pqcore.tasks")
 
 GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
 """Jobs per second from which outcomes are gathered, and for how many seconds: a commit costs more than the delay."""
+
+
+MOST_TOGETHER = 100
+"""Jobs that are leased together, at most, where several are leased for one slot, as they run very fast."""
 
 
 class Completer:
@@ -63,6 +69,8 @@ class Completer:
         while True:
             await queue_state.wake_completer.wait()
             queue_state.wake_completer.clear()
+            if queue_state.shares_places:  # the others that were leased for the same places end soon, too
+                await asyncio.sleep(GATHER_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
             if server_error is not None:
@@ -134,28 +142,34 @@ class Completer:
         rules = queue.rule_cache
         if time.monotonic() >= rules.expires_at or rules.rules.paused_tasks:
             return None  # a fetch reads the rules, and heeds pauses
-        n = queue_state.fetch_size(worker_state.slots_for(queue_state), self._prefetch)
+        free = worker_state.slots_for(queue_state)
+        n = queue_state.fetch_size(free, self._prefetch)
         if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
             return None
+        times = queue_state.jobs_for_place() if self._prefetch and not queue.lanes.has_shares else 1
+        most = min(free * times, free + self._prefetch, MOST_TOGETHER)
+        n = max(n, *(size for size in SIZES if size <= most), 0)
         leased_at = time.monotonic()
         queue_state.fetching, queue_state.reserved_slots = True, n
-        rows: Sequence[Any] = ()
 
-        def accept(found: tuple[Any, Sequence[Any]] | None) -> None:
+        def accept(found: tuple[Any, Taken] | None) -> None:
             queue_state.fetching, queue_state.reserved_slots = False, 0
-            self._executor.accept(queue_state, () if found is None else found[1], leased_at)
+            rows, shared = ((), ()) if found is None else found[1]
+            self._executor.accept(queue_state, rows, leased_at, shared)
 
         try:
             jobs = [outcome.job for outcome in outcomes]
-            lost, rows = await queue_state.bridge.finish(accept, fetch.end_and_take, queue, jobs, n, self._lease)
+            lost, taken = await queue_state.bridge.finish(
+                accept, fetch.end_and_take, queue, jobs, n, self._lease, times
+            )
         except PQError:
             accept(None)
             for outcome in outcomes:  # the statement may have been committed, and what comes after it have failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
             return None  # which of them are at fault is found out by storing them without a take
-        self._is_limited = len(rows) < n
-        accept((lost, rows))
+        self._is_limited = len(taken.rows) - sum(len(each.ids) - each.places for each in taken.shared) < n
+        accept((lost, taken))
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 

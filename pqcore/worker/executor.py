@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
+from pqcore.operations.admission import SharedPlaces
 from pqcore.operations.job_outcome import Outcome
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.job_events import JobEvents
@@ -21,7 +22,7 @@ from pqcore.tasks.outcomes import Run, bound_call, outcome_of_result, prepare, s
 from pqcore.tasks.run_job import Runner, run_job
 from pqcore.worker.pools import Processes, Threads, default_processes
 from pqcore.worker.serializer_threads import SerializerThreads
-from pqcore.worker.state import ActiveJob, QueueState, WorkerState
+from pqcore.worker.state import ActiveJob, Places, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -60,21 +61,30 @@ class Executor(Runner[ActiveJob]):
         """Start fetched jobs in free slots, the queues in turn."""
         worker_state = self._worker_state
         while not worker_state.draining.is_set() and (queue_state := worker_state.next_queue()) is not None:
-            if queue_state.buffer:
-                self._start(queue_state.buffer.popleft())
+            if (active := queue_state.next_job()) is not None:
+                queue_state.buffer.remove(active)
+                self._start(active)
             else:
                 queue_state.wants_slot, queue_state.reserved_slots = False, 1
         worker_state.wake_fetchers.set()
 
-    def accept(self, queue_state: QueueState, rows: Sequence[Any], leased_at: float) -> None:
+    def accept(
+        self, queue_state: QueueState, rows: Sequence[Any], leased_at: float, shared: Sequence[SharedPlaces] = ()
+    ) -> None:
         """Run jobs that were leased, as soon as there are free slots; a worker that drains gives them back.
 
         Args:
             queue_state: The queue.
             rows: The rows of the jobs.
             leased_at: When the leases began, by the monotonic clock, in seconds.
+            shared: Those of the jobs that may not all run concurrently.
         """
         jobs = [queue_state.active_job(row, leased_at) for row in rows]
+        places = {
+            job_id: one for each in shared for one in [Places(each.places, time.monotonic())] for job_id in each.ids
+        }
+        for active in jobs if places else ():
+            active.places = places.get(active.job.id)
         if jobs:
             self._worker_state.changes += 1
             queue_state.active_jobs.update((active.key, active) for active in jobs)
@@ -159,6 +169,8 @@ class Executor(Runner[ActiveJob]):
         context = active.context = JobContext(active.queue, active.job, self._leaves)
         active.started_at = time.perf_counter()
         self._worker_state.free_slots -= 1
+        if active.places is not None:
+            active.places.used += 1
         # In a context like the worker's: a job begun by one that ends must not see the variables that it set.
         active.task = self._context.copy().run(asyncio.get_running_loop().create_task, run_job(self, active, context))
 
@@ -240,6 +252,9 @@ class Executor(Runner[ActiveJob]):
         if active.timer is not None:
             active.timer.cancel()
         self._worker_state.free_slots += 1
+        active.queue_state.note_run(time.perf_counter() - active.started_at)
+        if active.places is not None:
+            active.places.used -= 1
         is_open = not active.ended
         active.ended = True
         self.start_jobs()

@@ -16,7 +16,7 @@ from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, fetch, follow_ups
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Executor
-from pqcore.worker.state import QueueState, WorkerState
+from pqcore.worker.state import PLACE_SECONDS, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -92,11 +92,15 @@ class Fetcher:
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
         n = 0 if queue_state.fetching else queue_state.fetch_size(slots, self._prefetch)
+        if n and queue_state.shares_places:  # the statement that ends these jobs leases others, of all lanes
+            n = 0
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
-            queue_state.wants_slot = not queue_state.buffer
+            queue_state.wants_slot = queue_state.next_job() is None
             worker_state.wake_fetchers.clear()
-            await worker_state.wake_fetchers.wait()
+            pause = 2 * PLACE_SECONDS if queue_state.shares_places else None
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(worker_state.wake_fetchers.wait(), pause)
             queue_state.wants_slot = False
         return n
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,9 +26,33 @@ PREFETCH_SECONDS_OF_LANES = 0.01
 """The same where jobs wait to be admitted, and none where tenants have shares: a job that comes has its turn behind
 those that were fetched ahead.
 """
+PLACE_SECONDS = 0.01
+"""Seconds of work for which jobs are leased for one place under a limit.
+
+A commit takes longer than a job that does little: one job for each commit would be fewer than the limit allows.
+"""
+MOST_FOR_PLACE = 50
+"""Jobs that are leased for one place, at most."""
+LONGEST_FADES = 0.9
+"""How far the time of the longest job counts after one more job."""
 
 Key: TypeAlias = tuple[int, int]
 """A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
+
+
+@dataclass(eq=False)
+class Places:
+    """Places under a limit that more jobs were leased for than there are places: they run one after the other.
+
+    Attributes:
+        number: How many of the jobs may run concurrently.
+        since: When the jobs were leased, by the monotonic clock.
+        used: How many of them run.
+    """
+
+    number: int
+    since: float
+    used: int = 0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -44,6 +70,7 @@ class ActiveJob(Attempt):
         progress_stored_at: When its progress was stored last, by the monotonic clock.
         may_be_stored: Whether the outcome may be stored, as the answer to an earlier try was lost.
         refusals: The server's refusals to store the outcome; None before the first.
+        places: The places that it shares with other jobs of the worker; None if it has places of its own.
     """
 
     queue_state: QueueState
@@ -56,6 +83,12 @@ class ActiveJob(Attempt):
     progress_stored_at: float = 0.0
     may_be_stored: bool = False
     refusals: Refusals | None = None
+    places: Places | None = None
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it has a place to run in, for which it needs a slot only."""
+        return self.places is None or self.places.used < self.places.number
 
     @property
     def is_started(self) -> bool:
@@ -84,6 +117,7 @@ class QueueState:
         throughput: Jobs per second, lately.
         started: Jobs started since the throughput was measured.
         measured_at: When it was measured, by the monotonic clock.
+        longest: Seconds that the longest of the last jobs ran, about; infinite before the first.
         reserved_slots: Slots for jobs that are being fetched.
         fetching: Whether jobs are being fetched.
         wants_slot: Whether it waits for a free slot to fetch a job.
@@ -101,6 +135,7 @@ class QueueState:
     throughput: float = 0.0
     started: int = 0
     measured_at: float = 0.0
+    longest: float = float("inf")
     reserved_slots: int = 0
     fetching: bool = False
     wants_slot: bool = False
@@ -130,10 +165,32 @@ class QueueState:
         seconds = PREFETCH_SECONDS if not lanes.lanes else 0.0 if lanes.has_shares else PREFETCH_SECONDS_OF_LANES
         ahead = min(prefetch, int(self.throughput * seconds))
         waiting = len(self.buffer)
+        if waiting and not self.buffer[0].may_start:  # others need not wait for jobs that wait for a place
+            waiting = sum(active.may_start for active in self.buffer)
         if free <= 0 and waiting > ahead // 2:
             return 0
         n = max(free, 0) + ahead - waiting
         return max((size for size in SIZES if size <= n), default=0)
+
+    @property
+    def shares_places(self) -> bool:
+        """Whether a job waits for others to end that were leased for the same places a short time ago."""
+        if not self.buffer or self.buffer[0].may_start:
+            return False
+        places = self.buffer[0].places
+        return places is not None and time.monotonic() - places.since < 2 * PLACE_SECONDS
+
+    def note_run(self, seconds: float) -> None:
+        """Take note of how long a job ran."""
+        self.longest = max(seconds, 0.0 if math.isinf(self.longest) else self.longest * LONGEST_FADES)
+
+    def jobs_for_place(self) -> int:
+        """Return how many jobs to lease for one place under a limit: several if jobs run very fast."""
+        return max(min(int(PLACE_SECONDS / max(self.longest, 1e-6)), MOST_FOR_PLACE), 1)
+
+    def next_job(self) -> ActiveJob | None:
+        """Return the first job of the buffer that may start; None without one."""
+        return next((active for active in self.buffer if active.may_start), None)
 
     def complete(self, active: ActiveJob, outcome: Outcome) -> None:
         """Have the completer store how a job ended."""
@@ -195,7 +252,7 @@ class WorkerState:
         if self.free_slots <= 0:
             return None
         for position, queue_state in enumerate(self.queue_states):
-            if (queue_state.buffer or queue_state.wants_slot) and self.slots_for(queue_state) > 0:
+            if (queue_state.wants_slot or queue_state.next_job() is not None) and self.slots_for(queue_state) > 0:
                 if len(self.queue_states) > 1:
                     self.queue_states.append(self.queue_states.pop(position))
                 return queue_state

@@ -1247,7 +1247,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
     FROM gone), ended AS (SELECT id, attempts
     FROM gone), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1300,11 +1300,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1319,7 +1319,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1333,7 +1333,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1348,7 +1348,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1366,7 +1366,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1412,8 +1412,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -1471,11 +1471,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -1511,7 +1511,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -1542,7 +1546,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
     RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1595,11 +1599,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1614,7 +1618,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1628,7 +1632,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1643,7 +1647,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1661,7 +1665,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1707,8 +1711,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -1766,11 +1770,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -1806,7 +1810,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -1838,7 +1846,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
     RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1891,11 +1899,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1910,7 +1918,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1924,7 +1932,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1939,7 +1947,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1957,7 +1965,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2003,8 +2011,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -2062,11 +2070,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2102,7 +2110,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -5008,7 +5020,7 @@ PREPARE "sweep_workers" AS
 
 -- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -5059,11 +5071,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -5078,7 +5090,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -5092,7 +5104,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -5107,7 +5119,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -5123,7 +5135,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -5169,8 +5181,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -5228,11 +5240,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -5268,7 +5280,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id

@@ -1312,7 +1312,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE (SELECT count(*)
       FROM made_way) IS NOT NULL), ended AS (SELECT id, attempts
     FROM gone), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1365,11 +1365,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1384,7 +1384,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1398,7 +1398,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1413,7 +1413,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1431,7 +1431,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1477,8 +1477,8 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -1536,11 +1536,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -1574,7 +1574,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -1605,7 +1609,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
     RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1658,11 +1662,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1677,7 +1681,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1691,7 +1695,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1706,7 +1710,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1724,7 +1728,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1770,8 +1774,8 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -1829,11 +1833,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -1867,7 +1871,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -1899,7 +1907,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
     RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -1952,11 +1960,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1971,7 +1979,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1985,7 +1993,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2000,7 +2008,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $7::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2018,7 +2026,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2064,8 +2072,8 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -2123,11 +2131,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2161,7 +2169,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -5095,7 +5107,7 @@ PREPARE "sweep_workers" AS
 
 -- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -5146,11 +5158,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -5165,7 +5177,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -5179,7 +5191,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -5194,7 +5206,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free) + $5::int)
+        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -5210,7 +5222,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -5256,8 +5268,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
-      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -5315,11 +5327,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id, times
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
-          ORDER BY rank) AS number
+      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
+            ORDER BY rank) - 0.000001) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -5353,7 +5365,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT leased.*, picked.place, NULL::float8, NULL::text
+  SELECT leased.*, picked.place,
+  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
+    FROM needs
+    JOIN room USING (key)
+    WHERE needs.place = picked.place)::float8 END, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id

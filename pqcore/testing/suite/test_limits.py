@@ -22,7 +22,7 @@ from pqcore.sql.identifiers import MAX_KEY, TableName, quote
 from pqcore.tasks import Fixed
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
-from pqcore.testing.probes import Notes
+from pqcore.testing.probes import Latch, Notes
 from pqcore.testing.undo import Undo
 
 ONE = {"limits": {"one": 1}}
@@ -166,6 +166,46 @@ def test_concurrency_limit_of_three_holds_for_functions_in_threads(harness: Harn
     with harness.working(queue, concurrency=8):
         harness.eventually(lambda: len(gauge.done) >= len(ids))
     assert (sorted(gauge.done), gauge.most["task"]) == (ids, 3)
+
+
+@pytest.mark.parametrize("runs_in", ["a thread", "the loop"])
+def test_concurrency_limit_holds_for_jobs_that_are_leased_several_for_a_place(harness: Harness, runs_in: str) -> None:
+    queue = harness.task_queue()
+    gauge, over = Gauge(), Latch()
+
+    def run(job_id: int, number: int) -> None:
+        with gauge.within(job_id, "task"):
+            if number == 100:
+                over.wait()
+        gauge.finished(job_id)
+
+    if runs_in == "a thread":
+        limited = queue.task(limit=2)(run)
+    else:
+
+        @queue.task(limit=2)
+        async def limited(job_id: int, number: int) -> None:
+            if number == 100:
+                await asyncio.to_thread(run, job_id, number)
+            else:
+                run(job_id, number)
+
+    @queue.task()
+    def free(job_id: int) -> None:
+        gauge.finished(job_id)
+
+    ids = queue.put_calls(*[limited.call(number) for number in range(200)])
+    with harness.working(queue, concurrency=4):
+        harness.eventually(lambda: len(gauge.done) >= 100)
+        other = free()  # in a free slot, though jobs wait for the place in which one takes long
+        harness.eventually(lambda: int(other) in gauge.done)
+        harness.eventually(lambda: len(gauge.done) == 200)  # under the other place
+        over.open()
+        harness.eventually(lambda: len(gauge.done) == 201)
+    assert sorted(gauge.done) == sorted([*map(int, ids), int(other)])
+    assert gauge.most["task"] <= 2
+    [[version]] = harness.sql(f"SELECT max(version) FROM {TableName('queue', harness.schema).related('_keys')}")
+    assert version < 80, "each take leased one or two"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
