@@ -81,6 +81,9 @@ class LaneBook:
     """The lanes of a queue that have waiting jobs, as far as one queue object knows, and the turns of shares.
 
     Threads may share it: what one of them misses another look finds.
+
+    Attributes:
+        adopted: How many jobs were put on their lanes that came due, or had none.
     """
 
     def __init__(self) -> None:
@@ -95,6 +98,7 @@ class LaneBook:
         self._fresh: dict[str, KnownLane] = {}
         self._seen: set[str] = set()
         self._rotations: dict[str | None, int] = {}
+        self.adopted = 0
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:

@@ -140,8 +140,9 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
             return True
         lanes.append({"id": job, **lane_values(lane)})
         if lane is not None:
-            queue.lanes.add(lane)
+            queue.lanes.add(lane).taken = 0  # it may come before the last job that was taken
     if lanes:
+        queue.lanes.adopted += len(lanes)
         query = s.sql.tasks.set_lanes
         await s.execute(query, query.bind({"q_name": queue.name, "lanes": json.dumps(lanes)}))
     return False
@@ -280,9 +281,9 @@ async def _settle(
     """Take note of rows that a take gave, have those wait that it found without a lane; the others, in order."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
-        await _adopt_with_others(queue, s, adopted)
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
     queue.lanes.took(choice, rows, now)
+    await _adopt_with_others(queue, s, adopted)
     priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
     return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row)))
 

@@ -250,6 +250,33 @@ def _urgency(row: Row) -> int:
 async def _take_lease(
     engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool
 ) -> tuple[Sequence[Row], float | None]:
+    """Lease rows; where a take put jobs on their lanes that it came upon, further takes lease others as well."""
+    lanes = queue.lanes
+    adopted, in_transaction = lanes.adopted, s.in_transaction()
+    rows, wake_in = await _take_lease_once(engine, queue, s, n, lease, patient=patient)
+    for _ in range(LOOKS):
+        if not rows or len(rows) == n or lanes.adopted == adopted:
+            break
+        adopted = lanes.adopted
+        try:
+            more, _ = await _take_lease_once(engine, queue, s, n - len(rows), lease, patient=True)
+        except PQError as exc:
+            if in_transaction:
+                raise
+            logger.warning("%r: fewer jobs are leased than are due: %s", queue.name, exc)  # those are the caller's
+            break
+        if more:
+            rows = sorted((*rows, *more), key=_order)
+    return rows, wake_in
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return _urgency(row), *place_of(row)
+
+
+async def _take_lease_once(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool
+) -> tuple[Sequence[Row], float | None]:
     """Lease rows: plain ones as they come, others as they are admitted.
 
     While no job of the queue is known to wait for its admission, a lease is that of a plain job, and every `FIND`

@@ -72,6 +72,15 @@ def test_job_that_comes_due_has_its_turn_before_a_backlog_of_others(harness: Har
     assert {queue.lease(60, wait=0).data for _ in range(3)} == {"urgent", "of a tenant", "plain"}
 
 
+def test_lease_of_many_gives_all_that_came_due(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["later"] * 3_000, "1h", priority=5)
+    harness.sql("UPDATE {table} SET schedule_at = now() WHERE schedule_at IS NOT NULL", rows=False)
+    queue.put_many(["plain"] * 5)
+    jobs = queue.lease_many(4_000, 60, block=False)
+    assert [job.data for job in jobs] == ["later"] * 3_000 + ["plain"] * 5
+
+
 def test_lease_gives_jobs_where_another_cannot_be_made_to_wait_on_its_lane(harness: Harness) -> None:
     queue, schema = harness.queue(), harness.schema
     queue.put("plain")
