@@ -97,6 +97,14 @@ def test_admin_list_shows_and_filters_states_and_functions(root: Client) -> None
         page(root, f"{JOBS}?o={column}")
 
 
+def test_admin_tells_jobs_that_could_be_admitted_from_those_that_cannot(root: Client) -> None:
+    orders = queue("orders")
+    orders.put_many([1, 2], limits={"one": 1})
+    assert re.findall(r'field-state">(\w+)<', page(root, JOBS)) == ["parked", "ready"]
+    orders.lease(60)
+    assert re.findall(r'field-state">(\w+)<', page(root, JOBS)) == ["parked", "leased"]
+
+
 def test_admin_shows_every_field_of_a_job(root: Client) -> None:
     made = queue("orders").put({"name": "<b>Ann</b>"}, headers={"trace": 7}, schedule_at="1h", group="g")
     text = page(root, f"{JOBS}{made}/change/")

@@ -36,7 +36,16 @@ from pqcore.testing.commands import Command, environment, run
 from pqcore.testing.harness import PATIENCE, patiently
 from pqcore.worker import Worker
 
-LOOKING = {"list_queues", "list_jobs", "show_job", "peek_jobs", "list_dead_letters", "list_workers", "list_rules"}
+LOOKING = {
+    "list_queues",
+    "list_jobs",
+    "show_job",
+    "peek_jobs",
+    "list_dead_letters",
+    "list_workers",
+    "list_rules",
+    "list_limits",
+}
 LOOKING |= {"run_doctor", "explain_job"}
 DESTROYING = {"cancel_job", "purge_finished", "purge_dead_letters"}
 RULING = {"pause", "resume", "set_limit", "set_rate", "set_weight"}
@@ -367,6 +376,19 @@ def test_mcp_answers_cut_long_values_and_say_so(secret_dsn: str, pq: tasks.PQ) -
 
 
 # Changing
+
+
+def test_mcp_lists_limits_in_use(secret_dsn: str, pq: tasks.PQ) -> None:
+    queue = pq["fruit"]
+    queue.put_many(["apple", "pear"], limits={"press": 1})
+    [running] = queue.lease_many(2)
+
+    async def conversation(client: Client) -> None:
+        [found] = (await ask(client, "list_limits", queue="fruit"))["limits"]
+        assert (found["kind"], found["name"], found["places"]) == ("limit", "press", 1)
+        assert (found["running"], found["waiting"]) == ([running.id], 1)
+
+    talk(in_process(secret_dsn), conversation)
 
 
 def test_mcp_sets_rules_when_allowed(secret_dsn: str, pq: tasks.PQ) -> None:

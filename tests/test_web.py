@@ -487,6 +487,17 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         assert execute(dsn, "SELECT cancelling FROM queue WHERE id = %s", leased.id) == [(True,)]
 
 
+def test_web_page_lists_limits_in_use(dsn: str, pq: PQ) -> None:
+    queue = pq["q"]
+    queue.put_many(range(5), limits={EVIL: 2})
+    assert len(queue.lease_many(5)) == 2
+    with visiting(web_app(pq)) as client:
+        text = client.get(path("queue", name="q")).text
+        section = text[text.index('id="limits"') : text.index('id="leased"')]
+        assert EVIL in html.unescape(section)
+        assert re.findall(r'class="number">(\w+)<', section) == ["2", "2", "3"]
+
+
 def test_web_page_sets_rules_and_lists_them(dsn: str, pq: PQ) -> None:
     queue = pq["a b&c"]
     with visiting(web_app(pq, changes=True)) as client:

@@ -12,7 +12,7 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, explain, fetch, list_jobs, rules, worker_registry
+from pqcore.operations import admin, dead_letters, explain, fetch, limits, list_jobs, rules, worker_registry
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -140,6 +140,17 @@ class ReadTools:
         settings = self._runner.queue(queue)
         found = await self._runner.call(rules.list_rules, settings)
         return {"rules": self._redactor.documents(json_views.rule(each, settings.name) for each in found)}
+
+    async def list_limits(self, queue: QueueName) -> dict[str, Any]:
+        """List the limits and groups of a queue that are in use.
+
+        `places` is how many jobs may run concurrently; `rule` is what an operator has set for it, `newest` what the
+        newest put says, `rate` how many jobs may begin in a time. `running` has the ids of the jobs that run under it,
+        and `waiting` how many jobs wait for it.
+        """
+        settings = self._runner.queue(queue)
+        found = await self._runner.call(limits.list_limits, settings)
+        return {"limits": self._redactor.documents(json_views.limit(each, settings.name) for each in found)}
 
     async def run_doctor(
         self,

@@ -79,6 +79,7 @@ def mcp_server(
             (reading.list_dead_letters, "List dead letters"),
             (reading.list_workers, "List workers"),
             (reading.list_rules, "List rules"),
+            (reading.list_limits, "List limits and groups in use"),
             (reading.run_doctor, "Run the doctor"),
         )
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pqcore.errors import JobNotFound
-from pqcore.operations import activity, list_jobs, rules, worker_registry
+from pqcore.operations import activity, limits, list_jobs, rules, worker_registry
 from pqcore.operations.explain import explain
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.web import rendering
@@ -19,6 +19,8 @@ STEPS = (25, 100, 500)
 """How many jobs are listed, at most."""
 BUSIEST = 20
 """Queues that are asked, where jobs of several are listed together."""
+MOST_COUNTED = 20_000
+"""Jobs of a queue, at most, that are counted by limit and group each time that its page is shown."""
 _SPARKS = 40
 """Samples in a small chart."""
 
@@ -76,9 +78,17 @@ class Views:
             "n": n,
             "more": next((step for step in STEPS if step > n), None) if len(jobs) == n else None,
             "sample": sample,
+            "limits": await self._limits(settings, sample.queues.get(name, Figures())),
             "rules": [(rule, change_of_rule(rule)) for rule in await self._target.call(rules.list_rules, settings)],
             "changes": _of_queue() if self._changes else (),
         }
+
+    async def _limits(self, settings: Any, figures: Figures) -> list[limits.LimitUsage]:
+        """Return the limits and groups in use for which most jobs wait; none where it takes long to count the jobs."""
+        if figures.ready + figures.parked > MOST_COUNTED:
+            return []
+        found = await self._target.call(limits.list_limits, settings)
+        return sorted(found, key=lambda usage: -usage.waiting)[: STEPS[0]]
 
     async def job(self, query: Query) -> View:
         """One job.

@@ -13,6 +13,7 @@ from django.db.models.functions import Cast, Left
 from django.utils.html import format_html
 
 from pqcore.db.runtime import run_sync
+from pqcore.errors import JobNotFound
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
 from pqcore.operations.admin import count_queues
@@ -158,8 +159,13 @@ class JobAdmin(RowAdmin):
 
     @admin.display(description="state", ordering="state")
     def state(self, row: Any) -> str:
-        """Where it is."""
-        return str(row.state)
+        """Where it is. Of a job that waits to be admitted, the keys tell whether it could be now."""
+        if row.state != "parked":
+            return str(row.state)
+        try:
+            return str(row.queue.status(row.pk))
+        except JobNotFound:  # it has ended meanwhile
+            return "done"
 
     @admin.action(description="Run selected jobs now: scheduled ones, and done ones again", permissions=["operate"])
     def retry(self, request: Any, rows: Any) -> None:
