@@ -495,7 +495,7 @@ def test_web_page_lists_limits_in_use(dsn: str, pq: PQ) -> None:
         text = client.get(path("queue", name="q")).text
         section = text[text.index('id="limits"') : text.index('id="leased"')]
         assert EVIL in html.unescape(section)
-        assert re.findall(r'class="number">(\w+)<', section) == ["2", "2", "3"]
+        assert re.findall(r'<td class="number">(\w+)<', section) == ["2", "2", "3"]
 
 
 def test_web_page_sets_rules_and_lists_them(dsn: str, pq: PQ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from pqcore.sql.fragments import UNNAMED
 logger = logging.getLogger("pqcore")
 
 WAITS = (0.002, 0.01, 0.04)
-"""Seconds between tries while others have keys locked: a take of another worker holds one for a few milliseconds."""
+"""Seconds between tries, about, while others have keys locked: a take of another worker holds one for milliseconds."""
 REFUSED = 0.25
 """Seconds after which a patient caller looks again, where the server does not let jobs be admitted."""
 SPARE = 20
@@ -209,8 +210,8 @@ async def take(
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
-            if pause is not None:
-                await engine.runtime.sleep(pause)
+            if pause is not None:  # not as long as another take: of two that each have one of two keys, one comes first
+                await engine.runtime.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
     return (), WAITS[-1]
 
 
