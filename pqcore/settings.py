@@ -10,6 +10,7 @@ from logging import getLogger
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pqcore.current_rules import RuleCache
+from pqcore.db.group_commit import Lines
 from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import (
     ConfigurationError,
@@ -122,6 +123,7 @@ class QueueSettings:
         self.bound = ScanPosition()
         self.lanes = LaneBook()
         self.rule_cache = RuleCache()
+        self.lines = Lines()
         self.name = check_text(name, "queue name", MAX_QUEUE_NAME)
         self.channel = channel(self.name)
         self.table = table

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pqcore.db import group_commit, thread_line
-from pqcore.db.group_commit import ALONE
+from pqcore.db.group_commit import ALONE, Together
 from pqcore.db.runtime import run_sync
 from pqcore.db.task_line import TaskLine
 from pqcore.db.thread_line import ThreadLine
@@ -53,7 +53,7 @@ class Sent:
 
     def line(self, kind: Callable[..., L]) -> L:
         """Make a line of these."""
-        return kind(self.run, self.together)
+        return kind(self.run, Together(self.together))
 
     async def run(self, loan: object, operation: Callable[[Any], Awaitable[Any]], *, protect: bool) -> Any:
         """Run an operation as an engine does, where connections are always free."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ from pqcore.db.bounded_call import still_cancelled
 from pqcore.db.group_commit import Line, Runner, Together
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.runtime import Background, Event, Kept, Local, Lock
-from pqcore.db.task_line import TaskLine
+from pqcore.db.task_line import TaskLine, outlast
 from pqcore.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -210,7 +209,7 @@ class AsyncioRuntime:
             if not task.done():
                 await over
         except asyncio.CancelledError:
-            if not await _outlast(task, runtime.AFTER_CANCEL):
+            if not await outlast(task, runtime.AFTER_CANCEL):
                 break_off()
                 await _end(task)
             if task.done() and not task.cancelled() and task.exception() is None:
@@ -222,7 +221,7 @@ class AsyncioRuntime:
 async def _undo(work: Awaitable[None]) -> None:
     """Undo the result of what was finished after a cancellation, though the waiter is cancelled again."""
     undoing = asyncio.ensure_future(work)
-    if not await _outlast(undoing, runtime.UNDOING):
+    if not await outlast(undoing, runtime.UNDOING):
         await _end(undoing)
 
 
@@ -337,30 +336,11 @@ async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[N
         await cleanup()
 
 
-async def _outlast(task: asyncio.Future[Any], seconds: float) -> bool:
-    """Wait for a task to end, though the waiter is cancelled again: that cancellation is already owed.
-
-    Args:
-        task: The task.
-        seconds: For how long, at most.
-
-    Returns:
-        Whether the task ended.
-    """
-    deadline = time.monotonic() + seconds
-    while not task.done() and (left := deadline - time.monotonic()) > 0:
-        try:
-            await asyncio.wait([task], timeout=left)
-        except asyncio.CancelledError:
-            continue
-    return task.done()
-
-
 async def _end(task: asyncio.Future[Any]) -> None:
     """Wait for a task whose connection is broken off; cancel the task if that does not end it."""
-    if not await _outlast(task, runtime.AFTER_CANCEL):
+    if not await outlast(task, runtime.AFTER_CANCEL):
         task.cancel()
-        await _outlast(task, runtime.AFTER_CANCEL)
+        await outlast(task, runtime.AFTER_CANCEL)
     if not task.done():
         task.add_done_callback(_heard)
     else:

@@ -15,7 +15,7 @@ from pqcore.db.driver_errors import translate
 from pqcore.db.isolation import Defaults
 from pqcore.db.session import Session
 from pqcore.db.watchdog import watchdog
-from pqcore.errors import ConnectionLost, PQError
+from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.sql.dialect import Dialect
 
 logger = logging.getLogger("pqcore")
@@ -56,6 +56,9 @@ class BackendAdapter:
         prepared: bool | None = True,
         limit: float | None = None,
     ) -> None:
+        if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+            msg = f"answer_timeout is {limit!r}; give a number of seconds greater than 0, or None"
+            raise ConfigurationError(msg)
         self._make = make
         self._limit = limit
         self.prepared = prepared

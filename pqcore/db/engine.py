@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from operator import attrgetter
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
@@ -21,6 +22,7 @@ from pqcore.backend import BackendSpec, Capability, Mode, Row
 from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.blocks import OpenTransaction
 from pqcore.db.dsn import dsn_text, of_libpq, redact
+from pqcore.db.group_commit import Line
 from pqcore.db.grouping import Grouping
 from pqcore.db.pool import Pool
 from pqcore.db.runtime import Runtime
@@ -94,10 +96,8 @@ class Engine(Grouping):
         self.dialect = plugins.dialect(dialect)
         self.names = names
         self._lent = False  # by another engine, which closes it
-        self._pool_timeout = pool_timeout
         self._mode: Mode = mode
-        self._prepared = prepared
-        self._answer_timeout = answer_timeout
+        self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
         self.security: Security | None = None  # what hides rows of the table, once that was looked at
         self.set_back: list[tuple[datetime, timedelta]] = []  # by the test kit: when all rows' times were, and how far
@@ -108,9 +108,6 @@ class Engine(Grouping):
         if given is None:
             msg = "give PQ a DSN, a connection or a pool: it was given None; is a setting or a variable missing?"
             raise ConfigurationError(msg)
-        if answer_timeout is not None and not (isinstance(answer_timeout, (int, float)) and answer_timeout > 0):
-            msg = f"answer_timeout is {answer_timeout!r}; give a number of seconds greater than 0, or None"
-            raise ConfigurationError(msg)
         found = None
         if not isinstance(given, (str, ConnectionProvider)):
             found = plugins.backend_for(given, mode, backend)
@@ -118,12 +115,6 @@ class Engine(Grouping):
         self._given = given if dsn is None else dsn
         self.source: SessionSource
         if dsn is not None:
-            if not isinstance(max_connections, int) or max_connections < 1:
-                msg = f"max_connections is {max_connections!r}; give a number of at least 1"
-                raise ConfigurationError(msg)
-            if not isinstance(pool_timeout, (int, float)) or not pool_timeout >= 0:
-                msg = f"pool_timeout is {pool_timeout!r}; give a number of seconds"
-                raise ConfigurationError(msg)
             self.spec, self.why = plugins.choose(mode, name=backend, dsn=dsn)
             opener = self._opener(self.spec)
             self.source = Pool(opener, of_libpq(dsn), runtime, max_connections, pool_timeout, idle_limit)
@@ -192,7 +183,7 @@ class Engine(Grouping):
             idle_limit=limit,
             answer_timeout=limit,
             dialect=self.dialect.name,
-            group_commit=self._groups,
+            group_commit=False,
         )
         clone._lent = not isinstance(clone.source, Pool)
         return clone
@@ -226,7 +217,7 @@ class Engine(Grouping):
         if transaction is not None:
             return self._run_within(transaction, operation, protect=protect, undo=undo)
         if undo is not None and self.runtime.suspends:
-            return self._run_settled(operation, protect=protect, undo=undo)
+            return self._run_settled(Loan(), operation, protect=protect, undo=undo)
         return self._run_alone(Loan(), operation, protect=protect)
 
     async def _run_on(self, connection: object, operation: Callable[[Session], Awaitable[T]]) -> T:
@@ -237,18 +228,18 @@ class Engine(Grouping):
 
     async def _run_settled(
         self,
+        loan: Loan,
         operation: Callable[[Session], Awaitable[T]],
         *,
         protect: bool,
         undo: Callable[[T], Awaitable[None]],
+        line: Line | None = None,
     ) -> T:
-        loan = Loan()
         try:
             if not self.source.lend(loan):
                 await self.source.acquire(loan)  # of which a cancellation makes an end
-            own_task = loan[-1].cancels_task
-            work = self._run_alone(loan, operation, protect=protect)
-            return await self.runtime.shield(work, undo, loan.abort, own_task=own_task)
+            work = self._run_alone(loan, operation, protect=protect, line=line)
+            return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
         except BaseException as exc:
             await self._failed(loan, exc)
             raise
@@ -338,10 +329,14 @@ class Engine(Grouping):
             listener.end_from_afar()
         await self.listener.end()
 
-    async def _run_alone(self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool) -> T:
+    async def _run_alone(
+        self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool, line: Line | None = None
+    ) -> T:
         """Run an operation by itself, with the session of a loan, which is acquired if there is none in it yet."""
-        source = self.source
+        source, began = self.source, 0.0
         try:
+            if line is not None:
+                line.since = began = monotonic()
             if not loan and not source.lend(loan):
                 await source.acquire(loan)
             session = loan[-1]
@@ -361,6 +356,9 @@ class Engine(Grouping):
         except BaseException as exc:
             await self._failed(loan, exc)
             raise
+        finally:
+            if line is not None:
+                line.end(began)
         return result
 
     async def _check(self, session: Session) -> None:

@@ -13,8 +13,10 @@ What a group does is the operation's affair: it gets the values of the calls, an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
 
 from pqcore.errors import ConnectionLost, OutcomeUnknown, PoolTimeout, PQError
 
@@ -34,8 +36,12 @@ LARGE = 2**16
 
 NOT_YET = float("inf")
 """As the time at which a statement began whose connection is still waited for: the patience does not end meanwhile."""
-KEPT_LINES = 1_000
-"""Lines that are kept, about: those that nobody uses are made again when they are needed."""
+REFUSED = 3
+"""Groups that are refused, one after the other, before the calls of a line go by themselves."""
+RESTING = 10.0
+"""Seconds for which they do."""
+KEPT_LINES = 100
+"""Lines that a queue keeps, at most: leases of so many lengths, for example."""
 
 
 class Alone:
@@ -48,9 +54,21 @@ class Alone:
 
 
 ALONE: Final = Alone()
-Together: TypeAlias = Callable[[Any, list[Any]], Awaitable[Sequence[Any]]]
-"""Does what several calls ask for, in one statement. Given a session and their values, it returns an answer for each,
-in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What several calls ask for.
+
+    Attributes:
+        run: Does it in one statement: given a session and the values of the calls, it returns their answers in order.
+        undo: Undoes what it did for callers that are gone, called with their answers; None if that cannot be undone.
+        most: What the values of calls that travel together may add up to in length.
+    """
+
+    run: Callable[[Any, list[Any]], Awaitable[Sequence[Any]]]
+    undo: Callable[..., Awaitable[None]] | None = None
+    most: int = MOST_SIZE
 
 
 class Runner(Protocol):
@@ -63,22 +81,27 @@ class Line(Protocol):
     """The calls of one operation, of one process or event loop.
 
     Attributes:
-        since: When the statement of the line began that is under way, by the monotonic clock; 0.0 if there is none.
+        since: When the statement of the line began that is under way, by the monotonic clock; 0.0 if there is none. A
+            call that goes by itself sets it.
     """
 
     since: float
 
-    def begin(self) -> float:
-        """Have a call go by itself, as no statement of the line is under way; what is given to `end`."""
+    def is_here(self) -> bool:
+        """Whether it is of this process, and of the running event loop."""
 
     def end(self, began: float) -> None:
-        """Take note that the statement of the call is over, and have those that wait go together."""
+        """Take note that a statement is over, and have the calls that wait go together.
+
+        Args:
+            began: The time that ``since`` was set to as the statement began.
+        """
 
     def join(self, value: Any) -> Awaitable[Any]:
         """Have a call travel with others.
 
         Args:
-            value: What the call carries: for `Together`.
+            value: What the call carries, for `Together`; it has a length.
 
         Returns:
             What gives the answer: that of `Together`, or `ALONE`.
@@ -89,24 +112,48 @@ class Line(Protocol):
         """
 
 
-class Lines(dict[Hashable, Line]):
-    """The lines of one process or event loop, by what their calls have in common.
+class Lines:
+    """The lines of a queue, by what their calls have in common: those that were used last, in whatever event loop.
 
-    Args:
-        make_line: Makes a line of what does its calls together.
+    Attributes:
+        get: Returns the line of a key; None if there is none.
     """
 
-    def __init__(self, make_line: Callable[[Together], Line]) -> None:
-        super().__init__()
-        self._make_line = make_line
+    def __init__(self) -> None:
+        self._lines: dict[Hashable, Line] = {}
+        self.get = self._lines.get
 
-    def make(self, key: Hashable, together: Together) -> Line:
-        """Return the line of these calls, which has just been looked for in vain."""
-        if len(self) >= KEPT_LINES:
-            for other in list(self):
-                if not self[other].since:
-                    self.pop(other, None)
-        return self.setdefault(key, self._make_line(together))
+    def __iter__(self) -> Iterator[Line]:
+        return iter(list(self._lines.values()))
+
+    def add(self, key: Hashable, line: Line) -> Line:
+        """Keep a line, in place of others if there are too many."""
+        if len(self._lines) >= KEPT_LINES:
+            self._lines.clear()  # those that are used go on, and end
+        self._lines[key] = line
+        return line
+
+
+class Rest:
+    """Has the calls of a line go by themselves for a while, if groups are refused one after the other.
+
+    A trigger or a rule may stand in the way of all of them, and a group that is refused is work done twice.
+    """
+
+    __slots__ = ("_refused", "_until")
+
+    def __init__(self) -> None:
+        self._refused = 0
+        self._until = 0.0
+
+    def is_on(self) -> bool:
+        """Whether calls are to go by themselves."""
+        return self._refused >= REFUSED and time.monotonic() < self._until
+
+    def note(self, *, refused: bool) -> None:
+        """Take note of what became of a group."""
+        self._refused = self._refused + 1 if refused else 0
+        self._until = time.monotonic() + RESTING
 
 
 def error_for_each(exc: BaseException | None, *, claimed: bool) -> Callable[[], PQError] | None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
-from pqcore.db.group_commit import Lines
+from pqcore.db.group_commit import Line, Lines, Together
 from pqcore.db.pool import Pool
-from pqcore.db.runtime import Kept
 from pqcore.db.session import Session
 from pqcore.db.sources import AdoptedPool, Loan
 from pqcore.db.waiting import Waiting
@@ -22,11 +20,24 @@ class Grouping(Waiting):
     """The lines of an engine's concurrent calls."""
 
     _groups: bool
-    _lines: Kept[Lines]
 
     @abstractmethod
-    async def _run_alone(self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool) -> T:
+    async def _run_alone(
+        self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool, line: Line | None = None
+    ) -> T:
         """Run an operation by itself; see `pqcore.db.engine.Engine`."""
+
+    @abstractmethod
+    async def _run_settled(
+        self,
+        loan: Loan,
+        operation: Callable[[Session], Awaitable[T]],
+        *,
+        protect: bool,
+        undo: Callable[[T], Awaitable[None]],
+        line: Line | None = None,
+    ) -> T:
+        """Run an operation by itself whose result is undone if the caller is cancelled."""
 
     def _group(self, wanted: bool | None) -> None:
         """Have concurrent calls travel together, or not.
@@ -43,18 +54,46 @@ class Grouping(Waiting):
         if wanted and not isinstance(self.source, (Pool, AdoptedPool)):
             msg = "group_commit=True needs connections that several callers do not share: give PQ a DSN or a pool"
             raise ConfigurationError(msg)
+        if reason := self.dialect.unsupported.get("group commit"):
+            if wanted:
+                msg = f"group_commit=True is not supported by the dialect {self.dialect.name!r}: {reason}"
+                raise ConfigurationError(msg)
+            wanted = False
         self._groups = isinstance(self.source, Pool) if wanted is None else wanted
-        self._lines = self.runtime.kept(lambda: Lines(partial(self.runtime.line, self._run_alone)))
 
-    def lines(self) -> Lines | None:
-        """Return the lines of concurrent calls; None if calls of the running thread or task do not travel with others.
+    def groups(self) -> bool:
+        """Whether calls of the running thread or task travel with others.
 
         They do not where the connections are not our own, unless that was asked for, nor in a transaction block.
         """
-        if not self._groups or (self._open and self._current() is not None):
-            return None
-        return self._lines.get()
+        return self._groups and (not self._open or self._current() is None)
 
-    def run_outside(self, operation: Callable[[Session], Awaitable[T]]) -> Coroutine[Any, Any, T]:
-        """Run an operation as `run` does, where `lines` has said that no block is open here."""
-        return self._run_alone(Loan(), operation, protect=True)
+    def line(self, lines: Lines, key: Hashable, together: Together) -> Line:
+        """Make a line of concurrent calls, as there is none yet in this process or event loop.
+
+        Args:
+            lines: The lines of a queue.
+            key: What the calls have in common.
+            together: What they ask for.
+        """
+        return lines.add(key, self.runtime.line(self._run_alone, together))
+
+    def run_outside(
+        self,
+        operation: Callable[[Session], Awaitable[T]],
+        line: Line | None,
+        *,
+        protect: bool = True,
+        undo: Callable[[T], Awaitable[None]] | None = None,
+    ) -> Coroutine[Any, Any, T]:
+        """Run an operation as `run` does, where `groups` has said that no block is open here.
+
+        Args:
+            operation: As for `run`.
+            line: The line in which other calls wait for this one; None if none do.
+            protect: As for `run`.
+            undo: As for `run`.
+        """
+        if undo is not None and self.runtime.suspends:
+            return self._run_settled(Loan(), operation, protect=protect, undo=undo, line=line)
+        return self._run_alone(Loan(), operation, protect=protect, line=line)

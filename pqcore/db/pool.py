@@ -141,6 +141,9 @@ class Pool(SessionSource):
     Attributes:
         application_name: What the server calls the connections that are opened from now on, unless the DSN or the
             environment names them; None for nothing.
+
+    Raises:
+        ConfigurationError: There can be no such size or timeout.
     """
 
     may_have_open_transaction = False
@@ -154,6 +157,12 @@ class Pool(SessionSource):
         timeout: float,
         idle_limit: float | None = None,
     ) -> None:
+        if not isinstance(size, int) or size < 1:
+            msg = f"max_connections is {size!r}; give a number of at least 1"
+            raise ConfigurationError(msg)
+        if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            msg = f"pool_timeout is {timeout!r}; give a number of seconds"
+            raise ConfigurationError(msg)
         self._opener = opener
         self._dsn = dsn
         self._runtime = runtime

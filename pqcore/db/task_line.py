@@ -7,16 +7,21 @@ caller that is cancelled takes nobody along: its call leaves the line, or its an
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any
 
-from pqcore.db import group_commit
-from pqcore.db.group_commit import ALONE, MOST_CALLS, MOST_SIZE, NOT_YET, Runner, Together, error_for_each
+from pqcore.db import group_commit, runtime
+from pqcore.db.group_commit import ALONE, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
+from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.session import Session
 from pqcore.db.sources import Loan
+from pqcore.errors import PQError
+
+logger = logging.getLogger("pqcore")
 
 
 class TaskLine:
@@ -31,20 +36,25 @@ class TaskLine:
         waiting: The calls that wait to travel: where the answer of each goes, and what it carries.
         runner: The same.
         together: The same.
+        rest: Whether calls go by themselves for a while.
+        undone: What callers wait for that were cancelled while their calls were under way.
     """
 
     def __init__(self, runner: Runner, together: Together) -> None:
         self.runner = runner
         self.together = together
         self.since = 0.0
+        self.rest = Rest()
         self.waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        self.undone: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
+        self._process = process_id()
         self._timer: asyncio.TimerHandle | None = None
         self._travelling: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
 
-    def begin(self) -> float:
-        self.since = began = time.monotonic()
-        return began
+    def is_here(self) -> bool:
+        process = current.id if unforked_page[0] else process_id()  # for each operation, so no call
+        return self._process == process and asyncio.get_running_loop() is self._loop
 
     def end(self, began: float) -> None:
         if self.since == began:
@@ -63,12 +73,59 @@ class TaskLine:
             waiting.popleft()
         return bool(waiting)
 
-    def join(self, value: Any) -> asyncio.Future[Any]:
+    def join(self, value: Any) -> Awaitable[Any]:
         future = self._loop.create_future()
+        if self.rest.is_on():
+            future.set_result(ALONE)
+            return future
         self.waiting.append((future, value))
         if self._timer is None:
             self._timer = self._loop.call_later(group_commit.PATIENCE, self._look)
-        return future
+        return future if self.together.undo is None else self._answer(future)
+
+    async def _answer(self, future: asyncio.Future[Any]) -> Any:
+        """Await an answer that is undone if the caller is cancelled."""
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # it was cancelled after the answer came, and before it had it
+                if future.exception() is None:
+                    await outlast(asyncio.ensure_future(self._undo([future.result()])), runtime.UNDOING)
+            elif all(waits is not future for waits, _ in self.waiting):  # it is under way
+                self.undone[future] = over = self._loop.create_future()
+                await outlast(over, runtime.AFTER_CANCEL + runtime.UNDOING)
+                self.undone.pop(future, None)
+            raise
+
+    async def _undo(self, answers: list[Any]) -> None:
+        answers = [answer for answer in answers if answer is not ALONE]
+        if answers and self.together.undo is not None:
+            try:
+                await self.together.undo(*answers)
+            except PQError as exc:
+                logger.warning("what was done for callers that were cancelled is not undone: %s", exc)
+
+    async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
+        """Undo what was done for callers that were cancelled meanwhile, who wait for that."""
+        try:
+            await self._undo(answers)
+        finally:
+            for future in futures:
+                if (over := self.undone.get(future)) is not None and not over.done():
+                    over.set_result(None)
+
+    def start(
+        self, work: Coroutine[Any, Any, None], forget: Callable[[asyncio.Task[None]], object] | None = None
+    ) -> None:
+        """Run some work in a task of its own, with no context variables of anybody's.
+
+        Args:
+            work: The work.
+            forget: Called as it ends.
+        """
+        task = Context().run(self._loop.create_task, work)
+        self._travelling.add(task)
+        task.add_done_callback(forget or self._travelling.discard)
 
     def _look(self) -> None:
         """Open the line, if a statement takes long for which calls wait."""
@@ -83,9 +140,7 @@ class TaskLine:
 
     def _set_off(self) -> None:
         self.since = NOT_YET
-        task = Context().run(self._loop.create_task, self._travel())
-        self._travelling.add(task)
-        task.add_done_callback(self._forget)
+        self.start(self._travel(), self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         """Forget a task that sent groups; if somebody cancelled it, as all tasks of the loop, have another go on."""
@@ -122,9 +177,16 @@ class _Group:
             if not isinstance(exc, Exception):
                 raise
         else:
+            line.rest.note(refused=False)
+            gone: list[asyncio.Future[Any]] = []
             for future, answer in zip(self._futures, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
+                elif line.together.undo is not None:
+                    gone.append(future)
+            if gone:
+                found = dict(zip(self._futures, answers, strict=True))
+                line.start(line.undo(gone, [found[future] for future in gone]))
         if line.since == self._began and len(self._futures) > 1:
             await asyncio.sleep(0)  # callers that were answered may call again, and then travel too
         if line.since != self._began:  # it was opened, and another sends what waits
@@ -139,7 +201,7 @@ class _Group:
         values = self._claim()
         if not values:
             return ()
-        return await self._line.together(session, values)
+        return await self._line.together.run(session, values)
 
     def _claim(self) -> list[Any]:
         """Take calls out of the line, in their order, and return their values."""
@@ -152,7 +214,7 @@ class _Group:
             if future.done():  # cancelled
                 continue
             size += len(value)
-            if values and (size > MOST_SIZE or len(values) == MOST_CALLS):
+            if values and (size > line.together.most or len(values) == MOST_CALLS):
                 waiting.appendleft((future, value))
                 break
             futures.append(future)
@@ -165,9 +227,31 @@ class _Group:
             waiting = self._line.waiting
             futures = self._futures = [waiting.popleft()[0] for _ in range(min(came, len(waiting)))]
         make = error_for_each(exc, claimed=claimed)
+        self._line.rest.note(refused=claimed and make is None)
         for future in futures:
-            if not future.done():
-                if make is None:
-                    future.set_result(ALONE)
-                else:
-                    future.set_exception(make())
+            if future.done():
+                if (over := self._line.undone.get(future)) is not None:
+                    over.set_result(None)
+            elif make is not None:
+                future.set_exception(make())
+            else:
+                future.set_result(ALONE)
+
+
+async def outlast(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Wait for a task to end, though the waiter is cancelled again: that cancellation is already owed.
+
+    Args:
+        task: The task.
+        seconds: For how long, at most.
+
+    Returns:
+        Whether the task ended.
+    """
+    deadline = time.monotonic() + seconds
+    while not task.done() and (left := deadline - time.monotonic()) > 0:
+        try:
+            await asyncio.wait([task], timeout=left)
+        except asyncio.CancelledError:
+            continue
+    return task.done()

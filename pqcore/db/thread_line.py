@@ -19,7 +19,8 @@ from itertools import islice
 from typing import Any
 
 from pqcore.db import group_commit
-from pqcore.db.group_commit import ALONE, MOST_CALLS, MOST_SIZE, NOT_YET, Runner, Together, error_for_each
+from pqcore.db.group_commit import ALONE, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
+from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.session import Session
 from pqcore.db.sources import Loan
 from pqcore.errors import PQError
@@ -35,25 +36,26 @@ class _Call:
         value: What it carries.
         bell: Locked while there is nothing to look at.
         claimed: Whether a leader has taken it.
-        settled: Whether it has its answer, or its error.
-        answer: The answer.
-        error: The error.
+        gone: Whether its caller was interrupted, and takes no answer.
+        settled: Whether it has its answer.
+        answer: The answer, or the error.
     """
 
-    __slots__ = ("answer", "bell", "claimed", "error", "settled", "value")
+    __slots__ = ("answer", "bell", "claimed", "gone", "settled", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self.claimed = self.settled = False
+        self.claimed = self.settled = self.gone = False
         self.answer: Any = ALONE
-        self.error: PQError | None = None
         self.bell = threading.Lock()
         self.bell.acquire()
 
     def ring(self) -> None:
         """Have the caller look."""
-        with suppress(RuntimeError):  # it was rung before
+        try:  # noqa: SIM105 - for each call, so no context manager
             self.bell.release()
+        except RuntimeError:  # it was rung before
+            pass
 
 
 class ThreadLine:
@@ -66,6 +68,7 @@ class ThreadLine:
     Attributes:
         since: See `pqcore.db.group_commit.Line`.
         waiting: The calls that wait to travel.
+        rest: Whether calls go by themselves for a while.
         runner: The same.
         together: The same.
     """
@@ -73,12 +76,13 @@ class ThreadLine:
     def __init__(self, runner: Runner, together: Together) -> None:
         self.runner = runner
         self.together = together
+        self._process = process_id()
         self.since = 0.0
+        self.rest = Rest()
         self.waiting: deque[_Call] = deque()
 
-    def begin(self) -> float:
-        self.since = began = time.monotonic()
-        return began
+    def is_here(self) -> bool:
+        return self._process == (current.id if unforked_page[0] else process_id())  # for each operation, so no call
 
     def end(self, began: float) -> None:
         if self.since == began:
@@ -97,6 +101,8 @@ class ThreadLine:
                 return
 
     async def join(self, value: Any) -> Any:
+        if self.rest.is_on():
+            return ALONE
         call = _Call(value)
         try:
             self.waiting.append(call)
@@ -115,12 +121,13 @@ class ThreadLine:
         except BaseException:
             self._withdraw(call)
             raise
-        if call.error is not None:
-            raise call.error
+        if isinstance(call.answer, PQError):
+            raise call.answer
         return call.answer
 
     def _withdraw(self, call: _Call) -> None:
         """Have a call travel no more, as its caller was interrupted."""
+        call.gone = True
         with suppress(ValueError):  # it is under way
             self.waiting.remove(call)
             self.pass_on()  # maybe it was to lead
@@ -135,6 +142,7 @@ class ThreadLine:
                 group.settle()
         finally:
             group.settle()
+        await group.undo()
 
 
 class _Group:
@@ -164,7 +172,8 @@ class _Group:
     async def _send(self, session: Session) -> None:
         values = self._claim()
         if values:
-            self._answers = await self._line.together(session, values)
+            self._answers = await self._line.together.run(session, values)
+            self._line.rest.note(refused=False)
 
     def _claim(self) -> list[Any]:
         """Take calls out of the line, in their order, and return their values."""
@@ -173,7 +182,7 @@ class _Group:
         _move(waiting, calls, MOST_CALLS)
         for place, call in enumerate(calls):
             size += len(call.value)
-            if place and size > MOST_SIZE:
+            if place and size > line.together.most:
                 waiting.extendleft(calls[: place - 1 : -1])
                 del calls[place:]
                 break
@@ -182,23 +191,40 @@ class _Group:
 
     def settle(self) -> None:
         """Have another lead what came meanwhile, and answer the calls; may be called again after an interrupt."""
+        if self._over:
+            return
         line, calls = self._line, self._calls
-        claimed = self._began != NOT_YET
-        if self._answers is not None:
-            for call, answer in zip(calls, self._answers, strict=True):
-                call.answer = answer
-        else:
-            if not claimed:
-                _move(line.waiting, calls, self._came)
-            make = error_for_each(self._failure, claimed=claimed)
-            for call in calls:
-                call.error = None if make is None else make()
+        answers = self._answers
+        if answers is None:
+            answers = self._fail()
         if line.since == self._began:
             line.pass_on()
-        for call in calls:
+        for call, answer in zip(calls, answers, strict=True):
+            call.answer = answer
             call.settled = True
             call.ring()
         self._over = True
+
+    def _fail(self) -> Sequence[Any]:
+        """Return the answers to the calls where there are none: an error, or `ALONE`."""
+        claimed = self._began != NOT_YET
+        if not claimed:
+            with suppress(IndexError):
+                while self._came:
+                    self._came -= 1
+                    self._calls.append(self._line.waiting.popleft())
+        make = error_for_each(self._failure, claimed=claimed)
+        if self._calls:
+            self._line.rest.note(refused=claimed and make is None)
+        return [ALONE if make is None else make() for _ in self._calls]
+
+    async def undo(self) -> None:
+        """Undo what was done for callers that were interrupted meanwhile."""
+        undo = self._line.together.undo
+        if undo is not None and self._answers is not None:
+            gone = [call.answer for call in self._calls if call.gone and call.answer is not ALONE]
+            if gone:
+                await undo(*gone)
 
     def __del__(self) -> None:
         if not getattr(self, "_over", True):  # interrupted again, on its way to the end

@@ -28,7 +28,7 @@ from pqcore.operations.job_outcome import (
     refuses_value,
     without_result,
 )
-from pqcore.operations.lease import ack, ack_rows, last_leases, refuse_not_leased
+from pqcore.operations.lease import ack, ack_rows, find_held, ids_and_tokens, last_leases, refuse_not_leased
 from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 
@@ -38,6 +38,10 @@ TOGETHER = 100
 """Jobs that end in one transaction, at most, if something follows from them."""
 TRIES = 3
 """Attempts to store the outcome of a single job, after deadlocks and the like."""
+
+LOCKED = "the row of job {} is locked by another transaction: its end is stored as soon as it is not"
+LOCK_NOT_AVAILABLE = "55P03"
+"""The SQLSTATE of a lock that is not to be had."""
 
 J = TypeVar("J", bound=BaseJob)
 
@@ -67,7 +71,7 @@ async def finish(
         for start in range(0, len(others), TOGETHER):
             lost += await _complete_batch(engine, queue, others[start : start + TOGETHER], connection, {})
         return lost
-    endings = Endings(buries=False)
+    endings = Endings(buries=False, waits=True)
     await _store_groups(engine, queue, _group(outcomes), endings)
     for _, error in endings.refused:
         raise error
@@ -84,7 +88,8 @@ async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> 
     """
     failures = 0
     while True:
-        endings = await finish_each(engine, queue, [outcome])
+        endings = Endings(waits=True)
+        await _store_groups(engine, queue, [[outcome]], endings)
         if not endings.refused:
             return None if endings.lost else endings.stored(outcome)
         [(_, error)] = endings.refused
@@ -103,12 +108,15 @@ class Endings:
         refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
         buried: By the outcome's `id`, what was stored in its place: a dead letter, or an end without a result.
         buries: Whether a job that was done, and whose end holds a value that is refused, is a dead letter.
+        waits: Whether to wait for rows that others have locked. Else the ends of such jobs are refused, and those
+            of others are stored.
     """
 
     lost: list[Outcome] = field(default_factory=list)
     refused: list[tuple[Outcome, PQError]] = field(default_factory=list)
     buried: dict[int, Outcome] = field(default_factory=dict)
     buries: bool = True
+    waits: bool = False
 
     def stored(self, outcome: Outcome) -> Outcome:
         """Return how a job ended whose end is stored."""
@@ -184,9 +192,10 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
     """Store ends together or, if one of them is refused, each by itself; returns what ails the server."""
     try:
         if is_plain(group[0]):
-            endings.lost += await _ack_plain(engine, queue, group, None)
+            missing = await _ack_plain(engine, queue, group, None, free=not endings.waits)
         else:
-            endings.lost += await _complete_batch(engine, queue, group, None, endings.buried)
+            missing = await _complete_batch(engine, queue, group, None, endings.buried, free=not endings.waits)
+        endings.lost += missing if endings.waits else await _refuse_locked(engine, missing, endings)
     except PQError as exc:
         if ails_server(exc):
             endings.refused += [(outcome, exc) for outcome in group]
@@ -199,11 +208,24 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
     return None
 
 
+async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: Endings) -> list[Outcome]:
+    """Have the ends of jobs stored later whose rows others have locked; returns those whose lease was lost."""
+    held = await find_held(engine, [outcome.job for outcome in missing])
+    lost: list[Outcome] = []
+    for outcome in missing:
+        if (outcome.job.id, outcome.job.token) in held:
+            error = TransientError(LOCKED.format(outcome.job.id), LOCK_NOT_AVAILABLE)
+            endings.refused.append((outcome, error))
+        else:
+            lost.append(outcome)
+    return lost
+
+
 async def _dead_letter_instead(
     engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
 ) -> PQError | None:
     """End a job of which the server refuses what follows: without its result, or as a dead letter."""
-    found = Endings()
+    found = Endings(waits=endings.waits)
     instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
     ailment = await _store(engine, queue, [instead], found)
     if found.refused:
@@ -217,10 +239,10 @@ async def _dead_letter_instead(
 
 
 async def _ack_plain(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object
+    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object, *, free: bool = False
 ) -> list[Outcome]:
-    """Finish jobs from whose ends nothing follows, in one statement; those whose lease was lost."""
-    lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection)}
+    """Finish jobs from whose ends nothing follows, in one statement; those that `ack` returns."""
+    lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection, free=free)}
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
 
@@ -249,13 +271,20 @@ async def _acknowledge_continued(
 
 
 async def _complete_batch(
-    engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object, buried: dict[int, Outcome]
+    engine: Engine,
+    queue: QueueSettings,
+    outcomes: Sequence[Outcome],
+    connection: object,
+    buried: dict[int, Outcome],
+    *,
+    free: bool = False,
 ) -> list[Outcome]:
     async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
             for outcome in outcomes:
                 buried.pop(id(outcome), None)  # of an attempt that was undone
-            ended = await _end_rows(s, queue, outcomes, buried)
+            found = await _lock_free(s, queue, outcomes) if free else outcomes
+            ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])
             if any(has_lane(outcome.job.raw_headers) for outcome in ended):
                 await _tell(queue, s)
@@ -283,8 +312,21 @@ async def _tell(queue: QueueSettings, s: Session) -> None:
     await s.execute(s.sql.tasks.tell, s.sql.tasks.tell.bind({"channel": queue.channel}))
 
 
+async def _lock_free(s: Session, queue: QueueSettings, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Lock the rows of jobs that nobody has locked, and return their outcomes; waits for no row.
+
+    What finishes jobs that are done does so itself.
+    """
+    if all(outcome.kind == "done" for outcome in outcomes):
+        return outcomes
+    query = s.sql.tasks.lock_held
+    values = {**ids_and_tokens([outcome.job for outcome in outcomes]), "q_name": queue.name}
+    free = {(job, token) for job, token in await s.execute(query, query.bind(values))}
+    return [outcome for outcome in outcomes if (outcome.job.id, outcome.job.token) in free]
+
+
 async def _end_rows(
-    s: Session, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome]
+    s: Session, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome], *, free: bool
 ) -> list[Outcome]:
     """Change the rows; those outcomes whose lease was held.
 
@@ -293,11 +335,14 @@ async def _end_rows(
         queue: Whose jobs.
         outcomes: How they end.
         buried: Takes, by the `id` of an outcome, the dead letter of a job that was put off for too long.
+        free: Whether to leave out jobs that are done, and whose rows others have locked.
     """
     ended = []
     done = [outcome for outcome in outcomes if outcome.kind == "done"]
     if done:
-        held = {(job, token) for job, token, *_ in await ack_rows(s, queue, [outcome.job for outcome in done])}
+        held = {
+            (job, token) for job, token, *_ in await ack_rows(s, queue, [outcome.job for outcome in done], free=free)
+        }
         ended += [outcome for outcome in done if (outcome.job.id, outcome.job.token) in held]
     tasks = s.sql.tasks
     statements = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
+from pqcore.db.group_commit import ALONE, Together
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidCall, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.lanes import has_lane
 from pqcore.settings import QueueSettings
+from pqcore.sql.statement import Query
 from pqcore.times import TimeSpec, seconds
 
 J = TypeVar("J", bound=BaseJob)
@@ -83,26 +86,110 @@ def refuse_not_leased(jobs: Sequence[BaseJob], what: str) -> None:
             raise InvalidCall(msg)
 
 
-async def ack(engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object) -> list[J]:
-    """Finish leased jobs; returns those whose lease was lost."""
+async def ack(
+    engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object, *, free: bool = False
+) -> list[J]:
+    """Finish leased jobs; returns those whose lease was lost.
+
+    Args:
+        engine: Where.
+        queue: Whose jobs.
+        jobs: The jobs.
+        connection: In whose transaction; as for `Queue.put`.
+        free: Whether to leave out jobs whose rows others have locked: they are returned, too.
+    """
     if not jobs:
         return []
 
     async def work(s: Session) -> Sequence[Row]:
-        return await ack_rows(s, queue, jobs)
+        return await ack_rows(s, queue, jobs, free=free)
 
-    done = {(job, token) for job, token, *_ in await engine.run(work, connection=connection, protect=False)}
+    if connection is None and not free and len(jobs) == 1 and not has_lane(jobs[0].raw_headers):
+        [job], retention = jobs, queue.retention
+        together = partial(_together, lambda s: s.sql.ack_group[retention], {"q_name": queue.name})
+        return [] if await _go(engine, queue, ("ack", retention), together, job, work) else [job]
+    done = _held(await engine.run(work, connection=connection, protect=False))
     return [job for job in jobs if (job.id, job.token) not in done]
 
 
-async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob]) -> Sequence[Row]:
-    """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held."""
+def _held(rows: Sequence[Row]) -> set[tuple[int, int]]:
+    """The ids and tokens of rows that were changed, as their leases were held."""
+    return {(job, token) for job, token, *_ in rows}
+
+
+async def _go(
+    engine: Engine,
+    queue: QueueSettings,
+    key: Hashable,
+    together: Callable[[], Together],
+    job: BaseJob,
+    alone: Callable[[Session], Awaitable[Sequence[Row]]],
+) -> bool:
+    """Change the row of a leased job, together with those of concurrent callers; whether the lease was held.
+
+    Args:
+        engine: Where.
+        queue: Whose job.
+        key: What the calls have in common.
+        together: Makes what changes the rows of several callers.
+        job: The job.
+        alone: Changes the one row, and returns it if the lease was held.
+    """
+    if not engine.groups():
+        return bool(await engine.run(alone, protect=False))
+    line = queue.lines.get(key)
+    if line is None or not line.is_here():
+        line = engine.line(queue.lines, key, together())
+    if not line.since:
+        return bool(await engine.run_outside(alone, line, protect=False))
+    if await line.join((job.id, job.token)) is not ALONE:
+        return True
+    return bool(await engine.run_outside(alone, None, protect=False))
+
+
+def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]) -> Together:
+    """What changes the rows of several callers: True for each whose lease was held, and `ALONE` for others.
+
+    A row that is not found may be locked: its caller waits for it alone, and learns whether the lease is held.
+
+    Args:
+        query_of: Gives the statement, which takes ids and tokens, and returns those that it has changed.
+        values: Its other values.
+    """
+
+    async def run(s: Session, leases: list[tuple[int, int]]) -> Sequence[Any]:
+        query = query_of(s)
+        found = {"ids": [job for job, _ in leases], "tokens": [token for _, token in leases]}
+        done = _held(await s.execute(query, query.bind({**values, **found})))
+        answers: list[Any] = []
+        for lease in leases:
+            answers.append(True if lease in done else ALONE)
+            done.discard(lease)  # another caller that names it, too, goes by itself, and finds it changed
+        return answers
+
+    return Together(run)
+
+
+async def find_held(engine: Engine, jobs: Sequence[BaseJob]) -> set[tuple[int, int]]:
+    """Return the ids and tokens of those of some jobs whose leases are held, whoever has locked their rows."""
+    return _held(await engine.execute("tasks.find_held_leases", ids_and_tokens(jobs), protect=False)) if jobs else set()
+
+
+async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob], *, free: bool = False) -> Sequence[Row]:
+    """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held.
+
+    Args:
+        s: The session.
+        queue: Whose jobs.
+        jobs: The jobs.
+        free: Whether to leave out rows that others have locked.
+    """
     values = {**ids_and_tokens(jobs), "q_name": queue.name}
     for job in jobs:
         if has_lane(job.raw_headers):  # its places are free, which others may wait for
-            query = s.sql.ack_and_tell[queue.retention]
+            query = (s.sql.ack_group_and_tell if free else s.sql.ack_and_tell)[queue.retention]
             return await s.execute(query, query.bind({**values, "channel": queue.channel}))
-    query = s.sql.ack[queue.retention]
+    query = (s.sql.ack_group if free else s.sql.ack)[queue.retention]
     return await s.execute(query, query.bind(values))
 
 
@@ -118,7 +205,12 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
-    if not await engine.execute("nack", values, protect=False):
+
+    async def alone(s: Session) -> Sequence[Row]:
+        return await s.execute(s.sql.nack, s.sql.nack.bind(values))
+
+    together = partial(_together, lambda s: s.sql.nack_group, values)
+    if not await _go(engine, queue, ("nack", pause), together, job, alone):
         raise lease_lost(queue, [job])
 
 
@@ -143,18 +235,27 @@ async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: s
     refuse_not_leased([job], "extend")
     values: dict[str, object] = {"id": job.id, "token": job.token, "lease": lease_time(duration)}
     values["q_name"] = queue.name
-    if not await engine.execute("extend", values, protect=False):
+
+    async def alone(s: Session) -> Sequence[Row]:
+        return await s.execute(s.sql.extend, s.sql.extend.bind(values))
+
+    together = partial(_together, lambda s: s.sql.extend_group, values)
+    if not await _go(engine, queue, ("extend", values["lease"]), together, job, alone):
         raise lease_lost(queue, [job])
 
 
-async def beat(engine: Engine, jobs: Sequence[BaseJob], length: float) -> dict[tuple[int, int], bool]:
-    """Let leases end ``length`` seconds from now.
+async def beat(
+    engine: Engine, jobs: Sequence[BaseJob], length: float
+) -> tuple[dict[tuple[int, int], bool], set[tuple[int, int]]]:
+    """Let leases end ``length`` seconds from now, but for those whose rows others have locked; waits for no row.
 
     Returns:
-        Those that are held, by id and token: whether the job was asked to stop.
+        Those that were extended, by id and token: whether the job was asked to stop. And those that are held, and
+        were not extended, as their rows are locked.
     """
     rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
-    return {(job, token): bool(stops) for job, token, stops in rows}
+    kept = {(job, token): bool(stops) for job, token, stops in rows}
+    return kept, await find_held(engine, [job for job in jobs if (job.id, job.token) not in kept])
 
 
 async def last_leases(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
-from pqcore.db.group_commit import ALONE, LARGE, Line, Lines
+from pqcore.db.group_commit import ALONE, LARGE, Together
 from pqcore.db.session import Session
 from pqcore.errors import DuplicateJob, NotStored, TransientError
 from pqcore.events import PutEvent
@@ -134,48 +134,40 @@ async def _put(
         return read(rows[0])
 
     if chosen is None or chosen == _NO_OPTIONS:
-        lines = engine.lines() if times is None and connection is None else None
-        if lines is not None and len(encoded.data or encoded.payload or "") < LARGE:
-            line = _line(lines, read, queue, encoded)
-            if not line.since:  # it goes by itself
-                began = line.begin()
-                try:
-                    return await engine.run_outside(plain)
-                finally:
-                    line.end(began)
+        if (
+            times is None
+            and connection is None
+            and engine.groups()
+            and len(encoded.data or encoded.payload or "") < LARGE
+        ):
+            line = queue.lines.get(read)
+            if line is None or not line.is_here():
+                line = engine.line(queue.lines, read, Together(partial(_put_together, read, queue)))
+            if not line.since:
+                return await engine.run_outside(plain, line)
             answer = await line.join(encoded.data if queue.writes_json else as_element(encoded))
             if answer is _DROPPED:
-                raise await engine.run_outside(lambda s: not_stored(engine, s, "put"))
-            if answer is not ALONE:
-                return answer  # type: ignore[no-any-return]
+                raise await engine.run_outside(lambda s: not_stored(engine, s, "put"), None)
+            return await engine.run_outside(plain, None) if answer is ALONE else answer
         return await engine.run(plain, connection=connection)
     row = {**NO_TIMES, **values, **chosen.values()}
     return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
 
 
-def _line(lines: Lines, read: Callable[[Row], T], queue: QueueSettings, encoded: Encoded) -> Line:
-    """The line of the puts that may travel with one of these data."""
-    binary = None if queue.writes_json else encoded.data is None
-    name, serializer = queue.name, queue.serializer_name
-    key = read, name, serializer, binary
-    return lines.get(key) or lines.make(key, partial(_put_together, read, name, serializer, binary))
-
-
 async def _put_together(
-    read: Callable[[Row], T], name: str, serializer: str, binary: bool | None, s: Session, elements: list[str]
+    read: Callable[[Row], T], queue: QueueSettings, s: Session, elements: list[str]
 ) -> Sequence[Any]:
     """Put rows of several callers; what `read` gives for each, or `_DROPPED`.
 
     Args:
         read: What the callers want to know of a row.
-        name: The queue's.
-        serializer: Its serializer's name.
-        binary: As for `pqcore.operations.put_many.insert_many`.
+        queue: The queue.
         s: The session.
-        elements: The data of each, likewise.
+        elements: The data of each, as for `pqcore.operations.put_many.insert_many`.
     """
-    query, number = s.sql.put_group if binary is None else s.sql.put_group_encoded, len(elements)
-    values = {"q_name": name, "serializer": serializer, "binary": binary, "number": number}
+    binary, number = is_binary(queue), len(elements)
+    query = s.sql.put_group if binary is None else s.sql.put_group_encoded
+    values = {"q_name": queue.name, "serializer": queue.serializer_name, "binary": binary, "number": number}
     values["items"] = f"[{','.join(elements)}]"
     [[first, places, put_at, _]] = await s.execute(query, query.bind(values))
     ids: Sequence[int | None]
@@ -189,6 +181,14 @@ async def _put_together(
         ids = [by_place.get(place) for place in range(number)]
     began = round(put_at * 1_000_000)
     return [_DROPPED if each is None else read((each, (began + place) / 1_000_000)) for place, each in enumerate(ids)]
+
+
+def is_binary(queue: QueueSettings) -> bool | None:
+    """Whether the queue's data are bytes; None if they are text that is known to be JSON.
+
+    Text of an encoder of ours goes into a statement of many as it is: others' might be two values, or none.
+    """
+    return None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
 
 
 async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None) -> Row:

@@ -13,7 +13,7 @@ from pqcore.errors import InvalidData, PayloadTooLarge
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, times_of
+from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, is_binary, times_of
 from pqcore.operations.put_refusals import not_stored
 from pqcore.plugins import plugins
 from pqcore.serializers.plain_json import check_json
@@ -65,8 +65,7 @@ async def _put_many(
     options: Mapping[str, Any],
 ) -> list[int]:
     chosen = checked_options(options)
-    # Text of an encoder of ours goes into the statement as it is: others' might be two values, or none.
-    binary = None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
+    binary = is_binary(queue)
     common = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,

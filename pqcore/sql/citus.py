@@ -40,6 +40,12 @@ def _beside(template: str) -> str:
     return replace(template, " WHERE ", f" FROM (SELECT {delay} AS due) AS clock WHERE ", 1)
 
 
+def _waiting(template: str) -> str:
+    # A statement for the rows of all nodes has no FOR UPDATE: it waits for rows that others have locked.
+    template = replace(template, "WHERE id = ANY (ARRAY(SELECT id FROM {table}\n", "")
+    return replace(template, " FOR UPDATE SKIP LOCKED))", "")
+
+
 def _replaced(template: str) -> str:
     times = []
     for column in ("schedule_at", "expected_at"):
@@ -95,12 +101,14 @@ class Citus(Dialect):
     }
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "its shards are such partitions",
+        "group commit": "a statement that gives rows numbers of its own was not tried there",
         "shared looks": "a statement is sent to the node of one queue",
         "move": "a job does not change its queue: that is what the tables are distributed by",
     }
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
         **read_statements("citus.sql"),
         "explain_job": without_xmax,
+        "heartbeat": _waiting,
         "nack": _beside,
         "retry": _beside,
         "snooze": _beside,

@@ -70,6 +70,7 @@ class CockroachDB(Dialect):
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "it divides tables into ranges by itself",
         "end and take": "a statement changes a table once",
+        "group commit": "a statement that gives rows numbers of its own was not tried there",
     }
 
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {

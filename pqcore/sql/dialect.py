@@ -11,7 +11,7 @@ statement, not at the start of a long transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 from pqcore.backend import Capability
@@ -47,7 +47,8 @@ class Dialect(QueueStatements, SessionStatements):
         name: As users write it: ``PQ(dsn, dialect="citus")``.
         missing: Why the engine lacks what a driver may offer; by `pqcore.backend.Capability`.
         unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``, ``shared looks`` (one
-            statement that looks at many queues; without it, each waiter that cannot be notified polls), ``end and
+            statement that looks at many queues; without it, each waiter that cannot be notified polls), ``group
+            commit`` (statements for several callers; without it, each call is a statement of its own), ``end and
             take`` (one statement that ends jobs under limits, and leases others in their places; without it, two).
         rewrites: By the name of a statement, the template in its place, or a function that makes it of the template.
         unknown_words: What the engine has not, such as ``pg_notify``. A statement that still has such a word after it
@@ -74,6 +75,7 @@ class Dialect(QueueStatements, SessionStatements):
         self._paramstyle: Paramstyle = paramstyle
         # Bounded: get_many(n) has a statement for each n.
         self.fetch = lru_cache(maxsize=64)(self._fetch)
+        self.fetch_most = lru_cache(maxsize=64)(partial(self._fetch, most=True))
         self.take_lanes = lru_cache(maxsize=64)(self._take_lanes)
         self.end_and_take = lru_cache(maxsize=64)(self._end_and_take)
 
@@ -190,9 +192,10 @@ class Dialect(QueueStatements, SessionStatements):
                 msg = f"dialect {self.name!r} leaves {word!r} in the {what}, which the engine does not know: {text}"
                 raise PluginError(msg)
 
-    def _fetch(self, pick: Pick, finish: Finish, n: int) -> Query:
+    def _fetch(self, pick: Pick, finish: Finish, n: int, *, most: bool = False) -> Query:
         """See `fetch_template`."""
-        return self._compile_template(f"{finish}_{n}_{pick}", fetch_template(pick, finish, n), hot=n in SIZES)
+        name = f"{finish}_most_{n}_{pick}" if most else f"{finish}_{n}_{pick}"
+        return self._compile_template(name, fetch_template(pick, finish, n, most=most), hot=n in SIZES)
 
     def _take_lanes(self, n: int) -> Query:
         """See `take_lanes_template`."""

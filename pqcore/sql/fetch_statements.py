@@ -70,20 +70,21 @@ def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", 
     )
 
 
-def _usual(n: int, first: str = "", urgent: str = "", ready: str = "") -> str:
+def _usual(n: int, most: str, first: str = "", urgent: str = "", ready: str = "") -> str:
     """Pick of the two usual classes: urgent jobs, then ready ones.
 
     Args:
         n: Rows, at most.
+        most: Rows, at most: an expression.
         first: A CTE before these.
         urgent: A further condition on urgent jobs.
         ready: A further condition on ready jobs.
     """
     # The outer limit of the second stops pulling, and so locking, once urgent ones fill the order.
-    rest = f"{n} - (SELECT count(*) FROM urgent)"
+    rest = f"{most} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
-  {_head(QUEUE_URGENT + urgent, URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED")}
+  {_head(QUEUE_URGENT + urgent, URGENT_ORDER, n, " FOR UPDATE SKIP LOCKED", f"(SELECT {most})")}
 ), ready AS (
   {_head(READY_NOW + ready, READY_ORDER, n, " FOR UPDATE SKIP LOCKED", rest)}
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
@@ -107,7 +108,7 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
     return f"{classes}\n  UNION ALL ({_head(QUEUE_WAITING, WAITING_ORDER, near, columns=columns)})"
 
 
-def _merged(n: int, *, waiting: bool) -> str:
+def _merged(n: int, most: str, *, waiting: bool) -> str:
     """Pick of all classes.
 
     Looks without locking at the heads of the classes, then goes through them in the order of the whole and locks the
@@ -123,26 +124,27 @@ WITH picked AS (
       AND dequeued_at IS NULL AND {DUE_AT} <= statement_timestamp()
       AND {IS_FREE}{"" if waiting else " AND parked_on IS NULL"}
     FOR UPDATE SKIP LOCKED
-  ) AS free LIMIT {n}
+  ) AS free LIMIT {most}
 )"""
 
 
-def _ordered(n: int, *, waiting: bool) -> str:
+def _ordered(n: int, most: str, *, waiting: bool) -> str:
     """Pick of the two usual classes, unless a row of another class is due: then nothing, and `_merged` is needed."""
     first = f"hidden AS ({FIRST_DEFERRED}), "
     guard = " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())"
     if waiting:
         first += f"waiting AS ({FIRST_WAITING}), "
         guard += " AND NOT EXISTS (SELECT FROM waiting)"
-    return _usual(n, first, guard, guard)
+    return _usual(n, most, first, guard, guard)
 
 
-def _bounded(n: int) -> str:
+def _bounded(n: int, most: str) -> str:
     """Pick from where the last look left off: what lies before is not looked at (see `pqcore.scan_position`)."""
     # The five parts of a bound are one text: a driver takes longer over each parameter than the server over splitting.
     part = "(string_to_array(:bound::text, ' '))"
     return _usual(
         n,
+        most,
         urgent=f" AND (expected_at, enqueued_at, id) > ({part}[1]::timestamptz, {part}[2]::timestamptz,"
         f" {part}[3]::bigint)",
         ready=f" AND ({DUE_AT}, id) > ({part}[4]::timestamptz, {part}[5]::bigint)",
@@ -169,7 +171,7 @@ UPDATE {{table}} SET {LEASED} WHERE {_PICKED} RETURNING {JOB}"""
 _FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _ARCHIVE, "lease": _LEASE}
 
 
-def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
+def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) -> str:
     """Return the template of the statement that fetches up to ``n`` rows.
 
     Jobs that wait to be admitted are fetched for good as any, and leased by `admission_statements` alone.
@@ -179,13 +181,15 @@ def fetch_template(pick: Pick, finish: Finish, n: int) -> str:
             ``unguarded`` do not look, and the former begins at a bound; ``merged`` fetches hidden rows too.
         finish: What becomes of the rows.
         n: Rows, at most.
+        most: Whether a parameter ``most`` says how many rows, at most, are fetched of those.
     """
+    number = ":most::int" if most else str(n)
     waiting = finish != "lease"
     picks: dict[Pick, Callable[[], str]] = {
-        "ordered": lambda: _ordered(n, waiting=waiting),
-        "bounded": lambda: _bounded(n),
-        "unguarded": lambda: _usual(n),
-        "merged": lambda: _merged(n, waiting=waiting),
+        "ordered": lambda: _ordered(n, number, waiting=waiting),
+        "bounded": lambda: _bounded(n, number),
+        "unguarded": lambda: _usual(n, number),
+        "merged": lambda: _merged(n, number, waiting=waiting),
     }
     return picks[pick]() + _FINISHES[finish]
 

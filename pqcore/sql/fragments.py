@@ -218,6 +218,9 @@ WHERE id = ANY (:ids::bigint[]) AND {LEASE_HELD} AND (
   (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
 ) IS TRUE"""
 HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
+# Those of held jobs that nobody has locked.  The row is checked as it is locked, and is ours from then on.
+FREE_ANYWHERE = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ANYWHERE} FOR UPDATE SKIP LOCKED))"
+FREE_ONES = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {OF_QUEUE}"
 
 # The classes of a queue's waiting rows.

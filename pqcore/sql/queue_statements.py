@@ -14,6 +14,7 @@ from pqcore.sql.fragments import (
     EXPRESSIBLE,
     FIRST_DEFERRED,
     FIRST_WAITING,
+    FREE_ONES,
     HELD_ONE,
     HELD_ONES,
     HIDDEN_ORDER,
@@ -59,6 +60,12 @@ _STORED = (
 _STRINGS = "json_array_elements_text(:items::text::json)"
 # The same of rows that come as JSON.
 _JSON_STORED, _JSONS = "item.value, NULL", "json_array_elements(:items::text::json)"
+
+_NACKED = (
+    "UPDATE {table} SET leased_until = NULL,"
+    " schedule_at = coalesce(statement_timestamp() + :delay::float8 * interval '1 second', schedule_at)"
+)
+_EXTENDED = "UPDATE {table} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
 
 # Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
 # The row keeps its id and its place.
@@ -144,16 +151,15 @@ UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
 ORDER BY q_name"""
 
 
-def _acknowledged(retention: Retention, columns: str) -> str:
+def _acknowledged(retention: Retention, columns: str, which: str = HELD_ONES) -> str:
     if retention == "keep":
         return (
-            f"UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{HELD_ONES}"
-            f" RETURNING {columns}"
+            f"UPDATE {{table}} SET dequeued_at = statement_timestamp(), leased_until = NULL{which} RETURNING {columns}"
         )
     if retention == "delete":
-        return f"DELETE FROM {{table}}{HELD_ONES} RETURNING {columns}"
+        return f"DELETE FROM {{table}}{which} RETURNING {columns}"
     return f"""
-WITH gone AS (DELETE FROM {{table}}{HELD_ONES} RETURNING *){MADE_WAY["archive"]}, kept AS (
+WITH gone AS (DELETE FROM {{table}}{which} RETURNING *){MADE_WAY["archive"]}, kept AS (
   INSERT INTO {{archive}} ({COLUMNS})
   SELECT {COLUMNS.replace("dequeued_at", "statement_timestamp()")} FROM gone{AFTER_WAY}
 )
@@ -271,6 +277,16 @@ SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(ep
         """Finish leased jobs that have places under limits, and notify takers, for whom the places are free."""
         return _acknowledged(retention, "id, attempts, pg_notify(:channel::text, '')::text")
 
+    @family("ack_group_{}", RETENTIONS, hot=True)
+    def ack_group(self, retention: Retention) -> str:
+        """Finish leased jobs of several callers; see `LEASE_HELD`. Rows that others have locked are left out."""
+        return _acknowledged(retention, "id, attempts", FREE_ONES)
+
+    @family("ack_group_and_tell_{}", RETENTIONS, hot=True)
+    def ack_group_and_tell(self, retention: Retention) -> str:
+        """Finish leased jobs as `ack_and_tell`. Rows that others have locked are left out."""
+        return _acknowledged(retention, "id, attempts, pg_notify(:channel::text, '')::text", FREE_ONES)
+
     @family("restore_{}", RETENTIONS)
     def restore(self, retention: Retention) -> str:
         """Put back a job that was fetched for good. ON CONFLICT leaves a job whose id was taken meanwhile."""
@@ -289,19 +305,22 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
         Without a delay the job returns to its place, and waiters are notified.  With a delay it is scheduled, and
         waiters learn the time from `next_due_probe`.
         """
-        return (
-            "UPDATE {table} SET leased_until = NULL,"
-            " schedule_at = coalesce(statement_timestamp() + :delay::float8 * interval '1 second', schedule_at)"
-            f" WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text"
-        )
+        return f"{_NACKED} WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text"
+
+    @composed()
+    def nack_group(self) -> str:
+        """Give up leases of several callers, as `nack`. Rows that others have locked are left out."""
+        return f"{_NACKED}{FREE_ONES} RETURNING id, attempts, pg_notify(:channel::text, '')::text"
 
     @composed(hot=True)
     def extend(self) -> str:
         """Extend a lease; see `LEASE_HELD`."""
-        return (
-            "UPDATE {table} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
-            f" WHERE {HELD_ONE} RETURNING id"
-        )
+        return f"{_EXTENDED} WHERE {HELD_ONE} RETURNING id"
+
+    @composed(hot=True)
+    def extend_group(self) -> str:
+        """Extend leases of several callers; see `LEASE_HELD`. Rows that others have locked are left out."""
+        return f"{_EXTENDED}{FREE_ONES} RETURNING id, attempts"
 
     update = from_file()
 

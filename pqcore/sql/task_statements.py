@@ -11,6 +11,7 @@ from pqcore.sql.fragments import (
     AFTER_WAY,
     ATTEMPTS,
     COLUMNS,
+    FREE_ANYWHERE,
     HELD_ANYWHERE,
     HELD_ONE,
     HELD_ONES,
@@ -197,11 +198,21 @@ WITH put (id, put_at) AS (
 
     @composed(hot=True)
     def heartbeat(self) -> str:
-        """Extend leases of any queues, and tell which jobs are asked to stop."""
+        """Extend leases of any queues, and tell which jobs are asked to stop. Rows that others locked are left out."""
         return (
-            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{HELD_ANYWHERE}"
+            f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{FREE_ANYWHERE}"
             " RETURNING id, attempts, coalesce(cancelling, false)"
         )
+
+    @composed()
+    def find_held_leases(self) -> str:
+        """Tell which leases are held: of rows that others have locked, too. Reads only."""
+        return f"SELECT id, attempts FROM {{table}}{HELD_ANYWHERE}"
+
+    @composed()
+    def lock_held(self) -> str:
+        """Lock the rows of held leases that nobody else has locked."""
+        return f"SELECT id, attempts FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED"
 
     find_leases = from_file()
 

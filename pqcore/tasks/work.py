@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 from pqcore.db.interrupts import handle_kept, let_through, put_off
 from pqcore.db.runtime import backoff, run_sync
 from pqcore.db.sources import AdoptedConnection
-from pqcore.errors import ConnectionLost, DatabaseError, OutcomeUnknown, PoolTimeout, PQError, TransactionAborted
+from pqcore.errors import (
+    ConnectionLost,
+    DatabaseError,
+    LeaseLost,
+    OutcomeUnknown,
+    PoolTimeout,
+    PQError,
+    TransactionAborted,
+)
 from pqcore.events import JobHook
 from pqcore.job import BaseJob, Job
-from pqcore.operations import batch_counts, complete, fetch, follow_ups
+from pqcore.operations import batch_counts, complete, fetch, follow_ups, lease
 from pqcore.operations.job_outcome import Outcome, Refusals, dead_letter_of, done_by_hand
-from pqcore.operations.lease import beat
 from pqcore.operations.put import put as put_job
 from pqcore.put_options import put_options_of
 from pqcore.settings import Encoded, QueueSettings
@@ -139,7 +146,9 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         def extend() -> None:
             while not over.wait(WORK_LEASE / 3):
                 try:
-                    run_sync(beat(self.engine, [job], WORK_LEASE))
+                    run_sync(lease.extend(self.engine, self, job, WORK_LEASE))
+                except LeaseLost:
+                    return  # the end of the job says so
                 except PQError as exc:
                     self.logger.warning("could not extend the lease of %r: %s", job, exc)
 

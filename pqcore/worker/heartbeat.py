@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 
-from pqcore.errors import PQError
+from pqcore.errors import LeaseLost, PQError
 from pqcore.operations import results
 from pqcore.operations.job_outcome import Outcome
-from pqcore.operations.lease import beat
+from pqcore.operations.lease import beat, extend
 from pqcore.operations.paused_tasks import calls_one_of, paused_paths
 from pqcore.operations.read_rules import current_rules
 from pqcore.worker.executor import Executor
@@ -42,17 +42,22 @@ class Heartbeat:
         self._queue_state = queue_state
         self._executor = executor
         self._lease = lease
+        self._alone: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Extend leases and store progress until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL)
-            try:
-                await self._heed_pause()
-                await self._extend_leases(time.monotonic())
-                await self._store_progress(time.monotonic())
-            except PQError as exc:
-                logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
+        try:
+            while True:
+                await asyncio.sleep(INTERVAL)
+                try:
+                    await self._heed_pause()
+                    await self._extend_leases(time.monotonic())
+                    await self._store_progress(time.monotonic())
+                except PQError as exc:
+                    logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
+        finally:
+            if self._alone is not None:
+                self._alone.cancel()
 
     async def listen(self) -> None:
         """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended.
@@ -104,13 +109,15 @@ class Heartbeat:
         due = [active for active in queue_state.active_jobs.values() if now - active.leased_at > self._lease / 3]
         if not due:
             return
-        kept = await queue_state.bridge.call(beat, [active.job for active in due], self._lease)
+        kept, locked = await queue_state.bridge.call(beat, [active.job for active in due], self._lease)
         for active in due:
             asked = kept.get(active.key)
             if asked is not None:
                 active.leased_at = now
                 if asked:
                     self._cancel(active)
+            elif active.key in locked:
+                self._extend_alone(active)
             elif active.context is not None and active.context.finished:
                 continue  # its function finished it; if that is rolled back, the end is refused
             elif not active.ended:
@@ -120,6 +127,25 @@ class Heartbeat:
                     queue_state.active_jobs.pop(active.key)
                 else:
                     self._executor.stop(active, "lost")
+
+    def _extend_alone(self, active: ActiveJob) -> None:
+        """Wait for a row that another transaction has locked, and extend the lease; of others the next beat will.
+
+        One at a time, as each that waits uses a connection of the worker's.
+        """
+        if self._alone is None or self._alone.done():
+            self._alone = asyncio.create_task(self._wait_and_extend(active))
+
+    async def _wait_and_extend(self, active: ActiveJob) -> None:
+        began = time.monotonic()
+        try:
+            await self._queue_state.bridge.call(extend, self._queue_state.queue, active.job, self._lease)
+        except LeaseLost:
+            return  # the next beat finds that, too
+        except PQError as exc:
+            logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
+        else:
+            active.leased_at = max(began, active.leased_at)
 
     async def _store_progress(self, now: float) -> None:
         queue_state = self._queue_state

@@ -304,6 +304,104 @@ PREPARE "ack_delete" AS
   AND q_name = $3::text
   RETURNING id, attempts;
 
+-- ack_group_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM "queue"
+        WHERE id = ANY ($1::text::bigint[])
+        AND leased_until IS NOT NULL
+        AND num_nulls(dequeued_at, parked_on) = 2
+        AND ((id, attempts) IN (SELECT job, token
+            FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+        AND q_name = $3::text
+        FOR UPDATE SKIP LOCKED))
+    AND q_name = $3::text
+    RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone)
+  SELECT id, attempts
+  FROM gone;
+
+-- ack_group_and_tell_delete [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_and_tell_delete" AS
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($1::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $3::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_group_and_tell_keep [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_and_tell_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($1::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $3::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_group_archive [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_archive" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM "queue"
+        WHERE id = ANY ($1::text::bigint[])
+        AND leased_until IS NOT NULL
+        AND num_nulls(dequeued_at, parked_on) = 2
+        AND ((id, attempts) IN (SELECT job, token
+            FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+        AND q_name = $3::text
+        FOR UPDATE SKIP LOCKED))
+    AND q_name = $3::text
+    RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone)
+  SELECT id, attempts
+  FROM gone;
+
+-- ack_group_delete [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_delete" AS
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($1::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $3::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_group_keep [hot] $1 ids, $2 tokens, $3 q_name
+PREPARE "ack_group_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), leased_until = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($1::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $3::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
 -- ack_keep [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_keep" AS
   UPDATE "queue"
@@ -1341,6 +1439,22 @@ PREPARE "extend" AS
   AND q_name = $4::text
   RETURNING id;
 
+-- extend_group [hot] $1 lease, $2 ids, $3 tokens, $4 q_name
+PREPARE "extend_group" AS
+  UPDATE "queue"
+  SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($2::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $4::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $4::text
+  RETURNING id, attempts;
+
 -- find_duplicate $1 q_name, $2 dedup_key
 /*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
   SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
@@ -1368,6 +1482,16 @@ PREPARE "extend" AS
   FROM "queue_dedup" AS held
   WHERE q_name = $1::text
   AND dedup_key = $2::text;
+
+-- find_held_leases $1 ids, $2 tokens
+/*NO LOAD BALANCE*/ PREPARE "find_held_leases" AS
+  SELECT id, attempts
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE;
 
 -- find_job $1 q_name, $2 id, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_job" AS
@@ -1776,11 +1900,14 @@ PREPARE "find_unnamed" AS
 PREPARE "heartbeat" AS
   UPDATE "queue"
   SET leased_until = statement_timestamp() + $1::float8 * interval '1 second'
-  WHERE id = ANY ($2::text::bigint[])
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND ((id, attempts) IN (SELECT job, token
-      FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($2::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+      FOR UPDATE SKIP LOCKED))
   RETURNING id, attempts, coalesce(cancelling, false);
 
 -- held_batches $1 ids
@@ -2770,6 +2897,18 @@ PREPARE "leave_lanes" AS
       AND headers::text LIKE '%"batch"%') AS unfinished) AS found
   WHERE found.number = ANY ($1::text::bigint[]);
 
+-- lock_held $1 ids, $2 tokens, $3 q_name
+PREPARE "lock_held" AS
+  SELECT id, attempts
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND ((id, attempts) IN (SELECT job, token
+      FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
+  AND q_name = $3::text
+  FOR UPDATE SKIP LOCKED;
+
 -- lock_migrations
 /*NO LOAD BALANCE*/ PREPARE "lock_migrations" AS
   SELECT true;
@@ -2939,6 +3078,22 @@ PREPARE "nack" AS
   AND num_nulls(dequeued_at, parked_on) = 2
   AND q_name = $4::text
   RETURNING id;
+
+-- nack_group $1 delay, $2 ids, $3 tokens, $4 q_name
+PREPARE "nack_group" AS
+  UPDATE "queue"
+  SET leased_until = NULL, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM "queue"
+      WHERE id = ANY ($2::text::bigint[])
+      AND leased_until IS NOT NULL
+      AND num_nulls(dequeued_at, parked_on) = 2
+      AND ((id, attempts) IN (SELECT job, token
+          FROM unnest($2::text::bigint[], $3::text::int[]) AS held (job, token))) IS TRUE
+      AND q_name = $4::text
+      FOR UPDATE SKIP LOCKED))
+  AND q_name = $4::text
+  RETURNING id, attempts;
 
 -- next_due_probe [hot] $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "next_due_probe" AS

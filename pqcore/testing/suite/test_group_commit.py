@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.db import group_commit
-from pqcore.errors import ConfigurationError, InvalidData, NotStored, OutcomeUnknown
+from pqcore.errors import ConfigurationError, InvalidData, LeaseLost, NotStored, OutcomeUnknown
 from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
@@ -30,18 +31,13 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "PATIENCE", PATIENCE)
 
 
-def lines_of(harness: Harness, queue: Any) -> list[Any]:
-    engine = unwrapped(queue).engine
-
-    async def find() -> list[Any]:
-        return list((engine.lines() or {}).values())
-
-    return harness.wait_for(find)
+def lines_of(queue: Any) -> list[Any]:
+    return list(unwrapped(queue).lines)
 
 
 def wait_for_waiting(harness: Harness, queue: Any, number: int) -> None:
     """Wait until so many calls wait to travel."""
-    harness.eventually(lambda: sum(len(line.waiting) for line in lines_of(harness, queue)) == number)
+    harness.eventually(lambda: sum(len(line.waiting) for line in lines_of(queue)) == number)
 
 
 def caught(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -68,10 +64,10 @@ def locked(harness: Harness, lock: str) -> Iterator[Callable[[], None]]:
         holder.rollback()
 
 
-def slow_lock(harness: Harness) -> str:
-    """Make a trigger that has puts of "slow" wait for a lock; returns what takes the lock."""
+def slow_lock(harness: Harness, event: str = "INSERT") -> str:
+    """Make a trigger that has puts of "slow" wait for a lock, or takes of it; returns what takes the lock."""
     take = "pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA))"
-    make_trigger(harness, f"IF NEW.data::text = '\"slow\"' THEN PERFORM {take}; END IF; RETURN NEW;")
+    make_trigger(harness, f"IF NEW.data::text = '\"slow\"' THEN PERFORM {take}; END IF; RETURN NEW;", event)
     return f"SELECT pg_advisory_xact_lock(hashtext('{harness.schema}'))"
 
 
@@ -112,14 +108,16 @@ def stored(harness: Harness) -> dict[int, str]:
     return dict(harness.sql("SELECT id, data::text FROM {table}"))
 
 
-def make_trigger(harness: Harness, body: str) -> None:
-    """Have a trigger see each row before it is inserted."""
+def make_trigger(harness: Harness, body: str, event: str = "INSERT") -> None:
+    """Have a trigger see each row before it is inserted, or changed."""
     name = f"{quote(harness.schema)}.changes"
     harness.sql(
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
         rows=False,
     )
-    harness.sql(f"CREATE TRIGGER changes BEFORE INSERT ON {{table}} FOR EACH ROW EXECUTE FUNCTION {name}()", rows=False)
+    harness.sql(
+        f"CREATE TRIGGER changes BEFORE {event} ON {{table}} FOR EACH ROW EXECUTE FUNCTION {name}()", rows=False
+    )
 
 
 def test_concurrent_puts_take_one_commit_and_each_gets_its_own_id(harness: Harness) -> None:
@@ -205,6 +203,18 @@ def test_puts_whose_times_a_trigger_changes_get_their_own_ids(harness: Harness, 
     assert len(found) == CALLERS + 1
 
 
+def test_line_whose_groups_are_refused_rests(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "REFUSED", 1)
+    queue = harness.queue()
+    make_trigger(harness, "NEW.enqueued_at := 'epoch'; RETURN NEW;")
+    travel(harness, queue, *put_each(queue, range(3)))
+    with ExitStack() as stack, locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
+        for number in range(3):
+            stack.enter_context(harness.thread(partial(queue.put, number)))
+            wait_for_blocked(harness, number + 1)  # each by itself
+    assert len(stored(harness)) == 7
+
+
 def test_put_that_is_refused_fails_alone(harness: Harness) -> None:
     queue = harness.queue()
     harness.sql("ALTER TABLE {table} ADD CHECK (data::text <> '3')", rows=False)
@@ -288,9 +298,9 @@ def test_puts_that_are_many_go_in_several_groups(harness: Harness, monkeypatch: 
 
 def test_switch_has_each_put_commit_by_itself(harness: Harness) -> None:
     queue = harness.queue(group_commit=False)
-    assert lines_of(harness, queue) == []
+    assert lines_of(queue) == []
     harness.at_once(*put_each(queue, range(CALLERS)))
-    assert lines_of(harness, queue) == []
+    assert lines_of(queue) == []
     assert commits(harness) == CALLERS
 
 
@@ -298,7 +308,7 @@ def test_switch_has_each_put_commit_by_itself(harness: Harness) -> None:
 def test_puts_on_a_pool_of_the_callers_travel_only_if_asked_to(harness: Harness) -> None:
     queue = harness.pq(pool=harness.pool(size=2))["q"]
     queue.put(1)
-    assert lines_of(harness, queue) == []
+    assert lines_of(queue) == []
     queue = harness.pq(pool=harness.pool(size=2), group_commit=True)["q"]
     ids = travel(harness, queue, *put_each(queue, range(CALLERS)))
     found = stored(harness)
@@ -398,7 +408,7 @@ def test_interrupted_leader_leaves_no_follower_waiting(harness: Harness) -> None
     for number, answer in enumerate(answers[1:], 1):
         assert isinstance(answer, OutcomeUnknown) or found[answer] == str(number)
     assert queue.put("after") not in found
-    assert [line.since for line in lines_of(harness, queue)] == [0.0]
+    assert [line.since for line in lines_of(queue)] == [0.0]
 
 
 @pytest.mark.only("blocking")
@@ -417,3 +427,236 @@ def test_child_that_is_forked_while_puts_wait_puts_by_itself(harness: Harness) -
     found = stored(harness)
     assert [found.pop(job) for job in ids] == ['"slow"', "1", "2", "3"]
     assert list(found.values()) == ['"child"']
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "ack": lambda queue, job: queue.ack(job),
+    "nack": lambda queue, job: queue.nack(job, "1h"),
+    "extend": lambda queue, job: queue.extend(job, "1h"),
+}
+"""What is done with a leased job."""
+
+
+def change_each(queue: Any, change: str, jobs: Any) -> list[Callable[[], Any]]:
+    return [partial(CHANGES[change], queue, job) for job in jobs]
+
+
+def changed(harness: Harness, change: str) -> list[int]:
+    """The data of the jobs that were changed."""
+    condition = {
+        "ack": "dequeued_at IS NOT NULL",
+        "nack": "schedule_at > statement_timestamp()",
+        "extend": "leased_until > statement_timestamp() + interval '50 min'",
+    }
+    return [
+        int(data) for [data] in harness.sql(f"SELECT data::text FROM {{table}} WHERE {condition[change]} ORDER BY id")
+    ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_concurrent_changes_of_leased_jobs_take_one_commit(harness: Harness, change: str, retention: str) -> None:
+    if change != "ack" and retention != "keep":
+        return
+    queue = harness.queue(retention=retention)
+    queue.put_many(range(CALLERS + 2))
+    first, *jobs = queue.lease_many(CALLERS + 1, 60)
+    answers = travel(harness, queue, *change_each(queue, change, jobs), first=partial(CHANGES[change], queue, first))
+    assert answers == [None] * CALLERS
+    if retention == "keep":
+        assert changed(harness, change) == list(range(CALLERS + 1))
+        assert commits(harness) == 3  # with that of the put of the job that was not leased
+    else:
+        assert [job.data for job in queue.peek(2)] == [CALLERS + 1]
+        assert queue.jobs("leased") == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_of_a_locked_job_delays_no_other(harness: Harness, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    monkeypatch.undo()
+    queue = harness.queue()
+    queue.put_many(range(CALLERS))
+    jobs = queue.lease_many(CALLERS, 60)
+    lock = f"SELECT id FROM {harness.table} WHERE id = {jobs[3].id} FOR UPDATE"
+    with ExitStack() as stack:
+        release = stack.enter_context(locked(harness, lock))
+        calls = change_each(queue, change, jobs)
+        slow = stack.enter_context(harness.thread(calls.pop(3)))
+        harness.at_once(*calls)
+        assert changed(harness, change) == [number for number in range(CALLERS) if number != 3]
+        release()
+        slow()
+    assert changed(harness, change) == list(range(CALLERS))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_locked_job_of_a_group_is_changed_by_its_caller_alone(harness: Harness, change: str) -> None:
+    queue = harness.queue()
+    queue.put_many(range(CALLERS + 1))
+    first, *jobs = queue.lease_many(CALLERS + 1, 60)
+    lock = f"SELECT id FROM {harness.table} WHERE id = {jobs[3].id} FOR UPDATE"
+    with ExitStack() as stack:
+        with locked(harness, lock), locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE") as go_on:
+            stack.enter_context(harness.thread(partial(CHANGES[change], queue, first)))
+            wait_for_blocked(harness, 1)
+            joins = []
+            for number, call in enumerate(change_each(queue, change, jobs), 1):
+                joins.append(stack.enter_context(harness.thread(call)))
+                wait_for_waiting(harness, queue, number)
+            go_on()
+            slow = joins.pop(3)
+            for join in joins:
+                join()
+            assert changed(harness, change) == [0, *[number + 1 for number in range(CALLERS) if number != 3]]
+        slow()
+    assert changed(harness, change) == list(range(CALLERS + 1))
+
+
+def test_lost_leases_are_told_to_their_own_callers(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(5))
+    first, *jobs = queue.lease_many(5, 60)
+    queue.nack(jobs[0])
+    answers = travel(harness, queue, *change_each(queue, "ack", [*jobs, jobs[2]]), first=partial(queue.ack, first))
+    assert [type(answer) for answer in answers] == [LeaseLost, *[type(None)] * 3, LeaseLost]
+    assert changed(harness, "ack") == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("leased", [False, True], ids=["get", "lease"])
+@pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
+def test_concurrent_takes_give_each_caller_jobs_of_its_own(harness: Harness, leased: bool, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    queue.put_many(range(20))
+    unwrapped(queue).rule_cache.expires_at = float("inf")  # each caller would read the rules first
+
+    def take(n: int = 1) -> list[Any]:
+        jobs = queue.lease_many(n, 60, timeout=0) if leased else queue.get_many(n, timeout=0)
+        return [job.data for job in jobs]
+
+    answers = travel(harness, queue, *[partial(take, n) for n in (1, 3, 1, 2, 9, 5, 4)], first=take)
+    assert answers == [[1], [2, 3, 4], [5], [6, 7], list(range(8, 17)), [17, 18, 19], []]
+    assert queue.count() == 0
+    if retention == "keep":
+        assert commits(harness) == 2
+
+
+def test_concurrent_gets_of_an_empty_queue_wait_for_their_timeouts(harness: Harness) -> None:
+    queue = harness.queue()
+    assert harness.at_once(*[lambda: queue.get(timeout=0.1)] * CALLERS) == [None] * CALLERS
+    queue.put_many(range(3))
+    found = harness.at_once(*[lambda: queue.get(timeout=0)] * CALLERS)
+    assert sorted(job.data for job in found if job is not None) == [0, 1, 2]
+
+
+def test_jobs_under_a_limit_are_given_to_concurrent_callers_one_by_one(harness: Harness) -> None:
+    queue = harness.queue()
+    for number in range(6):
+        queue.put(number, limits={"key": 3})
+    jobs = harness.at_once(*[lambda: queue.lease(60, timeout=0)] * CALLERS)
+    assert len({job.id for job in jobs if job is not None}) == len([job for job in jobs if job is not None]) == 3
+
+
+@pytest.mark.only("async")
+@pytest.mark.parametrize("leased", [False, True], ids=["get", "lease"])
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "under way"])
+def test_cancelled_take_loses_no_job(harness: Harness, waits: bool, leased: bool) -> None:
+    queue = unwrapped(harness.queue())
+    harness.wait_for(lambda: queue.put_many(["first", "slow", *range(CALLERS)]))
+    queue.rule_cache.expires_at = float("inf")
+    tasks: list[asyncio.Task[Any]] = []
+
+    def take() -> Any:
+        return queue.lease(60, timeout=0) if leased else queue.get(timeout=0)
+
+    async def begin(number: int) -> None:
+        tasks.extend([asyncio.get_running_loop().create_task(take()) for _ in range(number)])
+
+    async def cancel() -> None:
+        cancelled.append(tasks.pop(2))
+        cancelled[0].cancel()
+
+    async def finish() -> list[Any]:
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled[0]
+        return await asyncio.gather(*tasks)
+
+    cancelled: list[asyncio.Task[Any]] = []
+    lock = slow_lock(harness, "UPDATE")
+    with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE") as release, locked(harness, lock) as go_on:
+        harness.in_loop(lambda: begin(1))
+        wait_for_blocked(harness, 1)
+        harness.in_loop(lambda: begin(5))
+        wait_for_waiting(harness, queue, 5)
+        if waits:
+            harness.in_loop(cancel)
+        release()
+        if not waits:
+            wait_for_waiting(harness, queue, 0)
+            wait_for_blocked(harness, 1)
+            harness.in_loop(cancel)
+        go_on()
+        jobs = harness.in_loop(finish)
+    expected = ["first", "slow", 0, 1, 2] if waits else ["first", "slow", 1, 2, 3]
+    assert [job.data for job in jobs] == expected
+    job = harness.in_loop(take)
+    assert job.data == (3 if waits else 0)
+    assert job.attempts == 1
+
+
+def test_locked_job_delays_no_lease_of_other_jobs_of_a_worker(harness: Harness) -> None:
+    queue = harness.task_queue()
+    over = threading.Event()
+
+    @queue.task
+    def work(job_id: int) -> None:
+        over.wait(PATIENCE)
+
+    ids = [int(work()) for _ in range(3)]
+    lock = f"SELECT id FROM {harness.table} WHERE id = {ids[0]} FOR UPDATE"
+
+    def leases() -> list[Any]:
+        found = harness.sql("SELECT leased_until FROM {table} WHERE leased_until > statement_timestamp() ORDER BY id")
+        return [until for [until] in found]
+
+    with harness.working(queue, lease=3.0, concurrency=3):
+        try:
+            harness.eventually(lambda: len(leases()) == 3)
+            with locked(harness, lock):
+                before = leases()
+                for _ in range(2):  # both others are extended, again and again
+                    harness.eventually(lambda: all(map(operator.gt, leases()[-2:], before[-2:])))
+                    before[-2:] = leases()[-2:]
+            harness.eventually(lambda: len(leases()) == 3 and leases()[0] > before[0])
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "dead"])
+def test_locked_job_delays_no_end_of_other_jobs_of_a_worker(harness: Harness, fails: bool) -> None:
+    queue = harness.task_queue()
+    over = threading.Event()
+
+    @queue.task
+    def work(job_id: int, number: int) -> None:
+        if number < 4:
+            over.wait(PATIENCE)
+        if fails:
+            raise ArithmeticError
+
+    def left() -> list[int]:
+        return [job for [job] in harness.sql("SELECT id FROM {table} WHERE dequeued_at IS NULL")]
+
+    ids = [int(work(number)) for number in range(4)]
+    lock = f"SELECT id FROM {harness.table} WHERE id = {ids[1]} FOR UPDATE"
+    taken = f"SELECT id FROM {harness.table} WHERE leased_until > statement_timestamp()"
+    with harness.working(queue, lease="1h", concurrency=4):
+        try:
+            harness.eventually(lambda: len(harness.sql(taken)) == 4)
+            with locked(harness, lock):
+                over.set()
+                harness.eventually(lambda: left() == [ids[1]])
+                work(4)  # nor one of a job that comes later
+                harness.eventually(lambda: left() == [ids[1]])
+            harness.eventually(lambda: left() == [])
+        finally:
+            over.set()

@@ -171,7 +171,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
     monkeypatch.setattr(group_commit, "PATIENCE", 2.0)  # so that the first of those that wait leads
     queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
     queue.put("first")
-    [line] = queue.engine.lines().values()
+    [line] = queue.lines
     told: dict[str, object] = {}
 
     def follow(data: str) -> None:

@@ -1,0 +1,252 @@
+"""Taking the jobs that are there: for good, or under a lease; by one caller, or by several together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pqcore import operations
+from pqcore.backend import Row
+from pqcore.db.engine import Engine
+from pqcore.db.group_commit import Alone, Line, Together
+from pqcore.db.session import Session
+from pqcore.errors import PQError
+from pqcore.lanes import has_lane, lane_of
+from pqcore.operations import admission
+from pqcore.operations.lease import give_back
+from pqcore.rows import headers_of, job_rows, place_of
+from pqcore.settings import QueueSettings
+from pqcore.sql.fetch_statements import SIZES, Finish
+
+if TYPE_CHECKING:
+    import pqcore.operations.paused_tasks  # noqa: F401 - with this, the type checker knows the name in `operations`
+
+logger = logging.getLogger("pqcore")
+
+Taken: TypeAlias = "tuple[Sequence[Row], float | None]"
+"""Rows that were taken; without any, the seconds until it is worth another look (None: unknown)."""
+MOST_TOGETHER = 100
+"""Jobs that concurrent callers take in one statement, at most; a caller who wants so many takes them by itself."""
+LOOKS = 3
+"""How often one look takes from lanes, at most, while others find new ones."""
+
+
+def take_with_others(
+    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
+) -> Awaitable[Taken]:
+    """Take rows, together with what concurrent callers take; as `take`."""
+    if n >= MOST_TOGETHER or not engine.groups():
+        return take(engine, queue, n, lease, patient=patient)
+    line = queue.lines.get(lease)
+    if line is None or not line.is_here():
+        run, undo = partial(_take_together, engine, queue, lease), partial(_untake, engine, queue, lease)
+        line = engine.line(queue.lines, lease, Together(run, undo, MOST_TOGETHER))
+    if line.since:
+        return _join(engine, queue, n, lease, line)
+    work = partial(_take_on, engine, queue, n, lease, False, False)
+    return engine.run_outside(work, line, protect=False, undo=partial(_untake, engine, queue, lease))
+
+
+async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | None, line: Line) -> Taken:
+    answer: Taken | Alone = await line.join(range(n))
+    return await take(engine, queue, n, lease, patient=False) if isinstance(answer, Alone) else answer
+
+
+async def _take_together(
+    engine: Engine, queue: QueueSettings, lease: float | None, s: Session, wanted: list[range]
+) -> list[Taken]:
+    """Take the rows of several callers, the first rows for those who came first; for each what `take` gives.
+
+    Args:
+        engine: Where.
+        queue: From which queue.
+        lease: Seconds for which they are leased; None to take them for good.
+        s: The session.
+        wanted: How many rows each caller wants, at most.
+    """
+    n = sum(map(len, wanted))
+    rows, wake_in = await _take_on(engine, queue, n, lease, False, True, s)
+    given: list[Taken] = []
+    start = 0
+    for some in map(len, wanted):
+        own = rows[start : start + some]
+        given.append((own, None if own else 0.0 if rows else wake_in))  # there may be more: those who have none look
+        start += some
+    return given
+
+
+async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *taken: Taken) -> None:
+    """Put rows back that were taken for callers who are gone."""
+    rows = [row for some, _ in taken for row in some]
+    if lease is None:
+        await restore(engine, queue, rows)
+    else:
+        await give_back(engine, queue, [(row.id, row.attempts) for row in job_rows(rows)])
+
+
+def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool) -> Awaitable[Taken]:
+    """Take up to ``n`` rows; without one, the seconds until it is worth another look. For the arguments see `look`."""
+    work = partial(_take_on, engine, queue, n, lease, patient, False)  # no function, which would cost a coroutine
+    return engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
+
+
+def _take_on(
+    engine: Engine,
+    queue: QueueSettings,
+    n: int,
+    lease: float | None,
+    patient: bool,
+    together: bool,
+    s: Session,
+) -> Awaitable[Taken]:
+    """Take rows on a session. No coroutine of its own, as each one more costs every take."""
+    if lease is not None:
+        return _take_leased(engine, queue, s, n, lease, patient=patient, together=together)
+    finish = queue.retention
+    if engine.security is not None:
+        refuse_hidden(engine, finish)
+    return _take_plain(queue, s, n, finish, {"q_name": queue.name}, together=together)
+
+
+async def _take_leased(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool
+) -> Taken:
+    refuse_hidden(engine, "lease")
+    rows, wake_in = await _take_lease(engine, queue, s, n, lease, patient=patient, together=together)
+    if rows and queue.rule_cache.rules.paused_tasks:
+        rows = await operations.paused_tasks.set_aside(queue, s, rows)
+        wake_in = None if rows else 0.0
+    return rows, wake_in
+
+
+def refuse_hidden(engine: Engine, finish: Finish) -> None:
+    """Refuse to take rows where row-level security hides them from the role; see `Engine.refuse_hidden`."""
+    if engine.security is not None:
+        engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
+
+
+async def _take_plain(
+    queue: QueueSettings, s: Session, n: int, finish: Finish, values: dict[str, object], *, together: bool = False
+) -> Taken:
+    """Take rows as they come; without one, the seconds until one is due (None: unknown)."""
+    bound = queue.bound
+    rows: Sequence[Row] = ()
+    fetch = s.sql.fetch
+    if together:  # with one statement for all numbers, so that it is prepared
+        fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
+    if bounded := bound.usable(time.monotonic()):
+        query = fetch("bounded", finish, n)
+        values["bound"] = bound.value()
+        rows = await s.execute(query, query.bind(values))
+    if not rows:
+        bounded = False
+        query = fetch("ordered", finish, n)
+        rows = await s.execute(query, query.bind(values))
+    if not rows:
+        [[something_out, wake_in, waits]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+        if something_out or (waits and finish != "lease"):
+            for query in (fetch("merged", finish, n), fetch("unguarded", finish, n)):
+                rows = await s.execute(query, query.bind(values))
+                if rows:
+                    break
+        if not rows:
+            bound.advance((), time.monotonic(), full=True)
+            return rows, wake_in
+    rows = sorted(rows, key=place_of) if len(rows) > 1 else rows  # RETURNING promises no order
+    if any_headers(has_lane, rows):  # their places are not in the order of other jobs
+        bound.advance((), time.monotonic(), full=not bounded)
+        return sorted(rows, key=_urgency), None
+    bound.advance(rows, time.monotonic(), full=not bounded)
+    return rows, None
+
+
+def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
+    """Whether a row has such headers; most have none, which is told without a call for each."""
+    return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))
+
+
+def _urgency(row: Row) -> int:
+    lane = lane_of(headers_of(row))
+    return 0 if lane is None else -lane.priority
+
+
+async def _take_lease(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool = False
+) -> Taken:
+    """Lease rows; where a take put jobs on their lanes that it came upon, further takes lease others as well."""
+    lanes = queue.lanes
+    adopted, in_transaction = lanes.adopted, s.in_transaction()
+    rows, wake_in = await _take_lease_once(engine, queue, s, n, lease, patient=patient, together=together)
+    for _ in range(LOOKS):
+        if not rows or len(rows) == n or lanes.adopted == adopted:
+            break
+        adopted = lanes.adopted
+        left = n - len(rows)
+        try:
+            more, _ = await _take_lease_once(engine, queue, s, left, lease, patient=True, together=together)
+        except PQError as exc:
+            if in_transaction:
+                raise
+            logger.warning("%r: fewer jobs are leased than are due: %s", queue.name, exc)  # those are the caller's
+            break
+        if more:
+            rows = sorted((*rows, *more), key=_order)
+    return rows, wake_in
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return _urgency(row), *place_of(row)
+
+
+async def _take_lease_once(
+    engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool = False
+) -> Taken:
+    """Lease rows: plain ones as they come, others as they are admitted.
+
+    While no job of the queue is known to wait for its admission, a lease is that of a plain job, and every `FIND`
+    seconds a look for others.
+    """
+    values = {"q_name": queue.name, "lease": lease}
+    lanes = queue.lanes
+    if lanes.must_find(time.monotonic()):
+        await admission.find_lanes(queue, s)
+    for left in reversed(range(LOOKS)):
+        if not lanes.lanes or lanes.aside_for(time.monotonic()):
+            break
+        number = max(size for size in SIZES if size <= n) if together else n  # for which it is prepared
+        rows, wake_in = await admission.take(engine, queue, s, number, lease, patient=patient)
+        if rows or wake_in == 0.0:
+            return rows, wake_in
+        if not await admission.find_lanes(queue, s, idle=True) or not left:
+            [[_, due_in, _]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
+    rows, wake_in = await _take_plain(queue, s, n, "lease", values, together=together)
+    if any_headers(has_lane, rows):
+        rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
+    elif not rows and await admission.find_lanes(queue, s, idle=True):
+        wake_in = 0.0
+    if not rows and (aside := lanes.aside_for(time.monotonic())):
+        wake_in = aside
+    return rows, None if rows else wake_in
+
+
+async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
+    """Put rows back that were taken for somebody who is no longer there to take them."""
+
+    async def work(s: Session) -> None:
+        query = s.sql.restore[queue.retention]
+        for row in job_rows(rows):
+            values = {**row._asdict(), "q_name": queue.name, "channel": queue.channel, "attempts": row.attempts - 1}
+            for name in ("enqueued_at", "schedule_at", "expected_at"):
+                values[name] = _from_utc(values[name])
+            await s.execute(query, query.bind(values))
+
+    await engine.run(work)
+
+
+def _from_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=timezone.utc)
