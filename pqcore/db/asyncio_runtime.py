@@ -149,7 +149,10 @@ class AsyncioRuntime:
         return _LoopLocal()
 
     def line(self, runner: Runner, together: Together) -> Line:
-        return TaskLine(runner, together)
+        try:
+            return TaskLine(runner, together)
+        except RuntimeError:
+            raise ConfigurationError(NO_LOOP) from None
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background:
         return _LoopTask(work)

@@ -54,7 +54,10 @@ class TaskLine:
 
     def is_here(self) -> bool:
         process = current.id if unforked_page[0] else process_id()  # for each operation, so no call
-        return self._process == process and asyncio.get_running_loop() is self._loop
+        try:
+            return self._process == process and asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # none runs
+            return False
 
     def end(self, began: float) -> None:
         if self.since == began:

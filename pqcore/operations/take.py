@@ -39,7 +39,7 @@ def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
     """Take rows, together with what concurrent callers take; as `take`."""
-    if n >= MOST_TOGETHER or not engine.groups():
+    if n >= MOST_TOGETHER or patient or not engine.groups():
         return take(engine, queue, n, lease, patient=patient)
     line = queue.lines.get(lease)
     if line is None or not line.is_here():
