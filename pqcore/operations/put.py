@@ -133,40 +133,56 @@ async def _put(
             raise await not_stored(engine, s, "put")
         return read(rows[0])
 
-    if chosen is None or chosen == _NO_OPTIONS:
-        if (
-            times is None
-            and connection is None
-            and engine.groups()
-            and len(encoded.data or encoded.payload or "") < LARGE
-        ):
-            line = queue.lines.get(read)
-            if line is None or not line.is_here():
-                line = engine.line(queue.lines, read, Together(partial(_put_together, read, queue)))
-            if not line.since:
-                return await engine.run_outside(plain, line)
-            answer = await line.join(encoded.data if queue.writes_json else as_element(encoded))
-            if answer is _DROPPED:
-                raise await engine.run_outside(lambda s: not_stored(engine, s, "put"), None)
-            return await engine.run_outside(plain, None) if answer is ALONE else answer
-        return await engine.run(plain, connection=connection)
-    row = {**NO_TIMES, **values, **chosen.values()}
-    return read(await engine.run(lambda s: insert(engine, s, row, chosen.dedup), connection=connection))
+    work, headers, travels = plain, None, times is None
+    if chosen is not None and chosen != _NO_OPTIONS:
+        row, dedup = {**NO_TIMES, **values, **chosen.values()}, chosen.dedup
+
+        async def full(s: Session) -> T:
+            return read(await insert(engine, s, row, dedup))
+
+        work, headers = full, chosen.headers
+        travels = travels and dedup is None and chosen.group is None and chosen.lane is None
+    if (
+        travels
+        and connection is None
+        and engine.groups()
+        and len(encoded.data or encoded.payload or "") + len(headers or "") < LARGE
+    ):
+        key = read if headers is None else (read, "headers")
+        line = queue.lines.get(key)
+        if line is None or not line.is_here():
+            line = engine.line(queue.lines, key, Together(partial(_put_together, read, queue, headers is not None)))
+        if not line.since:
+            return await engine.run_outside(work, line)
+        element = encoded.data if queue.writes_json else as_element(encoded)
+        answer = await line.join(element if headers is None else f"[{element},{headers}]")
+        if answer is _DROPPED:
+            raise await engine.run_outside(lambda s: not_stored(engine, s, "put"), None)
+        return await engine.run_outside(work, None) if answer is ALONE else answer
+    return await engine.run(work, connection=connection)
 
 
 async def _put_together(
-    read: Callable[[Row], T], queue: QueueSettings, s: Session, elements: list[str]
+    read: Callable[[Row], T],
+    queue: QueueSettings,
+    headed: bool,
+    s: Session,
+    elements: list[str],
 ) -> Sequence[Any]:
     """Put rows of several callers; what `read` gives for each, or `_DROPPED`.
 
     Args:
         read: What the callers want to know of a row.
         queue: The queue.
+        headed: Whether the rows have headers: an element is a pair of the data and the headers then.
         s: The session.
         elements: The data of each, as for `pqcore.operations.put_many.insert_many`.
     """
     binary, number = is_binary(queue), len(elements)
-    query = s.sql.put_group if binary is None else s.sql.put_group_encoded
+    if headed:
+        query = s.sql.put_group_headed if binary is None else s.sql.put_group_encoded_headed
+    else:
+        query = s.sql.put_group if binary is None else s.sql.put_group_encoded
     values = {"q_name": queue.name, "serializer": queue.serializer_name, "binary": binary, "number": number}
     values["items"] = f"[{','.join(elements)}]"
     [[first, places, put_at, _]] = await s.execute(query, query.bind(values))

@@ -99,12 +99,13 @@ def _put_many(stored: str, items: str) -> str:
     )
 
 
-def _put_group(stored: str, items: str) -> str:
+def _put_group(stored: str, items: str, headers: str = "") -> str:
     # `place` is the number of a row in the group, from 0.  It is carried in the time of the put, as microseconds, and
     # computed back from the row as stored: so it is right whatever triggers do with ids and rows.
     return (
-        f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
-        " statement_timestamp() + (place - 1) * interval '1 microsecond'"
+        f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}{', headers' if headers else ''})"
+        f" SELECT :q_name::text, {stored}, :serializer::text,"
+        f" statement_timestamp() + (place - 1) * interval '1 microsecond'{headers and f', {headers}'}"
         f" FROM {items} WITH ORDINALITY AS item (value, place)"
         " RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)"
         # All ids are in one value: the first, if the others follow it; else each with its place.
@@ -228,6 +229,16 @@ class QueueStatements(StatementSet):
     def put_group_encoded(self) -> str:
         """Insert the jobs of concurrent callers, as `put_group`, from strings, as `put_many_encoded`."""
         return _put_group(_STORED, _STRINGS)
+
+    @composed(hot=True)
+    def put_group_headed(self) -> str:
+        """Insert the jobs of concurrent callers, as `put_group`, each from a pair: its data, and its headers."""
+        return _put_group("item.value -> 0, NULL", _JSONS, "item.value -> 1")
+
+    @composed(hot=True)
+    def put_group_encoded_headed(self) -> str:
+        """Insert the jobs of concurrent callers, as `put_group_encoded`, each from a pair likewise."""
+        return _put_group(_STORED.replace("item.value", "(item.value ->> 0)"), _JSONS, "item.value -> 1")
 
     # Waiting.
 

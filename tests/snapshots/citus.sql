@@ -4380,6 +4380,34 @@ PREPARE "put_group_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, p
     AND count(DISTINCT place) = count(*))::int
   FROM put;
 
+-- put_group_encoded_headed [hot] $1 q_name, $2 binary, $3 serializer, $4 items, $5 number
+PREPARE "put_group_encoded_headed" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, headers)
+    SELECT $1::text,
+    CASE WHEN NOT $2::boolean THEN (item.value ->> 0)::json END,
+    CASE WHEN $2::boolean THEN decode((item.value ->> 0), 'base64') END, $3::text, statement_timestamp() + (place - 1) * interval '1 microsecond', item.value -> 1
+    FROM json_array_elements($4::text::json) WITH ORDINALITY AS item (value, place)
+    RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)
+  SELECT min(id),
+  CASE WHEN min(id - place) = max(id - place)
+  AND count(*) = $5::int THEN NULL ELSE (SELECT string_agg(place || ' ' || id, ' ')
+    FROM put) END, date_part('epoch', statement_timestamp()), 1 / (coalesce(min(place) >= 0
+      AND max(place) < $5::int, true)
+    AND count(DISTINCT place) = count(*))::int
+  FROM put;
+
+-- put_group_headed [hot] $1 q_name, $2 serializer, $3 items, $4 number
+PREPARE "put_group_headed" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, headers)
+    SELECT $1::text, item.value -> 0, NULL, $2::text, statement_timestamp() + (place - 1) * interval '1 microsecond', item.value -> 1
+    FROM json_array_elements($3::text::json) WITH ORDINALITY AS item (value, place)
+    RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)
+  SELECT min(id),
+  CASE WHEN min(id - place) = max(id - place)
+  AND count(*) = $4::int THEN NULL ELSE (SELECT string_agg(place || ' ' || id, ' ')
+    FROM put) END, date_part('epoch', statement_timestamp()), 1 / (coalesce(min(place) >= 0
+      AND max(place) < $4::int, true)
+    AND count(DISTINCT place) = count(*))::int
+  FROM put;
+
 -- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key, $12 lane, $13 priority
 PREPARE "put_keyed" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)

@@ -145,6 +145,16 @@ def test_concurrent_puts_of_other_serializers_are_read_as_they_were_put(harness:
     assert [jobs[job] for job in ids] == expected
 
 
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_concurrent_puts_keep_their_own_headers(harness: Harness, serializer: str) -> None:
+    queue = harness.pq().queue("q", serializer=serializer)
+    calls = [partial(queue.put, [number], headers={"number": number}) for number in range(CALLERS)]
+    ids = travel(harness, queue, *calls, first=partial(queue.put, ["first"], headers={"number": -1}))
+    assert commits(harness) == 2
+    jobs = {job.id: (job.data, job.headers) for job in queue.peek(20)}
+    assert [jobs[job] for job in ids] == [([number], {"number": number}) for number in range(CALLERS)]
+
+
 def test_concurrent_calls_of_a_task_get_handles_with_the_time_of_their_own_row(harness: Harness) -> None:
     queue = harness.task_queue()
 
