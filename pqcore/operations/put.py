@@ -113,11 +113,12 @@ async def _put(
     options: Mapping[str, Any] | None,
 ) -> T:
     encoded = queue.encode_row(data)
+    text, payload = encoded
     values: dict[str, object] = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,
-        "data": encoded.data,
-        "payload": encoded.payload,
+        "data": text,
+        "payload": payload,
     }
     chosen = None if options is None else checked_options(options)
     if times is not None:
@@ -142,19 +143,15 @@ async def _put(
 
         work, headers = full, chosen.headers
         travels = travels and dedup is None and chosen.group is None and chosen.lane is None
-    if (
-        travels
-        and connection is None
-        and engine.groups()
-        and len(encoded.data or encoded.payload or "") + len(headers or "") < LARGE
-    ):
+        travels = travels and len(headers or "") < LARGE
+    if travels and connection is None and engine.groups() and len(text or payload or "") < LARGE:
         key = read if headers is None else (read, "headers")
         line = queue.lines.get(key)
         if line is None or not line.is_here():
             line = engine.line(queue.lines, key, Together(partial(_put_together, read, queue, headers is not None)))
         if not line.since:
             return await engine.run_outside(work, line)
-        element = encoded.data if queue.writes_json else as_element(encoded)
+        element = text if queue.writes_json else as_element(encoded)
         answer = await line.join(element if headers is None else f"[{element},{headers}]")
         if answer is _DROPPED:
             raise await engine.run_outside(lambda s: not_stored(engine, s, "put"), None)
