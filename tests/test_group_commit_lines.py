@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pqcore.db import group_commit, thread_line
+from pqcore.db import group_commit, runtime, thread_line
 from pqcore.db.group_commit import ALONE, Together
 from pqcore.db.runtime import run_sync
 from pqcore.db.task_line import TaskLine
 from pqcore.db.thread_line import ThreadLine
-from pqcore.errors import OutcomeUnknown
+from pqcore.errors import OutcomeUnknown, PoolTimeout
 
 L = TypeVar("L", ThreadLine, TaskLine)
 PATIENCE = 20.0
@@ -44,21 +44,31 @@ class Sent:
     Args:
         pauses: How often other tasks have their turn before a statement, and during it.
         nap: Seconds that a statement blocks its thread.
+        busy: Whether no connection is free, but for calls by themselves.
     """
 
-    def __init__(self, pauses: int = 0, nap: float = 0.0) -> None:
+    def __init__(self, pauses: int = 0, nap: float = 0.0, *, busy: bool = False) -> None:
         self.groups: list[list[str]] = []
+        self.undone: list[str] = []
+        self._busy = busy
         self._pauses = pauses
         self._nap = nap
 
-    def line(self, kind: Callable[..., L]) -> L:
-        """Make a line of these."""
-        return kind(self.run, Together(self.together))
+    def line(self, kind: Callable[..., L], *, undoes: bool = False) -> L:
+        """Make a line of these; one of calls that are undone when their callers are gone, if it is told to."""
+        return kind(self.run, Together(self.together, self.undo if undoes else None))
+
+    async def undo(self, *answers: str) -> None:
+        self.undone += answers
+        for _ in range(self._pauses):
+            await asyncio.sleep(0)
 
     async def run(self, loan: object, operation: Callable[[Any], Awaitable[Any]], *, protect: bool) -> Any:
         """Run an operation as an engine does, where connections are always free."""
         for _ in range(self._pauses):
             await asyncio.sleep(0)
+        if self._busy:
+            raise PoolTimeout("none is free")
         return await operation(None)
 
     async def together(self, session: object, values: Sequence[str]) -> list[str]:
@@ -72,7 +82,7 @@ class Sent:
     def check(self, value: str, answer: object) -> None:
         """Check that what a caller was told is true, as it goes alone, or is done once."""
         times = Counter(value for group in self.groups for value in group)[value]
-        if answer is ALONE:
+        if answer is ALONE or isinstance(answer, PoolTimeout):
             assert times == 0, "the caller does it again"
         elif isinstance(answer, (OutcomeUnknown, asyncio.CancelledError, Interrupted, TimeLimit)):
             assert times <= 1
@@ -133,20 +143,26 @@ class Caller:
 
 def is_free(line: ThreadLine, sent: Sent) -> bool:
     """Whether a further call goes, and leaves a line that is free."""
+    sent._busy = False
     last = Caller(line, "last")
     assert last.is_over()
     sent.check("last", last.answer)
     return line.since == 0.0 and not line.waiting
 
 
-def interrupted(number: int, whom: int) -> tuple[list[Caller], list[int]]:
+def interrupted(number: int, whom: int, *, busy: bool) -> tuple[list[Caller], list[int]]:
     """Have four threads call while a statement is under way, and interrupt one of them at an instruction.
+
+    Args:
+        number: Which instruction.
+        whom: Which of them.
+        busy: Whether the pool has no connection for them.
 
     Returns:
         The callers, and the line at which it was interrupted; no line if it has fewer instructions.
     """
     raised: list[int] = []
-    sent = Sent()
+    sent = Sent(busy=busy)
     line = sent.line(ThreadLine)
     line.since = began = time.monotonic()
     callers = []
@@ -172,15 +188,19 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("whom", "least"), [(0, 400), (1, 40)], ids=["leader", "follower"])
-def test_interrupt_of_a_thread_at_any_instruction_leaves_no_caller_waiting(whom: int, least: int) -> None:
+@pytest.mark.parametrize(
+    ("whom", "least", "busy"),
+    [(0, 400, False), (1, 40, False), (0, 200, True)],
+    ids=["leader", "follower", "leader without a connection"],
+)
+def test_interrupt_of_a_thread_at_any_instruction_leaves_no_caller_waiting(whom: int, least: int, busy: bool) -> None:
     number, missed = 0, 0
     while missed < 3:  # now and then another one leads
         number += 1
-        callers, raised = interrupted(number, whom)
+        callers, raised = interrupted(number, whom, busy=busy)
         missed += not raised
         others = [caller.answer for place, caller in enumerate(callers) if place != whom]
-        assert all(isinstance(answer, (str, OutcomeUnknown)) or answer is ALONE for answer in others)
+        assert all(isinstance(answer, (str, OutcomeUnknown, PoolTimeout)) or answer is ALONE for answer in others)
     assert number > least
 
 
@@ -323,3 +343,36 @@ def test_loop_that_ends_amid_concurrent_calls_begins_no_task(caplog: pytest.LogC
     assert all(task.done() for task in tasks)
     assert sent.groups == []
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("whom", range(4))
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("after", range(16))
+def test_answer_to_a_cancelled_caller_is_undone_and_others_wait_for_nothing(
+    whom: int, before: bool, after: int
+) -> None:
+    async def act() -> None:
+        sent = Sent(pauses=3)
+        line = sent.line(TaskLine, undoes=True)
+        line.since = began = time.monotonic()
+        values = ["a", *OTHERS]
+        tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
+        await turns(1)
+        if not before:
+            line.end(began)
+        await turns(after)
+        over, start = tasks[whom].done(), time.monotonic()
+        tasks[whom].cancel()
+        if before:
+            line.end(began)
+        answer = await tasks[whom]
+        assert time.monotonic() - start < runtime.AFTER_CANCEL / 2, "there was nothing to wait for"
+        done = values[whom] in [value for group in sent.groups for value in group]
+        assert isinstance(answer, str) or not over
+        assert sent.undone == ([] if isinstance(answer, str) or not done else [values[whom].upper()])
+        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+        assert await asyncio.wait_for(line.join("e"), PATIENCE) == "E"
+        await turns(5)
+        assert (line.since, len(line.waiting), line.claimed, line.undone) == (0.0, 0, set(), {})
+
+    asyncio.run(act())

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -37,6 +37,7 @@ class TaskLine:
         runner: The same.
         together: The same.
         rest: Whether calls go by themselves for a while.
+        claimed: The calls that are under way, where their answers are undone if their callers are gone.
         undone: What callers wait for that were cancelled while their calls were under way.
     """
 
@@ -46,6 +47,7 @@ class TaskLine:
         self.since = 0.0
         self.rest = Rest()
         self.waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        self.claimed: set[asyncio.Future[Any]] = set()
         self.undone: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
         self._loop = asyncio.get_running_loop()
         self._process = process_id()
@@ -94,7 +96,7 @@ class TaskLine:
             if not future.cancelled():  # it was cancelled after the answer came, and before it had it
                 if future.exception() is None:
                     await outlast(asyncio.ensure_future(self._undo([future.result()])), runtime.UNDOING)
-            elif all(waits is not future for waits, _ in self.waiting):  # it is under way
+            elif future in self.claimed:
                 self.undone[future] = over = self._loop.create_future()
                 await outlast(over, runtime.AFTER_CANCEL + runtime.UNDOING)
                 self.undone.pop(future, None)
@@ -113,9 +115,14 @@ class TaskLine:
         try:
             await self._undo(answers)
         finally:
-            for future in futures:
-                if (over := self.undone.get(future)) is not None and not over.done():
-                    over.set_result(None)
+            self.let_go(futures)
+
+    def let_go(self, futures: Collection[asyncio.Future[Any]]) -> None:
+        """Take note that calls are no longer under way, and tell those of their callers that were cancelled."""
+        self.claimed.difference_update(futures)
+        for future in futures:
+            if (over := self.undone.get(future)) is not None and not over.done():
+                over.set_result(None)
 
     def start(
         self, work: Coroutine[Any, Any, None], forget: Callable[[asyncio.Task[None]], object] | None = None
@@ -187,6 +194,7 @@ class _Group:
                     future.set_result(answer)
                 elif line.together.undo is not None:
                     gone.append(future)
+            line.claimed.difference_update(self._futures if not gone else set(self._futures).difference(gone))
             if gone:
                 found = dict(zip(self._futures, answers, strict=True))
                 line.start(line.undo(gone, [found[future] for future in gone]))
@@ -222,6 +230,8 @@ class _Group:
                 break
             futures.append(future)
             values.append(value)
+        if line.together.undo is not None:
+            line.claimed.update(futures)
         return values
 
     def _fail(self, exc: BaseException, came: int) -> None:
@@ -233,12 +243,12 @@ class _Group:
         self._line.rest.note(refused=claimed and make is None)
         for future in futures:
             if future.done():
-                if (over := self._line.undone.get(future)) is not None:
-                    over.set_result(None)
-            elif make is not None:
+                continue
+            if make is not None:
                 future.set_exception(make())
             else:
                 future.set_result(ALONE)
+        self._line.let_go(futures)
 
 
 async def outlast(task: asyncio.Future[Any], seconds: float) -> bool:

@@ -209,10 +209,7 @@ class _Group:
         """Return the answers to the calls where there are none: an error, or `ALONE`."""
         claimed = self._began != NOT_YET
         if not claimed:
-            with suppress(IndexError):
-                while self._came:
-                    self._came -= 1
-                    self._calls.append(self._line.waiting.popleft())
+            _move(self._line.waiting, self._calls, self._came)
         make = error_for_each(self._failure, claimed=claimed)
         if self._calls:
             self._line.rest.note(refused=claimed and make is None)
