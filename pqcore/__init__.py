@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Cause, Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
@@ -41,6 +42,7 @@ __all__ = [
     "Cause",
     "Dedup",
     "Encoding",
+    "Expiry",
     "Explanation",
     "Job",
     "JobInfo",
@@ -73,6 +75,7 @@ _HOMES = {
     "Reencoded": "operations.reencode",
     "QueueStats": "operations.admin",
     "LimitUsage": "operations.limits",
+    "Expiry": "operations.expiry",
     "Rule": "operations.rules",
     "JobInfo": "operations.results",
     "WorkerInfo": "operations.worker_registry",

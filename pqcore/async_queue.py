@@ -25,7 +25,7 @@ from pqcore.operations import complete, dead_letters, fetch, lease, put, put_man
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
+from pqcore.settings import AS_IT_IS, KEEP_DEAD, KEEP_FINISHED, REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks.async_queue import AsyncTaskQueueMixin
 from pqcore.times import TimeSpec
@@ -33,11 +33,13 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.expiry
     import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
@@ -295,6 +297,16 @@ class AsyncQueue(AsyncTaskQueueMixin):
         """Set the weight of a share; see `pqcore.Queue.set_weight`."""
         await operations.rules.set_weight(self.engine, self, share, weight, connection)
 
+    async def set_expiry(
+        self,
+        *,
+        finished: str | float | timedelta | None = AS_IT_IS,
+        dead: str | float | timedelta | None = AS_IT_IS,
+        connection: Any = None,
+    ) -> None:
+        """Set how long finished rows and dead letters are kept; see `pqcore.Queue.set_expiry`."""
+        await operations.expiry.set_expiry(self.engine, self.name, finished=finished, dead=dead, connection=connection)
+
     async def rules(self) -> list[Rule]:
         """The limits, rates, weights and pauses that are set, and in force."""
         return await operations.rules.list_rules(self.engine, self)
@@ -353,9 +365,36 @@ class AsyncPQ(BasePQ[AsyncQueue]):
     _mode = "async"
     _runtime = AsyncioRuntime
 
-    async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
+    async def create(
+        self,
+        *,
+        partitions: int | None = None,
+        set_sequences: bool = False,
+        keep_finished: str | float | timedelta | None = KEEP_FINISHED,
+        keep_dead: str | float | timedelta | None = KEEP_DEAD,
+    ) -> None:
         """Make the table, or migrate it in place; see `pqcore.PQ.create`."""
-        await operations.admin.create(self.engine, partitions, set_sequences=set_sequences)
+        await operations.admin.create(
+            self.engine,
+            partitions,
+            set_sequences=set_sequences,
+            keep_finished=keep_finished,
+            keep_dead=keep_dead,
+        )
+
+    async def set_expiry(
+        self,
+        *,
+        finished: str | float | timedelta | None = AS_IT_IS,
+        dead: str | float | timedelta | None = AS_IT_IS,
+        connection: Any = None,
+    ) -> None:
+        """Set how long finished rows and dead letters are kept; see `pqcore.PQ.set_expiry`."""
+        await operations.expiry.set_expiry(self.engine, None, finished=finished, dead=dead, connection=connection)
+
+    async def expiry(self) -> list[Expiry]:
+        """List how long rows are kept; see `pqcore.PQ.expiry`."""
+        return await operations.expiry.list_expiry(self.engine)
 
     async def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""

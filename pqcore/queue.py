@@ -20,7 +20,7 @@ from pqcore.operations import complete, dead_letters, fetch, lease, put, put_man
 from pqcore.operations.lease import LEASE_DURATION
 from pqcore.put_options import Dedup, given
 from pqcore.serializers import Serializer
-from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
+from pqcore.settings import AS_IT_IS, KEEP_DEAD, KEEP_FINISHED, REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks.fetched_jobs import claim_owed
 from pqcore.tasks.queue import TaskQueueMixin
@@ -29,11 +29,13 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.expiry
     import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.encodings import Encoding
+    from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Explanation
     from pqcore.operations.limits import LimitUsage
     from pqcore.operations.list_jobs import StoredJob
@@ -561,6 +563,32 @@ class Queue(TaskQueueMixin):
         """
         run_sync(operations.rules.set_weight(self.engine, self, share, weight, connection))
 
+    def set_expiry(
+        self,
+        *,
+        finished: str | float | timedelta | None = AS_IT_IS,
+        dead: str | float | timedelta | None = AS_IT_IS,
+        connection: Any = None,
+    ) -> None:
+        """Set how long finished rows and dead letters are kept in this queue.
+
+        Workers delete what is older, some thousand rows a minute and more. Rows whose result is kept, and those of a
+        batch that is open, stay until then.
+
+        Args:
+            finished: How long finished rows are kept, those in the archive too: seconds, ``'7d'`` or a timedelta; None
+                for ever. As it is, if not given.
+            dead: How long dead letters are kept, likewise.
+            connection: In whose transaction, as for `Queue.put`.
+
+        Raises:
+            InvalidTimeSpec: A time is none.
+            ConfigurationError: Neither time is given.
+        """
+        run_sync(
+            operations.expiry.set_expiry(self.engine, self.name, finished=finished, dead=dead, connection=connection)
+        )
+
     def rules(self) -> list[Rule]:
         """The limits, rates, weights and pauses that are set, and in force."""
         return run_sync(operations.rules.list_rules(self.engine, self))
@@ -672,7 +700,14 @@ class PQ(BasePQ[Queue]):
     _mode = "blocking"
     _runtime = BlockingRuntime
 
-    def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
+    def create(
+        self,
+        *,
+        partitions: int | None = None,
+        set_sequences: bool = False,
+        keep_finished: str | float | timedelta | None = KEEP_FINISHED,
+        keep_dead: str | float | timedelta | None = KEEP_DEAD,
+    ) -> None:
         """Make the table, or migrate it in place; does nothing if it is up to date.
 
         Args:
@@ -680,13 +715,53 @@ class PQ(BasePQ[Queue]):
                 for a table without, and for one that is there.
             set_sequences: Also set the sequences of ids that are behind the ids that are there: after logical
                 replication, a restore of rows alone, or ``TRUNCATE ... RESTART IDENTITY``.
+            keep_finished: How long finished rows are kept, if the table is new: workers delete those that are older.
+                Seconds, ``'7d'`` or a timedelta; None for ever. Of a table that is there see `set_expiry`.
+            keep_dead: How long dead letters are kept, likewise.
 
         Raises:
+            InvalidTimeSpec: A time is none.
             ConfigurationError: It is there, and has another number of partitions.
             SchemaTooNew: A newer pqcore made it.
             TransientError: It was in use for too long; call it again.
         """
-        run_sync(operations.admin.create(self.engine, partitions, set_sequences=set_sequences))
+        run_sync(
+            operations.admin.create(
+                self.engine,
+                partitions,
+                set_sequences=set_sequences,
+                keep_finished=keep_finished,
+                keep_dead=keep_dead,
+            )
+        )
+
+    def set_expiry(
+        self,
+        *,
+        finished: str | float | timedelta | None = AS_IT_IS,
+        dead: str | float | timedelta | None = AS_IT_IS,
+        connection: Any = None,
+    ) -> None:
+        """Set how long finished rows and dead letters are kept, in all queues for which nothing else is set.
+
+        Workers delete what is older, some thousand rows a minute and more. Rows whose result is kept, and those of a
+        batch that is open, stay until then.
+
+        Args:
+            finished: How long finished rows are kept, those in the archive too: seconds, ``'7d'`` or a timedelta; None
+                for ever. As it is, if not given.
+            dead: How long dead letters are kept, likewise.
+            connection: In whose transaction, as for `Queue.put`.
+
+        Raises:
+            InvalidTimeSpec: A time is none.
+            ConfigurationError: Neither time is given.
+        """
+        run_sync(operations.expiry.set_expiry(self.engine, None, finished=finished, dead=dead, connection=connection))
+
+    def expiry(self) -> list[Expiry]:
+        """List how long rows are kept, and how many were deleted for it; nothing if everything is kept."""
+        return run_sync(operations.expiry.list_expiry(self.engine))
 
     def stats(self) -> dict[str, QueueStats]:
         """What waits, a queue."""

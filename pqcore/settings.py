@@ -68,6 +68,10 @@ QUICK_SIZE = 32_768
 """Characters or bytes: more take longer to decode than it takes to have another thread decode them."""
 QUICK_VALUES = 1_000
 """Values, or 32 characters: data with more takes as long to encode."""
+KEEP_FINISHED, KEEP_DEAD = "7d", "90d"
+"""How long the finished rows and the dead letters of a new table are kept, unless told otherwise."""
+AS_IT_IS: Any = object()
+"""Stands for a setting that is not changed."""
 REENCODE_STEP = 100
 """Rows that `Queue.reencode` writes in one transaction, unless told otherwise."""
 REENCODE_WAIT = 10.0

@@ -549,6 +549,20 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     assert run("dead", "list", dsn=dsn).stdout == "no dead letters\n"
 
 
+def test_expiry_command_shows_and_sets_how_long_rows_are_kept(dsn: str) -> None:
+    made = run("create", "--keep-finished", "none", "--keep-dead", "30d", dsn=dsn)
+    assert made.returncode == 0, made.stderr
+    shown = run("expiry", "--json", dsn=dsn).stdout
+    assert json.loads(shown) == {"queue": None, "kind": "dead", "seconds": 30 * 86400.0, "deleted": 0}
+    text = run("expiry", "--queue", "audit", "--finished", "1d", "--dead", "none", dsn=dsn).stdout
+    assert re.search(r"^ *all others +dead +30d +0 *$", text, re.MULTILINE), text
+    assert re.search(r"^ *audit +finished +1d +0 *$", text, re.MULTILINE), text
+    assert re.search(r"^ *audit +dead +for ever +0 *$", text, re.MULTILINE), text
+    wrong = run("expiry", "--finished", "soon", dsn=dsn)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "'soon' is not a time" in wrong.stderr
+
+
 def test_put_command_says_when_a_dedup_key_is_taken(dsn: str, pq: tasks.PQ) -> None:
     put = ("put", "1", "--queue", "apples", "--dedup", "once")
     first = run(*put, dsn=dsn)

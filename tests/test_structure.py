@@ -60,6 +60,7 @@ LONGER = {
     "benchmarks/peers/measuring.py": "one measurement, from its databases to its row",
     "benchmarks/peers/runner.py": "what drives each peer: a file per peer stands next to it",
     "benchmarks/plans.py": "a table and its plans: mostly statements",
+    "pqcore/async_queue.py": "the awaited face: as many methods as the blocking one",
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",
     "pqcore/queue.py": "the blocking face: mostly docstrings",

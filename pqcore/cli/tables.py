@@ -1,8 +1,8 @@
-"""``pqcore create``, ``migrate`` and ``adopt``: the table."""
+"""``pqcore create``, ``migrate``, ``adopt`` and ``expiry``: the table, and how long it keeps rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +11,15 @@ import click
 from pqcore import schema
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
-from pqcore.cli.options import json_option, with_database
+from pqcore.cli.options import duration, json_option, with_database
 from pqcore.cli.output import emit, write
+from pqcore.cli.output import table as write_table
 from pqcore.errors import TableMissing
 from pqcore.operations import admin, schema_info
+from pqcore.operations.expiry import list_expiry, set_expiry
 from pqcore.operations.roles import grant, script
 from pqcore.schema.sequences import IdSequence
+from pqcore.settings import KEEP_DEAD, KEEP_FINISHED
 from pqcore.sql.identifiers import quote
 
 _sequences_option = click.option(
@@ -65,13 +68,14 @@ def _make(
     role_prefix: str | None = None,
     partitions: int | None = None,
     set_sequences: bool = False,
+    kept: Mapping[str, float | None] | None = None,
 ) -> None:
     table = database.table
     changed = not database.call(schema_info.is_current)
     stop_older = changed and database.call(schema_info.needs_workers_stopped)
     behind: Sequence[IdSequence] = ()
     if changed or partitions is not None or set_sequences:
-        behind = database.call(admin.create, partitions, set_sequences=set_sequences)
+        behind = database.call(admin.create, partitions, set_sequences=set_sequences, **(kept or {}))
     roles = asdict(database.call(grant, role_prefix)) if with_roles else {}
     if as_json:
         facts: dict[str, Any] = {"table": table, "found": found, "version": schema.latest(), "changed": changed}
@@ -98,6 +102,11 @@ def _make(
         write("no sequence is behind the ids that are there")
 
 
+def _kept(text: str | float | None) -> float | None:
+    """The type of an option that is a time, or ``none``."""
+    return None if text is None or text == "none" else duration(text)
+
+
 @click.command()
 @_sql_option
 @click.option(
@@ -107,6 +116,22 @@ def _make(
     "--role-prefix", metavar="NAME", help="With --roles: begin their names so, and not with the table's name."
 )
 @click.option("--partitions", metavar="N", type=int, help="Make it in so many partitions, by the queue's name.")
+@click.option(
+    "--keep-finished",
+    metavar="TIME",
+    type=_kept,
+    default=KEEP_FINISHED,
+    show_default=True,
+    help="Of a new table: how long finished rows are kept; 'none' for ever.",
+)
+@click.option(
+    "--keep-dead",
+    metavar="TIME",
+    type=_kept,
+    default=KEEP_DEAD,
+    show_default=True,
+    help="Of a new table: how long dead letters are kept; 'none' for ever.",
+)
 @_sequences_option
 @json_option
 @with_database
@@ -116,6 +141,8 @@ def create(
     roles: bool,
     role_prefix: str | None,
     partitions: int | None,
+    keep_finished: float | None,
+    keep_dead: float | None,
     set_sequences: bool,
     as_json: bool,
 ) -> None:
@@ -138,6 +165,7 @@ def create(
         role_prefix=role_prefix,
         partitions=partitions,
         set_sequences=set_sequences,
+        kept={"keep_finished": keep_finished, "keep_dead": keep_dead},
     )
 
 
@@ -211,4 +239,38 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
         write(f"it is adopted: schema version {schema.latest()}; pq's own workers can go on with it")
 
 
-COMMANDS = (create, migrate, adopt)
+@click.command()
+@click.option("--queue", metavar="NAME", help="Of this queue; of all for which nothing else is set, if left out.")
+@click.option("--finished", metavar="TIME", help="How long finished rows are kept, as in 7d; 'none' for ever.")
+@click.option("--dead", metavar="TIME", help="How long dead letters are kept, as in 90d; 'none' for ever.")
+@json_option
+@with_database
+def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
+    """Show how long finished rows and dead letters are kept, or set it."""
+    wanted = {"finished": finished, "dead": dead}
+    chosen = {kind: _kept(text) for kind, text in wanted.items() if text is not None}
+    name = None if queue is None else database.queue(queue).name
+    if chosen:
+        database.call(set_expiry, name, **chosen)
+    found = database.call(list_expiry)
+    for one in found:
+        if as_json:
+            emit(asdict(one))
+    if as_json:
+        return
+    if not found:
+        write("everything is kept")
+        return
+    rows = [
+        (
+            "all others" if one.queue is None else one.queue,
+            one.kind,
+            "for ever" if one.seconds is None else f"{one.seconds / 86_400:g}d",
+            one.deleted,
+        )
+        for one in found
+    ]
+    write_table(("queue", "rows", "kept", ">deleted"), rows)
+
+
+COMMANDS = (create, migrate, adopt, expiry)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding
+from pqcore.operations.expiry import list_expiry_of
 from pqcore.operations.worker_registry import list_workers_of
 from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
 
@@ -63,14 +66,29 @@ async def check_leases(context: CheckContext) -> list[Finding]:
     return [Finding("leases", "warning", message, "start a worker of the queue: it runs them again", details)]
 
 
+async def check_expiry(context: CheckContext) -> list[Finding]:
+    """Check how long finished rows and dead letters are kept, and whether somebody deletes what is older."""
+    found = await list_expiry_of(context.s)
+    details = {"expiry": [asdict(one) for one in found]}
+    if not any(one.seconds is not None for one in found):
+        message = "finished rows and dead letters are kept for ever"
+        return [Finding("expiry", "ok", message, "pqcore expiry --finished 7d has workers delete them", details)]
+    told = [
+        f"{'finished rows' if one.kind == 'finished' else 'dead letters'} of"
+        f" {'all queues' if one.queue is None else repr(one.queue)} are kept"
+        f" {'for ever' if one.seconds is None else f'for {one.seconds / 86400:g} days'}, {one.deleted} were deleted"
+        for one in found
+    ]
+    return [Finding("expiry", "ok", "; ".join(told), details=details)]
+
+
 async def check_dead_letters(context: CheckContext) -> list[Finding]:
     """Check for dead letters."""
-    rows = [(queue, int(number)) for queue, number in await context.s.execute(context.s.sql.admin.dead_by_queue)]
-    details = {"queues": [{"queue": queue, "dead": number} for queue, number in rows]}
-    if not rows:
+    numbers = {queue: int(number) for queue, number in await context.s.execute(context.s.sql.admin.dead_by_queue)}
+    details = {"queues": [{"queue": queue, "dead": number} for queue, number in numbers.items()]}
+    if not numbers:
         return [Finding("dead_letters", "ok", "there are none", details=details)]
-    queue, number = max(rows, key=lambda row: row[1])
-    all_of_them = sum(each for _, each in rows)
-    message = f"{all_of_them} jobs failed for good, {number} of them in queue {queue!r}"
+    queue = max(numbers, key=lambda name: numbers[name])
+    message = f"{sum(numbers.values())} jobs failed for good, {numbers[queue]} of them in queue {queue!r}"
     advice = "pqcore dead list shows them, pqcore dead retry runs them again, pqcore dead purge deletes them"
     return [Finding("dead_letters", "warning", message, advice, details)]

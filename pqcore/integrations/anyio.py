@@ -35,6 +35,7 @@ from pqcore.errors import PQError
 from pqcore.job import AsyncJob
 from pqcore.operations import fetch
 from pqcore.operations.encodings import Encoding
+from pqcore.operations.expiry import Expiry
 from pqcore.operations.lease import LEASE_DURATION, lease_terms
 from pqcore.operations.reencode import Reencoded
 from pqcore.operations.worker_registry import WorkerInfo
@@ -112,6 +113,7 @@ class ThreadedQueue:
     set_limit = _awaited(Queue.set_limit)
     set_rate = _awaited(Queue.set_rate)
     set_weight = _awaited(Queue.set_weight)
+    set_expiry = _awaited(Queue.set_expiry)
     rules = _awaited(Queue.rules)
     limits = _awaited(Queue.limits)
     clear = _awaited(Queue.clear)
@@ -226,9 +228,17 @@ class ThreadedPQ:
         self.blocking = pq
         self._queues: dict[str, ThreadedQueue] = {}
 
-    async def create(self, *, partitions: int | None = None, set_sequences: bool = False) -> None:
+    async def create(self, **options: Any) -> None:
         """Make the table, or migrate it in place; see `PQ.create`."""
-        await run_sync(functools.partial(self.blocking.create, partitions=partitions, set_sequences=set_sequences))
+        await run_sync(functools.partial(self.blocking.create, **options))
+
+    async def set_expiry(self, **options: Any) -> None:
+        """Set how long finished rows and dead letters are kept; see `PQ.set_expiry`."""
+        await run_sync(functools.partial(self.blocking.set_expiry, **options))
+
+    async def expiry(self) -> list[Expiry]:
+        """List how long rows are kept; see `PQ.expiry`."""
+        return await run_sync(self.blocking.expiry)
 
     def queue(self, name: str, **options: Any) -> ThreadedQueue:
         """A queue with options of its own; see `PQ.queue`."""

@@ -13,6 +13,7 @@ _RARE = frozenset(
     {
         "admin",
         "encodings",
+        "expiry",
         "explain",
         "limits",
         "list_jobs",

@@ -16,10 +16,11 @@ from pqcore.lanes import has_lane
 from pqcore.operations import complete, list_jobs
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down
+from pqcore.operations.expiry import Time, set_first_expiry
 from pqcore.operations.follow_ups import has_follow_ups
 from pqcore.operations.results import put_time
 from pqcore.schema import sequences
-from pqcore.settings import QueueSettings
+from pqcore.settings import KEEP_DEAD, KEEP_FINISHED, QueueSettings
 from pqcore.sql.identifiers import control_channel
 from pqcore.times import seconds
 
@@ -170,7 +171,12 @@ async def run_in_slices(engine: Engine, statement: str, values: Mapping[str, obj
 
 
 async def create(
-    engine: Engine, partitions: int | None = None, *, set_sequences: bool = False
+    engine: Engine,
+    partitions: int | None = None,
+    *,
+    set_sequences: bool = False,
+    keep_finished: Time = KEEP_FINISHED,
+    keep_dead: Time = KEEP_DEAD,
 ) -> Sequence[sequences.IdSequence]:
     """Make the table, or migrate it.
 
@@ -178,13 +184,21 @@ async def create(
         engine: Where.
         partitions: In how many partitions it is made.
         set_sequences: Whether sequences that are behind the ids that are there are set beyond them.
+        keep_finished: How long finished rows are kept, if the table is not there yet.
+        keep_dead: How long dead letters are kept, if the table is not there yet.
 
     Returns:
         Those sequences, as they were.
     """
+    for period in (keep_finished, keep_dead):
+        if period is not None:
+            seconds(period)
 
     async def work(s: Session) -> Sequence[sequences.IdSequence]:
+        is_new = await schema.version(s, engine.names) is None
         await schema.create(s, engine.names, engine.runtime.sleep, partitions)
+        if is_new:
+            await set_first_expiry(s, keep_finished, keep_dead)
         return await sequences.advance(s, engine.names, engine.runtime.sleep) if set_sequences else ()
 
     return await engine.migrate(work, unlimited=True)

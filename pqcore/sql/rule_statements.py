@@ -34,6 +34,12 @@ class RuleStatements(StatementSet):
     current_rules = from_file()
     key_states = from_file()
     waiting_lanes = from_file()
+    set_expiry = from_file()
+    list_expiry = from_file()
+    count_expired = from_file()
+    expire_finished = from_file()
+    expire_archive = from_file()
+    expire_dead = from_file()
 
     # Jobs of paused tasks. None of these statements waits for a lock of another consumer.
 

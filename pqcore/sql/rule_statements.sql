@@ -35,7 +35,8 @@ SELECT held, pg_notify(:channel::text, '')::text, pg_notify(:control::text, ''):
 SELECT kind, name, number, period,
   CASE WHEN until IS NOT NULL THEN least(until AT TIME ZONE 'UTC', timestamp '9999-12-31 23:59:59.999999') END,
   changed_at AT TIME ZONE 'UTC'
-FROM {rules} WHERE q_name = :q_name::text AND coalesce(until > statement_timestamp(), true) ORDER BY kind, name;
+FROM {rules} WHERE q_name = :q_name::text AND kind <> 'expiry' AND coalesce(until > statement_timestamp(), true)
+ORDER BY kind, name;
 
 -- name: current_rules
 -- Reads only. Give the rules that consumers remember, each with the seconds for which it holds; and, in the first row,
@@ -72,3 +73,70 @@ FROM (
   SELECT parked_on AS name, count(*) AS number FROM {table}
   WHERE q_name = :q_name::text AND parked_on IS NOT NULL AND dequeued_at IS NULL GROUP BY parked_on
 ) AS lane;
+
+-- name: set_expiry
+-- Set how long a kind of rows is kept. Of two that set it together the second waits for the first (ON CONFLICT).
+INSERT INTO {rules} AS rule (q_name, kind, name, period)
+VALUES (:q_name::text, 'expiry', :name::text, :period::float8)
+ON CONFLICT (q_name, kind, name) DO UPDATE SET changed_at = statement_timestamp(),
+  period = CASE WHEN :replaces::boolean THEN excluded.period ELSE rule.period END
+RETURNING name;
+
+-- name: list_expiry
+-- Reads only. Give how long rows are kept, and how many were deleted for it; that of all queues first.
+SELECT q_name, name, period, number FROM {rules} WHERE kind = 'expiry' ORDER BY q_name, name DESC;
+
+-- name: count_expired
+-- Count rows that were deleted. Workers that count together wait for each other for the length of this statement.
+UPDATE {rules} SET number = coalesce(number, 0) + :number::bigint
+WHERE q_name = :q_name::text AND kind = 'expiry' AND name = :name::text RETURNING name;
+
+-- name: expire_finished
+-- Delete finished rows in one slice of ids that are older than they are kept. Those whose result is kept, and those of
+-- a batch that is open, stay. A row that somebody has locked is skipped (SKIP LOCKED): another worker deletes it.
+WITH slice AS (
+  SELECT id FROM {table} WHERE id > :after::bigint ORDER BY id LIMIT 2000
+), old AS (
+  SELECT job.id FROM {table} AS job
+  WHERE job.id = ANY (ARRAY(SELECT id FROM slice)) AND job.q_name = :q_name::text
+    AND job.dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM {results} AS kept WHERE kept.job_id = job.id AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0 AND EXISTS (
+      SELECT FROM {batches} AS batch WHERE batch.pending > 0 AND batch.id::text = job.headers ->> 'batch'))
+  FOR UPDATE OF job SKIP LOCKED
+), gone AS (
+  DELETE FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM old)) AND q_name = :q_name::text RETURNING id
+)
+SELECT max(id), (SELECT count(*) FROM gone), EXISTS (
+  SELECT FROM {table} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND q_name = :q_name::text
+    AND dequeued_at > statement_timestamp() - :age::float8 * interval '1 second')
+FROM slice;
+
+-- name: expire_archive
+-- The same of the archive, whose index leads to the oldest rows.
+WITH old AS (
+  SELECT job.id FROM {archive} AS job
+  WHERE job.q_name = :q_name::text
+    AND job.dequeued_at <= statement_timestamp() - :age::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM {results} AS kept WHERE kept.job_id = job.id AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0 AND EXISTS (
+      SELECT FROM {batches} AS batch WHERE batch.pending > 0 AND batch.id::text = job.headers ->> 'batch'))
+  ORDER BY job.dequeued_at LIMIT 1000 FOR UPDATE OF job SKIP LOCKED
+), gone AS (
+  DELETE FROM {archive} WHERE id = ANY (ARRAY(SELECT id FROM old)) AND q_name = :q_name::text RETURNING id
+)
+SELECT count(*) FROM gone;
+
+-- name: expire_dead
+-- The same of dead letters, of whose queue the index leads to the oldest.
+WITH old AS (
+  SELECT job.id FROM {dead} AS job
+  WHERE job.q_name = :q_name::text AND job.died_at <= statement_timestamp() - :age::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM {results} AS kept WHERE kept.job_id = job.id AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0 AND EXISTS (
+      SELECT FROM {batches} AS batch WHERE batch.pending > 0 AND batch.id::text = job.headers ->> 'batch'))
+  ORDER BY job.died_at LIMIT 1000 FOR UPDATE OF job SKIP LOCKED
+), gone AS (
+  DELETE FROM {dead} WHERE id = ANY (ARRAY(SELECT id FROM old)) AND q_name = :q_name::text RETURNING id
+)
+SELECT count(*) FROM gone;

@@ -12,10 +12,11 @@ from pqcore.backend import Capability
 from pqcore.db.interrupts import is_from_outside
 from pqcore.db.runtime import backoff
 from pqcore.db.session import Session
-from pqcore.errors import PQError
+from pqcore.errors import AccessDenied, PQError
 from pqcore.events import PutEvent, ServerEvent
 from pqcore.hook_dispatch import call_hook
 from pqcore.operations import admission, batch_counts
+from pqcore.operations.expiry import Sweep
 from pqcore.operations.periodic import put as put_tick
 from pqcore.operations.periodic import tick_window
 from pqcore.plugins import plugins
@@ -41,6 +42,7 @@ class Maintenance:
     def __init__(self, queue_state: QueueState) -> None:
         self._queue_state = queue_state
         self._watch = batch_counts.Watch()
+        self._old: Sweep | None = Sweep(queue_state.queue.name)
 
     async def run(self) -> None:
         """Do the maintenance until cancelled."""
@@ -55,6 +57,7 @@ class Maintenance:
                 await self._queue_state.bridge.run(self._sweep_once, turn % 10 == 0)
                 await self._queue_state.bridge.call(self._watch.look, self._queue_state.queue)
                 await self._check_server()
+                await self._delete_old()
             except PQError as exc:
                 logger.warning("%r: cannot sweep: %s", self._queue_state.queue.name, exc)
             turn += 1
@@ -69,6 +72,16 @@ class Maintenance:
                 await s.execute(s.sql.tasks.sweep_dedup, s.sql.tasks.sweep_dedup.bind({"q_name": queue.name}))
 
         await engine.run(work)
+
+    async def _delete_old(self) -> None:
+        """Delete rows that are older than they are kept, unless the role may not."""
+        if self._old is None:
+            return
+        try:
+            await self._queue_state.bridge.run(self._old.run, self._queue_state.bridge.engine)
+        except AccessDenied as exc:
+            self._old = None
+            logger.warning("%r: rows that are older than they are kept stay: %s", self._queue_state.queue.name, exc)
 
     async def _check_security(self, s: Session) -> None:
         """Check whether row-level security hides rows by now: then fetches find nothing, without an error."""

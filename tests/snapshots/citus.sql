@@ -1022,6 +1022,15 @@ PREPARE "close_batch" AS
     LIMIT 10000) AS row
   GROUP BY q_name, state, serializer, marks, linked;
 
+-- count_expired $1 number, $2 q_name, $3 name
+PREPARE "count_expired" AS
+  UPDATE "queue_rules"
+  SET number = coalesce(number, 0) + $1::bigint
+  WHERE q_name = $2::text
+  AND kind = 'expiry'
+  AND name = $3::text
+  RETURNING name;
+
 -- create_bucket [no rows] $1 q_name, $2 capacity
 PREPARE "create_bucket" AS
   INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
@@ -2242,6 +2251,88 @@ PREPARE "end_lost_batch" AS
   AND q_name = $2::text
   AND pending = $3::int
   RETURNING pending, total, failed, callback::text;
+
+-- expire_archive $1 q_name, $2 age
+PREPARE "expire_archive" AS WITH old AS (SELECT job.id
+    FROM "queue_archive" AS job
+    WHERE job.q_name = $1::text
+    AND job.dequeued_at <= statement_timestamp() - $2::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT
+      FROM "queue_results" AS kept
+      WHERE kept.job_id = job.id
+      AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0
+      AND EXISTS (SELECT
+        FROM "queue_batches" AS batch
+        WHERE batch.pending > 0
+        AND batch.id::text = job.headers ->> 'batch'))
+    ORDER BY job.dequeued_at
+    LIMIT 1000
+    FOR UPDATE OF job SKIP LOCKED), gone AS (DELETE FROM "queue_archive"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM old))
+    AND q_name = $1::text
+    RETURNING id)
+  SELECT count(*)
+  FROM gone;
+
+-- expire_dead $1 q_name, $2 age
+PREPARE "expire_dead" AS WITH old AS (SELECT job.id
+    FROM "queue_dead" AS job
+    WHERE job.q_name = $1::text
+    AND job.died_at <= statement_timestamp() - $2::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT
+      FROM "queue_results" AS kept
+      WHERE kept.job_id = job.id
+      AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0
+      AND EXISTS (SELECT
+        FROM "queue_batches" AS batch
+        WHERE batch.pending > 0
+        AND batch.id::text = job.headers ->> 'batch'))
+    ORDER BY job.died_at
+    LIMIT 1000
+    FOR UPDATE OF job SKIP LOCKED), gone AS (DELETE FROM "queue_dead"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM old))
+    AND q_name = $1::text
+    RETURNING id)
+  SELECT count(*)
+  FROM gone;
+
+-- expire_finished $1 after, $2 q_name, $3 age
+PREPARE "expire_finished" AS WITH slice AS (SELECT id
+    FROM "queue"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 2000), old AS (SELECT job.id
+    FROM "queue" AS job
+    WHERE job.id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND job.q_name = $2::text
+    AND job.dequeued_at <= statement_timestamp() - $3::float8 * interval '1 second'
+    AND NOT EXISTS (SELECT
+      FROM "queue_results" AS kept
+      WHERE kept.job_id = job.id
+      AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0
+      AND EXISTS (SELECT
+        FROM "queue_batches" AS batch
+        WHERE batch.pending > 0
+        AND batch.id::text = job.headers ->> 'batch'))
+    FOR UPDATE OF job SKIP LOCKED), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM old))
+    AND q_name = $2::text
+    RETURNING id)
+  SELECT max(id), (SELECT count(*)
+    FROM gone), EXISTS (SELECT
+    FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $2::text
+    AND dequeued_at > statement_timestamp() - $3::float8 * interval '1 second')
+  FROM slice;
 
 -- explain_before $1 id, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "explain_before" AS WITH me AS (SELECT id, coalesce(expected_at, 'infinity') AS expected, coalesce(schedule_at, enqueued_at) AS due
@@ -3549,6 +3640,13 @@ PREPARE "leave_lanes" AS
     OR coalesce(headers::text ~ '"(then|previous)"', false))
   ORDER BY id;
 
+-- list_expiry
+/*NO LOAD BALANCE*/ PREPARE "list_expiry" AS
+  SELECT q_name, name, period, number
+  FROM "queue_rules"
+  WHERE kind = 'expiry'
+  ORDER BY q_name, name DESC;
+
 -- list_finished $1 before, $2 q_name, $3 task, $4 age, $5 failed, $6 n
 /*NO LOAD BALANCE*/ PREPARE "list_finished" AS WITH slice AS (SELECT id
     FROM "queue"
@@ -3852,6 +3950,7 @@ PREPARE "leave_lanes" AS
   CASE WHEN until IS NOT NULL THEN least(until AT TIME ZONE 'UTC', timestamp '9999-12-31 23:59:59.999999') END, changed_at AT TIME ZONE 'UTC'
   FROM "queue_rules"
   WHERE q_name = $1::text
+  AND kind <> 'expiry'
   AND coalesce(until > statement_timestamp(), true)
   ORDER BY kind, name;
 
@@ -4928,6 +5027,15 @@ PREPARE "set_aside_leased" AS
   AND job.q_name = $2::text
   AND job.leased_until IS NOT NULL
   AND num_nulls(job.dequeued_at, job.parked_on) = 2;
+
+-- set_expiry $1 q_name, $2 name, $3 period, $4 replaces
+PREPARE "set_expiry" AS
+  INSERT INTO "queue_rules" AS rule (q_name, kind, name, period)
+  VALUES ($1::text, 'expiry', $2::text, $3::float8)
+  ON CONFLICT (q_name, kind, name) DO UPDATE
+  SET changed_at = statement_timestamp(), period =
+  CASE WHEN $4::boolean THEN excluded.period ELSE rule.period END
+  RETURNING name;
 
 -- set_key_holder [no rows] $1 id, $2 q_name, $3 dedup_key
 PREPARE "set_key_holder" AS
