@@ -146,8 +146,24 @@ class DriverSession(Protocol):
                 of these. Rows hold str, int, float, bool, bytes, naive datetimes and None; JSON is text.
         """
 
+    def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the rows of the statement.
+
+        If a value cannot be adapted, nothing is sent, and the error has no SQLSTATE. May be left out: then the core
+        sends the two one after the other.
+
+        Args:
+            before: The savepoint, without parameters or rows.
+            query: As for `execute`.
+            parameters: As for `execute`.
+        """
+
     def begin(self) -> None:
-        """Begin a transaction in the driver's own way, so that its users' code works in it."""
+        """Begin a transaction in the driver's own way, so that its users' code works in it.
+
+        Where the driver sends BEGIN with the next statement, `execute` may send BEGIN and a statement of ours together.
+        Whatever the user runs first must come after BEGIN, too.
+        """
 
     def commit(self) -> None:
         """Commit in the driver's own way.
@@ -241,6 +257,7 @@ class AsyncDriverSession(Protocol):
     async def leave(self) -> None: ...
     async def alive(self) -> bool: ...
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]: ...
+    async def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]: ...
     async def begin(self) -> None: ...
     async def commit(self) -> None: ...
     async def rollback(self) -> None: ...

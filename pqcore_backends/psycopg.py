@@ -10,13 +10,13 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql, waiting
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import FeatureNotSupported, InFailedSqlTransaction
+from psycopg.errors import FeatureNotSupported, InFailedSqlTransaction, InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -30,16 +30,9 @@ from pqcore.backend import (
     session_over,
     wait_readable,
 )
-from pqcore.errors import Closed, PoolTimeout
 from pqcore.sql.statement import Query
 from pqcore_backends.psycopg_common import AsyncCursor, Common, Cursor, UnpreparedAsyncCursor, UnpreparedCursor
-
-try:
-    import psycopg_pool
-except ImportError:  # without it there are no pools to adopt
-    _POOL_ERRORS: tuple[type[Exception], ...] = ()
-else:
-    _POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
+from pqcore_backends.psycopg_pools import POOL_ERRORS, Pooled, listening, pool_error
 
 CANCELLING = 5.0
 """Seconds that a cancel request may take."""
@@ -64,6 +57,8 @@ class PsycopgSession(Common, AutocommitSession):
         return self.usable()
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if self._begun and self._begins() and not self._alone():
+            return self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
             self._cursor.execute(text, parameters or None)
@@ -75,6 +70,35 @@ class PsycopgSession(Common, AutocommitSession):
             self._bury()
             raise
         return self._plain.fetchall() if query.rows else ()
+
+    def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if self._alone():
+            self.execute(before, ())
+            return self.execute(query, parameters)
+        return self._send(before, query, parameters)
+
+    def _send(self, before: Query | None, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Send several statements together, with BEGIN before them if that is due."""
+        begins = self._begins()
+        try:
+            self._wait(self._together(self._leading(before), query, parameters))
+        except (FeatureNotSupported, InvalidSqlStatementName):
+            self._forget_prepared()
+            if not begins:
+                raise
+            self.connection.rollback()  # nothing but BEGIN came before
+            self._wait(self._together(self._leading(before), query, parameters))
+        except psycopg.OperationalError:
+            self._bury()
+            raise
+        return self._plain.fetchall() if query.rows else ()
+
+    def _wait(self, exchange: Generator[Any, Any, None]) -> None:
+        with self.connection.lock:
+            try:
+                self.connection.wait(exchange)
+            finally:
+                exchange.close()  # after an interrupt it would end only with the traceback
 
     def _switch(self, *, autocommit: bool) -> None:
         if not self._flip(autocommit=autocommit):
@@ -141,6 +165,8 @@ class AsyncPsycopgSession(Common):
         return self.usable()
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if self._begun and self._begins() and not self._alone():
+            return await self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
             await self._cursor.execute(text, parameters or None)
@@ -149,6 +175,32 @@ class AsyncPsycopgSession(Common):
                 raise
             await self._cursor.execute(text, parameters or None)
         return await self._plain.fetchall() if query.rows else ()
+
+    async def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        if self._alone():
+            await self.execute(before, ())
+            return await self.execute(query, parameters)
+        return await self._send(before, query, parameters)
+
+    async def _send(self, before: Query | None, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Send several statements together, with BEGIN before them if that is due."""
+        begins = self._begins()
+        try:
+            await self._wait(self._together(self._leading(before), query, parameters))
+        except (FeatureNotSupported, InvalidSqlStatementName):
+            self._forget_prepared()
+            if not begins:
+                raise
+            await self.connection.rollback()  # nothing but BEGIN came before
+            await self._wait(self._together(self._leading(before), query, parameters))
+        return await self._plain.fetchall() if query.rows else ()
+
+    async def _wait(self, exchange: Generator[Any, Any, None]) -> None:
+        async with self.connection.lock:
+            try:
+                await self.connection.wait(exchange)
+            finally:
+                exchange.close()  # after an interrupt it would end only with the traceback
 
     async def begin(self) -> None:
         self._begun = self._flipped = True  # first: an interrupt may come in between
@@ -221,25 +273,6 @@ class AsyncPsycopgSession(Common):
             await self.connection.cancel_safe(timeout=CANCELLING)
 
 
-class _Pooled:
-    """A session a connection, kept on the connection, which its pool keeps."""
-
-    errors = (psycopg.Error, UnicodeError)
-
-    def __init__(self, *, prepared: bool = True) -> None:
-        self._prepares = prepared
-
-    def _session(self, connection: Any) -> Any:
-        session = getattr(connection, "_pqcore_session", None)
-        if session is None or session.prepared is not self._prepares:
-            session = connection._pqcore_session = session_over(self.wrap, connection)
-        session.lent = connection
-        return session
-
-    def wrap(self, connection: Any) -> Any:
-        raise NotImplementedError
-
-
 def _answers(session: PsycopgSession) -> bool:
     try:
         return session.alive()
@@ -254,19 +287,7 @@ async def _answers_async(session: AsyncPsycopgSession) -> bool:
         return False
 
 
-def _listening(conninfo: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """A pool's arguments, for a connection that listens."""
-    said = {**conninfo_to_dict(conninfo or ""), **(kwargs or {})}
-    return {**(kwargs or {}), **connect_timeout_default(said), "autocommit": True}
-
-
-def _pool_error(exc: Exception) -> Exception:
-    if isinstance(exc, psycopg_pool.PoolClosed):
-        return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
-    return PoolTimeout(f"the connection pool is exhausted: {exc}")
-
-
-class PsycopgBackend(_Pooled):
+class PsycopgBackend(Pooled):
     """Makes blocking sessions over psycopg's connections and psycopg_pool's pools."""
 
     def connect(self, dsn: str) -> PsycopgSession:
@@ -289,8 +310,8 @@ class PsycopgBackend(_Pooled):
                 session: PsycopgSession = self._session(connection)
                 if session.in_transaction() or _answers(session):
                     return session
-            except _POOL_ERRORS as exc:
-                raise _pool_error(exc) from exc
+            except POOL_ERRORS as exc:
+                raise pool_error(exc) from exc
             except BaseException:  # an interrupt: the pool would count it for good
                 if connection is not None:
                     pool.putconn(connection)
@@ -303,7 +324,7 @@ class PsycopgBackend(_Pooled):
     def connect_like(self, pool: Any) -> PsycopgSession | None:
         said = pool.conninfo, pool.kwargs
         conninfo, kwargs = (each() if callable(each) else each for each in said)  # as the pool asks for each connection
-        return self.wrap(bare(pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
+        return self.wrap(bare(pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
     def close_connection(self, connection: Any) -> None:
         connection.close()
@@ -312,7 +333,7 @@ class PsycopgBackend(_Pooled):
         pool.close()
 
 
-class AsyncPsycopgBackend(_Pooled):
+class AsyncPsycopgBackend(Pooled):
     """Makes asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
 
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
@@ -331,8 +352,8 @@ class AsyncPsycopgBackend(_Pooled):
                 session: AsyncPsycopgSession = self._session(connection)
                 if session.in_transaction() or await _answers_async(session):
                     return session
-            except _POOL_ERRORS as exc:
-                raise _pool_error(exc) from exc
+            except POOL_ERRORS as exc:
+                raise pool_error(exc) from exc
             except BaseException:
                 if connection is not None:
                     await pool.putconn(connection)
@@ -348,7 +369,7 @@ class AsyncPsycopgBackend(_Pooled):
             value = each() if callable(each) else each
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said
-        return self.wrap(bare(await pool.connection_class.connect(conninfo or "", **_listening(conninfo, kwargs))))
+        return self.wrap(bare(await pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
     async def close_connection(self, connection: Any) -> None:
         await connection.close()

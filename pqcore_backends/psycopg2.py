@@ -139,7 +139,10 @@ class Psycopg2Session(AutocommitSession):
             self._cursor.execute("SELECT 1")
         return self.usable()
 
-    def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+    def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        return self.execute(query, parameters, f"{before.sql}; ")
+
+    def execute(self, query: Query, parameters: Sequence[object], before: str = "") -> Sequence[Row]:
         cursor = self._cursor
         # Cheaper than seven lookups, as a comparison hashes no key.
         if parameters and extensions.adapters != _registry.plain and _registry.changed():
@@ -148,10 +151,12 @@ class Psycopg2Session(AutocommitSession):
         if call is None and query.hot and self._prepares:
             call = self._prepare(query)
         if call is None:
-            cursor.execute(query.sql, parameters or None)
+            cursor.execute(before + query.sql, parameters or None)
         else:
             try:
-                cursor.execute(call, parameters if query.distinct else [parameters[place] for place in query.first])
+                cursor.execute(
+                    before + call, parameters if query.distinct else [parameters[place] for place in query.first]
+                )
             except (InvalidSqlStatementName, FeatureNotSupported):
                 # Deallocated behind our back (DISCARD ALL, a pooler), or its result has got other types, as by
                 # ALTER TABLE ("cached plan must not change result type"). It did nothing, so it is done

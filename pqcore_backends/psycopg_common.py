@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from psycopg.rows import tuple_row
 from psycopg.types import array
 
 from pqcore.backend import Inbox, Row, bare, shutdown_socket
+from pqcore.sql.statement import Query
+from pqcore_backends.psycopg_pipeline import SUPPORTED, together
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,6 +65,7 @@ class Common:
     """What asks the driver only, not the server."""
 
     connection: Any
+    prepared: bool
     cursor: Any
     lent: Any  # what a pool gave, and takes back
     _cursor: Any  # of our own kind, or a tracer's around it
@@ -118,6 +121,28 @@ class Common:
         not change result type"). psycopg would prepare no other in its place.
         """
         return bool(self.connection._prepared.clear()) and not self.in_transaction()
+
+    def _alone(self) -> bool:
+        """Return whether statements are sent one by one: to a tracer, in a pipeline of the caller's, by old libpq."""
+        return self._traced or self.connection._pipeline is not None or not SUPPORTED
+
+    def _begins(self) -> bool:
+        """Return whether psycopg would send BEGIN before the next statement, and wait for the answer to that."""
+        connection = self.connection
+        return not connection._autocommit and connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+    def _leading(self, before: Query | None) -> list[bytes]:
+        """Return what goes before a statement: BEGIN, if that is due, and what is given."""
+        leading = [self.connection._get_tx_start_command()] if self._begins() else []
+        if before is not None:
+            leading.append(before.encoded)
+        return leading
+
+    def _together(
+        self, leading: Sequence[bytes], query: Query, parameters: Sequence[object]
+    ) -> Generator[Any, Any, None]:
+        connection, cursor = self.connection, self._plain
+        return together(connection, cursor, leading, query.encoded, parameters, prepared=self.prepared)
 
     def _to_switch(self) -> bool:
         return not self.connection.autocommit and not self.in_transaction()

@@ -30,6 +30,7 @@ class OpenTransaction:
     blocks: list[Block] = field(default_factory=list)
     abort_only: bool = False  # a job was taken in it for nobody: the block can only be rolled back
     process: int = field(default_factory=os.getpid)
+    savepoints: int = 0  # of operations, that are kept until it ends
 
     @property
     def session(self) -> Session:

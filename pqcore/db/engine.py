@@ -26,6 +26,7 @@ from pqcore.db.group_commit import Line
 from pqcore.db.grouping import Grouping
 from pqcore.db.pool import Pool
 from pqcore.db.runtime import Runtime
+from pqcore.db.savepoints import in_savepoint
 from pqcore.db.session import Session
 from pqcore.db.sources import (
     AdoptedConnection,
@@ -346,10 +347,7 @@ class Engine(Grouping):
             if source.may_have_open_transaction:
                 within = session.in_transaction()  # the caller's own
                 loan.idle = session.autocommit = not within
-            if within and protect:
-                result = await self._in_savepoint(session, operation)
-            else:
-                result = await operation(session)
+            result = await (in_savepoint(session, operation) if within and protect else operation(session))
             del session
             if not source.take_back(loan):
                 await source.release(loan, sound=True)

@@ -25,6 +25,7 @@ from pqcore.errors import (
     OutcomeUnknown,
     PQError,
     StatementCancelled,
+    TransactionAborted,
 )
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.statement import Query, writes
@@ -119,6 +120,8 @@ class Session:
         self.owed: list[Callable[[Session], Awaitable[None]]] | None = None
         # Whether the open transaction goes on seeing what was there when it began, whatever is committed meanwhile.
         self.late = False
+        # The SAVEPOINT that is sent with the next statement; None if none is.
+        self.ahead: Query | None = None
         # Taken by who uses it within a transaction block.
         self.lock: Lock | None = None
         # Interrupted in the middle of something: nobody knows what state it is in.
@@ -160,6 +163,8 @@ class Session:
         return bool(self.driver.usable())
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
+        if self.ahead is not None:
+            return await self._execute_behind(self.ahead, query, parameters)
         if self.defaults.isolation is not None and self.lowered is None and self.autocommit and not self.caller_owned:
             return await self._at_read_committed(query, parameters)
         # As `_call` does, with nothing between: it is what nearly all time goes through.
@@ -183,6 +188,29 @@ class Session:
         finally:
             self.busy_since = None
         return await self._at_read_committed(query, parameters)
+
+    async def _execute_behind(self, ahead: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
+        """Run a statement behind a savepoint: in one round trip, where the driver can send the two together.
+
+        `ahead` stays set if there is no savepoint: an aborted transaction refuses it, and a driver sends nothing if it
+        cannot adapt a value.
+        """
+        if not hasattr(self.driver, "execute_behind"):
+            self.ahead = None
+            try:
+                await self.execute(ahead)
+            except BaseException:
+                self.ahead = ahead
+                raise
+            return await self.execute(query, parameters)
+        self.ahead = None
+        try:
+            rows = await self._call(query.name, self.driver.execute_behind, ahead, query, parameters)
+        except PQError as exc:
+            if isinstance(exc, TransactionAborted) or getattr(exc, "sqlstate", None) is None:
+                self.ahead = ahead
+            raise
+        return rows  # type: ignore[no-any-return]
 
     async def _is_too_high(self, error: Exception) -> bool:
         """Whether a statement failed for the isolation level that it ran at, and can be run again: it was alone.

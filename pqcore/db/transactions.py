@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar
 from weakref import ref
@@ -19,29 +19,20 @@ from weakref import ref
 from pqcore.db.blocks import Block, OpenTransaction, entered, leaves
 from pqcore.db.driver_errors import NOTIFICATIONS_FULL
 from pqcore.db.runtime import Runtime, run_sync
+from pqcore.db.savepoints import in_savepoint, savepoint_query, undo
 from pqcore.db.session import Session
 from pqcore.db.sources import Loan, SessionSource
-from pqcore.errors import DatabaseError, PQError, TransactionAborted, TransactionOrderError, TransientError
-from pqcore.sql.statement import Query, plain
+from pqcore.errors import PQError, TransactionAborted, TransactionOrderError, TransientError
 
 logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 
-NOT_SUPPORTED = "0A000"
-"""The SQLSTATE of a prepared statement whose result has got other types since, among others."""
 SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
 FORKED = (
     "this transaction block was begun by process {}, of which this one is a fork: it is left to that process;"
     " end a forked child within the block, with os._exit()"
 )
-
-
-@lru_cache(maxsize=64)
-def savepoint_query(verb: str, name: str) -> Query:
-    """Return a statement about a savepoint, such as ``RELEASE pq_1``."""
-    sql = f"{verb} {name}"
-    return plain(sql.lower(), sql, rows=False)
 
 
 class Transactions(ABC):
@@ -207,7 +198,7 @@ class Transactions(ABC):
                 if self.runtime.suspends:
                     transaction.abort_only = True
                 elif transaction.loan:
-                    run_sync(self._undo(transaction.session, block.savepoint))
+                    run_sync(undo(transaction.session, block.savepoint))
             return
         transaction.blocks.clear()
         loan = transaction.loan
@@ -229,7 +220,7 @@ class Transactions(ABC):
                 and session.usable()
                 and (interrupted or session.in_transaction())
             ):
-                await self._undo(session, None)  # what we began
+                await undo(session, None)  # what we began
         try:
             await self.source.release(loan)
         except PQError as error:
@@ -247,7 +238,7 @@ class Transactions(ABC):
             if transaction.abort_only:
                 raise TransactionAborted(SPOILT)
             if protect:
-                return await self._in_savepoint(transaction.session, operation)
+                return await in_savepoint(transaction.session, operation, transaction)
             return await operation(transaction.session)
         finally:
             if lock is not None:
@@ -273,7 +264,7 @@ class Transactions(ABC):
     async def _abandon(self, loan: Loan, savepoint: str | None) -> None:
         try:
             if loan:
-                await self._undo(loan.session, savepoint)
+                await undo(loan.session, savepoint)
         finally:
             await self.source.release(loan)
 
@@ -287,7 +278,7 @@ class Transactions(ABC):
                 if block.at_end:
                     await self._end_with(transaction.session, block, undone=undone)
                 if undone:
-                    await self._undo(transaction.session, block.savepoint)
+                    await undo(transaction.session, block.savepoint)
                     transaction.abort_only = False
                 elif block.savepoint is None:
                     try:
@@ -327,35 +318,8 @@ class Transactions(ABC):
                 await operation(None if undone else session)
         except BaseException:
             if session.usable():
-                await self._undo(session, block.savepoint)
+                await undo(session, block.savepoint)
             raise
-
-    async def _in_savepoint(
-        self, session: Session, operation: Callable[[Session], Awaitable[T]], *, again: bool = True
-    ) -> T:
-        await session.execute(savepoint_query("SAVEPOINT", "pq_op"))
-        try:
-            result = await operation(session)
-        except BaseException as exc:
-            if session.usable():
-                await self._undo(session, "pq_op")
-                # Refused, as a prepared statement's result has got other types: its session has forgotten it by now.
-                if again and isinstance(exc, DatabaseError) and exc.sqlstate == NOT_SUPPORTED:
-                    return await self._in_savepoint(session, operation, again=False)
-            raise
-        await session.execute(savepoint_query("RELEASE", "pq_op"))
-        return result
-
-    async def _undo(self, session: Session, savepoint: str | None) -> None:
-        try:  # the user's exception is under way: it is not to be hidden by another
-            if savepoint is None:
-                session.owed = None
-                await session.rollback()
-            else:
-                await session.execute(savepoint_query("ROLLBACK TO", savepoint))
-                await session.execute(savepoint_query("RELEASE", savepoint))
-        except PQError as exc:
-            logger.warning("rolling back failed; the server does so when the connection ends: %s", exc)
 
 
 def is_interrupt(exc: BaseException) -> bool:

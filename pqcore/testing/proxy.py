@@ -2,7 +2,9 @@
 
 On loopback, with two threads a connection.  A connection that is *stalled* stays open, and
 nothing passes: what was sent is taken, and goes nowhere.  One that is *slow* passes everything,
-late and in small pieces.
+late and in small pieces.  One that is *delayed* passes everything late, as a longer way does.
+
+The proxy counts what passes: see `pqcore.testing.traffic`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,42 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from pqcore.db.dsn import address_of, with_address
+from pqcore.testing.traffic import ConnectionTraffic, Traffic
 
 CHUNK = 65_536
+
+
+class _Delay:
+    """Passes on what one side of a connection sends, each piece as long after it came as the proxy says.
+
+    The pieces keep their distance: one that came 2 ms after another leaves 2 ms after it.
+    """
+
+    def __init__(self, sink: socket.socket) -> None:
+        self._sink = sink
+        self._pieces: SimpleQueue[tuple[float, bytes] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._pass, name="proxy-delay", daemon=True)
+        self._thread.start()
+
+    def send(self, data: bytes, delay: float) -> None:
+        """Pass a piece on after some seconds."""
+        self._pieces.put((time.monotonic() + delay, data))
+
+    def finish(self) -> None:
+        """Return when everything has been passed on."""
+        self._pieces.put(None)
+        self._thread.join()
+
+    def _pass(self) -> None:
+        with suppress(OSError):
+            while (piece := self._pieces.get()) is not None:
+                due, data = piece
+                if (left := due - time.monotonic()) > 0:
+                    time.sleep(left)
+                self._sink.sendall(data)
 
 
 class _Link:
@@ -24,6 +58,9 @@ class _Link:
     def __init__(self, client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
         self._ends = (client, server)
         self._proxy = proxy
+        self.traffic = ConnectionTraffic()
+        for end in self._ends:  # else a message of two pieces waits 40 ms for an acknowledgement (Nagle's algorithm)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stalled = threading.Event()
         self._unanswered = self._torn = False
         self._counting = threading.Lock()
@@ -32,11 +69,15 @@ class _Link:
             threading.Thread(target=self._pass, args=(source, sink), name="proxy-link", daemon=True).start()
 
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        sent = source is self._ends[0]
+        note = self.traffic.sent if sent else self.traffic.received
+        late: _Delay | None = None
         with suppress(OSError):
             while data := source.recv(CHUNK):
                 if self._stalled.is_set():
                     continue
-                if source is self._ends[0]:
+                note(data)
+                if sent:
                     cut = self._proxy._due(data)
                     if cut is not None and not cut.answered:
                         break
@@ -46,7 +87,15 @@ class _Link:
                     if self._torn:
                         sink.sendall(data[: len(data) // 2])
                     break
-                self._send(sink, data)
+                delay = self._proxy._delay
+                if delay and late is None:
+                    late = _Delay(sink)
+                if late is None:
+                    self._send(sink, data)
+                else:
+                    late.send(data, delay)
+        if late is not None:
+            late.finish()
         if not self._stalled.is_set():
             self.cut()
         with self._counting:
@@ -106,6 +155,8 @@ class Proxy:
         self._silent = False
         self._cut: _Cut | None = None
         self._pace: _Pace | None = None
+        self._delay = 0.0
+        self._over = Traffic()  # of connections that have ended
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         port = self._listening.getsockname()[1]
         self.dsn = with_address(dsn, "127.0.0.1", port)
@@ -163,6 +214,23 @@ class Proxy:
         """Pass everything on at once again."""
         self._pace = None
 
+    def delay(self, round_trip: float) -> None:
+        """Pass everything on later, as over a longer way: what is sent keeps its pace, and only comes later.
+
+        Args:
+            round_trip: Seconds of the way there and back; each way takes half of that. 0 ends the delay.
+        """
+        self._delay = round_trip / 2
+
+    def traffic(self) -> Traffic:
+        """Return what has passed over all connections since the proxy began.
+
+        What passed between two calls is the difference of their results. What a connection sends before the server
+        is ready for its first statement is not counted.
+        """
+        with self._lock:
+            return sum((link.traffic.total() for link in self._links), self._over)
+
     def point(self, dsn: str) -> None:
         """Pass connections that are made from now on to another server.
 
@@ -187,6 +255,7 @@ class Proxy:
         with self._lock:
             if link in self._links:
                 self._links.remove(link)
+                self._over += link.traffic.total()
         link.close()
 
     def _due(self, data: bytes) -> _Cut | None:

@@ -1,0 +1,148 @@
+"""What a connection says to the server, counted from the bytes of the frontend/backend protocol.
+
+Nothing but the protocol is known: a connection that encrypts (TLS, GSSAPI) is not counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+HEADER = 5  # a letter, and a length that counts itself
+_PLAIN = (3 << 16, (3 << 16) + 2)  # versions of the protocol, of which a StartupMessage tells
+_ENCRYPTED = (80877103, 80877104)  # SSLRequest and GSSENCRequest, which are answered by one byte
+_UNASKED = b"ANS"
+"""NotificationResponse, NoticeResponse, ParameterStatus: messages that answer nothing."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What passed.
+
+    Attributes:
+        round_trips: How often the client sent something after it had heard the answer to what it sent before.
+        statements: Statements that the server answered, with a result or with an error.
+        commits: Transactions that ended, but for those that were rolled back. A statement outside of a transaction
+            block is a transaction of its own.
+        sent, received: Bytes, as the client sees it.
+    """
+
+    round_trips: int = 0
+    statements: int = 0
+    commits: int = 0
+    sent: int = 0
+    received: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, each.name) - getattr(other, each.name) for each in fields(self)))
+
+
+class _Messages:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._bytes += data
+
+    def take(self, size: int) -> bytes | None:
+        """Return the next bytes, if there are as many."""
+        if len(self._bytes) < size:
+            return None
+        taken = bytes(self._bytes[:size])
+        del self._bytes[:size]
+        return taken
+
+    def take_request(self) -> int | None:
+        """Return the code of a message without a letter, as they come before the first one with a letter."""
+        if len(self._bytes) < 8:
+            return None
+        message = self.take(int.from_bytes(self._bytes[:4], "big"))
+        return None if message is None else int.from_bytes(message[4:8], "big")
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the letter and the body of each whole message."""
+        start = 0
+        while len(self._bytes) >= start + HEADER:
+            end = start + 1 + int.from_bytes(self._bytes[start + 1 : start + HEADER], "big")
+            if len(self._bytes) < end:
+                break
+            yield bytes(self._bytes[start : start + 1]), bytes(self._bytes[start + HEADER : end])
+            start = end
+        del self._bytes[:start]
+
+
+class ConnectionTraffic:
+    """Counts what passes over one connection; from two threads, one for each direction."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = Traffic()
+        self._asks = _Messages()
+        self._answers = _Messages()
+        self._began = False  # the StartupMessage has passed
+        self._bytes_awaited = 0  # which answer SSLRequest and GSSENCRequest
+        self._ready = False  # for the first statement
+        self._encrypted = False
+        self._heard = True  # an answer, since the client sent something
+        self._done = 0  # statements since a transaction ended
+        self._undone = False
+
+    def total(self) -> Traffic:
+        """Return what has passed by now."""
+        with self._lock:
+            return self._total
+
+    def sent(self, data: bytes) -> None:
+        """Note what the client sends, before it is passed on."""
+        with self._lock:
+            if self._ready:
+                self._total += Traffic(sent=len(data))
+            if self._encrypted:
+                return
+            self._asks.feed(data)
+            while not self._began and (code := self._asks.take_request()) is not None:
+                self._began = code in _PLAIN
+                self._bytes_awaited += code in _ENCRYPTED
+            if self._began:
+                for letter, _ in self._asks:
+                    if self._ready and self._heard and letter != b"X":  # Terminate
+                        self._total += Traffic(round_trips=1)
+                        self._heard = False
+
+    def received(self, data: bytes) -> None:
+        """Note what the server sends, before it is passed on."""
+        with self._lock:
+            if self._ready:
+                self._total += Traffic(received=len(data))
+            if self._encrypted:
+                return
+            self._answers.feed(data)
+            while self._bytes_awaited and (answer := self._answers.take(1)) is not None:
+                self._bytes_awaited -= 1
+                self._encrypted = answer != b"N"
+            if not self._encrypted:
+                for letter, body in self._answers:
+                    self._note(letter, body)
+
+    def _note(self, letter: bytes, body: bytes) -> None:
+        if letter in _UNASKED:
+            return
+        self._heard = True
+        if letter in (b"C", b"s"):  # CommandComplete; PortalSuspended: the client wanted no more rows
+            self._total += Traffic(statements=1)
+            self._done += 1
+            self._undone = body.startswith(b"ROLLBACK")
+        elif letter == b"E":
+            self._total += Traffic(statements=int(self._ready))
+            self._undone = True
+        elif letter == b"Z":  # ReadyForQuery, with I outside of a transaction block
+            self._ready = True
+            if body == b"I":
+                self._total += Traffic(commits=int(self._done > 0 and not self._undone))
+                self._done, self._undone = 0, False
