@@ -43,7 +43,7 @@ class BareLoop:
         batch: As given.
         connection: As given.
         how: How the driver is used, in a few words, for the report; the driver's name comes before the first comma.
-        targets: What the backend is held to, where that is not `pqcore.benchmarks.targets.TARGETS`: ``{"put": 0.8}``.
+        targets: What the backend is held to, where that is not `pqcore.benchmarks.bounds.TARGETS`: ``{"put": 0.8}``.
         bulk: The ways that the driver has to put many jobs together. The fastest one is found at the start.
         chosen: The way that ``put_many`` uses.
         taken: Ids of the jobs that were taken.

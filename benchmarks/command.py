@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pqcore.errors import ConfigurationError
 
+from . import bounds, concurrent_builds, concurrent_calls, operations, presets, run, text_tables, update_docs
 from . import compare as comparing
 from . import compare_builds as comparing_builds
-from . import concurrent_builds, concurrent_calls, operations, presets, run, targets, text_tables, update_docs
 from .backends import contenders
 from .terminal import Terminal
-from .verdicts import Failure, Rules, failures, named
+from .verdicts import Failure, Rules, failures, named, undecided
 from .workloads import Options
 
-__all__ = ["main", "named"]
+__all__ = ["Outcome", "main", "named"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        failures: Why it failed, each by name.
+        undecided: The targets on which there is no verdict, each with the reason.
+        judged: How many targets there are.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+    judged: int = 0
 
 
 def main(
@@ -38,8 +54,8 @@ def main(
     markdown_file: str | None = None,
     compare: tuple[str, str] | None = None,
     against: str | None = None,
-) -> list[Failure]:
-    """Do it; why it failed, each by name.
+) -> Outcome:
+    """Do it, and return how it ended.
 
     Raises:
         ConfigurationError: What was asked for cannot be.
@@ -65,13 +81,13 @@ def main(
                 dsn,
             )
             wrong += _against(terminal, request, fail_under)
-        return wrong
+        return Outcome(wrong)
     if compare:
-        return _compare(terminal, compare, fail_under)
+        return Outcome(_compare(terminal, compare, fail_under))
     chosen = contenders(backends)
     if listing:
         _list(terminal, chosen)
-        return []
+        return Outcome()
     if html_file and importlib.util.find_spec("plotly") is None:
         msg = "--html needs plotly: pip install 'pqcore[bench]'"
         raise ConfigurationError(msg)
@@ -92,7 +108,7 @@ def main(
         Path(html_file).write_text(html_page(report, rules), encoding="utf-8")
     if markdown_file:
         update_docs.fill(Path(markdown_file), update_docs.blocks(report, rules))
-    return wrong
+    return Outcome(wrong, undecided(report, rules), len(report["targets"]))
 
 
 def _compare(terminal: Terminal, paths: tuple[str, str], fail_under: float | None) -> list[Failure]:
@@ -162,6 +178,6 @@ def _list(terminal: Terminal, chosen: list[Any]) -> None:
         "backends, and their targets", ("name", "mode", *(f">{name}" for name in operations.OPERATIONS)), []
     )
     for contender in chosen:
-        wanted = targets.targets_of(contender).values()
+        wanted = bounds.targets_of(contender).values()
         made.rows.append((contender.label, contender.mode, *(f"{value:g}" for value in wanted)))
     terminal.show(made)

@@ -1,7 +1,8 @@
 """Targets: each operation of pqcore over a backend beside the driver in a bare loop, slice by slice.
 
 The two take turns of some milliseconds on one table, and what counts is the median of the
-ratios of neighbouring turns, as what disturbs the machine then disturbs both.
+ratios of neighbouring turns, as what disturbs the machine then disturbs both. Of each turn the time of the clock and
+the time of this process are taken. What goes over the wire is counted afterwards, through a proxy.
 
 pgbench runs the same statements before and after. It knows nothing of the backend, so a backend that is slow cannot
 make this reference slow.
@@ -10,44 +11,33 @@ make this reference slow.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from statistics import mean
 from typing import Any, TypeAlias
 
-from pqcore.db.backend_adapter import BackendAdapter
-from pqcore.errors import ConfigurationError
-from pqcore.plugins import plugins
-from pqcore.sql.dialect import Dialect
-from pqcore.sql.identifiers import TableName
+from pqcore.db.sources import lent
+from pqcore.testing.proxy import Proxy
 
 from . import pgbench
 from .backends import Contender, closed
-from .baseline import BareLoop, loop_class, opened
+from .baseline import BareLoop, opened
+from .bounds import targets_of
+from .machine import probe, worse
 from .measurement import Bench, Table
-from .operations import MANY, OPERATIONS, PLACES, QUEUE, Call, awaited, calls, stepped
+from .operations import MANY, OPERATIONS, QUEUE, Call, awaited, calls, stepped
 from .statements import Statements
 from .stock import Stock
-from .summary import FEWEST, Figure, rounded
-from .worker_calls import drain, noop, per_job, put_calls
+from .summary import FEWEST, Figure
+from .target_results import Cost, Target, Turns, Wire, least, target_of
+from .worker_target import compare_worker
 
 Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
-Turns: TypeAlias = list[tuple[float, float | None]]
-"""Seconds of a call through pqcore, and of one of the bare loop where there is one."""
 
-TARGETS: Mapping[str, float] = {
-    "put": 0.85,
-    "get": 0.85,
-    "transactional_get": 0.85,
-    "put_many": 0.85,
-    "get_many": 0.85,
-    "lease_ack": 0.85,
-    "worker": 0.25,
-}
-"""The least speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
+
+COUNTED = {1: 30, MANY: 20}
+"""Calls whose traffic is counted, by the jobs of a call."""
 SLICE = 0.008
 """Seconds of a turn, about."""
 AHEAD = 3
@@ -56,91 +46,6 @@ WARM = 12
 """Calls before those that count."""
 CLOSE = 2.5
 """Times the seconds of a cell that it may take if the verdict is close."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What came of a comparison.
-
-    Attributes:
-        backend: The contender's label.
-        operation: By name.
-        target: The least ratio to the bare loop.
-        ours: Jobs per second through pqcore.
-        bare: Jobs per second through the bare loop; None if the backend has none.
-        ratio: How fast pqcore is, as a share of the bare loop; None likewise.
-        how: What the bare loop is, in a few words; "" if there is none.
-        lost, twice: Jobs.
-        pgbench: Jobs per second through pgbench; None if it is not installed.
-    """
-
-    backend: str
-    operation: str
-    target: float
-    ours: Figure
-    bare: Figure | None = None
-    ratio: Figure | None = None
-    how: str = ""
-    lost: int = 0
-    twice: int = 0
-    pgbench: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        operation = OPERATIONS[self.operation]
-        row: dict[str, Any] = {
-            "backend": self.backend,
-            "operation": self.operation,
-            "title": operation.title,
-            "target": self.target,
-            "floor": operation.floor,
-            "pqcore": self.ours.as_json(values=False),
-            "how": self.how,
-            "lost": self.lost,
-            "twice": self.twice,
-        }
-        if self.bare is not None and self.ratio is not None:
-            row |= {"bare": self.bare.as_json(values=False), "ratio": self.ratio.as_json()}
-        if self.pgbench is not None:
-            row |= {"pgbench": rounded(self.pgbench), "of_pgbench": rounded(self.ours.median / self.pgbench)}
-        return row
-
-
-def _target(contender: Contender, operation: str, jobs: int, turns: Turns, how: str, lost: int, twice: int) -> Target:
-    """Return what came of turns."""
-    ours = [seconds for seconds, _ in turns]
-    pairs = [(mine, theirs) for mine, theirs in turns if theirs is not None]
-    return Target(
-        contender.label,
-        operation,
-        targets_of(contender)[operation],
-        Figure.of([jobs / seconds for seconds in ours]),
-        Figure.of([jobs / theirs for _, theirs in pairs]) if pairs else None,
-        Figure.of([theirs / mine for mine, theirs in pairs]) if pairs else None,
-        how,
-        lost,
-        twice,
-    )
-
-
-def targets_of(contender: Contender) -> dict[str, float]:
-    """Return what a backend is held to: `TARGETS`, and what its bare loop says instead (`BareLoop.targets`).
-
-    Raises:
-        ConfigurationError: The bare loop cannot be imported, or its targets are none.
-    """
-    kind = loop_class(contender)
-    own = {} if kind is None else kind.targets
-    if not isinstance(own, Mapping) or not all(_is_target(*each) for each in own.items()):
-        msg = (
-            f"backend {contender.name!r}: the targets of its bare loop are {own!r};"
-            f" give numbers above 0 for {', '.join(TARGETS)}, as in {{'put': 0.8}}"
-        )
-        raise ConfigurationError(msg)
-    return {name: float({**TARGETS, **own}[name]) for name in OPERATIONS}
-
-
-def _is_target(operation: object, share: object) -> bool:
-    return operation in TARGETS and isinstance(share, (int, float)) and share > 0
 
 
 def compare(bench: Bench, contender: Contender, operation: str, table: Table, program: str | None) -> Target:
@@ -159,13 +64,24 @@ def compare(bench: Bench, contender: Contender, operation: str, table: Table, pr
             return []
         return [pgbench.turn(program, bench, table, OPERATIONS[operation].script).values["rate"]]
 
+    before = probe(bench.server_observer)
     rates = yardstick()
     if operation == "worker":
-        target = asyncio.run(_worker(bench, contender, table))
+        target = asyncio.run(compare_worker(bench, contender, table))
     else:
         target = contender.run(lambda: PairedRun(bench, contender, operation, table).measure())
     rates += yardstick()
-    return replace(target, pgbench=mean(rates) if rates else None)
+    found = worse(before, probe(bench.server_observer))
+    return replace(target, pgbench=mean(rates) if rates else None, machine=found)
+
+
+async def beside(contender: Contender, table: Table, pq: Any) -> BareLoop | None:
+    """Return the bare loop of a backend, over the connection that pqcore has by then, and uses in its own turns."""
+    statements = Statements(table.place, contender.spec.paramstyle)
+    made: BareLoop | None = await lent(
+        pq.engine.source, lambda session: opened(contender, statements, MANY, session.driver)
+    )
+    return made
 
 
 class PairedRun:
@@ -195,28 +111,53 @@ class PairedRun:
         pq = contender.open(self._table.place)
         try:
             ours = calls(pq[QUEUE], self.taken, blocking=contender.blocking)[self._name]
-            bare = self._bare = await self._beside(pq)
+            bare = self._bare = await beside(self._contender, self._table, pq)
             if bare is not None and self._name == "put_many":
                 await self._choose(bare)
             turns = await self._turns(ours, bare)
         finally:
             await closed(contender, pq)
+        wires = await self._count(bare)
         taken, how = self.taken, ""
         if bare is not None:
             taken = [*taken, *bare.taken]
             how = bare.how if self._name != "put_many" else f"{bare.how.partition(',')[0]}, {bare.chosen}"
-        return _target(contender, self._name, self._jobs, turns, how, *self._losses(taken))
+        made = target_of(contender, self._name, self._jobs, turns, how, *self._losses(taken))
+        return replace(made, wire=wires[0], bare_wire=wires[1])
 
-    async def _beside(self, pq: Any) -> BareLoop | None:
-        """Return the bare loop, over the connection that pqcore has by then, and uses in its own turns."""
-        from pqcore.db.sources import lent  # not in every build that `compare_builds` measures
-
-        statements = Statements(self._table.place, self._contender.spec.paramstyle)
-        made: BareLoop | None = await lent(
-            pq.engine.source,
-            lambda session: opened(self._contender, statements, MANY, session.driver),
-        )
-        return made
+    async def _count(self, before: BareLoop | None) -> list[Wire | None]:
+        """Return what passes per call, of pqcore and of the bare loop, on connections through a proxy."""
+        proxy = Proxy(self._bench.dsn)
+        pq = self._contender.open(replace(self._table.place, dsn=proxy.dsn))
+        try:
+            ours = calls(pq[QUEUE], self.taken, blocking=self._contender.blocking)[self._name]
+            bare = self._bare = None if before is None else await beside(self._contender, self._table, pq)
+            if bare is not None and before is not None:
+                bare.taken, bare.chosen = before.taken, before.chosen
+            number = COUNTED[self._jobs]
+            await self._restock(2 * (WARM + number + 2 * self._ahead))
+            found: list[Wire | None] = []
+            for call in (ours, None if bare is None else getattr(bare, self._name)):
+                if call is None:
+                    found.append(None)
+                    continue
+                await self._turn(call, WARM)
+                self._stock.use(number)
+                entered = bare if call is not ours else None
+                if entered is not None:
+                    await self._made(entered.enter(self._name))
+                passed = []
+                for _ in range(number):
+                    start = proxy.traffic()
+                    await self._slice(call, 1)
+                    passed.append(proxy.traffic() - start)
+                found.append(Wire.of(least(passed)))
+                if entered is not None:
+                    await self._made(entered.leave(self._name))
+            return found
+        finally:
+            await closed(self._contender, pq)
+            proxy.close()
 
     async def _choose(self, bare: BareLoop) -> None:
         """Take the fastest of the driver's ways to put many."""
@@ -224,7 +165,7 @@ class PairedRun:
         for _ in range(6):
             for way, taken in times.items():
                 bare.chosen = way
-                taken.append(await self._turn(bare.put_many, 1))
+                taken.append((await self._turn(bare.put_many, 1)).seconds)
         bare.chosen = min(times, key=lambda way: min(times[way][1:]))
 
     async def _turns(self, ours: Call, bare: BareLoop | None) -> Turns:
@@ -233,14 +174,14 @@ class PairedRun:
         sides = [call for call in (ours, theirs) if call is not None]
         await self._restock((self._ahead + WARM) * 4)
         warm = WARM if self._operation.jobs == 1 else 3
-        times = [await self._turn(call, warm) / warm for _ in range(2) for call in sides]
+        times = [(await self._turn(call, warm)).seconds for _ in range(2) for call in sides]
         number = max(round(SLICE / min(times[len(sides) :])), 1)
         seconds = self._bench.scale.cell
         began = time.monotonic()
         turns: Turns = []
         while True:
             await self._restock(2 * (self._ahead + number))
-            taken = {call: await self._turn(call, number) / number for call in sides[:: (-1) ** len(turns)]}
+            taken = {call: await self._turn(call, number) for call in sides[:: (-1) ** len(turns)]}
             turns.append((taken[ours], None if theirs is None else taken[theirs]))
             passed = time.monotonic() - began
             if len(turns) >= FEWEST and passed >= seconds and (passed >= CLOSE * seconds or self._clear(turns)):
@@ -248,22 +189,24 @@ class PairedRun:
 
     def _clear(self, turns: Turns) -> bool:
         """Whether more turns would hardly change the verdict."""
-        ratios = [theirs / ours for ours, theirs in turns if theirs is not None]
+        ratios = [theirs.seconds / ours.seconds for ours, theirs in turns if theirs is not None]
         if not ratios:
             return True
         ratio = Figure.of(ratios)
         return not ratio.low < self._target <= ratio.high
 
-    async def _turn(self, call: Call, number: int) -> float:
+    async def _turn(self, call: Call, number: int) -> Cost:
         self._stock.use(self._ahead + number)
         bare = self._bare if getattr(call, "__self__", None) is self._bare else None
         if bare is not None:
             await self._made(bare.enter(self._name))
         await self._slice(call, self._ahead)
+        began = time.process_time()
         seconds = await self._slice(call, number)
+        cost = Cost(seconds / number, (time.process_time() - began) / number)
         if bare is not None:
             await self._made(bare.leave(self._name))
-        return seconds
+        return cost
 
     async def _made(self, made: Any) -> None:
         if made is not None:
@@ -281,72 +224,3 @@ class PairedRun:
         lost, twice = self._stock.losses(taken)
         self._bench.losses += [f"{self._contender.label}, {each}" for each in self._stock.take_missing()]
         return lost, twice
-
-
-# Workers
-
-
-async def _worker(bench: Bench, contender: Contender, table: Table) -> Target:
-    """Compare a worker that fetches nothing ahead with a bare loop that leases and acknowledges as many jobs.
-
-    Each lease is a statement that the worker waits for. With jobs fetched ahead, slow statements would hide.
-    """
-    number = math.ceil(bench.scale.paired_run / PLACES) * PLACES
-    table.empty()
-    pq = contender.open(table.place)
-    queue = pq[QUEUE]
-    queue.task()(noop)
-    taken: list[int] = []
-    put: list[int] = []
-    statements = Statements(table.place, contender.spec.paramstyle, PLACES)
-    opener = BackendAdapter(
-        partial(plugins.make, contender.spec),
-        Dialect(TableName("queue"), contender.spec.paramstyle),
-        suspends=not contender.blocking,
-        prepared=True,
-    )
-    session: Any = None
-    turns: Turns = []
-    bare: BareLoop | None = None
-
-    async def filled() -> None:
-        put.extend(await put_calls(queue, noop, number))
-        bench.server_observer.do(f"VACUUM ANALYZE {table.name}")
-
-    async def worked() -> float:
-        await filled()
-        done = await drain(queue, concurrency=PLACES, prefetch=0)
-        taken.extend(done.taken)
-        return per_job(done, PLACES)
-
-    async def leased(bare: BareLoop) -> float:
-        await filled()
-        seconds = await (stepped if contender.blocking else awaited)(bare.lease_ack, number // PLACES)
-        return seconds / number
-
-    try:
-        session = opener.session(await opener.call("connect", bench.dsn))
-        await session.enter()
-        bare = await opened(contender, statements, MANY, session.driver)
-        await worked()  # that was to warm up
-        if bare is not None:
-            await leased(bare)
-        began = time.monotonic()
-        while len(turns) < FEWEST or time.monotonic() - began < bench.scale.cell * WORKER_TARGET:
-            first = await leased(bare) if bare is not None and len(turns) % 2 else None
-            ours = await worked()
-            theirs = await leased(bare) if bare is not None and first is None else first
-            turns.append((ours, theirs))
-    finally:
-        if session is not None:
-            await session.close()
-        await closed(contender, pq)
-    if bare is not None:
-        taken += bare.taken
-    distinct = len(set(taken))
-    lost, twice = len(put) - distinct - table.count(), len(taken) - distinct
-    return _target(contender, "worker", 1, turns, bare.how if bare is not None else "", lost, twice)
-
-
-WORKER_TARGET = 1.5
-"""Times the seconds of a cell that the worker's takes, of which the turns are long."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .compare import Comparison
-from .verdicts import Rules, below_floor, first_line, verdict, wanted
+from .verdicts import Rules, below_floor, first_line, noise_of, verdict, wanted
 
 Row = Mapping[str, Any]
 
@@ -63,10 +63,10 @@ def backends(report: Row) -> Grid:
 def targets(rows: Sequence[Row], rules: Rules) -> Grid:
     """The comparison with bare loops and with pgbench."""
     columns = (
-        *("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target"),
-        *(">of pgbench", ">floor", "verdict", "bare loop is"),
+        *("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target", ">CPU", ">at most"),
+        *(">round trips", ">of bare loop", ">of pgbench", ">floor", "machine", "verdict", "bare loop is"),
     )
-    spare = ("bare loop is", ">95 %", ">floor", ">target")
+    spare = ("bare loop is", ">95 %", ">floor", ">of bare loop", ">at most", ">target", "machine")
     grid = Grid("pqcore beside its drivers in bare loops, and beside pgbench", columns, [], spare=spare)
     for row in rows:
         said = verdict(row, rules)
@@ -75,7 +75,7 @@ def targets(rows: Sequence[Row], rules: Rules) -> Grid:
         elif said == "pass":
             grid.good.add(len(grid.rows))
         if "error" in row:
-            grid.rows.append((row["operation"], row["backend"], *[""] * 7, said, first_line(row)))
+            grid.rows.append((row["operation"], row["backend"], *[""] * 12, said, first_line(row)))
             continue
         ratio = row.get("ratio")
         share = row.get("of_pgbench")
@@ -88,8 +88,13 @@ def targets(rows: Sequence[Row], rules: Rules) -> Grid:
                 f"{ratio['median']:.3f}" if ratio else "",
                 f"{ratio['low']:.2f} to {ratio['high']:.2f}" if ratio else "",
                 f"{wanted(row, rules):g}" if ratio else "",
+                f"{row['cpu_ratio']['median']:.2f}" if "cpu_ratio" in row else "",
+                f"{row['cpu_bound']:g}" if "cpu_ratio" in row else "",
+                f"{row['wire']['round_trips']:.2g}" if "wire" in row else "",
+                f"{row['bare_wire']['round_trips']:.2g}" if "bare_wire" in row else "",
                 "" if share is None else f"{share:.2f}",
                 f"{row['floor']:g}",
+                "" if "machine" not in row else "busy" if noise_of(row) else "quiet",
                 f"{said}: below the floor" if below_floor(row, rules) else said,
                 row["how"] if ratio else "the backend names none",
             )

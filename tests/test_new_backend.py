@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pqcore import backend as contract
-from pqcore.benchmarks.targets import TARGETS
+from pqcore.benchmarks.bounds import TARGETS
 from pqcore.testing.commands import run
 
 ROOT = Path(__file__).parent.parent

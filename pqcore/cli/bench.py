@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from pqcore.cli.errors import CommandFailed, UsageError
+from pqcore.cli.errors import CommandFailed, Undecided, UsageError
 from pqcore.cli.options import duration
 from pqcore.plugins import plugins
 
@@ -110,8 +110,11 @@ def bench(**options: Any) -> None:
         if exc.name is not None and exc.name.startswith("pqcore."):
             raise UsageError(f"the benchmarks are not installed: {exc}") from exc
         raise UsageError(f"the benchmarks need {exc.name}: pip install 'pqcore[bench]'") from exc
-    if failures := command.main(**options):
-        raise CommandFailed(command.named(failures))
+    outcome = command.main(**options)
+    if outcome.failures:
+        raise CommandFailed(command.named(outcome.failures))
+    if outcome.undecided:
+        raise Undecided(f"{len(outcome.undecided)} of {outcome.judged} targets undecided, none missed")
 
 
 COMMANDS = (bench,)

@@ -27,6 +27,12 @@ class CommandFailed(click.ClickException):
     exit_code = 1
 
 
+class Undecided(click.ClickException):
+    """Some of what was measured has no verdict, and nothing failed: exit code 3."""
+
+    exit_code = 3
+
+
 class UsageError(click.ClickException):
     """The command line, or what it names, is wrong: exit code 2."""
 

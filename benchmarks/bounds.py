@@ -1,0 +1,62 @@
+"""What each operation is held to, beside a bare loop over the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pqcore.errors import ConfigurationError
+
+from .backends import Contender
+from .baseline import loop_class
+from .operations import OPERATIONS
+
+TARGETS: Mapping[str, float] = {
+    "put": 0.85,
+    "get": 0.85,
+    "transactional_get": 0.85,
+    "put_many": 0.85,
+    "get_many": 0.85,
+    "lease_ack": 0.85,
+    "worker": 0.25,
+}
+"""The least speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
+CPU: Mapping[str, float] = {
+    "put": 2.0,
+    "get": 2.3,
+    "transactional_get": 2.8,
+    "put_many": 1.7,
+    "get_many": 1.9,
+    "lease_ack": 2.2,
+    "worker": 8.0,
+}
+"""The most time of the client's processor per job, as a multiple of a bare loop's; see docs/benchmarks.md.
+
+Each is a third more than the most that was measured over any driver with both processors busy.
+"""
+WIRE: Mapping[str, float] = dict.fromkeys(TARGETS, 0.0)
+"""How many round trips, statements and commits per call are allowed beyond the bare loop's; of a worker, per job.
+
+A worker leases with the statement that acknowledges: it makes one statement for 20 jobs, and the bare loop two. On a
+busy machine its jobs do not end together, so it makes more.
+"""
+
+
+def targets_of(contender: Contender) -> dict[str, float]:
+    """Return what a backend is held to: `TARGETS`, and what its bare loop says instead (`BareLoop.targets`).
+
+    Raises:
+        ConfigurationError: The bare loop cannot be imported, or its targets are none.
+    """
+    kind = loop_class(contender)
+    own = {} if kind is None else kind.targets
+    if not isinstance(own, Mapping) or not all(_is_target(*each) for each in own.items()):
+        msg = (
+            f"backend {contender.name!r}: the targets of its bare loop are {own!r};"
+            f" give numbers above 0 for {', '.join(TARGETS)}, as in {{'put': 0.8}}"
+        )
+        raise ConfigurationError(msg)
+    return {name: float({**TARGETS, **own}[name]) for name in OPERATIONS}
+
+
+def _is_target(operation: object, share: object) -> bool:
+    return operation in TARGETS and isinstance(share, (int, float)) and share > 0
