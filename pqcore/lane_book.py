@@ -39,6 +39,8 @@ ASIDE = 0.25
 """Seconds for which no lane is looked at after an admission that ended the connection."""
 MOST = 150
 """Lanes that one take considers, at most."""
+NARROW = 40
+"""The same while more than `MOST` are known and takes find jobs; or eight for each job that is wanted."""
 SUCCESSION = 1_000
 """Jobs taken from a lane in succession, after which a take begins behind the last; see `pqcore.scan_position`."""
 FULL_LOOK = 1.0
@@ -84,6 +86,8 @@ class LaneBook:
 
     Attributes:
         adopted: How many jobs were put on their lanes that came due, or had none.
+        is_narrow: Whether the last take considered fewer lanes than it might: another one considers more, if it was in
+            vain.
     """
 
     def __init__(self) -> None:
@@ -99,6 +103,8 @@ class LaneBook:
         self._seen: set[str] = set()
         self._rotations: dict[str | None, int] = {}
         self.adopted = 0
+        self.is_narrow = False
+        self._wide = False
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:
@@ -116,9 +122,14 @@ class LaneBook:
 
     # Finding.
 
-    def must_find(self, now: float) -> bool:
-        """Return whether it is time to look for lanes; the time is by the monotonic clock, in seconds."""
-        return now - self._found >= (FIND_MORE if self.lanes else FIND)
+    def must_find(self, now: float, *, ends: bool = False) -> bool:
+        """Return whether it is time to look for lanes.
+
+        Args:
+            now: The time by the monotonic clock, in seconds.
+            ends: Whether jobs end in the same statement, which must not wait for many looks.
+        """
+        return now - self._found >= (FIND_MORE if self.lanes and not ends else FIND)
 
     def hurry(self) -> None:
         """Have the next looks go through all lanes."""
@@ -224,15 +235,17 @@ class LaneBook:
             n: Jobs.
             now: The time by the monotonic clock, in seconds.
         """
-        fresh = list(self._fresh.values())[: MOST // 2]  # jobs came, which no take has considered
+        self.is_narrow = len(self.lanes) > MOST and not self._wide and 8 * n < MOST
+        considered = max(NARROW, 8 * n) if self.is_narrow else MOST
+        fresh = list(self._fresh.values())[: considered // 2]  # jobs came, which no take has considered
         for known in fresh:
             self._fresh.pop(known.lane.text, None)
         lanes = dict.fromkeys(fresh)
-        shares_of_lanes = self._rotate(None, list(self._shares.items()), MOST)
-        most = max(MOST // max(len(shares_of_lanes), 1), 1)
+        shares_of_lanes = self._rotate(None, list(self._shares.items()), considered)
+        most = max(considered // max(len(shares_of_lanes), 1), 1)
         for share, of_share in shares_of_lanes:
             lanes.update(dict.fromkeys(self._rotate(share, list(of_share.values()), most)))
-        chosen = list(lanes)[:MOST]
+        chosen = list(lanes)[:considered]
         quota = n if len(chosen) <= 8 else max(-(-4 * n // len(chosen)), 1)
         shares = {"": PLAIN_SHARE}
         for known in chosen:
@@ -256,6 +269,7 @@ class LaneBook:
             rows: The rows, each with the place of its lane in the choice; 0 for a job without a lane.
             now: The time by the monotonic clock, in seconds.
         """
+        self._wide = not rows
         taken: dict[int, int] = {}
         for row, place in rows:
             taken[place] = taken.get(place, 0) + 1

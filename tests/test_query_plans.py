@@ -181,6 +181,7 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[t
             "share": shares[lane[0]],
             "priority": 0,
             "quota": n,
+            "times": 1,
             "after": None,
         }
         for place, lane in placed

@@ -232,6 +232,8 @@ async def end_and_take(
         The ids and tokens of the jobs that ended, and what was leased. There may be others to lease.
     """
     book = queue.lanes
+    if book.must_find(time.monotonic(), ends=True):  # where all slots are busy, nobody else looks
+        await find_lanes(queue, s)
     now = time.monotonic()
     choice = book.choose(n, now)
     query = s.sql.end_and_take(queue.retention, n)

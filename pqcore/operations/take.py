@@ -221,6 +221,8 @@ async def _take_lease_once(
         rows, wake_in = await admission.take(engine, queue, s, number, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in
+        if lanes.is_narrow:
+            continue
         if not await admission.find_lanes(queue, s, idle=True) or not left:
             [[_, due_in, _]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)

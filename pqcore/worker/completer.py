@@ -26,8 +26,6 @@ logger = logging.getLogger("pqcore.tasks")
 
 GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
 """Jobs per second from which outcomes are gathered, and for how many seconds: a commit costs more than the delay."""
-
-
 MOST_TOGETHER = 100
 """Jobs that are leased together, at most, where several are leased for one slot, as they run very fast."""
 
@@ -150,7 +148,7 @@ class Completer:
         most = min(free * times, free + self._prefetch, MOST_TOGETHER)
         n = max(n, *(size for size in SIZES if size <= most), 0)
         leased_at = time.monotonic()
-        queue_state.fetching, queue_state.reserved_slots = True, n
+        queue_state.fetching, queue_state.reserved_slots = True, max(min(n, free), 0)
 
         def accept(found: tuple[Any, Taken] | None) -> None:
             queue_state.fetching, queue_state.reserved_slots = False, 0

@@ -670,6 +670,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -1197,6 +1198,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -1506,6 +1508,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -1805,6 +1808,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2105,6 +2109,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -3132,6 +3137,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -3387,6 +3393,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -4364,6 +4371,7 @@ PREPARE "open_batch" AS
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+        AND coalesce(leased_until, schedule_at) >= '-infinity'
         AND parked_on IS NULL
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
@@ -5456,6 +5464,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head

@@ -544,6 +544,7 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -1061,6 +1062,7 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2089,6 +2091,7 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2339,6 +2342,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -3300,6 +3304,7 @@ PREPARE "open_batch" AS
           OR (schedule_at IS NOT NULL
             AND expected_at IS NOT NULL))
         AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+        AND coalesce(leased_until, schedule_at) >= '-infinity'
         AND parked_on IS NULL
         ORDER BY coalesce(leased_until, schedule_at), id
         LIMIT 1000) AS head
@@ -4378,6 +4383,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
+            AND coalesce(leased_until, schedule_at) >= '-infinity'
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
