@@ -17,11 +17,9 @@ from chaos import checker, failover
 from chaos.checker import Entry, check
 from chaos.faults import FaultOrder
 from chaos.run import Report, run
-from chaos.tables import Event, Record, Row, Tables
+from chaos.tables import WAITING, Event, Record, Row, Tables
 
 HOUR = timedelta(hours=1)
-LONG_AGO = datetime(1000, 1, 1, tzinfo=timezone.utc)
-"""The lease of a job that waits to be admitted."""
 ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed", "ask")
 """What clients do, and succeed at, in any run."""
 
@@ -145,7 +143,7 @@ class Made:
         token = f"token-{job}"
         for act in ("gate", "put"):
             self.history.append({"act": act, "outcome": "begun", "tokens": [token], "limits": limits, "group": group})
-        waits: dict[str, Any] = {"attempts": 0, "leased": LONG_AGO, "over": False}
+        waits: dict[str, Any] = {"attempts": 0, "leased": WAITING, "over": False}
         waits |= {f"was_{name}": value for name, value in waits.items()}
         self._add(Event(n, at, job, "gated", token, "INSERT", None, due=at, distance=None, uptime=1.0, **waits))
 
@@ -168,7 +166,7 @@ class Made:
 
     def wait(self, job: int) -> None:
         """Have a job wait to be admitted again, whose lease ran out."""
-        self._change(job, leased=LONG_AGO)
+        self._change(job, leased=WAITING)
 
     def record(self, job: int, *, over: bool, attempt: int | None = None) -> None:
         n, at = self._step()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .client import CANCELLED
-from .tables import Event, Tables
+from .tables import WAITING, Event, Tables
 from .worker_tasks import NAME, TICK
 
 Entry: TypeAlias = dict[str, Any]
@@ -285,7 +285,7 @@ def changes(told: Told, tables: Tables) -> Finding:
             elif event.what == "DELETE" and event.queue not in CANCELLED:
                 continue  # a dead letter, which is found as such
             elif event.attempts > event.was_attempts or event.what == "DELETE":
-                if event.was_leased is not None and event.was_leased > event.at:
+                if _was_held(event):
                     yield "given to another under a lease that held", f"{event.token} ({job})"
                 if event.attempts > event.was_attempts and event.due > event.at:
                     yield "given before it was due", f"{event.token} ({job})"
@@ -363,13 +363,18 @@ class Run:
 
 def _waits(event: Event) -> bool:
     """Return whether the job waits to be admitted, after a change."""
-    return event.leased is not None and event.leased <= event.at
+    return event.leased == WAITING
+
+
+def _was_held(event: Event) -> bool:
+    """Return whether a lease on the job held, before a change."""
+    return event.was_leased is not None and event.at < event.was_leased < WAITING
 
 
 def _ends_lease(event: Event, tables: Tables) -> bool:
     """Return whether a change ends a lease; a lease that had not run out is not ended by making the job wait."""
     if _waits(event):
-        return event.was_leased is None or event.was_leased <= event.at or not tables.is_steady(event)
+        return not _was_held(event) or not tables.is_steady(event)
     return event.attempts > event.was_attempts or event.over or event.leased is None or event.what == "DELETE"
 
 

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0
 """Seconds for which a server that was broken is waited for."""
+WAITING = datetime(9999, 1, 1, tzinfo=timezone.utc)
+"""The end of the lease of a job that waits to be admitted: infinity, as the audit has it."""
 ROLE = "client"
 """Whom clients log in as: no superuser, so that limits hold for them."""
 MAKE = f"""
