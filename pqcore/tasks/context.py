@@ -148,7 +148,7 @@ class JobContext:
         return value
 
 
-_current: ContextVar[JobContext] = ContextVar("pqcore_job")
+_current: ContextVar[JobContext | None] = ContextVar("pqcore_job", default=None)
 
 
 def current() -> JobContext:
@@ -157,18 +157,24 @@ def current() -> JobContext:
     Raises:
         PQError: None.
     """
-    try:
-        return _current.get()
-    except LookupError:
+    context = _current.get()
+    if context is None:
         msg = "no job is being run here"
-        raise PQError(msg) from None
+        raise PQError(msg)
+    return context
 
 
-def enter_job(context: JobContext) -> Any:
-    """Make a job the current one; for workers."""
-    return _current.set(context)
+def enter_job(context: JobContext) -> JobContext | None:
+    """Make a job the current one, and return the one that was; for workers."""
+    before = _current.get()
+    _current.set(context)
+    return before
 
 
-def leave_job(token: Any) -> None:
-    """Undo `enter_job`."""
-    _current.reset(token)
+def leave_job(before: JobContext | None) -> None:
+    """Undo `enter_job`, also in a copy of the `contextvars.Context` in which it was called.
+
+    Args:
+        before: What `enter_job` returned.
+    """
+    _current.set(before)

@@ -94,7 +94,7 @@ class Runner(Generic[A]):
         """Return the outcome of a job with headers whose function returned."""
         return outcome_of_result(attempt.queue, attempt.job, result, finished=finished)
 
-    async def notice_shutdown(self, context: JobContext) -> None:
+    async def notice_shutdown(self, attempt: A, context: JobContext) -> None:
         """Stop the context if the function was cancelled together with all that runs jobs here."""
 
     def release(self, attempt: A) -> bool:
@@ -144,7 +144,7 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
         PQError: The outcome cannot be stored, from `Runner.end`.
     """
     attempt.context = context
-    token = enter_job(context)
+    before = enter_job(context)
     leaving: BaseException | None = None
     outcome: Outcome | None
     try:
@@ -170,7 +170,7 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
         except BaseException as left:  # noqa: BLE001 - it is raised again, once the job was given back
             leaving = left
             outcome = Outcome(attempt.job, "snooze", reason="shutdown", finished=context.finished)
-    leave_job(token)
+    leave_job(before)
     if not runner.release(attempt):
         return None
     if outcome is not None and outcome.kind in FAILURES and attempt.run is not None:
@@ -197,7 +197,7 @@ async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, 
         raise error
     if isinstance(error, JobCancelled) or is_cancellation(error):
         if not context.stop_reason:
-            await runner.notice_shutdown(context)
+            await runner.notice_shutdown(attempt, context)
         return _outcome_of_stop(attempt, context.stop_reason, error)
     if isinstance(error, ResultNotSent):
         attempt.error = None  # the function returned

@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -17,10 +17,10 @@ from pqcore.db.watchdog import watchdog
 from pqcore.operations.admission import SharedPlaces
 from pqcore.operations.job_outcome import Outcome
 from pqcore.tasks.context import JobContext
-from pqcore.tasks.job_events import JobEvents
-from pqcore.tasks.outcomes import Run, bound_call, outcome_of_result, prepare, snooze_unrunnable, stores_result
+from pqcore.tasks.job_events import AROUND_RUN, JobEvents
+from pqcore.tasks.outcomes import Run, outcome_of_result, prepare, snooze_unrunnable, stores_result
 from pqcore.tasks.run_job import Runner, run_job
-from pqcore.worker.pools import Processes, Threads, default_processes
+from pqcore.worker.pools import Processes, ThreadCall, Threads, default_processes
 from pqcore.worker.serializer_threads import SerializerThreads
 from pqcore.worker.state import ActiveJob, Places, QueueState, WorkerState
 
@@ -30,8 +30,73 @@ LOOP_TURNS = 3
 """Turns of the event loop after which a worker that was cancelled together with its jobs has noticed it."""
 
 
+class _Pause:
+    """What a coroutine without a task of its own awaits, to say what it needs; see `_Steps`."""
+
+    def __await__(self) -> Generator[_Pause, None, None]:
+        yield self
+
+
+_CALL_IN_THREAD = _Pause()
+"""The coroutine goes on once a thread has called its job's function."""
+_TASK = _Pause()
+"""The coroutine goes on in a task: from there it may await anything."""
+
+
+class _Steps(ThreadCall):
+    """A job whose coroutine goes on in the event loop without a task, before and after the call in a thread.
+
+    Args:
+        executor: Runs the job.
+        active: The job.
+        coroutine: What runs it.
+        context: The context variables of the coroutine.
+    """
+
+    __slots__ = ("_active", "_coroutine", "_executor", "_own_context")
+
+    def __init__(self, executor: Executor, active: ActiveJob, coroutine: Any, context: contextvars.Context) -> None:
+        super().__init__(context)
+        self._executor = executor
+        self._active = active
+        self._coroutine = coroutine
+        self._own_context = context
+
+    def call(self) -> Any:
+        return self._executor.call_here(self._active)
+
+    def settle(self) -> None:
+        """Go on until a thread has to call the function, a task is needed, or the job has ended."""
+        active = self._active
+        if active.steps is None:  # abandoned: what the thread returned comes too late
+            return
+        pause = None
+        try:
+            pause = self._own_context.run(self._coroutine.send, None)
+        except StopIteration:
+            pass
+        finally:
+            if pause is not _CALL_IN_THREAD:
+                active.steps = None
+                self._executor.stepped.discard(self)
+        if pause is _CALL_IN_THREAD:
+            self.context = self._own_context.copy()  # so that what the function sets is not seen afterwards
+            self._executor.call_in_thread(self)
+        elif pause is _TASK:
+            active.task = self._own_context.run(asyncio.get_running_loop().create_task, self._coroutine)
+
+    def abandon(self) -> None:
+        """Go on as if the function had been cancelled."""
+        self.result, self.error = None, asyncio.CancelledError()
+        self.settle()
+
+
 class Executor(Runner[ActiveJob]):
     """Runs jobs through `run_job`, as many concurrently as there are slots.
+
+    A task and a future for each job cost more than a short function. A job in a thread has neither, unless something
+    else than its function must be awaited. One callback of the event loop takes all outcomes that threads have handed
+    over.
 
     Args:
         worker_state: What the worker's parts share.
@@ -56,6 +121,8 @@ class Executor(Runner[ActiveJob]):
         self._threads = Threads(self._slots, "pqcore-job")
         self._serializer_threads = SerializerThreads(worker_state, self._threads)
         self._processes: Processes | None = None
+        self.stepped: set[_Steps] = set()
+        self._steps_jobs = job_events.hooks <= {AROUND_RUN}  # other hooks may await anything
 
     def start_jobs(self) -> None:
         """Start fetched jobs in free slots, the queues in turn."""
@@ -109,7 +176,7 @@ class Executor(Runner[ActiveJob]):
 
         Only a statement in a transaction block of the thread can be broken off; nothing else of a thread can be ended.
         """
-        if active.task is None or active.task.done() or active.context is None or active.thread is None:
+        if not active.is_running or active.context is None or active.thread is None:
             return
         waited = time.monotonic() - told_at
         broken_off = watchdog.break_off_blocks_of(active.thread)
@@ -143,6 +210,8 @@ class Executor(Runner[ActiveJob]):
 
     async def close(self) -> None:
         """Abandon threads and coroutines that did not end, and kill processes."""
+        for steps in list(self.stepped):
+            steps.abandon()
         tasks = [
             active.task
             for queue_state in self._worker_state.queue_states
@@ -172,7 +241,22 @@ class Executor(Runner[ActiveJob]):
         if active.places is not None:
             active.places.used += 1
         # In a context like the worker's: a job begun by one that ends must not see the variables that it set.
-        active.task = self._context.copy().run(asyncio.get_running_loop().create_task, run_job(self, active, context))
+        variables = self._context.copy()
+        coroutine = run_job(self, active, context)
+        if self._steps_jobs and active.run is not None and self._is_for_thread(active.run):
+            steps = active.steps = _Steps(self, active, coroutine, variables)
+            self.stepped.add(steps)
+            steps.settle()
+        else:
+            active.task = variables.run(asyncio.get_running_loop().create_task, coroutine)
+
+    def _is_for_thread(self, run: Run) -> bool:
+        return not run.task.is_coroutine and (run.task.options.run_in or self._run_in) == "thread"
+
+    async def _in_task(self, active: ActiveJob) -> None:
+        """Go on in a task, as what follows awaits something."""
+        if active.steps is not None:
+            await _TASK
 
     def _prepare(self, active: ActiveJob) -> Run | Outcome:
         """Decode a job; return the call of its function, or how the job ends without one."""
@@ -219,8 +303,15 @@ class Executor(Runner[ActiveJob]):
         if (run.task.options.run_in or self._run_in) == "process":
             return await self._call_in_process(active, run)
         self._start_clock(active, run)
-        result = await self._threads.run(partial(self._call_here, active, run))
+        if active.steps is None:
+            result = await self._threads.run(partial(self.call_here, active))
+        else:
+            await _CALL_IN_THREAD
+            if active.steps.error is not None:
+                raise active.steps.error
+            result = active.steps.result
         if inspect.isawaitable(result):  # from a function that is none of `async def`
+            await self._in_task(active)
             active.cancellable = True
             return await result
         return result
@@ -232,13 +323,15 @@ class Executor(Runner[ActiveJob]):
         if finished or not stores_result(job) or queue.writes_quickly(result):
             return end()
         active.cancellable = False  # the function returned
+        await self._in_task(active)
         await self._serializer_threads.wait_turn(queue.serializer_name)
         return await self._serializer_threads.run(
             queue.serializer_name, f"encoding the result of job {job.id} of {queue.name!r}", end
         )
 
-    async def notice_shutdown(self, context: JobContext) -> None:
+    async def notice_shutdown(self, active: ActiveJob, context: JobContext) -> None:
         """Stop the context if the worker is being cancelled, as `asyncio.run` does when its loop is interrupted."""
+        await self._in_task(active)
         for _ in range(LOOP_TURNS):
             if self._worker_state.stop_now.is_set():
                 context.stop("shutdown")
@@ -263,6 +356,8 @@ class Executor(Runner[ActiveJob]):
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
         """Have the completer store the outcome, with others, and call its hook."""
         if outcome is not None:
+            if not self.events.hooks:  # nothing needs them any more: the garbage collector has fewer objects to look at
+                active.run = active.context = None
             active.queue_state.complete(active, outcome)
             return
         await self.events.call("pqcore_job_lost", active)
@@ -283,11 +378,23 @@ class Executor(Runner[ActiveJob]):
             with self.events.around(active):
                 return await process.run(run, active.context)
 
-    def _call_here(self, active: ActiveJob, run: Run) -> Any:
+    def call_in_thread(self, steps: _Steps) -> None:
+        """Have a thread call the function of a job that has no task."""
+        try:
+            self._threads.submit(steps)
+        except RuntimeError as exc:  # no thread can be started
+            steps.error = exc
+            asyncio.get_running_loop().call_soon(steps.settle)
+
+    def call_here(self, active: ActiveJob) -> Any:
         """Call the function in this thread."""
         active.thread = threading.get_ident()
+        run = active.run
+        assert run is not None  # noqa: S101 - for the type checker
+        if AROUND_RUN not in self.events.hooks:
+            return run.task.call(run.job, run.args, run.kwargs)
         with self.events.around(active):
-            return bound_call(run)()
+            return run.task.call(run.job, run.args, run.kwargs)
 
     def _start_clock(self, active: ActiveJob, run: Run) -> None:
         active.started_at = time.perf_counter()

@@ -108,7 +108,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
         request: Request = pickle.loads(raw)  # noqa: S301 - from the worker
         function, queue = _find(request)
         context = _Context(queue, request.kind(queue, request.row, leased=True), pipe)
-        token = enter_job(context)
+        before = enter_job(context)
         try:
             with ExitStack() as around:
                 for each in CALL_CONTEXTS:
@@ -119,7 +119,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
                     result = asyncio.run(_awaited(result))
             refuse_unrun(result)  # which could not be written either
         finally:
-            leave_job(token)
+            leave_job(before)
         return _returned(result if stores_result(context.job) else None, finished=context.finished)
     except BaseException as exc:  # noqa: BLE001 - it is the job's failure
         return _raised(exc)

@@ -17,6 +17,7 @@ from pqcore.sql.fetch_statements import SIZES
 from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.job_events import Attempt
 from pqcore.worker.bridge import Bridge
+from pqcore.worker.pools import ThreadCall
 
 THROUGHPUT_WINDOW = 0.02
 """Seconds over which the throughput is averaged."""
@@ -62,7 +63,8 @@ class ActiveJob(Attempt):
     Attributes:
         queue_state: The state of the job's queue.
         leased_at: When the lease began, by the monotonic clock.
-        task: The asyncio task that runs it.
+        task: The asyncio task that runs it, if one does.
+        steps: What runs it without an asyncio task, while its function is called in a thread.
         timer: Stops the job at its timeout.
         thread: The identifier of the thread that calls the function, if a thread does.
         ended: Whether the outcome is decided: then nothing can stop the job.
@@ -76,6 +78,7 @@ class ActiveJob(Attempt):
     queue_state: QueueState
     leased_at: float
     task: asyncio.Task[Any] | None = None
+    steps: ThreadCall | None = None
     timer: asyncio.TimerHandle | None = None
     thread: int | None = None
     ended: bool = False
@@ -93,7 +96,12 @@ class ActiveJob(Attempt):
     @property
     def is_started(self) -> bool:
         """Whether the job has left the buffer."""
-        return self.task is not None or self.ended
+        return self.steps is not None or self.task is not None or self.ended
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and what runs it has not come to its end."""
+        return self.steps is not None or (self.task is not None and not self.task.done())
 
     @property
     def key(self) -> Key:
