@@ -20,6 +20,7 @@ from .admission_calls import declare, held, limits_of, put_held, run_until, spee
 from .backends import Location, closed, contenders
 from .concurrent_calls import Callers, Turn
 from .coroutines import run_sync
+from .memory_calls import measured
 from .operations import LIMITED, OF_BUILDS, OPERATIONS, QUEUE, awaited, calls, stepped
 from .summary import percentile
 from .worker_calls import drain, noop, per_job, put_calls
@@ -56,6 +57,11 @@ class BuildProcess:
                 await creating
         finally:
             await closed(self._contender, pq)
+
+    def memory(self, backend: str, dsn: str, schema: str, table: str, operation: str, number: int) -> dict[str, float]:
+        """Do something once; return the memory of this process, which has done nothing before."""
+        [contender] = [each for each in contenders() if each.label == backend]
+        return measured(contender, Location(dsn, schema, table), operation, number)
 
     def begin(self, operation: str) -> dict[str, Any]:
         """Connect, to do an operation; the table is empty."""

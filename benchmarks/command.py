@@ -123,12 +123,13 @@ def _operations(scenarios: tuple[str, ...]) -> list[str]:
     known = {run.TARGETS: list(operations.OPERATIONS)}
     for name in operations.OF_BUILDS:
         known |= {name: [name], f"{run.TARGETS}:{name}": [name]}
+    known[operations.MEMORY] = [operations.MEMORY]
     if unknown := sorted(set(scenarios) - set(known)):
-        names = ", ".join([*operations.OF_BUILDS, *concurrent_builds.NAMES])
+        names = ", ".join([*operations.OF_BUILDS, operations.MEMORY, *concurrent_builds.NAMES])
         msg = f"--against measures {names}, and not {', '.join(unknown)}"
         raise ConfigurationError(msg)
     chosen = {operation for name in scenarios or (run.TARGETS,) for operation in known[name]}
-    return [name for name in operations.OF_BUILDS if name in chosen]
+    return [name for name in (*operations.OF_BUILDS, operations.MEMORY) if name in chosen]
 
 
 def _against(terminal: Terminal, request: comparing_builds.Request, fail_under: float | None) -> list[Failure]:

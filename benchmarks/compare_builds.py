@@ -8,28 +8,24 @@ the median over its turns.
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from pqcore.errors import ConfigurationError, PQError
+from pqcore.errors import PQError
 
 from . import environment
-from .backends import Location, contenders
+from .backends import Contender, Location, contenders
+from .builds import Build, BuildFailed, Interpreter, builds_of, interpreters, started
 from .compare import Change, Comparison
 from .measurement import Table, dropped, schema_name
+from .memory_workloads import Need, fill, lost, need_of, needs
 from .observer import Observer, named
-from .operations import LIMITED, OF_BUILDS
+from .operations import LIMITED, MEMORY, OF_BUILDS
 from .presets import SCALES
 from .run import Listener
 from .stock import Stock
@@ -51,23 +47,9 @@ LIMITED_TURNS = 2
 """Turns of each build in a round of jobs under a limit."""
 LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
 """Jobs of such a turn, by scale."""
+MEMORY_ROUNDS = 3
+"""Rounds of what is measured in MB, at most: it hardly varies."""
 TABLE = "queue"
-PATIENCE = 120.0
-"""Seconds that an answer may take."""
-_BOOT = """
-import importlib.util, sys
-import pqcore
-file, *folders = f"{sys.argv[1]}/__init__.py", sys.argv[1]
-spec = importlib.util.spec_from_file_location("pqcore.benchmarks", file, submodule_search_locations=folders)
-sys.modules["pqcore.benchmarks"] = pqcore.benchmarks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pqcore.benchmarks)
-from pqcore.benchmarks.build_process import main
-main()
-"""
-
-
-class BuildFailed(PQError):
-    """A build could not do what it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class Request:
     Attributes:
         other: Where the other build is: a Python interpreter, a virtual environment, or a checkout.
         backends: Names of backends; all that both builds have, if there are none.
-        operations: Keys of `OF_BUILDS`.
+        operations: Keys of `OF_BUILDS`, and `MEMORY`.
         scale: The name of the scale.
         rounds: How often each operation is measured.
         dsn: A server; None for an embedded one.
@@ -97,80 +79,18 @@ class Cell:
 
     Attributes:
         backend, operation: Which.
-        rounds: Jobs per second of the other build and of this one, and the ratio of the two.
+        unit: Of what is measured: jobs per second, or MB of memory.
+        rounds: The figures of the other build and of this one, and how many times as good this one is.
         error: Why there are no more.
         lost: Jobs that this build lost, or gave twice.
     """
 
     backend: str
     operation: str
+    unit: str = "/s"
     rounds: list[tuple[float, float, float]] = field(default_factory=list)
     error: str = ""
     lost: int = 0
-
-
-class Build:
-    """A process that measures one build."""
-
-    def __init__(self, command: Sequence[str], variables: dict[str, str], folder: str) -> None:
-        self._process = subprocess.Popen(
-            [*command, "-c", _BOOT, str(Path(__file__).parent)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=folder,
-            env={**variables, "PYTHONHASHSEED": "0"},
-        )
-        self._buffer = b""
-        try:
-            self.about = self._hear()
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer to a question; see `build_process.BuildProcess`.
-
-        Raises:
-            BuildFailed: The build raised an error, ended, or did not answer for `PATIENCE` seconds.
-        """
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as exc:
-            msg = f"the process of the build {self.about['file']} ended"
-            raise BuildFailed(msg) from exc
-        answer = self._hear()
-        if "error" in answer:
-            raise BuildFailed(answer["error"])
-        return answer
-
-    def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + PATIENCE
-        while b"\n" not in self._buffer:
-            if not select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
-                msg = f"the process of a build has not answered for {PATIENCE:.0f} s"
-                raise BuildFailed(msg)
-            if not (read := os.read(self._process.stdout.fileno(), 65_536)):
-                msg = "the process of a build ended"
-                raise BuildFailed(msg)
-            self._buffer += read
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(30)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
 
 
 def compare(request: Request, listener: Listener) -> Comparison:
@@ -180,12 +100,15 @@ def compare(request: Request, listener: Listener) -> Comparison:
         ConfigurationError: There is no build where the other one is said to be.
         BuildFailed: A build's process ended.
     """
-    with environment.server(request.dsn) as (dsn, _), builds_of(request.other) as builds:
+    pythons = interpreters(request.other)
+    with environment.server(request.dsn) as (dsn, _), builds_of(pythons) as builds:
         both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
         broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
         cells = []
         for backend in (label for label in both[0] if label in both[1]):
             cells += _backend(request, builds, backend, dsn, listener)
+            if MEMORY in request.operations:
+                cells += _memory(request, pythons, backend, dsn, listener)
         before, after = (build.about["file"] for build in builds)
     for cell in cells:
         name = f"{cell.backend}, {cell.operation}"
@@ -198,33 +121,6 @@ def compare(request: Request, listener: Listener) -> Comparison:
     )
 
 
-@contextmanager
-def builds_of(other: Path) -> Iterator[list[Build]]:
-    """The processes of the other build and of this one."""
-    here = [str(Path(place).absolute()) for place in sys.path]
-    own = {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
-    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    python = next((path for path in (other, other / "bin" / "python") if path.is_file()), None)
-    if python is not None:
-        started: tuple[list[str], dict[str, str]] = ([str(python.absolute())], bare)
-    elif (other / "pqcore" / "__init__.py").is_file():
-        started = ([sys.executable], {**own, "PYTHONPATH": os.pathsep.join([str(other.absolute()), *here])})
-    else:
-        msg = f"{other} is no Python interpreter, no virtual environment and no checkout of pqcore"
-        raise ConfigurationError(msg)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        builds = []
-        for command, variables in (started, ([sys.executable], own)):
-            try:
-                build = Build(command, variables, folder)
-            except (OSError, BuildFailed) as exc:
-                msg = f"the build of {command[0]} cannot be measured: {exc}; is pqcore[bench] installed there?"
-                raise ConfigurationError(msg) from exc
-            stack.callback(build.close)
-            builds.append(build)
-        yield builds
-
-
 @dataclass(frozen=True)
 class _Side:
     """A build, and the table that it works on."""
@@ -235,7 +131,9 @@ class _Side:
 
 def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, listener: Listener) -> list[Cell]:
     """Measure all operations over one backend."""
-    cells = [Cell(backend, operation) for operation in request.operations]
+    cells = [Cell(backend, operation) for operation in request.operations if operation != MEMORY]
+    if not cells:
+        return []
     listener.begin(f"{backend}: two builds side by side", request.rounds * len(cells))
     [contender] = [each for each in contenders() if each.label == backend]
     schemas = [schema_name(f"{os.getpid()}_{number}_{time.time_ns() % 10**9}") for number in range(len(builds))]
@@ -260,6 +158,51 @@ def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, 
                 dropped(server_observer, schema)
         server_observer.close()
     return cells
+
+
+def _memory(request: Request, pythons: Sequence[Interpreter], backend: str, dsn: str, listener: Listener) -> list[Cell]:
+    """Measure the memory of both builds over one backend: a fresh process for each figure."""
+    [contender] = [each for each in contenders() if each.label == backend]
+    chosen = [need for need in needs(SCALES[request.scale]) if need.blocking or not contender.blocking]
+    cells = [Cell(backend, f"{MEMORY}: {need.label}", "MB") for need in chosen]
+    rounds = min(request.rounds, MEMORY_ROUNDS)
+    listener.begin(f"{backend}: the memory of two builds", rounds * len(cells))
+    schemas = [schema_name(f"{os.getpid()}_m{number}_{time.time_ns() % 10**9}") for number in range(len(pythons))]
+    server_observer = Observer(contender, dsn)
+    try:
+        tables = [Table(server_observer, Location(named(dsn), schema, TABLE)) for schema in schemas]
+        for python, table in zip(pythons, tables, strict=True):
+            with started(python) as build:
+                build.ask("open", backend=backend, dsn=table.place.dsn, schema=table.place.schema, table=TABLE)
+        for number in range(rounds):
+            for need, cell in zip(chosen, cells, strict=True):
+                listener.step(f"round {number + 1} of {rounds}: {need.label}")
+                with suppress(BuildFailed):
+                    before, after = [
+                        _over(python, contender, table, need, cell)
+                        for python, table in zip(pythons, tables, strict=True)
+                    ]
+                    cell.rounds.append((before, after, before / after))
+    finally:
+        with suppress(PQError):
+            for schema in schemas:
+                dropped(server_observer, schema)
+        server_observer.close()
+    return cells
+
+
+def _over(python: Interpreter, contender: Contender, table: Table, need: Need, cell: Cell) -> float:
+    """Return the MB that a fresh process had at most, over what it had before."""
+    try:
+        with started(python) as build:
+            fill(build, contender, table, need)
+        with started(python) as build:
+            found = need_of(build, contender, table, need)
+    except BuildFailed as exc:
+        cell.error = str(exc)
+        raise
+    cell.lost += lost(table, need, found["done"])
+    return max(float(found["peak"] - found["base"]), 0.1)
 
 
 class _Part:
@@ -326,8 +269,8 @@ def _change(cell: Cell) -> Change:
         "",
         cell.operation,
         cell.backend,
-        "rate",
-        "/s",
+        "rate" if cell.unit == "/s" else "over",
+        cell.unit,
         median(old),
         median(new),
         ratio.median,

@@ -18,7 +18,8 @@ from pqcore.errors import PQError
 
 from . import environment
 from .backends import Contender, Location, contenders
-from .compare_builds import TABLE, Build, BuildFailed, builds_of
+from .builds import Build, BuildFailed, builds_of, interpreters
+from .compare_builds import TABLE
 from .concurrent_calls import CALLERS, CALLS
 from .measurement import Table, dropped, schema_name
 from .observer import Observer, named
@@ -196,7 +197,7 @@ def compare(request: Request, listener: Listener) -> Found:
         BuildFailed: A build's process ended.
     """
     commits: list[float] = []
-    with environment.server(request.dsn) as (dsn, _), builds_of(request.other) as builds:
+    with environment.server(request.dsn) as (dsn, _), builds_of(interpreters(request.other)) as builds:
         both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
         broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
         cells = []

@@ -52,6 +52,8 @@ OPERATIONS: Mapping[str, Operation] = {
 
 LIMITED = "limited_worker"
 """An operation that has no bare loop: two builds are compared at it, if it is named."""
+MEMORY = "memory"
+"""Not an operation: the memory of processes, which two builds are compared at, too, if it is named."""
 OF_BUILDS: Mapping[str, Operation] = {
     **OPERATIONS,
     LIMITED: Operation("a worker's no-op jobs under a limit of 2", 2, True, floor=0.0, script=""),

@@ -34,6 +34,9 @@ class Scale:
         limited: No-op jobs under a limit.
         limited_horizon: Seconds for which jobs under a limit run beside an old snapshot.
         shares: Seconds for which tenants share a worker.
+        held: Jobs that one process puts or takes while its memory is measured.
+        large: Jobs of 100 KB, likewise.
+        waited: Queues that are waited on, likewise.
         pace: Jobs a second of the soak.
     """
 
@@ -61,6 +64,9 @@ class Scale:
     limited: int
     limited_horizon: float
     shares: float
+    held: int
+    large: int
+    waited: int
     pace: float = 200.0
 
 
@@ -89,6 +95,9 @@ QUICK = Scale(
     limited=300,
     limited_horizon=3.0,
     shares=3.0,
+    held=50_000,
+    large=300,
+    waited=1_000,
 )
 DEFAULT = Scale(
     name="default",
@@ -115,6 +124,9 @@ DEFAULT = Scale(
     limited=2_000,
     limited_horizon=20.0,
     shares=10.0,
+    held=1_000_000,
+    large=2_000,
+    waited=10_000,
 )
 FULL = Scale(
     name="full",
@@ -141,5 +153,8 @@ FULL = Scale(
     limited=2_000,
     limited_horizon=600.0,
     shares=10.0,
+    held=1_000_000,
+    large=2_000,
+    waited=10_000,
 )
 SCALES = {scale.name: scale for scale in (QUICK, DEFAULT, FULL)}

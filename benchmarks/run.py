@@ -19,6 +19,7 @@ from .backends import Contender
 from .concurrent_workloads import CONCURRENT
 from .latency_workloads import Pickup, Soak
 from .measurement import Bench, Measurement, Table, dropped, schema_name
+from .memory_workloads import Memory
 from .network_workloads import Network
 from .observer import Observer, named
 from .scale_workloads import FINISHED, LATER, Horizon, Priorities, Queues
@@ -52,6 +53,7 @@ def workloads() -> list[Workload]:
         Limited(),
         LimitedHorizon(),
         Shares(),
+        Memory(),
         Soak(),
     ]
 

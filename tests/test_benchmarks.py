@@ -39,6 +39,7 @@ from pqcore.benchmarks import (
     environment,
     load_generators,
     machine,
+    memory_calls,
     observer,
     operations,
     pgbench,
@@ -96,6 +97,9 @@ TINY = dataclasses.replace(
     limited=20,
     limited_horizon=0.3,
     shares=0.3,
+    held=300,
+    large=5,
+    waited=5,
 )
 QUICKEST = ("put", "get", "get_many")
 RULES = verdicts.Rules()
@@ -317,6 +321,15 @@ def test_bench_measures_every_scenario_over_both_faces(pqcore_server: str) -> No
     for row in everything["shares"]:
         parts = [row["metrics"][tenant]["median"] for tenant in ("light", "middling", "heavy")]
         assert sum(parts) == pytest.approx(1, abs=0.001)
+    memory = {(row["backend"], row["variant"]): row["metrics"] for row in everything["memory"]}
+    assert memory.keys() == {
+        *((label, "put_many of 300 from a generator") for label in ("psycopg", "psycopg-async")),
+        *((label, "get_many of 300, 10,000 at a time") for label in ("psycopg", "psycopg-async")),
+        *((label, "a worker, 5 jobs of 100 KB") for label in ("psycopg", "psycopg-async")),
+        ("psycopg-async", "5 queues waited on"),
+    }
+    for metrics in memory.values():
+        assert 0 <= metrics["over"]["median"] < metrics["peak"]["median"] < 1_000
     [soak] = everything["soak"]
     assert len({len(points) for points in soak["curve"].values()}) == 1
     assert soak["curve"].keys() == {"seconds", "table (MB)", "indexes (MB)", "dead rows"}
@@ -1253,6 +1266,27 @@ def test_bench_concurrent_callers_count_lost_and_repeated_jobs(pqcore_server: st
     finally:
         turns.dropped(looking, schema)
         looking.close()
+
+
+def test_bench_against_measures_memory_where_it_is_named(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.SCALES, "quick", TINY)
+    result = invoke(
+        *("--against", str(ROOT), "--backend", "asyncpg", "--quick", "--rounds", "1", "--scenario", "memory")
+    )
+    assert result.exit_code == 0, result.output
+    for what in ("put_many of 300", "get_many of 300", "5 jobs of 100 KB", "5 queues"):
+        assert f"memory: {what}" in result.output
+    assert "memory" not in command._operations(())
+
+
+def test_memory_of_a_process_is_what_it_had_at_most() -> None:
+    before = memory_calls.held()
+    memory_calls.forget_peak()
+    text = "x" * 50_000_000
+    del text
+    assert 40 < memory_calls.peak() - before < 80
 
 
 def test_bench_against_refuses_a_bad_build(invoke: Callable[..., Result], tmp_path: Path) -> None:

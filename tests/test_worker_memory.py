@@ -1,4 +1,4 @@
-"""What a worker leaves behind for each job."""
+"""What a worker leaves behind for each job, and what it holds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from weakref import ref
 import pytest
 
 from pqcore import tasks
-from pqcore.tasks import current
+from pqcore.tasks import PQ, current
 from pqcore.worker import Worker
+from pqcore.worker.state import STATEMENT_SIZE, Prefetch, QueueState
+from pqcore.worker.worker import PREFETCH_BYTES
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "thread"])
@@ -43,3 +45,51 @@ def test_completed_job_leaves_no_garbage(dsn: str, kind: str) -> None:
                 gc.enable()
 
     asyncio.run(work())
+
+
+async def bytes_ahead(dsn: str, number: int, size: int, **options: Any) -> int:
+    """Return the most bytes of data that jobs held which a worker had fetched ahead; all jobs are done then."""
+    most = done = 0
+
+    async def look(job_id: int, text: str) -> None:
+        nonlocal most, done
+        [queue_state] = worker._worker_state.queue_states
+        most = max(most, sum(len(active.job.raw) for active in queue_state.buffer))
+        done += 1
+
+    async with tasks.AsyncPQ(dsn) as pq:
+        await pq.create()
+        queue = pq["q"]
+        task = queue.task()(look)
+        await queue.put_calls(*[task.call("x" * size)] * number)
+        worker = Worker(queue, burst=True, concurrency=4, **options)
+        await worker.run()
+    assert done == number
+    return most
+
+
+def test_worker_bounds_the_bytes_of_jobs_fetched_ahead(dsn: str) -> None:
+    bounded = asyncio.run(bytes_ahead(dsn, 600, 5_000, prefetch_bytes=100_000))
+    assert 5_000 < bounded <= 100_000
+
+
+def test_worker_fetches_ahead_more_bytes_if_it_may(dsn: str) -> None:
+    assert asyncio.run(bytes_ahead(dsn, 600, 5_000)) > 100_000
+
+
+def test_job_larger_than_the_bound_of_bytes_runs(dsn: str) -> None:
+    assert asyncio.run(bytes_ahead(dsn, 30, 50_000, prefetch_bytes=1_000)) <= 2 * 50_100
+    assert asyncio.run(bytes_ahead(dsn, 30, 50_000, prefetch_bytes=0)) <= 2 * 50_100
+
+
+def test_statement_fetches_large_jobs_a_few_at_a_time() -> None:
+    assert fetched_sizes(200) == 1_000
+    assert fetched_sizes(100_000) == 20
+    assert fetched_sizes(10 * STATEMENT_SIZE) == 1
+
+
+def fetched_sizes(size: int) -> int:
+    """Return how many jobs of a size one statement fetches, of a worker with 1,000 free slots."""
+    queue_state = QueueState(PQ("postgresql://nowhere/")["q"], None)  # type: ignore[arg-type]
+    queue_state.job_size = size
+    return queue_state.fetch_size(1_000, Prefetch(1_000, PREFETCH_BYTES))

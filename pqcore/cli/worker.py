@@ -74,6 +74,22 @@ def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     help="An idle worker looks so often, woken or not.",
 )
 @click.option(
+    "--prefetch",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=1_000,
+    show_default=True,
+    help="Jobs fetched ahead of each queue, at most, where jobs run fast.",
+)
+@click.option(
+    "--prefetch-bytes",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=16 * 2**20,
+    show_default=True,
+    help="Bytes of data that these jobs hold, at most.",
+)
+@click.option(
     "--run-in",
     type=click.Choice(["thread", "process"]),
     default="thread",

@@ -20,7 +20,7 @@ from pqcore.sql.fetch_statements import SIZES
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
-from pqcore.worker.state import QueueState, WorkerState
+from pqcore.worker.state import Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -39,7 +39,7 @@ class Completer:
         executor: Runs the jobs that get the places of those that ended.
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
-        prefetch: Jobs fetched ahead, at most.
+        prefetch: How much is fetched ahead, at most.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Completer:
         executor: Executor,
         job_events: JobEvents,
         lease: float,
-        prefetch: int,
+        prefetch: Prefetch,
     ) -> None:
         self._worker_state = worker_state
         self._queue_state = queue_state

@@ -154,6 +154,7 @@ class Executor(Runner[ActiveJob]):
             active.places = places.get(active.job.id)
         if jobs:
             self._worker_state.changes += 1
+            queue_state.note_sizes(jobs)
             queue_state.active_jobs.update((active.key, active) for active in jobs)
             if self._worker_state.draining.is_set():
                 queue_state.give_back(jobs)

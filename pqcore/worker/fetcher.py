@@ -16,7 +16,7 @@ from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, fetch, follow_ups
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Executor
-from pqcore.worker.state import PLACE_SECONDS, QueueState, WorkerState
+from pqcore.worker.state import PLACE_SECONDS, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -33,7 +33,7 @@ class Fetcher:
         executor: Runs the jobs.
         lease: Seconds for which jobs are leased.
         poll_interval: Seconds after which an idle fetcher tries again, woken or not.
-        prefetch: Jobs fetched ahead, at most.
+        prefetch: How much is fetched ahead, at most.
         stop: What to call when there is nothing to do; None to wait instead.
     """
 
@@ -45,7 +45,7 @@ class Fetcher:
         *,
         lease: float,
         poll_interval: float,
-        prefetch: int,
+        prefetch: Prefetch,
         stop: Callable[[], None] | None,
     ) -> None:
         self._worker_state = worker_state

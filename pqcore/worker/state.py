@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.operations.job_outcome import Outcome, Refusals
@@ -37,6 +37,13 @@ MOST_FOR_PLACE = 50
 LONGEST_FADES = 0.9
 """How far the time of the longest job counts after one more job."""
 
+STATEMENT_SIZE = 2 * 2**20
+"""Characters or bytes of data that one statement fetches, about. In a larger answer each job takes about twice as long,
+as the driver holds the whole answer, in memory that the kernel must give it.
+"""
+SIZE_DECAY = 0.8
+"""The factor by which the size of a queue's jobs fades with each fetch of smaller ones."""
+
 Key: TypeAlias = tuple[int, int]
 """A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
 
@@ -54,6 +61,18 @@ class Places:
     number: int
     since: float
     used: int = 0
+
+
+class Prefetch(NamedTuple):
+    """How much a worker fetches ahead of each queue, at most.
+
+    Attributes:
+        jobs: Jobs.
+        size: Characters (JSON) or bytes of their data.
+    """
+
+    jobs: int
+    size: int
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -123,6 +142,7 @@ class QueueState:
         wake_completer: Set when there are outcomes to store, or jobs to give back.
         calling_hooks: Whether the hooks of stored outcomes are being called.
         throughput: Jobs per second, lately.
+        job_size: Characters or bytes of the data of a job, lately, on average; 0 before the first fetch.
         started: Jobs started since the throughput was measured.
         measured_at: When it was measured, by the monotonic clock.
         longest: Seconds that the longest of the last jobs ran, about; infinite before the first.
@@ -141,6 +161,7 @@ class QueueState:
     wake_completer: asyncio.Event = field(default_factory=asyncio.Event)
     calling_hooks: bool = False
     throughput: float = 0.0
+    job_size: float = 0.0
     started: int = 0
     measured_at: float = 0.0
     longest: float = float("inf")
@@ -167,17 +188,26 @@ class QueueState:
             self.throughput += weight * (self.started / elapsed - self.throughput)
             self.started, self.measured_at = 0, now
 
-    def fetch_size(self, free: int, prefetch: int) -> int:
+    def note_sizes(self, jobs: Sequence[ActiveJob]) -> None:
+        """Note the sizes of jobs that were fetched: those that are fetched next may be as large."""
+        if jobs:
+            mean = sum(len(active.job.raw) for active in jobs) / len(jobs)
+            self.job_size = max(mean, SIZE_DECAY * self.job_size)
+
+    def fetch_size(self, free: int, prefetch: Prefetch) -> int:
         """Return how many jobs to fetch: for the free slots, and ahead if jobs run fast."""
         lanes = self.queue.lanes
         seconds = PREFETCH_SECONDS if not lanes.lanes else 0.0 if lanes.has_shares else PREFETCH_SECONDS_OF_LANES
-        ahead = min(prefetch, int(self.throughput * seconds))
+        ahead, most = min(prefetch.jobs, int(self.throughput * seconds)), math.inf
+        if self.job_size:
+            ahead = min(ahead, int(prefetch.size / self.job_size))
+            most = max(STATEMENT_SIZE / self.job_size, 1)
         waiting = len(self.buffer)
         if waiting and not self.buffer[0].may_start:  # others need not wait for jobs that wait for a place
             waiting = sum(active.may_start for active in self.buffer)
         if free <= 0 and waiting > ahead // 2:
             return 0
-        n = max(free, 0) + ahead - waiting
+        n = min(max(free, 0) + ahead - waiting, most)
         return max((size for size in SIZES if size <= n), default=0)
 
     @property

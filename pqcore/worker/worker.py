@@ -38,12 +38,15 @@ from pqcore.worker.fetcher import Fetcher
 from pqcore.worker.heartbeat import Heartbeat, watch_stalls
 from pqcore.worker.maintenance import Maintenance
 from pqcore.worker.registration import Registration, running_worker
-from pqcore.worker.state import QueueState, WorkerState
+from pqcore.worker.state import Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
 CANCEL_TIMEOUT = 5.0
 """Seconds that coroutines have to end, once cancelled after the grace period; then their jobs are given back."""
+
+PREFETCH_BYTES = 16 * 2**20
+"""Bytes of data that jobs hold that are fetched ahead, at most, unless told otherwise."""
 
 Tasks = list["asyncio.Task[None]"]
 
@@ -59,7 +62,9 @@ class Worker:
         grace: Seconds, ``'1m'`` or a timedelta that running jobs get to finish after a stop signal; then they are
             given back.
         poll_interval: Seconds after which an idle worker tries to fetch jobs, woken or not.
-        prefetch: Jobs fetched ahead, at most, where jobs run fast.
+        prefetch: Jobs fetched ahead of each queue, at most, where jobs run fast.
+        prefetch_bytes: Bytes (of JSON: characters) of data that these jobs hold, at most, by the sizes of the jobs
+            fetched last. A job that is larger is fetched for a free slot.
         run_in: Where functions that are no coroutine functions run: ``"thread"`` or ``"process"``.
         stall_timeout: Seconds without an answer after which a connection is broken off;
             never more than a third of the lease.
@@ -81,6 +86,7 @@ class Worker:
         grace: Any = 30.0,
         poll_interval: float = 2.0,
         prefetch: int = 1_000,
+        prefetch_bytes: int = PREFETCH_BYTES,
         run_in: Literal["thread", "process"] = "thread",
         stall_timeout: float = 20.0,
         burst: bool = False,
@@ -88,7 +94,8 @@ class Worker:
         if not queues or not all(isinstance(queue, TaskDeclarations) for queue in queues):
             msg = f"a worker's queues are {queues!r}; give queues, as in pq['emails'] of a PQ or AsyncPQ"
             raise ConfigurationError(msg)
-        for name, number, least in (("concurrency", concurrency, 1), ("prefetch", prefetch, 0)):
+        numbers = (("concurrency", concurrency, 1), ("prefetch", prefetch, 0), ("prefetch_bytes", prefetch_bytes, 0))
+        for name, number, least in numbers:
             if not isinstance(number, int) or number < least:
                 msg = f"{name} is {number!r}; give a number of at least {least}"
                 raise ConfigurationError(msg)
@@ -101,7 +108,7 @@ class Worker:
         self._lease = lease_time(lease)
         self._grace = seconds(grace)
         self._poll_interval = seconds(poll_interval) * len(queues)
-        self._prefetch = prefetch
+        self._prefetch = Prefetch(prefetch, prefetch_bytes)
         self._run_in: Literal["thread", "process"] = run_in
         # So a lease that a stalled connection could not extend can still be extended over another.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)

@@ -367,6 +367,7 @@ def test_worker_refuses_bad_arguments(harness: Harness) -> None:
         lambda: Worker("q"),
         lambda: Worker(queue, concurrency=0),
         lambda: Worker(queue, prefetch=-1),
+        lambda: Worker(queue, prefetch_bytes=-1),
         lambda: Worker(queue, lease=0),
         lambda: Worker(queue, run_in="fiber"),  # type: ignore[arg-type]
         lambda: Worker(queue, grace="soon"),

@@ -1,0 +1,155 @@
+"""Processes of builds of pqcore: this one, and another that is measured beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pqcore.errors import ConfigurationError, PQError
+
+PATIENCE = 120.0
+"""Seconds that an answer may take."""
+_BOOT = """
+import importlib.util, sys
+import pqcore
+file, *folders = f"{sys.argv[1]}/__init__.py", sys.argv[1]
+spec = importlib.util.spec_from_file_location("pqcore.benchmarks", file, submodule_search_locations=folders)
+sys.modules["pqcore.benchmarks"] = pqcore.benchmarks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pqcore.benchmarks)
+from pqcore.benchmarks.build_process import main
+main()
+"""
+
+
+class BuildFailed(PQError):
+    """A build could not do what it was asked for."""
+
+
+Interpreter: TypeAlias = tuple[Sequence[str], dict[str, str]]
+"""A command that runs Python with a build, and its environment variables."""
+
+
+class Build:
+    """A process that measures one build."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str], folder: str) -> None:
+        self._process = subprocess.Popen(
+            [*command, "-c", _BOOT, str(Path(__file__).parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env={**variables, "PYTHONHASHSEED": "0"},
+        )
+        self._buffer = b""
+        try:
+            self.about = self._hear()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Return the answer to a question; see `build_process.BuildProcess`.
+
+        Raises:
+            BuildFailed: The build raised an error, ended, or did not answer for `PATIENCE` seconds.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as exc:
+            msg = f"the process of the build {self.about['file']} ended"
+            raise BuildFailed(msg) from exc
+        answer = self._hear()
+        if "error" in answer:
+            raise BuildFailed(answer["error"])
+        return answer
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + PATIENCE
+        while b"\n" not in self._buffer:
+            if not select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                msg = f"the process of a build has not answered for {PATIENCE:.0f} s"
+                raise BuildFailed(msg)
+            if not (read := os.read(self._process.stdout.fileno(), 65_536)):
+                msg = "the process of a build ended"
+                raise BuildFailed(msg)
+            self._buffer += read
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(30)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def interpreters(other: Path) -> list[Interpreter]:
+    """Return what runs the other build, and this one.
+
+    Args:
+        other: A Python interpreter, a virtual environment, or a checkout.
+
+    Raises:
+        ConfigurationError: It is none of these.
+    """
+    here = [str(Path(place).absolute()) for place in sys.path]
+    own = own_interpreter()
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    python = next((path for path in (other, other / "bin" / "python") if path.is_file()), None)
+    if python is not None:
+        return [([str(python.absolute())], bare), own]
+    if (other / "pqcore" / "__init__.py").is_file():
+        paths = os.pathsep.join([str(other.absolute()), *here])
+        return [([sys.executable], {**os.environ, "PYTHONPATH": paths}), own]
+    msg = f"{other} is no Python interpreter, no virtual environment and no checkout of pqcore"
+    raise ConfigurationError(msg)
+
+
+def own_interpreter() -> Interpreter:
+    """Return what runs this build."""
+    here = [str(Path(place).absolute()) for place in sys.path]
+    return [sys.executable], {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+
+
+@contextmanager
+def started(interpreter: Interpreter) -> Iterator[Build]:
+    """Give a process of a build for the length of a block.
+
+    Raises:
+        ConfigurationError: It cannot be started.
+    """
+    command, variables = interpreter
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            build = Build(command, variables, folder)
+        except (OSError, BuildFailed) as exc:
+            msg = f"the build of {command[0]} cannot be measured: {exc}; is pqcore[bench] installed there?"
+            raise ConfigurationError(msg) from exc
+        with closing(build):
+            yield build
+
+
+@contextmanager
+def builds_of(pythons: Sequence[Interpreter]) -> Iterator[list[Build]]:
+    """Give a process of each build for the length of a block; see `interpreters`."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(started(python)) for python in pythons]
