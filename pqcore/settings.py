@@ -275,9 +275,15 @@ class QueueSettings:
         )
         raise UnsafeSerializer(msg)
 
-    def reads_quickly(self, written_by: str | None, raw: str | bytes) -> bool:
-        """Return whether a row's data is decoded in a fraction of a millisecond: it is small, and so is the work."""
-        if len(raw) > QUICK_SIZE or (written_by is not None and written_by != self.serializer_name):
+    def reads_quickly(self, written_by: str | None, raw: str | bytes, most: int = QUICK_SIZE) -> bool:
+        """Return whether a row's data is decoded in a fraction of a millisecond: it is small, and so is the work.
+
+        Args:
+            written_by: The serializer that wrote the row.
+            raw: The data.
+            most: Characters or bytes that are small.
+        """
+        if len(raw) > most or (written_by is not None and written_by != self.serializer_name):
             return False  # rows of another serializer are few, and the serializer may have to be made first
         if self.serializer is None:
             return self.decode is json_decode and self.loads is _identity

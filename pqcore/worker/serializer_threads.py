@@ -19,6 +19,10 @@ T = TypeVar("T")
 
 CPU_BOUND_SECONDS = 0.01
 """Seconds of CPU time per call from which a serializer counts as CPU-bound."""
+FAST_SECONDS = 0.0002
+"""Seconds of CPU time per call up to which decoding needs no thread: handing it over takes as long."""
+FAST_SIZE = 2**18
+"""Characters or bytes up to which data are taken to be like those that were decoded fast: if not, it takes some ms."""
 DECAY = 0.8
 """The factor by which a serializer's CPU time fades with each call: its data may be small and large."""
 
@@ -70,7 +74,7 @@ class SerializerThreads:
         try:
             made: tuple[T, float] = await self._threads.run(timed)
             result, seconds = made
-            self._seconds[serializer] = max(seconds, DECAY * self._seconds.get(serializer, 0.0))
+            self.note(serializer, seconds)
         finally:
             timer.cancel()
             self._worker_state.serializers_running.remove(serializer)
@@ -81,6 +85,14 @@ class SerializerThreads:
                 if not waiter.done():
                     waiter.set_result(None)
         return result
+
+    def is_fast(self, serializer: str) -> bool:
+        """Return whether a serializer took so little CPU time lately that it needs no thread."""
+        return self._seconds.get(serializer, math.inf) <= FAST_SECONDS
+
+    def note(self, serializer: str, seconds: float) -> None:
+        """Note the CPU time of a call."""
+        self._seconds[serializer] = max(seconds, DECAY * self._seconds.get(serializer, 0.0))
 
     def _is_cpu_bound(self, serializer: str) -> bool:
         return self._seconds.get(serializer, math.inf) > CPU_BOUND_SECONDS
