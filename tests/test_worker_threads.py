@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pqcore.worker.pools import Threads
+from pqcore.worker.threads import Threads
 
 PATIENCE = 20.0
 
@@ -26,7 +26,7 @@ def run(number: int, work: Callable[[Threads], Awaitable[Any]]) -> Any:
     return asyncio.run(within())
 
 
-def test_as_many_calls_as_threads_are_made_concurrently() -> None:
+def test_threads_make_as_many_calls_concurrently_as_there_are_threads() -> None:
     meeting = threading.Barrier(8)
 
     async def work(threads: Threads) -> None:
@@ -36,7 +36,7 @@ def test_as_many_calls_as_threads_are_made_concurrently() -> None:
     run(8, work)
 
 
-def test_no_more_calls_than_threads_are_made_concurrently() -> None:
+def test_threads_make_no_more_calls_concurrently() -> None:
     lock, running, most = threading.Lock(), 0, 0
 
     def call() -> None:

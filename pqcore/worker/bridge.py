@@ -18,7 +18,7 @@ from pqcore.db.pool import Pool
 from pqcore.db.sources import AdoptedConnection
 from pqcore.errors import ConfigurationError, PQError
 from pqcore.runner import Runner, call_sync
-from pqcore.worker.pools import Threads
+from pqcore.worker.threads import Threads
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -21,75 +21,16 @@ from pqcore.tasks.context import JobContext
 from pqcore.tasks.job_events import AROUND_RUN, JobEvents
 from pqcore.tasks.outcomes import Run, outcome_of_result, prepare, snooze_unrunnable, stores_result
 from pqcore.tasks.run_job import Runner, run_job
-from pqcore.worker.pools import Processes, ThreadCall, Threads, default_processes
+from pqcore.worker.pools import Processes, default_processes
 from pqcore.worker.serializer_threads import FAST_SIZE, SerializerThreads
 from pqcore.worker.state import ActiveJob, Places, QueueState, WorkerState
+from pqcore.worker.steps import CALL_IN_THREAD, TASK, Steps
+from pqcore.worker.threads import Threads
 
 logger = logging.getLogger("pqcore.tasks")
 
 LOOP_TURNS = 3
 """Turns of the event loop after which a worker that was cancelled together with its jobs has noticed it."""
-
-
-class _Pause:
-    """What a coroutine without a task of its own awaits, to say what it needs; see `_Steps`."""
-
-    def __await__(self) -> Generator[_Pause, None, None]:
-        yield self
-
-
-_CALL_IN_THREAD = _Pause()
-"""The coroutine goes on once a thread has called its job's function."""
-_TASK = _Pause()
-"""The coroutine goes on in a task: from there it may await anything."""
-
-
-class _Steps(ThreadCall):
-    """A job whose coroutine goes on in the event loop without a task, before and after the call in a thread.
-
-    Args:
-        executor: Runs the job.
-        active: The job.
-        coroutine: What runs it.
-        context: The context variables of the coroutine.
-    """
-
-    __slots__ = ("_active", "_coroutine", "_executor", "_own_context")
-
-    def __init__(self, executor: Executor, active: ActiveJob, coroutine: Any, context: contextvars.Context) -> None:
-        super().__init__(context)
-        self._executor = executor
-        self._active = active
-        self._coroutine = coroutine
-        self._own_context = context
-
-    def call(self) -> Any:
-        return self._executor.call_here(self._active)
-
-    def settle(self) -> None:
-        """Go on until a thread has to call the function, a task is needed, or the job has ended."""
-        active = self._active
-        if active.steps is None:  # abandoned: what the thread returned comes too late
-            return
-        pause = None
-        try:
-            pause = self._own_context.run(self._coroutine.send, None)
-        except StopIteration:
-            pass
-        finally:
-            if pause is not _CALL_IN_THREAD:
-                active.steps = None
-                self._executor.stepped.discard(self)
-        if pause is _CALL_IN_THREAD:
-            self.context = self._own_context.copy()  # so that what the function sets is not seen afterwards
-            self._executor.call_in_thread(self)
-        elif pause is _TASK:
-            active.task = self._own_context.run(asyncio.get_running_loop().create_task, self._coroutine)
-
-    def abandon(self) -> None:
-        """Go on as if the function had been cancelled."""
-        self.result, self.error = None, asyncio.CancelledError()
-        self.settle()
 
 
 class Executor(Runner[ActiveJob]):
@@ -122,7 +63,7 @@ class Executor(Runner[ActiveJob]):
         self._threads = Threads(self._slots, "pqcore-job")
         self._serializer_threads = SerializerThreads(worker_state, self._threads)
         self._processes: Processes | None = None
-        self.stepped: set[_Steps] = set()
+        self.stepped: set[Steps] = set()
         self._steps_jobs = job_events.hooks <= {AROUND_RUN}  # other hooks may await anything
 
     def start_jobs(self) -> None:
@@ -249,7 +190,7 @@ class Executor(Runner[ActiveJob]):
         variables = self._context.copy()
         coroutine = run_job(self, active, context)
         if self._steps_jobs and active.run is not None and self._is_for_thread(active.run):
-            steps = active.steps = _Steps(self, active, coroutine, variables)
+            steps = active.steps = Steps(self, active, coroutine, variables)
             self.stepped.add(steps)
             steps.settle()
         else:
@@ -261,7 +202,7 @@ class Executor(Runner[ActiveJob]):
     async def _in_task(self, active: ActiveJob) -> None:
         """Go on in a task, as what follows awaits something."""
         if active.steps is not None:
-            await _TASK
+            await TASK
 
     def _reads_quickly(self, active: ActiveJob) -> bool:
         """Return whether a job is decoded in the event loop: in a fraction of a millisecond, as far as can be known."""
@@ -324,7 +265,7 @@ class Executor(Runner[ActiveJob]):
         if active.steps is None:
             result = await self._threads.run(partial(self.call_here, active))
         else:
-            await _CALL_IN_THREAD
+            await CALL_IN_THREAD
             if active.steps.error is not None:
                 raise active.steps.error
             result = active.steps.result
@@ -396,7 +337,7 @@ class Executor(Runner[ActiveJob]):
             with self.events.around(active):
                 return await process.run(run, active.context)
 
-    def call_in_thread(self, steps: _Steps) -> None:
+    def call_in_thread(self, steps: Steps) -> None:
         """Have a thread call the function of a job that has no task."""
         try:
             self._threads.submit(steps)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pqcore.tasks.outcomes import SLOW_SERIALIZER
-from pqcore.worker.pools import Threads
 from pqcore.worker.state import WorkerState
+from pqcore.worker.threads import Threads
 
 logger = logging.getLogger("pqcore.tasks")
 

@@ -17,7 +17,7 @@ from pqcore.sql.fetch_statements import SIZES
 from pqcore.sql.identifiers import control_channel
 from pqcore.tasks.job_events import Attempt
 from pqcore.worker.bridge import Bridge
-from pqcore.worker.pools import ThreadCall
+from pqcore.worker.threads import ThreadCall
 
 THROUGHPUT_WINDOW = 0.02
 """Seconds over which the throughput is averaged."""
