@@ -649,6 +649,18 @@ def test_peers_document_has_jobs_under_limits_in_a_place_of_their_own() -> None:
     assert table.blocks({**report, "workloads": report["workloads"][:1]}).keys() == {"peers"}
 
 
+def test_peers_memory_is_better_the_less_it_is() -> None:
+    workload = {"key": "memory", "title": "memory", "unit": "MB", "what": "the most"}
+    systems = [system("pqcore, psycopg2", how={"memory": ""}), system("pq, psycopg2", how={"memory": ""})]
+    systems.append(system("Lean, Rust", how={"memory": ""}))
+    figures = {"memory": {"pqcore, psycopg2": rate(5), "pq, psycopg2": rate(40), "Lean, Rust": rate(10)}}
+    report = {**REPORT, "workloads": [workload], "systems": systems, "figures": figures}
+    assert table.ratios(report)["best peer"] == {"pqcore, psycopg2": {"memory": 2.0}}
+    [shown] = table.blocks(report).values()
+    assert "memory, MB |" in shown
+    assert "best peer: Lean, Rust, 10.00 MB" in shown
+
+
 def test_peers_table_reports_lost_jobs_and_a_server_that_is_not_durable() -> None:
     environment = {**REPORT["environment"], "server": {**REPORT["environment"]["server"], "fsync": "off"}}
     figures = {**REPORT["figures"], "put": {"pqcore, psycopg2": rate(1, lost=2, repeated=3)}}

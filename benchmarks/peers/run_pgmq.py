@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
-from .runner import BATCH, MANY, POOL, System, Taken, in_thread, main
+from .runner import BATCH, HELD_AT_ONCE, MANY, POOL, System, Taken, in_thread, main
 
 NAME = "bench"
 
@@ -27,6 +27,7 @@ class Pgmq(System):
 
     name = "PGMQ"
     how = {
+        "memory": f"as for put_many, {HELD_AT_ONCE:,} messages",
         "put": "queue.send(name, message, conn=connection)",
         "put_many": f"queue.send_batch(name, {MANY:,} messages, conn=connection)",
         "get": "queue.pop(name, conn=connection)",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from .runner import BATCH, MANY, POOL, Seen, System, Taken, clock, main
+from .runner import BATCH, HELD_AT_ONCE, MANY, POOL, Seen, System, Taken, clock, main
 
 SIZE = 1_000
 """Jobs that its manager takes at once: the best of 10, 100 and 1,000 for jobs that do nothing."""
@@ -24,6 +24,7 @@ class PgQueuer(System):
 
     name = "PgQueuer"
     how = {
+        "memory": f"as for put_many, {HELD_AT_ONCE:,} of each",
         "put": "queries.enqueue(entrypoint, payload)",
         "put_many": f"queries.enqueue({MANY:,} entrypoints, payloads, priorities)",
         "lease": "what its manager calls: queries.dequeue(1), queries.log_jobs(1)",

@@ -14,7 +14,7 @@ from typing import Any
 from pqcore.tasks import PQ, AsyncPQ
 from pqcore.worker import Worker
 
-from .runner import MANY, PLACES, PLACES_OF_WORKER, Ran, Seen, System, Taken, clock, in_thread, main
+from .runner import HELD_AT_ONCE, MANY, PLACES, PLACES_OF_WORKER, Ran, Seen, System, Taken, clock, in_thread, main
 
 BACKENDS = {"psycopg2": "blocking", "psycopg": "blocking", "psycopg-async": "async", "asyncpg": "async"}
 
@@ -24,6 +24,7 @@ class Pqcore(System):
 
     name = "pqcore"
     how = {
+        "memory": f"queue.put_many({HELD_AT_ONCE:,} data of a generator)",
         "put": "queue.put(data)",
         "put_many": f"queue.put_many({MANY:,} data)",
         "get": "queue.get()",

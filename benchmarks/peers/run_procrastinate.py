@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
-from .runner import MANY, PLACES_OF_WORKER, POOL, Ran, Seen, System, Taken, clock, main
+from .runner import HELD_AT_ONCE, MANY, PLACES_OF_WORKER, POOL, Ran, Seen, System, Taken, clock, main
 
 CONCURRENCY = 30
 """As in its guide to concurrency."""
@@ -25,6 +25,7 @@ class Procrastinate(System):
 
     name = "Procrastinate, psycopg"
     how = {
+        "memory": f"as for put_many, {HELD_AT_ONCE:,} arguments",
         "put": "task.defer_async(n=...)",
         "put_many": f"task.batch_defer_async({MANY:,} arguments)",
         "lease": "what a worker calls: job_manager.fetch_job(), job_manager.finish_job(delete_job=True)",

@@ -38,6 +38,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, ClassVar
 
 DEPTH = 2_000
@@ -48,6 +49,9 @@ MANY = 1_000
 
 BATCH = 100
 """Jobs taken in one call."""
+
+HELD_AT_ONCE = 100_000
+"""Jobs put in one call, where memory is measured."""
 
 CROWD = 2_000
 """Jobs that wait under a key, when one of another key is put."""
@@ -83,7 +87,7 @@ class Workload:
     Attributes:
         key: Its name in requests and reports.
         title: Its name in tables.
-        unit: ``/s``: jobs a second, the more the better; ``ms``: milliseconds, the fewer the better.
+        unit: ``/s``: jobs a second, the more the better; ``ms``: milliseconds, ``MB``: of memory, the fewer the better.
         what: What is done and counted.
         sliced: Whether it is measured in slices.
     """
@@ -95,12 +99,20 @@ class Workload:
     sliced: bool = False
 
 
+MEMORY = "memory"
+"""The workload whose figure is memory."""
 CONCURRENT = ("concurrent_put", "concurrent_get", "concurrent_lease")
 """The workloads of concurrent callers."""
 
 _AGED = "after others were put and taken"
 
 WORKLOADS = (
+    Workload(
+        MEMORY,
+        "memory",
+        "MB",
+        f"the most memory of the process while it puts {HELD_AT_ONCE:,} jobs in one call, over what it had before",
+    ),
     Workload("put", "put 1", "/s", "one job a call, each committed", sliced=True),
     Workload("put_many", f"put {MANY:,}", "/s", f"{MANY:,} jobs a call", sliced=True),
     Workload("get", "get 1", "/s", f"one job at a time of {DEPTH:,}, taken and finished the quickest way", sliced=True),
@@ -322,11 +334,13 @@ class Measuring:
     Attributes:
         system: What is measured.
         rates: Jobs a second, as last measured, by workload.
+        held: MB that the process had before its memory was measured for the first time.
         slices: The workload that was begun.
     """
 
     system: System
     rates: dict[str, float] = field(default_factory=dict)
+    held: float | None = None
     slices: Slices = field(default_factory=lambda: Slices(""))
 
     # In slices
@@ -461,6 +475,7 @@ class Measuring:
             ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds.
         """
         measures: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
+            MEMORY: self._memory,
             "worker": lambda: self._worker(seconds),
             "horizon_worker": lambda: self._worker(seconds),
             "pickup": lambda: self._pickup(samples, 5 * seconds),
@@ -472,6 +487,16 @@ class Measuring:
         if workload != "horizon_worker":
             await self.system.reset()
         return await measures[workload]()
+
+    async def _memory(self) -> dict[str, Any]:
+        if self.held is None:
+            await self.system.put_many(range(10))  # it is connected
+            await self.system.reset()
+            self.held = _megabytes("VmRSS")
+        await self.system.put_many(range(HELD_AT_ONCE))
+        lost = HELD_AT_ONCE - await self.system.count()
+        figure = max(_megabytes("VmHWM") - self.held, 0.1)
+        return {"figure": figure, "operations": HELD_AT_ONCE, "lost": max(lost, 0), "repeated": max(-lost, 0)}
 
     async def _worker(self, seconds: float) -> dict[str, Any]:
         least = math.ceil(self.system.least * min(1, seconds / 0.3))
@@ -673,6 +698,15 @@ class Measuring:
             if not found:
                 raise MeasurementFailed(f"{number} jobs that were put were not found")
             number -= len(found)
+
+
+def _megabytes(name: str) -> float:
+    """Return what Linux says of the memory of this process: ``VmRSS``, what it has; ``VmHWM``, the most it has had."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MeasurementFailed("this system does not say how much memory a process has") from error
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 async def _by_callers(

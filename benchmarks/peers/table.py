@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from .measuring import trouble
-from .runner import CONCURRENT
+from .runner import CONCURRENT, MEMORY
 
 PQ = "pq, psycopg2"
 NONE = "-"
@@ -33,7 +33,7 @@ def best_peer(report: Report, workload: Mapping[str, Any]) -> tuple[str, float] 
     }
     if not found:
         return None
-    best = (min if workload["unit"] == "ms" else max)(found, key=lambda title: found[title])
+    best = (max if workload["unit"] == "/s" else min)(found, key=lambda title: found[title])
     return best, found[best]
 
 
@@ -50,7 +50,7 @@ def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | 
     if mine is None or theirs is None or other == title:
         return None
     quotient = statistics.median(one / another for one, another in _pairs(mine, theirs))
-    return 1 / quotient if workload["unit"] == "ms" else quotient
+    return quotient if workload["unit"] == "/s" else 1 / quotient
 
 
 def _pairs(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
@@ -69,12 +69,13 @@ def part(report: Report, keys: Collection[str]) -> Report | None:
 
 
 def blocks(report: Report) -> dict[str, str]:
-    """Return what a document's places are filled with: jobs under limits and concurrent callers have their own."""
+    """Return what fills the places of a document; jobs under limits, concurrent callers and memory have their own."""
     every = {workload["key"] for workload in report["workloads"]}
     parts = {
-        "peers": part(report, every - KEYED - {*CONCURRENT}),
+        "peers": part(report, every - KEYED - {*CONCURRENT, MEMORY}),
         "limited peers": part(report, every & KEYED),
         "concurrent peers": part(report, every & {*CONCURRENT}),
+        "memory peers": part(report, every & {MEMORY}),
     }
     return {name: render(found) for name, found in parts.items() if found is not None}
 
@@ -115,7 +116,7 @@ def _heading(report: Report) -> str:
 
 def _table(report: Report) -> str:
     workloads = report["workloads"]
-    rows = [["", *(w["title"] + (", ms" if w["unit"] == "ms" else "") for w in workloads)]]
+    rows = [["", *(w["title"] + ("" if w["unit"] == "/s" else f", {w['unit']}") for w in workloads)]]
     measured = [system for system in report["systems"] if system["not_measured"] is None]
     rows += [[_name(system), *(_cell(report, system, w) for w in workloads)] for system in measured]
     for name, systems in ratios(report).items():
@@ -163,8 +164,8 @@ def _legend(report: Report) -> str:
     lines = []
     for workload in report["workloads"]:
         best = best_peer(report, workload)
-        unit = " ms" if workload["unit"] == "ms" else "/s"
-        told = "" if best is None else f"; best peer: {best[0]}, {best[1]:,.{2 if unit == ' ms' else 0}f}{unit}"
+        unit, digits = ("/s", 0) if workload["unit"] == "/s" else (f" {workload['unit']}", 2)
+        told = "" if best is None else f"; best peer: {best[0]}, {best[1]:,.{digits}f}{unit}"
         dead = f", {report['plan']['dead']:,} of them" if workload["key"].startswith("horizon") else ""
         lines.append(f"{workload['title']}: {workload['what']}{dead}{told}")
     return "\n".join(lines)
