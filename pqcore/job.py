@@ -239,6 +239,10 @@ class BaseJob:
             self._decoded = True
         return self._data
 
+    def forget_decoded(self) -> None:
+        """Let go of the decoded data, for workers; `decode` decodes it again."""
+        self._data, self._decoded = None, False
+
     def _replace(self, data: Any, raw: str | bytes) -> None:
         self._data, self.raw, self._decoded = data, raw, True
         self.serializer = self._queue.serializer_name

@@ -10,6 +10,7 @@ from weakref import ref
 import pytest
 
 from pqcore import tasks
+from pqcore.job import BaseJob
 from pqcore.tasks import PQ, current
 from pqcore.worker import Worker
 from pqcore.worker.state import STATEMENT_SIZE, Prefetch, QueueState
@@ -93,3 +94,23 @@ def fetched_sizes(size: int) -> int:
     queue_state = QueueState(PQ("postgresql://nowhere/")["q"], None)  # type: ignore[arg-type]
     queue_state.job_size = size
     return queue_state.fetch_size(1_000, Prefetch(1_000, PREFETCH_BYTES))
+
+
+def test_job_that_a_function_keeps_has_its_data_afterwards(dsn: str) -> None:
+    kept: list[BaseJob] = []
+
+    async def work() -> None:
+        async with tasks.AsyncPQ(dsn) as pq:
+            await pq.create()
+            queue = pq["q"]
+
+            async def keep(job_id: int, text: str) -> None:
+                kept.append(current().job)
+
+            await queue.task()(keep)("kept")
+            await Worker(queue, burst=True).run()
+
+    asyncio.run(work())
+    [job] = kept
+    assert job.decoded_data is None
+    assert job.decode()["args"] == ["kept"]
