@@ -187,7 +187,7 @@ class Threads:
         Args:
             made: The call that this thread has made; None if it was woken just now.
         """
-        new, must_tell = None, False
+        new = None
         with self._lock:
             if made is None:
                 self._coming = False
@@ -199,8 +199,10 @@ class Threads:
             elif self._waiting:
                 new = self._call_thread()
             # A thread that is on its way tells of them in time: where it waits for the GIL, the event loop would, too.
-            if self._made and not self._told and (call is None or not self._coming):
-                self._told = must_tell = True
+            # A new thread may fail to start.
+            is_told_of = self._told or (call is not None and self._coming and new is None)
+            must_tell = bool(self._made) and not is_told_of
+            self._told |= must_tell
         if must_tell:
             assert self._loop is not None  # noqa: S101 - for the type checker
             with suppress(RuntimeError):  # the loop is closed: no caller waits any more
