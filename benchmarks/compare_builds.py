@@ -194,8 +194,7 @@ def _memory(request: Request, pythons: Sequence[Interpreter], backend: str, dsn:
 def _over(python: Interpreter, contender: Contender, table: Table, need: Need, cell: Cell) -> float:
     """Return the MB that a fresh process had at most, over what it had before."""
     try:
-        with started(python) as build:
-            fill(build, contender, table, need)
+        fill(python, contender, table, need)
         with started(python) as build:
             found = need_of(build, contender, table, need)
     except BuildFailed as exc:

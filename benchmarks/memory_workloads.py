@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backends import Contender
-from .builds import Build, own_interpreter, started
+from .builds import Build, Interpreter, own_interpreter, started
 from .measurement import Bench, Measurement, Table
 from .memory_calls import SIZE
 from .operations import MEMORY
@@ -50,13 +50,14 @@ def need_of(build: Build, contender: Contender, table: Table, need: Need) -> dic
     return build.ask("memory", **where, operation=need.operation, number=need.number)
 
 
-def fill(build: Build, contender: Contender, table: Table, need: Need) -> None:
-    """Empty the table, and have a process put what is taken then."""
+def fill(python: Interpreter, contender: Contender, table: Table, need: Need) -> None:
+    """Empty the table, and have what is taken then wait; a process of its own puts calls."""
     table.empty()
     if need.operation == "get_many":
         table.fill(need.number)
     elif need.operation == "worker":
-        need_of(build, contender, table, Need("fill", "", need.number))
+        with started(python) as build:
+            need_of(build, contender, table, Need("fill", "", need.number))
 
 
 def lost(table: Table, need: Need, done: float) -> int:
@@ -82,9 +83,9 @@ class Memory(Common):
 
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         need: Need = variant.parameters["need"]
-        with started(own_interpreter()) as build:
-            fill(build, contender, table, need)
-        with started(own_interpreter()) as build:
+        python = own_interpreter()
+        fill(python, contender, table, need)
+        with started(python) as build:
             began = time.monotonic()
             found = need_of(build, contender, table, need)
             seconds = time.monotonic() - began

@@ -1276,7 +1276,7 @@ def test_bench_against_measures_memory_where_it_is_named(
         *("--against", str(ROOT), "--backend", "asyncpg", "--quick", "--rounds", "1", "--scenario", "memory")
     )
     assert result.exit_code == 0, result.output
-    for what in ("put_many of 300", "get_many of 300", "5 jobs of 100 KB", "5 queues"):
+    for what in ("put_many of 300", "get_many of 300", "a worker, 5 jobs", "5 queues"):
         assert f"memory: {what}" in result.output
     assert "memory" not in command._operations(())
 
