@@ -144,8 +144,9 @@ class Completer:
         n = queue_state.fetch_size(free, self._prefetch)
         if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
             return None
-        times = queue_state.jobs_for_place() if self._prefetch and not queue.lanes.has_shares else 1
-        most = min(free * times, free + self._prefetch, MOST_TOGETHER)
+        ahead = queue_state.most_ahead(self._prefetch)
+        times = queue_state.jobs_for_place() if ahead and not queue.lanes.has_shares else 1
+        most = min(free * times, free + ahead, MOST_TOGETHER)
         n = max(n, *(size for size in SIZES if size <= most), 0)
         leased_at = time.monotonic()
         queue_state.fetching, queue_state.reserved_slots = True, max(min(n, free), 0)

@@ -194,14 +194,16 @@ class QueueState:
             mean = sum(len(active.job.raw) for active in jobs) / len(jobs)
             self.job_size = max(mean, SIZE_DECAY * self.job_size)
 
+    def most_ahead(self, prefetch: Prefetch) -> int:
+        """Return how many jobs of the size of the last ones may be fetched ahead."""
+        return min(prefetch.jobs, int(prefetch.size / self.job_size)) if self.job_size else prefetch.jobs
+
     def fetch_size(self, free: int, prefetch: Prefetch) -> int:
         """Return how many jobs to fetch: for the free slots, and ahead if jobs run fast."""
         lanes = self.queue.lanes
         seconds = PREFETCH_SECONDS if not lanes.lanes else 0.0 if lanes.has_shares else PREFETCH_SECONDS_OF_LANES
-        ahead, most = min(prefetch.jobs, int(self.throughput * seconds)), math.inf
-        if self.job_size:
-            ahead = min(ahead, int(prefetch.size / self.job_size))
-            most = max(STATEMENT_SIZE / self.job_size, 1)
+        ahead = min(self.most_ahead(prefetch), int(self.throughput * seconds))
+        most = max(STATEMENT_SIZE / self.job_size, 1) if self.job_size else math.inf
         waiting = len(self.buffer)
         if waiting and not self.buffer[0].may_start:  # others need not wait for jobs that wait for a place
             waiting = sum(active.may_start for active in self.buffer)
