@@ -24,10 +24,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from pqcore.sql.statement import Paramstyle, Query
+
+if TYPE_CHECKING:
+    import asyncio
 
 PLUGIN_API = 1
 """The version of this contract, and of that of hooks (`pqcore.hookspecs`); see docs/plugins.md."""
@@ -188,8 +191,15 @@ class DriverSession(Protocol):
         """Return when a notification may have arrived, at the latest after ``seconds`` (capability LISTEN).
 
         Immediately, if something was read already. Must not hold the connection: others may run statements meanwhile.
-        Over a blocking driver `pqcore.backend.wait_readable` does that, over an asynchronous one an event that the
-        driver's callback sets.
+        Over a blocking driver `pqcore.backend.wait_readable` does that, over an asynchronous one a
+        `pqcore.backend.Signal` that the driver's callback sets.
+        """
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the socket: a thread that waits for a job then reads notifications itself.
+
+        Of a blocking driver only.  May be left out: then a thread of the core's calls `wait`, and wakes those that
+        wait.
         """
 
     def notifications(self) -> list[str]:
@@ -483,6 +493,47 @@ class AutocommitSession:
         if self._flipped and self.usable() and not self.in_transaction():
             self._switch(autocommit=True)
             self._flipped = False
+
+
+class Signal:
+    """Wakes the tasks of one event loop that wait: `asyncio.Event` with a timeout, and without a task per wait."""
+
+    __slots__ = ("_is_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def set(self) -> None:
+        """Wake all that wait, and those that come, until it is cleared."""
+        self._is_set = True
+        for waiter in self._waiters:
+            _settle(waiter)
+
+    def clear(self) -> None:
+        """Have those that come wait."""
+        self._is_set = False
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until set, for at most ``seconds``; return whether it is set."""
+        if not self._is_set:
+            from asyncio import get_running_loop  # takes long to import: blocking drivers do without
+
+            loop = get_running_loop()
+            waiter = loop.create_future()
+            timer = loop.call_later(seconds, _settle, waiter)
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                self._waiters.remove(waiter)
+        return self._is_set
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Inbox:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, Row, bare, session_over, shutdown_socket
+from pqcore.backend import ABORTED, Row, Signal, bare, session_over, shutdown_socket
 from pqcore.errors import Closed
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -40,7 +40,7 @@ class AsyncpgSession:
         self._reopen = reopen
         self._transaction: Any = None
         self._arrived: list[str] = []
-        self._stirred = asyncio.Event()
+        self._stirred = Signal()
 
     def through(self, proxy: Any) -> None:
         self.lent = proxy
@@ -151,11 +151,7 @@ class AsyncpgSession:
             await self._answer(self.connection.remove_listener, channel, self._collect)
 
     async def wait(self, seconds: float) -> None:
-        waiter = asyncio.ensure_future(self._stirred.wait())
-        try:
-            await asyncio.wait([waiter], timeout=seconds)
-        finally:
-            waiter.cancel()
+        await self._stirred.wait(seconds)
 
     async def notifications(self) -> list[str]:
         if not self.usable():

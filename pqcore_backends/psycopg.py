@@ -24,6 +24,7 @@ from pqcore.backend import (
     ABORTED,
     AutocommitSession,
     Row,
+    Signal,
     bare,
     connect_timeout_default,
     encoding_default,
@@ -119,6 +120,9 @@ class PsycopgSession(Common, AutocommitSession):
 
     def unlisten(self, channels: Sequence[str]) -> None:
         self.connection.execute(self._unlisten(channels))
+
+    def fileno(self) -> int:
+        return int(self.connection.fileno())
 
     def wait(self, seconds: float) -> None:
         wait_readable(self.connection.fileno(), seconds)
@@ -242,18 +246,12 @@ class AsyncPsycopgSession(Common):
         await self.connection.execute(self._unlisten(channels))
 
     async def wait(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        arrived = loop.create_future()
+        loop, arrived = asyncio.get_running_loop(), Signal()
         # A file of our own for the same socket: psycopg, too, has the loop watch its file.
         fileno = os.dup(self.connection.fileno())
-
-        def stir() -> None:
-            if not arrived.done():
-                arrived.set_result(None)
-
-        loop.add_reader(fileno, stir)
+        loop.add_reader(fileno, arrived.set)
         try:
-            await asyncio.wait([arrived], timeout=seconds)
+            await arrived.wait(seconds)
         finally:
             loop.remove_reader(fileno)
             os.close(fileno)

@@ -184,6 +184,9 @@ class Psycopg2Session(AutocommitSession):
         self._listening.difference_update(channels)
         self._cursor.execute("; ".join(f"UNLISTEN {quote(channel)}" for channel in channels))
 
+    def fileno(self) -> int:
+        return int(self.connection.fileno())
+
     def wait(self, seconds: float) -> None:
         wait_readable(self.connection.fileno(), seconds)
 

@@ -11,6 +11,7 @@ from types import AsyncGeneratorType, coroutine
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
+from pqcore.backend import Signal
 from pqcore.db import runtime
 from pqcore.db.bounded_call import still_cancelled
 from pqcore.db.group_commit import Line, Runner, Together
@@ -25,21 +26,6 @@ NO_LOOP = (
     "AsyncPQ needs an asyncio event loop, and none runs here: await it within one, or use PQ; "
     "under trio, pqcore.integrations.anyio"
 )
-
-
-class _LoopEvent:
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self.set = self._event.set
-
-    async def wait(self, seconds: float) -> bool:
-        if not self._event.is_set():
-            waiter = asyncio.ensure_future(self._event.wait())
-            try:
-                await asyncio.wait([waiter], timeout=seconds)
-            finally:
-                waiter.cancel()
-        return self._event.is_set()
 
 
 class _LoopLock:
@@ -140,7 +126,7 @@ class AsyncioRuntime:
         return asyncio.current_task()
 
     def event(self) -> Event:
-        return _LoopEvent()
+        return Signal()
 
     def lock(self) -> Lock:
         return _LoopLock()

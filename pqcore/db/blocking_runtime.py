@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pqcore.db.group_commit import Line, Runner, Together
@@ -19,12 +20,23 @@ T = TypeVar("T")
 
 
 class _ThreadEvent:
+    # A bare lock, where threading.Event has a condition, with a lock for each wait besides its own.
+    __slots__ = ("_is_set", "_lock")
+
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self.set = self._event.set
+        self._is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        self._is_set = True  # first: an interrupt may come in between, and a waiter looks for it
+        with suppress(RuntimeError):  # it was set before
+            self._lock.release()
 
     async def wait(self, seconds: float) -> bool:
-        return self._event.wait(seconds)
+        if not self._is_set:
+            self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        return self._is_set
 
 
 class _ThreadLock:

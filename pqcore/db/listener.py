@@ -19,10 +19,11 @@ The lock is given up when nobody has waited for `LINGER` seconds.  That counts a
 notification, and so voids the tickets drawn before: their holders look again.  Then
 nothing is left of the channel, here or on the server.
 
-No waiter uses the listening connection: it asks for its channel, and waits for that
-no longer than it would wait for a job.  One thread or task registers all channels that
-were asked for meanwhile, another passes notifications on.  A call on that connection
-that the server does not answer within `ANSWER` seconds loses the connection.
+No waiter runs a statement on the listening connection: it asks for its channel, and
+waits for that no longer than it would wait for a job.  One thread or task registers all
+channels that were asked for meanwhile, another passes notifications on, unless a thread
+that waits does so itself (see `pqcore.db.socket_turn`).  A call on that connection that
+the server does not answer within `ANSWER` seconds loses the connection.
 
 Results and cancellations are notified of whether or not somebody waits; their
 channels are registered alike, which costs a lock and does no harm.
@@ -33,17 +34,17 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.db import channels
-from pqcore.db.channels import Channels
-from pqcore.db.runtime import Background, Event, Runtime, hold_lock
-from pqcore.db.shared_poll import Look, SharedLook, Sharer
+from pqcore.db.listener_log import ListenerLog
+from pqcore.db.runtime import Background, Event, Runtime, hold_lock, hold_lock_within
+from pqcore.db.socket_turn import ReadingWaiter, SocketTurn, turn_for
 from pqcore.db.sources import AdoptedPool, SessionSource
-from pqcore.errors import ConfigurationError, PQError
+from pqcore.db.waiters import Waiters
+from pqcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pqcore.db.session import Session
@@ -62,20 +63,9 @@ RETRY = 1.0
 """Seconds between attempts to open a listening connection; meanwhile waiters poll."""
 
 UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
-IDLE_SESSION = "57P05"
-"""The SQLSTATE of a session that the server's idle_session_timeout ended."""
 
 
-def _told(exc: Exception) -> str:
-    return str(exc) if isinstance(exc, PQError) else f"{type(exc).__name__}: {exc}"
-
-
-def _unexpected(exc: Exception) -> bool:
-    """Whether an exception is none that is known to come: its traceback is logged."""
-    return not isinstance(exc, PQError)
-
-
-class Listener(Channels):
+class Listener(Waiters):
     """The listening connection of a process, or of one of its event loops, and those who wait for it.
 
     Args:
@@ -85,32 +75,21 @@ class Listener(Channels):
     """
 
     def __init__(self, source: SessionSource, runtime: Runtime, *, able: Callable[[], bool]) -> None:
+        super().__init__(runtime)
         self._source = source
-        self._runtime = runtime
         self._able = able
         self._over = False
         self._most = channels.MOST
-        self._forget()
         self._session_lock = runtime.lock()
         self._session: Session | None = None
+        self._turn: SocketTurn | None = None  # to read its socket, where threads that wait do that
         self._background: Background | None = None
         self._end: object = None
-        self._refused = ""  # why it could not listen, as far as that was told
+        self._log = ListenerLog()
         self._heard = 0.0
-        self._lock = Lock()  # of those below
-        self._waiters: dict[str, set[Event]] = {}
-        self._paused: dict[str, float] = {}  # channels that are not registered: when a ticket was last asked for
-        self._woken: set[str] = set()  # of these, those that were woken since
-        self._shared = SharedLook(self.wake_waiters)
         self._wishes: dict[str, set[Event]] = {}  # channels to register, and the waiters for that
         self._registrar: Background | None = None  # who registers them
-        self._trimmed = 0.0  # when those that nobody waits on were forgotten
         self._era = object()  # changes when the listener is closed
-
-    @property
-    def crowd(self) -> int:
-        """How many channels are waited on."""
-        return len(self._waiters)
 
     async def listen(self, channel: str, seconds: float) -> bool:
         """Have a channel registered, and wait for that.
@@ -178,74 +157,33 @@ class Listener(Channels):
         for channel in wanted:
             self._register(channel)
 
-    async def wait(self, channel: str, ticket: int, seconds: float) -> None:
-        """Wait until the channel is notified again, for at most ``seconds``."""
-        event = self._runtime.event()
-        self._add(channel, event)
+    async def wait(self, channel: str, ticket: int, seconds: float, *, reads: bool = True) -> None:
+        """Wait until the channel is notified again, for at most ``seconds``.
+
+        Args:
+            channel: The channel.
+            ticket: Of the channel, from before the last look.
+            seconds: How long to wait, at most.
+            reads: Whether the waiter may read the socket: a thread that hears of a notification first.
+        """
+        event, turn = self._runtime.event(), self._turn
+        waiter = event if turn is None or not reads else ReadingWaiter(turn, event, self._read)
+        self._add(channel, waiter)
         try:
+            if turn is not None and not reads:
+                turn.read_for_others()
             self._settle(channel)
             if self._counts.get(channel) == ticket:
-                await event.wait(self._pause(channel, seconds))
+                await waiter.wait(self._pause(channel, seconds))
                 self._settle(channel)
         finally:
             if channel in self._channels:
                 self._waited[channel] = time.monotonic()
-            self._remove(channel, event)
-
-    def snapshot(self, channel: str) -> int | None:
-        """See `Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
-        ticket = super().snapshot(channel)
-        if ticket is None:
-            now = self._paused[channel] = time.monotonic()
-            if len(self._paused) > channels.MOST and now - self._trimmed > channels.SLICE:
-                self._trim(now)
-        return ticket
-
-    def _trim(self, now: float) -> None:
-        """Forget channels on which nobody waits any more."""
-        self._trimmed = now
-        for channel in [name for name, when in list(self._paused.items()) if when < now - channels.LINGER]:
-            if channel not in self._waiters:
-                self._paused.pop(channel, None)
-                self._woken.discard(channel)
-
-    async def pause(self, channel: str, seconds: float) -> None:
-        """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
-        event = self._runtime.event()
-        await self._pause_on(channel, event, partial(event.wait, seconds))
-
-    async def share(self, channel: str, queue: str, seconds: float, look: Look) -> None:
-        """Wait where the channel is not registered, for a job: as `pause` does, or until a look finds one.
-
-        Args:
-            channel: The queue's channel.
-            queue: The queue's name.
-            seconds: How long to wait, at most.
-            look: How to look, if this waiter looks for all.
-        """
-        sharer = Sharer(queue, channel, self._runtime.event)
-        await self._pause_on(channel, sharer, partial(self._shared.wait, sharer, seconds, look))
-
-    async def _pause_on(self, channel: str, event: Event, pause: Callable[[], Awaitable[object]]) -> None:
-        self._add(channel, event)
-        try:
-            if channel in self._woken:  # since the ticket
-                self._woken.discard(channel)
-            else:
-                await pause()
-        finally:
-            self._remove(channel, event)
-
-    def _add(self, channel: str, event: Event) -> None:
-        with self._lock:
-            self._waiters.setdefault(channel, set()).add(event)
-
-    def _remove(self, channel: str, event: Event) -> None:
-        with self._lock:
-            if waiters := self._waiters.get(channel):
-                waiters.discard(event)
-                if not waiters:
-                    del self._waiters[channel]
+            self._remove(channel, waiter)
+            if turn is not None:
+                turn.leave(waiter)
+                if self._waiters:
+                    turn.read_for_others()
 
     async def close(self) -> None:
         """Stop listening; waiters are woken."""
@@ -291,42 +229,39 @@ class Listener(Channels):
             session = await self._source.listener()
         except Exception as exc:  # noqa: BLE001 - such as of a function of the caller's: waiters poll, whatever it is
             self._retry_at = time.monotonic() + RETRY
-            self._warn(exc)
+            self._log.warn_refused(exc)
             return False
         if session is None:
             self._retry_at = time.monotonic() + channels.REFUSED
             if isinstance(self._source, AdoptedPool):
-                self._warn(ConfigurationError(UNLIKE))
+                self._log.warn_refused(ConfigurationError(UNLIKE))
             return False
         # It may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
         if not self._able() or self._era is not era:
             await self._discard(session)
             return False
         session.limit = ANSWER
-        self._refused = ""
+        self._log.forget()
         try:
             if self._end is None:
                 self._end = await self._runtime.at_end(self.close) or True
-            self._session = session
+            self._session, self._turn = session, turn_for(session)
             self._background = self._runtime.start(lambda: self._follow(session))
         except BaseException:
             await self._lose(session)
             raise
         return True
 
-    def _warn(self, exc: Exception) -> None:
-        """Say that it cannot listen: once, as long as the reason is the same."""
-        told = _told(exc)
-        if told != self._refused:
-            self._refused = told
-            logger.warning("cannot listen, so waiters poll: %s", told, exc_info=_unexpected(exc))
-
     async def _follow(self, session: Session) -> None:
         """Pass notifications on until the connection is lost or closed."""
         self._heard = self._tidied = time.monotonic()
         while self._session is session:
             try:
-                await session.wait(channels.SLICE)
+                turn = self._turn
+                if turn is None:
+                    await session.wait(channels.SLICE)
+                else:
+                    turn.wait_idle(channels.SLICE)
                 notified = await hold_lock(self._session_lock, lambda: self._look(session))
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
                 if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
@@ -337,6 +272,27 @@ class Listener(Channels):
             if notified:
                 self._heard = time.monotonic()
                 self._pass_on(notified)
+
+    async def _read(self, seconds: float) -> None:
+        """Read, in a thread that waits, what arrived; for at most ``seconds``."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            notified = await hold_lock_within(self._session_lock, seconds, lambda: self._notified(session))
+        except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
+            self._tell_loss(exc)
+            await hold_lock(self._session_lock, lambda: self._lose(session))
+            return
+        if notified:
+            self._heard = time.monotonic()
+            self._pass_on(notified)
+
+    async def _notified(self, session: Session) -> list[str]:
+        if self._session is not session:
+            return []
+        channels.refuse_left(session)
+        return await session.notifications()
 
     async def _look(self, session: Session) -> list[str]:
         if self._session is not session:
@@ -363,33 +319,17 @@ class Listener(Channels):
             self._drop(idle)
             await channels.unregister(session, idle)
 
-    def wake_waiters(self, channel: str) -> None:
-        super().wake_waiters(channel)
-        with self._lock:
-            events = list(self._waiters.get(channel, ()))
-            if not events and channel in self._paused:
-                self._woken.add(channel)
-        for event in events:
-            event.set()
-
-    def wake(self, channel: str) -> None:
-        """Wake those who wait on a channel; where nobody does, and it is not registered, the next to wait."""
-        self._paused.setdefault(channel, time.monotonic())
-        self.wake_waiters(channel)
-
     def _tell_loss(self, error: Exception) -> None:
-        if self._over:
-            return
-        if getattr(error, "sqlstate", None) == IDLE_SESSION:
-            logger.info("idle_session_timeout ended the listening connection; the next waiter opens another: %s", error)
-        else:
-            logger.warning("lost the listening connection: %s", _told(error), exc_info=_unexpected(error))
+        if not self._over:
+            self._log.tell_loss(error)
 
     async def _lose(self, session: Session) -> None:
         if self._session is not session:
             return
-        self._session = None
+        turn, self._session, self._turn = self._turn, None, None
         self._drop(set(self._channels) | set(self._waiters))
+        if turn is not None:
+            turn.end()
         await self._discard(session)
 
     async def _discard(self, session: Session) -> None:

@@ -170,3 +170,20 @@ async def hold_lock(lock: Lock, work: Callable[[], Awaitable[T]]) -> T:
             lock.leave()
         raise
     return result
+
+
+async def hold_lock_within(lock: Lock, seconds: float, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do some work as `hold_lock` does, if the lock can be had within ``seconds``; else return None."""
+    entered = False
+    try:
+        entered = await lock.enter_within(seconds)
+        if not entered:
+            return None
+        result = await work()
+        entered = False
+        lock.leave()
+    except BaseException:
+        if entered or lock.mine():
+            lock.leave()
+        raise
+    return result

@@ -73,7 +73,7 @@ class Session:
         self.defaults = defaults or Defaults()
         self.sql = sql
         self._errors = errors
-        self._suspends = suspends
+        self.suspends = suspends
         self._bounds = suspends and not getattr(driver, "ends_when_cancelled", False)
         # Whether a call of the driver may cancel the task that it runs in, as `asyncio.timeout` does.
         self.cancels_task = bool(getattr(driver, "cancels_task", True))
@@ -172,7 +172,7 @@ class Session:
         began = self.busy_since = time.monotonic()
         try:
             rows: Any = self.driver.execute(query, parameters)
-            if self._suspends:
+            if self.suspends:
                 rows = await (bounded(rows, self) if self._bounds else rows)
         except PQError:
             raise
@@ -310,7 +310,7 @@ class Session:
         # Leaves no mark: another call may be under way on it meanwhile, whose mark would go with it.
         try:
             waiting: Any = self.driver.wait(seconds)
-            if self._suspends:
+            if self.suspends:
                 await waiting
         except PQError:
             raise
@@ -375,7 +375,7 @@ class Session:
         if self._broken_off == since or self.busy_since != since:
             return False
         self._broken_off = since
-        if not self._suspends:
+        if not self.suspends:
             self._break_off(since)
         else:
             self._in_loop(self._break_off_later, since)
@@ -393,7 +393,7 @@ class Session:
 
     def break_off_idle(self) -> None:
         """Break the connection off if nothing is under way on it."""
-        if not self._suspends:
+        if not self.suspends:
             self.abort()
         else:
             self._in_loop(self._break_off_if_idle, 0.0)
@@ -407,7 +407,7 @@ class Session:
         if self._asked == since or self.busy_since != since or not hasattr(self.driver, "cancel"):
             return
         self._asked = since
-        if self._suspends:
+        if self.suspends:
             self._in_loop(self._ask_in_loop, since)
         elif _asking.acquire(blocking=False):
             threading.Thread(target=self._ask_in_thread, name="pqcore-cancel", daemon=True).start()
@@ -484,7 +484,7 @@ class Session:
         began = self.busy_since = time.monotonic()
         try:
             result: Any = method(*arguments)
-            if self._suspends:
+            if self.suspends:
                 result = await (bounded(result, self) if self._bounds else result)
         except PQError:  # which may be an OSError too
             raise

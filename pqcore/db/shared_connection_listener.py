@@ -72,8 +72,8 @@ class SharedConnectionListener(Channels):
         self._register(channel)
         return True
 
-    async def wait(self, channel: str, ticket: int, seconds: float) -> None:
-        """See `Listener.wait`."""
+    async def wait(self, channel: str, ticket: int, seconds: float, *, reads: bool = True) -> None:
+        """See `Listener.wait`; each waiter looks at the socket."""
         self._settle(channel)
         deadline = time.monotonic() + self._pause(channel, seconds)
         session = self._source.session

@@ -73,18 +73,19 @@ class Waiting(Transactions):
         """Waits for notifications, for this process or event loop."""
         return self._listeners.get()
 
-    async def wait(self, channel: str, ticket: int | None, seconds: float) -> None:
+    async def wait(self, channel: str, ticket: int | None, seconds: float, *, reads: bool = True) -> None:
         """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
 
         Args:
             channel: What is waited for.
-            ticket: What `ticket` gave before the last look.
+            ticket: What `snapshot` gave before the last look.
             seconds: How long to wait, at most.
+            reads: Whether the waiter may read the listening socket. False for one that need not hear first.
         """
         if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
         elif ticket is not None:
-            await self.listener.wait(channel, ticket, seconds)
+            await self.listener.wait(channel, ticket, seconds, reads=reads)
         else:
             deadline = time.monotonic() + seconds
             if not await self.listener.listen(channel, seconds):

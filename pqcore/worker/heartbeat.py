@@ -69,7 +69,7 @@ class Heartbeat:
         snapshot = None
         while True:
             try:
-                await queue_state.bridge.run(engine.wait, queue_state.control, snapshot, LISTEN_TIMEOUT)
+                await queue_state.bridge.run(engine.wait, queue_state.control, snapshot, LISTEN_TIMEOUT, reads=False)
                 # Taken before the statement, so that a cancellation after it counts.
                 snapshot, last = engine.snapshot(queue_state.control), snapshot
                 if snapshot != last:

@@ -1,0 +1,46 @@
+"""What a listener says in the log: why it cannot listen, and that it lost its connection."""
+
+from __future__ import annotations
+
+import logging
+
+from pqcore.errors import PQError
+
+logger = logging.getLogger("pqcore")
+
+IDLE_SESSION = "57P05"
+"""The SQLSTATE of a session that the server's idle_session_timeout ended."""
+
+
+class ListenerLog:
+    """Says why a listener cannot listen: once, while the reason is the same."""
+
+    def __init__(self) -> None:
+        self._refused = ""
+
+    def forget(self) -> None:
+        """Say it again the next time: meanwhile it could listen."""
+        self._refused = ""
+
+    def warn_refused(self, error: Exception) -> None:
+        """Warn that the listener cannot listen."""
+        text = _text(error)
+        if text != self._refused:
+            self._refused = text
+            logger.warning("cannot listen, so waiters poll: %s", text, exc_info=_is_unexpected(error))
+
+    def tell_loss(self, error: Exception) -> None:
+        """Say that the listening connection was lost."""
+        if getattr(error, "sqlstate", None) == IDLE_SESSION:
+            logger.info("idle_session_timeout ended the listening connection; the next waiter opens another: %s", error)
+        else:
+            logger.warning("lost the listening connection: %s", _text(error), exc_info=_is_unexpected(error))
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, PQError) else f"{type(error).__name__}: {error}"
+
+
+def _is_unexpected(error: Exception) -> bool:
+    """Whether an exception is none that is known to come: its traceback is logged."""
+    return not isinstance(error, PQError)

@@ -1,0 +1,181 @@
+"""Which thread reads the socket of a listening connection: one that waits for a notification, or the listener's own.
+
+A thread that waits reads the socket itself, so no other thread has to be scheduled between the notification and the
+caller. It reads for all waiters of the process: it wakes those that come meanwhile. When it leaves while others wait,
+the listener's own thread reads, until another waiter comes.
+
+The listener's own thread waits on an epoll(7) object of its own. Waiters change what that object looks for on the
+socket: so the turn passes without waking a thread. Once per `pqcore.db.channels.SLICE` that thread reads
+in any case. So a waiter that was interrupted at any line, and left its turn as it was, delays others by that time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from pqcore.db.runtime import Event
+
+if TYPE_CHECKING:
+    from pqcore.db.session import Session
+
+GRACE = 1.0
+"""Seconds by which a waiter may be late, before another takes the turn that it did not leave."""
+
+
+def turn_for(session: Session) -> SocketTurn | None:
+    """Return the turn to read a session's socket.
+
+    Returns:
+        None where the listener's own thread reads always: over an asynchronous driver, over one that does not tell its
+        socket, and on a system without epoll(7), or under a library such as gevent that takes it away.
+    """
+    if session.suspends or not hasattr(session.driver, "fileno"):
+        return None
+    if sys.platform != "linux" or not hasattr(select, "epoll") or not hasattr(os, "eventfd"):
+        return None
+    try:
+        return SocketTurn(session.driver.fileno())
+    except OSError:  # too many files are open
+        return None
+
+
+class SocketTurn:
+    """The turn to read one socket.
+
+    Args:
+        fileno: The socket.
+    """
+
+    _bell = -1
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno = fileno
+        self._lock = Lock()
+        self._reader: ref[ReadingWaiter] | None = None
+        self._over = False
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._idle = select.epoll()  # where the listener's own thread waits
+        self._reading = select.epoll()  # where the reader waits
+        self._idle.register(fileno, select.EPOLLIN)
+        self._reading.register(fileno, select.EPOLLIN)
+        self._reading.register(self._bell, select.EPOLLIN)
+
+    def __del__(self) -> None:
+        if self._bell >= 0:
+            os.close(self._bell)
+
+    def wait_idle(self, seconds: float) -> None:
+        """Wait, in the listener's own thread, until there is something to read that no waiter reads.
+
+        Args:
+            seconds: How long, at most.
+        """
+        self._idle.poll(seconds)
+
+    def read_for_others(self) -> None:
+        """Have the listener's own thread read, unless a waiter does: others wait."""
+        with self._lock:
+            if self._current() is None:
+                self._watch_idle(select.EPOLLIN)
+
+    def _current(self) -> ReadingWaiter | None:
+        reader = None if self._reader is None else self._reader()
+        return None if reader is None or reader.over_at < time.monotonic() else reader
+
+    def _watch_idle(self, events: int) -> None:
+        with suppress(OSError):  # the socket is closed
+            self._idle.modify(self._fileno, events)
+
+    def take(self, waiter: ReadingWaiter) -> bool:
+        """Give a waiter the turn, unless another waiter has it; whether it was given."""
+        with self._lock:
+            if self._current() is not None:
+                return False
+            self._reader = ref(waiter)
+            self._watch_idle(0)
+            return True
+
+    def leave(self, waiter: Event) -> None:
+        """Take the turn from a waiter, if it has it. Then the caller calls `read_for_others`, if others wait."""
+        if self._reader is not None and self._reader() is waiter:
+            with self._lock:
+                self._reader = None
+
+    def poll(self, seconds: float) -> bool:
+        """Wait until there is something to read, or `ring` is called, for at most ``seconds``.
+
+        Returns:
+            Whether there is something to read.
+        """
+        readable = False
+        for fileno, _ in self._reading.poll(seconds):
+            if fileno == self._bell:
+                if not self._over:
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(self._bell)
+            else:
+                readable = True
+        return readable
+
+    def end(self) -> None:
+        """Wake all that wait for the socket, as its connection was closed: epoll(7) forgets a closed socket."""
+        self._over = True
+        with suppress(OSError):
+            self._idle.register(self._bell, select.EPOLLIN)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the waiter that has the turn."""
+        with suppress(BlockingIOError):
+            os.eventfd_write(self._bell, 1)
+
+
+class ReadingWaiter:
+    """A thread that waits for a notification, and may read the socket: an `Event`.
+
+    Args:
+        turn: The turn to read.
+        event: What it waits for while another reads.
+        read: Reads what arrived, within a number of seconds, and wakes all waiters that it concerns.
+
+    Attributes:
+        over_at: When its turn is over, should it not leave it, by the monotonic clock.
+    """
+
+    def __init__(self, turn: SocketTurn, event: Event, read: Callable[[float], Awaitable[None]]) -> None:
+        self._turn = turn
+        self._event = event
+        self._read = read
+        self._is_set = False
+        self._polls = False
+        self.over_at = math.inf
+
+    def set(self) -> None:
+        """Wake the waiter."""
+        self._is_set = True  # first: the waiter looks for this after it has said that it polls
+        self._event.set()
+        if self._polls:
+            self._turn.ring()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until set, for at most ``seconds``; whether it is set. Read what arrives, unless another waiter does."""
+        deadline = time.monotonic() + seconds
+        self.over_at = deadline + GRACE
+        if not self._turn.take(self):
+            return await self._event.wait(seconds)
+        self._polls = True
+        while not self._is_set and (left := deadline - time.monotonic()) > 0:
+            if self._turn.poll(left):
+                self._polls = False
+                await self._read(max(deadline - time.monotonic(), 0.0))
+                self._polls = True
+        return self._is_set

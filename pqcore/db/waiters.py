@@ -1,0 +1,105 @@
+"""The waiters of a process, or of one of its event loops, by the channels that they wait on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from threading import Lock
+
+from pqcore.db import channels
+from pqcore.db.channels import Channels
+from pqcore.db.runtime import Event, Runtime
+from pqcore.db.shared_poll import Look, SharedLook, Sharer
+
+
+class Waiters(Channels):
+    """The waiters by channel, those on channels that are not registered included.
+
+    Args:
+        runtime: How to wait.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._forget()
+        self._runtime = runtime
+        self._lock = Lock()  # of those below
+        self._waiters: dict[str, set[Event]] = {}
+        self._paused: dict[str, float] = {}  # channels that are not registered: when a ticket was last asked for
+        self._woken: set[str] = set()  # of these, those that were woken since
+        self._trimmed = 0.0  # when those that nobody waits on were forgotten
+        self._shared = SharedLook(self.wake_waiters)
+
+    @property
+    def crowd(self) -> int:
+        """How many channels are waited on."""
+        return len(self._waiters)
+
+    def snapshot(self, channel: str) -> int | None:
+        """See `Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
+        ticket = super().snapshot(channel)
+        if ticket is None:
+            now = self._paused[channel] = time.monotonic()
+            if len(self._paused) > channels.MOST and now - self._trimmed > channels.SLICE:
+                self._trim(now)
+        return ticket
+
+    def _trim(self, now: float) -> None:
+        """Forget channels on which nobody waits any more."""
+        self._trimmed = now
+        for channel in [name for name, when in list(self._paused.items()) if when < now - channels.LINGER]:
+            if channel not in self._waiters:
+                self._paused.pop(channel, None)
+                self._woken.discard(channel)
+
+    async def pause(self, channel: str, seconds: float) -> None:
+        """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
+        event = self._runtime.event()
+        await self._pause_on(channel, event, partial(event.wait, seconds))
+
+    async def share(self, channel: str, queue: str, seconds: float, look: Look) -> None:
+        """Wait where the channel is not registered, for a job: as `pause` does, or until a look finds one.
+
+        Args:
+            channel: The queue's channel.
+            queue: The queue's name.
+            seconds: How long to wait, at most.
+            look: How to look, if this waiter looks for all.
+        """
+        sharer = Sharer(queue, channel, self._runtime.event)
+        await self._pause_on(channel, sharer, partial(self._shared.wait, sharer, seconds, look))
+
+    async def _pause_on(self, channel: str, event: Event, pause: Callable[[], Awaitable[object]]) -> None:
+        self._add(channel, event)
+        try:
+            if channel in self._woken:  # since the ticket
+                self._woken.discard(channel)
+            else:
+                await pause()
+        finally:
+            self._remove(channel, event)
+
+    def _add(self, channel: str, event: Event) -> None:
+        with self._lock:
+            self._waiters.setdefault(channel, set()).add(event)
+
+    def _remove(self, channel: str, event: Event) -> None:
+        with self._lock:
+            if waiters := self._waiters.get(channel):
+                waiters.discard(event)
+                if not waiters:
+                    del self._waiters[channel]
+
+    def wake_waiters(self, channel: str) -> None:
+        super().wake_waiters(channel)
+        with self._lock:
+            events = list(self._waiters.get(channel, ()))
+            if not events and channel in self._paused:
+                self._woken.add(channel)
+        for event in events:
+            event.set()
+
+    def wake(self, channel: str) -> None:
+        """Wake those who wait on a channel; where nobody does, and it is not registered, the next to wait."""
+        self._paused.setdefault(channel, time.monotonic())
+        self.wake_waiters(channel)
