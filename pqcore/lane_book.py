@@ -85,9 +85,11 @@ class LaneBook:
     Threads may share it: what one of them misses another look finds.
 
     Attributes:
+        lanes: The lanes, by their texts.
         adopted: How many jobs were put on their lanes that came due, or had none.
         is_narrow: Whether the last take considered fewer lanes than it might: another one considers more, if it was in
             vain.
+        left_none: Whether the last take of a lease left no job that was due, on a lane or on none.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,7 @@ class LaneBook:
         self._newest = -1
         self._found = self._scanned = self._aside_until = float("-inf")
         self._hurries = True
+        self.left_none = False
         self._turns: dict[str, float] = {}
         self._now = 0.0
         self._shares: dict[str, dict[str, KnownLane]] = {}

@@ -15,6 +15,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import get_args
 
+from pqcore.backend import Capability
 from pqcore.schema.scripts import RECORD, migrations
 from pqcore.sql.citus import Citus
 from pqcore.sql.cockroachdb import CockroachDB
@@ -50,7 +51,8 @@ def queries(dialect: Dialect) -> dict[str, Query]:
     )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):
-        found += [dialect.fetch(pick, finish, 2) for pick in get_args(Pick)]
+        picks = [pick for pick in get_args(Pick) if pick != "idle" or Capability.LISTEN not in dialect.missing]
+        found += [dialect.fetch(pick, finish, 2) for pick in picks]
     found += [dialect.peek(2), dialect.take_lanes(2)]
     if "end and take" not in dialect.unsupported:
         found += [dialect.end_and_take(retention, 2) for retention in RETENTIONS]

@@ -85,6 +85,7 @@ def cases() -> Iterator[Case]:
     for n, pages in ((1, 60), (100, 2_700)):
         for finish in ("keep", "delete", "archive", "lease"):
             yield Case(SQL.fetch("ordered", finish, n), pages)
+            yield Case(SQL.fetch("idle", finish, n), pages)
             yield Case(SQL.fetch("unguarded", finish, n), pages)
             yield Case(SQL.fetch("bounded", finish, n), pages, values=(("bound", ScanPosition().value()),))
             # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.

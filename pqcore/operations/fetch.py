@@ -23,7 +23,7 @@ from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.operations.read_rules import read_current_rules
-from pqcore.operations.take import any_headers, refuse_hidden, restore, take, take_with_others
+from pqcore.operations.take import any_headers, refuse_hidden, restore, take, take_with_others, take_woken
 from pqcore.rows import headers_of, job_rows
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
@@ -66,8 +66,11 @@ async def get(
     deadline = None
     topic = queue.channel
     rows: Sequence[Row] = ()
+    woken = False
     while True:
         ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
+        if woken and (rows := await take_woken(engine, queue, n, lease)):
+            break
         # The clock is asked here, so that a take on a queue whose rules are known costs no further coroutine.
         if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
             rows, wake_in = (), queue.rule_cache.rules.seconds_paused(time.monotonic())
@@ -75,6 +78,7 @@ async def get(
             rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
             break
+        woken = False
         if wake_in == 0.0:  # what was found may not run, and there may be others behind it
             continue
         if not block:
@@ -88,13 +92,20 @@ async def get(
         pause = left if wake_in is None else min(left, max(wake_in, 0.001))
         with let_through():
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
+        woken = ticket is not None and engine.snapshot(topic) != ticket
     if lease is None and any_headers(is_continued, rows):
         await _follow(engine, queue, rows, performed=performed)
     return rows
 
 
 async def look(
-    engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool = False
+    engine: Engine,
+    queue: QueueSettings,
+    n: int,
+    lease: float | None,
+    *,
+    patient: bool = False,
+    woken: bool = False,
 ) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
 
@@ -106,7 +117,10 @@ async def look(
         n: How many, at most.
         lease: Seconds for which they are leased; None to take them for good.
         patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
+        woken: Whether this is the first look after a notification.
     """
+    if woken and (rows := await take_woken(engine, queue, n, lease)):
+        return rows, None
     if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
         return (), queue.rule_cache.rules.seconds_paused(time.monotonic())
     if lease is None or queue.rate is None:
@@ -114,7 +128,7 @@ async def look(
     granted, pause = await draw(engine, queue, n)
     if not granted:
         return (), pause
-    rows: Sequence[Row] = ()
+    rows = ()
     try:
         rows, wake_in = await take(engine, queue, granted, lease, patient=patient)
     finally:

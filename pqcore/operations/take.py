@@ -94,6 +94,39 @@ def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, p
     return engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
 
 
+async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> Sequence[Row]:
+    """Take up to ``n`` rows after a notification, in one statement that asks for no rules and lanes before.
+
+    The statement itself finds out whether something is paused, or waits to be admitted, and then gives no row: the
+    caller must look as usual, if there is none.
+    """
+    now, rules, lanes = time.monotonic(), queue.rule_cache, queue.lanes
+    if rules.rules.paused or rules.rules.paused_tasks:
+        return ()
+    if now < rules.expires_at and (lease is None or not lanes.must_find(now)):
+        return ()  # the usual take is one statement, too
+    if lease is not None and (queue.rate is not None or lanes.lanes or not lanes.left_none):
+        return ()  # without a look for lanes, a job that came due behind many others might not be noticed
+    work = partial(_take_idle, engine, queue, n, lease)
+    taken: Taken = await engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
+    return taken[0]
+
+
+async def _take_idle(engine: Engine, queue: QueueSettings, n: int, lease: float | None, s: Session) -> Taken:
+    finish: Finish = queue.retention if lease is None else "lease"
+    refuse_hidden(engine, finish)
+    query = s.sql.fetch("idle", finish, n)
+    queue.lanes.left_none = False
+    rows = await s.execute(query, query.bind({"q_name": queue.name, "lease": lease}))
+    has_lanes = any_headers(has_lane, rows)
+    queue.lanes.left_none = 0 < len(rows) < n and not has_lanes
+    if rows:
+        rows = _in_order(queue, rows, full=True)
+    if has_lanes and lease is not None:
+        rows = await admission.adopt_among(queue, s, rows)
+    return rows, None
+
+
 def _take_on(
     engine: Engine,
     queue: QueueSettings,
@@ -156,12 +189,23 @@ async def _take_plain(
         if not rows:
             bound.advance((), time.monotonic(), full=True)
             return rows, wake_in
-    rows = sorted(rows, key=place_of) if len(rows) > 1 else rows  # RETURNING promises no order
+    return _in_order(queue, rows, full=not bounded), None
+
+
+def _in_order(queue: QueueSettings, rows: Sequence[Row], *, full: bool) -> Sequence[Row]:
+    """Return rows in the order of their jobs, and have the next look begin behind them.
+
+    Args:
+        queue: Their queue.
+        rows: What a statement returned: RETURNING promises no order.
+        full: Whether the statement looked from the beginning.
+    """
+    rows = sorted(rows, key=place_of) if len(rows) > 1 else rows
     if any_headers(has_lane, rows):  # their places are not in the order of other jobs
-        bound.advance((), time.monotonic(), full=not bounded)
-        return sorted(rows, key=_urgency), None
-    bound.advance(rows, time.monotonic(), full=not bounded)
-    return rows, None
+        queue.bound.advance((), time.monotonic(), full=full)
+        return sorted(rows, key=_urgency)
+    queue.bound.advance(rows, time.monotonic(), full=full)
+    return rows
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
@@ -212,7 +256,8 @@ async def _take_lease_once(
     """
     values = {"q_name": queue.name, "lease": lease}
     lanes = queue.lanes
-    if lanes.must_find(time.monotonic()):
+    lanes.left_none = False
+    if looked := lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
     for left in reversed(range(LOOKS)):
         if not lanes.lanes or lanes.aside_for(time.monotonic()):
@@ -229,8 +274,11 @@ async def _take_lease_once(
     rows, wake_in = await _take_plain(queue, s, n, "lease", values, together=together)
     if any_headers(has_lane, rows):
         rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
-    elif not rows and await admission.find_lanes(queue, s, idle=True):
-        wake_in = 0.0
+    elif not rows:
+        if not (looked and not lanes.lanes) and await admission.find_lanes(queue, s, idle=True):
+            wake_in = 0.0
+        else:
+            lanes.left_none = not lanes.lanes
     if not rows and (aside := lanes.aside_for(time.monotonic())):
         wake_in = aside
     return rows, None if rows else wake_in

@@ -51,13 +51,18 @@ from pqcore.sql.fragments import (
     WAITING_ORDER,
 )
 
-Pick: TypeAlias = Literal["ordered", "bounded", "unguarded", "merged"]
+Pick: TypeAlias = Literal["ordered", "idle", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 """Numbers of rows for which the statement is worth being prepared; a caller that is free to choose takes one."""
 REACH = 1_000
 """Rows: the most jobs that came out of hiding which one statement considers, the longest due first."""
+NOT_PAUSED = (
+    " AND NOT EXISTS (SELECT FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause'"
+    " AND (name = 'queue' OR left(name, 5) = 'task:') AND coalesce(until > statement_timestamp(), true))"
+)
+"""Is false while the queue or a task is paused."""
 _PLACE = "id, priority, expected_at, schedule_at, enqueued_at"
 
 
@@ -131,10 +136,17 @@ WITH picked AS (
 )"""
 
 
-def _ordered(n: int, most: str, *, waiting: bool) -> str:
-    """Pick of the two usual classes, unless a row of another class is due: then nothing, and `_merged` is needed."""
+def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
+    """Pick of the two usual classes, unless a row of another class is due: then nothing, and `_merged` is needed.
+
+    Args:
+        n: Rows, at most.
+        most: As for `_usual`.
+        waiting: Whether a job that waits to be admitted is such a row.
+        guard: A further condition.
+    """
     first = f"hidden AS ({FIRST_DEFERRED}), "
-    guard = " AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp())"
+    guard = f" AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp()){guard}"
     if waiting:
         first += f"waiting AS ({FIRST_WAITING}), "
         guard += " AND NOT EXISTS (SELECT FROM waiting)"
@@ -180,8 +192,9 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
     Jobs that wait to be admitted are fetched for good as any, and leased by `admission_statements` alone.
 
     Args:
-        pick: ``ordered`` gives nothing when a hidden row came out; ``bounded`` and
-            ``unguarded`` do not look, and the former begins at a bound; ``merged`` fetches hidden rows too.
+        pick: ``ordered`` gives nothing when a hidden row came out; ``idle`` neither, nor when a job waits to be
+            admitted, or the queue or a task is paused; ``bounded`` and ``unguarded`` do not look, and the former begins
+            at a bound; ``merged`` fetches hidden rows too.
         finish: What becomes of the rows.
         n: Rows, at most.
         most: Whether a parameter ``most`` says how many rows, at most, are fetched of those.
@@ -190,6 +203,7 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
     waiting = finish != "lease"
     picks: dict[Pick, Callable[[], str]] = {
         "ordered": lambda: _ordered(n, number, waiting=waiting),
+        "idle": lambda: _ordered(n, number, waiting=True, guard=NOT_PAUSED),
         "bounded": lambda: _bounded(n, number),
         "unguarded": lambda: _usual(n, number),
         "merged": lambda: _merged(n, number, waiting=waiting),

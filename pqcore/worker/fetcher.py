@@ -14,6 +14,7 @@ from typing import Any
 from pqcore.db.runtime import backoff
 from pqcore.errors import ConfigurationError, PQError, SchemaError
 from pqcore.operations import batch_counts, fetch, follow_ups
+from pqcore.operations.late_look import LateLook, wait_and_look
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Executor
 from pqcore.worker.state import PLACE_SECONDS, Prefetch, QueueState, WorkerState
@@ -55,12 +56,13 @@ class Fetcher:
         self._poll_interval = poll_interval
         self._prefetch = prefetch
         self._stop = stop
-        self._took_all = False  # whether the last fetch took all jobs that were admitted
+        self._took_all = False  # whether the last fetch took all jobs that were due and admitted
         self._before: int | None = None  # the snapshot before that fetch
+        self._failures = 0  # fetches that failed since one succeeded
+        self._slept_with: int | None = None  # the snapshot before a wait after which a look has to be begun here
 
     async def run(self) -> None:
         """Fetch jobs until the worker drains."""
-        failures = 0
         await self._follow_given_up()
         while not self._worker_state.draining.is_set():
             n = await self._wait_for_slots()
@@ -68,14 +70,11 @@ class Fetcher:
                 continue
             try:
                 await self._fetch(n)
-                if failures:
-                    logger.info("%r: the server answers again", self._queue_state.queue.name)
-                failures = 0
             except (SchemaError, ConfigurationError):
                 raise
             except PQError as exc:
-                failures += 1
-                pause = backoff(failures)
+                self._failures += 1
+                pause = backoff(self._failures)
                 logger.warning("%r: cannot take jobs, next try in %.1f s: %s", self._queue_state.queue.name, pause, exc)
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._worker_state.draining.wait(), pause)
@@ -108,52 +107,124 @@ class Fetcher:
         worker_state, queue_state = self._worker_state, self._queue_state
         engine = queue_state.bridge.engine
         snapshot = engine.snapshot(queue_state.channel)  # before the statement, so that a put after it counts
+        woken = None not in (snapshot, self._slept_with) and snapshot != self._slept_with
+        self._slept_with = None
         seen, leased_at = worker_state.changes, time.monotonic()
+        rows: Sequence[Any]
+        wake_in: float | None
         if self._took_all and snapshot in (None, self._before):
             self._took_all = False
-            await self._wait_for_admission(snapshot)
-            return
+            if self._stop is not None:
+                await self._stop_if_done(self._stop)
+                return
+            await asyncio.sleep(0)  # the jobs that were taken start first
+            found = await self._wait_and_look(snapshot, None)
+            if found is None:
+                return
+            snapshot, leased_at, n, rows, wake_in = found
+        else:
+            rows, wake_in = await self._look(n, leased_at, woken=woken)
+        self._accept(rows, leased_at)
+        while not self._note(rows, n, snapshot):
+            if self._stop is not None and wake_in != 0.0:
+                queue_state.empty_at = seen
+                await self._stop_if_done(self._stop)
+                return
+            found = await self._wait_and_look(snapshot, math.inf if wake_in is None else max(wake_in, 0.001))
+            if found is None:
+                return
+            snapshot, leased_at, n, rows, wake_in = found
+            self._accept(rows, leased_at)
+
+    async def _look(self, n: int, leased_at: float, *, woken: bool) -> tuple[Sequence[Any], float | None]:
+        """Look for up to ``n`` jobs, whose leases begin now; see `fetch.look`."""
+        queue_state = self._queue_state
         queue_state.fetching = True
         try:
             late = partial(self._accept_late, leased_at)
-            look = partial(fetch.look, patient=True)
+            look = partial(fetch.look, patient=True, woken=woken)
             rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
         except Exception:
             queue_state.fetching = False
-            worker_state.notify_if_idle()  # else a stopping worker waits for it
+            self._worker_state.notify_if_idle()  # else a stopping worker waits for it
             raise
         finally:
             queue_state.reserved_slots = 0
-        queue_state.fetching = False
-        self._executor.accept(self._queue_state, rows, leased_at)
-        worker_state.notify_if_idle()
-        if rows:
-            self._took_all, self._before = len(rows) < n and bool(queue_state.queue.lanes.lanes), snapshot
-            return
-        if self._stop is not None and wake_in != 0.0:
-            queue_state.empty_at = seen
-            await self._stop_if_done(self._stop)
-            return
-        pause = math.inf if wake_in is None else max(wake_in, 0.001)
-        await queue_state.bridge.run(engine.wait_for_jobs, queue_state.queue, snapshot, pause, self._poll_interval)
+        return rows, wake_in
 
-    async def _wait_for_admission(self, snapshot: int | None) -> None:
-        """Wait where the last fetch took all jobs that were admitted: a look would find no other before a change."""
-        queue_state = self._queue_state
-        if self._stop is not None:
-            await self._stop_if_done(self._stop)
-            return
-        engine, queue = queue_state.bridge.engine, queue_state.queue
-        wake_in = await queue_state.bridge.call(fetch.next_due, queue)
-        pause = math.inf if wake_in is None else max(wake_in, 0.001)
-        await queue_state.bridge.run(engine.wait_for_jobs, queue, snapshot, pause, self._poll_interval)
+    def _accept(self, rows: Sequence[Any], leased_at: float) -> None:
+        """Run the jobs of a look that has ended."""
+        self._queue_state.fetching, self._queue_state.reserved_slots = False, 0
+        self._executor.accept(self._queue_state, rows, leased_at)
+        self._worker_state.notify_if_idle()
+
+    def _note(self, rows: Sequence[Any], n: int, snapshot: int | None) -> bool:
+        """Note what a look found, and return whether it found jobs."""
+        if self._failures:
+            logger.info("%r: the server answers again", self._queue_state.queue.name)
+            self._failures = 0
+        if rows:
+            lanes = self._queue_state.queue.lanes
+            self._took_all = len(rows) < n and (bool(lanes.lanes) or (lanes.left_none and snapshot is not None))
+            self._before = snapshot
+        return bool(rows)
+
+    async def _wait_and_look(self, snapshot: int | None, pause: float | None) -> LateLook | None:
+        """Wait until there may be a job, and look; the same thread does both, over a blocking driver.
+
+        Args:
+            snapshot: Of the channel, from before the last look, which left no job.
+            pause: Seconds until it is worth another look; None if that is unknown.
+
+        Returns:
+            What was found; None if a look has to be begun in the event loop.
+        """
+        queue_state, begun = self._queue_state, False
+
+        def begin() -> int:
+            nonlocal begun
+            n = self._begin_look()
+            begun = n > 0
+            return n
+
+        def late(found: LateLook | None) -> None:
+            if begun:
+                self._accept(*((), 0.0) if found is None else (found.rows, found.leased_at))
+
+        operation = partial(
+            wait_and_look, snapshot=snapshot, pause=pause, poll_interval=self._poll_interval, begin=begin
+        )
+        try:
+            found = await queue_state.bridge.finish(late, operation, queue_state.queue, self._lease)
+        except Exception:
+            if begun:
+                self._accept((), 0.0)  # a stopping worker waits for it
+            raise
+        if found is None:
+            self._slept_with = snapshot
+        return found
+
+    def _begin_look(self) -> int:
+        """Return how many jobs to fetch after a wait; 0 if that has to be found in the event loop.
+
+        Called in a thread, over a blocking driver. There only the slots of a worker of one queue can be told: those of
+        others are given away by the event loop meanwhile.
+        """
+        worker_state, queue_state = self._worker_state, self._queue_state
+        in_thread = not queue_state.bridge.engine.runtime.suspends
+        if worker_state.draining.is_set() or queue_state.fetching or queue_state.queue.lanes.lanes:
+            return 0
+        if in_thread and len(worker_state.queue_states) > 1:
+            return 0
+        slots = worker_state.slots_for(queue_state)
+        n = queue_state.fetch_size(slots, self._prefetch)
+        if n > 0:
+            queue_state.fetching, queue_state.reserved_slots = True, max(min(n, slots), 0)
+        return n
 
     def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
         """Accept jobs that arrive after the fetcher was cancelled: they are given back."""
-        self._queue_state.fetching = False
-        if found is not None:
-            self._executor.accept(self._queue_state, found[0], leased_at)
-        self._worker_state.notify_if_idle()
+        self._accept(() if found is None else found[0], leased_at)
 
     async def _end_lost_batches(self) -> bool:
         """End batches whose jobs are gone; True if there were some, as their end may have put jobs."""

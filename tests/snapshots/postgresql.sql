@@ -667,6 +667,90 @@ PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
   FROM gone;
 
+-- archive_2_idle [hot] $1 q_name
+PREPARE "archive_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready), gone AS (DELETE FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM picked))
+    AND q_name = $1::text
+    RETURNING *), made_way AS (UPDATE "queue_archive"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, mod(attempts, 2147483647) + 1, serializer, payload, headers, failures, excused, error
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL)
+  SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  FROM gone;
+
 -- archive_2_merged [hot] $1 q_name
 PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
@@ -1221,6 +1305,81 @@ PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
       AND expected_at IS NULL
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (coalesce(schedule_at, enqueued_at), id) > ((string_to_array($2::text, ' '))[4]::timestamptz, (string_to_array($2::text, ' '))[5]::bigint)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  DELETE FROM "queue"
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- delete_2_idle [hot] $1 q_name
+PREPARE "delete_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
       ORDER BY coalesce(schedule_at, enqueued_at), id
       LIMIT 2
       FOR UPDATE SKIP LOCKED) AS head
@@ -3200,6 +3359,82 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
+-- keep_2_idle [hot] $1 q_name
+PREPARE "keep_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
 -- keep_2_merged [hot] $1 q_name
 PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
     FROM (SELECT id
@@ -3442,6 +3677,88 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
   AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $3::float8 * interval '1 second' END, parked_on =
+  CASE WHEN parked_on IS NULL
+  AND strpos(headers::text, '"gate"') > 0 THEN '?' END
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM picked))
+  AND q_name = $1::text
+  RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- lease_2_idle [hot] $1 q_name, $2 lease
+PREPARE "lease_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NOT NULL
+      OR (schedule_at IS NOT NULL
+        AND expected_at IS NOT NULL))
+    ORDER BY coalesce(leased_until, schedule_at), id
+    LIMIT 1), waiting AS (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1), urgent AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND schedule_at IS NULL
+      AND expected_at IS NOT NULL
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY expected_at, enqueued_at, id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT (SELECT 2)), ready AS (SELECT *
+    FROM (SELECT id
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND leased_until IS NULL
+      AND expected_at IS NULL
+      AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND NOT EXISTS (SELECT
+        FROM hidden
+        WHERE out_at <= statement_timestamp())
+      AND NOT EXISTS (SELECT
+        FROM "queue_rules"
+        WHERE q_name = $1::text
+        AND kind = 'pause'
+        AND (name = 'queue'
+          OR left(name, 5) = 'task:')
+        AND coalesce(until > statement_timestamp(), true))
+      AND NOT EXISTS (SELECT
+        FROM waiting)
+      ORDER BY coalesce(schedule_at, enqueued_at), id
+      LIMIT 2
+      FOR UPDATE SKIP LOCKED) AS head
+    LIMIT 2 - (SELECT count(*)
+      FROM urgent)), picked AS (SELECT id
+    FROM urgent
+    UNION ALL
+    SELECT id
+    FROM ready)
+  UPDATE "queue"
+  SET attempts =
+  CASE WHEN parked_on IS NULL
+  AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
+  CASE WHEN parked_on IS NULL
+  AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $2::float8 * interval '1 second' END, parked_on =
   CASE WHEN parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0 THEN '?' END
   WHERE id = ANY (ARRAY(SELECT id

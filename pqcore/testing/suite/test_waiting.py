@@ -20,13 +20,16 @@ from typing import Any
 
 import pytest
 
+from pqcore import lane_book
 from pqcore.backend import Capability
 from pqcore.db import channels, shared_connection_listener
 from pqcore.db import listener as waiting
+from pqcore.db.engine import Engine
+from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost
 from pqcore.operations import read_rules
 from pqcore.plugins import plugins
-from pqcore.sql.identifiers import channel
+from pqcore.sql.identifiers import TableName, channel
 from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently, statement
 from pqcore.testing.portal import unwrapped
 
@@ -40,6 +43,7 @@ INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
 def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "SETTLE", NEVER)
     monkeypatch.setattr(channels, "LINGER", NEVER)
+    monkeypatch.setattr(Engine, "groups", lambda engine: False)  # so that each look goes through `Engine.run`
 
 
 def listen(harness: Harness, *queues: Any) -> None:
@@ -230,6 +234,73 @@ def test_put_wakes_a_waiter(harness: Harness, take: Callable[[Any], Any]) -> Non
     with waiter(harness, queue, partial(take, queue)) as join:
         job_id = harness.queue(create=False).put("a")
         assert join().id == job_id
+
+
+@contextmanager
+def one_statement(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Give the names of the statements that are run in the block, of which nothing is remembered from before it."""
+    monkeypatch.setattr(read_rules, "KEPT", 0.0)
+    monkeypatch.setattr(lane_book, "FIND", 0.0)
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Sequence[object] = ()) -> Any:
+        names.append(query.name)
+        return await execute(session, query, parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "execute", noted)
+        yield names
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("take", ["get", "lease"])
+def test_waiter_takes_the_job_that_woke_it_with_one_statement(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, take: str
+) -> None:
+    with one_statement(monkeypatch) as names:
+        queue = harness.queue(poll_interval=NEVER)
+        listen(harness, queue)
+        with waiter(harness, queue, partial(TAKES[take], queue)) as join:
+            names.clear()
+            harness.sql(INSERT % ("q", "a"), rows=False)
+            assert join().data == "a"
+    names.remove("test")  # the insert
+    assert len(names) == 1
+    assert names[0].endswith("_1_idle")
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("take", ["get", "lease"])
+def test_waiter_that_is_woken_heeds_a_pause_that_nobody_was_notified_of(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, take: str
+) -> None:
+    with one_statement(monkeypatch):
+        queue = harness.queue(poll_interval=NEVER)
+        listen(harness, queue)
+        with waiter(harness, queue, partial(TAKES[take], queue)) as join:
+            rules = str(TableName("queue_rules", harness.schema))
+            harness.sql(f"INSERT INTO {rules} (q_name, kind, name) VALUES ('q', 'pause', 'queue')", rows=False)
+            harness.sql(INSERT % ("q", "a"), rows=False)
+            time.sleep(10 * MOMENT)
+            assert harness.sql("SELECT dequeued_at, leased_until FROM {table}") == [(None, None)]
+            queue.resume()
+            assert join().data == "a"
+
+
+@pytest.mark.requires(Capability.LISTEN)
+def test_waiter_that_is_woken_leases_the_job_of_the_highest_priority(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_statement(monkeypatch):
+        queue = harness.queue(poll_interval=NEVER)
+        listen(harness, queue)
+        with waiter(harness, queue, partial(queue.lease, wait=NEVER)) as join:
+            other = harness.queue(create=False)
+            with other:
+                other.put("plain")
+                other.put("urgent", priority=1)
+            assert join().data == "urgent"
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -1156,7 +1227,7 @@ def test_waiter_over_one_connection_is_woken(harness: Harness) -> None:
 @pytest.mark.requires(Capability.LISTEN)
 def test_waiter_over_one_connection_is_woken_in_its_first_wait(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
-    with waiter(harness, queue, looks=2) as join:
+    with waiter(harness, queue) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from pqcore import lane_book
 from pqcore.backend import Capability
+from pqcore.db import channels
+from pqcore.db.session import Session
+from pqcore.operations import read_rules
 from pqcore.tasks import JobCancelled, current, run_job
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
@@ -392,3 +396,44 @@ def gone(harness: Harness, pid: int) -> None:
         return False
 
     harness.eventually(absent)
+
+
+# An idle worker
+
+
+@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.parametrize("is_coroutine", [False, True], ids=["function", "coroutine"])
+def test_idle_worker_takes_a_job_with_one_statement(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, is_coroutine: bool
+) -> None:
+    monkeypatch.setattr(read_rules, "KEPT", 0.0)
+    monkeypatch.setattr(lane_book, "FIND", 0.0)
+    monkeypatch.setattr(channels, "SETTLE", 3600.0)
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
+        if query.name.startswith(("lease_", "find_lanes", "current_rules", "next_due")):
+            names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(Session, "execute", noted)
+    queue = harness.task_queue()
+    seen = Notes()
+
+    def function(job_id: int) -> None:
+        seen.add(names.copy())
+
+    async def coroutine(job_id: int) -> None:
+        seen.add(names.copy())
+
+    task = queue.task()(coroutine if is_coroutine else function)
+    with harness.working(queue, poll_interval=3600):
+        for number in range(4):  # the first ones find a worker that begins
+            harness.eventually(lambda: names[-1:] == ["next_due_probe"])
+            harness.eventually(lambda: queue.stats().leased == 0)
+            names.clear()
+            task()
+            first = seen.wait(number + 1)[-1][0]
+    assert first.startswith("lease_")
+    assert first.endswith("_idle")
