@@ -36,6 +36,11 @@ LARGE = 2**16
 
 NOT_YET = float("inf")
 """As the time at which a statement began whose connection is still waited for: the patience does not end meanwhile."""
+CROWDED = 1e-9
+"""As the time at which a statement began: none is under way, and several calls travelled together in the last one.
+
+Its callers call again now, in this line or another: the first of them takes along those that are ready to run.
+"""
 REFUSED = 3
 """Groups that are refused, one after the other, before the calls of a line go by themselves."""
 RESTING = 10.0

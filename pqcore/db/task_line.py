@@ -15,7 +15,7 @@ from contextvars import Context
 from typing import Any
 
 from pqcore.db import group_commit, runtime
-from pqcore.db.group_commit import ALONE, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
+from pqcore.db.group_commit import ALONE, CROWDED, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.session import Session
 from pqcore.db.sources import Loan
@@ -84,6 +84,8 @@ class TaskLine:
             future.set_result(ALONE)
             return future
         self.waiting.append((future, value))
+        if self.since == CROWDED:
+            self._set_off()  # with the next turn of the loop: those that run in this one travel too
         if self._timer is None:
             self._timer = self._loop.call_later(group_commit.PATIENCE, self._look)
         return future if self.together.undo is None else self._answer(future)
@@ -205,7 +207,7 @@ class _Group:
         if line.is_waited_for():
             line.since = NOT_YET
             return True
-        line.since = 0.0
+        line.since = CROWDED if len(self._futures) > 1 else 0.0
         return False
 
     async def _send(self, session: Session) -> Sequence[Any]:
