@@ -210,7 +210,11 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
 
 async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: Endings) -> list[Outcome]:
     """Have the ends of jobs stored later whose rows others have locked; returns those whose lease was lost."""
-    held = await find_held(engine, [outcome.job for outcome in missing])
+    try:
+        held = await find_held(engine, [outcome.job for outcome in missing])
+    except PQError as exc:  # the others are stored, whatever came after it
+        endings.refused += [(outcome, exc) for outcome in missing]
+        return []
     lost: list[Outcome] = []
     for outcome in missing:
         if (outcome.job.id, outcome.job.token) in held:
