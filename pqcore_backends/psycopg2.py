@@ -154,9 +154,7 @@ class Psycopg2Session(AutocommitSession):
             cursor.execute(before + query.sql, parameters or None)
         else:
             try:
-                cursor.execute(
-                    before + call, parameters if query.distinct else [parameters[place] for place in query.first]
-                )
+                cursor.execute(before + call, parameters if query.distinct else query.pick(parameters))
             except (InvalidSqlStatementName, FeatureNotSupported):
                 # Deallocated behind our back (DISCARD ALL, a pooler), or its result has got other types, as by
                 # ALTER TABLE ("cached plan must not change result type"). It did nothing, so it is done

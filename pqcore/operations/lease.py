@@ -184,6 +184,9 @@ async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob], *,
         jobs: The jobs.
         free: Whether to leave out rows that others have locked.
     """
+    if len(jobs) == 1 and not free and not has_lane(jobs[0].raw_headers):
+        query = s.sql.ack_one[queue.retention]
+        return await s.execute(query, query.bind({"id": jobs[0].id, "token": jobs[0].token, "q_name": queue.name}))
     values = {**ids_and_tokens(jobs), "q_name": queue.name}
     for job in jobs:
         if has_lane(job.raw_headers):  # its places are free, which others may wait for

@@ -283,6 +283,11 @@ SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(ep
         """Finish leased jobs. The token is checked on the row as it is locked; see `LEASE_HELD`."""
         return _acknowledged(retention, "id, attempts")
 
+    @family("ack_one_{}", RETENTIONS, hot=True)
+    def ack_one(self, retention: Retention) -> str:
+        """Finish one leased job, as `ack` does, without arrays, which take as long as the job itself."""
+        return _acknowledged(retention, "id, attempts", f" WHERE {HELD_ONE}")
+
     @family("ack_and_tell_{}", RETENTIONS, hot=True)
     def ack_and_tell(self, retention: Retention) -> str:
         """Finish leased jobs that have places under limits, and notify takers, for whom the places are free."""

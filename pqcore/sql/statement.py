@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -62,6 +62,15 @@ class Query:
         return len(self.first) == len(self.order)
 
     @cached_property
+    def pick(self) -> Callable[[Sequence[object]], Sequence[object]]:
+        """Picks the parameters of ``numbered`` from those of ``sql``."""
+        if self.distinct:
+            return lambda bound: bound
+        if len(self.first) > 1:
+            return itemgetter(*self.first)
+        return lambda bound: [bound[place] for place in self.first]
+
+    @cached_property
     def bind(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
         """Picks the parameters from a mapping, in the order of the placeholders."""
         if self.arrays:
@@ -72,8 +81,7 @@ class Query:
 
     def given(self, values: Mapping[str, object]) -> list[object]:
         """The parameters of `numbered`, picked from a mapping."""
-        bound = self.bind(values)
-        return [bound[place] for place in self.first]
+        return [*self.pick(self.bind(values))]
 
     def _binding_arrays(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
         places = [(name, name in self.arrays) for name in self.order]

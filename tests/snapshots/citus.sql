@@ -539,6 +539,40 @@ PREPARE "ack_keep" AS
   AND q_name = $3::text
   RETURNING id, attempts;
 
+-- ack_one_archive [hot] $1 id, $2 token, $3 q_name
+PREPARE "ack_one_archive" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = $1::bigint
+    AND attempts = $2::int
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND q_name = $3::text
+    RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
+    SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
+    FROM gone)
+  SELECT id, attempts
+  FROM gone;
+
+-- ack_one_delete [hot] $1 id, $2 token, $3 q_name
+PREPARE "ack_one_delete" AS
+  DELETE FROM "queue"
+  WHERE id = $1::bigint
+  AND attempts = $2::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
+-- ack_one_keep [hot] $1 id, $2 token, $3 q_name
+PREPARE "ack_one_keep" AS
+  UPDATE "queue"
+  SET dequeued_at = statement_timestamp(), leased_until = NULL
+  WHERE id = $1::bigint
+  AND attempts = $2::int
+  AND leased_until IS NOT NULL
+  AND num_nulls(dequeued_at, parked_on) = 2
+  AND q_name = $3::text
+  RETURNING id, attempts;
+
 -- add_running [no rows] $1 needs, $2 q_name
 PREPARE "add_running" AS WITH missing AS MATERIALIZED (SELECT mine.ctid, given.key, wanted.ids
     FROM json_to_recordset($1::text::json) AS given (key text, ids bigint[])
