@@ -210,8 +210,8 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
         "after": 0,
         "bound": ScanPosition().value(),
     }
-    several = {"items": json.dumps([{}] * MANY), "number": MANY}
-    encoded = {"items": json.dumps(["{}"] * MANY), "number": MANY, "binary": False}
+    several = {"items": json.dumps([{}] * MANY), "number": MANY, "fails": True}
+    encoded = {"items": json.dumps(["{}"] * MANY), "number": MANY, "fails": True, "binary": False}
     lease = f"UPDATE {TABLE} SET leased_until = now() + interval '1 hour', attempts = attempts + 1 WHERE id IN ({{}})"
     removed = f"DELETE FROM {TABLE} WHERE id = {ids[0]}"
     archived = f"INSERT INTO {ARCHIVE} VALUES ({ids[0]}, 'jobs', now(), now(), NULL, NULL, '{{}}', 1)"
@@ -241,10 +241,15 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
                 yield Subject(query.name, query, values)
     for name, query in fixed.items():
         if name.startswith("ack"):
-            for n in (1, MANY):
+            for n in (1,) if name.startswith("ack_one") else (1, MANY):
                 tokens = [number + 1 for number in attempts[:n]]
                 setup = lease.format(", ".join(map(str, ids[:n])))
-                yield Subject(f"{name} of {n}", query, {**values, "ids": [*ids[:n]], "tokens": tokens}, (setup,))
+                yield Subject(
+                    f"{name} of {n}",
+                    query,
+                    {**values, "id": ids[0], "token": tokens[0], "ids": [*ids[:n]], "tokens": tokens},
+                    (setup,),
+                )
         elif name in ("put_many", "put_many_encoded"):
             more = several if name == "put_many" else encoded
             yield Subject(f"{name} of {MANY}", query, {**values, **more})

@@ -18,7 +18,7 @@ from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.put import NO_TIMES, as_element, insert, read_identity
-from pqcore.operations.put_many import insert_many
+from pqcore.operations.put_many import insert_many, put_times
 from pqcore.plugins import plugins
 from pqcore.settings import Encoded, QueueSettings
 
@@ -120,7 +120,7 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
         elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
         binary = same[0]["payload"] is not None
         numbers, put_at = await insert_many(engine, s, {**NO_TIMES, **same[0]}, elements, len(same), binary=binary)
-        ids += [(number, put_at) for number in numbers]
+        ids += zip(numbers, put_times(put_at, len(same)), strict=True)
     return ids
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.errors import InvalidData, PayloadTooLarge
+from pqcore.errors import InvalidData, NotStored, PayloadTooLarge
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.atomic import atomic
@@ -23,6 +23,11 @@ from pqcore.times import TimeSpec
 _Chunk: TypeAlias = tuple[list[str], int]
 """Data as `insert_many` takes it, and how many rows that is."""
 _DIVISION_BY_ZERO = "22012"
+_NO_SQUARE_ROOT = "2201F"
+_RENUMBERED = (
+    "put_many: nothing was stored: a trigger of table {} changes enqueued_at, which tells one row from another;"
+    " have it leave enqueued_at as it is, or put jobs one at a time"
+)
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 2**20
@@ -78,7 +83,8 @@ async def _put_many(
 
     async def send(s: Session, chunk: _Chunk) -> list[int]:
         elements, number = chunk
-        return (await insert_many(engine, s, common, elements, number, binary=binary))[0]
+        ids, _ = await insert_many(engine, s, common, elements, number, binary=binary)
+        return list(ids)
 
     async def work(s: Session) -> list[int]:
         ids: list[int] = []
@@ -166,8 +172,8 @@ async def insert_many(
     number: int,
     *,
     binary: bool | None,
-) -> tuple[list[int], float]:
-    """Insert rows that have all but their data in common; their ids in order, and when they were put, as in `JobId`.
+) -> tuple[Sequence[int], float]:
+    """Insert rows that have all but their data in common.
 
     Args:
         engine: Where.
@@ -177,19 +183,33 @@ async def insert_many(
         number: How many rows that is.
         binary: None if the elements are the data themselves, known to be JSON; else they are those of
             `as_element`, and this says whether they hold bytes.
+
+    Returns:
+        The ids in order, and when the first row was put, as in `JobId`; each other was put a microsecond after the one
+        before.
+
+    Raises:
+        NotStored: A trigger left rows out, or changed what tells the rows apart.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    told = None if s.in_transaction() and not s.caller_owned else number  # the caller's has no savepoint
+    fails = s.caller_owned or not s.in_transaction()  # the caller's has no savepoint
     pieces = [f"[{elements[0]}", *elements[1:]]  # all are copied once, in the join
     pieces[-1] += "]"
-    values = {**common, "items": ",".join(pieces), "binary": binary, "number": told}
+    values = {**common, "items": ",".join(pieces), "binary": binary, "number": number, "fails": fails}
     try:
         [[first, put, ids, put_at]] = await s.execute(query, query.bind(values))
     except InvalidData as exc:
         if exc.sqlstate == _DIVISION_BY_ZERO:
             raise await not_stored(engine, s, "put_many") from exc
+        if exc.sqlstate == _NO_SQUARE_ROOT:
+            raise NotStored(_RENUMBERED.format(engine.names)) from exc
         raise
     if put < number:  # which is undone with the transaction, or to a savepoint
         raise await not_stored(engine, s, "put_many")
-    # Drawn in order, whatever order they are returned in; by nobody else in between, mostly.
-    return [*range(first, first + number)] if ids is None else sorted(map(int, ids)), put_at
+    return range(first, first + number) if ids is None else list(map(int, ids)), put_at
+
+
+def put_times(put_at: float, number: int) -> list[float]:
+    """Return when each of some rows was put, of what `insert_many` returned for the first of them."""
+    first = round(put_at * 1_000_000)
+    return [(first + place) / 1_000_000 for place in range(number)]

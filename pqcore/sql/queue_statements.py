@@ -27,6 +27,7 @@ from pqcore.sql.fragments import (
     MADE_WAY,
     OF_QUEUE,
     PRIORITY_IN_HEADERS,
+    PUT_AT,
     QUEUE_DEFERRED,
     QUEUE_READY,
     QUEUE_URGENT,
@@ -85,17 +86,35 @@ _STALE = (
 )
 
 
+# Each row carries its number as microseconds of `enqueued_at`. More of them pass while the row is inserted, so no time
+# lies ahead. Where ids, without what is above a thousand million, and times grow by the same, row by row, and no id is
+# left out, the first id tells all. Else they are sorted by the numbers, which is worth its time only then.
+_ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
+_STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
+_ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
+# A square root that does not exist undoes the statement where a trigger has changed times: then nobody knows whose an
+# id is.
+_ALL_NUMBERED = (
+    "count(*) <> :number::int OR (count(DISTINCT enqueued_at) = count(*)"
+    " AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond')"
+)
+_IDS_BY_NUMBER = (
+    "(SELECT array_agg(id::text ORDER BY enqueued_at)"
+    f" FROM put HAVING sqrt(CASE WHEN {_ALL_NUMBERED} THEN 0 ELSE -1 END) = 0)"
+)
+
+
 def _put_many(stored: str, items: str) -> str:
     return (
         "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
         f" headers, group_key, {LANE_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
-        f" statement_timestamp(), {TIMES}, :headers::text::json, :group_key::text, {LANE}"
-        f" FROM {items} WITH ORDINALITY AS item (value, place) ORDER BY place RETURNING id)"
+        f" {_ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({_ROW_TIME})')}, :headers::text::json,"
+        f" :group_key::text, {LANE} FROM {items} WITH ORDINALITY AS item (value, place) RETURNING id, enqueued_at)"
         # As text, since asyncpg reads the elements of other arrays by the application's codecs.
         # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
-        " SELECT min(id), count(*) / (:number::int IS NULL OR count(*) = :number::int)::int,"
-        " CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END,"
-        " date_part('epoch', statement_timestamp()) FROM put"
+        " SELECT min(id), count(*) / (NOT :fails::boolean OR count(*) = :number::int)::int,"
+        f" CASE WHEN {_ALL_IN_ORDER} THEN NULL ELSE {_IDS_BY_NUMBER} END,"
+        f" {PUT_AT.replace('enqueued_at', 'min(enqueued_at)')} FROM put"
     )
 
 
@@ -206,9 +225,9 @@ class QueueStatements(StatementSet):
     def put_many(self) -> str:
         """Insert jobs; as `put`, this waits for no other insert.
 
-        All rows are in one text, a JSON array.  All ids are in one value, NULL where no id is left out between the
-        first and the last: a driver takes longer over 5,000 values than the server over splitting them.  Ids are
-        drawn in order: a column default is computed above the Sort.
+        All rows are in one text, a JSON array.  All ids are in one value, NULL where the first one tells them: a driver
+        takes longer over 5,000 values than the server over splitting them.  Ids and rows are matched by a number that
+        each row carries, see `_STEP`, so triggers and sequences may give ids in any order.
         """
         return _put_many(_JSON_STORED, _JSONS)
 

@@ -4969,34 +4969,42 @@ PREPARE "put_keyed" AS
   AND dequeued_at IS NULL DO NOTHING
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
--- put_many [hot] $1 q_name, $2 serializer, $3 schedule_at, $4 schedule_in, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 lane, $10 priority, $11 items, $12 number
+-- put_many [hot] $1 q_name, $2 serializer, $3 schedule_at, $4 schedule_in, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 lane, $10 priority, $11 items, $12 fails, $13 number
 PREPARE "put_many" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, parked_on, leased_until, priority)
-    SELECT $1::text, item.value, NULL, $2::text, statement_timestamp(), coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second'), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text,
+    SELECT $1::text, item.value, NULL, $2::text, statement_timestamp() + item.place * interval '1 microsecond', coalesce($3::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + $4::float8 * interval '1 second'), coalesce($5::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + $6::float8 * interval '1 second'), $7::text::json, $8::text,
     CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END,
     CASE WHEN
     CASE WHEN coalesce($3::timestamptz, statement_timestamp() + $4::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $9::text END IS NOT NULL THEN 'infinity'::timestamptz END, $10::int
     FROM json_array_elements($11::text::json) WITH ORDINALITY AS item (value, place)
-    ORDER BY place
-    RETURNING id)
-  SELECT min(id), count(*) / ($12::int IS NULL
-    OR count(*) = $12::int)::int,
-  CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
+    RETURNING id, enqueued_at)
+  SELECT min(id), count(*) / (NOT $12::boolean
+    OR count(*) = $13::int)::int,
+  CASE WHEN max(id)::numeric - min(id) < count(*)
+  AND min(enqueued_at - (id % 1000000000) * interval '1 microsecond') = max(enqueued_at - (id % 1000000000) * interval '1 microsecond') THEN NULL ELSE (SELECT array_agg(id::text
+      ORDER BY enqueued_at)
+    FROM put HAVING sqrt(CASE WHEN count(*) <> $13::int
+      OR (count(DISTINCT enqueued_at) = count(*)
+        AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond') THEN 0 ELSE -1 END) = 0) END, date_part('epoch', least(greatest(min(enqueued_at) AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
   FROM put;
 
--- put_many_encoded [hot] $1 q_name, $2 binary, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 lane, $11 priority, $12 items, $13 number
+-- put_many_encoded [hot] $1 q_name, $2 binary, $3 serializer, $4 schedule_at, $5 schedule_in, $6 expected_at, $7 expected_in, $8 headers, $9 group_key, $10 lane, $11 priority, $12 items, $13 fails, $14 number
 PREPARE "put_many_encoded" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, parked_on, leased_until, priority)
     SELECT $1::text,
     CASE WHEN NOT $2::boolean THEN item.value::json END,
-    CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp(), coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second'), coalesce($6::timestamptz, statement_timestamp() + $7::float8 * interval '1 second'), $8::text::json, $9::text,
+    CASE WHEN $2::boolean THEN decode(item.value, 'base64') END, $3::text, statement_timestamp() + item.place * interval '1 microsecond', coalesce($4::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + $5::float8 * interval '1 second'), coalesce($6::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + $7::float8 * interval '1 second'), $8::text::json, $9::text,
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END,
     CASE WHEN
     CASE WHEN coalesce($4::timestamptz, statement_timestamp() + $5::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE $10::text END IS NOT NULL THEN 'infinity'::timestamptz END, $11::int
     FROM json_array_elements_text($12::text::json) WITH ORDINALITY AS item (value, place)
-    ORDER BY place
-    RETURNING id)
-  SELECT min(id), count(*) / ($13::int IS NULL
-    OR count(*) = $13::int)::int,
-  CASE WHEN max(id) - min(id) >= count(*) THEN array_agg(id::text) END, date_part('epoch', statement_timestamp())
+    RETURNING id, enqueued_at)
+  SELECT min(id), count(*) / (NOT $13::boolean
+    OR count(*) = $14::int)::int,
+  CASE WHEN max(id)::numeric - min(id) < count(*)
+  AND min(enqueued_at - (id % 1000000000) * interval '1 microsecond') = max(enqueued_at - (id % 1000000000) * interval '1 microsecond') THEN NULL ELSE (SELECT array_agg(id::text
+      ORDER BY enqueued_at)
+    FROM put HAVING sqrt(CASE WHEN count(*) <> $14::int
+      OR (count(DISTINCT enqueued_at) = count(*)
+        AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond') THEN 0 ELSE -1 END) = 0) END, date_part('epoch', least(greatest(min(enqueued_at) AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
   FROM put;
 
 -- put_off $1 delay, $2 error, $3 id, $4 token, $5 q_name, $6 patience, $7 channel

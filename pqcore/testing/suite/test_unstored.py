@@ -98,6 +98,102 @@ def test_put_many_of_which_a_trigger_drops_one_puts_none(harness: Harness) -> No
     assert len(queue.put_many([1, 2, 3])) == 3
 
 
+def change_rows(harness: Harness, change: str) -> Callable[[], Any]:
+    """Have a trigger change each row that is put; gives what ends that."""
+    schema, table = quote(harness.schema), beside(harness, "")
+    harness.sql(
+        f"CREATE FUNCTION {schema}.change_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {change};"
+        " RETURN NEW; END $$",
+        rows=False,
+    )
+    harness.sql(
+        f"CREATE TRIGGER changes_row BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {schema}.change_row()",
+        rows=False,
+    )
+    return lambda: harness.sql(f"DROP TRIGGER changes_row ON {table}", rows=False)
+
+
+CHANGED_IDS = {
+    "reversed": "1000000 - NEW.id",
+    "swapped": "NEW.id # 1",
+    "scattered": "NEW.id * 3000000019 % 999999937",
+    "far apart": "NEW.id + 3000000000 * (NEW.id % 2)",
+    "above a thousand million": "NEW.id + 999999990",
+    "below nothing": "NEW.id - 10",
+    "very large": "9000000000000000000 - NEW.id",
+    "of both signs": "(9000000000000000000 - NEW.id) * (1 - 2 * (NEW.id % 2))",
+}
+
+
+@pytest.mark.parametrize("ids", CHANGED_IDS)
+def test_put_many_returns_each_rows_own_id_when_a_trigger_changes_ids(harness: Harness, ids: str) -> None:
+    queue = harness.queue()
+    change_rows(harness, f"NEW.id := {CHANGED_IDS[ids]}")
+    put = queue.put_many(range(25))
+    stored = harness.sql(f"SELECT id, data::text::int FROM {beside(harness, '')}")
+    assert dict(zip(put, range(25), strict=True)) == {int(job_id): number for job_id, number in stored}
+    assert [job.data for job in queue.get_many(25)] == [*range(25)], "in the order of the items, whatever the ids"
+    assert [queue.put(1) for _ in range(3)] == [job.id for job in queue.get_many(3)]
+
+
+@pytest.mark.parametrize("step", [-1, -3, 2])
+def test_put_many_returns_ids_in_the_order_of_the_items_whatever_the_sequence(harness: Harness, step: int) -> None:
+    queue = harness.queue()
+    [[sequence]] = harness.sql(f"SELECT pg_get_serial_sequence('{beside(harness, '')}', 'id')")
+    harness.sql(f"ALTER SEQUENCE {sequence} INCREMENT BY {step} MINVALUE 1 START 5000 RESTART 5000", rows=False)
+    assert queue.put_many(range(10)) == [*range(5000, 5000 + 10 * step, step)]
+    assert [job.data for job in queue.get_many(10)] == [*range(10)]
+
+
+@pytest.mark.parametrize("ids", ["reversed", "swapped", "scattered"])
+def test_handles_of_calls_that_are_put_together_are_each_of_their_own_job(harness: Harness, ids: str) -> None:
+    queue = harness.tasks()["q"]
+    double = task(queue, keep_result="1h")
+    change_rows(harness, f"NEW.id := {CHANGED_IDS[ids]}")
+    handles = queue.put_calls(*(double.call(number) for number in range(12)))
+    stored = harness.sql(f"SELECT id, enqueued_at FROM {beside(harness, '')}")
+    assert {(int(handle), handle.put_at) for handle in handles} == {(int(job_id), put_at) for job_id, put_at in stored}
+    assert [handle.status() for handle in handles] == ["ready"] * 12
+    harness.drain(queue)
+    assert [handle.result(timeout=5) for handle in handles] == [*range(12)]
+
+
+@pytest.mark.parametrize("condition", ["NEW.id % 3 = 0", "NEW.data::text::int % 3 = 0"])
+def test_put_many_of_which_a_trigger_drops_every_third_row_puts_none(harness: Harness, condition: str) -> None:
+    queue = harness.queue()
+    end = leave_out(harness, condition=condition)
+    with pytest.raises(NotStored, match="leaves_out"):
+        queue.put_many(range(9))
+    with queue:
+        with pytest.raises(NotStored, match="leaves_out"):
+            queue.put_many(range(9))
+        queue.put(1)
+    assert count(harness) == 1
+    end()
+    assert len(queue.put_many(range(9))) == 9
+
+
+@pytest.mark.parametrize("times", ["now()", "NEW.enqueued_at + NEW.data::text::int * interval '1 second'"])
+def test_put_many_whose_times_a_trigger_changes_puts_none(harness: Harness, times: str) -> None:
+    queue = harness.queue()
+    end = change_rows(harness, f"NEW.enqueued_at := {times}")
+    with pytest.raises(NotStored, match="changes enqueued_at"):
+        queue.put_many([1, 2, 3])
+    with queue, pytest.raises(NotStored, match="changes enqueued_at"):
+        queue.put_many([1, 2, 3])
+    assert count(harness) == 0
+    queue.put(1)
+    end()
+    assert len(queue.put_many([1, 2, 3])) == 3
+
+
+def test_put_many_whose_times_a_trigger_moves_together_returns_the_ids(harness: Harness) -> None:
+    queue = harness.queue()
+    change_rows(harness, "NEW.enqueued_at := NEW.enqueued_at - interval '1 hour'")
+    put = queue.put_many([1, 2, 3])
+    assert [(job.id, job.data) for job in queue.get_many(3)] == [*zip(put, [1, 2, 3], strict=True)]
+
+
 @pytest.mark.parametrize("way", ["get", "ack", "worker"])
 def test_job_that_a_trigger_keeps_out_of_the_archive_is_delivered(harness: Harness, way: str) -> None:
     queue = harness.tasks().queue("q", retention="archive")
