@@ -369,6 +369,40 @@ CREATE INDEX  IF NOT EXISTS "queue_waiting" ON "queue"
   (q_name, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id)
   WHERE parked_on IS NOT NULL;
 
+-- migration 10
+CREATE OR REPLACE FUNCTION "queue_notify"() RETURNS trigger LANGUAGE plpgsql AS $function$
+DECLARE
+  setting text := current_setting('pqcore.notify', true);
+  channel text;
+  last text;
+BEGIN
+  IF setting = 'off' THEN
+    RETURN NULL;
+  END IF;
+  SELECT min(q_name COLLATE "C"), max(q_name COLLATE "C") INTO channel, last FROM fresh;
+  IF channel = last THEN
+    IF octet_length(convert_to(channel, 'UTF8')) > 63 THEN
+      channel := 'pq_' || md5(convert_to(channel, 'UTF8'));
+    END IF;
+    IF setting = 'always'
+      OR (CASE WHEN pg_try_advisory_lock(hashtextextended(channel, 7071))
+               THEN NOT pg_advisory_unlock(hashtextextended(channel, 7071)) ELSE true END) THEN
+      PERFORM pg_notify(channel, '');
+    END IF;
+    RETURN NULL;
+  END IF;
+  PERFORM pg_notify(channels.channel, '')
+  FROM (
+    SELECT DISTINCT CASE WHEN octet_length(convert_to(q_name, 'UTF8')) > 63
+                         THEN 'pq_' || md5(convert_to(q_name, 'UTF8')) ELSE q_name END AS channel
+    FROM fresh
+  ) AS channels
+  WHERE setting = 'always'
+    OR CASE WHEN pg_try_advisory_lock(hashtextextended(channels.channel, 7071))
+            THEN NOT pg_advisory_unlock(hashtextextended(channels.channel, 7071)) ELSE true END;
+  RETURN NULL;
+END $function$;
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name, $4 channel
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
