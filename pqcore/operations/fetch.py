@@ -60,7 +60,7 @@ async def get(
         performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
         patient: As for `look`.
     """
-    if n != 1 or n is True:
+    if n != 1 or type(n) is not int:  # most take one
         _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
     look_once = look if lease is not None and queue.rate is not None else take_with_others

@@ -259,7 +259,7 @@ async def _take_lease_once(
     lanes.left_none = False
     if looked := lanes.must_find(time.monotonic()):
         await admission.find_lanes(queue, s)
-    for left in reversed(range(LOOKS)):
+    for left in reversed(range(LOOKS)) if lanes.lanes else ():
         if not lanes.lanes or lanes.aside_for(time.monotonic()):
             break
         number = max(size for size in SIZES if size <= n) if together else n  # for which it is prepared
