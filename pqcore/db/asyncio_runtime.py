@@ -263,7 +263,6 @@ class _Guard:
             while True:
                 self._future = waits_for
                 if waits_for is not None:  # else it only lets others have a turn
-                    waits_for._asyncio_future_blocking = False  # noqa: SLF001 - as each task sets it
                     self._asyncio_future_blocking = True
                 try:
                     yield None if waits_for is None else self
