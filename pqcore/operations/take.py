@@ -223,12 +223,12 @@ async def _take_lease(
 ) -> Taken:
     """Lease rows; where a take put jobs on their lanes that it came upon, further takes lease others as well."""
     lanes = queue.lanes
-    adopted, in_transaction = lanes.adopted, s.in_transaction()
+    adopted = lanes.adopted
     rows, wake_in = await _take_lease_once(engine, queue, s, n, lease, patient=patient, together=together)
-    for _ in range(LOOKS):
-        if not rows or len(rows) == n or lanes.adopted == adopted:
+    for _ in range(LOOKS) if rows and len(rows) < n else ():
+        if len(rows) == n or lanes.adopted == adopted:
             break
-        adopted = lanes.adopted
+        adopted, in_transaction = lanes.adopted, s.in_transaction()
         left = n - len(rows)
         try:
             more, _ = await _take_lease_once(engine, queue, s, left, lease, patient=True, together=together)
