@@ -49,6 +49,7 @@ VALUES: Mapping[str, Any] = {
     "payload": None,
     "lease": LEASE,
     "priority": 0,
+    "fails": False,
     **dict.fromkeys(
         ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key", "lane", "number"),
     ),

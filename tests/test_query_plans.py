@@ -99,9 +99,13 @@ def cases() -> Iterator[Case]:
     yield Case(SQL.put, 60)
     for query in (SQL.put_timed, SQL.put_call, SQL.put_call_timed):
         yield Case(query, 60)
-    yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)), ("number", 100)))
+    yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)), ("number", 100), ("fails", True)))
     strings = json.dumps(["{}"] * 100)
-    yield Case(SQL.put_many_encoded, 2_500, values=(("items", strings), ("number", 100), ("binary", False)))
+    yield Case(
+        SQL.put_many_encoded, 2_500, values=(("items", strings), ("number", 100), ("fails", True), ("binary", False))
+    )
+    for ack in SQL.ack_one.values():
+        yield Case(ack, 60, leased=1)
     yield Case(SQL.nack, 60, leased=1)
     yield Case(SQL.extend, 60, leased=1)
     yield Case(SQL.update, 60)
