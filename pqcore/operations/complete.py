@@ -28,7 +28,7 @@ from pqcore.operations.job_outcome import (
     refuses_value,
     without_result,
 )
-from pqcore.operations.lease import ack, ack_rows, find_held, ids_and_tokens, last_leases, refuse_not_leased
+from pqcore.operations.lease import ack, ack_rows, find_held, ids_and_tokens, last_leases
 from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 
@@ -257,7 +257,6 @@ def acknowledge(
 
     What follows from a job follows. It has no result: the next of its chain gets None.
     """
-    refuse_not_leased(jobs, "ack")
     for job in jobs:
         if is_continued(job.raw_headers):
             return _acknowledge_continued(engine, queue, jobs, connection)

@@ -139,7 +139,7 @@ async def look(
 
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
     """Return in how many seconds a job comes due that is scheduled; None if there is none."""
-    [[_, wake_in, _]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
+    [[_, wake_in]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
     return None if wake_in is None else float(wake_in)
 
 

@@ -11,7 +11,7 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.group_commit import ALONE, Together
 from pqcore.db.session import Session
-from pqcore.errors import ConfigurationError, InvalidCall, LeaseLost
+from pqcore.errors import ConfigurationError, LeaseLost
 from pqcore.job import BaseJob
 from pqcore.lanes import has_lane
 from pqcore.settings import QueueSettings
@@ -65,25 +65,6 @@ def lease_terms(
             raise ConfigurationError(msg)
         wait = timeout
     return lease_time(duration), wait
-
-
-def refuse_not_leased(jobs: Sequence[BaseJob], what: str) -> None:
-    """Refuse to end or extend leases of jobs that have none.
-
-    Args:
-        jobs: The jobs.
-        what: What was asked for, for the message.
-
-    Raises:
-        InvalidCall: One of them was taken for good.
-    """
-    for job in jobs:
-        if not job.leased:
-            msg = (
-                f"{what}: job {job.id} has no lease; get takes jobs for good, so there is nothing left to {what}:"
-                " take jobs that may have to run again with lease()"
-            )
-            raise InvalidCall(msg)
 
 
 async def ack(
@@ -204,7 +185,6 @@ def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
     """Give a leased row back."""
-    refuse_not_leased([job], "nack")
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
@@ -235,7 +215,6 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
     """Let a lease end ``duration`` from now."""
-    refuse_not_leased([job], "extend")
     values: dict[str, object] = {"id": job.id, "token": job.token, "lease": lease_time(duration)}
     values["q_name"] = queue.name
 
@@ -273,6 +252,12 @@ async def last_leases(
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
     """The error that says so."""
     ids = ", ".join(str(job.id) for job in jobs)
+    if not any(job.leased for job in jobs):
+        msg = (
+            f"queue {queue.name!r}: job {ids} has no lease: get takes jobs for good, so there is nothing left to end or"
+            " to extend; take jobs that may have to run again with lease()"
+        )
+        return LeaseLost(msg)
     msg = (
         f"queue {queue.name!r}: the lease of job {ids} was lost: it ran out and the job was given to another, "
         "or it was given back, cancelled or finished before; extend leases in time, or take longer ones"

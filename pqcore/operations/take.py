@@ -180,8 +180,13 @@ async def _take_plain(
         query = fetch("ordered", finish, n)
         rows = await s.execute(query, query.bind(values))
     if not rows:
-        [[something_out, wake_in, waits]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
-        if something_out or (waits and finish != "lease"):
+        if finish == "lease":
+            [[others, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+        else:
+            probe = s.sql.empty_get_probe
+            [[something_out, wake_in, waits]] = await s.execute(probe, probe.bind(values))
+            others = something_out or waits
+        if others:
             for query in (fetch("merged", finish, n), fetch("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))
                 if rows:
@@ -269,7 +274,7 @@ async def _take_lease_once(
         if lanes.is_narrow:
             continue
         if not await admission.find_lanes(queue, s, idle=True) or not left:
-            [[_, due_in, _]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            [[_, due_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
     rows, wake_in = await _take_plain(queue, s, n, "lease", values, together=together)
     if any_headers(has_lane, rows):

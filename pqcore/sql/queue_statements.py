@@ -104,6 +104,15 @@ _IDS_BY_NUMBER = (
 )
 
 
+_PROBE = f"""
+SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(epoch FROM least(
+  (SELECT {DUE_AT} FROM {{table}} WHERE {QUEUE_READY} AND {DUE_AT} > statement_timestamp()
+   ORDER BY {DUE_AT}, id LIMIT 1),
+  (SELECT {VISIBLE_AT} FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} > statement_timestamp()
+     AND {VISIBLE_AT} < {WAITING_UNTIL} ORDER BY {VISIBLE_AT}, id LIMIT 1)
+)) - extract(epoch FROM statement_timestamp()))::float8"""
+
+
 def _put_many(stored: str, items: str) -> str:
     return (
         "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
@@ -265,15 +274,17 @@ class QueueStatements(StatementSet):
     def next_due_probe(self) -> str:
         """Tell why a fetch came back empty, and in how many seconds to look again. Reads only.
 
-        It says whether a hidden job came out, and whether a job waits to be admitted, for which a get does not wait.
+        It says whether a hidden job came out.
         """
-        return f"""
-SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(epoch FROM least(
-  (SELECT {DUE_AT} FROM {{table}} WHERE {QUEUE_READY} AND {DUE_AT} > statement_timestamp()
-   ORDER BY {DUE_AT}, id LIMIT 1),
-  (SELECT {VISIBLE_AT} FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} > statement_timestamp()
-     AND {VISIBLE_AT} < {WAITING_UNTIL} ORDER BY {VISIBLE_AT}, id LIMIT 1)
-)) - extract(epoch FROM statement_timestamp()))::float8, ({FIRST_WAITING}) IS NOT NULL"""
+        return _PROBE
+
+    @composed(hot=True)
+    def empty_get_probe(self) -> str:
+        """Tell the same, and whether a job waits to be admitted, for which a get does not wait.
+
+        A lease does not ask that: under an old snapshot the question reads past all jobs that were admitted since.
+        """
+        return f"{_PROBE}, ({FIRST_WAITING}) IS NOT NULL"
 
     @composed()
     def ready_queues(self) -> str:

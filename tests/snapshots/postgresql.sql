@@ -1648,6 +1648,42 @@ PREPARE "drop" AS
   AND q_name = $3::text
   RETURNING id;
 
+-- empty_get_probe [hot] $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "empty_get_probe" AS
+  SELECT coalesce((SELECT coalesce(leased_until, schedule_at) AS out_at
+      FROM "queue"
+      WHERE q_name = $1::text
+      AND dequeued_at IS NULL
+      AND (leased_until IS NOT NULL
+        OR (schedule_at IS NOT NULL
+          AND expected_at IS NOT NULL))
+      ORDER BY coalesce(leased_until, schedule_at), id
+      LIMIT 1) <= statement_timestamp(), false), (extract(epoch FROM least((SELECT coalesce(schedule_at, enqueued_at)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND dequeued_at IS NULL
+          AND leased_until IS NULL
+          AND expected_at IS NULL
+          AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          ORDER BY coalesce(schedule_at, enqueued_at), id
+          LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
+          FROM "queue"
+          WHERE q_name = $1::text
+          AND dequeued_at IS NULL
+          AND (leased_until IS NOT NULL
+            OR (schedule_at IS NOT NULL
+              AND expected_at IS NOT NULL))
+          AND coalesce(leased_until, schedule_at) > statement_timestamp()
+          AND coalesce(leased_until, schedule_at) < 'infinity'
+          ORDER BY coalesce(leased_until, schedule_at), id
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+    FROM "queue"
+    WHERE q_name = $1::text
+    AND parked_on IS NOT NULL
+    AND num_nulls(dequeued_at) <> 0
+    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
+    LIMIT 1) IS NOT NULL;
+
 -- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -4761,13 +4797,7 @@ PREPARE "nack_group" AS
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
           AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
-    FROM "queue"
-    WHERE q_name = $1::text
-    AND parked_on IS NOT NULL
-    AND num_nulls(dequeued_at) <> 0
-    ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
-    LIMIT 1) IS NOT NULL;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
