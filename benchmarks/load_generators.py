@@ -108,7 +108,7 @@ def run_clients(
 def _threads(
     contender: Contender, place: Location, parts: Sequence[ClientRole], options: dict[str, Any]
 ) -> list[ClientReport]:
-    barrier = threading.Barrier(len(parts))
+    barrier = threading.Barrier(len(parts), _collect)
     pq = contender.open(place, **options)
 
     async def go() -> None:
@@ -145,6 +145,7 @@ async def _tasks(
         nonlocal waiting
         waiting -= 1
         if waiting == 0:
+            _collect()
             all_there.set()
         await all_there.wait()
 
@@ -161,12 +162,16 @@ async def _tasks(
         await pq.close()
 
 
+def _collect() -> None:
+    """Collect garbage, so that it is not collected while it is measured; once for all clients, as it takes long."""
+    gc.collect()
+
+
 async def _timed(part: ClientRole, client: Client, go: Go) -> ClientReport:
     began = 0.0
 
     async def gone() -> None:
         nonlocal began
-        gc.collect()
         await go()
         began = clock()
 
@@ -286,6 +291,7 @@ def _alone(
     options: dict[str, Any],
 ) -> ClientReport:
     async def go() -> None:
+        _collect()
         pipe.send(("ready", None))
         pipe.recv()
 

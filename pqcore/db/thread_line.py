@@ -103,7 +103,7 @@ class ThreadLine:
     async def join(self, value: Any) -> Any:
         if self.rest.is_on():
             return ALONE
-        call = _Call(value)
+        call, came = _Call(value), time.monotonic()
         try:
             self.waiting.append(call)
             while not call.settled:
@@ -115,8 +115,11 @@ class ThreadLine:
                     rung = call.bell.acquire(timeout=min(max(left, 0.0), 5 * group_commit.PATIENCE))
                     if call.claimed or call.settled:
                         continue
-                    if not rung and self.since + group_commit.PATIENCE > time.monotonic():  # of another statement
-                        continue
+                    now = time.monotonic()
+                    if not rung and self.since + group_commit.PATIENCE > now:  # of another statement
+                        if self.since != NOT_YET or now - came < LOOK_AGAIN:
+                            continue
+                        came = now  # who was to lead waits for a connection, or was interrupted and never will
                 await self._lead()
         except BaseException:
             self._withdraw(call)

@@ -532,6 +532,7 @@ def test_lost_leases_are_told_to_their_own_callers(harness: Harness) -> None:
     assert changed(harness, "ack") == [0, 2, 3, 4]
 
 
+@pytest.mark.only("async")  # threads take by themselves
 @pytest.mark.parametrize("leased", [False, True], ids=["get", "lease"])
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 def test_concurrent_takes_give_each_caller_jobs_of_its_own(harness: Harness, leased: bool, retention: str) -> None:
@@ -548,6 +549,13 @@ def test_concurrent_takes_give_each_caller_jobs_of_its_own(harness: Harness, lea
     assert queue.count() == 0
     if retention == "keep":
         assert commits(harness) == 2
+
+
+def test_concurrent_takes_give_each_job_once(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(range(3 * CALLERS))
+    found = harness.at_once(*[lambda: [queue.get(timeout=0).data for _ in range(3)]] * CALLERS)
+    assert sorted(job for jobs in found for job in jobs) == list(range(3 * CALLERS))
 
 
 def test_concurrent_gets_of_an_empty_queue_wait_for_their_timeouts(harness: Harness) -> None:
