@@ -59,8 +59,14 @@ KINDS = (Interrupted, TimeLimit)
 """What is raised at one line and at the next, in turn: the same line comes again in the other acts."""
 
 
-def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseException]:
-    """Call a function, interrupted at its first line, at its second, and so on until it returns."""
+def interrupted(harness: Harness, act: Callable[[], object], step: int = 1) -> Iterator[BaseException]:
+    """Call a function, interrupted at its first line, at its second, and so on until it returns.
+
+    Args:
+        harness: The backend.
+        act: The function.
+        step: Of so many lines one is taken, another one for each backend: where a call takes long.
+    """
     backend = sys.modules[type(plugins.make(harness.spec, prepared=prepared() is not False)).__module__]
     ours = (str(Path(pqcore.__file__).parent), str(backend.__file__))
     left = 0
@@ -79,10 +85,10 @@ def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseExc
                 raise raised[0]
         return at_line
 
-    before, number = sys.gettrace(), 0
+    before, number = sys.gettrace(), sum(map(ord, harness.spec.name)) % step
     raised: list[BaseException] = []  # kept, as a shell does: what its traceback refers to lives on
     while True:
-        number += 1
+        number += step
         left = number
         raised.clear()
         sys.settrace(trace)
@@ -96,6 +102,9 @@ def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseExc
             assert number > 50
             return
         yield raised[0]
+
+
+STEP = 3
 
 
 def _of_a_lock(frame: FrameType) -> bool:
@@ -152,7 +161,7 @@ def test_interrupt_at_any_line_leaves_no_block_open_and_no_connection_lost(
 ) -> None:
     harness.needs_sessions()
     queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
-    for number, _ in enumerate(interrupted(harness, lambda: act(queue))):
+    for number, _ in enumerate(interrupted(harness, lambda: act(queue), STEP)):
         is_committed(harness, queue)
         if number % 8 == 0:
             lends_all(queue)
@@ -212,7 +221,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
             raise late
 
     numbers, gone = count(), threading.Event()
-    for number, _ in enumerate(interrupted(harness, lead)):
+    for number, _ in enumerate(interrupted(harness, lead, STEP)):
         if number % 8 == 0:
             is_committed(harness, queue)
             lends_all(queue)
