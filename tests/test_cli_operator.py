@@ -197,7 +197,7 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
     options = ("--dedup", "key", "--group", "g", "--limit", "reports=3", "--header", "who=ann")
     times = ("--schedule-at", "1h", "--expected-at", "2040-01-31T12:00Z")
     [first] = objects("put", "1", "--queue", "a", *options, *times, dsn=dsn)
-    assert objects("put", "2", "--queue", "a", "--dedup", "key", dsn=dsn) == [first]
+    assert objects("put", "2", "--queue", "a", "--dedup", "key", dsn=dsn) == [{**first, "put": False}]
     [job] = objects("show", str(first["id"]), dsn=dsn)
     assert job["headers"] == {"who": "ann", "gate": {"group": "g", "limits": {"reports": 3}}}
     assert (job["dedup_key"], job["group"], job["data"], job["state"]) == ("key", "g", 1, "scheduled")

@@ -435,7 +435,10 @@ def test_task_cancelled_while_waiting_for_a_connection_takes_none(harness: Harne
             go.set()
             await cancelled(waiter)
             await holder
-        assert [job.data for job in await drained(queue)] == ["kept"] * 3
+        found = [job.data for job in await drained(queue)]
+        if when != "while it waits":  # then its put may be under way, and be done though its caller is told nothing
+            found = [data for data in found if data != "never"]
+        assert found == ["kept"] * 3
         await works(harness, pq)
 
     async def hold(queue: Any, holding: asyncio.Event, go: asyncio.Event) -> None:
