@@ -198,8 +198,8 @@ class ActiveJob:
         self.taken, self.go_on = threading.Event(), threading.Event()
         original = type(pq.engine)._run_alone
 
-        async def use(engine: Any, session: Any, operation: Any, *, protect: bool) -> Any:
-            result = await original(engine, session, operation, protect=protect)
+        async def use(engine: Any, session: Any, operation: Any, **more: Any) -> Any:
+            result = await original(engine, session, operation, **more)
             if engine is pq.engine and isinstance(result, tuple) and result[0]:
                 self.taken.set()
                 assert self.go_on.wait(30)

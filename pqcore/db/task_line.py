@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextvars import Context
 from typing import Any
+from weakref import ref
 
 from pqcore.db import group_commit, runtime
 from pqcore.db.group_commit import ALONE, CROWDED, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
@@ -49,7 +50,7 @@ class TaskLine:
         self.waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self.claimed: set[asyncio.Future[Any]] = set()
         self.undone: dict[asyncio.Future[Any], asyncio.Future[None]] = {}
-        self._loop = asyncio.get_running_loop()
+        self._loop = ref(asyncio.get_running_loop())
         self._process = process_id()
         self._timer: asyncio.TimerHandle | None = None
         self._travelling: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
@@ -57,7 +58,7 @@ class TaskLine:
     def is_here(self) -> bool:
         process = current.id if unforked_page[0] else process_id()  # for each operation, so no call
         try:
-            return self._process == process and asyncio.get_running_loop() is self._loop
+            return self._process == process and asyncio.get_running_loop() is self._loop()
         except RuntimeError:  # none runs
             return False
 
@@ -79,7 +80,7 @@ class TaskLine:
         return bool(waiting)
 
     def join(self, value: Any) -> Awaitable[Any]:
-        future = self._loop.create_future()
+        future = asyncio.get_running_loop().create_future()
         if self.rest.is_on():
             future.set_result(ALONE)
             return future
@@ -87,7 +88,7 @@ class TaskLine:
         if self.since == CROWDED:
             self._set_off()  # with the next turn of the loop: those that run in this one travel too
         if self._timer is None:
-            self._timer = self._loop.call_later(group_commit.PATIENCE, self._look)
+            self._timer = asyncio.get_running_loop().call_later(group_commit.PATIENCE, self._look)
         return future if self.together.undo is None else self._answer(future)
 
     async def _answer(self, future: asyncio.Future[Any]) -> Any:
@@ -99,7 +100,7 @@ class TaskLine:
                 if future.exception() is None:
                     await outlast(asyncio.ensure_future(self._undo([future.result()])), runtime.UNDOING)
             elif future in self.claimed:
-                self.undone[future] = over = self._loop.create_future()
+                self.undone[future] = over = asyncio.get_running_loop().create_future()
                 await outlast(over, runtime.AFTER_CANCEL + runtime.UNDOING)
                 self.undone.pop(future, None)
             raise
@@ -135,7 +136,7 @@ class TaskLine:
             work: The work.
             forget: Called as it ends.
         """
-        task = Context().run(self._loop.create_task, work)
+        task = Context().run(asyncio.get_running_loop().create_task, work)
         self._travelling.add(task)
         task.add_done_callback(forget or self._travelling.discard)
 
@@ -148,7 +149,7 @@ class TaskLine:
         if left <= 0:
             self._set_off()
             left = group_commit.PATIENCE
-        self._timer = self._loop.call_later(min(left, group_commit.PATIENCE), self._look)
+        self._timer = asyncio.get_running_loop().call_later(min(left, group_commit.PATIENCE), self._look)
 
     def _set_off(self) -> None:
         self.since = NOT_YET

@@ -66,9 +66,9 @@ def locked(harness: Harness, lock: str) -> Iterator[Callable[[], None]]:
 
 def slow_lock(harness: Harness, event: str = "INSERT") -> str:
     """Make a trigger that has puts of "slow" wait for a lock, or takes of it; returns what takes the lock."""
-    take = "pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA))"
+    take = "pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA))::text"
     make_trigger(harness, f"IF NEW.data::text = '\"slow\"' THEN PERFORM {take}; END IF; RETURN NEW;", event)
-    return f"SELECT pg_advisory_xact_lock(hashtext('{harness.schema}'))"
+    return f"SELECT pg_advisory_xact_lock(hashtext('{harness.schema}'))::text"
 
 
 def wait_for_blocked(harness: Harness, number: int) -> None:

@@ -276,7 +276,7 @@ def test_interrupt_at_any_line_of_a_wait_leaves_other_waiters_working(harness: H
 
 def test_interrupt_in_an_inner_block_undoes_only_that_block(harness: Harness) -> None:
     queue = harness.queue()
-    for _ in interrupted(harness, lambda: outer(queue)):
+    for _ in interrupted(harness, lambda: outer(queue), STEP):
         assert [job.data for job in queue.peek(10)] in ([], ["outer"], ["outer", "inner"])
         queue.clear()
     assert [job.data for job in queue.peek(10)] == ["outer", "inner"]

@@ -127,9 +127,9 @@ def check_queue(harness: Harness, pq: Any, name: str) -> None:
 def test_queue_of_any_name_wakes_its_waiter(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, wait = threading.Event(), Listener.wait
 
-    async def noticed(*arguments: Any) -> None:
+    async def noticed(*arguments: Any, **more: Any) -> None:
         waiting.set()
-        await wait(*arguments)
+        await wait(*arguments, **more)
 
     monkeypatch.setattr(Listener, "wait", noticed)
     pq = harness.pq(timeout=5, poll_interval=5)

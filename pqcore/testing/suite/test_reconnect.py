@@ -67,9 +67,9 @@ class Waits:
         self._begun = threading.Semaphore(0)
         wait = Listener.wait
 
-        async def noticed(listener: Listener, channel: str, ticket: int, seconds: float) -> None:
+        async def noticed(listener: Listener, channel: str, ticket: int, seconds: float, **more: Any) -> None:
             self._begun.release()
-            await wait(listener, channel, ticket, seconds)
+            await wait(listener, channel, ticket, seconds, **more)
 
         monkeypatch.setattr(Listener, "wait", noticed)
         monkeypatch.setattr(channels, "SETTLE", 10 * PATIENCE)  # that it is woken is not to be taken for another look

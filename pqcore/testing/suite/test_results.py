@@ -75,7 +75,7 @@ class Tasks:
         def discard(job_id: int) -> None:
             raise Discard("not wanted")
 
-        def note(job_id: int) -> Any:
+        def note(job_id: int, *_: object) -> Any:
             self.ids.append(job_id)
             self.previous.append(current().previous)
             return current().previous
