@@ -63,8 +63,8 @@ def test_event_loops_that_alternate_keep_their_connections(harness: Harness, pq:
 
 
 def test_event_loops_have_separate_connection_limits(harness: Harness, pq: AsyncPQ) -> None:
-    async def many() -> None:
-        await asyncio.gather(*(pq["q"].put(number) for number in range(10)))
+    async def many() -> None:  # with times, so that each put goes by itself
+        await asyncio.gather(*(pq["q"].put(number, expected_at="1h") for number in range(10)))
 
     with running_loop() as first, running_loop() as second:
         for _ in range(3):
