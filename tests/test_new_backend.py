@@ -27,7 +27,7 @@ PROTOCOLS = {
     "backend.py": (contract.DriverSession, contract.Backend),
     "aio.py": (contract.AsyncDriverSession, contract.AsyncBackend),
 }
-OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy"}
+OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy", "fileno", "execute_behind"}
 """Methods that a session may go without."""
 Install = Callable[[Path], dict[str, str]]
 
