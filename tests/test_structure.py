@@ -63,6 +63,7 @@ LONGER = {
     "pqcore/async_queue.py": "the awaited face: as many methods as the blocking one",
     "pqcore/backend.py": "the contract of a driver, all of it in one place for its author",
     "pqcore/db/session.py": "one class: a connection, and what is known of it",
+    "pqcore/sql/queue_statements.py": "the statements of one class, most of them text",
     "pqcore/queue.py": "the blocking face: mostly docstrings",
     "pqcore/testing/databases.py": "databases of a run of tests, and looking at them",
     "pqcore/testing/harness.py": "one class: what a scenario sees of a backend",
