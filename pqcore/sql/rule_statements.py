@@ -1,4 +1,4 @@
-"""The statements of rules that are composed: those that set jobs of paused tasks aside.
+"""The statements of rules that are composed: those that set jobs of paused tasks aside, and that delete old rows.
 
 `rule_statements.sql` has those that are run as they are written.
 """
@@ -19,8 +19,42 @@ from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 SET_ASIDE = 5_000
 """Rows at the head of a queue that one statement looks at for jobs of paused tasks."""
+EXPIRED, SLICE = 1_000, 2_000
+"""Rows that one statement deletes, at most, where an index leads to the oldest; and ids that one looks at elsewhere."""
 UNWRITTEN = 60
 """Seconds for which a job is scheduled whose lane is too long to be written: it is looked at again after that."""
+_OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
+
+
+def _expired(place: str, column: str, which: str, order: str = "") -> str:
+    """CTEs that delete rows that are older than they are kept, of which the last, ``gone``, has the ids.
+
+    A row whose result is kept stays, and so does one of a batch that is open. A row that somebody has locked is
+    skipped (SKIP LOCKED): another worker deletes it.
+
+    Args:
+        place: The placeholder of the table.
+        column: When a row was finished, or died.
+        which: A condition on ``job``.
+        order: In which order, and how many.
+    """
+    return f"""old AS (
+  SELECT job.id FROM {{{place}}} AS job
+  WHERE {which} AND job.{column} <= {_OLD}
+    AND NOT EXISTS (
+      SELECT FROM {{results}} AS kept WHERE kept.job_id = job.id AND kept.expires_at > statement_timestamp())
+    AND NOT (strpos(coalesce(job.headers::text, ''), '"batch"') > 0 AND EXISTS (
+      SELECT FROM {{batches}} AS batch WHERE batch.pending > 0 AND batch.id::text = job.headers ->> 'batch'))
+  {order}FOR UPDATE OF job SKIP LOCKED
+), gone AS (
+  DELETE FROM {{{place}}} WHERE id = ANY (ARRAY(SELECT id FROM old)) AND {OF_QUEUE} RETURNING id
+)"""
+
+
+def _oldest_expired(place: str, column: str) -> str:
+    """Delete the oldest rows, to which an index leads; give their number."""
+    gone = _expired(place, column, f"job.{OF_QUEUE}", f"ORDER BY job.{column} LIMIT {EXPIRED} ")
+    return f"WITH {gone}\nSELECT count(*) FROM gone"
 
 
 class RuleStatements(StatementSet):
@@ -37,9 +71,6 @@ class RuleStatements(StatementSet):
     set_expiry = from_file()
     list_expiry = from_file()
     count_expired = from_file()
-    expire_finished = from_file()
-    expire_archive = from_file()
-    expire_dead = from_file()
 
     # Jobs of paused tasks. None of these statements waits for a lock of another consumer.
 
@@ -82,3 +113,27 @@ WITH wanted AS MATERIALIZED (
 )
 UPDATE {{table}} AS job SET parked_on = met.lane, leased_until = 'infinity' FROM met
 WHERE job.id = met.id AND job.id = ANY (ARRAY(SELECT id FROM free)) AND job.q_name = :q_name::text"""
+
+    # Deleting what is older than it is kept.
+
+    @composed()
+    def expire_finished(self) -> str:
+        """Delete finished rows in one slice of ids; see `_expired`. It tells whether the slice has younger ones."""
+        in_slice = "id = ANY (ARRAY(SELECT id FROM slice))"
+        return f"""
+WITH slice AS (
+  SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}
+), {_expired("table", "dequeued_at", f"job.{in_slice} AND job.{OF_QUEUE}")}
+SELECT max(id), (SELECT count(*) FROM gone), EXISTS (
+  SELECT FROM {{table}} WHERE {in_slice} AND {OF_QUEUE} AND dequeued_at > {_OLD})
+FROM slice"""
+
+    @composed()
+    def expire_archive(self) -> str:
+        """Delete archived rows, the oldest first; see `_expired`."""
+        return _oldest_expired("archive", "dequeued_at")
+
+    @composed()
+    def expire_dead(self) -> str:
+        """Delete dead letters, the oldest first; see `_expired`."""
+        return _oldest_expired("dead", "died_at")
