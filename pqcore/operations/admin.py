@@ -195,9 +195,7 @@ async def create(
             seconds(period)
 
     async def work(s: Session) -> Sequence[sequences.IdSequence]:
-        is_new = await schema.version(s, engine.names) is None
-        await schema.create(s, engine.names, engine.runtime.sleep, partitions)
-        if is_new:
+        if await schema.create(s, engine.names, engine.runtime.sleep, partitions) is None:
             await set_first_expiry(s, keep_finished, keep_dead)
         return await sequences.advance(s, engine.names, engine.runtime.sleep) if set_sequences else ()
 

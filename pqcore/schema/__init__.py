@@ -149,7 +149,7 @@ async def create(
     names: TableName,
     sleep: Callable[[float], Awaitable[None]],
     partitions: int | None = None,
-) -> None:
+) -> int | None:
     """Make the table, or bring it up to the latest version; does nothing if it is there.
 
     Inside of a transaction of the caller's it is part of that; then indexes of a
@@ -160,6 +160,9 @@ async def create(
         names: The table.
         sleep: How to wait.
         partitions: In how many partitions it is made; None for a table without, and for one that is there.
+
+    Returns:
+        The version that the table had; 0 for one of pq's, None if there was no table.
 
     Raises:
         ConfigurationError: It is there, and has another number of partitions.
@@ -175,13 +178,13 @@ async def create(
         await _check_partitions(session, names, partitions)
     if found is not None and found >= latest():
         await _check(session, names, found)
-        return
+        return found
     if session.in_transaction():
         await _apply_all(session, names, wanted)
-        return
+        return found
     if not await session.direct():  # a lock of the session's may stay with another's
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
-        return
+        return found
     # For the session, as concurrent index builds span transactions. Asked for again and again
     # rather than waited for: a build waits for all statements that run, such as one that waits.
     key = literal(f"pqcore {names}")
@@ -196,6 +199,7 @@ async def create(
     finally:
         if session.usable():
             await session.execute(session.sql.schema_statement("unlock_migrations", key=key))
+    return found
 
 
 async def _migrate(

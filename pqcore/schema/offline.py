@@ -21,7 +21,7 @@ _ANSWERS: dict[str, list[list[bool | str]]] = {
 }
 
 
-def write_down(execute: Callable[[str], None], operation: Callable[[Session], Awaitable[None]]) -> None:
+def write_down(execute: Callable[[str], None], operation: Callable[[Session], Awaitable[object]]) -> None:
     """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
     run_sync(cast("Any", operation(cast("Session", _OnPaper(execute)))))
 

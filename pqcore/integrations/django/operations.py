@@ -96,5 +96,5 @@ async def _no_sleep(_: float) -> None:
     """Wait for nobody: nothing is locked."""
 
 
-def _write_down(schema_editor: Any, work: Callable[[Session], Awaitable[None]]) -> None:
+def _write_down(schema_editor: Any, work: Callable[[Session], Awaitable[object]]) -> None:
     write_down(lambda sql: schema_editor.collected_sql.append(sql.rstrip(";") + ";"), work)
