@@ -570,21 +570,7 @@ class Queue(TaskQueueMixin):
         dead: str | float | timedelta | None = AS_IT_IS,
         connection: Any = None,
     ) -> None:
-        """Set how long finished rows and dead letters are kept in this queue.
-
-        Workers delete what is older, some thousand rows a minute and more. Rows whose result is kept, and those of a
-        batch that is open, stay until then.
-
-        Args:
-            finished: How long finished rows are kept, those in the archive too: seconds, ``'7d'`` or a timedelta; None
-                for ever. As it is, if not given.
-            dead: How long dead letters are kept, likewise.
-            connection: In whose transaction, as for `Queue.put`.
-
-        Raises:
-            InvalidTimeSpec: A time is none.
-            ConfigurationError: Neither time is given.
-        """
+        """Set how long finished rows and dead letters of this queue are kept; see `PQ.set_expiry`."""
         run_sync(
             operations.expiry.set_expiry(self.engine, self.name, finished=finished, dead=dead, connection=connection)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,20 +11,13 @@ import psycopg
 import pytest
 
 from pqcore import PQ
-from pqcore.testing.harness import PATIENCE
+from pqcore.testing.commands import eventually
 from pqcore.worker import Worker, maintenance
-
-
-async def until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def _work_until(queue: Any, condition: Any) -> None:
     running = asyncio.create_task(Worker(queue).run())
-    await until(condition)
+    await asyncio.to_thread(eventually, condition)
     running.cancel()
     await asyncio.wait([running])
 

@@ -22,7 +22,6 @@ from pqcore import tasks
 from pqcore.db.dsn import with_options
 from pqcore.operations import worker_registry
 from pqcore.testing.commands import Command, eventually, run
-from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker, registration
 
 APP = """
@@ -54,13 +53,6 @@ def set_back(dsn: str, interval: str) -> None:
     execute(dsn, f"UPDATE queue_workers SET seen_at = seen_at - interval '{interval}'")
 
 
-async def until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("backend", ["psycopg", "psycopg2", "asyncpg"])
 def test_workers_connections_have_its_name_unless_they_are_named(
     dsn: str, backend: str, monkeypatch: pytest.MonkeyPatch
@@ -80,7 +72,7 @@ def test_workers_connections_have_its_name_unless_they_are_named(
     async def seen(dsn_of_worker: str, expected: str) -> None:
         queue = kind(dsn_of_worker, backend=backend)["apples"]
         running = asyncio.create_task(Worker(queue).run())
-        await until(lambda: names() == {expected})
+        await asyncio.to_thread(eventually, lambda: names() == {expected})
         running.cancel()
         await asyncio.wait([running])
         closed = queue.close()
@@ -113,12 +105,14 @@ def test_worker_that_died_is_listed_for_an_hour_as_not_alive(
     async def other() -> None:
         worker = Worker(pq["pears"])
         working = asyncio.create_task(worker.run())
-        await until(lambda: len(pq.workers()) == 2)
+        await asyncio.to_thread(eventually, lambda: len(pq.workers()) == 2)
         [renewed] = pq["pears"].workers()
-        await until(lambda: (pq["pears"].workers()[0].seen_at - renewed.seen_at).total_seconds() > 0.2)
+        await asyncio.to_thread(
+            eventually, lambda: (pq["pears"].workers()[0].seen_at - renewed.seen_at).total_seconds() > 0.2
+        )
         assert len(pq.workers()) == 2
         set_back(dsn, "1 h")
-        await until(lambda: [each.queues for each in pq.workers()] == [("pears",)])
+        await asyncio.to_thread(eventually, lambda: [each.queues for each in pq.workers()] == [("pears",)])
         worker.stop()
         await working
 
@@ -161,8 +155,8 @@ def test_worker_whose_role_may_not_be_listed_runs_jobs_and_warns_once(
         pq["q"].put({"function": theirs["q"].task()(note).task.path, "args": [], "kwargs": {}, "max_retries": 0})
         worker = Worker(theirs["q"])
         working = asyncio.create_task(worker.run())
-        await until(lambda: ran)
-        await until(lambda: "is not in the list of workers" in caplog.text)
+        await asyncio.to_thread(eventually, lambda: ran)
+        await asyncio.to_thread(eventually, lambda: "is not in the list of workers" in caplog.text)
         await asyncio.sleep(0.1)  # several renewals
         worker.stop()
         await working
