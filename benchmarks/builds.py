@@ -10,14 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pqcore.errors import ConfigurationError, PQError
 
+from .backends import Contender, Location
+from .measurement import Table, dropped, schema_name
+from .observer import Observer, named
+
 PATIENCE = 120.0
 """Seconds that an answer may take."""
+TABLE = "queue"
 _BOOT = """
 import importlib.util, sys
 import pqcore
@@ -74,6 +79,10 @@ class Build:
             raise BuildFailed(answer["error"])
         return answer
 
+    def open(self, backend: str, place: Location) -> None:
+        """Have the build make its table, and work on that over a backend."""
+        self.ask("open", backend=backend, dsn=place.dsn, schema=place.schema, table=place.table)
+
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         deadline = time.monotonic() + PATIENCE
@@ -100,6 +109,26 @@ class Build:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+
+
+@contextmanager
+def own_tables(contender: Contender, dsn: str, number: int) -> Iterator[list[Table]]:
+    """Give tables that are still to be made, one for each build, in schemas of their own; drop them at the end.
+
+    Args:
+        contender: Looks at them.
+        dsn: The server.
+        number: How many.
+    """
+    schemas = [schema_name(f"{os.getpid()}_{index}_{time.time_ns() % 10**9}") for index in range(number)]
+    server_observer = Observer(contender, dsn)
+    try:
+        yield [Table(server_observer, Location(named(dsn), schema, TABLE)) for schema in schemas]
+    finally:
+        with suppress(PQError):
+            for schema in schemas:
+                dropped(server_observer, schema)
+        server_observer.close()
 
 
 def interpreters(other: Path) -> list[Interpreter]:

@@ -8,23 +8,18 @@ the median over its turns.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pqcore.errors import PQError
-
 from . import environment
-from .backends import Contender, Location, contenders
-from .builds import Build, BuildFailed, Interpreter, builds_of, interpreters, started
+from .backends import Contender, contenders
+from .builds import Build, BuildFailed, Interpreter, builds_of, interpreters, own_tables, started
 from .compare import Change, Comparison
-from .measurement import Table, dropped, schema_name
+from .measurement import Table
 from .memory_workloads import Need, fill, lost, need_of, needs
-from .observer import Observer, named
 from .operations import LIMITED, MEMORY, OF_BUILDS
 from .presets import SCALES
 from .run import Listener
@@ -49,7 +44,6 @@ LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
 """Jobs of such a turn, by scale."""
 MEMORY_ROUNDS = 3
 """Rounds of what is measured in MB, at most: it hardly varies."""
-TABLE = "queue"
 
 
 @dataclass(frozen=True)
@@ -136,27 +130,20 @@ def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, 
         return []
     listener.begin(f"{backend}: two builds side by side", request.rounds * len(cells))
     [contender] = [each for each in contenders() if each.label == backend]
-    schemas = [schema_name(f"{os.getpid()}_{number}_{time.time_ns() % 10**9}") for number in range(len(builds))]
-    server_observer = Observer(contender, dsn)
-    try:
-        sides = []
-        for build, schema in zip(builds, schemas, strict=True):
-            place = Location(named(dsn), schema, TABLE)
-            build.ask("open", backend=backend, dsn=place.dsn, schema=place.schema, table=place.table)
-            sides.append(_Side(build, Table(server_observer, place)))
-        for number in range(request.rounds):
+    with own_tables(contender, dsn, len(builds)) as tables:
+        try:
+            sides = []
+            for build, table in zip(builds, tables, strict=True):
+                build.open(backend, table.place)
+                sides.append(_Side(build, table))
+            for number in range(request.rounds):
+                for cell in cells:
+                    listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
+                    if not cell.error:
+                        _round(sides, cell, number, request.scale)
+        except BuildFailed as exc:
             for cell in cells:
-                listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
-                if not cell.error:
-                    _round(sides, cell, number, request.scale)
-    except BuildFailed as exc:
-        for cell in cells:
-            cell.error = cell.error or str(exc)
-    finally:
-        with suppress(PQError):
-            for schema in schemas:
-                dropped(server_observer, schema)
-        server_observer.close()
+                cell.error = cell.error or str(exc)
     return cells
 
 
@@ -167,13 +154,10 @@ def _memory(request: Request, pythons: Sequence[Interpreter], backend: str, dsn:
     cells = [Cell(backend, f"{MEMORY}: {need.label}", "MB") for need in chosen]
     rounds = min(request.rounds, MEMORY_ROUNDS)
     listener.begin(f"{backend}: the memory of two builds", rounds * len(cells))
-    schemas = [schema_name(f"{os.getpid()}_m{number}_{time.time_ns() % 10**9}") for number in range(len(pythons))]
-    server_observer = Observer(contender, dsn)
-    try:
-        tables = [Table(server_observer, Location(named(dsn), schema, TABLE)) for schema in schemas]
+    with own_tables(contender, dsn, len(pythons)) as tables:
         for python, table in zip(pythons, tables, strict=True):
             with started(python) as build:
-                build.ask("open", backend=backend, dsn=table.place.dsn, schema=table.place.schema, table=TABLE)
+                build.open(backend, table.place)
         for number in range(rounds):
             for need, cell in zip(chosen, cells, strict=True):
                 listener.step(f"round {number + 1} of {rounds}: {need.label}")
@@ -183,11 +167,6 @@ def _memory(request: Request, pythons: Sequence[Interpreter], backend: str, dsn:
                         for python, table in zip(pythons, tables, strict=True)
                     ]
                     cell.rounds.append((before, after, before / after))
-    finally:
-        with suppress(PQError):
-            for schema in schemas:
-                dropped(server_observer, schema)
-        server_observer.close()
     return cells
 
 

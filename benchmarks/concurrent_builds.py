@@ -6,23 +6,18 @@ the number that `PQ` has by default. Each round gives one ratio: the median over
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from pqcore.errors import PQError
-
 from . import environment
-from .backends import Contender, Location, contenders
-from .builds import Build, BuildFailed, builds_of, interpreters
-from .compare_builds import TABLE
+from .backends import Contender, contenders
+from .builds import Build, BuildFailed, builds_of, interpreters, own_tables
 from .concurrent_calls import CALLERS, CALLS
-from .measurement import Table, dropped, schema_name
-from .observer import Observer, named
+from .measurement import Table
 from .presets import SCALES
 from .run import Listener
 from .summary import FEWEST, Figure
@@ -217,7 +212,9 @@ def _backend(
         for callers in request.callers
     ]
     listener.begin(f"{contender.label}: two builds side by side, concurrent callers", request.rounds * len(cells))
-    with _tables(builds, contender, dsn) as tables:
+    with own_tables(contender, dsn, len(builds)) as tables:
+        for build, table in zip(builds, tables, strict=True):
+            build.open(contender.label, table.place)
         for round_number in range(request.rounds):
             commits.append(commit_time(tables[0]))
             for cell in cells:
@@ -225,25 +222,6 @@ def _backend(
                 if not cell.error:
                     _round(builds, tables, cell, request.scale, round_number)
     return cells
-
-
-@contextmanager
-def _tables(builds: Sequence[Build], contender: Contender, dsn: str) -> Iterator[list[Table]]:
-    """A table of each build's own, dropped afterwards."""
-    schemas = [schema_name(f"{os.getpid()}_{index}_{time.time_ns() % 10**9}") for index in range(len(builds))]
-    server_observer = Observer(contender, dsn)
-    try:
-        made = []
-        for build, schema in zip(builds, schemas, strict=True):
-            place = Location(named(dsn), schema, TABLE)
-            build.ask("open", backend=contender.label, dsn=place.dsn, schema=place.schema, table=place.table)
-            made.append(Table(server_observer, place))
-        yield made
-    finally:
-        with suppress(PQError):
-            for schema in schemas:
-                dropped(server_observer, schema)
-        server_observer.close()
 
 
 def commit_time(table: Table) -> float:
