@@ -1,4 +1,4 @@
-"""Processes of builds of pqcore: this one, and another that is measured beside it."""
+"""Processes of builds of pqcore: this one, and another that it is compared with."""
 
 from __future__ import annotations
 

@@ -702,7 +702,7 @@ class PQ(BasePQ[Queue]):
             set_sequences: Also set the sequences of ids that are behind the ids that are there: after logical
                 replication, a restore of rows alone, or ``TRUNCATE ... RESTART IDENTITY``.
             keep_finished: How long finished rows are kept, if the table is new: workers delete those that are older.
-                Seconds, ``'7d'`` or a timedelta; None for ever. Of a table that is there see `set_expiry`.
+                Seconds, ``'7d'`` or a timedelta; None to keep all. Of a table that is there see `set_expiry`.
             keep_dead: How long dead letters are kept, likewise.
 
         Raises:
@@ -735,7 +735,7 @@ class PQ(BasePQ[Queue]):
 
         Args:
             finished: How long finished rows are kept, those in the archive too: seconds, ``'7d'`` or a timedelta; None
-                for ever. As it is, if not given.
+                to keep all. As it is, if not given.
             dead: How long dead letters are kept, likewise.
             connection: In whose transaction, as for `Queue.put`.
 

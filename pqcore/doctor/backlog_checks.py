@@ -11,7 +11,7 @@ from pqcore.operations.worker_registry import list_workers_of
 from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
 
 OLD = 300.0
-"""Seconds: a job that has been ready for so long, and that nobody took, is worth a word."""
+"""Seconds for which a job has been ready, and nobody took it, before the doctor says so."""
 OVERDUE = 60.0
 """Seconds for which a lease has run out, until somebody should have taken the job again."""
 COUNTED = 10_000

@@ -21,7 +21,7 @@ from pqcore.times import seconds
 
 Kept: TypeAlias = Literal["finished", "dead"]
 Time: TypeAlias = str | float | timedelta | None
-"""Seconds, ``'7d'`` or a timedelta; None for ever."""
+"""Seconds, ``'7d'`` or a timedelta; None to keep all rows."""
 
 ALL_QUEUES = ""
 """Stands for all queues of the table for which nothing else is set."""
@@ -36,7 +36,7 @@ class Expiry:
     Attributes:
         queue: The queue; None for all queues of the table for which nothing else is set.
         kind: ``finished`` (kept and archived rows) or ``dead`` (dead letters).
-        seconds: How long; None for ever.
+        seconds: How long; None to keep all rows.
         deleted: How many rows workers have deleted for it.
     """
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("pqcore")
 Taken: TypeAlias = "tuple[Sequence[Row], float | None]"
 """Rows that were taken; without any, the seconds until it is worth another look (None: unknown)."""
 MOST_TOGETHER = 100
-"""Jobs that concurrent callers take in one statement, at most; a caller who wants so many takes them by itself."""
+"""Jobs that concurrent callers take in one statement, at most; a caller who wants that many takes them by itself."""
 LOOKS = 3
 """How often one look takes from lanes, at most, while others find new ones."""
 
