@@ -33,6 +33,7 @@ from pqcore.backend import (
 )
 from pqcore.sql.statement import Query
 from pqcore_backends.psycopg_common import AsyncCursor, Common, Cursor, UnpreparedAsyncCursor, UnpreparedCursor
+from pqcore_backends.psycopg_pipeline import leave
 from pqcore_backends.psycopg_pools import POOL_ERRORS, Pooled, listening, pool_error
 
 CANCELLING = 5.0
@@ -100,6 +101,7 @@ class PsycopgSession(Common, AutocommitSession):
                 self.connection.wait(exchange)
             finally:
                 exchange.close()  # after an interrupt it would end only with the traceback
+                leave(self.connection.pgconn)  # which an interrupt may have kept it from
 
     def _switch(self, *, autocommit: bool) -> None:
         if not self._flip(autocommit=autocommit):
@@ -205,6 +207,7 @@ class AsyncPsycopgSession(Common):
                 await self.connection.wait(exchange)
             finally:
                 exchange.close()  # after an interrupt it would end only with the traceback
+                leave(self.connection.pgconn)  # which an interrupt may have kept it from
 
     async def begin(self) -> None:
         self._begun = self._flipped = True  # first: an interrupt may come in between

@@ -64,8 +64,7 @@ def together(
             found.append((yield from fetch_many(pgconn)))  # noqa: PERF401 - a comprehension cannot yield
         yield from fetch_many(pgconn)  # the answer to Sync
     finally:
-        if pgconn.status == ConnStatus.OK:
-            _leave(pgconn)
+        leave(pgconn)
     if key is not None:
         manager.validate(key, prepare, name, found[-1])
     for results in found:
@@ -75,8 +74,13 @@ def together(
     yield from manager.maintain_gen(connection)
 
 
-def _leave(pgconn: Any) -> None:
-    """Leave the pipeline mode; a connection on which that is not possible was cut off in the middle, and is closed."""
+def leave(pgconn: Any) -> None:
+    """Leave the pipeline mode, if the connection is in it; may be called again after an interrupt.
+
+    A connection on which that is not possible was cut off in the middle, and is closed.
+    """
+    if pgconn.status != ConnStatus.OK or not pgconn.pipeline_status:
+        return
     try:
         pgconn.exit_pipeline_mode()
     except psycopg.OperationalError:
