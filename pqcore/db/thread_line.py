@@ -228,7 +228,10 @@ class _Group:
 
     def __del__(self) -> None:
         if not getattr(self, "_over", True):  # interrupted again, on its way to the end
-            self.settle()
+            try:
+                self.settle()
+            finally:
+                self.settle()
 
 
 def _move(waiting: deque[_Call], calls: list[_Call], number: int) -> None:

@@ -217,8 +217,11 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
             except (*KINDS, SerializationError) as exc:
                 late = exc
             gone.set()
-        if late is not None:
-            raise late
+        try:
+            if late is not None:
+                raise late
+        finally:
+            late = None  # else it refers to itself, and what it holds is deleted amid another act
 
     numbers, gone = count(), threading.Event()
     for number, _ in enumerate(interrupted(harness, lead, STEP)):
