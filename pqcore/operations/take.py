@@ -38,11 +38,8 @@ LOOKS = 3
 def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
-    """Take rows, together with what concurrent callers take; as `take`.
-
-    Threads take by themselves: what a leader took for others would be lost to them if it was interrupted.
-    """
-    if n >= MOST_TOGETHER or patient or not engine.runtime.suspends or not engine.groups():
+    """Take rows, together with what concurrent callers take; as `take`."""
+    if n >= MOST_TOGETHER or patient or not engine.groups():
         return take(engine, queue, n, lease, patient=patient)
     line = queue.lines.get(lease)
     if line is None or not line.is_here():

@@ -532,7 +532,6 @@ def test_lost_leases_are_told_to_their_own_callers(harness: Harness) -> None:
     assert changed(harness, "ack") == [0, 2, 3, 4]
 
 
-@pytest.mark.only("async")  # threads take by themselves
 @pytest.mark.parametrize("leased", [False, True], ids=["get", "lease"])
 @pytest.mark.parametrize("retention", ["keep", "delete", "archive"])
 def test_concurrent_takes_give_each_caller_jobs_of_its_own(harness: Harness, leased: bool, retention: str) -> None:
