@@ -33,7 +33,7 @@ from pqcore.backend import (
 )
 from pqcore.sql.statement import Query
 from pqcore_backends.psycopg_common import AsyncCursor, Common, Cursor, UnpreparedAsyncCursor, UnpreparedCursor
-from pqcore_backends.psycopg_pipeline import leave
+from pqcore_backends.psycopg_pipeline import drain, is_left
 from pqcore_backends.psycopg_pools import POOL_ERRORS, Pooled, listening, pool_error
 
 CANCELLING = 5.0
@@ -97,11 +97,23 @@ class PsycopgSession(Common, AutocommitSession):
 
     def _wait(self, exchange: Generator[Any, Any, None]) -> None:
         with self.connection.lock:
-            try:
-                self.connection.wait(exchange)
-            finally:
-                exchange.close()  # after an interrupt it would end only with the traceback
-                leave(self.connection.pgconn)  # which an interrupt may have kept it from
+            self._exchange(exchange)
+
+    def _exchange(self, exchange: Generator[Any, Any, None]) -> None:
+        try:
+            self.connection.wait(exchange)
+        finally:
+            exchange.close()  # after an interrupt it would end only with the traceback
+            if not is_left(self.connection.pgconn):
+                self._cut_off()
+
+    def _cut_off(self) -> None:
+        """End an exchange that an interrupt cut off, as psycopg does where Ctrl-C cuts off a statement."""
+        try:
+            self.cancel()
+        finally:
+            drain(self.connection.pgconn, CANCELLING)
+            self.connection._prepared.clear()  # the server may not have come to prepare what was to be
 
     def _switch(self, *, autocommit: bool) -> None:
         if not self._flip(autocommit=autocommit):
@@ -207,7 +219,8 @@ class AsyncPsycopgSession(Common):
                 await self.connection.wait(exchange)
             finally:
                 exchange.close()  # after an interrupt it would end only with the traceback
-                leave(self.connection.pgconn)  # which an interrupt may have kept it from
+                if not is_left(self.connection.pgconn):  # a thread would wait for the answers; a loop waits for nobody
+                    self.connection.pgconn.finish()
 
     async def begin(self) -> None:
         self._begun = self._flipped = True  # first: an interrupt may come in between

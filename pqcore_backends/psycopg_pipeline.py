@@ -6,12 +6,17 @@ keeps queues of them, and of their results.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
+from psycopg.adapt import Transformer
 from psycopg.generators import fetch_many, send
 from psycopg.pq import ConnStatus
+
+from pqcore.backend import wait_readable
 
 # What psycopg keeps as Prepare: whether a statement is not to be prepared, is prepared, or should be now.
 from psycopg._preparing import Prepare  # isort: skip
@@ -37,12 +42,10 @@ def together(
         prepared: Whether it may be prepared.
     """
     pgconn, manager = connection.pgconn, connection._prepared
-    autocommit = connection._autocommit
-    try:
-        connection._autocommit = True
-        yield from cursor._start_query(text)  # sends nothing, in autocommit
-    finally:
-        connection._autocommit = autocommit
+    cursor._reset()  # as its `_start_query` does, which would send BEGIN by itself
+    if cursor._last_query is not text:
+        cursor._last_query = None
+        cursor._tx = Transformer(cursor)
     query = cursor._query_cls(cursor._tx)
     query.convert(text, parameters or None)
     prepare, name = manager.get(query, None if prepared else False)
@@ -64,7 +67,7 @@ def together(
             found.append((yield from fetch_many(pgconn)))  # noqa: PERF401 - a comprehension cannot yield
         yield from fetch_many(pgconn)  # the answer to Sync
     finally:
-        leave(pgconn)
+        is_left(pgconn)
     if key is not None:
         manager.validate(key, prepare, name, found[-1])
     for results in found:
@@ -74,14 +77,32 @@ def together(
     yield from manager.maintain_gen(connection)
 
 
-def leave(pgconn: Any) -> None:
-    """Leave the pipeline mode, if the connection is in it; may be called again after an interrupt.
+def is_left(pgconn: Any) -> bool:
+    """Leave the pipeline mode, if the connection is in it; return False if answers are still to come."""
+    if pgconn.status == ConnStatus.OK and pgconn.pipeline_status:
+        try:
+            pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:
+            return False
+    return True
 
-    A connection on which that is not possible was cut off in the middle, and is closed.
+
+def drain(pgconn: Any, seconds: float) -> None:
+    """Read the answers to what an interrupt cut off, and leave the pipeline mode; close a connection that is too slow.
+
+    Args:
+        pgconn: libpq's connection.
+        seconds: How long to wait for the answers.
     """
-    if pgconn.status != ConnStatus.OK or not pgconn.pipeline_status:
-        return
-    try:
-        pgconn.exit_pipeline_mode()
-    except psycopg.OperationalError:
-        pgconn.finish()
+    deadline = time.monotonic() + seconds
+    with suppress(psycopg.OperationalError):
+        pgconn.pipeline_sync()  # the interrupt may have come before the first; a second one is harmless
+        while (left := deadline - time.monotonic()) > 0:
+            pgconn.flush()
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                pgconn.get_result()
+                if is_left(pgconn):
+                    return
+            wait_readable(pgconn.socket, left)
+    pgconn.finish()

@@ -54,8 +54,9 @@ async def in_savepoint(
     if block is not None and block.savepoints < KEPT:
         name, kept = f"pq_op_{block.savepoints}", True
         block.savepoints += 1
-    session.ahead = savepoint_query("SAVEPOINT", name)
+    ahead = savepoint_query("SAVEPOINT", name)
     try:
+        session.ahead = ahead
         result = await operation(session)
     except BaseException as exc:
         made, session.ahead = session.ahead is None, None

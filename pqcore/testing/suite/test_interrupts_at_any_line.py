@@ -59,13 +59,12 @@ KINDS = (Interrupted, TimeLimit)
 """What is raised at one line and at the next, in turn: the same line comes again in the other acts."""
 
 
-def interrupted(harness: Harness, act: Callable[[], object], step: int = 1) -> Iterator[BaseException]:
+def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseException]:
     """Call a function, interrupted at its first line, at its second, and so on until it returns.
 
     Args:
         harness: The backend.
         act: The function.
-        step: Of so many lines one is taken, another one for each backend: where a call takes long.
     """
     backend = sys.modules[type(plugins.make(harness.spec, prepared=prepared() is not False)).__module__]
     ours = (str(Path(pqcore.__file__).parent), str(backend.__file__))
@@ -85,10 +84,10 @@ def interrupted(harness: Harness, act: Callable[[], object], step: int = 1) -> I
                 raise raised[0]
         return at_line
 
-    before, number = sys.gettrace(), sum(map(ord, harness.spec.name)) % step
+    before, number = sys.gettrace(), 0
     raised: list[BaseException] = []  # kept, as a shell does: what its traceback refers to lives on
     while True:
-        number += step
+        number += 1
         left = number
         raised.clear()
         sys.settrace(trace)
@@ -104,12 +103,10 @@ def interrupted(harness: Harness, act: Callable[[], object], step: int = 1) -> I
         yield raised[0]
 
 
-STEP = 3
-
-
 def _of_a_lock(frame: FrameType) -> bool:
     """Whether the line takes a lock: it comes again when the lock is released, where no signal's handler can run."""
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "with self._lock:"
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return line in ("with self._lock:", "with self.connection.lock:")
 
 
 def lends_all(queue: Any) -> None:
@@ -161,7 +158,7 @@ def test_interrupt_at_any_line_leaves_no_block_open_and_no_connection_lost(
 ) -> None:
     harness.needs_sessions()
     queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
-    for number, _ in enumerate(interrupted(harness, lambda: act(queue), STEP)):
+    for number, _ in enumerate(interrupted(harness, lambda: act(queue))):
         is_committed(harness, queue)
         if number % 8 == 0:
             lends_all(queue)
@@ -230,7 +227,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
             late = None  # else it refers to itself, and what it holds is deleted amid another act
 
     numbers, gone = count(), threading.Event()
-    for number, _ in enumerate(interrupted(harness, lead, STEP)):
+    for number, _ in enumerate(interrupted(harness, lead)):
         if number % 8 == 0:
             is_committed(harness, queue)
             lends_all(queue)
@@ -290,7 +287,7 @@ def test_interrupt_at_any_line_of_a_wait_leaves_other_waiters_working(harness: H
 
 def test_interrupt_in_an_inner_block_undoes_only_that_block(harness: Harness) -> None:
     queue = harness.queue()
-    for _ in interrupted(harness, lambda: outer(queue), STEP):
+    for _ in interrupted(harness, lambda: outer(queue)):
         assert [job.data for job in queue.peek(10)] in ([], ["outer"], ["outer", "inner"])
         queue.clear()
     assert [job.data for job in queue.peek(10)] == ["outer", "inner"]
