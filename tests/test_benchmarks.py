@@ -476,7 +476,7 @@ class ExampleBackend:
 class SlowedBackend(ExampleBackend):
     """With so long a pause that a busy machine does not hide it."""
 
-    seconds = 0.05
+    seconds = 0.02
 
 
 @pytest.fixture
