@@ -44,6 +44,21 @@ def test_links_in_documents_have_targets(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_readme_links_are_absolute_and_have_targets() -> None:
+    text = (ROOT / "README.md").read_text()
+    defined = dict(re.findall(r"^\[([\w-]+)\]: (\S+)$", text, re.MULTILINE))
+    assert set(re.findall(r"\]\[([\w-]+)\]", text)) == defined.keys()
+    prefixes = ("https://github.com/pqcore/pqcore/blob/main/", "https://raw.githubusercontent.com/pqcore/pqcore/main/")
+    for target in [*defined.values(), *re.findall(r"\]\(([^)]+)\)", text)]:
+        assert target.startswith("https://"), f"{target}: a relative link leads nowhere on the package index"
+        for prefix in prefixes:
+            if target.startswith(prefix):
+                path, _, anchor = target.removeprefix(prefix).partition("#")
+                headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+                assert not anchor or anchor in anchors, target
+
+
 def test_readme_names_existing_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^ +make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
