@@ -322,6 +322,10 @@ class _Attempt:
             self._undo = functools.partial(undo, result)
         return result
 
+    def groups(self) -> bool:
+        """Return False: a take that can be broken off travels with no others."""
+        return False
+
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""
         if not self._over:  # if that changes now, the ticket is no longer good, and it returns at once
