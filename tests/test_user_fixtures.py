@@ -1245,7 +1245,7 @@ def test_travel_moves_every_time_of_every_table(pqcore_jobs: Jobs, pqcore_pq: PQ
         if fail:
             raise RuntimeError
 
-    queue.periodic("0 0 1 1 *")(work)
+    queue.periodic("0 0 1 1 *", kwargs={"fail": False})(work)
     pqcore_jobs.use(queue)
     pqcore_jobs.travel(0)
     work(fail=True), work(fail=False)
